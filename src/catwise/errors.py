@@ -1,0 +1,165 @@
+"""Every error that catwise raises on purpose.
+
+CatwiseError
+├── LabelError (ValueError)            labels, encodings, label tables
+├── ShapeError (ValueError)            arrays that do not fit together
+├── CategoryError (LookupError)        a category name or index that is not there
+├── IdError (LookupError)              image ids: unmatched, duplicated, in two sources
+├── FeatureError (ValueError)          feature values (NaN, Inf, wrong dtype)
+├── FeatureStoreError (OSError)        a feature store on disk
+├── HeadError (ValueError)             a classification layer that cannot be used
+├── CheckpointError (OSError)          a checkpoint file that cannot be read or written
+├── MismatchError (ValueError)         head, features and labels do not belong together
+├── ConfigError (ValueError)           an option or a combination of options
+├── OutputError (OSError)              a result that cannot be written
+└── MissingExtraError (ImportError)    an optional dependency that is absent or broken
+
+Each carries what was found, what was expected and what to try; `str(error)` is the
+whole message. `exit_code` is what the command line returns for it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = [
+    "CategoryError",
+    "CatwiseError",
+    "CheckpointError",
+    "ConfigError",
+    "FeatureError",
+    "FeatureStoreError",
+    "HeadError",
+    "IdError",
+    "InSampleWarning",
+    "LabelError",
+    "MismatchError",
+    "MissingExtraError",
+    "OutputError",
+    "ShapeError",
+    "nearest",
+]
+
+
+class CatwiseError(Exception):
+    """Base of all errors that catwise raises on purpose.
+
+    Args:
+        what: one sentence: what is wrong, and where.
+        found: what was found.
+        expected: what would have been right.
+        remedy: what the user can do.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        found: str | None = None,
+        expected: str | None = None,
+        remedy: str | None = None,
+    ) -> None:
+        self.what = what
+        self.found = found
+        self.expected = expected
+        self.remedy = remedy
+        lines = [what]
+        for label, text in (("found", found), ("expected", expected), ("try", remedy)):
+            if text:
+                lines.append(f"  {label + ':':<10}{text}")
+        super().__init__("\n".join(lines))
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class LabelError(CatwiseError, ValueError):
+    """Labels, their encoding or their table cannot be used as given."""
+
+    exit_code = 3
+
+
+class ShapeError(CatwiseError, ValueError):
+    """Arrays that do not fit together."""
+
+    exit_code = 4
+
+
+class CategoryError(CatwiseError, LookupError):
+    """A category that is not where it should be."""
+
+    exit_code = 5
+
+
+class IdError(CatwiseError, LookupError):
+    """Image or group ids that do not match, repeat, or sit in two sources."""
+
+    exit_code = 6
+
+
+class FeatureError(CatwiseError, ValueError):
+    """Feature values that cannot be used."""
+
+    exit_code = 7
+
+
+class FeatureStoreError(CatwiseError, OSError):
+    """A feature store or feature file that cannot be read or written."""
+
+    exit_code = 8
+
+
+class HeadError(CatwiseError, ValueError):
+    """A classification layer that cannot be used."""
+
+    exit_code = 9
+
+
+class CheckpointError(CatwiseError, OSError):
+    """A checkpoint file that cannot be read or written."""
+
+    exit_code = 10
+
+
+class MismatchError(CatwiseError, ValueError):
+    """Head, features and labels that do not belong together."""
+
+    exit_code = 11
+
+
+class ConfigError(CatwiseError, ValueError):
+    """An option, or a combination of options, that is not possible."""
+
+    exit_code = 12
+
+
+class OutputError(CatwiseError, OSError):
+    """A result that cannot be written."""
+
+    exit_code = 13
+
+
+class MissingExtraError(CatwiseError, ImportError):
+    """An optional dependency that is absent or broken."""
+
+    exit_code = 14
+
+
+class InSampleWarning(UserWarning):
+    """A result was computed on rows that fitted or selected the head."""
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """Return ``" (did you mean 'x'?)"`` for the nearest valid name, or an empty string.
+
+    >>> nearest("adm", ["adam", "lbfgs"])
+    " (did you mean 'adam'?)"
+    """
+    found = difflib.get_close_matches(name, list(choices), n=1)
+    return f" (did you mean {found[0]!r}?)" if found else ""
