@@ -1,0 +1,285 @@
+"""Back-propagation in one batch: bookkeeping, skips, regimes, history and errors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from catwise.errors import ConfigError, ShapeError
+from catwise.losses import LOSSES
+from catwise.tuning.backprop import (
+    BackpropConfig,
+    ColumnMetric,
+    TuningData,
+    choose_regime,
+    fit_backprop,
+)
+
+
+def separation():
+    """A quick metric: mean logit of the positives minus that of the negatives."""
+
+    def prepare(codes):
+        positive, negative = (codes == 1).double(), (codes == 0).double()
+
+        def scores(logits):
+            z = logits.double()
+            above = (z * positive).sum(1) / positive.sum(1)
+            return torch.tanh(above - (z * negative).sum(1) / negative.sum(1))
+
+        return scores
+
+    return ColumnMetric("separation", prepare)
+
+
+def scripted(*rows):
+    """A metric that reads its scores from a script, one row of values for each call."""
+    left = iter(rows)
+
+    def prepare(codes):
+        return lambda logits: torch.tensor(next(left), dtype=torch.float64)[: len(logits)]
+
+    return ColumnMetric("scripted", prepare)
+
+
+def data(*, n=60, m=40, d=6, c=4, seed=0, known=0.6, dtype=torch.float64):
+    g = torch.Generator().manual_seed(seed)
+    truth = torch.randn(c, d, generator=g, dtype=torch.float64)
+
+    def split(rows):
+        z = torch.randn(rows, d, generator=g, dtype=torch.float64)
+        y = (z @ truth.T > 0).to(torch.int8)
+        y[torch.rand(rows, c, generator=g) > known] = -1
+        return TuningData(z.to(dtype), y)
+
+    weight = torch.randn(c, d, generator=g, dtype=torch.float64)
+    return weight, torch.zeros(c, dtype=torch.float64), split(n), split(m)
+
+
+def config(**options):
+    given = {"metric": separation(), "dtype": torch.float64, "lr": 1e-2, "max_steps": 30}
+    return BackpropConfig(**{**given, **options})
+
+
+def test_known_labels_improve_the_head():
+    """Validation scores rise and the head moves."""
+    weight, bias, train, valid = data()
+    got = fit_backprop(weight, bias, train, valid, config())
+    assert bool((got.best_score > got.base_score).all())
+    assert not torch.equal(got.weight, weight)
+
+
+def test_inputs_are_not_changed():
+    """Head, features and codes stay as they were."""
+    weight, bias, train, valid = data()
+    before = [t.clone() for t in (weight, bias, train.features, train.codes, valid.features)]
+    fit_backprop(weight, bias, train, valid, config())
+    after = (weight, bias, train.features, train.codes, valid.features)
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_same_call_same_bytes():
+    """Two runs agree in every bit."""
+    weight, bias, train, valid = data()
+    one, two = (fit_backprop(weight, bias, train, valid, config()) for _ in range(2))
+    assert torch.equal(one.weight, two.weight)
+    assert one.history == two.history
+
+
+def test_the_original_counts_as_the_first():
+    """A score that only equals the original's never replaces it."""
+    weight, bias, train, valid = data()
+    flat = scripted(*[[0.5] * 4] * 4)
+    got = fit_backprop(weight, bias, train, valid, config(metric=flat, patience=3))
+    assert torch.equal(got.weight, weight)
+    assert got.best_step.tolist() == [0] * 4
+    assert got.steps.tolist() == [3] * 4
+    assert got.stop_reason == ["patience"] * 4
+
+
+def test_patience_counts_from_the_best_step():
+    """A late improvement keeps its category alive; others stop and stay stopped."""
+    weight, bias, train, valid = data(c=2)
+    script = [[0.5, 0.5], [0.6, 0.5], [0.6, 0.4], [0.6, 0.9], [0.5], [0.5], [0.5]]
+    got = fit_backprop(
+        weight, bias, train, valid, config(metric=scripted(*script), patience=3, max_steps=6)
+    )
+    assert got.best_step.tolist() == [1, 3]
+    assert got.steps.tolist() == [4, 6]
+    assert got.stop_reason == ["patience", "patience"]
+    assert got.best_score.tolist() == [0.6, 0.9]
+    assert [h["active"] for h in got.history] == [2, 2, 2, 2, 1, 1]
+
+
+def test_a_column_that_stopped_cannot_improve():
+    """Scores after its stop are ignored while it waits in the batch for company."""
+    weight, bias, train, valid = data(c=10, n=120, m=80)
+    first = [0.5] * 10
+    first_of = [0.5, 0.5, 0.99, 0.99, 0.99, 0.99]
+    rows = [first, *([one] + [0.51 + i / 100] * 9 for i, one in enumerate(first_of))]
+    got = fit_backprop(
+        weight, bias, train, valid, config(metric=scripted(*rows), patience=2, max_steps=6)
+    )
+    assert got.best_step.tolist() == [0] + [6] * 9
+    assert torch.equal(got.weight[0], weight[0])
+    assert got.best_score[0] == 0.5
+
+
+def test_max_steps_is_said():
+    """A category still improving at the end says so."""
+    weight, bias, train, valid = data()
+    got = fit_backprop(weight, bias, train, valid, config(max_steps=5))
+    assert set(got.stop_reason) == {"max_steps"}
+    assert got.passes == (10, 6)
+
+
+def test_lower_is_better_metrics_descend():
+    """A metric to be lowered picks its lowest score and reports it with its sign."""
+    weight, bias, train, valid = data(c=2)
+    falling = scripted([0.5, 0.5], [0.4, 0.6], [0.6, 0.3])
+    metric = ColumnMetric("falling", falling.prepare, higher_is_better=False)
+    got = fit_backprop(weight, bias, train, valid, config(metric=metric, max_steps=2))
+    assert got.best_step.tolist() == [1, 2]
+    assert got.best_score.tolist() == [0.4, 0.3]
+    assert got.base_score.tolist() == [0.5, 0.5]
+    assert got.history[0]["score"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("split", "value", "reason"),
+    [
+        ("train", 0, "no_known_positive_in_train"),
+        ("train", 1, "no_known_negative_in_train"),
+        ("valid", 0, "no_known_positive_in_validation"),
+        ("valid", 1, "no_known_negative_in_validation"),
+    ],
+)
+def test_one_class_categories_are_skipped_with_a_reason(split, value, reason):
+    """The original head stays, and the record says why."""
+    weight, bias, train, valid = data()
+    codes = (train if split == "train" else valid).codes
+    codes[:, 1] = value
+    got = fit_backprop(weight, bias, train, valid, config())
+    assert got.skipped == [None, reason, None, None]
+    assert got.stop_reason[1] == "skipped"
+    assert torch.equal(got.weight[1], weight[1])
+    assert bool(got.best_score[1].isnan())
+    assert int(got.steps[1]) == 0
+
+
+def test_uncertain_labels_are_unknown():
+    """Uncertain entries change nothing."""
+    weight, bias, train, valid = data()
+    other = TuningData(train.features, torch.where(train.codes == -1, -2, train.codes).char())
+    one = fit_backprop(weight, bias, train, valid, config())
+    two = fit_backprop(weight, bias, other, valid, config())
+    assert torch.equal(one.weight, two.weight)
+
+
+def test_nothing_to_tune_gives_the_head_back():
+    """Without any known label every category is skipped and no pass is made."""
+    weight, bias, train, valid = data()
+    train.codes.fill_(-1)
+    got = fit_backprop(weight, bias, train, valid, config())
+    assert torch.equal(got.weight, weight)
+    assert got.history == []
+    assert got.passes == (0, 0)
+
+
+def test_a_missing_bias_stays_missing():
+    """Only the weights are tuned."""
+    weight, _, train, valid = data()
+    got = fit_backprop(weight, None, train, valid, config())
+    assert got.bias is None
+    assert not torch.equal(got.weight, weight)
+
+
+@pytest.mark.parametrize("known", [0.2, 0.9], ids=["sparse", "dense"])
+@pytest.mark.parametrize("loss", list(LOSSES))
+def test_regimes_agree(loss, known):
+    """Shared products and gathered rows find the same heads."""
+    weight, bias, train, valid = data(n=300, m=200, known=known)
+    one, two = (
+        fit_backprop(weight, bias, train, valid, config(regime=regime, loss=loss))
+        for regime in ("dense", "gathered")
+    )
+    assert (one.regime.name, two.regime.name) == ("dense", "gathered")
+    torch.testing.assert_close(one.weight, two.weight, rtol=1e-9, atol=1e-12)
+    assert torch.equal(one.best_step, two.best_step)
+
+
+@pytest.mark.parametrize("regime", ["dense", "gathered"])
+def test_permuted_categories_give_permuted_results(regime):
+    """The order of the categories does not matter."""
+    weight, bias, train, valid = data(c=7)
+    order = torch.tensor([3, 1, 6, 0, 2, 5, 4])
+    one = fit_backprop(weight, bias, train, valid, config(regime=regime))
+    moved = (TuningData(t.features, t.codes[:, order]) for t in (train, valid))
+    two = fit_backprop(weight[order], bias[order], *moved, config(regime=regime))
+    torch.testing.assert_close(one.weight[order], two.weight, rtol=1e-9, atol=1e-12)
+
+
+def test_half_features_are_computed_in_single():
+    """fp16 features and heads are read as stored; the arithmetic is the config's."""
+    weight, bias, train, valid = data(dtype=torch.float16)
+    options = config(dtype=torch.float32)
+    got = fit_backprop(weight.half(), bias.half(), train, valid, options)
+    wide = (TuningData(t.features.float(), t.codes) for t in (train, valid))
+    same = fit_backprop(weight.half().float(), bias, *wide, options)
+    assert got.weight.dtype == torch.float32
+    assert torch.equal(got.weight, same.weight)
+
+
+def test_progress_is_told():
+    """The callback sees steps rise to the last one."""
+    weight, bias, train, valid = data()
+    seen = []
+    fit_backprop(weight, bias, train, valid, config(max_steps=45), progress=seen.append)
+    assert [p.done for p in seen] == [20, 40, 45]
+    assert all(p.stage == "backprop" and p.total == 45 for p in seen)
+
+
+def test_regime_follows_density_and_memory():
+    """Few known labels are gathered, unless the copies would be too large."""
+    few = torch.full((80,), 200)
+    assert choose_regime(20_000, few, 2_048).name == "gathered"
+    assert choose_regime(20_000, few, 2_048, gather_bytes=1_000).name == "dense"
+    assert choose_regime(20_000, few * 20, 2_048).name == "dense"
+    assert choose_regime(20_000, few, 2_048).gathered_bytes == 80 * 200 * 2_048 * 4
+
+
+def test_longest_columns_do_not_pad_the_others():
+    """Lengths apart by more than a fifth fall into groups of their own."""
+    got = choose_regime(1_000, torch.tensor([100, 10, 90, 9]), 1, itemsize=1)
+    assert got.gathered_bytes == 2 * 100 + 2 * 10
+
+
+def test_shapes_that_do_not_fit_are_reported_at_once():
+    """One error names head, features, codes and bias."""
+    weight, _, train, valid = data()
+    with pytest.raises(ShapeError, match=r"(?s)training.*validation.*bias \(9,\)"):
+        fit_backprop(weight[:, :3], torch.zeros(9), train, valid, config())
+    with pytest.raises(ShapeError, match="do not fit"):
+        TuningData(train.features, train.codes[:5])
+
+
+def test_options_out_of_range_are_reported_at_once():
+    """Every bad option is in the one message."""
+    with pytest.raises(ConfigError, match=r"(?s)lr=0.*patience=0"):
+        BackpropConfig(lr=0.0, patience=0)
+    with pytest.raises(ConfigError, match="did you mean 'gathered'"):
+        BackpropConfig(regime="gatherd")
+    with pytest.raises(ConfigError, match="did you mean 'bce'"):
+        BackpropConfig(loss="bcee")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("regime", ["dense", "gathered"])
+def test_gpu_agrees_with_cpu(regime):
+    """The same data on a GPU gives the same heads."""
+    weight, bias, train, valid = data(n=300, m=200)
+    one = fit_backprop(weight, bias, train, valid, config(regime=regime))
+    moved = (TuningData(t.features.cuda(), t.codes.cuda()) for t in (train, valid))
+    two = fit_backprop(weight.cuda(), bias.cuda(), *moved, config(regime=regime))
+    assert two.weight.is_cuda
+    torch.testing.assert_close(one.weight, two.weight.cpu(), rtol=1e-7, atol=1e-9)
