@@ -1,0 +1,168 @@
+"""Safetensors files at the level of bytes: where each tensor lies, and a deterministic writer.
+
+The format: eight bytes with the length of the header (little-endian), a JSON header that names each
+tensor's dtype, shape and byte range, then the tensors' bytes, row-major and little-endian.
+
+Source: https://github.com/huggingface/safetensors, README, section "Format".
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+__all__ = ["ITEM_SIZES", "NUMPY_DTYPES", "FileLayout", "TensorRange", "build", "read_layout"]
+
+MAX_HEADER: Final = 100_000_000
+ITEM_SIZES: Final = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1,
+    "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
+    "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8, "C64": 8,
+}  # fmt: skip
+NUMPY_DTYPES: Final = {
+    "BOOL": "?", "U8": "u1", "I8": "i1", "I16": "<i2", "U16": "<u2", "F16": "<f2",
+    "I32": "<i4", "U32": "<u4", "F32": "<f4", "I64": "<i8", "U64": "<u8", "F64": "<f8",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRange:
+    """One tensor of a file: `start` and `stop` are byte positions in the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileLayout:
+    """What a file's header says, checked against the file's size."""
+
+    tensors: tuple[TensorRange, ...]
+    metadata: dict[str, str]
+
+
+def read_layout(path: Path) -> FileLayout:
+    """Read and check a file's header; no tensor is read.
+
+    Args:
+        path: a safetensors file.
+
+    Returns:
+        The tensors in the order of their bytes, and the metadata.
+
+    Raises:
+        ValueError: If the file is no whole safetensors file; the message is the reason.
+        OSError: If it cannot be read.
+    """
+    size = path.stat().st_size
+    if size == 0:
+        raise ValueError("the file is empty")
+    with path.open("rb") as stream:
+        head = stream.read(8)
+        if len(head) < 8:
+            raise ValueError("the file is shorter than its first eight bytes")
+        (length,) = struct.unpack("<Q", head)
+        if length > MAX_HEADER or 8 + length > size:
+            raise ValueError(f"the header should be {length:,} bytes; the file has {size:,}")
+        raw = stream.read(length)
+    header = _parse_json(raw)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise ValueError("the metadata is not a table of texts")
+    base = 8 + length
+    tensors = sorted(
+        (_tensor(name, entry, base) for name, entry in header.items()),
+        key=lambda tensor: (tensor.start, tensor.stop),
+    )
+    _check_cover(tensors, base, size)
+    return FileLayout(tuple(tensors), metadata)
+
+
+def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise ValueError("the header names a tensor twice")
+    return table
+
+
+def _parse_json(raw: bytes) -> dict[str, object]:
+    try:
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"the header is no JSON: {error}") from error
+    if not isinstance(header, dict):
+        raise ValueError("the header is no JSON table")  # noqa: TRY004  # a fact of the file
+    return header
+
+
+def _is_sizes(value: object) -> bool:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def _tensor(name: str, entry: object, base: int) -> TensorRange:
+    if not isinstance(entry, dict):
+        raise ValueError(f"tensor {name!r} has no table of its own")  # noqa: TRY004  # as above
+    dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not _is_sizes(shape) or not _is_sizes(offsets) or not isinstance(dtype, str):
+        raise ValueError(f"tensor {name!r} lacks a dtype, shape or byte range")
+    shape, offsets = cast("list[int]", shape), cast("list[int]", offsets)
+    if len(offsets) != 2 or offsets[1] < offsets[0]:
+        raise ValueError(f"tensor {name!r} has the byte range {offsets}")
+    start, stop = offsets
+    if dtype in ITEM_SIZES and math.prod(shape) * ITEM_SIZES[dtype] != stop - start:
+        raise ValueError(f"tensor {name!r} of shape {tuple(shape)} takes {stop - start:,} bytes")
+    return TensorRange(name, dtype, tuple(shape), base + start, base + stop)
+
+
+def _check_cover(tensors: list[TensorRange], base: int, size: int) -> None:
+    """The tensors must follow one another from the header to the end of the file."""
+    position = base
+    for tensor in tensors:
+        if tensor.start < position:
+            raise ValueError(f"tensor {tensor.name!r} overlaps another one")
+        if tensor.start > position:
+            raise ValueError(f"there are unused bytes before tensor {tensor.name!r}")
+        position = tensor.stop
+    if position != size:
+        state = "cut short" if position > size else "longer than its header says"
+        raise ValueError(f"the file is {state}: {size:,} bytes, {position:,} expected")
+
+
+def build(
+    tensors: Mapping[str, tuple[str, tuple[int, ...], bytes]], metadata: Mapping[str, str]
+) -> bytes:
+    """Return a safetensors file as bytes; equal content gives equal bytes.
+
+    Args:
+        tensors: name → (dtype name, shape, row-major little-endian bytes).
+        metadata: texts for the header.
+
+    >>> one = struct.pack("<f", 1.0)
+    >>> data = build({"a": ("F32", (1,), one)}, {"made_by": "catwise"})
+    >>> import safetensors.torch
+    >>> safetensors.torch.load(data)
+    {'a': tensor([1.])}
+    """
+    header: dict[str, object] = {}
+    if metadata:
+        header["__metadata__"] = dict(sorted(metadata.items()))
+    position = 0
+    order = sorted(tensors, key=lambda name: (-ITEM_SIZES[tensors[name][0]], name))
+    for name in order:
+        dtype, shape, data = tensors[name]
+        offsets = [position, position + len(data)]
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": offsets}
+        position += len(data)
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    return b"".join([struct.pack("<Q", len(text)), text, *(tensors[name][2] for name in order)])
