@@ -1,0 +1,579 @@
+"""Average precision and AUROC, exact with ties, for many categories at once.
+
+Only the positives' ranks are needed: for each positive, count the positives and the
+negatives that score at least as high. Three ways to the same numbers:
+
+- :class:`RankingPlan` precomputes what depends on the labels alone and is then called
+  for one set of scores after another (every epoch, every generation);
+- :func:`average_precision_columns` and :func:`auroc_columns` take category-major scores
+  with any leading dimensions, any device, and optional row weights;
+- ``tests/reference`` holds the plain loop that both must equal.
+
+Scores are ranked as given (half precision is widened exactly, never narrowed). A category
+without a known positive or without a known negative gives NaN; so does one with a NaN
+among its known scores.
+
+>>> import torch
+>>> codes = torch.tensor([[1, 0, 1, -1]], dtype=torch.int8)
+>>> scores = torch.tensor([[3.0, 2.0, 1.0, 9.0]])
+>>> average_precision_columns(scores, codes)
+tensor([0.8333], dtype=torch.float64)
+>>> auroc_columns(scores, codes)
+tensor([0.5000], dtype=torch.float64)
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from catwise.errors import ConfigError, ShapeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+__all__ = ["RankingPlan", "auroc_columns", "average_precision_columns"]
+
+_POSITIVE = 1
+_NEGATIVE = 0
+#: Categories that one task transposes and ranks: a cache line of float32 columns.
+_BLOCK = 16
+
+
+def average_precision_columns(
+    scores: Tensor | NDArray[Any],
+    codes: Tensor | NDArray[np.int8],
+    *,
+    weight: Tensor | NDArray[Any] | None = None,
+    prevalence: float | Tensor | NDArray[Any] | None = None,
+) -> Tensor:
+    """Average precision along the last dimension; tied scores are one threshold.
+
+    ``AP = Σ_i w_i P(s_i) / Σ_i w_i`` over the known positives i, where
+    ``P(s) = TP(s) / (TP(s) + FP(s))`` and TP, FP are the weights of the known positives and
+    negatives that score at least s. At a stated prevalence π,
+    ``P(s) = π TPR(s) / (π TPR(s) + (1 − π) FPR(s))``.
+
+    Args:
+        scores: (..., M) float; only their order matters.
+        codes: (..., M) int8, broadcast against `scores`; 1 positive, 0 negative, all other
+            codes are ignored.
+        weight: (..., M) non-negative row weights (a duplicate is a weight of 2), or None.
+        prevalence: share of positives to assume, in (0, 1), broadcast against the result.
+
+    Returns:
+        (...,) float64 in [0, 1] on the device of `scores`; NaN where undefined.
+
+    Raises:
+        ShapeError: If the shapes do not broadcast.
+        ConfigError: If `prevalence` is not inside (0, 1).
+
+    Source: Zhu, "Recall, precision and average precision", Waterloo 2004; prevalence: Siblini
+    et al., "Master your metrics with calibration", IDA 2020, eq. 4. Matches: scikit-learn.
+    """
+    score, code = _as_tensor(scores), _as_tensor(codes)
+    if weight is None and code.ndim <= 2 and score.shape[score.ndim - code.ndim :] == code.shape:
+        plan = RankingPlan(code if code.ndim == 2 else code[None])
+        lifted = score if code.ndim == 2 else score.unsqueeze(-2)
+        values = plan.average_precision(lifted, prevalence=_lifted(prevalence, code.ndim))
+        return values if code.ndim == 2 else values.squeeze(-1)
+    return _ap_from(_accumulate(score, code, weight), _prevalence(prevalence, score.device))
+
+
+def auroc_columns(
+    scores: Tensor | NDArray[Any],
+    codes: Tensor | NDArray[np.int8],
+    *,
+    weight: Tensor | NDArray[Any] | None = None,
+    prevalence: float | Tensor | NDArray[Any] | None = None,
+) -> Tensor:
+    """Area under the ROC curve along the last dimension; a tie counts half.
+
+    ``AUROC = Σ_i Σ_j w_i w_j ([s_i > s_j] + [s_i = s_j] / 2) / (Σ_i w_i Σ_j w_j)`` over known
+    positives i and known negatives j. It does not depend on the prevalence, which is accepted
+    (and checked) only so that all kernels are called alike.
+
+    Args:
+        scores: (..., M) float; only their order matters.
+        codes: (..., M) int8, broadcast against `scores`; 1 positive, 0 negative.
+        weight: (..., M) non-negative row weights, or None.
+        prevalence: without effect.
+
+    Returns:
+        (...,) float64 in [0, 1] on the device of `scores`; NaN where undefined.
+
+    Raises:
+        ShapeError: If the shapes do not broadcast.
+
+    Source: Hanley & McNeil, "The meaning and use of the area under a ROC curve", Radiology
+    143, 1982. Matches: scikit-learn.
+    """
+    score, code = _as_tensor(scores), _as_tensor(codes)
+    _prevalence(prevalence, score.device)
+    if weight is None and code.ndim <= 2 and score.shape[score.ndim - code.ndim :] == code.shape:
+        plan = RankingPlan(code if code.ndim == 2 else code[None])
+        values = plan.auroc(score if code.ndim == 2 else score.unsqueeze(-2))
+        return values if code.ndim == 2 else values.squeeze(-1)
+    return _auroc_from(_accumulate(score, code, weight))
+
+
+class _Column(NamedTuple):
+    """What the labels of one category say: where its known rows and positives are."""
+
+    known: NDArray[np.int64] | None  # None: every row is known, nothing to gather
+    positives: NDArray[np.int64]  # rows of the known positives
+    n_known: int
+
+
+class _Counts(NamedTuple):
+    """Known rows that score at least (`ge`), or more than (`gt`), each positive."""
+
+    ge: NDArray[np.float64]
+    gt: NDArray[np.float64]
+    positives_ge: NDArray[np.float64]
+    positives_gt: NDArray[np.float64]
+
+
+class RankingPlan:
+    """Ranking metrics for one set of labels and many sets of scores.
+
+    The known rows and the positives of each category are found once. On the CPU every
+    category is one `numpy.sort` of its known scores and a binary search of its positives,
+    in threads over blocks of categories; on other devices all categories are one batch.
+    The numbers depend on neither.
+
+    Args:
+        codes: (C, M) int8; 1 positive, 0 negative, all other codes are unknown. Copied.
+        n_threads: CPU threads; by default torch's (`torch.get_num_threads()`).
+
+    Attributes:
+        n_categories: C.
+        n_rows: M.
+        n_positive: (C,) int64, known positives.
+        n_negative: (C,) int64, known negatives.
+        defined: (C,) bool, True where both classes are known.
+
+    Raises:
+        ShapeError: If `codes` is not two-dimensional.
+
+    >>> import numpy as np
+    >>> plan = RankingPlan(np.array([[1, 0, 0], [1, -1, 1]], dtype=np.int8))
+    >>> plan.auroc(np.array([[0.2, 0.1, 0.3], [1.0, 2.0, 3.0]])).tolist()
+    [0.5, nan]
+    """
+
+    __slots__ = (
+        "_codes",
+        "_columns",
+        "_on_device",
+        "defined",
+        "n_categories",
+        "n_negative",
+        "n_positive",
+        "n_rows",
+        "n_threads",
+    )
+
+    def __init__(self, codes: Tensor | NDArray[np.int8], *, n_threads: int | None = None) -> None:
+        array = _as_tensor(codes).detach().cpu().numpy()
+        if array.ndim != 2:
+            raise ShapeError(
+                "label codes of a ranking plan have the wrong number of dimensions",
+                found=f"shape {tuple(array.shape)}",
+                expected="(C, M): one row of codes per category",
+            )
+        positive, negative = array == _POSITIVE, array == _NEGATIVE
+        self.n_categories, self.n_rows = (int(n) for n in array.shape)
+        self.n_positive: NDArray[np.int64] = positive.sum(axis=1, dtype=np.int64)
+        self.n_negative: NDArray[np.int64] = negative.sum(axis=1, dtype=np.int64)
+        self.defined: NDArray[np.bool_] = (self.n_positive > 0) & (self.n_negative > 0)
+        self.n_threads = n_threads
+        self._codes = positive.astype(np.int8) - (~positive & ~negative).astype(np.int8)
+        self._columns = [_column(row) for row in self._codes]
+        self._on_device: dict[torch.device, _Batch] = {}
+
+    def average_precision(
+        self,
+        scores: Tensor | NDArray[Any],
+        *,
+        prevalence: float | Tensor | NDArray[Any] | None = None,
+        rows_first: bool = False,
+    ) -> Tensor:
+        """Average precision of every category, as :func:`average_precision_columns`.
+
+        Args:
+            scores: (..., C, M) float, or (..., M, C) with `rows_first`.
+            prevalence: share of positives to assume, a number or (C,), in (0, 1).
+            rows_first: the scores are logits (..., M, C) as models give them.
+
+        Returns:
+            (..., C) float64; NaN where undefined.
+
+        Raises:
+            ShapeError: If the scores do not have this shape.
+        """
+        score = self._scores(scores, rows_first=rows_first)
+        share = _prevalence(prevalence, score.device)
+        if score.device.type != "cpu":
+            return _ap_counts_batch(self._batch(score.device), score, share)
+        shares = None if share is None else np.broadcast_to(share.numpy(), (self.n_categories,))
+
+        def one(c: int, counts: _Counts) -> Any:
+            return _ap_counts(
+                counts,
+                int(self.n_positive[c]),
+                int(self.n_negative[c]),
+                None if shares is None else float(shares[c]),
+            )
+
+        return self._each(score, one, rows_first=rows_first)
+
+    def auroc(self, scores: Tensor | NDArray[Any], *, rows_first: bool = False) -> Tensor:
+        """Area under the ROC curve of every category, as :func:`auroc_columns`.
+
+        Args:
+            scores: (..., C, M) float, or (..., M, C) with `rows_first`.
+            rows_first: the scores are logits (..., M, C) as models give them.
+
+        Returns:
+            (..., C) float64; NaN where undefined.
+
+        Raises:
+            ShapeError: If the scores do not have this shape.
+        """
+        score = self._scores(scores, rows_first=rows_first)
+        if score.device.type != "cpu":
+            return _auroc_counts_batch(self._batch(score.device), score)
+
+        def one(c: int, counts: _Counts) -> Any:
+            return _auroc_counts(counts, int(self.n_positive[c]), int(self.n_negative[c]))
+
+        return self._each(score, one, rows_first=rows_first, strict=True)
+
+    def _scores(self, scores: Tensor | NDArray[Any], *, rows_first: bool) -> Tensor:
+        score = _as_tensor(scores).detach()
+        shape = (self.n_categories, self.n_rows)
+        wanted = shape[::-1] if rows_first else shape
+        if tuple(score.shape[-2:]) != wanted:
+            turned = tuple(score.shape[-2:]) == wanted[::-1]
+            raise ShapeError(
+                "scores do not fit the labels of this ranking plan",
+                found=f"scores {tuple(score.shape)}",
+                expected=f"(..., {wanted[0]}, {wanted[1]})",
+                remedy=f"rows_first={not rows_first}" if turned else None,
+            )
+        if not score.is_floating_point():
+            score = score.to(torch.float64)
+        if score.dtype in (torch.float16, torch.bfloat16):
+            score = score.to(torch.float32)
+        return score.mT if rows_first and score.device.type != "cpu" else score
+
+    def _each(
+        self,
+        score: Tensor,
+        one: Callable[[int, _Counts], Any],
+        *,
+        rows_first: bool,
+        strict: bool = False,
+    ) -> Tensor:
+        """Count and reduce category by category, blocks of them in threads."""
+        array = score.numpy()
+        flat = array.reshape(-1, *array.shape[-2:])
+        result = np.full((flat.shape[0], self.n_categories), np.nan)
+
+        def work(start: int) -> None:
+            stop = min(start + _BLOCK, self.n_categories)
+            block = flat[:, :, start:stop].swapaxes(1, 2) if rows_first else flat[:, start:stop]
+            if rows_first:
+                block = np.ascontiguousarray(block)
+            for c in range(start, stop):
+                if self.defined[c]:
+                    counts = _count(block[:, c - start], self._columns[c], strict=strict)
+                    result[:, c] = one(c, counts)
+
+        _in_threads(work, range(0, self.n_categories, _BLOCK), self.n_threads)
+        return torch.from_numpy(result.reshape(*array.shape[:-2], self.n_categories))
+
+    def _batch(self, device: torch.device) -> _Batch:
+        if device not in self._on_device:
+            self._on_device[device] = _Batch.build(self._codes, self._columns, device)
+        return self._on_device[device]
+
+
+def _column(codes: NDArray[np.int8]) -> _Column:
+    known = np.flatnonzero(codes >= 0)
+    return _Column(
+        known=None if known.size == codes.size else known,
+        positives=np.flatnonzero(codes == _POSITIVE),
+        n_known=int(known.size),
+    )
+
+
+def _count(scores: NDArray[Any], column: _Column, *, strict: bool) -> _Counts:
+    """Counts for the positives of one category, (P, K), ascending by score.
+
+    `strict` adds the counts of strictly greater scores, which only AUROC needs. A NaN among
+    the known scores sorts last and makes all counts of its row NaN.
+    """
+    known = scores if column.known is None else scores.take(column.known, axis=1)
+    known = np.sort(known, axis=1)
+    positives = np.sort(scores.take(column.positives, axis=1), axis=1)
+    n, k = column.n_known, positives.shape[1]
+    ge = n - _search(known, positives, "left")
+    positives_ge = k - _search(positives, positives, "left")
+    bad = np.isnan(known[:, -1])
+    if bad.any():
+        ge[bad] = np.nan
+    if not strict:
+        return _Counts(ge, ge, positives_ge, positives_ge)
+    gt = n - _search(known, positives, "right")
+    positives_gt = k - _search(positives, positives, "right")
+    return _Counts(ge, gt, positives_ge, positives_gt)
+
+
+def _search(ordered: NDArray[Any], values: NDArray[Any], side: str) -> NDArray[np.float64]:
+    """Row-wise `searchsorted`, as float64 (P, K)."""
+    if len(ordered) == 1:
+        found = ordered[0].searchsorted(values[0], side=side)[None]
+        return np.asarray(found, dtype=np.float64)
+    found = torch.searchsorted(
+        torch.from_numpy(ordered), torch.from_numpy(values), right=side == "right"
+    )
+    return found.to(torch.float64).numpy()
+
+
+def _ap_counts(counts: _Counts, k: int, n_negative: int, share: float | None) -> Any:
+    if share is None:
+        return (counts.positives_ge / counts.ge).mean(axis=1)
+    true = share * (counts.positives_ge / k)
+    false = (1.0 - share) * ((counts.ge - counts.positives_ge) / n_negative)
+    return (true / (true + false)).mean(axis=1)
+
+
+def _auroc_counts(counts: _Counts, k: int, n_negative: int) -> Any:
+    above = counts.gt - counts.positives_gt
+    at_least = counts.ge - counts.positives_ge
+    return 1.0 - (above + at_least).sum(axis=1) / (2.0 * k * n_negative)
+
+
+@lru_cache(maxsize=4)
+def _pool(n_threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(n_threads, thread_name_prefix="catwise-ranking")
+
+
+def _in_threads(work: Callable[[int], None], starts: range, n_threads: int | None) -> None:
+    threads = min(n_threads or torch.get_num_threads(), len(starts))
+    if threads <= 1:
+        for start in starts:
+            work(start)
+        return
+    for done in _pool(threads).map(work, starts):
+        assert done is None  # noqa: S101  (iterating re-raises what a thread raised)
+
+
+class _Batch(NamedTuple):
+    """The plan as tensors, for devices where all categories are one batch."""
+
+    unknown: Tensor | None  # (C, M) bool
+    positives: Tensor  # (C, K) rows, padded
+    padding: Tensor  # (C, K) bool
+    n_known: Tensor  # (C, 1)
+    n_positive: Tensor  # (C, 1)
+
+    @staticmethod
+    def build(codes: NDArray[np.int8], columns: list[_Column], device: torch.device) -> _Batch:
+        n_positive = np.array([column.positives.size for column in columns], dtype=np.int64)
+        rows = np.zeros((len(columns), max(int(n_positive.max(initial=0)), 1)), dtype=np.int64)
+        for row, column in zip(rows, columns, strict=True):
+            row[: column.positives.size] = column.positives
+        complete = all(column.known is None for column in columns)
+        n_known = np.array([column.n_known for column in columns], dtype=np.int64)
+        padding = np.arange(rows.shape[1]) >= n_positive[:, None]
+        return _Batch(
+            unknown=None if complete else torch.from_numpy(codes < 0).to(device),
+            positives=torch.from_numpy(rows).to(device),
+            padding=torch.from_numpy(padding).to(device),
+            n_known=torch.from_numpy(n_known)[:, None].to(device),
+            n_positive=torch.from_numpy(n_positive)[:, None].to(device),
+        )
+
+
+class _BatchCounts(NamedTuple):
+    """As `_Counts`, padded (..., C, K) tensors, and which of them count."""
+
+    ge: Tensor
+    gt: Tensor
+    positives_ge: Tensor
+    positives_gt: Tensor
+    real: Tensor
+    failed: Tensor  # (..., C) bool: a NaN among the known scores
+
+
+def _count_batch(batch: _Batch, scores: Tensor, *, strict: bool) -> _BatchCounts:
+    """Counts for the positives of all categories; unknown scores sink to −inf.
+
+    Unknown and padded entries lie among the lowest scores, so they add to a count only where
+    everything counts, and there clamping at the number of known rows takes them off again.
+    """
+    low = float("-inf")
+    known = scores if batch.unknown is None else scores.masked_fill(batch.unknown, low)
+    rows = batch.positives.expand(*scores.shape[:-1], -1)
+    positives = known.gather(-1, rows).masked_fill(batch.padding, low)
+    known, positives = known.sort(dim=-1).values, positives.sort(dim=-1).values
+
+    def counts(ordered: Tensor, limit: Tensor, *, right: bool) -> Tensor:
+        found = torch.searchsorted(ordered.contiguous(), positives.contiguous(), right=right)
+        return (ordered.shape[-1] - found).clamp_max(limit)
+
+    k = batch.padding.shape[-1]
+    place = torch.arange(k, device=scores.device)
+    ge = counts(known, batch.n_known, right=False)
+    positives_ge = counts(positives, batch.n_positive, right=False)
+    gt, positives_gt = ge, positives_ge
+    if strict:
+        gt = counts(known, batch.n_known, right=True)
+        positives_gt = counts(positives, batch.n_positive, right=True)
+    return _BatchCounts(
+        ge, gt, positives_ge, positives_gt, place >= k - batch.n_positive, known[..., -1].isnan()
+    )
+
+
+def _finish(value: Tensor, batch: _Batch, failed: Tensor) -> Tensor:
+    n_positive, n_known = batch.n_positive[:, 0], batch.n_known[:, 0]
+    undefined = (n_positive == 0) | (n_positive == n_known)
+    return value.masked_fill(undefined | failed, float("nan"))
+
+
+def _ap_counts_batch(batch: _Batch, scores: Tensor, share: Tensor | None) -> Tensor:
+    counts = _count_batch(batch, scores, strict=False)
+    true, every = counts.positives_ge.double(), counts.ge.double()
+    if share is not None:
+        share = share[..., None]
+        false = (1.0 - share) * (every - true) / (batch.n_known - batch.n_positive)
+        true = share * true / batch.n_positive
+        every = true + false
+    precision = torch.where(counts.real, true / every, 0.0)
+    return _finish(precision.sum(dim=-1) / batch.n_positive[:, 0], batch, counts.failed)
+
+
+def _auroc_counts_batch(batch: _Batch, scores: Tensor) -> Tensor:
+    counts = _count_batch(batch, scores, strict=True)
+    above = counts.gt - counts.positives_gt + counts.ge - counts.positives_ge
+    pairs = 2.0 * batch.n_positive.double() * (batch.n_known - batch.n_positive)
+    total = torch.where(counts.real, above, 0).sum(dim=-1)
+    return _finish(1.0 - total / pairs[:, 0], batch, counts.failed)
+
+
+class _Accumulated(NamedTuple):
+    """Weights in descending order of score, with tied scores as one threshold."""
+
+    positive: Tensor  # (..., M) weight of each entry as a positive
+    true: Tensor  # (..., M) weight of the positives that score at least this
+    false: Tensor  # (..., M) weight of the negatives that score at least this
+    false_above: Tensor  # (..., M) weight of the negatives that score more
+    n_positive: Tensor  # (...,)
+    n_negative: Tensor  # (...,)
+    failed: Tensor  # (...,) bool
+
+
+def _accumulate(score: Tensor, code: Tensor, weight: Tensor | NDArray[Any] | None) -> _Accumulated:
+    """Sort each row of scores and accumulate the weights of both classes."""
+    score = score.detach()
+    if not score.is_floating_point():
+        score = score.to(torch.float64)
+    weights = torch.ones((), dtype=torch.float64) if weight is None else _as_tensor(weight).double()
+    try:
+        shape = torch.broadcast_shapes(score.shape, code.shape, weights.shape)
+    except RuntimeError as error:
+        raise ShapeError(
+            "scores, codes and weights do not broadcast",
+            found=f"scores {tuple(score.shape)}, codes {tuple(code.shape)}, "
+            f"weights {tuple(weights.shape)}",
+            expected="(..., M) each, equal or 1 in every dimension",
+        ) from error
+    score = score.expand(shape)
+    code, weights = code.to(score.device).expand(shape), weights.to(score.device).expand(shape)
+    counted = (code == _POSITIVE) | (code == _NEGATIVE)
+    if not score.shape[-1]:
+        return _Accumulated(*(score.double(),) * 4, *(score.sum(-1).double(),) * 2, counted.any(-1))
+    score = torch.where(counted, score, float("-inf"))
+    order = score.argsort(dim=-1, descending=True)
+    ranked = score.gather(-1, order)
+    positive = (weights * (code == _POSITIVE)).gather(-1, order)
+    negative = (weights * (code == _NEGATIVE)).gather(-1, order)
+    true, false = positive.cumsum(-1), negative.cumsum(-1)
+    place = torch.arange(score.shape[-1], device=score.device).expand(score.shape)
+    edge = torch.ones_like(ranked[..., :1], dtype=torch.bool)
+    change = ranked[..., 1:] != ranked[..., :-1]
+    first = torch.where(torch.cat([edge, change], -1), place, 0).cummax(-1).values
+    last = torch.where(torch.cat([change, edge], -1), place, score.shape[-1])
+    last = last.flip(-1).cummin(-1).values.flip(-1)
+    return _Accumulated(
+        positive=positive,
+        true=true.gather(-1, last),
+        false=false.gather(-1, last),
+        false_above=(false - negative).gather(-1, first),
+        n_positive=true[..., -1],
+        n_negative=false[..., -1],
+        failed=score.isnan().any(-1),
+    )
+
+
+def _ap_from(sums: _Accumulated, share: Tensor | None) -> Tensor:
+    true, false = sums.true, sums.false
+    if share is not None:
+        true = share[..., None] * true / sums.n_positive[..., None]
+        false = (1.0 - share[..., None]) * false / sums.n_negative[..., None]
+    precision = torch.where(sums.positive > 0, true / (true + false), 0.0)
+    value = (sums.positive * precision).sum(-1) / sums.n_positive
+    return _where_defined(value, sums)
+
+
+def _auroc_from(sums: _Accumulated) -> Tensor:
+    beaten = (sums.positive * (sums.false + sums.false_above)).sum(-1)
+    return _where_defined(1.0 - beaten / (2.0 * sums.n_positive * sums.n_negative), sums)
+
+
+def _where_defined(value: Tensor, sums: _Accumulated) -> Tensor:
+    undefined = (sums.n_positive <= 0) | (sums.n_negative <= 0) | sums.failed
+    return value.masked_fill(undefined, float("nan"))
+
+
+def _as_tensor(array: Tensor | NDArray[Any]) -> Tensor:
+    if isinstance(array, Tensor):
+        return array
+    values = np.asarray(array)
+    if not values.flags.writeable or any(stride < 0 for stride in values.strides):
+        values = values.copy()
+    return torch.from_numpy(values)
+
+
+def _prevalence(
+    prevalence: float | Tensor | NDArray[Any] | None, device: torch.device
+) -> Tensor | None:
+    """The stated prevalence as a float64 tensor, checked."""
+    if prevalence is None:
+        return None
+    share = torch.as_tensor(prevalence, dtype=torch.float64, device=device)
+    if not bool(((share > 0) & (share < 1)).all()):
+        raise ConfigError(
+            "the prevalence is a share of positives",
+            found=f"prevalence={prevalence}",
+            expected="inside (0, 1)",
+        )
+    return share
+
+
+def _lifted(prevalence: Any, ndim: int) -> Any:
+    """A prevalence for (...,) results as one for (..., 1) results."""
+    if prevalence is None or ndim == 2:
+        return prevalence
+    share = torch.as_tensor(prevalence, dtype=torch.float64)
+    return share if share.ndim == 0 else share[..., None]
