@@ -24,6 +24,7 @@ tensor([0.5000], dtype=torch.float64)
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -136,9 +137,8 @@ class _Counts(NamedTuple):
     """Known rows that score at least (`ge`), or more than (`gt`), each positive."""
 
     ge: NDArray[np.float64]
-    gt: NDArray[np.float64]
-    positives_ge: NDArray[np.float64]
-    positives_gt: NDArray[np.float64]
+    gt: NDArray[np.float64]  # empty unless asked for
+    positives_ge: NDArray[np.float64]  # empty when `gt` is asked for
 
 
 class RankingPlan:
@@ -285,7 +285,7 @@ class RankingPlan:
     ) -> Tensor:
         """Count and reduce category by category, blocks of them in threads."""
         array = score.numpy()
-        flat = array.reshape(-1, *array.shape[-2:])
+        flat = array.reshape(math.prod(array.shape[:-2]), *array.shape[-2:])
         result = np.full((flat.shape[0], self.n_categories), np.nan)
 
         def work(start: int) -> None:
@@ -319,23 +319,21 @@ def _column(codes: NDArray[np.int8]) -> _Column:
 def _count(scores: NDArray[Any], column: _Column, *, strict: bool) -> _Counts:
     """Counts for the positives of one category, (P, K), ascending by score.
 
-    `strict` adds the counts of strictly greater scores, which only AUROC needs. A NaN among
-    the known scores sorts last and makes all counts of its row NaN.
+    `strict` counts the strictly greater scores instead of the positives among themselves:
+    AUROC needs only those. A NaN among the known scores sorts last and makes its row NaN.
     """
     known = scores if column.known is None else scores.take(column.known, axis=1)
     known = np.sort(known, axis=1)
     positives = np.sort(scores.take(column.positives, axis=1), axis=1)
     n, k = column.n_known, positives.shape[1]
     ge = n - _search(known, positives, "left")
-    positives_ge = k - _search(positives, positives, "left")
     bad = np.isnan(known[:, -1])
     if bad.any():
         ge[bad] = np.nan
-    if not strict:
-        return _Counts(ge, ge, positives_ge, positives_ge)
-    gt = n - _search(known, positives, "right")
-    positives_gt = k - _search(positives, positives, "right")
-    return _Counts(ge, gt, positives_ge, positives_gt)
+    none = ge[:, :0]
+    if strict:
+        return _Counts(ge, n - _search(known, positives, "right"), none)
+    return _Counts(ge, none, k - _search(positives, positives, "left"))
 
 
 def _search(ordered: NDArray[Any], values: NDArray[Any], side: str) -> NDArray[np.float64]:
@@ -358,9 +356,9 @@ def _ap_counts(counts: _Counts, k: int, n_negative: int, share: float | None) ->
 
 
 def _auroc_counts(counts: _Counts, k: int, n_negative: int) -> Any:
-    above = counts.gt - counts.positives_gt
-    at_least = counts.ge - counts.positives_ge
-    return 1.0 - (above + at_least).sum(axis=1) / (2.0 * k * n_negative)
+    """The positives themselves add k² to the sum, whatever their ties: 2 a pair, 1 each."""
+    above = (counts.ge + counts.gt).sum(axis=1) - float(k) * k
+    return 1.0 - above / (2.0 * k * n_negative)
 
 
 @lru_cache(maxsize=4)
@@ -411,7 +409,6 @@ class _BatchCounts(NamedTuple):
     ge: Tensor
     gt: Tensor
     positives_ge: Tensor
-    positives_gt: Tensor
     real: Tensor
     failed: Tensor  # (..., C) bool: a NaN among the known scores
 
@@ -435,14 +432,10 @@ def _count_batch(batch: _Batch, scores: Tensor, *, strict: bool) -> _BatchCounts
     k = batch.padding.shape[-1]
     place = torch.arange(k, device=scores.device)
     ge = counts(known, batch.n_known, right=False)
-    positives_ge = counts(positives, batch.n_positive, right=False)
-    gt, positives_gt = ge, positives_ge
-    if strict:
-        gt = counts(known, batch.n_known, right=True)
-        positives_gt = counts(positives, batch.n_positive, right=True)
-    return _BatchCounts(
-        ge, gt, positives_ge, positives_gt, place >= k - batch.n_positive, known[..., -1].isnan()
-    )
+    positives_ge = ge if strict else counts(positives, batch.n_positive, right=False)
+    gt = counts(known, batch.n_known, right=True) if strict else ge
+    real = place >= k - batch.n_positive
+    return _BatchCounts(ge, gt, positives_ge, real, known[..., -1].isnan())
 
 
 def _finish(value: Tensor, batch: _Batch, failed: Tensor) -> Tensor:
@@ -465,10 +458,10 @@ def _ap_counts_batch(batch: _Batch, scores: Tensor, share: Tensor | None) -> Ten
 
 def _auroc_counts_batch(batch: _Batch, scores: Tensor) -> Tensor:
     counts = _count_batch(batch, scores, strict=True)
-    above = counts.gt - counts.positives_gt + counts.ge - counts.positives_ge
-    pairs = 2.0 * batch.n_positive.double() * (batch.n_known - batch.n_positive)
-    total = torch.where(counts.real, above, 0).sum(dim=-1)
-    return _finish(1.0 - total / pairs[:, 0], batch, counts.failed)
+    n_positive = batch.n_positive[:, 0].double()
+    above = torch.where(counts.real, counts.ge + counts.gt, 0).sum(dim=-1) - n_positive**2
+    pairs = 2.0 * n_positive * (batch.n_known[:, 0] - n_positive)
+    return _finish(1.0 - above / pairs, batch, counts.failed)
 
 
 class _Accumulated(NamedTuple):
@@ -490,8 +483,8 @@ def _accumulate(score: Tensor, code: Tensor, weight: Tensor | NDArray[Any] | Non
         score = score.to(torch.float64)
     weights = torch.ones((), dtype=torch.float64) if weight is None else _as_tensor(weight).double()
     try:
-        shape = torch.broadcast_shapes(score.shape, code.shape, weights.shape)
-    except RuntimeError as error:
+        shape = np.broadcast_shapes(score.shape, code.shape, weights.shape)
+    except ValueError as error:
         raise ShapeError(
             "scores, codes and weights do not broadcast",
             found=f"scores {tuple(score.shape)}, codes {tuple(code.shape)}, "
