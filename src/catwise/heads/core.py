@@ -1,0 +1,410 @@
+"""The last layer of a classifier: one weight vector and one bias for each category."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+
+from catwise._io import write_bytes
+from catwise._safetensors import build
+from catwise.errors import CategoryError, HeadError, ShapeError, nearest
+from catwise.features.blocks import BLOCK_ROWS, feature_shape, iterate_blocks
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+__all__ = ["HEAD_FORMAT", "Head", "head_bytes", "save_head"]
+
+HEAD_FORMAT: Final = "1"
+FLOAT_DTYPES: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+SAFETENSORS_DTYPES: Final = {
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float32: "F32",
+    torch.float64: "F64",
+}
+_UNSET: Final[Any] = object()
+
+
+class Head:
+    """A classification layer: `logits = features @ weight.T + bias`. Immutable.
+
+    Args:
+        weight: (C, D) float16, bfloat16, float32 or float64; copied, dtype and device kept. Plain
+            lists of numbers become float32.
+        bias: (C,) or None. A missing bias stays missing.
+        categories: C different names; "0", "1", … when not given.
+        fitted_on: uint64 digests of the rows that fitted or selected this head, or None when that
+            is not known.
+        provenance: what made this head, JSON-ready.
+
+    Raises:
+        HeadError: If weight or bias is no finite float array, or empty.
+        ShapeError: If weight, bias and categories do not fit together.
+        CategoryError: If two categories have one name.
+
+    >>> head = Head([[1.0, 0.0], [0.0, 2.0]], [0.5, 0.0], categories=["cat", "dog"])
+    >>> head
+    Head(n_categories=2, n_features=2, bias=True, dtype=float32)
+    >>> head.logits([[1.0, 3.0]])
+    tensor([[1.5000, 6.0000]])
+    >>> head.take_categories(["dog"]).logits([[1.0, 3.0]])
+    tensor([[6.]])
+    """
+
+    __slots__ = ("_provenance", "bias", "categories", "fitted_on", "weight")
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    categories: tuple[str, ...]
+    fitted_on: NDArray[np.uint64] | None
+    _provenance: str
+
+    def __init__(
+        self,
+        weight: Any,
+        bias: Any = None,
+        *,
+        categories: Sequence[str] | None = None,
+        fitted_on: Any = None,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        weight = _float_tensor(weight, "weight")
+        if weight.ndim != 2 or 0 in weight.shape:
+            raise ShapeError(
+                "a head's weight must have one row for each category.",
+                found=f"shape {tuple(weight.shape)}",
+                expected="shape (C, D)",
+            )
+        if bias is not None:
+            bias = _float_tensor(bias, "bias").to(weight.device)
+            if bias.shape != weight.shape[:1]:
+                raise ShapeError(
+                    "a head's bias must have one value for each category.",
+                    found=f"shape {tuple(bias.shape)} beside a weight of {tuple(weight.shape)}",
+                    expected=f"shape ({weight.shape[0]},)",
+                )
+        _set = object.__setattr__
+        _set(self, "weight", weight)
+        _set(self, "bias", bias)
+        _set(self, "categories", _names(categories, int(weight.shape[0])))
+        _set(self, "fitted_on", _digests(fitted_on))
+        _set(self, "_provenance", _as_json(provenance))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a Head is immutable; use head.replace({name}=…)")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError("a Head is immutable")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (
+            self.weight,
+            self.bias,
+            self.categories,
+            self.fitted_on,
+            self.provenance,
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"Head(n_categories={self.n_categories}, n_features={self.n_features}, "
+            f"bias={self.bias is not None}, dtype={str(self.dtype).removeprefix('torch.')})"
+        )
+
+    @property
+    def n_categories(self) -> int:
+        """C."""
+        return int(self.weight.shape[0])
+
+    @property
+    def n_features(self) -> int:
+        """D."""
+        return int(self.weight.shape[1])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weight."""
+        return self.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where weight and bias are."""
+        return self.weight.device
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What made this head; a fresh copy each time."""
+        value: dict[str, Any] = json.loads(self._provenance)
+        return value
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """float64 for a head with float64 parts, otherwise float32."""
+        parts = (self.weight,) if self.bias is None else (self.weight, self.bias)
+        return torch.float64 if any(p.dtype == torch.float64 for p in parts) else torch.float32
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over weight, bias and categories; what it was fitted on is left out."""
+        total = hashlib.sha256()
+        for part in (self.weight, self.bias):
+            text = "none" if part is None else f"{part.dtype} {tuple(part.shape)}"
+            total.update(text.encode())
+            total.update(b"" if part is None else _raw(part))
+        total.update(json.dumps(self.categories, ensure_ascii=True).encode())
+        return total.hexdigest()
+
+    def logits(self, features: Any, *, block_rows: int = BLOCK_ROWS) -> torch.Tensor:
+        """Score features, block by block.
+
+        A half-precision head is scored as stored: its numbers widen exactly to float32, in which
+        the products are taken.
+
+        Args:
+            features: (N, D) numpy array or memmap, torch tensor, `Features` or feature store.
+            block_rows: rows at a time.
+
+        Returns:
+            (N, C) float32, or float64 for a float64 head, unbounded, on the head's device.
+
+        Raises:
+            ShapeError: If the features have not D columns.
+            FeatureError: If they are not an (N, D) array of real numbers.
+        """
+        n_rows, n_features = feature_shape(features)
+        if n_features != self.n_features:
+            raise ShapeError(
+                "features do not fit the head.",
+                found=f"features with {n_features:,} columns",
+                expected=f"{self.n_features:,} columns, as the head's weight has",
+                remedy="use the features that feed this head: the output of the layer before it",
+            )
+        dtype = self.compute_dtype
+        weight = self.weight.to(dtype).T
+        bias = None if self.bias is None else self.bias.to(dtype)
+        out = torch.empty((n_rows, self.n_categories), dtype=dtype, device=self.device)
+        with torch.no_grad():
+            for start, rows in iterate_blocks(features, block_rows=block_rows, dtype=dtype):
+                part = out[start : start + len(rows)]
+                torch.mm(rows.to(self.device), weight, out=part)
+                if bias is not None:
+                    part += bias
+        return out
+
+    def take_categories(self, which: Iterable[str] | Iterable[int]) -> Head:
+        """Return a head with some of the categories, in the order given.
+
+        Args:
+            which: names or positions, each once.
+
+        Raises:
+            CategoryError: If one is not there, or is given twice.
+        """
+        index = [self._position(item) for item in which]
+        if len(set(index)) != len(index):
+            raise CategoryError("a category is given twice.", found=str(index))
+        bias = None if self.bias is None else self.bias[index]
+        return Head(
+            self.weight[index],
+            bias,
+            categories=[self.categories[i] for i in index],
+            fitted_on=self.fitted_on,
+            provenance=self.provenance,
+        )
+
+    def _position(self, item: object) -> int:
+        if isinstance(item, str):
+            if item in self.categories:
+                return self.categories.index(item)
+            raise CategoryError(
+                f"the head has no category {item!r}{nearest(item, self.categories)}.",
+                expected=f"one of {len(self.categories)} names",
+            )
+        position = int(item)  # type: ignore[call-overload]
+        if not -self.n_categories <= position < self.n_categories:
+            raise CategoryError(f"the head has no category number {position}.")
+        return int(position % self.n_categories)
+
+    def to(self, device: str | torch.device) -> Head:
+        """Return this head on another device."""
+        bias = None if self.bias is None else self.bias.to(device)
+        return self.replace(weight=self.weight.to(device), bias=bias)
+
+    def replace(
+        self,
+        *,
+        weight: Any = _UNSET,
+        bias: Any = _UNSET,
+        categories: Sequence[str] | None = _UNSET,
+        fitted_on: Any = _UNSET,
+        provenance: Mapping[str, Any] | None = _UNSET,
+    ) -> Head:
+        """Return a head in which what is given takes the place of what was there.
+
+        >>> Head([[1.0]]).replace(bias=[2.0]).logits([[1.0]])
+        tensor([[3.]])
+        """
+        return Head(
+            self.weight if weight is _UNSET else weight,
+            self.bias if bias is _UNSET else bias,
+            categories=self.categories if categories is _UNSET else categories,
+            fitted_on=self.fitted_on if fitted_on is _UNSET else fitted_on,
+            provenance=self.provenance if provenance is _UNSET else provenance,
+        )
+
+    def with_fitted_on(self, digests: Any) -> Head:
+        """Return this head, remembering further rows that fitted or selected it.
+
+        Args:
+            digests: uint64 row digests; added to those that are there.
+        """
+        new = _digests(digests)
+        if new is None:
+            return self
+        old = self.fitted_on
+        return self.replace(fitted_on=new if old is None else np.union1d(old, new))
+
+
+def _restore(
+    weight: Any, bias: Any, categories: Any, fitted_on: Any, provenance: Mapping[str, Any]
+) -> Head:
+    """Rebuild a head when it is unpickled or copied."""
+    return Head(weight, bias, categories=categories, fitted_on=fitted_on, provenance=provenance)
+
+
+def _float_tensor(values: Any, name: str) -> torch.Tensor:
+    """A detached, contiguous copy with finite values."""
+    try:
+        if isinstance(values, torch.Tensor):
+            tensor = values.detach().clone(memory_format=torch.contiguous_format)
+        elif isinstance(values, (list, tuple)):
+            tensor = torch.tensor(values, dtype=torch.float32)
+        else:
+            array = np.asarray(values)
+            tensor = torch.from_numpy(
+                np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
+            )
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise HeadError(f"a head's {name} must be numbers.", found=str(error)) from error
+    if tensor.dtype not in FLOAT_DTYPES:
+        raise HeadError(
+            f"a head's {name} must be floating-point numbers.",
+            found=f"dtype {tensor.dtype}",
+            expected="float16, bfloat16, float32 or float64",
+            remedy="use the checkpoint from before it was quantised",
+        )
+    _check_finite(tensor, name)
+    return tensor
+
+
+def _check_finite(tensor: torch.Tensor, name: str) -> None:
+    finite = torch.isfinite(tensor)
+    if bool(finite.all()):
+        return
+    rows = finite.reshape(len(tensor), -1).all(1).logical_not().nonzero().flatten()
+    raise HeadError(
+        f"a head's {name} must be finite.",
+        found=f"{int((~finite).sum()):,} NaN or infinite values; first in row {int(rows[0])}",
+        remedy="this checkpoint is damaged or its training diverged: use another one",
+    )
+
+
+def _names(categories: Sequence[str] | None, n: int) -> tuple[str, ...]:
+    if categories is None:
+        return tuple(str(i) for i in range(n))
+    if isinstance(categories, str):
+        raise CategoryError("categories must be several names.", found=f"the text {categories!r}")
+    names = tuple(str(name) for name in categories)
+    if len(names) != n:
+        raise ShapeError(
+            "categories do not fit the head.",
+            found=f"{len(names):,} names",
+            expected=f"{n:,}, one for each row of the weight",
+        )
+    if len(set(names)) != n:
+        seen: set[str] = set()
+        twice = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise CategoryError("two categories of a head have one name.", found=repr(twice))
+    return names
+
+
+def _digests(values: Any) -> NDArray[np.uint64] | None:
+    """Sorted, different, read-only uint64 values."""
+    if values is None:
+        return None
+    array = np.asarray(values)
+    if array.size and (array.dtype.kind not in "ui" or array.ndim != 1):
+        raise HeadError(
+            "fitted_on must be row digests.",
+            found=f"shape {array.shape}, dtype {array.dtype}",
+            expected="shape (N,), dtype uint64",
+        )
+    result = np.unique(array.reshape(-1).astype(np.uint64))
+    result.flags.writeable = False
+    return result
+
+
+def _as_json(provenance: Mapping[str, Any] | None) -> str:
+    try:
+        return json.dumps(dict(provenance or {}), sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise HeadError(
+            "a head's provenance must be JSON-ready.",
+            found=str(error),
+            remedy="use texts, finite numbers, lists and tables with text keys",
+        ) from error
+
+
+def _raw(tensor: torch.Tensor) -> bytes:
+    """A tensor's bytes, row-major, little-endian."""
+    flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+    return flat.numpy().tobytes()
+
+
+def head_bytes(head: Head) -> bytes:
+    """Return the file that :func:`save_head` writes; equal heads give equal bytes."""
+    tensors: dict[str, tuple[str, tuple[int, ...], bytes]] = {}
+    for name, part in (("weight", head.weight), ("bias", head.bias)):
+        if part is not None:
+            dtype = SAFETENSORS_DTYPES[part.dtype]
+            tensors[name] = (dtype, tuple(part.shape), _raw(part))
+    if head.fitted_on is not None:
+        digests = head.fitted_on.astype("<u8").tobytes()
+        tensors["fitted_on"] = ("I64", head.fitted_on.shape, digests)
+    metadata = {
+        "catwise_head": HEAD_FORMAT,
+        "categories": json.dumps(head.categories, ensure_ascii=False),
+        "provenance": json.dumps(head.provenance, sort_keys=True, ensure_ascii=False),
+    }
+    return build(tensors, metadata)
+
+
+def save_head(head: Head, path: str | os.PathLike[str]) -> None:
+    """Write a head as safetensors: tensors `weight`, `bias`, `fitted_on`; names in the metadata.
+
+    The 64-bit row digests are stored as int64 with the same bits, which every reader knows. Equal
+    heads give equal bytes.
+
+    Args:
+        head: the head.
+        path: the file; replaced if it exists.
+
+    Raises:
+        OutputError: If it cannot be written.
+
+    >>> import tempfile
+    >>> from catwise.heads import load_head
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_head(Head([[1.0]], categories=["cat"]), f"{folder}/head.safetensors")
+    ...     load_head(f"{folder}/head.safetensors").categories
+    ('cat',)
+    """
+    write_bytes(path, head_bytes(head))

@@ -1,0 +1,88 @@
+"""Reading back the files that `save_head` writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from catwise._safetensors import FileLayout, TensorRange, read_layout
+from catwise.errors import CheckpointError
+from catwise.heads.core import HEAD_FORMAT, SAFETENSORS_DTYPES, Head
+
+if TYPE_CHECKING:
+    import os
+
+__all__ = ["head_of_layout", "load_head"]
+
+_DTYPES = {name: dtype for dtype, name in SAFETENSORS_DTYPES.items()} | {"I64": torch.int64}
+
+
+def load_head(path: str | os.PathLike[str]) -> Head:
+    """Read a head that :func:`~catwise.heads.save_head` wrote.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The head, on the CPU, bit for bit, with its categories, provenance and row digests.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged, or no head of catwise.
+    """
+    path = Path(path)
+    try:
+        layout = read_layout(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise CheckpointError(
+            f"cannot read a head from '{path}'.",
+            found=reason,
+            expected="a safetensors file written by save_head",
+            remedy="check the path; copy the file again if it was cut short",
+        ) from error
+    if "catwise_head" not in layout.metadata:
+        raise CheckpointError(
+            f"'{path}' is no head of catwise.",
+            found=f"a safetensors file with {len(layout.tensors):,} tensors",
+            remedy="read_head finds the head inside a checkpoint",
+        )
+    return head_of_layout(path, layout)
+
+
+def head_of_layout(path: Path, layout: FileLayout) -> Head:
+    """Build the head from a file whose header is already read."""
+    version = layout.metadata["catwise_head"]
+    if version != HEAD_FORMAT:
+        raise CheckpointError(
+            f"'{path}' is a head of another format.",
+            found=f"format {version}",
+            expected=f"format {HEAD_FORMAT}",
+            remedy="update catwise",
+        )
+    tensors = {entry.name: entry for entry in layout.tensors}
+    try:
+        categories = json.loads(layout.metadata["categories"])
+        provenance = json.loads(layout.metadata["provenance"])
+        weight = _tensor(path, tensors["weight"])
+        bias = _tensor(path, tensors["bias"]) if "bias" in tensors else None
+        digests = _tensor(path, tensors["fitted_on"]) if "fitted_on" in tensors else None
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"'{path}' is a damaged head.", found=f"{type(error).__name__}: {error}"
+        ) from error
+    fitted_on = None if digests is None else digests.numpy().view(np.uint64)
+    return Head(weight, bias, categories=categories, fitted_on=fitted_on, provenance=provenance)
+
+
+def _tensor(path: Path, entry: TensorRange) -> torch.Tensor:
+    dtype = _DTYPES[entry.dtype]
+    if entry.start == entry.stop:
+        return torch.empty(entry.shape, dtype=dtype)
+    with path.open("rb") as stream:
+        stream.seek(entry.start)
+        raw = bytearray(stream.read(entry.stop - entry.start))
+    return torch.frombuffer(raw, dtype=dtype).reshape(entry.shape)
