@@ -39,7 +39,6 @@ __all__ = [
 
 _POSITIVE, _NEGATIVE = 1, 0
 _STAGE = "backprop"
-_PROGRESS_EVERY = 20
 _COMPACT_SHARE = 1 / 8
 _INDEXED_BELOW = 0.5
 _BUCKET_SHARE = 0.8
@@ -108,6 +107,7 @@ class BackpropConfig:
         dtype: precision of the arithmetic, float32 or float64.
         regime: "dense", "gathered", or "auto", which chooses by cost.
         gather_bytes: "auto" does not gather copies of features beyond that size.
+        progress_every: steps between two calls of the progress callback.
     """
 
     loss: str | Loss = "bce"
@@ -120,6 +120,7 @@ class BackpropConfig:
     dtype: torch.dtype = torch.float32
     regime: Literal["auto", "dense", "gathered"] = "auto"
     gather_bytes: int = 1 << 30
+    progress_every: int = 20
 
     def __post_init__(self) -> None:
         resolve_loss(self.loss)
@@ -136,6 +137,7 @@ class BackpropConfig:
             "max_steps >= 1": self.max_steps >= 1,
             "patience >= 1": self.patience >= 1,
             "gather_bytes >= 0": self.gather_bytes >= 0,
+            "progress_every >= 1": self.progress_every >= 1,
             "dtype float32 or float64": self.dtype in (torch.float32, torch.float64),
         }
         if failed := [rule for rule, holds in checks.items() if not holds]:
@@ -448,7 +450,7 @@ def _descend(
             if len(columns.alive) - n_alive >= _COMPACT_SHARE * len(columns.alive):
                 keep = columns.alive.nonzero().flatten()
                 columns, rows, scorer = columns.take(keep), rows.take(keep), scorer.take(keep)
-        if progress is not None and step % _PROGRESS_EVERY == 0:
+        if progress is not None and step % config.progress_every == 0:
             message = f"{n_alive} of {n_tuned} categories still moving"
             progress(Progress(_STAGE, step, config.max_steps, message))
     if progress is not None:
@@ -495,7 +497,8 @@ class _DenseRows:
         self._index: Tensor | None = None
         if float(known.float().mean()) < _INDEXED_BELOW:
             self._index = known.flatten().nonzero().flatten()
-            self._target = codes.flatten()[self._index].to(features.dtype)
+            self._column = self._index % codes.shape[1]
+            self._target = torch.take(codes, self._index).to(features.dtype)
         else:
             self._target = codes.clamp(min=0).to(features.dtype)
             self._known = known.to(features.dtype)
@@ -505,15 +508,15 @@ class _DenseRows:
 
     def gradients(self, head: _Head, slope: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
         """Gradient of the summed loss by weight (A, D) and, if there is one, bias (A,)."""
-        if head.bias is None:
-            torch.mm(self._features, head.weight.T, out=self._logits)
-        else:
-            torch.addmm(head.bias, self._features, head.weight.T, out=self._logits)
+        torch.mm(self._features, head.weight.T, out=self._logits)
         if self._index is None:
-            torch.mul(slope(self._logits, self._target), self._known, out=self._slopes)
+            logits = self._logits if head.bias is None else self._logits.add_(head.bias)
+            torch.mul(slope(logits, self._target), self._known, out=self._slopes)
         else:
-            known = slope(self._logits.view(-1)[self._index], self._target)
-            self._slopes.view(-1)[self._index] = known
+            known = torch.take(self._logits, self._index)
+            if head.bias is not None:
+                known += torch.take(head.bias, self._column)
+            self._slopes.view(-1)[self._index] = slope(known, self._target)
         gradients = [self._slopes.T @ self._features]
         return gradients if head.bias is None else [*gradients, self._slopes.sum(0)]
 
@@ -587,10 +590,9 @@ class _Validation:
         return _Validation(self._features, self._codes[keep], self._metric)
 
     def __call__(self, head: _Head) -> Tensor:
-        if head.bias is None:
-            torch.mm(self._features, head.weight.T, out=self._logits)
-        else:
-            torch.addmm(head.bias, self._features, head.weight.T, out=self._logits)
+        torch.mm(self._features, head.weight.T, out=self._logits)
+        if head.bias is not None:
+            self._logits += head.bias
         scores = self._scores(self._logits.T).to(torch.float64)
         return scores if self._metric.higher_is_better else -scores
 
@@ -681,13 +683,14 @@ def _resolve_metric(metric: str | ColumnMetric) -> ColumnMetric:
     """Return the metric's kernel over blocks of categories, by name."""
     if isinstance(metric, ColumnMetric):
         return metric
-    from catwise.metrics import METRICS
     from catwise.metrics.ranking import RankingPlan
 
     if metric == "average_precision":
         return ColumnMetric(metric, lambda codes: RankingPlan(codes).average_precision)
     if metric == "auroc":
         return ColumnMetric(metric, lambda codes: RankingPlan(codes).auroc)
+    from catwise.metrics import METRICS
+
     if metric not in METRICS:
         raise ConfigError(
             f"There is no metric {metric!r}{nearest(metric, METRICS)}.",
