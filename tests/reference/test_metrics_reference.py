@@ -5,9 +5,25 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import (
+    average_precision_score,
+    brier_score_loss,
+    f1_score,
+    log_loss,
+    precision_recall_curve,
+    precision_score,
+    recall_score,
+    roc_auc_score,
+)
 
 from catwise.metrics import RankingPlan, auroc_columns, average_precision_columns
+from catwise.metrics.calibration import brier_columns, ece_columns, log_loss_columns
+from catwise.metrics.threshold import (
+    best_f1_threshold_columns,
+    f1_columns,
+    precision_columns,
+    recall_columns,
+)
 
 RANKING = [
     (average_precision_columns, average_precision_score),
@@ -123,4 +139,90 @@ def test_device_batch_equals_the_cpu_path(complete):
         )
     torch.testing.assert_close(
         ranking._auroc_counts_batch(batch, score), plan.auroc(score), equal_nan=True
+    )
+
+
+def test_confusion_metrics_equal_sklearn_at_a_threshold():
+    """Precision, recall and F1 equal scikit-learn's, a tie with the threshold called positive."""
+    scores, codes, weight = tied_case(7)
+    for threshold in (-0.5, 0.0, 1.25, 99.0):
+        for ours, theirs in (
+            (precision_columns, precision_score),
+            (recall_columns, recall_score),
+            (f1_columns, f1_score),
+        ):
+            for used in (None, weight):
+
+                def called(truth, score, theirs=theirs, threshold=threshold, **options):
+                    return theirs(truth, score >= threshold, zero_division=0, **options)
+
+                np.testing.assert_allclose(
+                    ours(scores, codes, weight=used, threshold=threshold).numpy(),
+                    by_sklearn(called, scores, codes, used),
+                    rtol=0,
+                    atol=1e-12,
+                )
+
+
+def best_f1_by_sklearn(truth, score, sample_weight=None):
+    precision, recall, _ = precision_recall_curve(truth, score, sample_weight=sample_weight)
+    total = precision + recall
+    return np.max(2 * precision * recall / np.where(total > 0, total, 1))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_best_f1_is_the_maximum_of_sklearns_curve(weighted):
+    """The best F1 is scikit-learn's, and its threshold reaches it."""
+    scores, codes, weight = tied_case(8)
+    used = weight if weighted else None
+    best = best_f1_threshold_columns(scores, codes, weight=used)
+    np.testing.assert_allclose(
+        best.value.numpy(), by_sklearn(best_f1_by_sklearn, scores, codes, used), atol=1e-12
+    )
+    again = f1_columns(scores, codes, weight=used, threshold=best.threshold)
+    torch.testing.assert_close(again, best.value)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_brier_and_log_loss_equal_sklearn(weighted):
+    """The proper scores equal scikit-learn's on probabilities."""
+    scores, codes, weight = tied_case(9)
+    used = weight if weighted else None
+    for ours, theirs in ((brier_columns, brier_score_loss), (log_loss_columns, log_loss)):
+
+        def on_probabilities(truth, score, theirs=theirs, **options):
+            return theirs(truth, 1 / (1 + np.exp(-score)), **options)
+
+        np.testing.assert_allclose(
+            ours(scores, codes, weight=used).numpy(),
+            by_sklearn(on_probabilities, scores, codes, used),
+            rtol=0,
+            atol=1e-12,
+        )
+
+
+def naive_ece(truth, score, sample_weight=None, n_bins=15):
+    """The rule in words, row by row, duplicates materialised."""
+    if sample_weight is not None:
+        truth, score = np.repeat(truth, sample_weight), np.repeat(score, sample_weight)
+    bins = [[] for _ in range(n_bins)]
+    for y, s in zip(truth, score, strict=True):
+        bins[int((score < s).sum()) * n_bins // len(score)].append((y, 1 / (1 + np.exp(-s))))
+    filled = [np.array(one) for one in bins if one]
+    return sum(abs((one[:, 1] - one[:, 0]).sum()) for one in filled) / len(score)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("rows", [12, 120, 400])
+def test_ece_equals_the_rule_in_words(weighted, rows):
+    """Equal-mass bins, ties whole, duplicates as weights, also with fewer rows than bins."""
+    scores, codes, weight = tied_case(10, rows=rows, levels=30)
+    codes[:, :2] = [0, 1]
+    weight[:, :2] = 1
+    used = weight if weighted else None
+    np.testing.assert_allclose(
+        ece_columns(scores, codes, weight=used).numpy(),
+        by_sklearn(naive_ece, scores, codes, used),
+        rtol=0,
+        atol=1e-12,
     )

@@ -33,7 +33,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from catwise.errors import ConfigError, ShapeError
+from catwise.errors import ShapeError
+from catwise.metrics._inputs import (
+    NEGATIVE,
+    POSITIVE,
+    Array,
+    Entries,
+    as_tensor,
+    checked_prevalence,
+    entries,
+    where_defined,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,18 +52,16 @@ if TYPE_CHECKING:
 
 __all__ = ["RankingPlan", "auroc_columns", "average_precision_columns"]
 
-_POSITIVE = 1
-_NEGATIVE = 0
 #: Categories that one task transposes and ranks: a cache line of float32 columns.
 _BLOCK = 16
 
 
 def average_precision_columns(
-    scores: Tensor | NDArray[Any],
-    codes: Tensor | NDArray[np.int8],
+    scores: Array,
+    codes: Array,
     *,
-    weight: Tensor | NDArray[Any] | None = None,
-    prevalence: float | Tensor | NDArray[Any] | None = None,
+    weight: Array | None = None,
+    prevalence: float | Array | None = None,
 ) -> Tensor:
     """Average precision along the last dimension; tied scores are one threshold.
 
@@ -79,21 +87,21 @@ def average_precision_columns(
     Source: Zhu, "Recall, precision and average precision", Waterloo 2004; prevalence: Siblini
     et al., "Master your metrics with calibration", IDA 2020, eq. 4. Matches: scikit-learn.
     """
-    score, code = _as_tensor(scores), _as_tensor(codes)
+    score, code = as_tensor(scores), as_tensor(codes)
     if weight is None and code.ndim <= 2 and score.shape[score.ndim - code.ndim :] == code.shape:
         plan = RankingPlan(code if code.ndim == 2 else code[None])
         lifted = score if code.ndim == 2 else score.unsqueeze(-2)
         values = plan.average_precision(lifted, prevalence=_lifted(prevalence, code.ndim))
         return values if code.ndim == 2 else values.squeeze(-1)
-    return _ap_from(_accumulate(score, code, weight), _prevalence(prevalence, score.device))
+    return _ap_from(accumulate(score, code, weight), checked_prevalence(prevalence, score.device))
 
 
 def auroc_columns(
-    scores: Tensor | NDArray[Any],
-    codes: Tensor | NDArray[np.int8],
+    scores: Array,
+    codes: Array,
     *,
-    weight: Tensor | NDArray[Any] | None = None,
-    prevalence: float | Tensor | NDArray[Any] | None = None,
+    weight: Array | None = None,
+    prevalence: float | Array | None = None,
 ) -> Tensor:
     """Area under the ROC curve along the last dimension; a tie counts half.
 
@@ -116,13 +124,13 @@ def auroc_columns(
     Source: Hanley & McNeil, "The meaning and use of the area under a ROC curve", Radiology
     143, 1982. Matches: scikit-learn.
     """
-    score, code = _as_tensor(scores), _as_tensor(codes)
-    _prevalence(prevalence, score.device)
+    score, code = as_tensor(scores), as_tensor(codes)
+    checked_prevalence(prevalence, score.device)
     if weight is None and code.ndim <= 2 and score.shape[score.ndim - code.ndim :] == code.shape:
         plan = RankingPlan(code if code.ndim == 2 else code[None])
         values = plan.auroc(score if code.ndim == 2 else score.unsqueeze(-2))
         return values if code.ndim == 2 else values.squeeze(-1)
-    return _auroc_from(_accumulate(score, code, weight))
+    return _auroc_from(accumulate(score, code, weight))
 
 
 class _Column(NamedTuple):
@@ -181,15 +189,15 @@ class RankingPlan:
         "n_threads",
     )
 
-    def __init__(self, codes: Tensor | NDArray[np.int8], *, n_threads: int | None = None) -> None:
-        array = _as_tensor(codes).detach().cpu().numpy()
+    def __init__(self, codes: Array, *, n_threads: int | None = None) -> None:
+        array = as_tensor(codes).cpu().numpy()
         if array.ndim != 2:
             raise ShapeError(
                 "label codes of a ranking plan have the wrong number of dimensions",
                 found=f"shape {tuple(array.shape)}",
                 expected="(C, M): one row of codes per category",
             )
-        positive, negative = array == _POSITIVE, array == _NEGATIVE
+        positive, negative = array == POSITIVE, array == NEGATIVE
         self.n_categories, self.n_rows = (int(n) for n in array.shape)
         self.n_positive: NDArray[np.int64] = positive.sum(axis=1, dtype=np.int64)
         self.n_negative: NDArray[np.int64] = negative.sum(axis=1, dtype=np.int64)
@@ -201,9 +209,9 @@ class RankingPlan:
 
     def average_precision(
         self,
-        scores: Tensor | NDArray[Any],
+        scores: Array,
         *,
-        prevalence: float | Tensor | NDArray[Any] | None = None,
+        prevalence: float | Array | None = None,
         rows_first: bool = False,
     ) -> Tensor:
         """Average precision of every category, as :func:`average_precision_columns`.
@@ -220,7 +228,7 @@ class RankingPlan:
             ShapeError: If the scores do not have this shape.
         """
         score = self._scores(scores, rows_first=rows_first)
-        share = _prevalence(prevalence, score.device)
+        share = checked_prevalence(prevalence, score.device)
         if score.device.type != "cpu":
             return _ap_counts_batch(self._batch(score.device), score, share)
         shares = None if share is None else np.broadcast_to(share.numpy(), (self.n_categories,))
@@ -235,7 +243,7 @@ class RankingPlan:
 
         return self._each(score, one, rows_first=rows_first)
 
-    def auroc(self, scores: Tensor | NDArray[Any], *, rows_first: bool = False) -> Tensor:
+    def auroc(self, scores: Array, *, rows_first: bool = False) -> Tensor:
         """Area under the ROC curve of every category, as :func:`auroc_columns`.
 
         Args:
@@ -257,8 +265,8 @@ class RankingPlan:
 
         return self._each(score, one, rows_first=rows_first, strict=True)
 
-    def _scores(self, scores: Tensor | NDArray[Any], *, rows_first: bool) -> Tensor:
-        score = _as_tensor(scores).detach()
+    def _scores(self, scores: Array, *, rows_first: bool) -> Tensor:
+        score = as_tensor(scores)
         shape = (self.n_categories, self.n_rows)
         wanted = shape[::-1] if rows_first else shape
         if tuple(score.shape[-2:]) != wanted:
@@ -311,7 +319,7 @@ def _column(codes: NDArray[np.int8]) -> _Column:
     known = np.flatnonzero(codes >= 0)
     return _Column(
         known=None if known.size == codes.size else known,
-        positives=np.flatnonzero(codes == _POSITIVE),
+        positives=np.flatnonzero(codes == POSITIVE),
         n_known=int(known.size),
     )
 
@@ -464,104 +472,63 @@ def _auroc_counts_batch(batch: _Batch, scores: Tensor) -> Tensor:
     return _finish(1.0 - above / pairs, batch, counts.failed)
 
 
-class _Accumulated(NamedTuple):
+class Accumulated(NamedTuple):
     """Weights in descending order of score, with tied scores as one threshold."""
 
+    given: Entries
+    ranked: Tensor  # (..., M) scores, descending; −inf where nothing counts
     positive: Tensor  # (..., M) weight of each entry as a positive
     true: Tensor  # (..., M) weight of the positives that score at least this
     false: Tensor  # (..., M) weight of the negatives that score at least this
     false_above: Tensor  # (..., M) weight of the negatives that score more
-    n_positive: Tensor  # (...,)
-    n_negative: Tensor  # (...,)
-    failed: Tensor  # (...,) bool
 
 
-def _accumulate(score: Tensor, code: Tensor, weight: Tensor | NDArray[Any] | None) -> _Accumulated:
+def accumulate(scores: Array, codes: Array, weight: Array | None) -> Accumulated:
     """Sort each row of scores and accumulate the weights of both classes."""
-    score = score.detach()
-    if not score.is_floating_point():
-        score = score.to(torch.float64)
-    weights = torch.ones((), dtype=torch.float64) if weight is None else _as_tensor(weight).double()
-    try:
-        shape = np.broadcast_shapes(score.shape, code.shape, weights.shape)
-    except ValueError as error:
-        raise ShapeError(
-            "scores, codes and weights do not broadcast",
-            found=f"scores {tuple(score.shape)}, codes {tuple(code.shape)}, "
-            f"weights {tuple(weights.shape)}",
-            expected="(..., M) each, equal or 1 in every dimension",
-        ) from error
-    score = score.expand(shape)
-    code, weights = code.to(score.device).expand(shape), weights.to(score.device).expand(shape)
-    counted = (code == _POSITIVE) | (code == _NEGATIVE)
-    if not score.shape[-1]:
-        return _Accumulated(*(score.double(),) * 4, *(score.sum(-1).double(),) * 2, counted.any(-1))
-    score = torch.where(counted, score, float("-inf"))
-    order = score.argsort(dim=-1, descending=True)
-    ranked = score.gather(-1, order)
-    positive = (weights * (code == _POSITIVE)).gather(-1, order)
-    negative = (weights * (code == _NEGATIVE)).gather(-1, order)
+    given = entries(scores, codes, weight, fill=-math.inf)
+    if not given.score.shape[-1]:
+        return Accumulated(given, given.score, *(given.positive,) * 4)
+    order = given.score.argsort(dim=-1, descending=True)
+    ranked = given.score.gather(-1, order)
+    positive, negative = given.positive.gather(-1, order), given.negative.gather(-1, order)
+    first, last = tie_edges(ranked)
     true, false = positive.cumsum(-1), negative.cumsum(-1)
-    place = torch.arange(score.shape[-1], device=score.device).expand(score.shape)
-    edge = torch.ones_like(ranked[..., :1], dtype=torch.bool)
-    change = ranked[..., 1:] != ranked[..., :-1]
-    first = torch.where(torch.cat([edge, change], -1), place, 0).cummax(-1).values
-    last = torch.where(torch.cat([change, edge], -1), place, score.shape[-1])
-    last = last.flip(-1).cummin(-1).values.flip(-1)
-    return _Accumulated(
+    return Accumulated(
+        given=given,
+        ranked=ranked,
         positive=positive,
         true=true.gather(-1, last),
         false=false.gather(-1, last),
         false_above=(false - negative).gather(-1, first),
-        n_positive=true[..., -1],
-        n_negative=false[..., -1],
-        failed=score.isnan().any(-1),
     )
 
 
-def _ap_from(sums: _Accumulated, share: Tensor | None) -> Tensor:
+def tie_edges(ranked: Tensor) -> tuple[Tensor, Tensor]:
+    """For every place of sorted rows (..., M): the first and the last place of its tie."""
+    size = ranked.shape[-1]
+    place = torch.arange(size, device=ranked.device).expand(ranked.shape)
+    edge = torch.ones_like(ranked[..., :1], dtype=torch.bool)
+    change = ranked[..., 1:] != ranked[..., :-1]
+    first = torch.where(torch.cat([edge, change], -1), place, 0).cummax(-1).values
+    last = torch.where(torch.cat([change, edge], -1), place, size)
+    return first, last.flip(-1).cummin(-1).values.flip(-1)
+
+
+def _ap_from(sums: Accumulated, share: Tensor | None) -> Tensor:
     true, false = sums.true, sums.false
     if share is not None:
-        true = share[..., None] * true / sums.n_positive[..., None]
-        false = (1.0 - share[..., None]) * false / sums.n_negative[..., None]
+        true = share[..., None] * true / sums.given.n_positive[..., None]
+        false = (1.0 - share[..., None]) * false / sums.given.n_negative[..., None]
     precision = torch.where(sums.positive > 0, true / (true + false), 0.0)
-    value = (sums.positive * precision).sum(-1) / sums.n_positive
-    return _where_defined(value, sums)
+    value = (sums.positive * precision).sum(-1) / sums.given.n_positive
+    return where_defined(value, sums.given)
 
 
-def _auroc_from(sums: _Accumulated) -> Tensor:
+def _auroc_from(sums: Accumulated) -> Tensor:
     beaten = (sums.positive * (sums.false + sums.false_above)).sum(-1)
-    return _where_defined(1.0 - beaten / (2.0 * sums.n_positive * sums.n_negative), sums)
-
-
-def _where_defined(value: Tensor, sums: _Accumulated) -> Tensor:
-    undefined = (sums.n_positive <= 0) | (sums.n_negative <= 0) | sums.failed
-    return value.masked_fill(undefined, float("nan"))
-
-
-def _as_tensor(array: Tensor | NDArray[Any]) -> Tensor:
-    if isinstance(array, Tensor):
-        return array
-    values = np.asarray(array)
-    if not values.flags.writeable or any(stride < 0 for stride in values.strides):
-        values = values.copy()
-    return torch.from_numpy(values)
-
-
-def _prevalence(
-    prevalence: float | Tensor | NDArray[Any] | None, device: torch.device
-) -> Tensor | None:
-    """The stated prevalence as a float64 tensor, checked."""
-    if prevalence is None:
-        return None
-    share = torch.as_tensor(prevalence, dtype=torch.float64, device=device)
-    if not bool(((share > 0) & (share < 1)).all()):
-        raise ConfigError(
-            "the prevalence is a share of positives",
-            found=f"prevalence={prevalence}",
-            expected="inside (0, 1)",
-        )
-    return share
+    return where_defined(
+        1.0 - beaten / (2.0 * sums.given.n_positive * sums.given.n_negative), sums.given
+    )
 
 
 def _lifted(prevalence: Any, ndim: int) -> Any:

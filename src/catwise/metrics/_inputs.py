@@ -1,0 +1,198 @@
+"""What every metric does to its inputs before it computes anything."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from catwise.errors import ConfigError, FeatureError, LabelError, ShapeError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from catwise.labels import PartialLabels
+
+#: What the kernels and the public functions read as an array.
+Array: TypeAlias = Tensor | NDArray[Any]
+
+POSITIVE = 1
+NEGATIVE = 0
+#: Entries of one block of categories: 32 MiB as float64.
+BLOCK_ENTRIES = 1 << 22
+
+
+def as_tensor(array: Array) -> Tensor:
+    """A tensor that shares the memory of `array` where torch can."""
+    if isinstance(array, Tensor):
+        return array.detach()
+    values = np.asarray(array)
+    if not values.flags.writeable or any(stride < 0 for stride in values.strides):
+        values = values.copy()
+    return torch.from_numpy(values)
+
+
+class Entries(NamedTuple):
+    """Scores and the weight of each entry as a positive and as a negative, one shape."""
+
+    score: Tensor  # (..., M); 0 where nothing counts
+    positive: Tensor  # (..., M) float64
+    negative: Tensor  # (..., M) float64
+    n_positive: Tensor  # (...,) float64
+    n_negative: Tensor  # (...,) float64
+    undefined: Tensor  # (...,) bool: a class is missing, or a counted score is NaN
+
+
+def entries(scores: Array, codes: Array, weight: Array | None, *, fill: float = 0.0) -> Entries:
+    """Broadcast scores, codes and weights, and blank out what does not count.
+
+    Raises:
+        ShapeError: If they do not broadcast.
+    """
+    score, code = as_tensor(scores), as_tensor(codes)
+    weights = torch.ones((), dtype=torch.float64) if weight is None else as_tensor(weight).double()
+    try:
+        shape = np.broadcast_shapes(score.shape, code.shape, weights.shape)
+    except ValueError as error:
+        raise ShapeError(
+            "scores, codes and weights do not broadcast",
+            found=f"scores {tuple(score.shape)}, codes {tuple(code.shape)}, "
+            f"weights {tuple(weights.shape)}",
+            expected="(..., M) each, equal or 1 in every dimension",
+        ) from error
+    if not score.is_floating_point():
+        score = score.to(torch.float64)
+    code, weights = code.to(score.device).expand(shape), weights.to(score.device).expand(shape)
+    positive, negative = weights * (code == POSITIVE), weights * (code == NEGATIVE)
+    n_positive, n_negative = positive.sum(-1), negative.sum(-1)
+    score = torch.where(positive + negative > 0, score.expand(shape), fill)
+    undefined = (n_positive <= 0) | (n_negative <= 0) | score.isnan().any(-1)
+    return Entries(score, positive, negative, n_positive, n_negative, undefined)
+
+
+def where_defined(value: Tensor, given: Entries) -> Tensor:
+    """`value` with NaN where the metric is not defined."""
+    return value.masked_fill(given.undefined, float("nan"))
+
+
+def checked_prevalence(prevalence: float | Array | None, device: torch.device) -> Tensor | None:
+    """The stated prevalence as a float64 tensor.
+
+    Raises:
+        ConfigError: If it is not inside (0, 1).
+    """
+    if prevalence is None:
+        return None
+    share = torch.as_tensor(prevalence, dtype=torch.float64, device=device)
+    if not bool(((share > 0) & (share < 1)).all()):
+        raise ConfigError(
+            "the prevalence is a share of positives",
+            found=f"prevalence={prevalence}",
+            expected="inside (0, 1)",
+        )
+    return share
+
+
+def coerced_codes(labels: PartialLabels | Array) -> NDArray[np.int8]:
+    """(N, C) int8 codes of labels given as `PartialLabels` or as an array of codes.
+
+    Raises:
+        LabelError: If an array holds other values than the four codes.
+        ShapeError: If it is not two-dimensional.
+    """
+    codes = getattr(labels, "codes", None)
+    if isinstance(codes, np.ndarray):
+        return codes
+    array = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    if array.ndim != 2:
+        raise ShapeError(
+            "labels have the wrong number of dimensions",
+            found=f"shape {tuple(array.shape)}",
+            expected="(N, C): rows by categories",
+        )
+    wrong = ~np.isin(array, (-2, -1, 0, 1))
+    if wrong.any():
+        raise LabelError(
+            "an array of label codes holds other values",
+            found=f"{array[wrong][0]} (first of {int(wrong.sum()):,})",
+            expected="1 positive, 0 negative, -1 unknown, -2 uncertain",
+            remedy="PartialLabels.from_array(y, encoding=…) for other encodings",
+        )
+    return array.astype(np.int8, copy=False)
+
+
+def label_shape(labels: PartialLabels | Array) -> tuple[int, int]:
+    """(N, C) of labels, without making their codes dense."""
+    shape = getattr(labels, "shape", None)
+    if hasattr(labels, "storage") and shape is not None:
+        return int(shape[0]), int(shape[1])
+    n, c = coerced_codes(labels).shape
+    return n, c
+
+
+def checked_logits(logits: Array, shape: tuple[int, int]) -> Tensor:
+    """(N, C) logits that fit the labels and hold no NaN.
+
+    Raises:
+        ShapeError: If the shapes differ.
+        FeatureError: If a logit is NaN.
+    """
+    score = as_tensor(logits)
+    if tuple(score.shape) != shape:
+        turned = tuple(score.shape) == shape[::-1]
+        raise ShapeError(
+            "logits and labels do not fit together",
+            found=f"logits {tuple(score.shape)}, labels {shape}",
+            expected="(N, C) both: one row per image, one column per category",
+            remedy="logits.T" if turned else None,
+        )
+    if not score.is_floating_point():
+        score = score.to(torch.float64)
+    bad = score.isnan()
+    if bool(bad.any()):
+        row, column = (int(i) for i in bad.nonzero()[0])
+        raise FeatureError(
+            "logits hold NaN",
+            found=f"{int(bad.sum()):,} NaN, first at row {row}, column {column}",
+            expected="a number for every image and category",
+        )
+    return score
+
+
+def category_blocks(
+    logits: Tensor, labels: PartialLabels | Array
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Category-major blocks: (categories, scores (B, M), codes (B, M)) on the logits' device.
+
+    Labels stored as columns give one category at a time with its known rows only; dense ones
+    give as many categories as fit a block.
+    """
+    n, c = label_shape(labels)
+    if getattr(labels, "storage", "dense") == "columns" and not isinstance(labels, Tensor):
+        for j in range(c):
+            rows, positive = labels.known(j)  # type: ignore[union-attr]
+            codes = torch.from_numpy(np.asarray(positive, dtype=np.int8)).to(logits.device)
+            index = torch.from_numpy(np.array(rows, dtype=np.int64)).to(logits.device)
+            yield slice(j, j + 1), logits[index, j][None], codes[None]
+        return
+    dense = coerced_codes(labels)
+    width = max(1, BLOCK_ENTRIES // max(n, 1))
+    for start in range(0, c, width):
+        block = slice(start, min(start + width, c))
+        code = torch.from_numpy(np.ascontiguousarray(dense[:, block].T)).to(logits.device)
+        yield block, logits[:, block].T.contiguous(), code
+
+
+def known_entries(logits: Tensor, labels: PartialLabels | Array) -> tuple[Tensor, Tensor]:
+    """All known entries of all categories as (K,) scores and (K,) codes, for micro means."""
+    scores, codes = [], []
+    for _, score, code in category_blocks(logits, labels):
+        known = code >= 0
+        scores.append(score[known])
+        codes.append(code[known])
+    if not scores:
+        return logits.new_zeros(0), torch.zeros(0, dtype=torch.int8)
+    return torch.cat(scores), torch.cat(codes)
