@@ -1,7 +1,62 @@
-"""Metrics on logits over known labels, per category and as stated means."""
+"""Metrics on logits over known labels: per category, macro, micro, and with intervals.
+
+Functions of (N, C) logits live here by their plain names; kernels on category-major blocks
+end in ``_columns``.
+"""
 
 from __future__ import annotations
 
+from catwise.metrics.calibration import ECE_BINS, brier_columns, ece_columns, log_loss_columns
+from catwise.metrics.per_category import (
+    auroc,
+    average_precision,
+    best_f1,
+    best_f1_threshold,
+    brier,
+    ece,
+    f1,
+    log_loss,
+    precision,
+    recall,
+    undefined_reason,
+)
 from catwise.metrics.ranking import RankingPlan, auroc_columns, average_precision_columns
+from catwise.metrics.registry import METRICS, Metric, resolve_metric
+from catwise.metrics.threshold import (
+    BestF1,
+    best_f1_columns,
+    best_f1_threshold_columns,
+    f1_columns,
+    precision_columns,
+    recall_columns,
+)
 
-__all__ = ["RankingPlan", "auroc_columns", "average_precision_columns"]
+__all__ = [
+    "ECE_BINS",
+    "METRICS",
+    "BestF1",
+    "Metric",
+    "RankingPlan",
+    "auroc",
+    "auroc_columns",
+    "average_precision",
+    "average_precision_columns",
+    "best_f1",
+    "best_f1_columns",
+    "best_f1_threshold",
+    "best_f1_threshold_columns",
+    "brier",
+    "brier_columns",
+    "ece",
+    "ece_columns",
+    "f1",
+    "f1_columns",
+    "log_loss",
+    "log_loss_columns",
+    "precision",
+    "precision_columns",
+    "recall",
+    "recall_columns",
+    "resolve_metric",
+    "undefined_reason",
+]

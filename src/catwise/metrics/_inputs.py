@@ -36,9 +36,9 @@ def as_tensor(array: Array) -> Tensor:
 
 
 class Entries(NamedTuple):
-    """Scores and the weight of each entry as a positive and as a negative, one shape."""
+    """Scores, and the weight of each entry as a positive and as a negative."""
 
-    score: Tensor  # (..., M); 0 where nothing counts
+    score: Tensor  # (..., M), without the dimensions that only weights have; blank if unknown
     positive: Tensor  # (..., M) float64
     negative: Tensor  # (..., M) float64
     n_positive: Tensor  # (...,) float64
@@ -65,12 +65,20 @@ def entries(scores: Array, codes: Array, weight: Array | None, *, fill: float = 
         ) from error
     if not score.is_floating_point():
         score = score.to(torch.float64)
-    code, weights = code.to(score.device).expand(shape), weights.to(score.device).expand(shape)
+    code, weights = code.to(score.device), weights.to(score.device).expand(shape)
     positive, negative = weights * (code == POSITIVE), weights * (code == NEGATIVE)
     n_positive, n_negative = positive.sum(-1), negative.sum(-1)
-    score = torch.where(positive + negative > 0, score.expand(shape), fill)
+    counted = (code == POSITIVE) | (code == NEGATIVE)
+    score = torch.where(counted, score, fill)
     undefined = (n_positive <= 0) | (n_negative <= 0) | score.isnan().any(-1)
     return Entries(score, positive, negative, n_positive, n_negative, undefined)
+
+
+def in_order(values: Tensor, order: Tensor) -> Tensor:
+    """`values` (..., M) taken along the last dimension by `order` (M,) or (..., M)."""
+    if order.ndim == 1:
+        return values.index_select(-1, order)
+    return torch.take_along_dim(values, order, -1)
 
 
 def where_defined(value: Tensor, given: Entries) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from catwise.metrics._inputs import Array, Entries, entries, where_defined
+from catwise.metrics._inputs import Array, Entries, entries, in_order, where_defined
 from catwise.metrics.ranking import tie_edges
 
 __all__ = ["ECE_BINS", "brier_columns", "ece_columns", "log_loss_columns"]
@@ -91,13 +91,13 @@ def ece_columns(
         return where_defined(given.n_positive, given)
     # nothing that does not count may split a tie or fill a bin: it has no weight
     order = given.score.argsort(dim=-1)
-    ranked = given.score.gather(-1, order)
-    mass = weights.gather(-1, order)
+    ranked = in_order(given.score, order)
+    mass = in_order(weights, order)
     first, _ = tie_edges(ranked)
-    below = (mass.cumsum(-1) - mass).gather(-1, first)
+    below = in_order(mass.cumsum(-1) - mass, first)
     total = (given.n_positive + given.n_negative)[..., None]
     place = (n_bins * below / total).nan_to_num(0.0).floor().clamp(0, n_bins - 1).long()
-    gap = mass * torch.sigmoid(ranked.double()) - given.positive.gather(-1, order)
+    gap = mass * torch.sigmoid(ranked.double()) - in_order(given.positive, order)
     bins = gap.new_zeros((*gap.shape[:-1], n_bins)).scatter_add(-1, place, gap)
     return where_defined(bins.abs().sum(-1) / total.squeeze(-1), given)
 

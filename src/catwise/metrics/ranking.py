@@ -42,6 +42,7 @@ from catwise.metrics._inputs import (
     as_tensor,
     checked_prevalence,
     entries,
+    in_order,
     where_defined,
 )
 
@@ -476,7 +477,7 @@ class Accumulated(NamedTuple):
     """Weights in descending order of score, with tied scores as one threshold."""
 
     given: Entries
-    ranked: Tensor  # (..., M) scores, descending; −inf where nothing counts
+    ranked: Tensor  # as `given.score`: scores, descending; −inf where nothing counts
     positive: Tensor  # (..., M) weight of each entry as a positive
     true: Tensor  # (..., M) weight of the positives that score at least this
     false: Tensor  # (..., M) weight of the negatives that score at least this
@@ -489,17 +490,17 @@ def accumulate(scores: Array, codes: Array, weight: Array | None) -> Accumulated
     if not given.score.shape[-1]:
         return Accumulated(given, given.score, *(given.positive,) * 4)
     order = given.score.argsort(dim=-1, descending=True)
-    ranked = given.score.gather(-1, order)
-    positive, negative = given.positive.gather(-1, order), given.negative.gather(-1, order)
+    ranked = in_order(given.score, order)
+    positive, negative = in_order(given.positive, order), in_order(given.negative, order)
     first, last = tie_edges(ranked)
     true, false = positive.cumsum(-1), negative.cumsum(-1)
     return Accumulated(
         given=given,
         ranked=ranked,
         positive=positive,
-        true=true.gather(-1, last),
-        false=false.gather(-1, last),
-        false_above=(false - negative).gather(-1, first),
+        true=in_order(true, last),
+        false=in_order(false, last),
+        false_above=in_order(false - negative, first),
     )
 
 

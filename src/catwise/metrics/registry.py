@@ -1,0 +1,169 @@
+"""The metrics by name, and how each is computed per category and pooled.
+
+>>> sorted(METRICS)
+['auroc', 'average_precision', 'best_f1', 'brier', 'ece', 'f1', 'log_loss', 'precision', 'recall']
+>>> resolve_metric("auroc").ranks_only
+True
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from catwise.errors import ConfigError, ShapeError, nearest
+from catwise.metrics import calibration, ranking, threshold
+from catwise.metrics._inputs import (
+    Array,
+    category_blocks,
+    checked_logits,
+    known_entries,
+    label_shape,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from catwise.labels import PartialLabels
+
+__all__ = ["METRICS", "Metric", "resolve_metric"]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A metric on logits over known labels.
+
+    Args:
+        name: key in :data:`METRICS`.
+        label: name for people.
+        columns: kernel ``(scores (..., M), codes (..., M), *, weight=None, …) -> (...,)``.
+        higher_is_better: False for losses and errors.
+        ranks_only: True where any strictly increasing map of the logits changes nothing.
+        takes: names of further kernel options: "threshold" (a logit), "prevalence".
+    """
+
+    name: str
+    label: str
+    columns: Callable[..., Tensor]
+    higher_is_better: bool = True
+    ranks_only: bool = False
+    takes: frozenset[str] = frozenset()
+
+    def per_category(
+        self, logits: Array, labels: PartialLabels | Array, **options: float | Array | None
+    ) -> Tensor:
+        """The metric of each category over its known labels.
+
+        Args:
+            logits: (N, C) float.
+            labels: (N, C) `PartialLabels` or int8 codes.
+            options: those that the metric takes, numbers or (C,); others are refused.
+
+        Returns:
+            (C,) float64 on the device of `logits`; NaN where a class is not known.
+
+        Raises:
+            ShapeError: If logits and labels differ in shape.
+            FeatureError: If a logit is NaN.
+            ConfigError: If the metric does not take an option.
+        """
+        self._check(options)
+        shape = label_shape(labels)
+        score = checked_logits(logits, shape)
+        columns = {name: _columns(value, name, shape[1]) for name, value in options.items()}
+        result = torch.full((shape[1],), float("nan"), dtype=torch.float64, device=score.device)
+        for block, scores, codes in category_blocks(score, labels):
+            cut = {
+                name: value[block].to(score.device) if isinstance(value, Tensor) else value
+                for name, value in columns.items()
+                if value is not None
+            }
+            result[block] = self.columns(scores, codes, **cut)
+        return result
+
+    def micro(self, logits: Array, labels: PartialLabels | Array, **options: float | None) -> float:
+        """The metric over all known labels of all categories pooled as one.
+
+        Arguments and errors as :meth:`per_category`; NaN where a class is not known at all.
+        """
+        self._check(options)
+        score = checked_logits(logits, label_shape(labels))
+        given = {name: value for name, value in options.items() if value is not None}
+        return float(self.columns(*known_entries(score, labels), **given))
+
+    def _check(self, options: Mapping[str, object]) -> None:
+        for name in options:
+            if name not in self.takes:
+                raise ConfigError(
+                    f"{self.name} does not take the option {name!r}",
+                    found=f"{name}={options[name]}",
+                    expected=f"one of {sorted(self.takes)}" if self.takes else "no options",
+                )
+
+
+def _columns(value: float | Array | None, name: str, n_categories: int) -> Any:
+    """An option as a number or as a (C,) tensor."""
+    if value is None or isinstance(value, (int, float)):
+        return value
+    tensor = torch.as_tensor(value, dtype=torch.float64)
+    if tensor.ndim == 0:
+        return float(tensor)
+    if tuple(tensor.shape) != (n_categories,):
+        raise ShapeError(
+            f"{name} does not fit the categories",
+            found=f"shape {tuple(tensor.shape)}",
+            expected=f"a number, or one for each of the {n_categories} categories",
+        )
+    return tensor
+
+
+_BOTH = frozenset({"threshold", "prevalence"})
+_SHARE = frozenset({"prevalence"})
+
+#: Every metric by its name.
+METRICS: Mapping[str, Metric] = MappingProxyType(
+    {
+        metric.name: metric
+        for metric in (
+            Metric(
+                "average_precision",
+                "Average precision",
+                ranking.average_precision_columns,
+                ranks_only=True,
+                takes=_SHARE,
+            ),
+            Metric("auroc", "AUROC", ranking.auroc_columns, ranks_only=True),
+            Metric("f1", "F1", threshold.f1_columns, takes=_BOTH),
+            Metric("best_f1", "Best F1", threshold.best_f1_columns, ranks_only=True, takes=_SHARE),
+            Metric("precision", "Precision", threshold.precision_columns, takes=_BOTH),
+            Metric("recall", "Recall", threshold.recall_columns, takes=frozenset({"threshold"})),
+            Metric("brier", "Brier score", calibration.brier_columns, higher_is_better=False),
+            Metric("log_loss", "Log-loss", calibration.log_loss_columns, higher_is_better=False),
+            Metric("ece", "Calibration error", calibration.ece_columns, higher_is_better=False),
+        )
+    }
+)
+
+
+def resolve_metric(metric: str | Metric) -> Metric:
+    """The metric of that name; a `Metric` is returned as it is.
+
+    Raises:
+        ConfigError: If there is no metric of that name.
+
+    >>> resolve_metric("average precision")
+    Traceback (most recent call last):
+    catwise.errors.ConfigError: unknown metric 'average precision' ...
+    """
+    if isinstance(metric, Metric):
+        return metric
+    if metric not in METRICS:
+        raise ConfigError(
+            f"unknown metric {metric!r}{nearest(str(metric), METRICS)}",
+            expected="one of " + ", ".join(METRICS),
+        )
+    return METRICS[metric]
