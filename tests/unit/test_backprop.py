@@ -7,6 +7,7 @@ import torch
 
 from catwise.errors import ConfigError, ShapeError
 from catwise.losses import LOSSES
+from catwise.metrics import METRICS
 from catwise.tuning.backprop import (
     BackpropConfig,
     ColumnMetric,
@@ -271,6 +272,25 @@ def test_options_out_of_range_are_reported_at_once():
         BackpropConfig(regime="gatherd")
     with pytest.raises(ConfigError, match="did you mean 'bce'"):
         BackpropConfig(loss="bcee")
+
+
+@pytest.mark.parametrize("metric", list(METRICS))
+def test_every_registered_metric_can_choose_the_step(metric):
+    """By name; the scores reported are the metric's on validation."""
+    weight, bias, train, valid = data(m=80)
+    got = fit_backprop(weight, bias, train, valid, config(metric=metric))
+    for w, b, scores in ((weight, bias, got.base_score), (got.weight, got.bias, got.best_score)):
+        wanted = METRICS[metric].per_category(valid.features @ w.T + b, valid.codes)
+        torch.testing.assert_close(scores, wanted, rtol=1e-9, atol=1e-12)
+    gain = got.best_score - got.base_score
+    assert bool((gain >= 0).all() if METRICS[metric].higher_is_better else (gain <= 0).all())
+
+
+def test_unknown_metric_names_the_nearest():
+    """A misspelt metric is refused before anything is computed."""
+    weight, bias, train, valid = data()
+    with pytest.raises(ConfigError, match="did you mean 'auroc'"):
+        fit_backprop(weight, bias, train, valid, config(metric="aurok"))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

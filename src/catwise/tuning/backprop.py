@@ -24,6 +24,8 @@ from torch import Tensor
 
 from catwise.errors import ConfigError, ShapeError, nearest
 from catwise.losses import Loss, resolve_loss
+from catwise.metrics import resolve_metric
+from catwise.metrics.ranking import RankingPlan
 from catwise.progress import Progress, ProgressCallback
 
 __all__ = [
@@ -683,22 +685,13 @@ def _resolve_metric(metric: str | ColumnMetric) -> ColumnMetric:
     """Return the metric's kernel over blocks of categories, by name."""
     if isinstance(metric, ColumnMetric):
         return metric
-    from catwise.metrics.ranking import RankingPlan
-
-    if metric == "average_precision":
-        return ColumnMetric(metric, lambda codes: RankingPlan(codes).average_precision)
-    if metric == "auroc":
-        return ColumnMetric(metric, lambda codes: RankingPlan(codes).auroc)
-    from catwise.metrics import METRICS
-
-    if metric not in METRICS:
-        raise ConfigError(
-            f"There is no metric {metric!r}{nearest(metric, METRICS)}.",
-            expected=", ".join(METRICS),
-        )
-    found = METRICS[metric]
+    found = resolve_metric(metric)
+    if found.name == "average_precision":
+        return ColumnMetric(found.name, lambda codes: RankingPlan(codes).average_precision)
+    if found.name == "auroc":
+        return ColumnMetric(found.name, lambda codes: RankingPlan(codes).auroc)
     return ColumnMetric(
-        metric,
+        found.name,
         lambda codes: lambda scores: found.columns(scores, codes),
         higher_is_better=found.higher_is_better,
     )
