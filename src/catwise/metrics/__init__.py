@@ -6,6 +6,12 @@ end in ``_columns``.
 
 from __future__ import annotations
 
+from catwise.metrics.bootstrap import (
+    PairedBootstrap,
+    benjamini_hochberg,
+    bootstrap_replicates,
+    paired_bootstrap,
+)
 from catwise.metrics.calibration import ECE_BINS, brier_columns, ece_columns, log_loss_columns
 from catwise.metrics.per_category import (
     auroc,
@@ -36,15 +42,18 @@ __all__ = [
     "METRICS",
     "BestF1",
     "Metric",
+    "PairedBootstrap",
     "RankingPlan",
     "auroc",
     "auroc_columns",
     "average_precision",
     "average_precision_columns",
+    "benjamini_hochberg",
     "best_f1",
     "best_f1_columns",
     "best_f1_threshold",
     "best_f1_threshold_columns",
+    "bootstrap_replicates",
     "brier",
     "brier_columns",
     "ece",
@@ -53,6 +62,7 @@ __all__ = [
     "f1_columns",
     "log_loss",
     "log_loss_columns",
+    "paired_bootstrap",
     "precision",
     "precision_columns",
     "recall",

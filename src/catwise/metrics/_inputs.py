@@ -132,6 +132,13 @@ def coerced_codes(labels: PartialLabels | Array) -> NDArray[np.int8]:
     return array.astype(np.int8, copy=False)
 
 
+def checked_labels(labels: PartialLabels | Array) -> PartialLabels | NDArray[np.int8]:
+    """`PartialLabels` as they are; an array as its checked (N, C) int8 codes."""
+    if not isinstance(labels, (Tensor, np.ndarray)) and hasattr(labels, "storage"):
+        return labels
+    return coerced_codes(labels)
+
+
 def label_shape(labels: PartialLabels | Array) -> tuple[int, int]:
     """(N, C) of labels, without making their codes dense."""
     shape = getattr(labels, "shape", None)

@@ -161,7 +161,7 @@ def best_f1_threshold_columns(
         nothing = where_defined(given.n_positive, given)
         return BestF1(nothing, nothing)
     value, place = (2.0 * true / (true + false + every)).max(dim=-1, keepdim=True)
-    threshold = torch.take_along_dim(sums.ranked.double(), place, -1)
+    threshold = sums.ranked.double().expand(true.shape).gather(-1, place)
     return BestF1(
         where_defined(value.squeeze(-1), given), where_defined(threshold.squeeze(-1), given)
     )
