@@ -1,0 +1,208 @@
+"""The zip archive that `torch.save` writes: its pickle, its storages, and where their bytes lie."""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
+
+from catwise.heads.pickles import Storage, interpret
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["Archive", "fix_crc", "open_archive", "read_record", "record_name", "record_start"]
+
+MAX_PICKLE: Final = 256 * 2**20
+_LOCAL: Final = b"PK\x03\x04"
+_CENTRAL: Final = b"PK\x01\x02"
+_DESCRIPTOR: Final = b"PK\x07\x08"
+_ENCRYPTED: Final = 0x1
+_HAS_DESCRIPTOR: Final = 0x8
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """An opened checkpoint: `content` is what its pickle says, on inert values."""
+
+    path: Path
+    prefix: str
+    records: dict[str, zipfile.ZipInfo]
+    content: Any
+
+
+def open_archive(path: Path) -> Archive:
+    """Read the directory and the pickle of a `torch.save` archive; nothing is executed.
+
+    Args:
+        path: the file.
+
+    Raises:
+        RefusedName: If the pickle names something that a state_dict does not need.
+        ValueError: If the file is damaged or of another kind; the message is the reason.
+        OSError: If it cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = _records(archive)
+            prefix = _prefix(records)
+            _check_byte_order(archive, records, prefix)
+            info = records[f"{prefix}data.pkl"]
+            if info.file_size > MAX_PICKLE:
+                raise ValueError(f"its pickle has {info.file_size:,} bytes")
+            data = archive.read(info)
+    except (zipfile.BadZipFile, EOFError, zlib.error, struct.error) as error:
+        raise ValueError(f"the archive is damaged or cut short ({error})") from error
+    except (NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"the archive is of an unknown kind ({error})") from error
+    return Archive(path, prefix, records, interpret(data))
+
+
+def _records(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    infos = archive.infolist()
+    records = {info.filename: info for info in infos}
+    if len(records) != len(infos):
+        raise ValueError("the archive holds two records of one name")
+    for info in infos:
+        if info.flag_bits & _ENCRYPTED:
+            raise ValueError(f"record {info.filename!r} is encrypted")
+    return records
+
+
+def _prefix(records: dict[str, zipfile.ZipInfo]) -> str:
+    pickles = [
+        name for name in records if name == "data.pkl" or name.split("/")[1:] == ["data.pkl"]
+    ]
+    if len(pickles) != 1:
+        raise ValueError("the archive is no PyTorch checkpoint (it has no data.pkl)")
+    prefix = pickles[0].removesuffix("data.pkl")
+    if f"{prefix}constants.pkl" in records or any(n.startswith(f"{prefix}code/") for n in records):
+        raise ValueError("the archive is a TorchScript program, which has no state_dict")
+    return prefix
+
+
+def _check_byte_order(
+    archive: zipfile.ZipFile, records: dict[str, zipfile.ZipInfo], prefix: str
+) -> None:
+    info = records.get(f"{prefix}byteorder")
+    if info is not None and (info.file_size > 16 or archive.read(info).strip() != b"little"):
+        raise ValueError("the archive was written on a big-endian machine")
+
+
+def record_name(archive: Archive, storage: Storage) -> str:
+    """The name of a storage's record.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    name = f"{archive.prefix}data/{storage.key}"
+    if name not in archive.records:
+        raise ValueError(f"the archive lacks the record {name!r}")
+    return name
+
+
+def read_record(archive: Archive, name: str) -> bytes:
+    """A record's bytes, checked against its CRC-32.
+
+    Raises:
+        ValueError: If they do not match, or are cut short.
+    """
+    try:
+        with zipfile.ZipFile(archive.path) as opened:
+            return opened.read(name)
+    except (zipfile.BadZipFile, EOFError, zlib.error, struct.error) as error:
+        raise ValueError(f"record {name!r} is damaged ({error})") from error
+
+
+def record_start(archive: Archive, name: str) -> int:
+    """The position in the file of a record's first byte.
+
+    Raises:
+        ValueError: If the record is compressed, so that its bytes are not in the file as such.
+    """
+    info = archive.records[name]
+    if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+        raise ValueError(f"record {name!r} is compressed; torch.save stores it as it is")
+    with archive.path.open("rb") as stream:
+        return _data_start(stream, info)
+
+
+def _data_start(stream: BinaryIO, info: zipfile.ZipInfo) -> int:
+    stream.seek(info.header_offset)
+    header = stream.read(30)
+    if len(header) < 30 or header[:4] != _LOCAL:
+        raise ValueError(f"record {info.filename!r} has no header of its own")
+    name_length, extra_length = struct.unpack("<HH", header[26:30])
+    return int(info.header_offset + 30 + name_length + extra_length)
+
+
+def fix_crc(path: Path, name: str) -> None:
+    """Make a record's CRC-32 true again after its bytes were overwritten.
+
+    The value stands in up to three places: the record's own header, the descriptor behind its
+    bytes, and the directory at the end.
+
+    Source: PKWARE APPNOTE 6.3, sections 4.3.7, 4.3.9 and 4.3.12.
+
+    Args:
+        path: the file; changed in place.
+        name: the record.
+
+    Raises:
+        ValueError: If the archive is not built as the format says.
+    """
+    with zipfile.ZipFile(path) as archive:
+        infos = archive.infolist()
+        start_of_directory = archive.start_dir
+    position = next(i for i, info in enumerate(infos) if info.filename == name)
+    info = infos[position]
+    with path.open("r+b") as stream:
+        start = _data_start(stream, info)
+        new = struct.pack("<I", _crc(stream, start, info.file_size))
+        old = struct.pack("<I", info.CRC)
+        places = [_central_place(stream, start_of_directory, position)]
+        stream.seek(info.header_offset + 14)
+        if stream.read(4) == old:
+            places.append(info.header_offset + 14)
+        if info.flag_bits & _HAS_DESCRIPTOR:
+            places.append(_descriptor_place(stream, start + info.file_size, old))
+        for place in places:
+            stream.seek(place)
+            stream.write(new)
+
+
+def _crc(stream: BinaryIO, start: int, size: int) -> int:
+    stream.seek(start)
+    crc, left = 0, size
+    while left:
+        chunk = stream.read(min(left, 2**22))
+        if not chunk:
+            raise ValueError("the archive is cut short")
+        crc = zlib.crc32(chunk, crc)
+        left -= len(chunk)
+    return crc
+
+
+def _central_place(stream: BinaryIO, start: int, position: int) -> int:
+    """Where the directory's entry number `position` keeps its CRC."""
+    place = start
+    for step in range(position + 1):
+        stream.seek(place)
+        entry = stream.read(46)
+        if len(entry) < 46 or entry[:4] != _CENTRAL:
+            raise ValueError("the archive's directory is damaged")
+        if step < position:
+            place += 46 + sum(struct.unpack("<HHH", entry[28:34]))
+    return place + 16
+
+
+def _descriptor_place(stream: BinaryIO, end: int, old: bytes) -> int:
+    """Where the descriptor behind a record keeps its CRC; its signature is optional."""
+    stream.seek(end)
+    following = stream.read(8)
+    for place, found in ((4, following[4:8]), (0, following[:4])):
+        if found == old and (place == 0 or following[:4] == _DESCRIPTOR):
+            return end + place
+    raise ValueError("a record's descriptor is damaged")

@@ -1,0 +1,269 @@
+"""Every tensor of a checkpoint, whatever the container: where it is, not what it holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from catwise._safetensors import FileLayout, read_layout
+from catwise.errors import CheckpointError, HeadError
+from catwise.heads.archive import Archive, open_archive, read_record, record_name, record_start
+from catwise.heads.pickles import RefusedName, StoredTensor
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Hashable, Iterator
+
+__all__ = ["Catalog", "Entry", "load_tensor", "open_catalog", "storage_start"]
+
+MAX_DEPTH: Final = 6
+MAX_TABLES: Final = 100_000
+_TORCH_KINDS: Final = {
+    "Double": torch.float64, "Float": torch.float32, "Half": torch.float16,
+    "BFloat16": torch.bfloat16, "Long": torch.int64, "Int": torch.int32, "Short": torch.int16,
+    "Char": torch.int8, "Byte": torch.uint8, "Bool": torch.bool,
+    "ComplexFloat": torch.complex64, "ComplexDouble": torch.complex128,
+}  # fmt: skip
+_SAFETENSORS_KINDS: Final = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U8": torch.uint8, "BOOL": torch.bool, "C64": torch.complex64,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A tensor of a checkpoint. Offset and strides count items within `storage`.
+
+    `dtype` is None where torch has no such type or the tensor is quantised; `dtype_name` always
+    says what it is.
+    """
+
+    container: str
+    key: str
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+    dtype: torch.dtype | None
+    dtype_name: str
+    storage: Hashable
+    value: Any
+
+    @property
+    def name(self) -> str:
+        """The key, led by its container where there is one: ``"state_dict:fc.weight"``."""
+        return f"{self.container}:{self.key}" if self.container else self.key
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """First and last byte + 1 within the storage."""
+        if self.dtype is None or 0 in self.shape:
+            return 0, 0
+        last = sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
+        size = self.dtype.itemsize
+        return self.offset * size, (self.offset + last + 1) * size
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """All tensors of a checkpoint, in its own order. `label` names it in messages."""
+
+    label: str
+    entries: tuple[Entry, ...]
+    origin: Archive | FileLayout | None
+    path: Path | None
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The texts in a safetensors header."""
+        return self.origin.metadata if isinstance(self.origin, FileLayout) else {}
+
+
+def open_catalog(source: str | os.PathLike[str] | Mapping[str, Any]) -> Catalog:
+    """List the tensors of a checkpoint file or state_dict; no tensor is read.
+
+    Args:
+        source: a path (.safetensors, or what `torch.save` writes) or a state_dict, nested or not.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged, or of a kind that is not read.
+        HeadError: If `source` is neither a path nor a mapping.
+    """
+    if isinstance(source, Mapping):
+        return Catalog("the state_dict", tuple(_walk(source, _live_entry)), None, None)
+    if not isinstance(source, str) and not hasattr(source, "__fspath__"):
+        remedy = "pass model.state_dict()" if hasattr(source, "state_dict") else None
+        raise HeadError(
+            "a head is read from a checkpoint's path or a state_dict.",
+            found=type(source).__name__,
+            remedy=remedy,
+        )
+    path = Path(source)
+    label = f"'{path}'"
+    try:
+        if _kind(path) == "safetensors":
+            layout = read_layout(path)
+            return Catalog(label, tuple(_file_entries(layout)), layout, path)
+        archive = open_archive(path)
+        if not isinstance(archive.content, Mapping):
+            raise ValueError("it holds no state_dict: something that is no table of tensors")  # noqa: TRY004, TRY301
+        entries = tuple(_walk(archive.content, _stored_entry))
+    except RefusedName as error:
+        raise _refused(label, str(error)) from error
+    except (OSError, ValueError) as error:
+        raise _unreadable(label, error) from error
+    return Catalog(label, entries, archive, path)
+
+
+def _refused(label: str, name: str) -> CheckpointError:
+    return CheckpointError(
+        f"{label} holds more than tensors, and is not opened: nothing in a checkpoint is executed.",
+        found=f"it asks for {name}",
+        expected="a state_dict: texts, numbers and tensors",
+        remedy="if you trust the file, load it yourself and save model.state_dict()",
+    )
+
+
+def _unreadable(label: str, error: OSError | ValueError) -> CheckpointError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return CheckpointError(
+        f"cannot read the checkpoint {label}.",
+        found=reason,
+        expected="a safetensors file, or a state_dict written by torch.save since PyTorch 1.6",
+        remedy="check the path; copy the file again if it was cut short; "
+        "re-save the state_dict with torch.save or safetensors if it is of another kind",
+    )
+
+
+def _kind(path: Path) -> str:
+    """Which container a file is, by its first bytes."""
+    with path.open("rb") as stream:
+        head = stream.read(9)
+    if not head:
+        raise ValueError("the file is empty")
+    if head[:4] == b"PK\x03\x04":
+        return "zip"
+    if head[8:9] == b"{" or path.suffix == ".safetensors":
+        return "safetensors"
+    if head[:1] == b"\x80":
+        raise ValueError("it is a bare pickle: the format of torch.save before PyTorch 1.6")
+    raise ValueError("it is neither a safetensors file nor a PyTorch archive")
+
+
+def _walk(
+    table: Mapping[Any, Any], entry_of: Callable[[str, str, Any], Entry | None]
+) -> Iterator[Entry]:
+    """Every tensor in a table of tables; the inner tables become the entries' containers.
+
+    Tables are visited in order, an inner one after the tensors of the outer one.
+    """
+    waiting: list[tuple[Mapping[Any, Any], str, int]] = [(table, "", 0)]
+    for visited, (inner, container, depth) in enumerate(waiting):
+        if visited >= MAX_TABLES:
+            raise ValueError(f"it nests more than {MAX_TABLES:,} tables")
+        for key, value in inner.items():
+            if isinstance(value, Mapping):
+                if depth < MAX_DEPTH and len(waiting) <= MAX_TABLES:
+                    name = f"{container}.{key}" if container else str(key)
+                    waiting.append((value, name, depth + 1))
+            elif (entry := entry_of(container, str(key), value)) is not None:
+                yield entry
+
+
+def _live_entry(container: str, key: str, value: Any) -> Entry | None:
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
+        return None
+    return Entry(
+        container,
+        key,
+        tuple(value.shape),
+        tuple(value.stride()),
+        int(value.storage_offset()),
+        None if value.is_quantized else value.dtype,
+        str(value.dtype).removeprefix("torch."),
+        (str(value.device), value.untyped_storage().data_ptr()),
+        value,
+    )
+
+
+def _stored_entry(container: str, key: str, value: Any) -> Entry | None:
+    if not isinstance(value, StoredTensor):
+        return None
+    dtype = _TORCH_KINDS.get(value.dtype) or getattr(torch, value.dtype, None)
+    dtype = dtype if isinstance(dtype, torch.dtype) else None
+    return Entry(
+        container,
+        key,
+        value.shape,
+        value.stride,
+        value.offset,
+        None if value.quantised else dtype,
+        str(dtype or value.dtype).removeprefix("torch."),
+        value.storage.key,
+        value,
+    )
+
+
+def _file_entries(layout: FileLayout) -> Iterator[Entry]:
+    for tensor in layout.tensors:
+        stride = [math.prod(tensor.shape[i + 1 :]) for i in range(len(tensor.shape))]
+        dtype = _SAFETENSORS_KINDS.get(tensor.dtype)
+        name = str(dtype).removeprefix("torch.") if dtype else tensor.dtype
+        shape, key = tensor.shape, tensor.name
+        yield Entry("", key, shape, tuple(stride), 0, dtype, name, key, tensor)
+
+
+def load_tensor(catalog: Catalog, entry: Entry) -> torch.Tensor:
+    """Read one tensor, on the CPU, as a copy.
+
+    Raises:
+        CheckpointError: If its bytes are missing or damaged.
+    """
+    if isinstance(entry.value, torch.Tensor):
+        return entry.value.detach().cpu().clone()
+    try:
+        raw = _storage_bytes(catalog, entry)
+        return view_of(bytearray(raw), entry, entry.offset).clone()
+    except (OSError, ValueError) as error:
+        raise _unreadable(catalog.label, error) from error
+
+
+def _storage_bytes(catalog: Catalog, entry: Entry) -> bytes:
+    if isinstance(catalog.origin, Archive):
+        name = record_name(catalog.origin, entry.value.storage)
+        raw = read_record(catalog.origin, name)
+    else:
+        assert catalog.path is not None  # noqa: S101  # a file that is no archive
+        with catalog.path.open("rb") as stream:
+            stream.seek(entry.value.start)
+            raw = stream.read(entry.value.stop - entry.value.start)
+    if entry.extent[1] > len(raw):
+        raise ValueError(f"tensor {entry.name!r} reaches beyond its {len(raw):,} stored bytes")
+    return raw
+
+
+def view_of(raw: bytearray, entry: Entry, offset: int) -> torch.Tensor:
+    """A tensor over bytes that start at the given number of items before the entry's first."""
+    assert entry.dtype is not None  # noqa: S101  # refused before
+    size = len(raw) - len(raw) % entry.dtype.itemsize
+    flat = torch.frombuffer(raw, dtype=entry.dtype, count=size // entry.dtype.itemsize)
+    return flat.as_strided(entry.shape, entry.stride, offset)
+
+
+def storage_start(catalog: Catalog, entry: Entry) -> int:
+    """The position in the file of the first byte of the entry's storage.
+
+    Raises:
+        CheckpointError: If the bytes are not in the file as such.
+    """
+    try:
+        if isinstance(catalog.origin, Archive):
+            return record_start(catalog.origin, record_name(catalog.origin, entry.value.storage))
+        return int(entry.value.start)
+    except (OSError, ValueError) as error:
+        raise _unreadable(catalog.label, error) from error

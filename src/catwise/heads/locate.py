@@ -1,0 +1,414 @@
+"""Finding the head among the tensors of a checkpoint."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from catwise.errors import HeadError, nearest
+from catwise.heads.catalog import Catalog, Entry, open_catalog
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping, Sequence
+
+    import torch
+
+__all__ = ["Found", "HeadLocation", "find_head", "list_heads"]
+
+_HEAD_NAMES: Final = frozenset(
+    {
+        "cls", "classif", "classifier", "classifiers", "classification_head", "fc", "fc_out",
+        "head", "heads", "head_fc", "last_linear", "last_layer", "linear", "lin", "logit", "logits",
+        "output", "out", "output_layer", "predictor", "prediction", "predictions", "probe", "score",
+    }
+)  # fmt: skip
+_EMA: Final = re.compile(r"(?:^|[._])(?:ema|averaged|swa|teacher)(?:[._]|$)|_ema(?:[._]|$)")
+_NO_HEADS: Final = re.compile(
+    r"(?:^|\.)(?:optim\w*|scheduler\w*|lr_sched\w*|scaler|grad\w*)(?:\.|$)"
+)
+_QUANTISED_BESIDE: Final = (
+    "SCB", "weight_format", "weight_scale", "weight_scale_inv", "weight_zero_point", "qweight",
+    "qzeros", "scales", "scale", "zero_point", "_packed_params", "weight.absmax",
+    "weight.quant_map", "weight.quant_state", "weight_packed",
+)  # fmt: skip
+_NORMED_BESIDE: Final = ("weight_g", "weight_v", "parametrizations.weight")
+_STAND_INS: Final = {
+    "weight_v": "weight-normed",
+    "parametrizations.weight.original1": "weight-normed",
+    "parametrizations.weight.original": "parametrised",
+    "weight_orig": "pruned or spectrally normed",
+    "qweight": "quantised",
+    "weight_packed": "quantised",
+}
+_SHOWN: Final = 12
+
+
+@dataclass(frozen=True, slots=True)
+class HeadLocation:
+    """Where a head, or what may be one, lies in a checkpoint.
+
+    Attributes:
+        key: the weight's key within its container.
+        bias_key: the bias's key, or None where there is none.
+        container: the tables that lead to it (``"state_dict"``), or ``""``.
+        n_categories: C.
+        n_features: D.
+        dtype: as stored, such as ``"float16"``.
+        note: what is special about it, or ``""``.
+        problem: why it cannot be used, or ``""``.
+    """
+
+    key: str
+    bias_key: str | None
+    container: str
+    n_categories: int
+    n_features: int
+    dtype: str
+    note: str = ""
+    problem: str = ""
+
+    @property
+    def name(self) -> str:
+        """What to give as `key=` to mean this head and no other."""
+        return f"{self.container}:{self.key}" if self.container else self.key
+
+    @property
+    def usable(self) -> bool:
+        """Whether it can be read and written."""
+        return not self.problem
+
+    def __str__(self) -> str:
+        bias = f"bias {self.bias_key!r}" if self.bias_key else "no bias"
+        extra = "".join(f"; {text}" for text in (self.note, self.problem) if text)
+        return (
+            f"{self.name!r} ({self.n_categories:,} categories × {self.n_features:,} features, "
+            f"{self.dtype}, {bias}{extra})"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A head's tensors within a catalog."""
+
+    weight: Entry
+    bias: Entry | None
+    location: HeadLocation
+
+
+def list_heads(source: str | os.PathLike[str] | Mapping[str, Any]) -> list[HeadLocation]:
+    """List what may be the head of a checkpoint, every copy of it (EMA, `module.` …).
+
+    Layers with the usual names (`fc`, `classifier`, `head` …) come alone where there are any;
+    otherwise every matrix named `….weight` is listed. Those that cannot be used say why in
+    `problem`.
+
+    Args:
+        source: a checkpoint's path, or a state_dict.
+
+    Returns:
+        The candidates; of layers that follow one another the last stands first.
+
+    Raises:
+        CheckpointError: If the file cannot be read.
+
+    >>> import torch
+    >>> for place in list_heads({"fc.weight": torch.ones(3, 8), "fc.bias": torch.ones(3)}):
+    ...     print(place)
+    'fc.weight' (3 categories × 8 features, float32, bias 'fc.bias')
+    """
+    catalog = open_catalog(source)
+    candidates = _candidates(catalog)
+    likely = [entry for group in _groups(candidates) for entry in reversed(group)]
+    return [_describe(catalog, entry).location for entry in likely or _matrices(candidates)]
+
+
+def find_head(
+    catalog: Catalog,
+    *,
+    key: str | None = None,
+    bias_key: str | None = None,
+    n_categories: int | None = None,
+) -> Found:
+    """Find the one head that is meant.
+
+    Args:
+        catalog: the checkpoint.
+        key: the weight's key, with or without its container and ``.weight``.
+        bias_key: the bias's key, when it is not named like the weight's.
+        n_categories: how many rows the head has, where that is known.
+
+    Raises:
+        HeadError: If none or several fit, or the one that fits cannot be used.
+    """
+    if key is None:
+        entry = _choose(catalog, n_categories)
+    else:
+        entry = _named(catalog, key, suffix=".weight")
+    found = _describe(catalog, entry, bias_key=bias_key)
+    problem = found.location.problem
+    if problem:
+        raise HeadError(
+            f"the head {found.location.name!r} of {catalog.label} cannot be used: it is {problem}.",
+            found=str(found.location),
+            expected="a plain float weight (C, D) that nothing else shares",
+            remedy=_remedy(problem),
+        )
+    return found
+
+
+def _remedy(problem: str) -> str:
+    if problem.startswith("quantised"):
+        return "use the checkpoint from before it was quantised"
+    if problem.startswith("tied"):
+        return "untie it: save the checkpoint with a copy of the tensor, weight.clone()"
+    if problem.startswith(("weight-normed", "parametrised", "pruned")):
+        return "fold it first: torch.nn.utils.parametrize.remove_parametrizations (or \
+remove_weight_norm, prune.remove), then save again"
+    return "name another one with key=…; list_heads shows what there is"
+
+
+def _choose(catalog: Catalog, n_categories: int | None) -> Entry:
+    """The only head that fits; several or none are an error that shows them."""
+    candidates = _candidates(catalog)
+    likely = [group[-1] for group in _groups(candidates)]
+    for pool in (likely, _matrices(candidates)):
+        fits = [e for e in pool if n_categories is None or e.shape[0] == n_categories]
+        if len(fits) == 1:
+            return fits[0]
+        if len(fits) > 1:
+            raise _ambiguous(catalog, fits)
+        if pool and n_categories is None:
+            break
+    every = likely or _matrices(candidates)
+    rows = f" with {n_categories:,} rows" if n_categories is not None and every else ""
+    raise HeadError(
+        f"no head{rows} was found in {catalog.label}.",
+        found=_show(catalog, every)
+        if every
+        else f"{len(catalog.entries):,} tensors, no matrix named '….weight'",
+        expected="a weight (C, D) of the last layer",
+        remedy="name it with key='…' (and give its row names if it has further categories)",
+    )
+
+
+def _ambiguous(catalog: Catalog, fits: Sequence[Entry]) -> HeadError:
+    return HeadError(
+        f"{len(fits)} layers of {catalog.label} may be the head.",
+        found=_show(catalog, fits),
+        expected="one",
+        remedy=f"name the one that is meant, such as key={fits[0].name!r}",
+    )
+
+
+def _show(catalog: Catalog, entries: Sequence[Entry]) -> str:
+    shown = [str(_describe(catalog, entry).location) for entry in entries[:_SHOWN]]
+    more = len(entries) - len(shown)
+    return "; ".join(shown) + (f"; and {more:,} more" if more else "")
+
+
+def _named(catalog: Catalog, key: str, *, suffix: str) -> Entry:
+    """The one tensor that a name means."""
+    for wanted in (key, key + suffix):
+        fits = [e for e in catalog.entries if e.name == wanted]
+        fits = fits or [e for e in catalog.entries if e.key == wanted]
+        if len(fits) > 1:
+            raise _ambiguous(catalog, fits)
+        if fits:
+            return fits[0]
+    names = [entry.name for entry in catalog.entries]
+    raise HeadError(
+        f"{catalog.label} has no tensor {key!r}{nearest(key, names)}.",
+        found=f"{len(names):,} tensors",
+        remedy="list_heads shows what may be the head",
+    )
+
+
+def _candidates(catalog: Catalog) -> list[Entry]:
+    """Every weight that has a head's shape, and what stands in for one."""
+    return [
+        entry
+        for entry in catalog.entries
+        if _is_matrix(entry)
+        and not _NO_HEADS.search(entry.container)
+        and (_prefix(entry.key) is not None)
+    ]
+
+
+def _is_matrix(entry: Entry) -> bool:
+    shape = entry.shape
+    return (len(shape) == 2 or (len(shape) == 4 and shape[2:] == (1, 1))) and 0 not in shape
+
+
+def _matrices(entries: Sequence[Entry]) -> list[Entry]:
+    """Without the 1×1 convolutions, of which a backbone has many."""
+    return [entry for entry in entries if len(entry.shape) == 2]
+
+
+def _prefix(key: str) -> str | None:
+    """What leads a weight's key: ``"a.fc."`` of ``"a.fc.weight"``; None for no weight."""
+    for suffix in ("weight", *_STAND_INS):
+        if key == suffix or key.endswith("." + suffix):
+            return key[: len(key) - len(suffix)]
+    return None
+
+
+def _groups(candidates: Sequence[Entry]) -> list[list[Entry]]:
+    """Layers with a head's name, those that follow one another in one list, the last one last."""
+    stems: dict[tuple[str, ...], list[Entry]] = {}
+    for entry in candidates:
+        stem = _head_stem(entry)
+        if stem is not None:
+            stems.setdefault((entry.container, *stem), []).append(entry)
+    groups: list[list[Entry]] = []
+    for entries in stems.values():
+        entries.sort(key=lambda entry: _natural(entry.key))
+        chain = [entries[0]]
+        for entry in entries[1:]:
+            if entry.shape[1] == chain[-1].shape[0]:
+                chain.append(entry)
+            else:
+                groups.append(chain)
+                chain = [entry]
+        groups.append(chain)
+    return groups
+
+
+def _head_stem(entry: Entry) -> tuple[str, ...] | None:
+    """The parts of the key up to the one with a head's name; None where there is none.
+
+    A numbered part before it (`blocks.3.fc`) means that it lies inside the backbone; so does `aux`.
+    """
+    parts = (_prefix(entry.key) or "").split(".")[:-1]
+    inner = entry.container.split(".")[-1:] if not parts else []
+    for position, part in enumerate(parts or inner):
+        lowered = part.lower()
+        if lowered.isdigit() or "aux" in lowered:
+            return None
+        if lowered.rstrip("0123456789_") in _HEAD_NAMES:
+            return (*parts[:position], re.sub(r"\d+$", "", lowered))
+    return None
+
+
+def _natural(key: str) -> list[tuple[int, str]]:
+    """Sorts 'fc.10' after 'fc.9'."""
+    return [(int(p), "") if p.isdigit() else (-1, p) for p in re.split(r"(\d+)", key)]
+
+
+def _describe(catalog: Catalog, entry: Entry, *, bias_key: str | None = None) -> Found:
+    """Where an entry's bias is, and what is special or wrong about the two."""
+    if not _is_matrix(entry):
+        raise HeadError(
+            f"the tensor {entry.name!r} of {catalog.label} is no head's weight.",
+            found=f"shape {entry.shape}",
+            expected="shape (C, D), or (C, D, 1, 1) of a 1×1 convolution",
+        )
+    bias = _bias(catalog, entry, bias_key)
+    notes = ["1×1 convolution"] if len(entry.shape) == 4 else []
+    if _EMA.search(entry.name):
+        notes.append("a moving average (EMA)")
+    location = HeadLocation(
+        entry.key,
+        bias.key if bias else None,
+        entry.container,
+        entry.shape[0],
+        entry.shape[1],
+        entry.dtype_name,
+        ", ".join(notes),
+        _problem(catalog, entry, bias),
+    )
+    return Found(entry, bias, location)
+
+
+def _bias(catalog: Catalog, entry: Entry, bias_key: str | None) -> Entry | None:
+    if bias_key is not None:
+        inside = [e for e in catalog.entries if e.container == entry.container]
+        same = [e for e in inside if e.key in {bias_key, bias_key + ".bias"}]
+        bias = same[0] if same else _named(catalog, bias_key, suffix=".bias")
+    else:
+        prefix = _prefix(entry.key)
+        wanted = None if prefix is None else prefix + "bias"
+        beside = (e for e in catalog.entries if (e.container, e.key) == (entry.container, wanted))
+        found = next(beside, None)
+        if found is None:
+            return None
+        bias = found
+    if bias.shape != entry.shape[:1]:
+        raise HeadError(
+            f"the bias {bias.name!r} does not fit the weight {entry.name!r}.",
+            found=f"shapes {bias.shape} and {entry.shape}",
+            expected=f"a bias of shape ({entry.shape[0]},)",
+            remedy="name the bias with bias_key='…'",
+        )
+    return bias
+
+
+def _problem(catalog: Catalog, weight: Entry, bias: Entry | None) -> str:
+    """Why a head cannot be used, or ''."""
+    prefix = _prefix(weight.key)
+    if prefix is not None:
+        stand_in = _STAND_INS.get(weight.key.removeprefix(prefix))
+        if stand_in:
+            return f"{stand_in} ({weight.key!r} is not the weight itself)"
+        beside = _beside(catalog, weight, prefix)
+        if beside:
+            return beside
+    for part in (weight, bias):
+        if part is None:
+            continue
+        if not _is_plain_float(part.dtype):
+            return f"quantised or no float tensor ({part.dtype_name})"
+        shared = _sharing(catalog, part)
+        if shared:
+            return f"tied: {part.key!r} shares its storage with {shared!r}"
+        if _overlaps_itself(part):
+            return f"tied: the rows of {part.key!r} share their numbers"
+    return ""
+
+
+def _beside(catalog: Catalog, weight: Entry, prefix: str) -> str:
+    """What the keys beside a weight tell about it."""
+    for entry in catalog.entries:
+        if entry.container != weight.container or not entry.key.startswith(prefix):
+            continue
+        rest = entry.key.removeprefix(prefix)
+        if rest.startswith(_NORMED_BESIDE):
+            return f"weight-normed ({entry.key!r} stands beside it)"
+        if rest.split("__")[0] in _QUANTISED_BESIDE or rest.startswith("weight.quant_state"):
+            return f"quantised ({entry.key!r} stands beside it)"
+    return ""
+
+
+def _is_plain_float(dtype: torch.dtype | None) -> bool:
+    return dtype is not None and str(dtype) in {
+        "torch.float16", "torch.bfloat16", "torch.float32", "torch.float64",
+    }  # fmt: skip
+
+
+def _sharing(catalog: Catalog, part: Entry) -> str:
+    """The name of another tensor that holds some of the same bytes, or ''."""
+    alias = catalog.metadata.get(part.key)
+    others = {key for key, value in catalog.metadata.items() if value == part.key}
+    if others or (alias and any(entry.key == alias for entry in catalog.entries)):
+        return next(iter(sorted(others)), alias or "")
+    start, stop = part.extent
+    for other in catalog.entries:
+        if other is part or other.storage != part.storage or stop == start:
+            continue
+        other_start, other_stop = other.extent
+        if other_start < stop and start < other_stop:
+            return other.name
+    return ""
+
+
+def _overlaps_itself(part: Entry) -> bool:
+    """Whether two positions of a tensor are one place in memory."""
+    reach = 0
+    for stride, size in sorted(zip(part.stride, part.shape, strict=True)):
+        if size == 1:
+            continue
+        if stride <= reach:
+            return True
+        reach += stride * (size - 1)
+    return False

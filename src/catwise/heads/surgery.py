@@ -1,0 +1,384 @@
+"""Writing a head into a copy of a checkpoint: only the head's bytes change."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from catwise._io import atomic_path
+from catwise._safetensors import FileLayout
+from catwise.errors import (
+    CategoryError,
+    CheckpointError,
+    HeadError,
+    OutputError,
+    ShapeError,
+    nearest,
+)
+from catwise.heads.archive import Archive, fix_crc, record_name
+from catwise.heads.catalog import (
+    Catalog,
+    Entry,
+    load_tensor,
+    open_catalog,
+    storage_start,
+    view_of,
+)
+from catwise.heads.locate import Found, HeadLocation, find_head
+from catwise.heads.saved import head_of_layout
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from catwise.heads.core import Head
+
+__all__ = ["WriteReport", "write_head", "write_head_to_state_dict"]
+
+
+@dataclass(frozen=True, slots=True)
+class WriteReport:
+    """What was written where.
+
+    Attributes:
+        location: the head that was overwritten.
+        rows: the rows that were overwritten, in the head's order.
+        cast: how the numbers were rounded to the checkpoint's dtype, or ``""`` if they were not.
+    """
+
+    location: HeadLocation
+    rows: tuple[int, ...]
+    cast: str
+
+    def __str__(self) -> str:
+        cast = f", {self.cast}" if self.cast else ""
+        of = f"{self.location.n_categories:,} rows of {self.location.name!r}"
+        return f"{len(self.rows):,} of {of}{cast}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Patch:
+    """New values for some rows of one tensor."""
+
+    entry: Entry
+    rows: tuple[int, ...]
+    values: torch.Tensor
+
+    def apply(self, view: torch.Tensor) -> None:
+        view[list(self.rows)] = self.values.reshape(len(self.rows), *self.entry.shape[1:])
+
+
+def write_head(
+    source: str | os.PathLike[str],
+    head: Head,
+    destination: str | os.PathLike[str],
+    *,
+    key: str | None = None,
+    bias_key: str | None = None,
+    categories: Sequence[str] | None = None,
+    overwrite: bool = False,
+) -> WriteReport:
+    """Write a head into a copy of a checkpoint file; the input is never touched.
+
+    Only the head's bytes change: in a safetensors file the tensors' range; in a `torch.save`
+    archive the storage's range and the record's CRC-32. Names, dtypes, metadata, the pickle and all
+    other tensors stay byte for byte. `write_head(m, read_head(m), n)` makes an identical file.
+
+    Args:
+        source: the checkpoint.
+        head: the head; cast to the checkpoint's dtype.
+        destination: the new file, elsewhere than `source`.
+        key: the weight's key, as in :func:`read_head`.
+        bias_key: the bias's key, when it is not named like the weight's.
+        categories: the names of the checkpoint's rows. With them the head's categories are matched
+            by name and may be some of the rows; without them the head must have all rows in order.
+        overwrite: replace a file that is at `destination`.
+
+    Returns:
+        What was written; its `cast` says how the numbers were rounded, if they were.
+
+    Raises:
+        CheckpointError: If the source cannot be read.
+        HeadError: If the place is not clear, tied, quantised or weight-normed; if one has a bias
+            and the other none; or if a number is too large for the checkpoint's dtype.
+        ShapeError: If head and checkpoint differ in features or rows.
+        CategoryError: If a category is not among the checkpoint's rows.
+        OutputError: If the destination is the source, exists, or cannot be written.
+
+    >>> import tempfile, torch
+    >>> from catwise.heads import Head, read_head
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     torch.save({"fc.weight": torch.zeros(3, 2)}, f"{folder}/a.pt")
+    ...     new = Head([[1.0, 2.0]], categories=["dog"])
+    ...     report = write_head(
+    ...         f"{folder}/a.pt", new, f"{folder}/b.pt", categories=["ant", "cat", "dog"]
+    ...     )
+    ...     print(report)
+    ...     read_head(f"{folder}/b.pt").weight
+    1 of 3 rows of 'fc.weight'
+    tensor([[0., 0.],
+            [0., 0.],
+            [1., 2.]])
+    """
+    if isinstance(source, Mapping):
+        raise HeadError(
+            "write_head writes files.",
+            found="a state_dict",
+            remedy="write_head_to_state_dict gives a new state_dict",
+        )
+    catalog = open_catalog(source)
+    _check_destination(Path(source), Path(destination), overwrite=overwrite)
+    found, patches, report = _plan(catalog, head, key=key, bias_key=bias_key, categories=categories)
+    starts = [storage_start(catalog, patch.entry) for patch in patches]
+    for patch in patches:
+        load_tensor(catalog, patch.entry)  # a damaged record is found before anything is written
+    with atomic_path(destination) as temporary:
+        shutil.copyfile(source, temporary)
+        for patch, start in zip(patches, starts, strict=True):
+            _overwrite(temporary, patch, start)
+        for name in sorted(_records(catalog, patches)):
+            fix_crc(temporary, name)
+        _verify(temporary, catalog, found, patches)
+    return report
+
+
+def write_head_to_state_dict(
+    state_dict: Mapping[str, Any],
+    head: Head,
+    *,
+    key: str | None = None,
+    bias_key: str | None = None,
+    categories: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Return a new state_dict with this head in it; the given one is not changed.
+
+    All other tensors are the same objects as before. Arguments and errors are those of
+    :func:`write_head`.
+
+    >>> from catwise.heads import Head
+    >>> old = {"fc.weight": torch.zeros(1, 2), "other": 3}
+    >>> write_head_to_state_dict(old, Head([[1.0, 2.0]]))
+    {'fc.weight': tensor([[1., 2.]]), 'other': 3}
+    >>> old["fc.weight"]
+    tensor([[0., 0.]])
+    """
+    catalog = open_catalog(state_dict)
+    _, patches, _ = _plan(catalog, head, key=key, bias_key=bias_key, categories=categories)
+    result = copy.copy(state_dict)
+    for patch in patches:
+        value = patch.entry.value.detach().clone()
+        patch.apply(value)
+        if isinstance(patch.entry.value, torch.nn.Parameter):
+            value = torch.nn.Parameter(value, requires_grad=patch.entry.value.requires_grad)
+        _put(result, state_dict, patch.entry, value)
+    return result  # type: ignore[return-value]
+
+
+def _put(result: Any, original: Mapping[str, Any], entry: Entry, value: torch.Tensor) -> None:
+    """Set one tensor in the copy; the tables that lead to it are copied, once."""
+    for table, table_was, left in _paths(result, original, entry.container):
+        if not left and table_was.get(entry.key) is entry.value:
+            table[entry.key] = value
+            return
+    raise HeadError(f"the state_dict has no place for {entry.name!r} that can be set.")
+
+
+def _paths(table: Any, was: Any, container: str) -> Any:
+    """Yield the (copied) table that a container's name leads to; names may hold dots."""
+    yield table, was, container
+    for name, inner in was.items():
+        text = str(name)
+        if isinstance(inner, Mapping) and (container + ".").startswith(text + "."):
+            if table[name] is inner:
+                table[name] = copy.copy(inner)
+            yield from _paths(table[name], inner, container[len(text) + 1 :])
+
+
+def _check_destination(source: Path, destination: Path, *, overwrite: bool) -> None:
+    if not destination.exists():
+        return
+    if destination.samefile(source):
+        raise OutputError(
+            f"'{destination}' is the checkpoint itself.",
+            expected="a new file: an input is never changed",
+            remedy="choose another name",
+        )
+    if not overwrite:
+        raise OutputError(
+            f"'{destination}' exists.", remedy="choose another name, or ask to overwrite it"
+        )
+
+
+def _plan(
+    catalog: Catalog,
+    head: Head,
+    *,
+    key: str | None,
+    bias_key: str | None,
+    categories: Sequence[str] | None,
+) -> tuple[Found, list[_Patch], WriteReport]:
+    """Find the place, match the rows, cast the numbers; nothing is written."""
+    names = tuple(map(str, categories)) if categories is not None else _own_names(catalog, key)
+    own = names is not None and categories is None
+    n_rows = head.n_categories if names is None else len(names)
+    found = find_head(
+        catalog,
+        key="weight" if own and key is None else key,
+        bias_key=bias_key,
+        n_categories=n_rows if key is None else None,
+    )
+    rows = _match(head, found.location, names)
+    if head.n_features != found.location.n_features:
+        raise ShapeError(
+            "the head does not fit the checkpoint.",
+            found=f"a head of {head.n_features:,} features",
+            expected=f"{found.location.n_features:,}, as {found.location.name!r} has",
+        )
+    patches = [_patch(found.weight, rows, head.weight)]
+    bias = _bias_values(head, found)
+    if found.bias is not None and bias is not None:
+        patches.append(_patch(found.bias, rows, bias))
+    parts = (head.weight, bias) if bias is not None else (head.weight,)
+    cast = _cast_text(parts, patches)
+    return found, patches, WriteReport(found.location, rows, cast)
+
+
+def _own_names(catalog: Catalog, key: str | None) -> tuple[str, ...] | None:
+    """The row names of a file that save_head wrote."""
+    layout = catalog.origin
+    if not isinstance(layout, FileLayout) or catalog.path is None:
+        return None
+    if key not in {None, "weight"} or "catwise_head" not in layout.metadata:
+        return None
+    return head_of_layout(catalog.path, layout).categories
+
+
+def _match(head: Head, location: HeadLocation, names: tuple[str, ...] | None) -> tuple[int, ...]:
+    """The checkpoint's row for each of the head's categories."""
+    n_rows = location.n_categories
+    if names is None:
+        if head.n_categories != n_rows:
+            raise ShapeError(
+                "the head does not fit the checkpoint.",
+                found=f"a head of {head.n_categories:,} categories",
+                expected=f"{n_rows:,}, as {location.name!r} has",
+                remedy="pass categories=[…], the names of the checkpoint's rows, "
+                "to write some of them by name",
+            )
+        numbers = {str(i): i for i in range(n_rows)}
+        by_number = all(name in numbers for name in head.categories)
+        return tuple(numbers[c] if by_number else i for i, c in enumerate(head.categories))
+    if len(names) != n_rows or len(set(names)) != n_rows:
+        raise ShapeError(
+            "the names of the checkpoint's rows do not fit it.",
+            found=f"{len(set(names)):,} different names",
+            expected=f"{n_rows:,}, one for each row of {location.name!r}",
+        )
+    index = {name: i for i, name in enumerate(names)}
+    missing = [name for name in head.categories if name not in index]
+    if missing:
+        raise CategoryError(
+            f"{len(missing):,} of the head's categories are not rows of the checkpoint.",
+            found=", ".join(repr(n) + nearest(n, names) for n in missing[:3]),
+            expected=f"names among the {n_rows:,} of {location.name!r}",
+        )
+    return tuple(index[name] for name in head.categories)
+
+
+def _bias_values(head: Head, found: Found) -> torch.Tensor | None:
+    """What to write into the bias; neither side's missing bias is invented."""
+    if head.bias is None and found.bias is not None:
+        raise HeadError(
+            "the checkpoint's head has a bias and the new one has none.",
+            found=f"bias {found.bias.name!r}",
+            remedy="head.replace(bias=torch.zeros(…)) says that the bias shall be zero",
+        )
+    if head.bias is not None and found.bias is None:
+        if bool((head.bias == 0).all()):
+            return None
+        raise HeadError(
+            "the new head has a bias and the checkpoint's has none: it cannot be written.",
+            found=str(found.location),
+            expected="a head without a bias",
+            remedy="tune without a bias, or name the checkpoint's bias with bias_key='…'",
+        )
+    return head.bias
+
+
+def _patch(entry: Entry, rows: tuple[int, ...], values: torch.Tensor) -> _Patch:
+    values = values.detach().cpu()
+    assert entry.dtype is not None  # noqa: S101  # find_head refuses it
+    cast = values.to(entry.dtype)
+    if not bool(torch.isfinite(cast).all()):
+        largest = float(values.double().abs().max())
+        raise HeadError(
+            f"the head does not fit into {entry.name!r}: a number is too large for its dtype.",
+            found=f"up to {largest:.4g}",
+            expected=f"at most {torch.finfo(entry.dtype).max:.4g} ({entry.dtype_name})",
+            remedy="convert the checkpoint to float32 first",
+        )
+    return _Patch(entry, rows, cast)
+
+
+def _cast_text(parts: Sequence[torch.Tensor], patches: Sequence[_Patch]) -> str:
+    texts = []
+    for part, patch in zip(parts, patches, strict=True):
+        was = part.detach().cpu().double()
+        error = float((patch.values.double() - was).abs().max())
+        if error:
+            old = str(part.dtype).removeprefix("torch.")
+            texts.append(
+                f"{old} rounded to {patch.entry.dtype_name} in {patch.entry.key!r}, "
+                f"by at most {error:.3g}"
+            )
+    return "; ".join(texts)
+
+
+def _overwrite(path: Path, patch: _Patch, storage_at: int) -> None:
+    """Write the patch's rows into the file; what lies between them is written as it was."""
+    low, high = patch.entry.extent
+    with path.open("r+b") as stream:
+        stream.seek(storage_at + low)
+        raw = bytearray(stream.read(high - low))
+        patch.apply(view_of(raw, patch.entry, 0))
+        stream.seek(storage_at + low)
+        stream.write(raw)
+
+
+def _records(catalog: Catalog, patches: Sequence[_Patch]) -> set[str]:
+    """The archive's records that the patches change."""
+    if not isinstance(catalog.origin, Archive):
+        return set()
+    return {record_name(catalog.origin, patch.entry.value.storage) for patch in patches}
+
+
+def _verify(path: Path, before: Catalog, found: Found, patches: Sequence[_Patch]) -> None:
+    """Read the new file as anyone would and compare the head with what was meant."""
+    assert before.path is not None  # noqa: S101  # write_head reads files
+    catalog = open_catalog(path)
+    same_size = path.stat().st_size == before.path.stat().st_size
+    again = find_head(
+        catalog,
+        key=found.location.name,
+        bias_key=found.bias.name if found.bias is not None else None,
+    )
+    for patch, entry in zip(patches, (again.weight, again.bias), strict=False):
+        expected = load_tensor(before, patch.entry)
+        patch.apply(expected)
+        if entry is None or not same_size or not _same_bits(load_tensor(catalog, entry), expected):
+            raise CheckpointError(
+                f"the written head differs from the one that was meant, in {patch.entry.name!r}.",
+                remedy="report this with the checkpoint's layout (list_heads); nothing was written",
+            )
+
+
+def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(
+        a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8)
+    )
