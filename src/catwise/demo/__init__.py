@@ -1,0 +1,1 @@
+"""The demonstration: everything catwise does, on scenes of handwritten digits."""

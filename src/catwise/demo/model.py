@@ -1,0 +1,159 @@
+"""The small network of the demonstration, and how it is trained and read."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+__all__ = ["HEAD_KEY", "SceneNet", "extract_features", "fit_head", "train_network"]
+
+HEAD_KEY = "head.weight"
+"""The key of the classification layer in the network's ``state_dict``."""
+
+
+class SceneNet(nn.Module):
+    """Three convolutions, a maximum over the scene, and one linear layer.
+
+    Args:
+        n_categories: rows of the classification layer.
+        width: channels of the first convolution; the features have four times as many.
+    """
+
+    def __init__(self, n_categories: int, *, width: int = 32) -> None:
+        super().__init__()
+        self.n_features = 4 * width
+        channels = (1, width, 2 * width, 4 * width)
+        layers: list[nn.Module] = []
+        for index, (before, after) in enumerate(itertools.pairwise(channels)):
+            layers += [
+                nn.Conv2d(before, after, 3, padding=1, bias=False),
+                nn.BatchNorm2d(after),
+                nn.ReLU(),
+            ]
+            if index < len(channels) - 2:
+                layers.append(nn.MaxPool2d(2))
+        self.backbone = nn.Sequential(*layers)
+        self.head = nn.Linear(self.n_features, n_categories)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return what the classification layer sees: (N, 27, 27) → (N, D)."""
+        maps: Tensor = self.backbone(images.unsqueeze(1))
+        return maps.amax(dim=(2, 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits: (N, 27, 27) → (N, C)."""
+        logits: Tensor = self.head(self.features(images))
+        return logits
+
+
+def train_network(
+    images: NDArray[np.float32],
+    target: NDArray[np.float32],
+    weight: NDArray[np.float32],
+    *,
+    width: int,
+    epochs: int,
+    seed: int,
+    device: torch.device | None = None,
+    batch: int = 64,
+    learning_rate: float = 3e-3,
+    on_epoch: Callable[[int], None] | None = None,
+) -> SceneNet:
+    """Train the network with binary cross-entropy.
+
+    The global random state of torch is put back afterwards.
+
+    Args:
+        images: (N, 27, 27).
+        target: (N, C) in [0, 1].
+        weight: (N, C); 0 where a label does not count.
+        width: of the network.
+        epochs: passes over the scenes.
+        seed: of the initial weights and the order of the scenes.
+        device: where to train.
+        batch: scenes in one step.
+        learning_rate: the highest of the schedule.
+        on_epoch: called with the number of finished epochs.
+
+    Returns:
+        The network, in evaluation mode.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = SceneNet(target.shape[1], width=width)
+    network.to(device)
+    generator = torch.Generator().manual_seed(seed)
+    data = [torch.from_numpy(array).to(device) for array in (images, target, weight)]
+    steps = -(-len(images) // batch)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=learning_rate, total_steps=epochs * steps
+    )
+    network.train()
+    for epoch in range(epochs):
+        order = torch.randperm(len(images), generator=generator).to(device)
+        for rows in torch.split(order, batch):
+            x, y, w = (part[rows] for part in data)
+            loss = nn.functional.binary_cross_entropy_with_logits(network(x), y, weight=w)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+        if on_epoch is not None:
+            on_epoch(epoch + 1)
+    return network.eval()
+
+
+@torch.no_grad()
+def extract_features(
+    network: SceneNet, images: NDArray[np.float32], *, batch: int = 512
+) -> NDArray[np.float32]:
+    """Return the features of each scene: (N, 27, 27) → (N, D) float32."""
+    device = network.head.weight.device
+    blocks = [
+        network.features(torch.from_numpy(images[start : start + batch]).to(device)).cpu()
+        for start in range(0, len(images), batch)
+    ]
+    return torch.cat(blocks).numpy()
+
+
+def fit_head(
+    features: NDArray[np.float32],
+    present: NDArray[np.int8],
+    *,
+    penalty: float,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Fit one logistic regression for each category on complete labels.
+
+    This is the ceiling of the demonstration: what the same features would
+    allow if nothing were unknown.
+
+    Args:
+        features: (N, D).
+        present: (N, C) of 1 and 0.
+        penalty: the inverse strength ``C`` of scikit-learn, on standardised features.
+
+    Returns:
+        Weight (C, D) and bias (C,) for the features as given.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    mean, scale = features.mean(0), features.std(0) + 1e-6
+    standard = (features - mean) / scale
+    weight = np.zeros((present.shape[1], features.shape[1]))
+    bias = np.zeros(present.shape[1])
+    for column in range(present.shape[1]):
+        model = LogisticRegression(C=penalty, max_iter=500)
+        model.fit(standard, present[:, column])
+        weight[column] = model.coef_[0] / scale
+        bias[column] = model.intercept_[0] - weight[column] @ mean
+    return weight.astype(np.float32), bias.astype(np.float32)
