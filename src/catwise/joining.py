@@ -1,0 +1,436 @@
+"""Rows joined by id, categories by name: once, at the door. Inside, only positions are used.
+
+Rows: when features and labels both have ids, every labelled row finds its feature row by id;
+otherwise row i belongs to row i, and the counts must be equal. Categories: names are matched
+when both sides have them; where one side only has the default names "0", "1", … position j
+belongs to position j, and the counts must be equal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+
+from catwise.errors import CategoryError, IdError, ShapeError, nearest
+from catwise.features.blocks import RowBlocks, feature_shape
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from catwise.heads import Head
+    from catwise.labels import PartialLabels
+
+__all__ = [
+    "Aligned",
+    "Joined",
+    "align",
+    "aligned_features",
+    "check_disjoint",
+    "has_default_names",
+    "join_rows",
+    "match_categories",
+    "source_digests",
+    "source_ids",
+]
+
+#: Unmatched ids and names that an error shows of each side.
+_SHOWN: Final = 3
+#: Unmatched ids of each side that are compared without folder and suffix to suggest a remedy.
+_LOOKED_AT: Final = 10_000
+#: Share of the smaller source whose rows may repeat in the other one by content alone: a few
+#: equal images (blank pages, stock photos) are found in most collections.
+_COINCIDENCE: Final = 0.01
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Which feature row belongs to each labelled row.
+
+    Args:
+        rows: (N,) int64 feature row of each labelled row, or None: row i belongs to row i.
+        n_unlabelled: feature rows without labels; they are not used.
+        notes: what was done, a sentence each.
+    """
+
+    rows: NDArray[np.int64] | None
+    n_unlabelled: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """A head, features and labels that belong together.
+
+    Args:
+        head: the head as it was given; it may have more rows than the labels have columns.
+        rows: (N,) int64 feature row of each labelled row, or None: row i belongs to row i.
+        labels: (N, C) as they were given.
+        head_index: (C,) int64 row of the head for each column of the labels.
+        notes: what was done, a sentence each.
+    """
+
+    head: Head
+    rows: NDArray[np.int64] | None
+    labels: PartialLabels
+    head_index: NDArray[np.int64]
+    notes: list[str]
+
+    @property
+    def scored(self) -> Head:
+        """The head's rows that the labels speak about, in the order of the labels' columns."""
+        if np.array_equal(self.head_index, np.arange(self.head.n_categories)):
+            return self.head
+        return self.head.take_categories([int(i) for i in self.head_index])
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """C names: the head's, or the labels' where the head has only the default ones."""
+        if has_default_names(self.head.categories):
+            return self.labels.categories
+        return tuple(self.head.categories[int(i)] for i in self.head_index)
+
+
+def align(head: Head, features: Any, labels: PartialLabels, *, name: str = "data") -> Aligned:
+    """Check that a head, features and labels belong together, and say how.
+
+    Args:
+        head: the head.
+        features: (N, D) features of any kind; with `.ids` or without.
+        labels: (N, C).
+        name: what to call this source in an error: "train", "valid", "test".
+
+    Returns:
+        The positions that everything inside works with.
+
+    Raises:
+        ShapeError: If the features do not feed this head, or rows or columns that are matched by
+            position differ in number.
+        IdError: If a labelled row has no features, or features have an id twice.
+        CategoryError: If the head lacks a category of the labels.
+
+    >>> import numpy as np
+    >>> from catwise.heads import Head
+    >>> from catwise.labels import PartialLabels
+    >>> head = Head(np.eye(3), categories=["ant", "bee", "cat"])
+    >>> labels = PartialLabels.from_array([[1, 0]], encoding="nan", categories=["cat", "ant"])
+    >>> align(head, np.ones((1, 3)), labels).head_index.tolist()
+    [2, 0]
+    """
+    n_features = feature_shape(features, name=f"{name} features")[1]
+    if n_features != head.n_features:
+        raise ShapeError(
+            f"the {name} features do not feed this head.",
+            found=f"features with {n_features:,} columns",
+            expected=f"{head.n_features:,} columns, as the head's weight has",
+            remedy="use the features that feed this head: the output of the layer before it",
+        )
+    joined = join_rows(features, labels, name=name)
+    index, notes = match_categories(head.categories, labels.categories, name=name)
+    return Aligned(head, joined.rows, labels, index, [*joined.notes, *notes])
+
+
+def join_rows(features: Any, labels: PartialLabels, *, name: str = "data") -> Joined:
+    """Find the feature row of each labelled row: by id where both have ids, else by position.
+
+    Args:
+        features: (N, D) features of any kind; with `.ids` or without.
+        labels: the labels.
+        name: what to call this source in an error.
+
+    Raises:
+        IdError: If a labelled row has no features, or features have an id twice.
+        ShapeError: If one side has no ids and the numbers of rows differ.
+    """
+    n_rows = feature_shape(features, name=f"{name} features")[0]
+    have, wanted = getattr(features, "ids", None), labels.ids
+    if have is None or wanted is None:
+        return _by_position(n_rows, labels.shape[0], name, _without_ids(have, wanted))
+    have, wanted = np.asarray(have).astype(str), np.asarray(wanted).astype(str)
+    if have.shape == wanted.shape and np.array_equal(have, wanted):
+        _check_unique(have, name)
+        return Joined(None, 0, ())
+    order = np.argsort(have, kind="stable")
+    _check_unique(have[order], name, is_sorted=True)
+    place = np.searchsorted(have, wanted, sorter=order)
+    rows = order[np.minimum(place, max(have.size - 1, 0))] if have.size else place
+    missing = np.ones(wanted.size, dtype=bool) if not have.size else have[rows] != wanted
+    if missing.any():
+        raise _unmatched(wanted[missing], have[~np.isin(have, wanted)], wanted.size, name)
+    n_unlabelled = int(have.size - np.unique(rows).size)
+    notes = [f"{name}: rows were joined by id."]
+    if n_unlabelled:
+        notes.append(f"{name}: {n_unlabelled:,} feature rows have no labels and were not used.")
+    return Joined(rows.astype(np.int64), n_unlabelled, tuple(notes))
+
+
+def _without_ids(have: Any, wanted: Any) -> str:
+    if have is None and wanted is None:
+        return "neither features nor labels have ids"
+    return "the features have no ids" if have is None else "the labels have no ids"
+
+
+def _by_position(n_features: int, n_labels: int, name: str, why: str) -> Joined:
+    if n_features != n_labels:
+        raise ShapeError(
+            f"{name}: features and labels differ in their number of rows, and {why}.",
+            found=f"{n_features:,} rows of features, {n_labels:,} rows of labels",
+            expected="equal numbers, or ids on both sides to join them by",
+        )
+    return Joined(None, 0, (f"{name}: rows were joined by position, as {why}.",))
+
+
+def _check_unique(ids: NDArray[np.str_], name: str, *, is_sorted: bool = False) -> None:
+    ordered = ids if is_sorted else np.sort(ids)
+    twice = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    if twice.size:
+        raise IdError(
+            f"{name}: features have an id twice.",
+            found=f"{twice.size:,} ids: {_some(twice)}",
+            expected="each id once",
+        )
+
+
+def _unmatched(
+    labels: NDArray[np.str_], features: NDArray[np.str_], n_labels: int, name: str
+) -> IdError:
+    return IdError(
+        f"{name}: {labels.size:,} of {n_labels:,} labelled rows have no features.",
+        found=f"labels without features: {_some(labels)}; "
+        f"features without labels ({features.size:,}): {_some(features)}",
+        expected="a feature row with the id of each labelled row",
+        remedy=_id_remedy(labels, features),
+    )
+
+
+def _some(values: Sequence[Any] | NDArray[Any]) -> str:
+    if not len(values):
+        return "none"
+    shown = ", ".join(repr(str(value)) for value in values[:_SHOWN])
+    return shown + (", …" if len(values) > _SHOWN else "")
+
+
+def _id_remedy(labels: NDArray[np.str_], features: NDArray[np.str_]) -> str:
+    """Say so when the ids would match without their folder and suffix."""
+    left, right = (
+        {PurePath(value).stem for value in side[:_LOOKED_AT].tolist()}
+        for side in (labels, features)
+    )
+    if left & right:
+        return (
+            "the names agree without folder and suffix: "
+            "give the id column's prefix and suffix (--id-prefix, --id-suffix)"
+        )
+    return "name the column that holds the ids of the features (--id-column), or extract the rest"
+
+
+def has_default_names(categories: Sequence[str]) -> bool:
+    """Whether categories only have their positions for names.
+
+    >>> has_default_names(["0", "1"]), has_default_names(["0", "cat"])
+    (True, False)
+    """
+    return all(name == str(i) for i, name in enumerate(categories))
+
+
+def match_categories(
+    head: Sequence[str], labels: Sequence[str], *, name: str = "data"
+) -> tuple[NDArray[np.int64], list[str]]:
+    """The row of the head for each column of the labels.
+
+    By name where both have names, or where the head has all of the labels' names; by position
+    where one side has only the default names "0", "1", …
+
+    Args:
+        head: names of the head's rows.
+        labels: names of the labels' columns.
+        name: what to call this source in an error.
+
+    Returns:
+        (C,) int64, and what was done, a sentence each.
+
+    Raises:
+        CategoryError: If the head lacks a category of the labels.
+        ShapeError: If position is all there is and the counts differ.
+
+    >>> match_categories(["ant", "bee", "cat"], ["cat", "ant"])[0].tolist()
+    [2, 0]
+    """
+    place = {category: i for i, category in enumerate(head)}
+    plain = has_default_names(labels)
+    if tuple(head) == tuple(labels):
+        return np.arange(len(head)), []
+    if not plain and all(category in place for category in labels):
+        extra = len(head) - len(labels)
+        notes = [f"{name}: {extra:,} rows of the head have no labels."] if extra else []
+        return np.array([place[category] for category in labels], dtype=np.int64), notes
+    if plain or has_default_names(head):
+        if len(head) != len(labels):
+            who = "the labels" if plain else "the head"
+            raise ShapeError(
+                f"{name}: head and labels differ in their number of categories, "
+                f"and {who} have no category names.",
+                found=f"{len(head):,} rows of the head, {len(labels):,} columns of labels",
+                expected="equal numbers, or names on both sides",
+                remedy="name the categories of both: Head(…, categories=…), "
+                "PartialLabels(…, categories=…)",
+            )
+        return np.arange(len(head)), [f"{name}: categories were matched by position."]
+    lacking = [category for category in labels if category not in place]
+    shown = ", ".join(f"{category!r}{nearest(category, head)}" for category in lacking[:_SHOWN])
+    raise CategoryError(
+        f"{name}: the head lacks {len(lacking):,} of {len(labels):,} categories of the labels.",
+        found=f"not in the head: {shown}{', …' if len(lacking) > _SHOWN else ''}",
+        expected=f"names among the head's {len(head):,}: {_some(head)}",
+        remedy="rename the columns, or leave out the categories that the head does not know",
+    )
+
+
+class _TakenRows:
+    """Rows of features in another order; read when asked for."""
+
+    __slots__ = ("_features", "_rows", "shape")
+
+    def __init__(self, features: Any, rows: NDArray[np.int64]) -> None:
+        self._features, self._rows = features, rows
+        self.shape = (len(rows), feature_shape(features)[1])
+
+    @property
+    def ids(self) -> NDArray[np.str_] | None:
+        ids = getattr(self._features, "ids", None)
+        return None if ids is None else np.asarray(ids)[self._rows]
+
+    def block(self, start: int, stop: int) -> Any:
+        rows = self._rows[start:stop]
+        values = self._features
+        if isinstance(values, torch.Tensor):
+            return values[torch.from_numpy(rows).to(values.device)]
+        if not isinstance(values, RowBlocks):
+            return np.asarray(values[rows])
+        return _gathered(values, rows)
+
+
+def _gathered(values: RowBlocks, rows: NDArray[np.int64]) -> Any:
+    """Read rows in any order as runs of neighbours."""
+    order = np.argsort(rows, kind="stable")
+    ordered = rows[order]
+    cuts = np.flatnonzero(np.diff(ordered) != 1) + 1
+    parts: list[Any] = [
+        values.block(int(run[0]), int(run[-1]) + 1) for run in np.split(ordered, cuts) if run.size
+    ]
+    back = np.empty_like(order)
+    back[order] = np.arange(order.size)
+    if not parts:
+        return values.block(0, 0)
+    if isinstance(parts[0], torch.Tensor):
+        return torch.cat(parts)[torch.from_numpy(back).to(parts[0].device)]
+    return np.concatenate(parts)[back]
+
+
+def aligned_features(features: Any, rows: NDArray[np.int64] | None) -> Any:
+    """Features in the order of the labels, read block by block.
+
+    Args:
+        features: (M, D) features of any kind.
+        rows: (N,) int64 rows to take, in any order, or None for all as they stand.
+
+    Returns:
+        `features` itself, or an object with `.shape` (N, D), `.block(start, stop)` and `.ids`.
+
+    >>> import numpy as np
+    >>> aligned_features(np.array([[1.0], [2.0], [3.0]]), np.array([2, 0])).block(0, 2).tolist()
+    [[3.0], [1.0]]
+    """
+    if rows is not None:
+        return _TakenRows(features if hasattr(features, "shape") else np.asarray(features), rows)
+    return features if hasattr(features, "shape") else np.asarray(features)
+
+
+def source_digests(
+    features: Any, labels: PartialLabels, rows: NDArray[np.int64] | None = None
+) -> NDArray[np.uint64]:
+    """What a head remembers of the rows that fitted or selected it.
+
+    From the ids of the labels, else of the features, else from the feature rows themselves.
+
+    Args:
+        features: (M, D) features of any kind.
+        labels: (N, C).
+        rows: (N,) int64 feature row of each labelled row; None: row i belongs to row i.
+
+    Returns:
+        (N,) uint64.
+    """
+    from catwise.features.digests import row_digests
+
+    taken = aligned_features(features, rows)
+    return row_digests(taken, ids=source_ids(taken, labels))
+
+
+def source_ids(features: Any, labels: PartialLabels) -> NDArray[np.str_] | None:
+    """The labels' ids, else those of the features (in the labels' order), else None."""
+    ids = labels.ids if labels.ids is not None else getattr(features, "ids", None)
+    return None if ids is None else np.asarray(ids).astype(str)
+
+
+def check_disjoint(train: tuple[Any, PartialLabels], valid: tuple[Any, PartialLabels]) -> list[str]:
+    """Check that no image and no group (patient) is in two sources.
+
+    Images are compared by id where both sources have ids, otherwise by the content of their
+    feature rows. By content, up to 1% of the smaller source may repeat: that is noted only,
+    since most collections hold a few equal images.
+
+    Args:
+        train: features and labels.
+        valid: features and labels, of other images.
+
+    Returns:
+        What was noticed, a sentence each.
+
+    Raises:
+        IdError: If an id, a group, or the content of more than 1% of the rows is in both.
+    """
+    notes: list[str] = []
+    ids = [source_ids(features, labels) for features, labels in (train, valid)]
+    if ids[0] is not None and ids[1] is not None:
+        _refuse_common("ids", ids[0], ids[1])
+    else:
+        notes += _compare_content(train, valid)
+    groups = [labels.groups for _, labels in (train, valid)]
+    if groups[0] is not None and groups[1] is not None:
+        _refuse_common("groups", groups[0], groups[1])
+    return notes
+
+
+def _refuse_common(what: str, train: NDArray[Any], valid: NDArray[Any]) -> None:
+    common = np.intersect1d(np.asarray(train).astype(str), np.asarray(valid).astype(str))
+    if common.size:
+        raise IdError(
+            f"{common.size:,} {what} are in both the training and the validation data.",
+            found=_some(common),
+            expected="each image and each group (patient) in one source only",
+            remedy="take them out of the training data, or split anew by group",
+        )
+
+
+def _compare_content(train: tuple[Any, Any], valid: tuple[Any, Any]) -> list[str]:
+    from catwise.features.digests import row_digests
+
+    digests = [row_digests(features) for features, _ in (train, valid)]
+    common = int(np.isin(digests[1], digests[0]).sum())
+    if not common:
+        return []
+    smaller = max(1, min(len(part) for part in digests))
+    if common > _COINCIDENCE * smaller:
+        raise IdError(
+            f"{common:,} validation rows have the same features as a training row.",
+            found=f"first at row {int(np.flatnonzero(np.isin(digests[1], digests[0]))[0]):,}",
+            expected="different images in the two sources",
+            remedy="take them out of the training data; give ids to tell equal images apart",
+        )
+    return [f"{common:,} validation rows have the same features as a training row."]
