@@ -3,5 +3,19 @@
 from __future__ import annotations
 
 from catwise.features.blocks import BLOCK_ROWS, RowBlocks, block_of, feature_shape, iterate_blocks
+from catwise.features.digests import row_digests
+from catwise.features.ids import as_ids
+from catwise.features.inputs import Features, check_finite, read_features
 
-__all__ = ["BLOCK_ROWS", "RowBlocks", "block_of", "feature_shape", "iterate_blocks"]
+__all__ = [
+    "BLOCK_ROWS",
+    "Features",
+    "RowBlocks",
+    "as_ids",
+    "block_of",
+    "check_finite",
+    "feature_shape",
+    "iterate_blocks",
+    "read_features",
+    "row_digests",
+]

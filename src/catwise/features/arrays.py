@@ -1,0 +1,214 @@
+"""Arrays inside .npy, .npz and .safetensors files: what they are, mapped rather than read."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+
+from catwise._safetensors import NUMPY_DTYPES, read_layout
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import BinaryIO
+
+    from numpy.typing import NDArray
+
+__all__ = ["BFloat16Rows", "FileArray", "bfloat16_bits", "list_arrays", "widen_bfloat16"]
+
+_NPY: Final = b"\x93NUMPY"
+_ZIP: Final = b"PK\x03\x04"
+_LOCAL_HEADER: Final = 30
+
+
+@dataclass(frozen=True, slots=True)
+class FileArray:
+    """One array of a file. `start` is None where its bytes are compressed."""
+
+    path: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int | None
+    fortran: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.name!r} {self.dtype} {self.shape}"
+
+    @property
+    def kind(self) -> str:
+        """The letter that numpy has for it: 'f' for floats, bfloat16 too."""
+        return "f" if self.dtype == "BF16" else np.dtype(self.dtype).kind
+
+    def open(self) -> Any:
+        """The array: mapped, read-only; read where it is compressed; rows for bfloat16.
+
+        Raises:
+            ValueError: If its bytes are damaged; the message is the reason.
+            OSError: If they cannot be read.
+        """
+        if self.start is None:
+            return _decompress(self.path, self.name)
+        dtype = np.dtype("<u2") if self.dtype == "BF16" else np.dtype(self.dtype)
+        if 0 in self.shape:
+            values: NDArray[Any] = np.empty(self.shape, dtype)
+        else:
+            order: Any = "F" if self.fortran else "C"
+            values = np.memmap(self.path, dtype, "r", self.start, self.shape, order)
+        return BFloat16Rows(values) if self.dtype == "BF16" else values
+
+
+class BFloat16Rows:
+    """Rows of bfloat16 numbers, which numpy has not: given as float32, exactly.
+
+    Args:
+        bits: (N, D) uint16, the numbers' bits.
+
+    >>> BFloat16Rows(np.array([[0x3F80, 0x4000]], dtype=np.uint16)).block(0, 1)
+    array([[1., 2.]], dtype=float32)
+    """
+
+    __slots__ = ("bits",)
+
+    def __init__(self, bits: NDArray[np.uint16]) -> None:
+        self.bits = bits
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, D)."""
+        return self.bits.shape
+
+    def block(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows start to stop, widened."""
+        return widen_bfloat16(self.bits[start:stop])
+
+    def rows(self, index: Any) -> NDArray[np.float32]:
+        """The rows with these numbers, widened."""
+        return widen_bfloat16(self.bits[index])
+
+
+def widen_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """The float32 numbers whose upper halves are given.
+
+    >>> widen_bfloat16(np.array([0xBFC0], dtype=np.uint16))
+    array([-1.5], dtype=float32)
+    """
+    wide: NDArray[np.uint32] = bits.astype(np.uint32) << np.uint32(16)
+    return wide.view(np.float32)
+
+
+def bfloat16_bits(rows: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """The bits of float32 numbers rounded to bfloat16, halves to even.
+
+    >>> [hex(bits) for bits in bfloat16_bits(np.array([1.0, 1.00390625], dtype=np.float32))]
+    ['0x3f80', '0x3f80']
+    """
+    rounded = torch.from_numpy(np.ascontiguousarray(rows)).to(torch.bfloat16)
+    return rounded.view(torch.int16).numpy().view(np.uint16)
+
+
+def list_arrays(path: Path) -> list[FileArray]:
+    """What arrays a file holds; only headers are read, and nothing in it is executed.
+
+    Args:
+        path: a .npy, .npz or .safetensors file, known by its first bytes.
+
+    Raises:
+        ValueError: If it is of no such kind, or damaged; the message is the reason.
+        OSError: If it cannot be read.
+    """
+    with path.open("rb") as stream:
+        head = stream.read(9)
+    if not head:
+        raise ValueError("the file is empty")
+    try:
+        if head.startswith(_NPY):
+            return _npy(path)
+        if head.startswith(_ZIP):
+            return _npz(path)
+        if head[8:] == b"{" or path.suffix == ".safetensors":
+            return _safetensors(path)
+    except (zipfile.BadZipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"the file is damaged or cut short ({error})") from error
+    raise ValueError("it is no .npy, .npz or .safetensors file")
+
+
+def _header(stream: BinaryIO | Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, order and dtype in a .npy header."""
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0
+    if version != (1, 0):
+        read = np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(stream)
+    return tuple(shape), bool(fortran), dtype
+
+
+def _described(
+    path: Path, name: str, header: tuple[tuple[int, ...], bool, np.dtype[Any]], start: int | None
+) -> FileArray:
+    shape, fortran, dtype = header
+    return FileArray(path, name, dtype.str, shape, start, fortran)
+
+
+def _npy(path: Path) -> list[FileArray]:
+    with path.open("rb") as stream:
+        header = _header(stream)
+        start = stream.tell()
+    shape, _, dtype = header
+    _check_size(path, start + int(np.prod(shape, dtype=object)) * dtype.itemsize, dtype)
+    return [_described(path, "", header, start)]
+
+
+def _check_size(path: Path, expected: int, dtype: np.dtype[Any]) -> None:
+    size = path.stat().st_size
+    if not dtype.hasobject and size != expected:
+        state = "cut short" if size < expected else "longer than its header says"
+        raise ValueError(f"the file is {state}: {size:,} bytes, {expected:,} expected")
+
+
+def _npz(path: Path) -> list[FileArray]:
+    arrays = []
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            if info.is_dir() or not info.filename.endswith(".npy"):
+                continue
+            with archive.open(info) as stream:
+                header = _header(stream)
+                length = stream.tell()
+            start = None
+            if info.compress_type == zipfile.ZIP_STORED:
+                start = _member_start(path, info) + length
+            arrays.append(_described(path, info.filename.removesuffix(".npy"), header, start))
+    return arrays
+
+
+def _member_start(path: Path, info: zipfile.ZipInfo) -> int:
+    """The position in the file of a member's first byte."""
+    with path.open("rb") as stream:
+        stream.seek(info.header_offset)
+        local = stream.read(_LOCAL_HEADER)
+    name, extra = (int.from_bytes(local[i : i + 2], "little") for i in (26, 28))
+    return info.header_offset + _LOCAL_HEADER + name + extra
+
+
+def _decompress(path: Path, name: str) -> NDArray[Any]:
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as stream:
+            return np.asarray(np.lib.format.read_array(stream, allow_pickle=False))
+    except (zipfile.BadZipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"array {name!r} is damaged or cut short ({error})") from error
+
+
+def _safetensors(path: Path) -> list[FileArray]:
+    return [
+        FileArray(path, tensor.name, dtype, tensor.shape, tensor.start)
+        for tensor in read_layout(path).tensors
+        if (dtype := NUMPY_DTYPES.get(tensor.dtype, tensor.dtype)) in _NUMBERS
+    ]
+
+
+_NUMBERS: Final = {*NUMPY_DTYPES.values(), "BF16"}

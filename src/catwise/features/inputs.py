@@ -1,0 +1,293 @@
+"""Features from arrays and files: values with, or without, the images' ids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+
+from catwise.errors import ConfigError, FeatureError, FeatureStoreError, nearest
+from catwise.features.arrays import FileArray, list_arrays
+from catwise.features.blocks import BLOCK_ROWS, RowBlocks, feature_shape
+from catwise.features.ids import as_ids
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Features", "check_finite", "read_features"]
+
+_FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
+_FLOAT16_EXPONENT: Final = np.uint16(0x7C00)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Features:
+    """Rows of features and the ids of their images.
+
+    Args:
+        values: (N, D) numpy array or memmap, torch tensor, feature store, or nested lists; kept as
+            it is, never copied.
+        ids: (N,) different texts or whole numbers, or None: the rows are known by position.
+
+    Raises:
+        FeatureError: If the values have not two axes.
+        ShapeError: If the ids are not one for each row.
+        IdError: If an id is empty or there twice.
+
+    >>> features = Features([[1.0, 2.0], [3.0, 4.0]], ids=["a.jpg", "b.jpg"])
+    >>> features
+    Features(n_rows=2, n_features=2, ids=True)
+    >>> features.block(1, 2)
+    array([[3., 4.]])
+    """
+
+    values: Any
+    ids: NDArray[np.str_] | None = None
+
+    def __post_init__(self) -> None:
+        if not hasattr(self.values, "shape"):
+            object.__setattr__(self, "values", np.asarray(self.values))
+        n_rows, _ = feature_shape(self.values)
+        if self.ids is not None:
+            object.__setattr__(self, "ids", as_ids(self.ids, n_rows))
+
+    def __repr__(self) -> str:
+        n_rows, n_features = self.shape
+        return f"Features(n_rows={n_rows}, n_features={n_features}, ids={self.ids is not None})"
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, D)."""
+        return feature_shape(self.values)
+
+    def block(self, start: int, stop: int) -> Any:
+        """Rows start to stop, as the values give them: a numpy array or a tensor."""
+        if isinstance(self.values, RowBlocks):
+            return self.values.block(start, stop)
+        return self.values[start:stop]
+
+    def rows(self, index: Any) -> Any:
+        """Copies of the rows with these numbers, in that order.
+
+        Args:
+            index: (K,) whole numbers; a row may come more than once.
+
+        Returns:
+            (K, D) numpy array or tensor.
+        """
+        if isinstance(self.values, torch.Tensor):
+            return self.values[torch.as_tensor(index, device=self.values.device)]
+        index = np.asarray(index)
+        if hasattr(self.values, "rows"):
+            return self.values.rows(index)
+        if isinstance(self.values, RowBlocks):
+            parts = [self.values.block(int(i), int(i) + 1) for i in index]
+            return np.concatenate([self.values.block(0, 0), *parts])
+        return np.asarray(self.values[index])
+
+
+def read_features(
+    source: Any, *, key: str | None = None, ids_key: str | None = None, check: bool = True
+) -> Features:
+    """Read features from a file, a feature store or an array.
+
+    Files are memory-mapped where they are not compressed; nothing in them is executed.
+
+    Args:
+        source: a .npy, .npz or .safetensors file, a feature store's folder, or features in memory.
+        key: the array's name in an .npz or .safetensors file; needed where several may be meant. An
+            array called `features` is taken without asking.
+        ids_key: the name of the array of ids in such a file; one called `ids` is taken without
+            asking.
+        check: read all values once and refuse NaN and infinity.
+
+    Returns:
+        The features, with ids if there are any.
+
+    Raises:
+        FeatureStoreError: If the file is missing, empty, cut short, damaged, or lacks the array.
+        FeatureError: If the values are not (N, D) finite numbers.
+        IdError: If an id is empty or there twice.
+        ShapeError: If the ids are not one for each row.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.savez(f"{folder}/train.npz", features=np.eye(2), ids=["a.jpg", "b.jpg"])
+    ...     features = read_features(f"{folder}/train.npz")
+    >>> features.ids
+    array(['a.jpg', 'b.jpg'], dtype='<U5')
+    """
+    if isinstance(source, str) or hasattr(source, "__fspath__"):
+        features = _from_path(Path(source), key, ids_key)
+    elif key is not None or ids_key is not None:
+        raise ConfigError("key and ids_key name arrays of a file.", found=type(source).__name__)
+    elif isinstance(source, Features):
+        features = source
+    else:
+        features = Features(source, getattr(source, "ids", None))
+    if check:
+        check_finite(features)
+    return features
+
+
+def _from_path(path: Path, key: str | None, ids_key: str | None) -> Features:
+    if path.is_dir():
+        from catwise.features.store import open_store
+
+        if key is not None or ids_key is not None:
+            raise ConfigError(f"'{path}' is a feature store, which has no keys.")
+        store = open_store(path)
+        return Features(store, store.ids)
+    try:
+        arrays = list_arrays(path)
+        chosen = _choose(path, arrays, key)
+        ids = _choose_ids(path, arrays, ids_key)
+        values = chosen.open()
+        names = None if ids is None else np.asarray(ids.open())
+    except FeatureStoreError:
+        raise
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    if 0 in chosen.shape:
+        raise FeatureStoreError(f"'{path}' holds no features.", found=str(chosen))
+    return Features(values, names)
+
+
+def _unreadable(path: Path, error: OSError | ValueError) -> FeatureStoreError:
+    return FeatureStoreError(
+        f"cannot read features from '{path}'.",
+        found=getattr(error, "strerror", None) or str(error),
+        expected="a .npy, .npz or .safetensors file, or the folder of a feature store",
+        remedy="check the path; copy or extract the file again if it was cut short",
+    )
+
+
+def _choose(path: Path, arrays: list[FileArray], key: str | None) -> FileArray:
+    """The one array that holds the features."""
+    if key is not None:
+        return _named(path, arrays, key)
+    if len(arrays) == 1:
+        return arrays[0]
+    named = [array for array in arrays if array.name == "features"]
+    fits = named or [a for a in arrays if len(a.shape) == 2 and a.kind == "f"]
+    if len(fits) == 1:
+        return fits[0]
+    raise FeatureStoreError(
+        f"it is not clear which array of '{path}' holds the features.",
+        found=_show(fits or arrays),
+        expected="one floating-point array of shape (N, D), or one called 'features'",
+        remedy=f"name it with key={fits[0].name!r} or another" if fits else None,
+    )
+
+
+def _choose_ids(path: Path, arrays: list[FileArray], ids_key: str | None) -> FileArray | None:
+    found = None
+    if ids_key is not None:
+        found = _named(path, arrays, ids_key)
+    elif len(arrays) > 1:
+        found = next((array for array in arrays if array.name == "ids"), None)
+    if found is not None and found.kind not in "USiu":
+        raise FeatureStoreError(
+            f"the ids in '{path}' are neither texts nor whole numbers.",
+            found=str(found),
+            remedy="save them as plain texts: numpy.asarray(ids, dtype=str)",
+        )
+    return found
+
+
+def _named(path: Path, arrays: list[FileArray], key: str) -> FileArray:
+    for array in arrays:
+        if array.name == key:
+            return array
+    raise FeatureStoreError(
+        f"'{path}' has no array {key!r}{nearest(key, [array.name for array in arrays])}.",
+        found=_show(arrays),
+    )
+
+
+def _show(arrays: list[FileArray]) -> str:
+    shown = [str(array) for array in arrays[:5]]
+    more = len(arrays) - len(shown)
+    return ("; ".join(shown) or "no array") + (f"; and {more:,} more" if more else "")
+
+
+def check_finite(features: Any, *, name: str = "features", block_rows: int = BLOCK_ROWS) -> None:
+    """Refuse NaN, infinity, and numbers that float32 cannot hold.
+
+    All values are read once, in bounded memory.
+
+    Args:
+        features: (N, D) features of any kind.
+        name: what to call them in the error.
+        block_rows: rows at a time.
+
+    Raises:
+        FeatureError: If a value is not finite; names the first such row, by its id if it has one.
+
+    >>> check_finite([[1.0], [float("nan")]])
+    Traceback (most recent call last):
+    catwise.errors.FeatureError: features must be finite.
+      found:    1 row with NaN or infinite values; the first is row 1, column 0 (nan)
+      ...
+    """
+    features = (
+        features
+        if isinstance(features, Features)
+        else Features(features, getattr(features, "ids", None))
+    )
+    n_rows, _ = features.shape
+    n_bad, first = 0, ""
+    for start in range(0, n_rows, block_rows):
+        rows = features.block(start, min(start + block_rows, n_rows))
+        bad = _not_finite(rows)
+        if bad is None:
+            continue
+        where = bad.any(1).nonzero()[0]
+        if not n_bad:
+            first = _first(features, start, int(where[0]), rows, bad)
+        n_bad += len(where)
+    if n_bad:
+        noun = "row" if n_bad == 1 else "rows"
+        raise FeatureError(
+            f"{name} must be finite.",
+            found=f"{n_bad:,} {noun} with NaN or infinite values; the first is {first}",
+            expected="numbers that float32 can hold",
+            remedy="extract these images again (half precision overflows at 65,504), "
+            "or leave them out",
+        )
+
+
+def _first(features: Features, start: int, row: int, rows: Any, bad: NDArray[np.bool_]) -> str:
+    column = int(bad[row].nonzero()[0][0])
+    value = float(rows[row][column])
+    named = "" if features.ids is None else f" ({str(features.ids[start + row])!r})"
+    return f"row {start + row:,}{named}, column {column:,} ({value:g})"
+
+
+def _not_finite(rows: Any) -> NDArray[np.bool_] | None:
+    """Which values of a block float32 cannot hold; None if there are none."""
+    if isinstance(rows, torch.Tensor):
+        within = rows.abs() <= _FLOAT32_MAX if rows.dtype == torch.float64 else rows.isfinite()
+        return None if bool(within.all()) else within.logical_not().cpu().numpy()
+    rows = np.asarray(rows)
+    if rows.dtype == np.float16 and rows.dtype.isnative:
+        bad = (rows.view(np.uint16) & _FLOAT16_EXPONENT) == _FLOAT16_EXPONENT
+    elif rows.dtype.kind == "f" and rows.dtype.itemsize > 4:
+        bad = ~(np.abs(rows) <= _FLOAT32_MAX)
+    elif rows.dtype.kind == "f":
+        bad = ~np.isfinite(rows)
+    elif rows.dtype.kind in "iu":
+        return None
+    else:
+        raise FeatureError(
+            "features must be real numbers.",
+            found=f"dtype {rows.dtype}",
+            expected="float16, bfloat16, float32 or float64",
+        )
+    return bad if bool(bad.any()) else None
