@@ -6,16 +6,23 @@ from catwise.features.blocks import BLOCK_ROWS, RowBlocks, block_of, feature_sha
 from catwise.features.digests import row_digests
 from catwise.features.ids import as_ids
 from catwise.features.inputs import Features, check_finite, read_features
+from catwise.features.store import FeatureStore, open_store
+from catwise.features.writer import StoreWriter, store_writer, write_store
 
 __all__ = [
     "BLOCK_ROWS",
+    "FeatureStore",
     "Features",
     "RowBlocks",
+    "StoreWriter",
     "as_ids",
     "block_of",
     "check_finite",
     "feature_shape",
     "iterate_blocks",
+    "open_store",
     "read_features",
     "row_digests",
+    "store_writer",
+    "write_store",
 ]

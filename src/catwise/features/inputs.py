@@ -217,7 +217,13 @@ def _show(arrays: list[FileArray]) -> str:
     return ("; ".join(shown) or "no array") + (f"; and {more:,} more" if more else "")
 
 
-def check_finite(features: Any, *, name: str = "features", block_rows: int = BLOCK_ROWS) -> None:
+def check_finite(
+    features: Any,
+    *,
+    name: str = "features",
+    first_row: int = 0,
+    block_rows: int = BLOCK_ROWS,
+) -> None:
     """Refuse NaN, infinity, and numbers that float32 cannot hold.
 
     All values are read once, in bounded memory.
@@ -225,6 +231,7 @@ def check_finite(features: Any, *, name: str = "features", block_rows: int = BLO
     Args:
         features: (N, D) features of any kind.
         name: what to call them in the error.
+        first_row: the number of the first row, in the error.
         block_rows: rows at a time.
 
     Raises:
@@ -250,7 +257,11 @@ def check_finite(features: Any, *, name: str = "features", block_rows: int = BLO
             continue
         where = bad.any(1).nonzero()[0]
         if not n_bad:
-            first = _first(features, start, int(where[0]), rows, bad)
+            row = int(where[0])
+            name_of_row = "" if features.ids is None else f" ({str(features.ids[start + row])!r})"
+            column = int(bad[row].nonzero()[0][0])
+            value = float(rows[row][column])
+            first = f"row {first_row + start + row:,}{name_of_row}, column {column:,} ({value:g})"
         n_bad += len(where)
     if n_bad:
         noun = "row" if n_bad == 1 else "rows"
@@ -261,13 +272,6 @@ def check_finite(features: Any, *, name: str = "features", block_rows: int = BLO
             remedy="extract these images again (half precision overflows at 65,504), "
             "or leave them out",
         )
-
-
-def _first(features: Features, start: int, row: int, rows: Any, bad: NDArray[np.bool_]) -> str:
-    column = int(bad[row].nonzero()[0][0])
-    value = float(rows[row][column])
-    named = "" if features.ids is None else f" ({str(features.ids[start + row])!r})"
-    return f"row {start + row:,}{named}, column {column:,} ({value:g})"
 
 
 def _not_finite(rows: Any) -> NDArray[np.bool_] | None:
