@@ -1,0 +1,35 @@
+"""Results for people and machines: tables, CSV, JSON and one HTML page.
+
+>>> from catwise.reporting import records_csv
+>>> print(records_csv([{"category": "cat", "status": "kept", "before": 0.5}]).splitlines()[0][:24])
+category,index,status,re
+"""
+
+from __future__ import annotations
+
+from catwise.reporting.html import render_report
+from catwise.reporting.run import RUN_FILES, check_output, run_document, write_run
+from catwise.reporting.tables import (
+    RECORD_COLUMNS,
+    audit_table,
+    evaluation_table,
+    json_ready,
+    records_csv,
+    records_table,
+    rows_csv,
+)
+
+__all__ = [
+    "RECORD_COLUMNS",
+    "RUN_FILES",
+    "audit_table",
+    "check_output",
+    "evaluation_table",
+    "json_ready",
+    "records_csv",
+    "records_table",
+    "render_report",
+    "rows_csv",
+    "run_document",
+    "write_run",
+]

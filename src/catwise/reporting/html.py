@@ -1,0 +1,243 @@
+"""A run as one HTML page that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any, Final
+
+from catwise.reporting.text import (
+    clean,
+    count,
+    gain,
+    interval,
+    plural,
+    score,
+    value_text,
+)
+
+__all__ = ["render_report"]
+
+_TITLES: Final = {"tune": "Category-wise fine-tuning", "select": "Selection of heads"}
+_STATUSES: Final = ("replaced", "kept", "skipped")
+_METRIC_NAMES: Final = {"auroc": "AUROC", "f1": "F1", "best_f1": "best F1", "ece": "ECE"}
+_SHOWN_NAMES: Final = 12
+
+
+def render_report(document: Mapping[str, Any]) -> str:
+    """One self-contained page for a run: it loads nothing and runs only its own sorting script.
+
+    Args:
+        document: what :func:`~catwise.reporting.run_document` gives: `kind`, `summary`, `records`,
+            `config`, `inputs`, `gap`, `notes`, `catwise`; what is absent is left out of the page.
+
+    Returns:
+        HTML that is well-formed XML too. Every text from outside is escaped.
+
+    >>> page = render_report({"kind": "tune", "summary": {}, "records": []})
+    >>> page.startswith("<!DOCTYPE html>"), "://" in page
+    (True, False)
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    folder = resources.files("catwise.reporting") / "templates"
+    style = (folder / "report.css").read_text(encoding="utf-8")
+    script = (folder / "report.js").read_text(encoding="utf-8")
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=lambda value: clean(value) if isinstance(value, str) else value,
+    )
+    template = environment.from_string((folder / "report.html.j2").read_text(encoding="utf-8"))
+    return template.render(
+        **_view(document),
+        policy=_policy(style, script),
+        style=_Verbatim(style),
+        script=_Verbatim(script),
+    )
+
+
+class _Verbatim:
+    """A text of this package that goes into the page as it is."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __html__(self) -> str:
+        return self._text
+
+
+def _policy(style: str, script: str) -> str:
+    """A content security policy that allows this page's own style and script, and nothing else."""
+
+    def allow(text: str) -> str:
+        return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
+
+    return f"default-src 'none'; style-src {allow(style)}; script-src {allow(script)}"
+
+
+def _view(document: Mapping[str, Any]) -> dict[str, Any]:
+    """All that the template shows, as texts."""
+    summary = dict(document.get("summary") or {})
+    records = list(document.get("records") or [])
+    kind = str(document.get("kind", "tune"))
+    metric = _metric(summary.get("metric"))
+    return {
+        "title": _TITLES.get(kind, "Run"),
+        "metric": metric,
+        "version": document.get("catwise", ""),
+        "headline": _headline(summary, records, metric),
+        "facts": _facts(summary, records),
+        "rows": [_row(number, record) for number, record in enumerate(records)],
+        "reasons": _reasons(records),
+        "gap": _gap(document.get("gap")),
+        "notes": [str(note) for note in document.get("notes") or []],
+        "groups": [
+            (name, _flat(document[key]))
+            for name, key in (
+                ("Inputs", "inputs"),
+                ("Choices", "choices"),
+                ("Configuration", "config"),
+                ("Summary", "summary"),
+            )
+            if document.get(key)
+        ],
+    }
+
+
+def _metric(name: object) -> str:
+    text = str(name or "metric")
+    return _METRIC_NAMES.get(text, text.replace("_", " "))
+
+
+def _headline(
+    summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]], metric: str
+) -> dict[str, str]:
+    """The mean before and after, its interval, what it covers."""
+    if summary.get("before") is None or summary.get("after") is None:
+        return {
+            "before": "",
+            "after": "",
+            "change": "No category could be scored.",
+            "covers": "Nothing is known about whether the head became better.",
+            "metric": metric,
+        }
+    scored = summary.get("n_scored")
+    total = summary.get("n_categories", len(records))
+    places = {str(r["scored_on"]) for r in records if r.get("scored_on")}
+    where = f", {places.pop()}" if len(places) == 1 else ""
+    bounds = interval(summary.get("gain_low"), summary.get("gain_high"))
+    level = summary.get("level", 0.95)
+    return {
+        "before": score(summary.get("before")),
+        "after": score(summary.get("after")),
+        "change": f"{gain(summary.get('gain'))} ({level:.0%} interval {bounds})",
+        "covers": f"Mean over {count(scored)} of {count(total)} categories{where}.",
+        "metric": metric,
+    }
+
+
+def _facts(
+    summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
+) -> list[tuple[str, str]]:
+    """How many categories came to what, and the raw score."""
+    found = Counter(str(record.get("status", "")) for record in records)
+    facts = [(status, f"{found[status]:,}") for status in _STATUSES]
+    if summary.get("selected_on") is not None:
+        facts.append(("mean on the data that chose it (too high)", score(summary["selected_on"])))
+    if summary.get("seconds") is not None:
+        facts.append(("seconds", f"{float(summary['seconds']):,.1f}"))
+    return facts
+
+
+def _row(number: int, record: Mapping[str, Any]) -> dict[str, Any]:
+    """One category as cells: (text, key to sort by, whether it is a number)."""
+
+    def numeric(text: str, key: str) -> tuple[str, Any, bool]:
+        value = record.get(key)
+        return text, "" if value is None else value, True
+
+    status = str(record.get("status", ""))
+    cells = [
+        (status, status, False),
+        numeric(score(record.get("before")), "before"),
+        numeric(score(record.get("after")), "after"),
+        numeric(gain(record.get("gain")), "gain"),
+        numeric(interval(record.get("gain_low"), record.get("gain_high")), "gain_low"),
+        numeric(score(record.get("selected_on")), "selected_on"),
+        *(
+            numeric(count(record.get(key)), key)
+            for key in (
+                "n_positive_train",
+                "n_negative_train",
+                "n_positive_valid",
+                "n_negative_valid",
+            )
+        ),
+        numeric(gain(record.get("gap_auroc")), "gap_auroc"),
+        (str(record.get("candidate") or ""), str(record.get("candidate") or ""), False),
+        (_why(record), str(record.get("reason", "")), False),
+    ]
+    return {
+        "name": str(record.get("category", number)),
+        "number": number,
+        "status": status if status in _STATUSES else "other",
+        "cells": cells,
+    }
+
+
+def _why(record: Mapping[str, Any]) -> str:
+    return str(record.get("explanation") or record.get("reason") or "")
+
+
+def _reasons(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The categories that share a status and a reason, largest group first."""
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for record in records:
+        key = (str(record.get("status", "")), str(record.get("reason", "")))
+        groups.setdefault(key, []).append(record)
+    order = {status: place for place, status in enumerate(_STATUSES)}
+    ordered = sorted(groups.items(), key=lambda item: (order.get(item[0][0], 9), -len(item[1])))
+    result = []
+    for (status, reason), members in ordered:
+        texts = Counter(_why(record) for record in members)
+        names = [str(record.get("category", "")) for record in members]
+        result.append(
+            {
+                "status": status,
+                "reason": reason,
+                "count": plural(len(members), "category", "categories"),
+                "explanation": next(iter(texts)) if len(texts) == 1 else "",
+                "names": names[:_SHOWN_NAMES],
+                "more": names[_SHOWN_NAMES:],
+            }
+        )
+    return result
+
+
+def _gap(gap: object) -> dict[str, Any] | None:
+    """The memorisation gap: its advice and its numbers."""
+    if not isinstance(gap, Mapping) or not gap:
+        return None
+    advice = gap.get("advice")
+    lines = advice if isinstance(advice, (list, tuple)) else [advice] if advice else []
+    rest = {key: value for key, value in gap.items() if key != "advice"}
+    return {"advice": [str(line) for line in lines], "values": _flat(rest)}
+
+
+def _flat(value: Mapping[str, Any], path: str = "") -> list[tuple[str, str]]:
+    """A nested table as (dotted name, text) pairs."""
+    pairs: list[tuple[str, str]] = []
+    for key, item in value.items():
+        name = f"{path}{str(key).replace('_', ' ')}"
+        if isinstance(item, Mapping) and item:
+            pairs += _flat(item, f"{name} · ")
+        else:
+            pairs.append((name, value_text(item)))
+    return pairs

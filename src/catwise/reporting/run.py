@@ -1,0 +1,198 @@
+"""The folder that a run leaves behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from catwise._io import atomic_folder, write_json, write_text
+from catwise._version import __version__
+from catwise.errors import OutputError
+from catwise.reporting.html import render_report
+from catwise.reporting.tables import json_ready, records_csv
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from catwise.tuning import SelectResult, TuneResult
+
+__all__ = ["RUN_FILES", "check_output", "run_document", "write_run"]
+
+RUN_FILES: Final = (
+    "head.safetensors",
+    "records.json",
+    "records.csv",
+    "config.json",
+    "summary.json",
+    "folds.safetensors",
+    "report.html",
+)
+"""The files of a run; `folds.safetensors` only where folds were made."""
+
+
+def run_document(
+    result: TuneResult | SelectResult, *, inputs: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """All of a run but the tensors, JSON-ready: NaN is None.
+
+    Args:
+        result: what `tune` or `select` gave.
+        inputs: where features, labels and head came from.
+
+    Returns:
+        `catwise` (version), `kind` ("tune" or "select"), `inputs`, `config`, `summary`, `records`,
+        `gap`, `notes` and `history`.
+    """
+    kind = "tune" if hasattr(result, "base") else "select"
+    document = {
+        "catwise": __version__,
+        "kind": kind,
+        "inputs": inputs or {},
+        "config": result.config,
+        "summary": result.summary,
+        "records": result.records,
+        "gap": getattr(result, "gap", None),
+        "notes": result.notes,
+        "history": getattr(result, "history", []),
+    }
+    ready: dict[str, Any] = json_ready(document)
+    return ready
+
+
+def check_output(folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+    """Say at once, before any work, that a run could not be written.
+
+    A folder with files that no run writes is never replaced, whatever is asked for.
+
+    Args:
+        folder: where the run shall be; missing parents will be made.
+        overwrite: whether an earlier run there may be replaced.
+
+    Returns:
+        The path.
+
+    Raises:
+        OutputError: If a file is in the way, the folder is not empty, or it cannot be written.
+    """
+    path = Path(folder)
+    if path.exists() and not path.is_dir():
+        raise OutputError(f"'{path}' is a file.", expected="a folder", remedy="choose another name")
+    inside = _inside(path)
+    if inside and not overwrite:
+        raise OutputError(
+            f"'{path}' exists and is not empty.",
+            found=", ".join(inside[:3]),
+            remedy="choose another folder, or replace an earlier run with --overwrite "
+            "(overwrite=True)",
+        )
+    foreign = [name for name in inside if name not in RUN_FILES]
+    if foreign:
+        raise OutputError(
+            f"'{path}' holds files that no run writes; it is not replaced.",
+            found=", ".join(foreign[:3]),
+            expected="an empty folder or an earlier run",
+            remedy="choose another folder",
+        )
+    # A run is built beside its folder and renamed, so it is the parent that must be writable.
+    _check_parent(path)
+    return path
+
+
+def _inside(path: Path) -> list[str]:
+    try:
+        return sorted(item.name for item in path.iterdir()) if path.exists() else []
+    except OSError as error:
+        raise _refused(path, error) from error
+
+
+def _check_parent(path: Path) -> None:
+    """The nearest parent that exists must be a folder that may be written to."""
+    parent = Path(os.path.realpath(path)).parent
+    while not parent.exists() and parent != parent.parent:
+        parent = parent.parent
+    if not parent.is_dir():
+        raise OutputError(
+            f"cannot write '{path}'.",
+            found=f"'{parent}' is a file",
+            remedy="correct the path",
+        )
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError(
+            f"cannot write '{path}'.",
+            found=f"no permission to write in '{parent}'",
+            remedy="choose a folder that you may write to, or change its permissions",
+        )
+
+
+def _refused(path: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"cannot write '{path}'.",
+        found=error.strerror or str(error),
+        remedy="choose a folder that you may write to",
+    )
+
+
+def write_run(
+    result: TuneResult | SelectResult,
+    folder: str | os.PathLike[str],
+    *,
+    inputs: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> dict[str, Path]:
+    """Write a run: the head, its records, summary, configuration, folds and report.
+
+    The folder appears whole or not at all: it is built under a temporary name beside its place.
+
+    Args:
+        result: what `tune` or `select` gave.
+        folder: where; missing parents are made.
+        inputs: where features, labels and head came from, JSON-ready.
+        overwrite: replace an earlier run there.
+
+    Returns:
+        The path of each file by its name, as in :data:`RUN_FILES`.
+
+    Raises:
+        OutputError: As :func:`check_output`, or if the disk is full.
+    """
+    from catwise.heads import save_head
+
+    path = check_output(folder, overwrite=overwrite)
+    document = run_document(result, inputs=inputs)
+    folds = getattr(result, "folds", None)
+    summary = {
+        key: document[key] for key in ("catwise", "kind", "summary", "gap", "notes", "history")
+    }
+    config = {key: document[key] for key in ("catwise", "kind", "inputs", "config")}
+    writers: dict[str, Callable[[Path], object]] = {
+        "head.safetensors": lambda target: save_head(result.head, target),
+        "records.json": lambda target: write_json(target, document["records"]),
+        "records.csv": lambda target: write_text(target, records_csv(document["records"])),
+        "config.json": lambda target: write_json(target, config),
+        "summary.json": lambda target: write_json(target, summary),
+        "report.html": lambda target: write_text(target, render_report(document)),
+    }
+    if folds is not None:
+        writers["folds.safetensors"] = folds.save
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _refused(path, error) from error
+    with atomic_folder(path, overwrite=overwrite) as temporary:
+        for name, write in writers.items():
+            with _named(path / name):
+                write(temporary / name)
+    return {name: path / name for name in RUN_FILES if name in writers}
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Say the name that the user gave instead of the temporary one."""
+    try:
+        yield
+    except OutputError as error:
+        raise OutputError(
+            f"cannot write '{path}'.", found=error.found, remedy=error.remedy
+        ) from error

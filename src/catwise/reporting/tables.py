@@ -1,0 +1,276 @@
+"""Records as CSV, as plain JSON values and as tables on a terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from catwise.reporting.text import clean, count, gain, interval, score
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rich.table import Table
+
+__all__ = [
+    "RECORD_COLUMNS",
+    "audit_table",
+    "defuse",
+    "evaluation_table",
+    "json_ready",
+    "records_csv",
+    "records_table",
+    "rows_csv",
+]
+
+RECORD_COLUMNS: Final = (
+    "category",
+    "index",
+    "status",
+    "reason",
+    "explanation",
+    "candidate",
+    "metric",
+    "before",
+    "after",
+    "gain",
+    "gain_low",
+    "gain_high",
+    "selected_on",
+    "scored_on",
+    "n_positive_train",
+    "n_negative_train",
+    "n_positive_valid",
+    "n_negative_valid",
+    "gap_auroc",
+    "gap_average_precision",
+)
+"""What every record of a run holds, in the order of `records.csv`."""
+
+# Excel, LibreOffice and Google Sheets run what starts so as a formula; the wide forms count too.
+_FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\n", "＝", "＋", "－", "＠")
+_SIGNS: Final = ("positive", "negative")
+_STATUS_STYLE: Final = {"replaced": "green", "kept": "", "skipped": "dim"}
+
+
+def json_ready(value: Any) -> Any:
+    """A value that JSON can hold: NaN and infinities become null, arrays become lists.
+
+    Args:
+        value: numbers, texts, mappings, sequences, numpy or torch values, paths; nested.
+
+    Returns:
+        The same in None, bool, int, float, str, list and dict with text keys.
+
+    >>> json_ready({"a": float("nan"), 1: (2, None)})
+    {'a': None, '1': [2, None]}
+    """
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): json_ready(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [json_ready(item) for item in value]
+    if hasattr(value, "tolist"):  # numpy and torch
+        return json_ready(value.tolist())
+    return str(value)
+
+
+def defuse(text: str) -> str:
+    """A text that no spreadsheet takes for a formula: an apostrophe goes before ``= + - @``.
+
+    Source: OWASP, "CSV Injection".
+
+    >>> defuse("=1+1"), defuse("-x"), defuse("a=b")
+    ("'=1+1", "'-x", 'a=b')
+    """
+    text = text.replace("\r\n", "\n").replace("\r", "\n")  # the csv module leaves "\r" unquoted
+    return "'" + text if text.lstrip(" ").startswith(_FORMULA_STARTS) else text
+
+
+def _cell(value: Any) -> str:
+    value = json_ready(value)
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, str):
+        return defuse(value)
+    return defuse(json.dumps(value, ensure_ascii=False))
+
+
+def rows_csv(rows: Sequence[Mapping[str, Any]], columns: Iterable[str] = ()) -> str:
+    """Rows as CSV (RFC 4180), with a header line and Unix line ends.
+
+    Numbers keep all their digits; None and NaN are empty; lists and tables are JSON; texts that a
+    spreadsheet would run are defused.
+
+    Args:
+        rows: one mapping a row.
+        columns: these first; further keys follow in the order in which they are met.
+
+    >>> print(rows_csv([{"name": "=a,b", "x": -1.5}, {"x": None}]), end="")
+    name,x
+    "'=a,b",-1.5
+    ,
+    """
+    names = dict.fromkeys(columns)
+    for row in rows:
+        names.update(dict.fromkeys(map(str, row)))
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow([defuse(name) for name in names])
+    writer.writerows([_cell(row.get(name)) for name in names] for row in rows)
+    return buffer.getvalue()
+
+
+def records_csv(records: Sequence[Mapping[str, Any]]) -> str:
+    """The records of a run as CSV, :data:`RECORD_COLUMNS` first; see :func:`rows_csv`."""
+    return rows_csv(records, RECORD_COLUMNS)
+
+
+def _table(title: str, columns: Sequence[tuple[str, bool]]) -> Table:
+    """An empty table; the flag says that a column holds numbers."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for name, numeric in columns:
+        table.add_column(
+            name, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold"
+        )
+    return table
+
+
+def _add(table: Table, cells: Iterable[str], style: str = "") -> None:
+    """Add a row; names are shown as they are, never as markup."""
+    from rich.text import Text
+
+    table.add_row(*(Text(clean(cell)) for cell in cells), style=style)
+
+
+def _first(
+    rows: Sequence[Mapping[str, Any]], limit: int, importance: str
+) -> tuple[Sequence[Mapping[str, Any]], str]:
+    """The rows to show, in their order, and what to say about the others."""
+    if limit <= 0 or len(rows) <= limit:
+        return rows, ""
+
+    def size(position: int) -> tuple[float, int]:
+        value = json_ready(rows[position].get(importance))
+        number = abs(value) if isinstance(value, (int, float)) else -1.0
+        return -number, position
+
+    chosen = sorted(sorted(range(len(rows)), key=size)[:limit])
+    return [rows[i] for i in chosen], f"{len(rows) - limit:,} further categories are not shown"
+
+
+def records_table(
+    records: Sequence[Mapping[str, Any]], *, limit: int = 40, title: str = "Categories"
+) -> Table:
+    """The records of a run as a table for a terminal.
+
+    Args:
+        records: as in `TuneResult.records`.
+        limit: at most so many rows, those with the largest gain or loss; 0 shows all.
+        title: what stands above.
+    """
+    table = _table(
+        title,
+        [
+            ("category", False),
+            ("status", False),
+            ("before", True),
+            ("after", True),
+            ("gain", True),
+            ("interval", True),
+            ("+ / − valid", True),
+            ("why", False),
+        ],
+    )
+    shown, rest = _first(records, limit, "gain")
+    for record in shown:
+        status = str(record.get("status", ""))
+        _add(
+            table,
+            (
+                str(record.get("category", "")),
+                status,
+                score(record.get("before")),
+                score(record.get("after")),
+                gain(record.get("gain")),
+                interval(record.get("gain_low"), record.get("gain_high")),
+                " / ".join(count(record.get(f"n_{sign}_valid")) for sign in _SIGNS),
+                str(record.get("reason", "")),
+            ),
+            _STATUS_STYLE.get(status, ""),
+        )
+    table.caption = rest or None
+    return table
+
+
+def evaluation_table(
+    rows: Sequence[Mapping[str, Any]],
+    metrics: Sequence[str],
+    *,
+    limit: int = 40,
+    title: str = "Evaluation",
+) -> Table:
+    """Metrics per category as a table for a terminal.
+
+    Args:
+        rows: as `Evaluation.records()` gives them.
+        metrics: the metrics to show, in order.
+        limit: at most so many rows; 0 shows all.
+        title: what stands above.
+    """
+    columns = [("category", False), *((name, True) for name in metrics), ("note", False)]
+    table = _table(title, columns)
+    shown = rows if limit <= 0 else rows[:limit]
+    for row in shown:
+        values = (score(row.get(name)) for name in metrics)
+        _add(table, (str(row.get("category", "")), *values, str(row.get("reason") or "")))
+    if len(shown) < len(rows):
+        table.caption = f"{len(rows) - len(shown):,} further categories are not shown"
+    return table
+
+
+def audit_table(rows: Sequence[Mapping[str, Any]], *, limit: int = 0, title: str) -> Table:
+    """What is known of each category as a table for a terminal.
+
+    Args:
+        rows: as `LabelAudit.rows` gives them.
+        limit: at most so many rows, those with the most known labels; 0 shows all.
+        title: what stands above.
+    """
+    counts = ("known", "positive", "negative", "uncertain")
+    shares = ("coverage", "prevalence")
+    names = [
+        ("category", False),
+        *((n, True) for n in (*counts, *shares)),
+        ("what CFT can do", False),
+    ]
+    table = _table(title, names)
+    shown, rest = _first(rows, limit, "known")
+    for row in shown:
+        verdict = row.get("reasons", row.get("reason", ""))
+        text = ", ".join(map(str, verdict)) if isinstance(verdict, (list, tuple)) else str(verdict)
+        _add(
+            table,
+            (
+                str(row.get("category", "")),
+                *(count(row.get(name)) for name in counts),
+                *(score(row.get(name)) for name in shares),
+                text,
+            ),
+        )
+    table.caption = rest or None
+    return table

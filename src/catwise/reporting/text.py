@@ -1,0 +1,118 @@
+"""How numbers and names are written for people."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from typing import Any, Final
+
+__all__ = ["clean", "count", "gain", "interval", "plural", "score", "value_text"]
+
+NOTHING: Final = "–"
+
+
+def clean(text: object) -> str:
+    r"""A text in which control characters and lone surrogates cannot act on a terminal or page.
+
+    Line ends and tabs become spaces; what else controls is shown as "�". Directional overrides,
+    which can reorder what stands beside a name, are shown so too.
+
+    >>> clean("a\x1b[31mb\nc")
+    'a�[31mb c'
+    """
+    return "".join(
+        " "
+        if letter in "\t\n\r"
+        else "\ufffd"
+        if unicodedata.category(letter) in {"Cc", "Cs", "Cn"} or letter in _REORDERING
+        else letter
+        for letter in str(text)
+    )
+
+
+_REORDERING: Final = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def _number(value: object) -> float | None:
+    """A finite number, or None."""
+    if value is None or isinstance(value, bool):
+        return None
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def score(value: object) -> str:
+    """A metric with four decimals; a dash where there is none.
+
+    >>> score(0.51234), score(None), score(float("nan"))
+    ('0.5123', '–', '–')
+    """
+    number = _number(value)
+    return NOTHING if number is None else f"{number:.4f}"
+
+
+def gain(value: object) -> str:
+    """A difference with its sign.
+
+    >>> gain(0.01234), gain(-0.5), gain(0), gain(-0.00001)
+    ('+0.0123', '−0.5000', '0.0000', '0.0000')
+    """
+    number = _number(value)
+    if number is None:
+        return NOTHING
+    text = f"{abs(number):.4f}"
+    if not text.strip("0."):
+        return text
+    return ("+" if number > 0 else "\N{MINUS SIGN}") + text
+
+
+def interval(low: object, high: object) -> str:
+    """An interval of differences.
+
+    >>> interval(-0.01, 0.02), interval(None, 0.02)
+    ('−0.0100 to +0.0200', '–')
+    """
+    if _number(low) is None or _number(high) is None:
+        return NOTHING
+    return f"{gain(low)} to {gain(high)}"
+
+
+def count(value: object) -> str:
+    """A number of things.
+
+    >>> count(12345), count(None)
+    ('12,345', '–')
+    """
+    number = _number(value)
+    return NOTHING if number is None else f"{round(number):,}"
+
+
+def plural(n: int, one: str, many: str | None = None) -> str:
+    """A number with its noun.
+
+    >>> plural(1, "category", "categories"), plural(1200, "row")
+    ('1 category', '1,200 rows')
+    """
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
+def value_text(value: Any) -> str:
+    """Any plain value of a configuration, for people.
+
+    >>> [value_text(value) for value in (True, None, 0.1, 20000, ["a", 1], "x")]
+    ['yes', '–', '0.1', '20,000', 'a, 1', 'x']
+    """
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.6g}" if math.isfinite(value) else NOTHING
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(value_text, value)) or NOTHING
+    if isinstance(value, dict):
+        value = "; ".join(f"{key} {value_text(item)}" for key, item in value.items())
+    return NOTHING if value is None else clean(value) or NOTHING

@@ -1,0 +1,273 @@
+"""Reports: CSV, JSON, the page, the folder."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import os
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from catwise.errors import OutputError
+from catwise.heads import Head, load_head
+from catwise.reporting import (
+    RECORD_COLUMNS,
+    RUN_FILES,
+    check_output,
+    json_ready,
+    records_csv,
+    records_table,
+    render_report,
+    rows_csv,
+    run_document,
+    write_run,
+)
+from catwise.reporting.text import clean
+
+NASTY = "=HYPERLINK(\"x\")<script>alert('1')</script>&\x1b[31m{{ 7*7 }}"
+
+
+def record(category: str, index: int, status: str = "replaced", **more: Any) -> dict[str, Any]:
+    scored = status != "skipped"
+    return {
+        "category": category,
+        "index": index,
+        "status": status,
+        "reason": "improved" if status == "replaced" else "no_known_positive",
+        "explanation": f"{category} was {status}.",
+        "candidate": "bce",
+        "metric": "average_precision",
+        "before": 0.5 if scored else None,
+        "after": 0.625 if scored else None,
+        "gain": 0.125 if scored else None,
+        "gain_low": 0.0625 if scored else None,
+        "gain_high": 0.1875 if scored else float("nan"),
+        "selected_on": 0.75 if scored else None,
+        "scored_on": "cross-fitted validation labels" if scored else "",
+        "n_positive_train": 10,
+        "n_negative_train": 1000,
+        "n_positive_valid": 5,
+        "n_negative_valid": 50,
+        "gap_auroc": 0.03125,
+        "gap_average_precision": None,
+    }
+
+
+def result(names: tuple[str, ...] = ("cat", "dog"), **more: Any) -> Any:
+    head = Head(np.eye(len(names), dtype=np.float32), categories=names)
+    values: dict[str, Any] = {
+        "head": head,
+        "base": head,
+        "records": [
+            record(name, i, "replaced" if i == 0 else "skipped") for i, name in enumerate(names)
+        ],
+        "config": {"seed": 0, "penalty": {"grid": [0.1, 1.0]}, "logits": None},
+        "summary": {
+            "metric": "average_precision",
+            "n_categories": len(names),
+            "n_scored": 1,
+            "before": 0.5,
+            "after": 0.625,
+            "gain": 0.125,
+            "gain_low": 0.0625,
+            "gain_high": 0.1875,
+            "selected_on": 0.75,
+            "seconds": 1.5,
+        },
+        "gap": {"auroc": 0.03125, "advice": "Fresh labels are worth more."},
+        "history": [{"pass": 1, "loss": float("nan")}],
+        "folds": None,
+        "notes": ["train: rows were joined by id."],
+    }
+    return SimpleNamespace(**(values | more))
+
+
+def parse(page: str) -> ET.Element:
+    """The page as XML; whatever is not closed or escaped fails here."""
+    assert page.startswith("<!DOCTYPE html>\n")
+    return ET.fromstring(page.split("\n", 1)[1])  # noqa: S314  # our own text
+
+
+def test_csv_has_every_column_and_all_digits() -> None:
+    """The columns stand in the documented order and numbers read back exactly."""
+    rows = list(csv.DictReader(io.StringIO(records_csv([record("cat", 0) | {"gain": 0.1}]))))
+    assert tuple(rows[0]) == RECORD_COLUMNS
+    assert float(rows[0]["gain"]) == 0.1
+    assert rows[0]["gap_average_precision"] == ""
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t=", "\n", " =", "＝"])
+def test_csv_defuses_formulas(start: str) -> None:
+    """A name that a spreadsheet would run gets an apostrophe; numbers stay numbers."""
+    text = rows_csv([{"category": start + "1", "x": -0.5}])
+    row = next(iter(csv.DictReader(io.StringIO(text, newline=""))))
+    assert row["category"] == "'" + start + "1"
+    assert row["x"] == "-0.5"
+
+
+def test_json_ready_leaves_only_json() -> None:
+    """NaN, infinities, numpy, tuples and paths become what JSON has."""
+    value = {
+        "a": np.float64("nan"),
+        "b": (np.int64(3), np.array([1.5, np.inf])),
+        2: Path("x"),
+        "d": np.bool_(1),
+    }
+    assert json_ready(value) == {"a": None, "b": [3, [1.5, None]], "2": "x", "d": True}
+
+
+def test_page_is_well_formed_and_accessible() -> None:
+    """One language, one h1, unique ids, captions, scopes, headings without a jump."""
+    root = parse(render_report(run_document(result())))
+    assert root.get("lang") == "en"
+    assert root.findtext("head/title")
+    levels = [int(e.tag[1]) for e in root.iter() if re.fullmatch(r"h[1-6]", e.tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(b - a <= 1 for a, b in itertools.pairwise(levels))
+    ids = [e.get("id") for e in root.iter() if e.get("id")]
+    assert len(ids) == len(set(ids))
+    assert {e.get("aria-labelledby") for e in root.iter() if e.get("aria-labelledby")} <= set(ids)
+    for table in root.iter("table"):
+        assert table.findtext("caption")
+        assert all(cell.get("scope") for cell in table.iter("th"))
+        columns = len(table.findall("thead/tr/th"))
+        assert {len(list(row)) for row in table.findall("tbody/tr")} == {columns}
+
+
+def test_page_loads_nothing() -> None:
+    """No address, no linked file, no handler in an attribute; a policy forbids them."""
+    page = render_report(run_document(result()))
+    assert "://" not in page
+    root = parse(page)
+    for element in root.iter():
+        assert element.tag not in {"link", "img", "iframe", "object", "embed", "base", "form"}
+        for name in element.attrib:
+            assert name not in {"src", "href", "srcset", "style"}
+            assert not name.startswith("on")
+    assert "url(" not in page
+    assert "@import" not in page
+    policies = [e.get("content", "") for e in root.iter("meta") if e.get("http-equiv")]
+    assert policies[0].startswith("default-src 'none'; style-src 'sha256-")
+
+
+def test_page_policy_allows_its_own_script() -> None:
+    """The hashes in the policy are those of the script and the style as they stand."""
+    import base64
+    import hashlib
+
+    page = render_report(run_document(result()))
+    policy = parse(page).find("head/meta[@http-equiv]").get("content")  # type: ignore[union-attr]
+    for tag in ("style", "script"):
+        text = page.split(f"<{tag}>")[1].split(f"</{tag}>")[0]
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+
+
+def test_page_escapes_names() -> None:
+    """A hostile name is shown, not run, and no template in it is evaluated."""
+    page = render_report(run_document(result((NASTY, "</script><b>"))))
+    root = parse(page)
+    assert len(list(root.iter("script"))) == 1
+    assert not list(root.iter("b"))
+    assert "{{ 7*7 }}" in page
+    names = [cell.text for cell in root.iterfind(".//tbody/tr/th")]
+    assert names == [clean(NASTY), "</script><b>"]
+
+
+def test_page_says_what_counts() -> None:
+    """Mean before and after, interval, coverage, raw score, reasons, gap, notes, configuration."""
+    text = " ".join("".join(parse(render_report(run_document(result()))).itertext()).split())
+    for part in (
+        "0.5000 → 0.6250",
+        "+0.1250 (95% interval +0.0625 to +0.1875)",
+        "Mean over 1 of 2 categories, cross-fitted validation labels.",
+        "0.7500",
+        "skipped: no_known_positive (1 category)",
+        "dog was skipped.",
+        "Fresh labels are worth more.",
+        "train: rows were joined by id.",
+        "penalty · grid",
+    ):
+        assert part in text, part
+
+
+def test_page_without_any_score() -> None:
+    """A run in which nothing could be scored says so."""
+    empty = result(summary={"metric": "auroc", "before": None, "after": None}, gap=None, notes=[])
+    page = render_report(run_document(empty))
+    parse(page)
+    assert "No category could be scored." in page
+    assert "Memorisation gap" not in page
+
+
+def test_run_is_written_whole(tmp_path: Path) -> None:
+    """Every file is there, reads back, and nothing else is left."""
+    folder = tmp_path / "runs" / "a"
+    written = write_run(result(), folder, inputs={"features": "f.npz"})
+    assert sorted(p.name for p in folder.iterdir()) == sorted(written)
+    assert set(written) == set(RUN_FILES) - {"folds.safetensors"}
+    assert [p.name for p in folder.parent.iterdir()] == ["a"]
+    assert load_head(folder / "head.safetensors").categories == ("cat", "dog")
+    assert json.loads((folder / "records.json").read_text())[0]["category"] == "cat"
+    assert json.loads((folder / "config.json").read_text())["inputs"] == {"features": "f.npz"}
+    assert json.loads((folder / "summary.json").read_text())["history"] == [
+        {"pass": 1, "loss": None}
+    ]
+
+
+def test_run_is_not_replaced_unasked(tmp_path: Path) -> None:
+    """An earlier run stays unless overwriting is asked for; other files stay in any case."""
+    folder = tmp_path / "a"
+    write_run(result(), folder)
+    with pytest.raises(OutputError, match="not empty"):
+        write_run(result(), folder)
+    write_run(result(("x", "y")), folder, overwrite=True)
+    assert load_head(folder / "head.safetensors").categories == ("x", "y")
+    (folder / "thesis.tex").write_text("mine")
+    with pytest.raises(OutputError, match=r"thesis\.tex"):
+        write_run(result(), folder, overwrite=True)
+    assert (folder / "thesis.tex").read_text() == "mine"
+
+
+def test_output_is_checked_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file in the way and a folder without permission are found at once, and nothing is made."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="is a file"):
+        check_output(tmp_path / "file")
+    with pytest.raises(OutputError, match="is a file"):
+        check_output(tmp_path / "file" / "run")
+    assert check_output(tmp_path / "new" / "run") == tmp_path / "new" / "run"
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(OutputError, match="no permission"):
+        check_output(tmp_path / "run")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the disk is full the run's own path is named and no half of it stays."""
+
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OutputError, match="free some space") as caught:
+        write_run(result(), tmp_path / "a")
+    assert str(tmp_path / "a" / "head.safetensors") in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_long_tables_show_what_matters() -> None:
+    """Of many categories the ones that changed most are shown and the rest is counted."""
+    records = [record(f"c{i}", i) | {"gain": g} for i, g in enumerate([0.0, -0.5, 0.1, 0.4])]
+    table = records_table(records, limit=2)
+    assert [str(cell) for cell in table.columns[0]._cells] == ["c1", "c3"]
+    assert "2 further categories" in str(table.caption)
