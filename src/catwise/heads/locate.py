@@ -24,7 +24,7 @@ _HEAD_NAMES: Final = frozenset(
         "output", "out", "output_layer", "predictor", "prediction", "predictions", "probe", "score",
     }
 )  # fmt: skip
-_EMA: Final = re.compile(r"(?:^|[._])(?:ema|averaged|swa|teacher)(?:[._]|$)|_ema(?:[._]|$)")
+_EMA: Final = re.compile(r"(?:^|[._:])(?:ema|averaged|swa|teacher)(?:[._:]|$)", re.IGNORECASE)
 _NO_HEADS: Final = re.compile(
     r"(?:^|\.)(?:optim\w*|scheduler\w*|lr_sched\w*|scaler|grad\w*)(?:\.|$)"
 )
