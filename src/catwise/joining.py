@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from catwise.errors import CategoryError, IdError, ShapeError, nearest
-from catwise.features.blocks import RowBlocks, feature_shape
+from catwise.features.blocks import RowBlocks, block_of, feature_shape
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -312,7 +312,8 @@ class _TakenRows:
             return values[torch.from_numpy(rows).to(values.device)]
         if not isinstance(values, RowBlocks):
             return np.asarray(values[rows])
-        return _gathered(values, rows)
+        take = getattr(values, "rows", None)  # stores and `Features` know a good order themselves
+        return _gathered(values, rows) if take is None else take(rows)
 
 
 def _gathered(values: RowBlocks, rows: NDArray[np.int64]) -> Any:
@@ -418,10 +419,20 @@ def _refuse_common(what: str, train: NDArray[Any], valid: NDArray[Any]) -> None:
         )
 
 
+class _Nameless:
+    """Features without their ids, to be known by their content."""
+
+    def __init__(self, features: Any) -> None:
+        self._features, self.shape = features, feature_shape(features)
+
+    def block(self, start: int, stop: int) -> Any:
+        return block_of(self._features, start, stop)
+
+
 def _compare_content(train: tuple[Any, Any], valid: tuple[Any, Any]) -> list[str]:
     from catwise.features.digests import row_digests
 
-    digests = [row_digests(features) for features, _ in (train, valid)]
+    digests = [row_digests(_Nameless(features)) for features, _ in (train, valid)]
     common = int(np.isin(digests[1], digests[0]).sum())
     if not common:
         return []

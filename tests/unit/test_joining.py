@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from catwise.errors import CategoryError, IdError, ShapeError
+from catwise.features import Features
 from catwise.heads import Head
 from catwise.joining import (
     align,
@@ -229,6 +230,22 @@ def test_equal_content_is_refused_without_ids():
     with pytest.raises(IdError, match="5 validation rows have the same features"):
         check_disjoint((values, labelled(5)), (values[::-1].copy(), labelled(5)))
     assert check_disjoint((values, labelled(5)), (rows_of(5, seed=1), labelled(5))) == []
+
+
+def test_content_is_compared_where_one_source_has_no_ids():
+    """Ids on one side alone cannot tell images apart."""
+    values = rows_of(5)
+    store = Store(values, ids=list("abcde"))
+    with pytest.raises(IdError, match="same features as a training row"):
+        check_disjoint((store, labelled(5)), (values, labelled(5)))
+
+
+def test_stores_take_rows_their_own_way():
+    """Whatever has `rows(index)` is asked for them."""
+    features = Features(rows_of(5), ids=list("abcde"))
+    taken = aligned_features(features, np.array([4, 0]))
+    np.testing.assert_array_equal(np.asarray(taken.block(0, 2)), rows_of(5)[[4, 0]])
+    assert taken.ids.tolist() == ["e", "a"]
 
 
 def test_a_few_equal_images_are_noted_only():
