@@ -1,0 +1,29 @@
+"""The four states of a label, and the type of an array of them."""
+
+from __future__ import annotations
+
+from typing import Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["CODE_NAMES", "NEGATIVE", "POSITIVE", "UNCERTAIN", "UNKNOWN", "Codes", "Rows"]
+
+NEGATIVE: Final = 0
+"""Known: the category is not in the image."""
+POSITIVE: Final = 1
+"""Known: the category is in the image."""
+UNKNOWN: Final = -1
+"""Nobody has said."""
+UNCERTAIN: Final = -2
+"""Somebody has looked and could not say."""
+
+CODE_NAMES: Final = {
+    POSITIVE: "positive",
+    NEGATIVE: "negative",
+    UNKNOWN: "unknown",
+    UNCERTAIN: "uncertain",
+}
+
+Codes: TypeAlias = NDArray[np.int8]
+Rows: TypeAlias = NDArray[np.int64]

@@ -1,0 +1,492 @@
+"""PartialLabels: what is known, unknown and uncertain, for each image and category."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+
+from catwise.errors import IdError
+from catwise.labels.codes import POSITIVE, UNKNOWN, Codes, Rows
+from catwise.labels.columns import Columns, Storage, as_stored, check_codes, dense_counts
+from catwise.labels.names import category_names, category_positions, row_names
+from catwise.labels.reading import encode_array, place_of, row_positions, two_dimensional
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+    from catwise.labels.audit import LabelAudit
+    from catwise.labels.encodings import Encoding
+    from catwise.labels.policy import LabelPolicy, Targets
+
+__all__ = ["LabelCounts", "PartialLabels", "Storage"]
+
+
+class LabelCounts(NamedTuple):
+    """How many labels each category has; (C,) int64 each."""
+
+    known: NDArray[np.int64]
+    positive: NDArray[np.int64]
+    negative: NDArray[np.int64]
+    uncertain: NDArray[np.int64]
+
+
+class PartialLabels:
+    """Labels of N images in C categories, many of them unknown. Immutable.
+
+    Stored either dense, one byte for every image and category, or as columns: for each category
+    the rows that have a label. Both give the same answers; columns never need memory in
+    proportion to rows × categories, except where a dense result is asked for.
+
+    Args:
+        codes: (N, C) of 1 positive, 0 negative, -1 unknown, -2 uncertain; copied.
+        ids: (N,) different names of the images, texts or whole numbers. None: rows are known by
+            their position only.
+        categories: C different names; "0", "1", … when not given.
+        groups: (N,) such as the patient of each image; images of one group are never split.
+        storage: "dense", "columns", or "auto": columns where under one entry in eight is not
+            unknown and there are a million entries or more.
+
+    Raises:
+        LabelError: If codes hold another value.
+        ShapeError: If codes are not (N, C), or ids, groups or categories do not fit.
+        IdError: If ids repeat, or an id or group is blank.
+        CategoryError: If two categories have one name.
+
+    >>> labels = PartialLabels([[1, -1], [0, -2]], categories=["cat", "dog"])
+    >>> labels
+    PartialLabels(n_rows=2, n_categories=2, known=2, storage='dense')
+    >>> labels.known(0)
+    (array([0, 1]), array([ True, False]))
+    """
+
+    __slots__ = ("_columns", "_dense", "categories", "groups", "ids", "n_rows")
+
+    categories: tuple[str, ...]
+    ids: NDArray[np.str_] | None
+    groups: NDArray[np.str_] | None
+    n_rows: int
+    _dense: Codes | None
+    _columns: Columns | None
+
+    def __init__(
+        self,
+        codes: Any,
+        ids: Any = None,
+        categories: Sequence[str] | None = None,
+        groups: Any = None,
+        *,
+        storage: Storage = "auto",
+    ) -> None:
+        array = two_dimensional(codes)
+        names = category_names(categories, array.shape[1])
+        checked = check_codes(array, where=lambda place: place_of(place, names))
+        self._fill(checked, len(checked), names, ids=ids, groups=groups, storage=storage)
+
+    def _fill(
+        self,
+        content: Codes | Columns,
+        n_rows: int,
+        categories: tuple[str, ...],
+        *,
+        ids: Any,
+        groups: Any,
+        storage: Storage,
+        checked: bool = False,
+    ) -> None:
+        """Set every slot from codes that are checked and not shared."""
+        stored = as_stored(content, n_rows, storage)
+        dense = None if isinstance(stored, Columns) else stored
+        columns = stored if isinstance(stored, Columns) else None
+        if not checked:
+            ids = row_names(ids, n_rows, "ids", unique=True)
+            groups = row_names(groups, n_rows, "groups", unique=False)
+        for array in (dense, ids, groups, *(columns or ())):
+            if array is not None:
+                array.flags.writeable = False
+        _set = object.__setattr__
+        _set(self, "categories", categories)
+        _set(self, "n_rows", n_rows)
+        _set(self, "ids", ids)
+        _set(self, "groups", groups)
+        _set(self, "_columns", columns)
+        _set(self, "_dense", dense)
+
+    @classmethod
+    def _make(
+        cls, content: Codes | Columns, n_rows: int, categories: tuple[str, ...], **rest: Any
+    ) -> PartialLabels:
+        """Labels from checked codes, without a copy."""
+        labels = cls.__new__(cls)
+        labels._fill(content, n_rows, categories, **rest)  # noqa: SLF001 - an object of this class
+        return labels
+
+    @classmethod
+    def from_array(
+        cls,
+        y: Any,
+        *,
+        encoding: str | Encoding | None = None,
+        ids: Any = None,
+        categories: Sequence[str] | None = None,
+        groups: Any = None,
+        storage: Storage = "auto",
+    ) -> PartialLabels:
+        """Read labels from an array in a named encoding.
+
+        Args:
+            y: (N, C): a numpy array, torch tensor, nested list (None is a blank), or a data frame,
+                whose column names become the categories.
+            encoding: a name in `ENCODINGS`, or an `Encoding`. It must be given.
+            ids: as for `PartialLabels`.
+            categories: as for `PartialLabels`.
+            groups: as for `PartialLabels`.
+            storage: as for `PartialLabels`.
+
+        Raises:
+            LabelError: If no encoding is named, or it does not know a value; the error lists the
+                encodings that do.
+            ShapeError: If y is not (N, C).
+
+        >>> PartialLabels.from_array([[1, None], [0, 1]], encoding="nan").codes
+        array([[ 1, -1],
+               [ 0,  1]], dtype=int8)
+        """
+        if categories is None and hasattr(y, "columns") and hasattr(y, "to_numpy"):
+            categories = [str(name) for name in y.columns]
+        array = two_dimensional(y)
+        names = category_names(categories, array.shape[1])
+        codes = encode_array(array, encoding, where=lambda place: place_of(place, names))
+        return cls._make(codes, len(codes), names, ids=ids, groups=groups, storage=storage)
+
+    @classmethod
+    def from_columns(
+        cls,
+        columns: Iterable[tuple[Any, Any]],
+        n_rows: int,
+        categories: Sequence[str] | None = None,
+        ids: Any = None,
+        groups: Any = None,
+        *,
+        storage: Storage = "columns",
+    ) -> PartialLabels:
+        """Build labels from the labelled rows of each category, never making (N, C).
+
+        Args:
+            columns: for each category (rows, codes): integers from 0 to N − 1 in any order, each
+                once, and their codes. Rows that are not listed are unknown.
+            n_rows: N.
+            categories: as for `PartialLabels`.
+            ids: as for `PartialLabels`.
+            groups: as for `PartialLabels`.
+            storage: as for `PartialLabels`.
+
+        Raises:
+            LabelError: If a row is listed twice in a category, or a code is none of the four.
+            ShapeError: If rows and codes do not fit together, or a row is not there.
+
+        >>> PartialLabels.from_columns([([2, 0], [1, 0]), ([], [])], 3).codes
+        array([[ 0, -1],
+               [-1, -1],
+               [ 1, -1]], dtype=int8)
+        """
+        pairs = list(columns)
+        names = category_names(categories, len(pairs))
+        content = Columns.from_pairs(pairs, n_rows)
+        return cls._make(content, n_rows, names, ids=ids, groups=groups, storage=storage)
+
+    @classmethod
+    def from_table(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        encoding: str | Encoding | None = None,
+        layout: Literal["wide", "long"] = "wide",
+        id_column: str | None = None,
+        group_column: str | None = None,
+        split_column: str | None = None,
+        split: str | None = None,
+        categories: Sequence[str] | None = None,
+        **options: Any,
+    ) -> PartialLabels:
+        """Read labels from a CSV, TSV or Parquet table.
+
+        Args:
+            path: the file; the suffix tells the format.
+            encoding: a name in `ENCODINGS`, or an `Encoding`. It must be given.
+            layout: "wide": one row an image, one column a category; "long": one row a label.
+            id_column: the column of image ids. None: rows are positional (wide), "id" (long).
+            group_column: the column of groups, such as patients.
+            split_column: the column that tells the split of each row.
+            split: the split to read.
+            categories: which categories, in which order. None: all the other columns (wide), every
+                category in order of appearance (long).
+            options: more of them in :func:`catwise.data.table.read_label_table`.
+
+        Raises:
+            LabelError: If the table cannot be read or its values do not fit the encoding.
+            IdError: If an id is blank or repeats.
+            CategoryError: If a category is not there.
+        """
+        from catwise.data.table import read_label_table
+
+        return read_label_table(
+            path,
+            encoding=encoding,
+            layout=layout,
+            id_column=id_column,
+            group_column=group_column,
+            split_column=split_column,
+            split=split,
+            categories=categories,
+            **options,
+        )
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"PartialLabels are immutable: {name} cannot be set")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"PartialLabels are immutable: {name} cannot be deleted")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (self._content(), self.n_rows, self.categories, self._rest())
+
+    def __repr__(self) -> str:
+        return (
+            f"PartialLabels(n_rows={self.n_rows}, n_categories={self.n_categories}, "
+            f"known={int(self.counts().known.sum())}, storage={self.storage!r})"
+        )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, PartialLabels):
+            return NotImplemented
+        return (
+            self.n_rows == other.n_rows
+            and self.categories == other.categories
+            and _same(self.ids, other.ids)
+            and _same(self.groups, other.groups)
+            and self._same_codes(other)
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _same_codes(self, other: PartialLabels) -> bool:
+        if self._dense is not None and other._dense is not None:
+            return np.array_equal(self._dense, other._dense)
+        mine, theirs = self.as_columns(), other.as_columns()
+        return (
+            np.array_equal(mine.starts, theirs.starts)
+            and np.array_equal(mine.rows, theirs.rows)
+            and np.array_equal(mine.codes, theirs.codes)
+        )
+
+    def _content(self) -> Codes | Columns:
+        return self._columns if self._dense is None else self._dense  # type: ignore[return-value]
+
+    def _rest(self, rows: Rows | None = None, storage: Storage | None = None) -> dict[str, Any]:
+        """What goes along with codes: checked ids and groups, and the storage."""
+        return {
+            "ids": self.ids if self.ids is None or rows is None else self.ids[rows],
+            "groups": self.groups if self.groups is None or rows is None else self.groups[rows],
+            "storage": storage or self.storage,
+            "checked": True,
+        }
+
+    @property
+    def n_categories(self) -> int:
+        """C."""
+        return len(self.categories)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, C)."""
+        return self.n_rows, self.n_categories
+
+    def __len__(self) -> int:
+        return self.n_rows
+
+    @property
+    def storage(self) -> Literal["dense", "columns"]:
+        """How the codes are stored."""
+        return "columns" if self._dense is None else "dense"
+
+    @property
+    def codes(self) -> Codes:
+        """(N, C) int8, read-only: a view of dense storage, made anew from columns."""
+        if self._dense is not None:
+            return self._dense
+        dense = self.block(0, self.n_rows)
+        dense.flags.writeable = False
+        return dense
+
+    def block(self, start: int, stop: int) -> Codes:
+        """Rows start to stop as (rows, C) int8 codes; bounds are cut as in a slice.
+
+        >>> PartialLabels([[1, 0], [0, 1]]).block(1, 2)
+        array([[0, 1]], dtype=int8)
+        """
+        start, stop, _ = slice(start, stop).indices(self.n_rows)
+        if self._columns is not None:
+            return self._columns.dense(start, stop)
+        return self.codes[start:stop]
+
+    def column(self, j: int | str) -> Codes:
+        """Codes of one category, by position or name, as a new (N,) int8 array.
+
+        Raises:
+            CategoryError: If it is not there.
+        """
+        j = self._position(j)
+        if self._columns is None:
+            return np.array(self.codes[:, j])
+        column = np.full(self.n_rows, UNKNOWN, dtype=np.int8)
+        rows, codes = self.entries(j)
+        column[rows] = codes
+        return column
+
+    def entries(self, j: int | str) -> tuple[Rows, Codes]:
+        """Rows of one category that are not unknown, ascending, and their codes.
+
+        >>> PartialLabels([[1], [-1], [-2]]).entries(0)
+        (array([0, 2]), array([ 1, -2], dtype=int8))
+        """
+        j = self._position(j)
+        if self._columns is None:
+            codes = self.codes[:, j]
+            rows = np.flatnonzero(codes != UNKNOWN)
+            return rows, codes[rows]
+        span = self._columns.span(j)
+        return self._columns.rows[span].astype(np.int64), self._columns.codes[span]
+
+    def known(self, j: int | str) -> tuple[Rows, NDArray[np.bool_]]:
+        """Hard known labels of one category: int64 rows, ascending, and which are positive.
+
+        Raises:
+            CategoryError: If the category is not there.
+        """
+        rows, codes = self.entries(j)
+        hard = codes >= 0
+        if not hard.all():
+            rows, codes = rows[hard], codes[hard]
+        return rows, codes == POSITIVE
+
+    def counts(self) -> LabelCounts:
+        """How many labels each category has.
+
+        >>> PartialLabels([[1, -2], [0, -1]]).counts().known
+        array([2, 0])
+        """
+        content = self._content()
+        counted = content.counts() if isinstance(content, Columns) else dense_counts(content)
+        positive, negative, uncertain = counted
+        return LabelCounts(positive + negative, positive, negative, uncertain)
+
+    def as_columns(self) -> Columns:
+        """The labels as compressed columns: `.starts`, `.rows`, `.codes`, read-only."""
+        return Columns.from_dense(self.codes) if self._columns is None else self._columns
+
+    def with_storage(self, storage: Storage) -> PartialLabels:
+        """Return the same labels, stored as asked for."""
+        rest = self._rest(storage=storage)
+        return self._make(self._content(), self.n_rows, self.categories, **rest)
+
+    def keep_entries(self, kept: Callable[[int, Rows, Codes], NDArray[np.bool_]]) -> PartialLabels:
+        """Return the labels that are marked; the others become unknown.
+
+        Args:
+            kept: called for each category with its position, the rows that are not unknown and
+                their codes; says which stay.
+
+        >>> PartialLabels([[1], [0]]).keep_entries(lambda j, rows, codes: codes == 1).codes
+        array([[ 1],
+               [-1]], dtype=int8)
+        """
+        if self._columns is not None:
+            masks = [kept(j, *self.entries(j)) for j in range(self.n_categories)]
+            content: Codes | Columns = self._columns.keep(
+                np.concatenate(masks) if masks else np.empty(0, dtype=bool)
+            )
+        else:
+            content = np.full(self.shape, UNKNOWN, dtype=np.int8)
+            for j in range(self.n_categories):
+                rows, codes = self.entries(j)
+                mask = kept(j, rows, codes)
+                content[rows[mask], j] = codes[mask]
+        return self._make(content, self.n_rows, self.categories, **self._rest())
+
+    def take_rows(self, index: Any) -> PartialLabels:
+        """Return some rows, in the order asked for.
+
+        Args:
+            index: positions (negative ones count from the end), a mask of N truth values, or a
+                slice. Rows may repeat only where they have no ids.
+
+        Raises:
+            ShapeError: If a mask does not fit or a row is not there.
+            IdError: If a row that has an id is taken twice.
+
+        >>> PartialLabels([[1], [0], [-1]], ids=["a", "b", "c"]).take_rows([2, 0]).ids.tolist()
+        ['c', 'a']
+        """
+        rows = row_positions(index, self.n_rows)
+        if self.ids is not None and len(np.unique(rows)) != len(rows):
+            raise IdError(
+                "rows with ids cannot be taken twice.", remedy="weights, or labels without ids"
+            )
+        content: Codes | Columns
+        if self._columns is None:
+            content = self.codes[rows]
+        else:
+            content = self._columns.take_rows(rows, self.n_rows)
+        return self._make(content, len(rows), self.categories, **self._rest(rows))
+
+    def take_categories(self, wanted: Iterable[str | int]) -> PartialLabels:
+        """Return some categories, by name or position, in the order asked for.
+
+        Raises:
+            CategoryError: If one is not there, or is asked for twice.
+
+        >>> PartialLabels([[1, 0]], categories=["cat", "dog"]).take_categories(["dog"]).codes
+        array([[0]], dtype=int8)
+        """
+        index = category_positions(self.categories, [wanted] if isinstance(wanted, str) else wanted)
+        names = category_names([self.categories[j] for j in index], len(index))
+        content: Codes | Columns
+        if self._columns is None:
+            content = np.ascontiguousarray(self.codes[:, index])
+        else:
+            content = self._columns.take_columns(index)
+        return self._make(content, self.n_rows, names, **self._rest())
+
+    def targets(self, policy: LabelPolicy | None = None, seed: int = 0) -> Targets:
+        """Targets and weights for fitting; see :func:`catwise.labels.policy.make_targets`."""
+        from catwise.labels.policy import make_targets
+
+        return make_targets(self, policy, seed)
+
+    def audit(self, *, few: int = 5) -> LabelAudit:
+        """What each category has, and what can be done with it; see `catwise.labels.audit`."""
+        from catwise.labels.audit import audit_labels
+
+        return audit_labels(self, few=few)
+
+    def _position(self, j: int | str) -> int:
+        if isinstance(j, str) or not 0 <= j < self.n_categories:
+            return int(category_positions(self.categories, [j])[0])
+        return int(j)
+
+
+def _restore(
+    content: Codes | Columns, n_rows: int, categories: tuple[str, ...], rest: dict[str, Any]
+) -> PartialLabels:
+    """Rebuild labels when they are unpickled or copied."""
+    return PartialLabels._make(content, n_rows, categories, **rest)
+
+
+def _same(mine: NDArray[Any] | None, theirs: NDArray[Any] | None) -> bool:
+    if mine is None or theirs is None:
+        return mine is theirs
+    return np.array_equal(mine, theirs)

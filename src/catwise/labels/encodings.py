@@ -1,0 +1,298 @@
+"""Named encodings: which raw value of an array or a table means what.
+
+The same number means different things in different data sets: −1 is "uncertain" in CheXpert,
+"unknown" in most partial-label sets and "negative" where 0 stands for unknown. So an encoding is
+always named, and values that it does not know are refused with the encodings that would fit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import numpy as np
+
+from catwise.errors import LabelError, nearest
+from catwise.labels.codes import CODE_NAMES, NEGATIVE, POSITIVE, UNCERTAIN, UNKNOWN, Codes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from numpy.typing import NDArray
+
+__all__ = [
+    "ENCODINGS",
+    "UNFIT",
+    "Encoding",
+    "Raw",
+    "encode_values",
+    "encoding_error",
+    "fitting_encodings",
+    "raw_value",
+    "raw_values",
+    "resolve_encoding",
+]
+
+UNFIT: Final = -128
+"""The code of a raw value that an encoding does not know; never kept."""
+
+Raw: TypeAlias = "float | str | None"
+"""A raw value in its plain form: a number, a text that is no number, or None for a blank."""
+
+BLANK_TEXTS: Final = frozenset({"", "nan", "na", "n/a", "null", "none", "<na>"})
+TRUTH_TEXTS: Final = {"true": 1.0, "false": 0.0}
+SHOWN_VALUES: Final = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """What raw values mean.
+
+    Args:
+        name: how it is asked for.
+        text: one line for people.
+        codes: pairs of a raw value and its code; None stands for every kind of blank (NaN, None,
+            an empty cell).
+
+    Raises:
+        LabelError: If a code is not one of the four, or a value is given twice.
+
+    >>> ENCODINGS["minus_one_uncertain"].mapping
+    {1.0: 1, 0.0: 0, -1.0: -2, None: -1}
+    """
+
+    name: str
+    text: str
+    codes: tuple[tuple[float | None, int], ...]
+
+    def __post_init__(self) -> None:
+        raws = [raw for raw, _ in self.codes]
+        wrong = [code for _, code in self.codes if code not in CODE_NAMES]
+        if wrong or len(set(raws)) != len(raws):
+            raise LabelError(
+                f"the encoding {self.name!r} cannot be used.",
+                found=f"the code {wrong[0]}" if wrong else "a raw value that is given twice",
+                expected="different raw values, each with a code: "
+                + ", ".join(f"{code} {name}" for code, name in CODE_NAMES.items()),
+            )
+
+    @property
+    def mapping(self) -> dict[float | None, int]:
+        """Raw value → code; None is a blank."""
+        return dict(self.codes)
+
+    def __str__(self) -> str:
+        return f"{self.name!r} ({self.text})"
+
+
+_ALL: Final = (
+    Encoding(
+        "nan",
+        "1 positive, 0 negative, blank or NaN unknown",
+        ((1.0, POSITIVE), (0.0, NEGATIVE), (None, UNKNOWN)),
+    ),
+    Encoding(
+        "minus_one_unknown",
+        "1 positive, 0 negative, -1 unknown",
+        ((1.0, POSITIVE), (0.0, NEGATIVE), (-1.0, UNKNOWN)),
+    ),
+    Encoding(
+        "minus_one_uncertain",
+        "CheXpert: 1 positive, 0 negative, -1 uncertain, blank unknown",
+        ((1.0, POSITIVE), (0.0, NEGATIVE), (-1.0, UNCERTAIN), (None, UNKNOWN)),
+    ),
+    Encoding(
+        "zero_unknown",
+        "1 positive, -1 negative, 0 unknown",
+        ((1.0, POSITIVE), (-1.0, NEGATIVE), (0.0, UNKNOWN)),
+    ),
+    Encoding(
+        "codes",
+        "catwise's own: 1 positive, 0 negative, -1 unknown, -2 uncertain",
+        ((1.0, POSITIVE), (0.0, NEGATIVE), (-1.0, UNKNOWN), (-2.0, UNCERTAIN)),
+    ),
+    Encoding(
+        "complete",
+        "1 positive, 0 negative, nothing blank",
+        ((1.0, POSITIVE), (0.0, NEGATIVE)),
+    ),
+)
+
+ENCODINGS: Final[Mapping[str, Encoding]] = {encoding.name: encoding for encoding in _ALL}
+"""The named encodings."""
+
+
+def raw_value(value: Any) -> Raw:
+    """The plain form of one raw value: a number, None for a blank, or the text as it stands.
+
+    >>> raw_value(" 1.0"), raw_value(True), raw_value("NaN"), raw_value("maybe")
+    (1.0, 1.0, None, 'maybe')
+    """
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return None
+    if isinstance(value, str):
+        text = value.strip()
+        lower = text.lower()
+        if lower in BLANK_TEXTS:
+            return None
+        if lower in TRUTH_TEXTS:
+            return TRUTH_TEXTS[lower]
+        value = text
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return str(value)
+    return None if number != number else number  # noqa: PLR0124 - NaN is what differs from itself
+
+
+class _Cache(dict[Any, int]):
+    """Raw value → code, worked out once for each different value."""
+
+    def __init__(self, mapping: Mapping[float | None, int]) -> None:
+        super().__init__()
+        self.mapping = mapping
+
+    def __missing__(self, value: Any) -> int:
+        code = self.mapping.get(raw_value(value), UNFIT)  # type: ignore[arg-type]
+        if not isinstance(value, float) or value == value:  # noqa: PLR0124 - not NaN
+            self[value] = code
+        return code
+
+
+def encode_values(values: NDArray[Any], encoding: Encoding) -> Codes:
+    """Codes of raw values, `UNFIT` where the encoding does not know the value.
+
+    Args:
+        values: any shape; numbers, booleans, texts or objects.
+        encoding: what they mean.
+
+    Returns:
+        int8 of the same shape.
+
+    >>> encode_values(np.array([1.0, np.nan, 3.0]), ENCODINGS["nan"])
+    array([   1,   -1, -128], dtype=int8)
+    """
+    mapping = encoding.mapping
+    if values.dtype.kind in "biuf":
+        return _encode_numbers(values, mapping)
+    if values.dtype.kind == "S":
+        values = np.char.decode(values, "utf-8")
+    cache = _Cache(mapping)
+    flat = values.ravel().tolist()
+    codes = np.fromiter(map(cache.__getitem__, map(_hashable, flat)), np.int8, len(flat))
+    return codes.reshape(values.shape)
+
+
+def _hashable(value: Any) -> Any:
+    return value if value.__hash__ is not None else str(value)
+
+
+def _encode_numbers(values: NDArray[Any], mapping: Mapping[float | None, int]) -> Codes:
+    codes = np.full(values.shape, UNFIT, dtype=np.int8)
+    if values.dtype.kind == "b":
+        values = values.view(np.uint8)
+    for raw, code in mapping.items():
+        if raw is not None:
+            codes[values == raw] = code
+        elif values.dtype.kind == "f":
+            codes[np.isnan(values)] = code
+    return codes
+
+
+def raw_values(values: NDArray[Any]) -> set[Raw]:
+    """The different plain values of an array.
+
+    >>> sorted(raw_values(np.array([0, 1, 1])))
+    [0.0, 1.0]
+    """
+    if values.dtype.kind in "biuf":
+        return {raw_value(value) for value in np.unique(values).tolist()}
+    return {raw_value(value) for value in {_hashable(v) for v in values.ravel().tolist()}}
+
+
+def fitting_encodings(values: Iterable[Any]) -> tuple[str, ...]:
+    """Names of the encodings that know every one of these raw values.
+
+    Several may fit, and they mean different things: a person has to say which one is right.
+
+    >>> fitting_encodings([1, 0, None])
+    ('nan', 'minus_one_uncertain')
+    >>> fitting_encodings([1, 0, -1])
+    ('minus_one_unknown', 'minus_one_uncertain', 'zero_unknown', 'codes')
+    """
+    plain = {raw_value(value) for value in values}
+    return tuple(name for name, encoding in ENCODINGS.items() if plain <= encoding.mapping.keys())
+
+
+def resolve_encoding(encoding: str | Encoding | None, values: Iterable[Any] = ()) -> Encoding:
+    """The encoding of that name.
+
+    Args:
+        encoding: a name, an `Encoding`, or None, which is refused.
+        values: raw values that it shall fit, to suggest encodings.
+
+    Raises:
+        LabelError: If none is named, or the name is not known.
+    """
+    if isinstance(encoding, Encoding):
+        return encoding
+    if isinstance(encoding, str) and encoding in ENCODINGS:
+        return ENCODINGS[encoding]
+    if encoding is None:
+        raise LabelError(
+            "the encoding of the labels must be named: the same number means different things in "
+            "different data sets.",
+            expected="one of " + ", ".join(map(repr, ENCODINGS)),
+            remedy=suggestion(values),
+        )
+    raise LabelError(
+        "there is no such encoding of labels.",
+        found=f"{encoding!r}{nearest(str(encoding), ENCODINGS)}",
+        expected="one of " + ", ".join(map(repr, ENCODINGS)),
+    )
+
+
+def suggestion(values: Iterable[Any]) -> str:
+    """Which encodings fit these raw values, as a sentence."""
+    plain = {raw_value(value) for value in values}
+    names = fitting_encodings(plain)
+    if names:
+        return "the values fit " + "; ".join(f"encoding={ENCODINGS[name]}" for name in names)
+    return f"no encoding fits all of {_shown(plain)}: correct the values"
+
+
+def _shown(values: Iterable[Raw]) -> str:
+    ordered = sorted(values, key=lambda value: (value is None, isinstance(value, str), str(value)))
+    texts = [show_raw(value) for value in ordered[:SHOWN_VALUES]]
+    return ", ".join(texts) + (", …" if len(ordered) > SHOWN_VALUES else "")
+
+
+def show_raw(value: Raw) -> str:
+    """A raw value as people write it.
+
+    >>> show_raw(-1.0), show_raw(None), show_raw("maybe")
+    ('-1', 'blank', "'maybe'")
+    """
+    if value is None:
+        return "blank"
+    return repr(value) if isinstance(value, str) else f"{value:g}"
+
+
+def encoding_error(
+    encoding: Encoding, value: Any, *, where: str, n_unfit: int, seen: Iterable[Raw]
+) -> LabelError:
+    """The error for values that an encoding does not know.
+
+    Args:
+        encoding: the one that was named.
+        value: the first value that does not fit.
+        where: the place of that value, such as "row 3, column 'cat'".
+        n_unfit: how many do not fit.
+        seen: all the different raw values, to say which encodings would fit.
+    """
+    return LabelError(
+        f"the encoding {encoding.name!r} does not know a value of the labels.",
+        found=f"{show_raw(raw_value(value))} in {where} (first of {n_unfit:,})",
+        expected=encoding.text,
+        remedy=suggestion(seen),
+    )

@@ -1,0 +1,150 @@
+"""Names of rows, groups and categories: checked once, at the door."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from catwise.errors import CategoryError, IdError, ShapeError, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+__all__ = ["Names", "category_names", "category_positions", "check_unique", "row_names"]
+
+Names: TypeAlias = NDArray[np.str_]
+
+
+def row_names(values: Any, n_rows: int, what: str, *, unique: bool) -> Names | None:
+    """Ids or groups as a read-only array of texts; whole numbers become texts.
+
+    Args:
+        values: (N,) texts or whole numbers, or None.
+        n_rows: N.
+        what: "ids" or "groups".
+        unique: refuse repeats.
+
+    Raises:
+        ShapeError: If there is not one for each row.
+        IdError: If one is blank, no text or number, or repeats.
+    """
+    if values is None:
+        return None
+    array = _as_text(values, what)
+    if array.shape != (n_rows,):
+        raise ShapeError(
+            f"{what} do not fit the labels.",
+            found=f"shape {array.shape}",
+            expected=f"({n_rows:,},): one for each row",
+        )
+    blank = np.flatnonzero(array == "")
+    if len(blank):
+        raise IdError(
+            f"{what} must not be blank.",
+            found=f"{len(blank):,} blank, first in row {int(blank[0])}",
+            remedy="give every row a name" + ("" if unique else ", its own where it has no group"),
+        )
+    if unique:
+        check_unique(array, what)
+    array.flags.writeable = False
+    return array
+
+
+def _as_text(values: Any, what: str) -> Names:
+    if hasattr(values, "detach"):
+        values = values.detach().cpu().numpy()
+    array = np.asarray(values)
+    if array.dtype.kind == "O":
+        wrong = [v for v in array.ravel() if not isinstance(v, (str, int, np.integer))]
+        if wrong:
+            raise _no_name(what, repr(wrong[0]))
+    elif array.dtype.kind == "S":
+        return np.char.decode(array, "utf-8")
+    elif array.dtype.kind not in "UiuT" and array.size:
+        raise _no_name(what, f"dtype {array.dtype}")
+    return np.array(array.astype(np.str_))
+
+
+def _no_name(what: str, found: str) -> IdError:
+    return IdError(f"{what} must be texts or whole numbers.", found=found)
+
+
+def check_unique(ids: Names, what: str = "ids") -> None:
+    """Refuse ids that repeat.
+
+    Raises:
+        IdError: Names the first one and its two rows.
+    """
+    listed = ids.tolist()
+    n_twice = len(listed) - len(set(listed))
+    if not n_twice:
+        return
+    seen: dict[str, int] = {}
+    for row, name in enumerate(listed):
+        first = seen.setdefault(name, row)
+        if first != row:
+            raise IdError(
+                f"{what} repeat.",
+                found=f"{name!r} in rows {first} and {row} ({n_twice:,} repeats in all)",
+                expected="every id once",
+            )
+
+
+def category_names(names: Sequence[str] | None, n: int) -> tuple[str, ...]:
+    """Different category names; "0", "1", … when not given.
+
+    Raises:
+        CategoryError: If the names are one text, or two are alike.
+        ShapeError: If there is not one for each column.
+    """
+    if names is None:
+        return tuple(str(j) for j in range(n))
+    if isinstance(names, str):
+        raise CategoryError("categories must be several names.", found=f"the text {names!r}")
+    texts = tuple(str(name) for name in names)
+    if len(texts) != n:
+        raise ShapeError(
+            "categories do not fit the labels.",
+            found=f"{len(texts):,} names",
+            expected=f"{n:,}, one for each column",
+        )
+    seen: dict[str, int] = {}
+    for j, name in enumerate(texts):
+        first = seen.setdefault(name, j)
+        if first != j:
+            raise CategoryError(
+                "two categories have one name.", found=f"{name!r} in columns {first} and {j}"
+            )
+    return texts
+
+
+def category_positions(
+    categories: tuple[str, ...], wanted: Iterable[str | int]
+) -> NDArray[np.int64]:
+    """Positions of categories given by name or by position.
+
+    Raises:
+        CategoryError: If one is not there.
+    """
+    lookup = {name: j for j, name in enumerate(categories)}
+    return np.array([_position(categories, lookup, one) for one in wanted], dtype=np.int64)
+
+
+def _position(categories: tuple[str, ...], lookup: dict[str, int], one: str | int) -> int:
+    if isinstance(one, str):
+        if one in lookup:
+            return lookup[one]
+        raise CategoryError(
+            f"the labels have no category {one!r}{nearest(one, categories)}.",
+            expected=f"one of {len(categories):,} names such as "
+            + ", ".join(map(repr, categories[:3])),
+        )
+    position = int(one)
+    if not 0 <= position < len(categories):
+        raise CategoryError(
+            f"the labels have no category at position {position}.",
+            expected=f"0 to {len(categories) - 1}",
+        )
+    return position
