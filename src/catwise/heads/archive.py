@@ -21,6 +21,8 @@ _CENTRAL: Final = b"PK\x01\x02"
 _DESCRIPTOR: Final = b"PK\x07\x08"
 _ENCRYPTED: Final = 0x1
 _HAS_DESCRIPTOR: Final = 0x8
+_DAMAGE: Final = (zipfile.BadZipFile, EOFError, zlib.error, struct.error, RuntimeError)
+"""What `zipfile` raises at damaged archives and unknown ways of compressing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +55,8 @@ def open_archive(path: Path) -> Archive:
             if info.file_size > MAX_PICKLE:
                 raise ValueError(f"its pickle has {info.file_size:,} bytes")
             data = archive.read(info)
-    except (zipfile.BadZipFile, EOFError, zlib.error, struct.error) as error:
+    except _DAMAGE as error:
         raise ValueError(f"the archive is damaged or cut short ({error})") from error
-    except (NotImplementedError, RuntimeError) as error:
-        raise ValueError(f"the archive is of an unknown kind ({error})") from error
     return Archive(path, prefix, records, interpret(data))
 
 
@@ -112,7 +112,7 @@ def read_record(archive: Archive, name: str) -> bytes:
     try:
         with zipfile.ZipFile(archive.path) as opened:
             return opened.read(name)
-    except (zipfile.BadZipFile, EOFError, zlib.error, struct.error) as error:
+    except _DAMAGE as error:
         raise ValueError(f"record {name!r} is damaged ({error})") from error
 
 

@@ -19,7 +19,15 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Hashable, Iterator
 
-__all__ = ["Catalog", "Entry", "load_tensor", "open_catalog", "storage_start"]
+__all__ = [
+    "Catalog",
+    "Entry",
+    "load_tensor",
+    "open_catalog",
+    "storage_start",
+    "unreadable",
+    "view_of",
+]
 
 MAX_DEPTH: Final = 6
 MAX_TABLES: Final = 100_000
@@ -116,7 +124,7 @@ def open_catalog(source: str | os.PathLike[str] | Mapping[str, Any]) -> Catalog:
     except RefusedName as error:
         raise _refused(label, str(error)) from error
     except (OSError, ValueError) as error:
-        raise _unreadable(label, error) from error
+        raise unreadable(label, error) from error
     return Catalog(label, entries, archive, path)
 
 
@@ -129,7 +137,8 @@ def _refused(label: str, name: str) -> CheckpointError:
     )
 
 
-def _unreadable(label: str, error: OSError | ValueError) -> CheckpointError:
+def unreadable(label: str, error: OSError | ValueError) -> CheckpointError:
+    """The error for a file that is missing, damaged or of another kind."""
     reason = getattr(error, "strerror", None) or str(error)
     return CheckpointError(
         f"cannot read the checkpoint {label}.",
@@ -230,7 +239,7 @@ def load_tensor(catalog: Catalog, entry: Entry) -> torch.Tensor:
         raw = _storage_bytes(catalog, entry)
         return view_of(bytearray(raw), entry, entry.offset).clone()
     except (OSError, ValueError) as error:
-        raise _unreadable(catalog.label, error) from error
+        raise unreadable(catalog.label, error) from error
 
 
 def _storage_bytes(catalog: Catalog, entry: Entry) -> bytes:
@@ -266,4 +275,4 @@ def storage_start(catalog: Catalog, entry: Entry) -> int:
             return record_start(catalog.origin, record_name(catalog.origin, entry.value.storage))
         return int(entry.value.start)
     except (OSError, ValueError) as error:
-        raise _unreadable(catalog.label, error) from error
+        raise unreadable(catalog.label, error) from error

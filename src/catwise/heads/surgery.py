@@ -28,6 +28,7 @@ from catwise.heads.catalog import (
     load_tensor,
     open_catalog,
     storage_start,
+    unreadable,
     view_of,
 )
 from catwise.heads.locate import Found, HeadLocation, find_head
@@ -142,8 +143,7 @@ def write_head(
         shutil.copyfile(source, temporary)
         for patch, start in zip(patches, starts, strict=True):
             _overwrite(temporary, patch, start)
-        for name in sorted(_records(catalog, patches)):
-            fix_crc(temporary, name)
+        _fix_checksums(temporary, catalog, patches)
         _verify(temporary, catalog, found, patches)
     return report
 
@@ -351,11 +351,16 @@ def _overwrite(path: Path, patch: _Patch, storage_at: int) -> None:
         stream.write(raw)
 
 
-def _records(catalog: Catalog, patches: Sequence[_Patch]) -> set[str]:
-    """The archive's records that the patches change."""
+def _fix_checksums(path: Path, catalog: Catalog, patches: Sequence[_Patch]) -> None:
+    """Make the CRC-32 of an archive's changed records true again."""
     if not isinstance(catalog.origin, Archive):
-        return set()
-    return {record_name(catalog.origin, patch.entry.value.storage) for patch in patches}
+        return
+    names = {record_name(catalog.origin, patch.entry.value.storage) for patch in patches}
+    try:
+        for name in sorted(names):
+            fix_crc(path, name)
+    except ValueError as error:
+        raise unreadable(catalog.label, error) from error
 
 
 def _verify(path: Path, before: Catalog, found: Found, patches: Sequence[_Patch]) -> None:
