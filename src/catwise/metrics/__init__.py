@@ -13,6 +13,8 @@ from catwise.metrics.bootstrap import (
     paired_bootstrap,
 )
 from catwise.metrics.calibration import ECE_BINS, brier_columns, ece_columns, log_loss_columns
+from catwise.metrics.evaluate import DEFAULT_METRICS, evaluate
+from catwise.metrics.evaluation import Comparison, Evaluation, Interval, compare
 from catwise.metrics.per_category import (
     auroc,
     average_precision,
@@ -38,9 +40,13 @@ from catwise.metrics.threshold import (
 )
 
 __all__ = [
+    "DEFAULT_METRICS",
     "ECE_BINS",
     "METRICS",
     "BestF1",
+    "Comparison",
+    "Evaluation",
+    "Interval",
     "Metric",
     "PairedBootstrap",
     "RankingPlan",
@@ -56,8 +62,10 @@ __all__ = [
     "bootstrap_replicates",
     "brier",
     "brier_columns",
+    "compare",
     "ece",
     "ece_columns",
+    "evaluate",
     "f1",
     "f1_columns",
     "log_loss",

@@ -197,7 +197,7 @@ def category_blocks(
     width = max(1, BLOCK_ENTRIES // max(n, 1))
     for start in range(0, c, width):
         block = slice(start, min(start + width, c))
-        code = torch.from_numpy(np.ascontiguousarray(dense[:, block].T)).to(logits.device)
+        code = as_tensor(dense[:, block].T).contiguous().to(logits.device)
         yield block, logits[:, block].T.contiguous(), code
 
 
