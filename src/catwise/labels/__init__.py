@@ -9,18 +9,29 @@ array([[ 1, -2],
 
 from __future__ import annotations
 
+from catwise.labels.audit import REASONS, LabelAudit, audit_labels
 from catwise.labels.codes import NEGATIVE, POSITIVE, UNCERTAIN, UNKNOWN
 from catwise.labels.core import LabelCounts, PartialLabels
+from catwise.labels.dropping import drop_uniform, keep_per_category, keep_single_positive
 from catwise.labels.encodings import ENCODINGS, Encoding, fitting_encodings
+from catwise.labels.policy import LabelPolicy, Targets
 
 __all__ = [
     "ENCODINGS",
     "NEGATIVE",
     "POSITIVE",
+    "REASONS",
     "UNCERTAIN",
     "UNKNOWN",
     "Encoding",
+    "LabelAudit",
     "LabelCounts",
+    "LabelPolicy",
     "PartialLabels",
+    "Targets",
+    "audit_labels",
+    "drop_uniform",
     "fitting_encodings",
+    "keep_per_category",
+    "keep_single_positive",
 ]

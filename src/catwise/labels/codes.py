@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CODE_NAMES", "NEGATIVE", "POSITIVE", "UNCERTAIN", "UNKNOWN", "Codes", "Rows"]
+__all__ = [
+    "CODE_NAMES",
+    "NEGATIVE",
+    "POSITIVE",
+    "UNCERTAIN",
+    "UNKNOWN",
+    "Codes",
+    "LabelCounts",
+    "Rows",
+]
 
 NEGATIVE: Final = 0
 """Known: the category is not in the image."""
@@ -27,3 +36,12 @@ CODE_NAMES: Final = {
 
 Codes: TypeAlias = NDArray[np.int8]
 Rows: TypeAlias = NDArray[np.int64]
+
+
+class LabelCounts(NamedTuple):
+    """How many labels each category has; (C,) int64 each."""
+
+    known: NDArray[np.int64]
+    positive: NDArray[np.int64]
+    negative: NDArray[np.int64]
+    uncertain: NDArray[np.int64]

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 
 from catwise.errors import IdError
-from catwise.labels.codes import POSITIVE, UNKNOWN, Codes, Rows
+from catwise.labels.codes import POSITIVE, UNKNOWN, Codes, LabelCounts, Rows
 from catwise.labels.columns import Columns, Storage, as_stored, check_codes, dense_counts
 from catwise.labels.names import category_names, category_positions, row_names
 from catwise.labels.reading import encode_array, place_of, row_positions, two_dimensional
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -25,13 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["LabelCounts", "PartialLabels", "Storage"]
 
 
-class LabelCounts(NamedTuple):
-    """How many labels each category has; (C,) int64 each."""
-
-    known: NDArray[np.int64]
-    positive: NDArray[np.int64]
-    negative: NDArray[np.int64]
-    uncertain: NDArray[np.int64]
+BLOCK_ENTRIES: Final = 1 << 23
 
 
 class PartialLabels:
@@ -332,6 +326,12 @@ class PartialLabels:
         if self._columns is not None:
             return self._columns.dense(start, stop)
         return self.codes[start:stop]
+
+    def blocks(self) -> Iterator[tuple[int, Codes]]:
+        """(first row, codes) block by block, each of some ten million entries at most."""
+        step = max(1, BLOCK_ENTRIES // max(self.n_categories, 1))
+        for start in range(0, self.n_rows, step):
+            yield start, self.block(start, start + step)
 
     def column(self, j: int | str) -> Codes:
         """Codes of one category, by position or name, as a new (N,) int8 array.

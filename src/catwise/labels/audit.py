@@ -1,0 +1,190 @@
+"""What each category has in labels, and what category-wise fine-tuning can do with it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from catwise.labels.codes import UNCERTAIN
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from catwise.labels.core import LabelCounts, PartialLabels
+
+__all__ = ["REASONS", "LabelAudit", "audit_labels", "known_per_row"]
+
+REASONS: Final = {
+    "no_known_label": (
+        "No label is known: the category can be neither tuned nor scored and keeps its weights."
+    ),
+    "no_known_positive": (
+        "No positive is known: without both classes the category can be neither tuned nor scored "
+        "and keeps its weights."
+    ),
+    "no_known_negative": (
+        "No negative is known: without both classes the category can be neither tuned nor scored "
+        "and keeps its weights, unless a policy counts unknown labels as negative."
+    ),
+    "few_positives": (
+        "Fewer than {few} positives are known: the category is tuned, but whether it is replaced "
+        "follows from all categories together, and no memorisation gap is shown."
+    ),
+    "few_negatives": (
+        "Fewer than {few} negatives are known: the category is tuned, but its scores are rough."
+    ),
+    "ok": "Enough positives and negatives are known to tune the category and to score it.",
+}
+"""Reason code → what it means; `{few}` is the least number of a class that counts as enough."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelAudit:
+    """What labels hold.
+
+    Attributes:
+        summary: "n_rows", "n_categories", "n_groups" (None without groups), "n_known",
+            "n_positive", "n_negative", "n_uncertain", "n_unknown", "coverage" (known share of all
+            entries), "n_rows_without_label", and "reasons": how many categories have each code.
+        rows: for each category "category", "index", "known", "positive", "negative", "uncertain",
+            "coverage" (known share of the rows), "prevalence" (positive share of the known; None if
+            none is), "reason" (a key of `REASONS`) and "explanation".
+        notes: sentences about the labels as a whole.
+    """
+
+    summary: dict[str, Any]
+    rows: list[dict[str, Any]]
+    notes: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The audit, JSON-ready."""
+        rows = [dict(row) for row in self.rows]
+        return {"summary": dict(self.summary), "categories": rows, "notes": list(self.notes)}
+
+
+def audit_labels(labels: PartialLabels, *, few: int = 5) -> LabelAudit:
+    """Count what each category has, and say what can be done with it.
+
+    Takes time in proportion to the labels that are there and never makes (N, C).
+
+    Args:
+        labels: the labels.
+        few: under so many known positives (or negatives) a category has few.
+
+    >>> from catwise.labels import PartialLabels
+    >>> audit = audit_labels(PartialLabels([[1, -1], [0, -1]], categories=["cat", "dog"]))
+    >>> [(row["category"], row["reason"]) for row in audit.rows]
+    [('cat', 'few_positives'), ('dog', 'no_known_label')]
+    """
+    counts = labels.counts()
+    rows = [_row(labels, counts, j, few) for j in range(labels.n_categories)]
+    summary = _summary(labels, counts, rows)
+    return LabelAudit(summary, rows, _notes(labels, summary))
+
+
+def reason_code(positive: int, negative: int, few: int = 5) -> str:
+    """The reason code of a category with so many known labels.
+
+    >>> reason_code(0, 7), reason_code(9, 9)
+    ('no_known_positive', 'ok')
+    """
+    if not positive and not negative:
+        return "no_known_label"
+    if not positive:
+        return "no_known_positive"
+    if not negative:
+        return "no_known_negative"
+    if positive < few:
+        return "few_positives"
+    return "few_negatives" if negative < few else "ok"
+
+
+def _row(labels: PartialLabels, counts: LabelCounts, j: int, few: int) -> dict[str, Any]:
+    known, positive, negative, uncertain = (int(count[j]) for count in counts)
+    reason = reason_code(positive, negative, few)
+    return {
+        "category": labels.categories[j],
+        "index": j,
+        "known": known,
+        "positive": positive,
+        "negative": negative,
+        "uncertain": uncertain,
+        "coverage": known / labels.n_rows if labels.n_rows else 0.0,
+        "prevalence": positive / known if known else None,
+        "reason": reason,
+        "explanation": REASONS[reason].format(few=few),
+    }
+
+
+def _summary(
+    labels: PartialLabels, counts: LabelCounts, rows: list[dict[str, Any]]
+) -> dict[str, Any]:
+    known, positive, negative, uncertain = (int(count.sum()) for count in counts)
+    n_entries = labels.n_rows * labels.n_categories
+    found = Counter(row["reason"] for row in rows)
+    return {
+        "n_rows": labels.n_rows,
+        "n_categories": labels.n_categories,
+        "n_groups": None if labels.groups is None else len(set(labels.groups.tolist())),
+        "n_known": known,
+        "n_positive": positive,
+        "n_negative": negative,
+        "n_uncertain": uncertain,
+        "n_unknown": n_entries - known - uncertain,
+        "coverage": known / n_entries if n_entries else 0.0,
+        "n_rows_without_label": int(np.count_nonzero(known_per_row(labels) == 0)),
+        "reasons": {reason: found[reason] for reason in REASONS if found[reason]},
+    }
+
+
+def known_per_row(labels: PartialLabels) -> NDArray[np.int64]:
+    """(N,) int64: in how many categories each row has a hard known label.
+
+    >>> from catwise.labels import PartialLabels
+    >>> known_per_row(PartialLabels([[1, 0], [-1, -2]]))
+    array([2, 0])
+    """
+    total = np.zeros(labels.n_rows, dtype=np.int64)
+    for start, codes in labels.blocks() if labels.storage == "dense" else ():
+        total[start : start + len(codes)] = np.count_nonzero(codes >= 0, axis=1)
+    if labels.storage == "columns":
+        columns = labels.as_columns()
+        step = 1 << 22
+        for start in range(0, len(columns.rows), step):
+            span = slice(start, start + step)
+            rows = columns.rows[span][columns.codes[span] != UNCERTAIN]
+            total += np.bincount(rows, minlength=labels.n_rows)
+    return total
+
+
+def _notes(labels: PartialLabels, summary: dict[str, Any]) -> list[str]:
+    notes = []
+    known, uncertain = summary["n_known"], summary["n_uncertain"]
+    if not known:
+        notes.append("No label is known: nothing can be tuned or scored. Check the encoding.")
+    elif not summary["n_negative"]:
+        notes.append(
+            "Every known label is positive: tuning and scoring need known negatives too. If images "
+            "were labelled with what they show only, LabelPolicy(blank='negative') counts the "
+            "rest as negative when fitting; scores still need negatives that are really known."
+        )
+    elif not summary["n_positive"]:
+        notes.append("Every known label is negative. Check the encoding.")
+    elif not summary["n_unknown"] and not uncertain:
+        notes.append(
+            "No label is unknown. If blanks were written as 0, name the encoding in which 0 is "
+            "unknown."
+        )
+    if uncertain:
+        notes.append(
+            f"{uncertain:,} labels are uncertain: they are left out unless a policy counts them."
+        )
+    if known and summary["n_rows_without_label"]:
+        n = summary["n_rows_without_label"]
+        notes.append(f"{n:,} of {labels.n_rows:,} rows have no known label and take no part.")
+    if labels.ids is None:
+        notes.append("Rows have no ids: they join features by position.")
+    return notes
