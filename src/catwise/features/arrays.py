@@ -51,6 +51,8 @@ class FileArray:
             ValueError: If its bytes are damaged; the message is the reason.
             OSError: If they cannot be read.
         """
+        if self.kind not in "fiuUS":  # an array of objects would be pointers out of the file
+            raise ValueError(f"the array {self} holds neither numbers nor texts")
         if self.start is None:
             return _decompress(self.path, self.name)
         dtype = np.dtype("<u2") if self.dtype == "BF16" else np.dtype(self.dtype)
