@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from catwise.reporting.html import render_report
 from catwise.reporting.run import RUN_FILES, check_output, run_document, write_run
+from catwise.reporting.summary import summary_lines
 from catwise.reporting.tables import (
     RECORD_COLUMNS,
     audit_table,
     evaluation_table,
     json_ready,
+    means_table,
     records_csv,
     records_table,
     rows_csv,
@@ -26,10 +28,12 @@ __all__ = [
     "check_output",
     "evaluation_table",
     "json_ready",
+    "means_table",
     "records_csv",
     "records_table",
     "render_report",
     "rows_csv",
     "run_document",
+    "summary_lines",
     "write_run",
 ]

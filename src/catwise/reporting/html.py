@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any, Final
 
+from catwise.reporting.summary import STATUSES, facts, headline, metric_label
 from catwise.reporting.text import (
     clean,
     count,
@@ -22,8 +23,6 @@ from catwise.reporting.text import (
 __all__ = ["render_report"]
 
 _TITLES: Final = {"tune": "Category-wise fine-tuning", "select": "Selection of heads"}
-_STATUSES: Final = ("replaced", "kept", "skipped")
-_METRIC_NAMES: Final = {"auroc": "AUROC", "f1": "F1", "best_f1": "best F1", "ece": "ECE"}
 _SHOWN_NAMES: Final = 12
 
 
@@ -87,13 +86,13 @@ def _view(document: Mapping[str, Any]) -> dict[str, Any]:
     summary = dict(document.get("summary") or {})
     records = list(document.get("records") or [])
     kind = str(document.get("kind", "tune"))
-    metric = _metric(summary.get("metric"))
+    metric = metric_label(summary.get("metric"))
     return {
         "title": _TITLES.get(kind, "Run"),
         "metric": metric,
         "version": document.get("catwise", ""),
-        "headline": _headline(summary, records, metric),
-        "facts": _facts(summary, records),
+        "headline": headline(summary, records),
+        "facts": facts(summary, records),
         "rows": [_row(number, record) for number, record in enumerate(records)],
         "reasons": _reasons(records),
         "gap": _gap(document.get("gap")),
@@ -109,51 +108,6 @@ def _view(document: Mapping[str, Any]) -> dict[str, Any]:
             if document.get(key)
         ],
     }
-
-
-def _metric(name: object) -> str:
-    text = str(name or "metric")
-    return _METRIC_NAMES.get(text, text.replace("_", " "))
-
-
-def _headline(
-    summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]], metric: str
-) -> dict[str, str]:
-    """The mean before and after, its interval, what it covers."""
-    if summary.get("before") is None or summary.get("after") is None:
-        return {
-            "before": "",
-            "after": "",
-            "change": "No category could be scored.",
-            "covers": "Nothing is known about whether the head became better.",
-            "metric": metric,
-        }
-    scored = summary.get("n_scored")
-    total = summary.get("n_categories", len(records))
-    places = {str(r["scored_on"]) for r in records if r.get("scored_on")}
-    where = f", {places.pop()}" if len(places) == 1 else ""
-    bounds = interval(summary.get("gain_low"), summary.get("gain_high"))
-    level = summary.get("level", 0.95)
-    return {
-        "before": score(summary.get("before")),
-        "after": score(summary.get("after")),
-        "change": f"{gain(summary.get('gain'))} ({level:.0%} interval {bounds})",
-        "covers": f"Mean over {count(scored)} of {count(total)} categories{where}.",
-        "metric": metric,
-    }
-
-
-def _facts(
-    summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
-) -> list[tuple[str, str]]:
-    """How many categories came to what, and the raw score."""
-    found = Counter(str(record.get("status", "")) for record in records)
-    facts = [(status, f"{found[status]:,}") for status in _STATUSES]
-    if summary.get("selected_on") is not None:
-        facts.append(("mean on the data that chose it (too high)", score(summary["selected_on"])))
-    if summary.get("seconds") is not None:
-        facts.append(("seconds", f"{float(summary['seconds']):,.1f}"))
-    return facts
 
 
 def _row(number: int, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,7 +141,7 @@ def _row(number: int, record: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": str(record.get("category", number)),
         "number": number,
-        "status": status if status in _STATUSES else "other",
+        "status": status if status in STATUSES else "other",
         "cells": cells,
     }
 
@@ -202,7 +156,7 @@ def _reasons(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for record in records:
         key = (str(record.get("status", "")), str(record.get("reason", "")))
         groups.setdefault(key, []).append(record)
-    order = {status: place for place, status in enumerate(_STATUSES)}
+    order = {status: place for place, status in enumerate(STATUSES)}
     ordered = sorted(groups.items(), key=lambda item: (order.get(item[0][0], 9), -len(item[1])))
     result = []
     for (status, reason), members in ordered:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from catwise.reporting.text import clean, count, gain, interval, score
+from catwise.reporting.text import NOTHING, clean, count, gain, interval, score
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,6 +22,7 @@ __all__ = [
     "defuse",
     "evaluation_table",
     "json_ready",
+    "means_table",
     "records_csv",
     "records_table",
     "rows_csv",
@@ -240,6 +241,23 @@ def evaluation_table(
         _add(table, (str(row.get("category", "")), *values, str(row.get("reason") or "")))
     if len(shown) < len(rows):
         table.caption = f"{len(rows) - len(shown):,} further categories are not shown"
+    return table
+
+
+def means_table(means: Mapping[str, Mapping[str, Any]], *, title: str = "Means") -> Table:
+    """The means of an evaluation as a table for a terminal; each says how much it covers.
+
+    Args:
+        means: as `Evaluation.to_dict()["means"]` gives them.
+        title: what stands above.
+    """
+    names = ("macro", "interval", "micro", "categories")
+    table = _table(title, [("metric", False), *((name, True) for name in names)])
+    for name, mean in means.items():
+        low, high = score(mean.get("macro_low")), score(mean.get("macro_high"))
+        bounds = f"{low} to {high}" if "macro_low" in mean else NOTHING
+        cells = (score(mean.get("macro")), bounds, score(mean.get("micro")))
+        _add(table, (name, *cells, count(mean.get("n_categories"))))
     return table
 
 

@@ -6,7 +6,7 @@ import math
 import unicodedata
 from typing import Any, Final
 
-__all__ = ["clean", "count", "gain", "interval", "plural", "score", "value_text"]
+__all__ = ["NOTHING", "clean", "count", "gain", "interval", "plural", "score", "value_text"]
 
 NOTHING: Final = "–"
 

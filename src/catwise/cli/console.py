@@ -1,0 +1,118 @@
+"""What the commands print: tables for people, one JSON document for machines, progress."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from rich.console import Console
+
+    from catwise.progress import Progress, ProgressCallback
+
+__all__ = ["Output"]
+
+_WIDTH: Final = 120
+"""Columns where the output is no terminal and COLUMNS is not set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """How a command talks.
+
+    Args:
+        json: print one JSON document and nothing else on stdout.
+        quiet: print no tables, notes or progress.
+        rows: at most so many rows of a table; 0 for all.
+    """
+
+    json: bool = False
+    quiet: bool = False
+    rows: int = 40
+
+    @property
+    def talks(self) -> bool:
+        """Whether tables and notes are wanted."""
+        return not (self.json or self.quiet)
+
+    def document(self, value: Mapping[str, Any]) -> None:
+        """Print the JSON document, if it is wanted; NaN becomes null."""
+        from catwise.reporting.tables import json_ready
+
+        if self.json:
+            click.echo(json.dumps(json_ready(value), indent=2, ensure_ascii=False, allow_nan=False))
+
+    def table(self, table: Any) -> None:
+        """Print a table on stdout, if people read."""
+        if self.talks:
+            _console(sys.stdout).print(table)
+
+    def line(self, text: str = "") -> None:
+        """Print a line on stdout, if people read; it is shown as it is, never as markup."""
+        from catwise.reporting.text import clean
+
+        if self.talks:
+            click.echo(clean(text))
+
+    @contextlib.contextmanager
+    def progress(self) -> Iterator[ProgressCallback | None]:
+        """Give a callback that draws progress with an estimate of the time left.
+
+        None where nobody looks: stderr is no terminal, or quiet or JSON output is wanted.
+        """
+        if not self.talks or not sys.stderr.isatty():
+            yield None
+            return
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+        from rich.progress import Progress as Bars
+
+        bars = Bars(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[message]}", markup=False),
+            console=_console(sys.stderr),
+            transient=True,
+        )
+        with bars:
+            yield _drawer(bars)
+
+
+def _drawer(bars: Any) -> ProgressCallback:
+    """One bar for each stage, in the order in which they come."""
+    tasks: dict[str, Any] = {}
+
+    def draw(progress: Progress) -> None:
+        if progress.stage not in tasks:
+            tasks[progress.stage] = bars.add_task(progress.stage, message="")
+        bars.update(
+            tasks[progress.stage],
+            completed=progress.done,
+            total=progress.total,
+            message=progress.message,
+        )
+
+    return draw
+
+
+def _console(stream: Any) -> Console:
+    from rich.console import Console
+
+    width = None if stream.isatty() or os.environ.get("COLUMNS") else _WIDTH
+    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)

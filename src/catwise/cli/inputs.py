@@ -1,0 +1,291 @@
+"""Reading what the options name. All heavy imports are inside the functions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from catwise.errors import ConfigError, ShapeError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from catwise.cli.options import (
+        HeadOptions,
+        PairOptions,
+        PolicyOptions,
+        SourceOptions,
+        TableOptions,
+    )
+    from catwise.features.inputs import Features
+    from catwise.heads import Head
+    from catwise.labels import LabelPolicy, PartialLabels
+
+__all__ = [
+    "Pair",
+    "describe_features",
+    "describe_head",
+    "describe_labels",
+    "environment",
+    "load_features",
+    "load_labels",
+    "load_logits",
+    "load_pair",
+    "load_policy",
+    "load_source",
+    "load_the_head",
+    "read_names",
+]
+
+POLICIES: Final = ("unknown", "negative", "positive")
+
+
+def load_labels(
+    path: Path, table: TableOptions, *, split_column: str | None = None, split: str | None = None
+) -> PartialLabels:
+    """Read a label table, or one split of it."""
+    from catwise.labels import PartialLabels
+
+    options: dict[str, Any] = {}
+    if table.id_prefix or table.id_suffix:
+        options |= {"id_prefix": table.id_prefix, "id_suffix": table.id_suffix}
+    if table.ignore_column:
+        options["ignore_columns"] = table.ignore_column
+    return PartialLabels.from_table(
+        path,
+        encoding=table.encoding,
+        layout=table.layout,  # type: ignore[arg-type]  # click.Choice
+        id_column=table.id_column,
+        group_column=table.group_column,
+        split_column=split_column,
+        split=split,
+        categories=table.category or None,
+        **options,
+    )
+
+
+def load_features(path: Path, *, key: str | None = None, ids_key: str | None = None) -> Features:
+    """Read features; NaN and infinity are refused."""
+    from catwise.features import read_features
+
+    return read_features(path, key=key, ids_key=ids_key)
+
+
+def load_source(data: SourceOptions, table: TableOptions) -> tuple[Any, PartialLabels]:
+    """Read features and labels of one source."""
+    labels = load_labels(data.labels, table, split_column=data.split_column, split=data.split)
+    features = load_features(data.features, key=data.features_key, ids_key=data.ids_key)
+    if data.split is None or data.split_column is None:
+        return features, labels
+    return split_features(
+        features, labels, data.labels, table, split_column=data.split_column, split=data.split
+    ), labels
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Training data and, where there are any, validation data.
+
+    Attributes:
+        train: features and labels.
+        valid: features and labels, or None.
+        about: what the report says about them.
+    """
+
+    train: tuple[Any, PartialLabels]
+    valid: tuple[Any, PartialLabels] | None
+    about: dict[str, Any]
+
+
+def load_pair(data: PairOptions, table: TableOptions) -> Pair:
+    """Read training and validation data; one file with both is read once."""
+    column = data.split_column
+    train_split, valid_split = (data.train_split, data.valid_split) if column else (None, None)
+    features = load_features(data.features, key=data.features_key, ids_key=data.ids_key)
+    labels = load_labels(data.labels, table, split_column=column, split=train_split)
+    about = {
+        "train features": describe_features(data.features, features),
+        "train labels": describe_labels(data.labels, labels, table),
+    }
+    valid_path = data.valid_labels or (data.labels if column else None)
+    if valid_path is None:
+        return Pair((features, labels), None, about)
+    other = features
+    if data.valid_features is not None:
+        other = load_features(data.valid_features, key=data.features_key, ids_key=data.ids_key)
+    valid = load_labels(valid_path, table, split_column=column, split=valid_split)
+    about |= {
+        "valid features": describe_features(data.valid_features or data.features, other),
+        "valid labels": describe_labels(valid_path, valid, table),
+    }
+    if column and train_split and valid_split and data.valid_features is None:
+        features, other = (
+            split_features(features, part, data.labels, table, split_column=column, split=split)
+            for part, split in ((labels, train_split), (valid, valid_split))
+        )
+    return Pair((features, labels), (other, valid), about)
+
+
+def split_features(
+    features: Features,
+    labels: PartialLabels,
+    path: Path,
+    table: TableOptions,
+    *,
+    split_column: str,
+    split: str,
+) -> Any:
+    """Features of one split: all of them where ids will join them, else the split's rows."""
+    if features.ids is not None and labels.ids is not None:
+        return features
+    import numpy as np
+
+    from catwise.joining import aligned_features
+    from catwise.labels import PartialLabels
+
+    whole = PartialLabels.from_table(
+        path,
+        encoding=table.encoding,
+        group_column=split_column,
+        categories=labels.categories,
+    )
+    if whole.n_rows != features.shape[0]:
+        raise ShapeError(
+            f"'{path}' and its features differ in their number of rows, and there are no ids.",
+            found=f"{features.shape[0]:,} rows of features, {whole.n_rows:,} rows of labels",
+            expected="equal numbers, or ids on both sides to join them by",
+        )
+    groups = np.asarray(whole.groups)
+    return aligned_features(features, np.flatnonzero(groups == split))
+
+
+def load_logits(path: Path) -> Any:
+    """Read what the model itself said of the training images, (N, C)."""
+    return load_features(path)
+
+
+def load_the_head(source: HeadOptions) -> Head:
+    """Read the head from its own file or out of a checkpoint.
+
+    Raises:
+        UsageError: If not exactly one of the two is named.
+    """
+    if (source.head is None) == (source.checkpoint is None):
+        raise click.UsageError("give either --head FILE or --checkpoint FILE.")
+    from catwise.heads import load_head, read_head
+
+    names = None if source.head_categories is None else read_names(source.head_categories)
+    if source.head is not None:
+        if source.head_key or source.bias_key:
+            raise click.UsageError("--head-key and --bias-key belong to --checkpoint.")
+        head = load_head(source.head)
+        return head if names is None else head.replace(categories=names)
+    return read_head(
+        str(source.checkpoint), key=source.head_key, bias_key=source.bias_key, categories=names
+    )
+
+
+def read_names(path: Path) -> list[str]:
+    """Read names, one a line; blank lines at the end do not count.
+
+    Raises:
+        ConfigError: If the file cannot be read, holds no name, or a line is blank.
+    """
+    try:
+        names = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"cannot read names from '{path}'.",
+            found=getattr(error, "strerror", None) or str(error),
+            expected="a text file (UTF-8) with one name a line",
+        ) from error
+    blank = [number for number, name in enumerate(names, 1) if not name.strip()]
+    if blank or not names:
+        raise ConfigError(
+            f"'{path}' lacks names.",
+            found=f"line {blank[0]} is blank" if blank else "an empty file",
+            expected="one name a line",
+        )
+    return [name.strip() for name in names]
+
+
+def load_policy(policy: PolicyOptions) -> LabelPolicy | None:
+    """What uncertain and blank labels count as; None where nothing was said."""
+    if policy.uncertain is None and policy.blank is None:
+        return None
+    from catwise.labels import LabelPolicy
+
+    given: dict[str, Any] = {}
+    if policy.uncertain is not None:
+        given["uncertain"] = _uncertain(policy.uncertain)
+    if policy.blank is not None:
+        given["blank"] = policy.blank
+    return LabelPolicy(**given)
+
+
+def _uncertain(text: str) -> str | tuple[float, float]:
+    if text in POLICIES:
+        return text
+    try:
+        low, high = (float(part) for part in text.split(":"))
+    except ValueError:
+        choices = ", ".join(POLICIES)
+        raise click.BadParameter(
+            f"{text!r} is not one of {choices}, nor a range such as 0.55:0.85.",
+            param_hint="'--uncertain'",
+        ) from None
+    return low, high
+
+
+def describe_features(path: Path, features: Features) -> dict[str, Any]:
+    """What the report says about features."""
+    n_rows, n_features = features.shape
+    has_ids = features.ids is not None
+    return {"path": str(path), "rows": n_rows, "features": n_features, "ids": has_ids}
+
+
+def describe_labels(path: Path, labels: PartialLabels, table: TableOptions) -> dict[str, Any]:
+    """What the report says about labels."""
+    counts = labels.counts()
+    return {
+        "path": str(path),
+        "encoding": table.encoding,
+        "rows": labels.shape[0],
+        "categories": labels.shape[1],
+        "positive": int(counts.positive.sum()),
+        "negative": int(counts.negative.sum()),
+        "uncertain": int(counts.uncertain.sum()),
+        "ids": labels.ids is not None,
+        "groups": labels.groups is not None,
+    }
+
+
+def describe_head(source: HeadOptions, head: Head) -> dict[str, Any]:
+    """What the report says about the head that was given."""
+    return {
+        "path": str(source.head or source.checkpoint),
+        "sha256": head.digest,
+        "categories": head.n_categories,
+        "features": head.n_features,
+        "bias": head.bias is not None,
+        "dtype": str(head.dtype).removeprefix("torch."),
+        **{f"from {key}": value for key, value in head.provenance.items() if key == "key"},
+    }
+
+
+def environment() -> dict[str, Any]:
+    """The versions on which the bytes of a result depend."""
+    import platform
+
+    import numpy as np
+    import torch
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+    }

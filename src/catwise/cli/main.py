@@ -1,0 +1,110 @@
+"""The `catwise` group: commands load when they are named, errors become exit codes."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import sys
+import warnings
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from catwise._version import __version__
+from catwise.errors import CatwiseError, OutputError, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["COMMANDS", "main"]
+
+COMMANDS: Final = ("audit", "tune", "select", "evaluate", "apply", "demo")
+"""Each is the module of its name in this package."""
+
+INTERRUPTED: Final = 130
+"""The exit code after Ctrl-C: 128 + SIGINT, as in a shell."""
+
+_DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
+
+_EPILOG: Final = """\b
+Exit codes: 0 done; 2 wrong use; 3 labels; 4 shapes; 5 categories; 6 ids;
+7 feature values; 8 feature files; 9 head; 10 checkpoint; 11 head, features
+and labels do not belong together; 12 options; 13 output; 14 missing extra;
+130 interrupted; 1 anything else.
+"""
+
+
+class _LazyGroup(click.Group):
+    """Imports a command's module when the command is named."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        del ctx
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"catwise.cli.{cmd_name}").command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
+            ctx.fail(f"no command {name!r}{nearest(name, COMMANDS)}.")
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", UserWarning)
+            warnings.showwarning = _show_warning(warnings.showwarning)
+            try:
+                result = super().invoke(ctx)
+                sys.stdout.flush()
+            except CatwiseError as error:
+                _complain(f"{type(error).__name__}: {error}")
+                ctx.exit(error.exit_code)
+            except KeyboardInterrupt:
+                _complain("interrupted")
+                ctx.exit(INTERRUPTED)
+            except OSError as error:
+                if error.errno == errno.EPIPE:
+                    raise
+                _complain(f"{type(error).__name__}: {error}")
+                ctx.exit(OutputError.exit_code if error.errno in _DISK_FULL else 1)
+            return result
+
+
+def _complain(text: str) -> None:
+    """A message of several lines on stderr; control characters in names cannot act there."""
+    from catwise.reporting.text import clean
+
+    click.echo("\n".join(clean(line) for line in text.split("\n")), err=True)
+
+
+def _show_warning(otherwise: Callable[..., None]) -> Callable[..., None]:
+    """Warnings for users as one line; all others as Python shows them."""
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, UserWarning):
+            _complain(f"warning: {message}")
+        else:
+            otherwise(message, category, *place, **more)
+
+    return show
+
+
+@click.command(
+    cls=_LazyGroup,
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="catwise")
+def main() -> None:
+    """Repair the last layer of a multi-label image classifier, category by category.
+
+    Give features, labels that are only partly known, and the trained head; get a better head and an
+    account of what changed, how sure that is, and what was left alone and why.
+    """

@@ -1,0 +1,116 @@
+"""`catwise select`: the best of several heads for each category."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from catwise.cli.inputs import describe_features, describe_labels, environment, load_source
+from catwise.cli.options import (
+    metric_option,
+    output_options,
+    path_type,
+    seed_option,
+    source_options,
+    table_options,
+)
+from catwise.cli.runs import finish
+
+if TYPE_CHECKING:
+    from catwise.cli.console import Output
+    from catwise.cli.options import SourceOptions, TableOptions
+    from catwise.heads import Head
+
+__all__ = ["command"]
+
+
+def _pairs(
+    ctx: click.Context, parameter: click.Parameter, given: tuple[str, ...]
+) -> dict[str, Path]:
+    """NAME=FILE texts as a table, in their order."""
+    del ctx
+    found: dict[str, Path] = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not (name and equals and path):
+            raise click.BadParameter(f"{text!r} is not NAME=FILE.", param=parameter)
+        if name in found:
+            raise click.BadParameter(f"the name {name!r} is given twice.", param=parameter)
+        found[name] = Path(path)
+    if len(found) < 2:
+        raise click.BadParameter("at least two heads are needed.", param=parameter)
+    return found
+
+
+@click.command("select", short_help="Take the best of several heads for each category.")
+@click.option(
+    "--candidate",
+    "candidates",
+    multiple=True,
+    required=True,
+    callback=_pairs,
+    metavar="NAME=FILE",
+    help="A head or checkpoint and its name (repeat). The first, or the one called base, is the "
+    "original.",
+)
+@source_options("valid-")
+@table_options
+@metric_option()
+@click.option(
+    "--rule",
+    type=click.Choice(["honest", "greedy"]),
+    default="honest",
+    show_default=True,
+    help="greedy: the best on validation, as published. honest: the original unless the evidence "
+    "says otherwise.",
+)
+@seed_option
+@click.option("--overwrite", is_flag=True, help="Replace an earlier run there.")
+@click.option(
+    "--out", type=path_type(), required=True, metavar="DIR", help="Where the run shall be."
+)
+@output_options
+def command(
+    *,
+    candidates: dict[str, Path],
+    data: SourceOptions,
+    table: TableOptions,
+    metric: str,
+    rule: str,
+    seed: int,
+    overwrite: bool,
+    out: Path,
+    output: Output,
+) -> None:
+    """Take, for each category, the head that validation favours."""
+    from catwise.reporting.run import check_output
+    from catwise.tuning import select
+
+    check_output(out, overwrite=overwrite)
+    heads = _read(candidates)
+    features, labels = load_source(data, table)
+    result = select(
+        heads,
+        valid=(features, labels),
+        metric=metric,
+        rule=rule,
+        seed=seed,
+    )
+    inputs: dict[str, Any] = {
+        "candidates": {
+            name: {"path": str(path), "sha256": heads[name].digest}
+            for name, path in candidates.items()
+        },
+        "valid features": describe_features(data.features, features),
+        "valid labels": describe_labels(data.labels, labels, table),
+        "environment": environment(),
+    }
+    finish("select", result, out, inputs=inputs, overwrite=overwrite, output=output)
+
+
+def _read(candidates: dict[str, Path]) -> dict[str, Head]:
+    from catwise.heads import read_head
+
+    return {name: read_head(path) for name, path in candidates.items()}

@@ -1,0 +1,143 @@
+"""`catwise tune`: features, partly known labels and a trained head in, a better head out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from catwise.cli.inputs import (
+    describe_head,
+    environment,
+    load_logits,
+    load_pair,
+    load_policy,
+    load_the_head,
+)
+from catwise.cli.options import (
+    head_options,
+    metric_option,
+    output_options,
+    pair_options,
+    path_type,
+    policy_options,
+    seed_option,
+    table_options,
+)
+from catwise.cli.runs import finish
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from catwise.cli.console import Output
+    from catwise.cli.inputs import Pair
+    from catwise.cli.options import HeadOptions, PairOptions, PolicyOptions, TableOptions
+    from catwise.heads import Head
+
+__all__ = ["command"]
+
+
+@click.command("tune", short_help="Make a trained head better with the labels that are known.")
+@pair_options
+@table_options
+@policy_options
+@head_options
+@click.option(
+    "--logits",
+    type=path_type(),
+    metavar="FILE",
+    help="The model's own logits of the training rows, (N, C): they must equal the head's.",
+)
+@metric_option()
+@click.option(
+    "--preset",
+    type=click.Choice(["default", "paper"]),
+    default="default",
+    show_default=True,
+    help="paper: as published, step for step.",
+)
+@click.option(
+    "--method",
+    "methods",
+    multiple=True,
+    metavar="NAME",
+    help="For paper: bp_bce or bp_asl (repeatable).  [default: the preset's]",
+)
+@click.option(
+    "--validation",
+    type=click.Choice(["fit_and_select", "select"]),
+    help="What validation labels are used for.  [default: fit_and_select; paper: select]",
+)
+@seed_option
+@click.option("--device", help="Such as cpu or cuda:0.  [default: cpu]")
+@click.option("--force", is_flag=True, help="Go on although head and data look mismatched.")
+@click.option(
+    "--dry-run", is_flag=True, help="Check everything, say what would run; write nothing."
+)
+@click.option("--overwrite", is_flag=True, help="Replace an earlier run there.")
+@click.option(
+    "--out", type=path_type(), required=True, metavar="DIR", help="Where the run shall be."
+)
+@output_options
+def command(
+    *,
+    data: PairOptions,
+    table: TableOptions,
+    policy: PolicyOptions,
+    source: HeadOptions,
+    logits: Path | None,
+    metric: str,
+    preset: str,
+    methods: tuple[str, ...],
+    validation: str | None,
+    seed: int,
+    device: str | None,
+    force: bool,
+    dry_run: bool,
+    overwrite: bool,
+    out: Path,
+    output: Output,
+) -> None:
+    """Make a trained head better with the labels that are really known.
+
+    Features are what the head is given by the model: one row for each image. DIR gets the tuned
+    head, the records of all categories (JSON, CSV), the configuration and report.html.
+    """
+    from catwise.reporting.run import check_output
+
+    check_output(out, overwrite=overwrite)
+    head = load_the_head(source)
+    pair = load_pair(data, table)
+    inputs = {"head": describe_head(source, head), **pair.about, "environment": environment()}
+    settings: dict[str, Any] = {
+        "metric": metric,
+        "preset": preset,
+        "methods": list(methods) or None,
+        "validation": validation,
+        "seed": seed,
+        "device": device,
+        "force": force,
+        "policy": load_policy(policy),
+        "logits": None if logits is None else load_logits(logits),
+    }
+    if dry_run:
+        _rehearse(head, pair, settings, inputs, out=out, output=output)
+        return
+    from catwise.tuning import tune
+
+    with output.progress() as progress:
+        result = tune(head, pair.train, pair.valid, progress=progress, **settings)
+    finish("tune", result, out, inputs=inputs, overwrite=overwrite, output=output)
+
+
+def _rehearse(
+    head: Head,
+    pair: Pair,
+    settings: dict[str, Any],
+    inputs: dict[str, Any],
+    *,
+    out: Path,
+    output: Output,
+) -> None:
+    """Check all that `tune` would check before it starts, and say what it would do."""
+    raise NotImplementedError
