@@ -52,8 +52,12 @@ class Output:
 
     def table(self, table: Any) -> None:
         """Print a table on stdout, if people read."""
-        if self.talks:
-            _console(sys.stdout).print(table)
+        if not self.talks:
+            return
+        console = _console(sys.stdout)
+        with console.capture() as drawn:
+            console.print(table)
+        click.echo("\n".join(line.rstrip() for line in drawn.get().splitlines()))
 
     def line(self, text: str = "") -> None:
         """Print a line on stdout, if people read; it is shown as it is, never as markup."""

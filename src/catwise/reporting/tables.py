@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from catwise.reporting.text import NOTHING, clean, count, gain, interval, score
+from catwise.reporting.text import clean, count, gain, interval, score
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -233,12 +233,13 @@ def evaluation_table(
         limit: at most so many rows; 0 shows all.
         title: what stands above.
     """
-    columns = [("category", False), *((name, True) for name in metrics), ("note", False)]
-    table = _table(title, columns)
+    notes = [("note", False)] if any(row.get("reason") for row in rows) else []
+    table = _table(title, [("category", False), *((name, True) for name in metrics), *notes])
     shown = rows if limit <= 0 else rows[:limit]
     for row in shown:
         values = (score(row.get(name)) for name in metrics)
-        _add(table, (str(row.get("category", "")), *values, str(row.get("reason") or "")))
+        note = [str(row.get("reason") or "")] if notes else []
+        _add(table, (str(row.get("category", "")), *values, *note))
     if len(shown) < len(rows):
         table.caption = f"{len(rows) - len(shown):,} further categories are not shown"
     return table
@@ -251,13 +252,14 @@ def means_table(means: Mapping[str, Mapping[str, Any]], *, title: str = "Means")
         means: as `Evaluation.to_dict()["means"]` gives them.
         title: what stands above.
     """
-    names = ("macro", "interval", "micro", "categories")
+    resampled = any("macro_low" in mean for mean in means.values())
+    names = ["macro", *(["interval"] if resampled else []), "micro", "categories"]
     table = _table(title, [("metric", False), *((name, True) for name in names)])
     for name, mean in means.items():
-        low, high = score(mean.get("macro_low")), score(mean.get("macro_high"))
-        bounds = f"{low} to {high}" if "macro_low" in mean else NOTHING
-        cells = (score(mean.get("macro")), bounds, score(mean.get("micro")))
-        _add(table, (name, *cells, count(mean.get("n_categories"))))
+        cells = [score(mean.get("macro"))]
+        if resampled:
+            cells.append(f"{score(mean.get('macro_low'))} to {score(mean.get('macro_high'))}")
+        _add(table, (name, *cells, score(mean.get("micro")), count(mean.get("n_categories"))))
     return table
 
 
@@ -279,15 +281,13 @@ def audit_table(rows: Sequence[Mapping[str, Any]], *, limit: int = 0, title: str
     table = _table(title, names)
     shown, rest = _first(rows, limit, "known")
     for row in shown:
-        verdict = row.get("reasons", row.get("reason", ""))
-        text = ", ".join(map(str, verdict)) if isinstance(verdict, (list, tuple)) else str(verdict)
         _add(
             table,
             (
                 str(row.get("category", "")),
                 *(count(row.get(name)) for name in counts),
                 *(score(row.get(name)) for name in shares),
-                text,
+                str(row.get("reason", "")),
             ),
         )
     table.caption = rest or None
