@@ -82,7 +82,18 @@ def result(names: tuple[str, ...] = ("cat", "dog"), **more: Any) -> Any:
             "selected_on": 0.75,
             "seconds": 1.5,
         },
-        "gap": {"auroc": 0.03125, "advice": "Fresh labels are worth more."},
+        "gap": {
+            "auroc": {
+                "gap": 0.03125,
+                "low": 0.015625,
+                "high": float("nan"),
+                "training": 0.875,
+                "fresh": 0.84375,
+                "n_categories": 2,
+            },
+            "level": 0.9,
+            "advice": "Fresh labels are worth more.",
+        },
         "history": [{"pass": 1, "loss": float("nan")}],
         "folds": None,
         "notes": ["train: rows were joined by id."],
@@ -179,7 +190,7 @@ def test_page_escapes_names() -> None:
     assert len(list(root.iter("script"))) == 1
     assert not list(root.iter("b"))
     assert "{{ 7*7 }}" in page
-    names = [cell.text for cell in root.iterfind(".//tbody/tr/th")]
+    names = [cell.text for cell in root.iterfind(".//table[@class='sortable']/tbody/tr/th")]
     assert names == [clean(NASTY), "</script><b>"]
 
 
@@ -194,6 +205,8 @@ def test_page_says_what_counts() -> None:
         "skipped: no_known_positive (1 category)",
         "dog was skipped.",
         "Fresh labels are worth more.",
+        "90% interval",
+        "0.8750 0.8438 +0.0312",
         "train: rows were joined by id.",
         "penalty · grid",
     ):

@@ -12,6 +12,9 @@ from catwise.errors import ConfigError, ShapeError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from catwise.cli.options import (
         HeadOptions,
         PairOptions,
@@ -48,11 +51,6 @@ def load_labels(
     """Read a label table, or one split of it."""
     from catwise.labels import PartialLabels
 
-    options: dict[str, Any] = {}
-    if table.id_prefix or table.id_suffix:
-        options |= {"id_prefix": table.id_prefix, "id_suffix": table.id_suffix}
-    if table.ignore_column:
-        options["ignore_columns"] = table.ignore_column
     return PartialLabels.from_table(
         path,
         encoding=table.encoding,
@@ -61,9 +59,28 @@ def load_labels(
         group_column=table.group_column,
         split_column=split_column,
         split=split,
-        categories=table.category or None,
-        **options,
+        categories=_categories(path, table, split_column),
+        category_column=table.category_column,
+        value_column=table.value_column,
+        id_prefix=table.id_prefix,
+        id_suffix=table.id_suffix,
+        strip_prefix=table.strip_prefix,
+        strip_suffix=table.strip_suffix,
+        delimiter=table.delimiter,
     )
+
+
+def _categories(path: Path, table: TableOptions, split_column: str | None) -> list[str] | None:
+    """The categories to read; None leaves it to the reader."""
+    if table.category or not table.ignore_column:
+        return list(table.category) or None
+    from catwise.data.files import open_table
+
+    file = open_table(path, delimiter=table.delimiter)
+    for column in table.ignore_column:
+        file.require(column, "no category")
+    others = {table.id_column, table.group_column, split_column, *table.ignore_column}
+    return [name for name in file.names if name not in others]
 
 
 def load_features(path: Path, *, key: str | None = None, ids_key: str | None = None) -> Features:
@@ -140,25 +157,30 @@ def split_features(
     """Features of one split: all of them where ids will join them, else the split's rows."""
     if features.ids is not None and labels.ids is not None:
         return features
-    import numpy as np
-
     from catwise.joining import aligned_features
-    from catwise.labels import PartialLabels
 
-    whole = PartialLabels.from_table(
-        path,
-        encoding=table.encoding,
-        group_column=split_column,
-        categories=labels.categories,
-    )
-    if whole.n_rows != features.shape[0]:
+    rows, n_rows = _rows_of_split(path, table, split_column, split)
+    if table.layout == "wide" and n_rows != features.shape[0]:
         raise ShapeError(
             f"'{path}' and its features differ in their number of rows, and there are no ids.",
-            found=f"{features.shape[0]:,} rows of features, {whole.n_rows:,} rows of labels",
+            found=f"{features.shape[0]:,} rows of features, {n_rows:,} rows of labels",
             expected="equal numbers, or ids on both sides to join them by",
         )
-    groups = np.asarray(whole.groups)
-    return aligned_features(features, np.flatnonzero(groups == split))
+    return aligned_features(features, rows) if table.layout == "wide" else features
+
+
+def _rows_of_split(
+    path: Path, table: TableOptions, column: str, split: str
+) -> tuple[NDArray[np.int64], int]:
+    """The rows of a table that are in a split, and how many rows there are in all."""
+    import numpy as np
+
+    from catwise.data.files import open_table
+
+    names: list[str] = []
+    for batch in open_table(path, delimiter=table.delimiter).batches([column]):
+        names += map(str, batch.column(0).to_pylist())
+    return np.flatnonzero(np.array(names) == split), len(names)
 
 
 def load_logits(path: Path) -> Any:

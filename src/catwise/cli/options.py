@@ -87,9 +87,20 @@ class TableOptions:
     id_column: str | None
     id_prefix: str
     id_suffix: str
+    strip_prefix: str
+    strip_suffix: str
     group_column: str | None
     category: tuple[str, ...]
     ignore_column: tuple[str, ...]
+    category_column: str | None
+    value_column: str | None
+    delimiter: str | None
+
+    def __post_init__(self) -> None:
+        if self.category and self.ignore_column:
+            raise click.UsageError("give either --category or --ignore-column.")
+        if self.ignore_column and self.layout == "long":
+            raise click.UsageError("--ignore-column belongs to --layout wide.")
 
 
 table_options = _grouped(
@@ -116,6 +127,12 @@ table_options = _grouped(
             "--id-suffix", metavar="TEXT", default="", help="Put after each id of the table."
         ),
         click.option(
+            "--strip-prefix", metavar="TEXT", default="", help="Taken off each id of the table."
+        ),
+        click.option(
+            "--strip-suffix", metavar="TEXT", default="", help="Taken off each id of the table."
+        ),
+        click.option(
             "--group-column",
             metavar="NAME",
             help="Column of the groups (patients) that are never split.",
@@ -131,6 +148,19 @@ table_options = _grouped(
             metavar="NAME",
             multiple=True,
             help="A column that is no category (repeatable).",
+        ),
+        click.option(
+            "--category-column",
+            metavar="NAME",
+            help="Column of the category names in a long table.  [default: category]",
+        ),
+        click.option(
+            "--value-column",
+            metavar="NAME",
+            help="Column of the values in a long table.  [default: value]",
+        ),
+        click.option(
+            "--delimiter", metavar="TEXT", help="Between fields, if not as the file's suffix says."
         ),
     ],
 )

@@ -181,8 +181,20 @@ def _gap(gap: object) -> dict[str, Any] | None:
         return None
     advice = gap.get("advice")
     lines = advice if isinstance(advice, (list, tuple)) else [advice] if advice else []
-    rest = {key: value for key, value in gap.items() if key != "advice"}
-    return {"advice": [str(line) for line in lines], "values": _flat(rest)}
+    rows = [
+        [
+            metric_label(name),
+            score(one.get("training")),
+            score(one.get("fresh")),
+            gain(one.get("gap")),
+            interval(one.get("low"), one.get("high")),
+            count(one.get("n_categories")),
+        ]
+        for name, one in gap.items()
+        if isinstance(one, Mapping)
+    ]
+    level = gap.get("level") or 0.95
+    return {"advice": [str(line) for line in lines], "rows": rows, "level": f"{level:.0%}"}
 
 
 def _flat(value: Mapping[str, Any], path: str = "") -> list[tuple[str, str]]:
