@@ -84,6 +84,11 @@ class BFloat16Rows:
         """(N, D)."""
         return self.bits.shape
 
+    @property
+    def dtype(self) -> str:
+        """``"bfloat16"``."""
+        return "bfloat16"
+
     def block(self, start: int, stop: int) -> NDArray[np.float32]:
         """Rows start to stop, widened."""
         return widen_bfloat16(self.bits[start:stop])

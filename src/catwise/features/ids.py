@@ -1,4 +1,4 @@
-"""Names of rows: one different text for each image."""
+"""Which row is which: a different text for each image, and row numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from catwise.errors import IdError, ShapeError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["as_ids", "id_text"]
+__all__ = ["as_ids", "id_text", "row_index"]
 
 _SHOWN = 3
 
@@ -107,3 +107,13 @@ def _duplicated(texts: list[str], name: str) -> IdError:
         expected="a different id for each row",
         remedy="remove the repeated rows, or make the ids longer (with the folder's name)",
     )
+
+
+def row_index(index: Any) -> NDArray[Any]:
+    """Row numbers, or a mask of rows, as numpy indexes with them; an empty list is no rows.
+
+    >>> row_index([]).dtype
+    dtype('int64')
+    """
+    array = np.asarray(index)
+    return array if array.size else array.astype(np.int64)

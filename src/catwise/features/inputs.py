@@ -12,7 +12,7 @@ import torch
 from catwise.errors import ConfigError, FeatureError, FeatureStoreError, nearest
 from catwise.features.arrays import FileArray, list_arrays
 from catwise.features.blocks import BLOCK_ROWS, RowBlocks, feature_shape
-from catwise.features.ids import as_ids
+from catwise.features.ids import as_ids, row_index
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -82,8 +82,8 @@ class Features:
             (K, D) numpy array or tensor.
         """
         if isinstance(self.values, torch.Tensor):
-            return self.values[torch.as_tensor(index, device=self.values.device)]
-        index = np.asarray(index)
+            return self.values[torch.as_tensor(row_index(index), device=self.values.device)]
+        index = row_index(index)
         if hasattr(self.values, "rows"):
             return self.values.rows(index)
         if isinstance(self.values, RowBlocks):

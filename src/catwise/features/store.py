@@ -15,7 +15,7 @@ import numpy as np
 from catwise._safetensors import read_layout
 from catwise.errors import FeatureStoreError
 from catwise.features.arrays import widen_bfloat16
-from catwise.features.ids import as_ids
+from catwise.features.ids import as_ids, row_index
 from catwise.features.manifest import (
     MANIFEST_FILE,
     SAFETENSORS_NAMES,
@@ -143,7 +143,7 @@ class FeatureStore:
         Raises:
             IndexError: If there is no such row.
         """
-        wanted = np.arange(len(self))[np.asarray(index)]
+        wanted = np.arange(len(self))[row_index(index)]
         out = np.empty((len(wanted), self.shape[1]), _STORED[self.dtype])
         shard_of = np.searchsorted(self._starts, wanted, side="right") - 1
         for at in np.unique(shard_of).tolist():
@@ -218,7 +218,7 @@ def open_store(path: str | os.PathLike[str], *, verify: bool = False) -> Feature
         raise FeatureStoreError(
             f"'{path}' is no feature store.",
             found=reason,
-            expected="a folder that write_store or `catwise extract` wrote",
+            expected="a folder that write_store wrote",
             remedy="check the path",
         ) from error
     manifest = parse_manifest(folder / MANIFEST_FILE, raw)

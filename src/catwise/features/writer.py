@@ -84,12 +84,20 @@ def write_store(
     """
     if ids is None:
         ids = getattr(blocks, "ids", None)
-    with store_writer(path, dtype=dtype, origin=origin, overwrite=overwrite) as writer:
+    kept = dtype if dtype is not None else _half(blocks)
+    with store_writer(path, dtype=kept, origin=origin, overwrite=overwrite) as writer:
         for rows in _blocks(blocks):
             writer.write(rows)
         if ids is not None:
             writer.set_ids(ids)
     return open_store(path)
+
+
+def _half(values: Any) -> str | None:
+    """The dtype's name if features are stored in half precision."""
+    dtype = getattr(values.values if isinstance(values, Features) else values, "dtype", None)
+    name = str(getattr(dtype, "name", dtype)).removeprefix("torch.")
+    return name if name in {"float16", "bfloat16"} else None
 
 
 def _blocks(blocks: Any) -> Iterator[Any]:
@@ -229,8 +237,7 @@ class StoreWriter:
             raise FeatureError("there are no features to write.", found="no columns")
         self._n_features = n_features
         if self._dtype is None:
-            name = str(getattr(features.values, "dtype", "")).removeprefix("torch.")
-            self._dtype = name if name in {"float16", "bfloat16"} else "float32"
+            self._dtype = _half(features) or "float32"
 
     def _stored(self, features: Features) -> NDArray[Any]:
         """Rows as they go into the file."""
