@@ -75,6 +75,22 @@ class Columns(NamedTuple):
         return cls(np.cumsum(np.concatenate(lengths)), np.concatenate(rows), np.concatenate(codes))
 
     @classmethod
+    def stacked(cls, parts: Sequence[Columns], n_rows: Sequence[int]) -> Columns:
+        """Put blocks of rows of the same categories one under the other."""
+        lengths = np.array([np.diff(part.starts) for part in parts])
+        above = np.cumsum(lengths, axis=0) - lengths
+        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths.sum(axis=0))])
+        rows = np.empty(int(starts[-1]), dtype=row_dtype(sum(n_rows)))
+        codes = np.empty(len(rows), dtype=np.int8)
+        base = 0
+        for i, part in enumerate(parts):
+            at = ranges(starts[:-1] + above[i], lengths[i])
+            rows[at] = part.rows.astype(rows.dtype) + base
+            codes[at] = part.codes
+            base += n_rows[i]
+        return cls(starts, rows, codes)
+
+    @classmethod
     def from_pairs(cls, pairs: Sequence[tuple[Any, Any]], n_rows: int) -> Columns:
         """Check and sort (rows, codes) of each category.
 

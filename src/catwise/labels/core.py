@@ -110,10 +110,10 @@ class PartialLabels:
         _set(self, "_dense", dense)
 
     @classmethod
-    def _make(
+    def from_content(
         cls, content: Codes | Columns, n_rows: int, categories: tuple[str, ...], **rest: Any
     ) -> PartialLabels:
-        """Labels from checked codes, without a copy."""
+        """Build labels from codes that are checked and not shared: for readers, and no copy."""
         labels = cls.__new__(cls)
         labels._fill(content, n_rows, categories, **rest)  # noqa: SLF001 - an object of this class
         return labels
@@ -154,7 +154,7 @@ class PartialLabels:
         array = two_dimensional(y)
         names = category_names(categories, array.shape[1])
         codes = encode_array(array, encoding, where=lambda place: place_of(place, names))
-        return cls._make(codes, len(codes), names, ids=ids, groups=groups, storage=storage)
+        return cls.from_content(codes, len(codes), names, ids=ids, groups=groups, storage=storage)
 
     @classmethod
     def from_columns(
@@ -190,7 +190,7 @@ class PartialLabels:
         pairs = list(columns)
         names = category_names(categories, len(pairs))
         content = Columns.from_pairs(pairs, n_rows)
-        return cls._make(content, n_rows, names, ids=ids, groups=groups, storage=storage)
+        return cls.from_content(content, n_rows, names, ids=ids, groups=groups, storage=storage)
 
     @classmethod
     def from_table(
@@ -391,7 +391,7 @@ class PartialLabels:
     def with_storage(self, storage: Storage) -> PartialLabels:
         """Return the same labels, stored as asked for."""
         rest = self._rest(storage=storage)
-        return self._make(self._content(), self.n_rows, self.categories, **rest)
+        return self.from_content(self._content(), self.n_rows, self.categories, **rest)
 
     def keep_entries(self, kept: Callable[[int, Rows, Codes], NDArray[np.bool_]]) -> PartialLabels:
         """Return the labels that are marked; the others become unknown.
@@ -415,7 +415,7 @@ class PartialLabels:
                 rows, codes = self.entries(j)
                 mask = kept(j, rows, codes)
                 content[rows[mask], j] = codes[mask]
-        return self._make(content, self.n_rows, self.categories, **self._rest())
+        return self.from_content(content, self.n_rows, self.categories, **self._rest())
 
     def take_rows(self, index: Any) -> PartialLabels:
         """Return some rows, in the order asked for.
@@ -441,7 +441,7 @@ class PartialLabels:
             content = self.codes[rows]
         else:
             content = self._columns.take_rows(rows, self.n_rows)
-        return self._make(content, len(rows), self.categories, **self._rest(rows))
+        return self.from_content(content, len(rows), self.categories, **self._rest(rows))
 
     def take_categories(self, wanted: Iterable[str | int]) -> PartialLabels:
         """Return some categories, by name or position, in the order asked for.
@@ -459,7 +459,7 @@ class PartialLabels:
             content = np.ascontiguousarray(self.codes[:, index])
         else:
             content = self._columns.take_columns(index)
-        return self._make(content, self.n_rows, names, **self._rest())
+        return self.from_content(content, self.n_rows, names, **self._rest())
 
     def targets(self, policy: LabelPolicy | None = None, seed: int = 0) -> Targets:
         """Targets and weights for fitting; see :func:`catwise.labels.policy.make_targets`."""
@@ -483,7 +483,7 @@ def _restore(
     content: Codes | Columns, n_rows: int, categories: tuple[str, ...], rest: dict[str, Any]
 ) -> PartialLabels:
     """Rebuild labels when they are unpickled or copied."""
-    return PartialLabels._make(content, n_rows, categories, **rest)
+    return PartialLabels.from_content(content, n_rows, categories, **rest)
 
 
 def _same(mine: NDArray[Any] | None, theirs: NDArray[Any] | None) -> bool:

@@ -31,6 +31,8 @@ __all__ = [
     "raw_value",
     "raw_values",
     "resolve_encoding",
+    "suggestion",
+    "unnamed_encoding",
 ]
 
 UNFIT: Final = -128
@@ -239,16 +241,21 @@ def resolve_encoding(encoding: str | Encoding | None, values: Iterable[Any] = ()
     if isinstance(encoding, str) and encoding in ENCODINGS:
         return ENCODINGS[encoding]
     if encoding is None:
-        raise LabelError(
-            "the encoding of the labels must be named: the same number means different things in "
-            "different data sets.",
-            expected="one of " + ", ".join(map(repr, ENCODINGS)),
-            remedy=suggestion(values),
-        )
+        raise unnamed_encoding(suggestion(values))
     raise LabelError(
         "there is no such encoding of labels.",
         found=f"{encoding!r}{nearest(str(encoding), ENCODINGS)}",
         expected="one of " + ", ".join(map(repr, ENCODINGS)),
+    )
+
+
+def unnamed_encoding(remedy: str) -> LabelError:
+    """The error for labels without a named encoding."""
+    return LabelError(
+        "the encoding of the labels must be named: the same number means different things in "
+        "different data sets.",
+        expected="one of " + ", ".join(map(repr, ENCODINGS)),
+        remedy=remedy,
     )
 
 
@@ -279,7 +286,7 @@ def show_raw(value: Raw) -> str:
 
 
 def encoding_error(
-    encoding: Encoding, value: Any, *, where: str, n_unfit: int, seen: Iterable[Raw]
+    encoding: Encoding, value: Any, *, where: str, n_unfit: int, remedy: str
 ) -> LabelError:
     """The error for values that an encoding does not know.
 
@@ -288,11 +295,11 @@ def encoding_error(
         value: the first value that does not fit.
         where: the place of that value, such as "row 3, column 'cat'".
         n_unfit: how many do not fit.
-        seen: all the different raw values, to say which encodings would fit.
+        remedy: which encodings would fit, as :func:`suggestion` says it.
     """
     return LabelError(
         f"the encoding {encoding.name!r} does not know a value of the labels.",
         found=f"{show_raw(raw_value(value))} in {where} (first of {n_unfit:,})",
         expected=encoding.text,
-        remedy=suggestion(seen),
+        remedy=remedy,
     )

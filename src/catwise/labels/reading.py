@@ -15,6 +15,7 @@ from catwise.labels.encodings import (
     encoding_error,
     raw_values,
     resolve_encoding,
+    suggestion,
 )
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def encode_array(
             values[place],
             where=where(place),
             n_unfit=int(np.count_nonzero(unfit)),
-            seen=_all_raw(values),
+            remedy=suggestion(_all_raw(values)),
         )
     return codes
 

@@ -1,0 +1,246 @@
+"""A table opened for its labels: rows of one split, ids, groups, and values as codes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+import numpy as np
+
+from catwise.data.files import TableFile, listed
+from catwise.errors import ConfigError, IdError, LabelError, nearest
+from catwise.labels.encodings import (
+    UNFIT,
+    Encoding,
+    Raw,
+    encode_values,
+    encoding_error,
+    fitting_encodings,
+    raw_values,
+    suggestion,
+    unnamed_encoding,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from catwise.labels.codes import Codes, Rows
+
+__all__ = ["Edges", "Source", "check_textual", "encode_column", "refuse_values", "texts_of"]
+
+
+class Edges(NamedTuple):
+    """What is taken from ids and put to them."""
+
+    prefix: str
+    suffix: str
+    strip_prefix: str
+    strip_suffix: str
+
+    def apply(self, ids: NDArray[np.str_], place: Any) -> NDArray[np.str_]:
+        """The ids as the features have them; `place` tells where id i is."""
+        if not any(self):
+            return ids
+        checks = (
+            (np.char.startswith(ids, self.strip_prefix), "begin", self.strip_prefix),
+            (np.char.endswith(ids, self.strip_suffix), "end", self.strip_suffix),
+        )
+        for good, verb, text in checks:
+            wrong = np.flatnonzero(~good)
+            if len(wrong):
+                raise IdError(
+                    f"{len(wrong):,} ids do not {verb} with {text!r}, which should be taken off.",
+                    found=f"{str(ids[wrong[0]])!r} in {place(int(wrong[0]))}",
+                )
+        cut = [i.removeprefix(self.strip_prefix).removesuffix(self.strip_suffix) for i in ids]
+        return np.array([f"{self.prefix}{i}{self.suffix}" for i in cut], dtype=np.str_)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A table and the columns that are no labels."""
+
+    file: TableFile
+    id_column: str | None
+    group_column: str | None
+    split_column: str | None
+    split: str | None
+    edges: Edges
+
+    @property
+    def keys(self) -> list[str]:
+        """The columns that are no labels."""
+        named = (self.id_column, self.group_column, self.split_column)
+        return list(dict.fromkeys(name for name in named if name is not None))
+
+    def check(self) -> None:
+        """Refuse columns that are not there."""
+        roles = ("the image ids", "the groups", "the split of each row")
+        named = (self.id_column, self.group_column, self.split_column)
+        for name, role in zip(named, roles, strict=True):
+            if name is not None:
+                self.file.require(name, role)
+        if self.id_column is None and any(self.edges):
+            raise ConfigError("a prefix or suffix of ids needs an id_column.")
+
+    def batches(self, labels: Sequence[str], coded: Sequence[str]) -> Iterator[tuple[Any, Rows]]:
+        """Yield (batch, its rows in the file), only rows of the split.
+
+        Raises:
+            LabelError: If the table has no rows, or none of the split.
+        """
+        columns = list(dict.fromkeys([*self.keys, *labels]))
+        coded = [*coded, *([self.split_column] if self.split_column else [])]
+        n_rows = n_taken = 0
+        splits: Counter[str] = Counter()
+        for batch in self.file.batches(columns, coded=coded):
+            index = np.arange(batch.num_rows)
+            if self.split_column is not None:
+                found = texts_of(batch.column(self.split_column), self.split_column, self.file)
+                splits.update(found.tolist())
+                index = np.flatnonzero(found == self.split)
+            if len(index):
+                yield (batch.take(index) if self.split_column else batch), index + n_rows
+            n_rows += batch.num_rows
+            n_taken += len(index)
+        if not n_rows:
+            raise LabelError(f"{self.file} has a header but no rows.")
+        if not n_taken:
+            raise LabelError(
+                f"{self.file} has no rows of the split {self.split!r}"
+                f"{nearest(str(self.split), splits)}.",
+                found=", ".join(f"{name!r} ({n:,} rows)" for name, n in splits.most_common(8)),
+            )
+
+    def texts(self, batch: Any, column: str, origin: Rows) -> NDArray[np.str_]:
+        """Ids or groups of a batch; blank ones are refused."""
+        texts = texts_of(batch.column(column), column, self.file)
+        blank = np.flatnonzero(texts == "")
+        if len(blank):
+            kind = "id" if column == self.id_column else "group"
+            raise IdError(f"blank {kind} in {self.file.place(int(origin[blank[0]]), column)}.")
+        return texts
+
+
+def texts_of(array: Any, column: str = "", file: TableFile | None = None) -> NDArray[np.str_]:
+    """A column of texts or whole numbers as texts; nulls become "".
+
+    Raises:
+        IdError: If it holds something else.
+    """
+    import pyarrow as pa
+
+    check_textual(array.type, column, file)
+    return np.array(array.cast(pa.string()).fill_null("").to_pylist(), dtype=np.str_)
+
+
+def check_textual(kind: Any, column: str, file: TableFile | None) -> None:
+    """Refuse a column of names that holds neither texts nor whole numbers.
+
+    Raises:
+        IdError: If it holds something else.
+    """
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if not (pa.types.is_integer(kind) or _is_text(kind) or pa.types.is_null(kind)):
+        raise IdError(
+            f"the column {column!r} of {file} must hold texts or whole numbers.", found=f"{kind}"
+        )
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def encode_column(array: Any, encoding: Encoding) -> Codes:
+    """Codes of a column of raw values; `UNFIT` where the encoding does not know one."""
+    values, index = _distinct(array)
+    if index is None:
+        return encode_values(values, encoding)
+    return encode_values(values, encoding)[index]
+
+
+def _distinct(array: Any) -> tuple[NDArray[Any], Rows | None]:
+    """(values, None), or (different values, index of each row's value)."""
+    import pyarrow as pa
+
+    if pa.types.is_null(array.type):
+        return np.array([None], dtype=object), np.zeros(len(array), dtype=np.int64)
+    if _is_text(array.type):
+        array = array.dictionary_encode()
+    if not pa.types.is_dictionary(array.type):
+        return array.to_numpy(zero_copy_only=False), None
+    values = np.array([*array.dictionary.to_pylist(), None], dtype=object)
+    index = array.indices.cast(pa.int64()).fill_null(len(values) - 1)
+    return values, index.to_numpy(zero_copy_only=False)
+
+
+def _seen(array: Any) -> set[Raw]:
+    values, index = _distinct(array)
+    return raw_values(values if index is None else values[np.unique(index)])
+
+
+class _Survey:
+    """What the label columns hold, and where the first value is that does not fit."""
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        self.seen: dict[str, set[Raw]] = {name: set() for name in labels}
+        self.n_unfit = 0
+        self.first: tuple[int, str, Any] | None = None
+
+    def add(self, batch: Any, origin: Rows, encoding: Encoding | None) -> None:
+        """Look at one batch."""
+        first: list[tuple[int, int, str]] = []
+        for j, name in enumerate(self.seen):
+            column = batch.column(name)
+            self.seen[name] |= _seen(column)
+            if encoding is not None:
+                unfit = np.flatnonzero(encode_column(column, encoding) == UNFIT)
+                self.n_unfit += len(unfit)
+                first += [(int(unfit[0]), j, name)] if len(unfit) else []
+        if first and self.first is None:
+            row, _, name = min(first)
+            self.first = int(origin[row]), name, batch.column(name)[row].as_py()
+
+    def remedy(self, *, named: bool) -> str:
+        """Which encodings fit, and which columns look like no labels at all."""
+        odd = [name for name, seen in self.seen.items() if not fitting_encodings(seen)]
+        if named or not odd or len(odd) == len(self.seen):
+            return suggestion(set().union(*self.seen.values()))
+        rest = set().union(*(seen for name, seen in self.seen.items() if name not in odd))
+        return (
+            f"name the categories with categories=[…], since {listed(odd)} "
+            f"fit no encoding; in the other columns {suggestion(rest)}"
+        )
+
+
+def refuse_values(
+    source: Source, labels: Sequence[str], encoding: Encoding | None, *, named: bool
+) -> NoReturn:
+    """Read the whole table once more, to say what is wrong with its values and what would fit.
+
+    Args:
+        source: the table.
+        labels: the columns that hold raw values.
+        encoding: the one that does not fit, or None if none was named.
+        named: whether the user has said which columns hold labels.
+
+    Raises:
+        LabelError: Always.
+    """
+    survey = _Survey(labels)
+    for batch, origin in source.batches(labels, coded=labels):
+        survey.add(batch, origin, encoding)
+    remedy = survey.remedy(named=named)
+    if encoding is None or survey.first is None:
+        raise unnamed_encoding(remedy)
+    row, column, value = survey.first
+    where = source.file.place(row, column)
+    raise encoding_error(encoding, value, where=where, n_unfit=survey.n_unfit, remedy=remedy)

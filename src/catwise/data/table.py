@@ -1,0 +1,138 @@
+"""Label tables in CSV, TSV or Parquet files: wide or long.
+
+Wide: one row an image, one column a category. Long: one row a label: image id, category, value.
+Every error names the file, the line (the row of a Parquet file) and the column.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Literal
+
+from catwise.data.files import open_table
+from catwise.data.long import read_long
+from catwise.data.source import Edges, Source, texts_of
+from catwise.data.wide import read_wide
+from catwise.errors import CategoryError, ConfigError, nearest
+from catwise.labels.encodings import Encoding, resolve_encoding
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from catwise.labels.columns import Storage
+    from catwise.labels.core import PartialLabels
+
+__all__ = ["read_label_table", "split_counts"]
+
+
+def read_label_table(
+    path: str | os.PathLike[str],
+    *,
+    encoding: str | Encoding | None = None,
+    layout: Literal["wide", "long"] = "wide",
+    id_column: str | None = None,
+    group_column: str | None = None,
+    split_column: str | None = None,
+    split: str | None = None,
+    categories: Sequence[str] | None = None,
+    category_column: str | None = None,
+    value_column: str | None = None,
+    id_prefix: str = "",
+    id_suffix: str = "",
+    strip_prefix: str = "",
+    strip_suffix: str = "",
+    delimiter: str | None = None,
+    storage: Storage = "auto",
+) -> PartialLabels:
+    r"""Read labels from a CSV, TSV or Parquet table.
+
+    Args:
+        path: the file: .csv, .tsv, .tab (each also .gz), .parquet or .pq.
+        encoding: what its values mean: a name in `catwise.labels.ENCODINGS`, or an `Encoding`. It
+            must be given.
+        layout: "wide": one row an image, one column a category; "long": one row a label.
+        id_column: the column of image ids. None: rows are positional (wide), "id" (long).
+        group_column: the column of groups, such as patients.
+        split_column: the column that tells the split of each row; `split` must be given too.
+        split: the split to read; rows of the others are left out.
+        categories: which categories, in which order. None: all the other columns (wide), every
+            category in order of appearance (long).
+        category_column: the column of category names in a long table; None: "category".
+        value_column: the column of values in a long table; None: "value".
+        id_prefix: put before every id, so that ids are those of the features.
+        id_suffix: put after every id.
+        strip_prefix: taken from the start of every id first; each must have it.
+        strip_suffix: taken from the end of every id first; each must have it.
+        delimiter: between the fields of a text table that is not separated as its suffix says.
+        storage: as for `PartialLabels`.
+
+    Returns:
+        The labels; rows in the order of the file (wide) or of the ids' first appearance (long).
+
+    Raises:
+        LabelError: If the file is missing, unreadable, empty, truncated or damaged, lacks a column
+            or the split, or its values do not fit the encoding.
+        IdError: If an id or group is blank, an id repeats (wide) or has two labels in one category
+            (long), or is in two groups.
+        CategoryError: If a category is not there.
+        ConfigError: If options do not go together.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "labels.csv")
+    ...     _ = path.write_text("image,cat,dog\na,1,\nb,0,1\n")
+    ...     labels = read_label_table(path, encoding="nan", id_column="image", id_suffix=".jpg")
+    >>> labels.codes
+    array([[ 1, -1],
+           [ 0,  1]], dtype=int8)
+    >>> labels.ids.tolist()
+    ['a.jpg', 'b.jpg']
+    """
+    if layout not in ("wide", "long"):
+        raise ConfigError(
+            "there is no such layout of a label table.",
+            found=f"layout={layout!r}{nearest(str(layout), ('wide', 'long'))}",
+            expected="'wide' (one column a category) or 'long' (id, category, value)",
+        )
+    if (split_column is None) != (split is None):
+        raise ConfigError(
+            "split_column and split go together.",
+            found=f"split_column={split_column!r}, split={split!r}",
+        )
+    if layout == "wide" and (category_column or value_column):
+        raise ConfigError("category_column and value_column belong to layout='long'.")
+    if isinstance(categories, str):
+        raise CategoryError("categories must be several names.", found=f"the text {categories!r}")
+    chosen = None if encoding is None else resolve_encoding(encoding)
+    source = Source(
+        file=open_table(path, delimiter=delimiter),
+        id_column=id_column or ("id" if layout == "long" else None),
+        group_column=group_column,
+        split_column=split_column,
+        split=split,
+        edges=Edges(id_prefix, id_suffix, strip_prefix, strip_suffix),
+    )
+    source.check()
+    wanted = None if categories is None else list(categories)
+    if layout == "wide":
+        return read_wide(source, chosen, wanted, storage)
+    names = category_column or "category", value_column or "value"
+    return read_long(source, chosen, wanted, names, storage)
+
+
+def split_counts(
+    path: str | os.PathLike[str], split_column: str, *, delimiter: str | None = None
+) -> dict[str, int]:
+    """How many rows of a table are in each split, in order of appearance.
+
+    Raises:
+        LabelError: If the file cannot be read or has no such column.
+    """
+    file = open_table(path, delimiter=delimiter)
+    file.require(split_column, "the split of each row")
+    counted: Counter[str] = Counter()
+    for batch in file.batches([split_column], coded=[split_column]):
+        counted.update(texts_of(batch.column(0)).tolist())
+    return dict(counted)
