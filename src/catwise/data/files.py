@@ -9,13 +9,13 @@ import zlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from catwise.errors import ConfigError, LabelError, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from typing import TextIO
+    from typing import IO, TextIO
 
 __all__ = ["TableFile", "open_table"]
 
@@ -270,31 +270,37 @@ def _text(path: Path) -> TextIO:
     return path.open("r", encoding="utf-8-sig", newline="")
 
 
+def _bytes(path: Path) -> IO[bytes]:
+    """A text table as bytes, unpacked."""
+    if path.suffix.lower() == ".gz":
+        return cast("IO[bytes]", gzip.open(path))
+    return path.open("rb")
+
+
 def _records(text: TextIO, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """(first line, fields) of each record that is not blank."""
+    """(first line, fields) of each record; a blank line is one only where there is one column."""
     reader = csv.reader(text, delimiter=delimiter, strict=True)
-    line = 1
+    line, width = 1, 0
     for fields in reader:
-        if fields:
-            yield line, fields
-        line = reader.line_num + 1
+        if fields or width == 1:
+            yield line, fields or [""]
+        line, width = reader.line_num + 1, width or len(fields)
 
 
 def _first_fault(path: Path, delimiter: str, n_fields: int) -> LabelError | None:
     """The first record that is not like the header, or None."""
-    line = 0
+    line = last = n_records = 0
     wrong: tuple[int, int] | None = None
-    last = 0
     try:
         with _text(path) as text:
             for line, fields in _records(text, delimiter):
-                last = line
+                last, n_records = line, n_records + 1
                 if wrong is None and len(fields) != n_fields:
                     wrong = line, len(fields)
     except TEXT_ERRORS as error:
         return _text_fault(path, line, error) if wrong is None else _ragged(path, *wrong, n_fields)
     if wrong is None:
-        return None
+        return no_rows(f"'{path}'") if n_records == 1 else None
     if wrong[0] == last and wrong[1] < n_fields and not _ends_line(path):
         return truncated(path, f"line {last:,} ends after {wrong[1]} of {n_fields} fields")
     return _ragged(path, *wrong, n_fields)
@@ -303,7 +309,7 @@ def _first_fault(path: Path, delimiter: str, n_fields: int) -> LabelError | None
 def _text_fault(path: Path, line: int, error: Exception) -> LabelError:
     """The error for a text table that stops making sense after a line."""
     if isinstance(error, UnicodeDecodeError):
-        return _not_utf8(path, line + 1, f"byte {error.object[error.start]:#04x}")
+        return _not_utf8(path, _undecodable_line(path), f"byte {error.object[error.start]:#04x}")
     if isinstance(error, gzip.BadGzipFile):
         return LabelError(f"'{path}' is no gzip file.", found=str(error))
     if isinstance(error, (EOFError, zlib.error)):
@@ -311,6 +317,11 @@ def _text_fault(path: Path, line: int, error: Exception) -> LabelError:
     if "end of data" in str(error):
         return truncated(path, f"a quote that opens after line {line:,} is never closed")
     return LabelError(f"'{path}', line {line + 1:,}: no row of a table.", found=str(error))
+
+
+def no_rows(file: str) -> LabelError:
+    """The error for a table that is only a header."""
+    return LabelError(f"{file} has a header but no rows.", remedy="write the table again")
 
 
 def _ragged(path: Path, line: int, n_found: int, n_fields: int) -> LabelError:
@@ -323,7 +334,7 @@ def _ragged(path: Path, line: int, n_found: int, n_fields: int) -> LabelError:
 
 
 def _ends_line(path: Path) -> bool:
-    with path.open("rb") if path.suffix.lower() != ".gz" else gzip.open(path) as file:
+    with _bytes(path) as file:
         last = b""
         while block := file.read(1 << 20):
             last = block[-1:]
@@ -335,6 +346,14 @@ def truncated(path: Path, found: str) -> LabelError:
     return LabelError(
         f"'{path}' is truncated.", found=found, remedy="write or download the file again"
     )
+
+
+def _undecodable_line(path: Path) -> int | None:
+    """The first line that is not UTF-8."""
+    with _bytes(path) as file:
+        # What cannot be decoded becomes U+FFFD, which a good file hardly holds.
+        lines = enumerate((line.decode("utf-8", "replace") for line in file), 1)
+        return next((number for number, line in lines if "\ufffd" in line), None)
 
 
 def _not_utf8(path: Path, line: int | None, found: str) -> LabelError:

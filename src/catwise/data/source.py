@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from catwise.data.files import TableFile, listed
+from catwise.data.files import TableFile, listed, no_rows
 from catwise.errors import ConfigError, IdError, LabelError, nearest
 from catwise.labels.encodings import (
     UNFIT,
@@ -52,8 +52,9 @@ class Edges(NamedTuple):
             wrong = np.flatnonzero(~good)
             if len(wrong):
                 raise IdError(
-                    f"{len(wrong):,} ids do not {verb} with {text!r}, which should be taken off.",
-                    found=f"{str(ids[wrong[0]])!r} in {place(int(wrong[0]))}",
+                    f"not every id {verb}s with {text!r}, which should be taken off.",
+                    found=f"{str(ids[wrong[0]])!r} in {place(int(wrong[0]))} "
+                    f"(first of {len(wrong):,})",
                 )
         cut = [i.removeprefix(self.strip_prefix).removesuffix(self.strip_suffix) for i in ids]
         return np.array([f"{self.prefix}{i}{self.suffix}" for i in cut], dtype=np.str_)
@@ -107,12 +108,12 @@ class Source:
             n_rows += batch.num_rows
             n_taken += len(index)
         if not n_rows:
-            raise LabelError(f"{self.file} has a header but no rows.")
+            raise no_rows(str(self.file))
         if not n_taken:
             raise LabelError(
                 f"{self.file} has no rows of the split {self.split!r}"
                 f"{nearest(str(self.split), splits)}.",
-                found=", ".join(f"{name!r} ({n:,} rows)" for name, n in splits.most_common(8)),
+                found=", ".join(f"{name!r} ({n:,})" for name, n in splits.most_common(8)),
             )
 
     def texts(self, batch: Any, column: str, origin: Rows) -> NDArray[np.str_]:
@@ -216,8 +217,8 @@ class _Survey:
             return suggestion(set().union(*self.seen.values()))
         rest = set().union(*(seen for name, seen in self.seen.items() if name not in odd))
         return (
-            f"name the categories with categories=[…], since {listed(odd)} "
-            f"fit no encoding; in the other columns {suggestion(rest)}"
+            f"leave out or correct {listed(odd)}, which no encoding fits (categories=[…] names "
+            f"the columns to read); in the other columns {suggestion(rest)}"
         )
 
 

@@ -23,6 +23,7 @@ __all__ = ["Columns", "Storage", "as_stored", "check_codes", "dense_counts", "ra
 COUNT_ROWS: Final = 1 << 14
 DENSE_BLOCK: Final = 1 << 24
 ENTRIES_BLOCK: Final = 1 << 22
+CODE_SHIFT: Final = 2
 COUNTED: Final = (POSITIVE, NEGATIVE, UNCERTAIN)
 
 COLUMNS_BELOW: Final = 1 / 8
@@ -153,8 +154,11 @@ class Columns(NamedTuple):
             np.repeat(np.arange(n_columns), np.diff(self.starts[run.start : run.stop + 1])), times
         )
         if not ascending:
-            by = np.lexsort((new, column))
-            new, codes = new[by], codes[by]
+            # Sorting one packed number for each entry is many times faster than sorting an index.
+            packed = ((column * len(order) + new) << 2) | (codes + CODE_SHIFT)
+            packed.sort()
+            codes = ((packed & 3) - CODE_SHIFT).astype(np.int8)
+            new = (packed >> 2) % len(order)
         return np.bincount(column, minlength=n_columns).astype(np.int64), new, codes
 
     def _runs(self) -> Iterable[slice]:
