@@ -1,0 +1,419 @@
+"""The demonstration from end to end: scenes, network, tuning, clean test, files."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import time
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+import torch
+
+from catwise._io import atomic_folder, atomic_path, write_json, write_text
+from catwise.demo.model import HEAD_KEY, SceneNet, extract_features, fit_head, train_network
+from catwise.demo.scenes import CATEGORIES, SceneSet, make_scenes, read_digits, split_digits
+from catwise.errors import ConfigError, OutputError
+from catwise.features import Features
+from catwise.heads import Head, read_head, write_head
+from catwise.labels import UNKNOWN, LabelPolicy, PartialLabels, drop_uniform
+from catwise.metrics import evaluate
+from catwise.metrics.evaluation import compare
+from catwise.progress import Progress
+from catwise.reporting import write_run
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator
+
+    from catwise.metrics import Evaluation
+    from catwise.progress import ProgressCallback
+    from catwise.tuning import TuneResult
+
+__all__ = ["METHODS", "DemoConfig", "DemoResult", "run_demo"]
+
+METHODS: Final = {
+    "before": "before",
+    "paper": "CFT as published",
+    "default": "catwise",
+    "ceiling": "ceiling: all labels known",
+}
+"""The rows of the table: key and name for people."""
+
+_METRIC: Final = "average_precision"
+_SPLITS: Final = ("train", "valid", "test")
+_FILES: Final = {
+    "checkpoint": "network.pt",
+    "tuned_checkpoint": "network-tuned.pt",
+    "features": "features.npz",
+    "labels": "labels.csv",
+    "table": "demo.json",
+    "run": "run",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DemoConfig:
+    """Sizes of the demonstration.
+
+    They were set by looking at the network before tuning and at the ceiling only: it knows its
+    training scenes clearly better than others, and the ceiling is within reach.
+
+    Args:
+        n_train: training scenes.
+        n_valid: validation scenes, completely labelled.
+        n_test: test scenes, completely labelled; they judge and choose nothing.
+        keep: share of the training labels that stay known.
+        epochs: passes of the network's training.
+        width: of the network; the features are eight times as wide.
+        noise: standard deviation of the noise on each pixel.
+        ceiling_penalty: of the ceiling's fit, see :func:`~catwise.demo.model.fit_head`.
+        bootstrap: replicates for the intervals of the gains.
+
+    Raises:
+        ConfigError: If a size is out of range.
+    """
+
+    n_train: int = 4_000
+    n_valid: int = 600
+    n_test: int = 2_000
+    keep: float = 0.2
+    epochs: int = 10
+    width: int = 16
+    noise: float = 0.15
+    ceiling_penalty: float = 0.01
+    bootstrap: int = 500
+
+    def __post_init__(self) -> None:
+        wrong = [item.name for item in fields(self) if not getattr(self, item.name) > 0]
+        if self.keep > 1:
+            wrong.append("keep")
+        if wrong:
+            raise ConfigError(
+                "sizes of the demonstration are out of range.",
+                found=", ".join(f"{name}={getattr(self, name)}" for name in wrong),
+                expected="numbers above 0, and keep at most 1",
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class DemoResult:
+    """What the demonstration made.
+
+    Attributes:
+        table: a dict for each of :data:`METHODS`: method, name, score (mean average precision on
+            the test scenes), gain over "before" with gain_low and gain_high (None for "before"),
+            n_categories, seconds.
+        categories: a dict for each category: category, n_positive (test scenes), and its average
+            precision by method.
+        facts: numbers of scenes, labels and seconds, by name.
+        files: path of each file by its role: checkpoint, tuned_checkpoint, features, labels, table,
+            run (a folder), report.
+        result: what catwise's default gave.
+        paper: what the published recipe gave.
+    """
+
+    table: list[dict[str, Any]]
+    categories: list[dict[str, Any]]
+    facts: dict[str, Any]
+    files: dict[str, Path]
+    result: TuneResult
+    paper: TuneResult
+
+    @property
+    def report(self) -> Path:
+        """The report of catwise's run."""
+        return self.files["report"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Table, categories, facts and paths, JSON-ready."""
+        return {
+            "table": self.table,
+            "categories": self.categories,
+            "facts": self.facts,
+            "files": {role: str(path) for role, path in self.files.items()},
+        }
+
+
+class _Split(NamedTuple):
+    """Scenes, what is known of them, and everything that is true of them."""
+
+    ids: list[str]
+    scenes: SceneSet
+    labels: PartialLabels
+    truth: PartialLabels
+
+
+def run_demo(
+    out: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    progress: ProgressCallback | None = None,
+    config: DemoConfig | None = None,
+) -> DemoResult:
+    """Show the whole path on scenes of handwritten digits.
+
+    Scenes hold several real digits each; no digit of a training scene is in a validation or a test
+    scene. Most training labels are dropped, a small network is trained as if what is unknown
+    were negative, and its last layer is tuned, as published and by catwise's default. Clean
+    test scenes, which choose nothing, judge. Everything runs on one thread, so that a seed gives
+    the same numbers whatever the number of cores.
+
+    Args:
+        out: the folder for everything; an earlier demonstration there is replaced.
+        seed: of the scenes, the dropping, the network and the tuning.
+        progress: called now and then.
+        config: sizes; the demonstration's own if None.
+
+    Returns:
+        The table, and where the files are.
+
+    Raises:
+        OutputError: If `out` cannot be written, or holds something else.
+    """
+    config = config or DemoConfig()
+    target = _checked_out(Path(out))
+    started = time.perf_counter()
+    with _one_thread(), atomic_folder(target, overwrite=True) as folder:
+        splits = _make_splits(config, seed)
+        network, seconds = _train(splits["train"], config, seed, progress)
+        features = {name: _features(network, split) for name, split in splits.items()}
+        _write_inputs(folder, network, splits, features)
+        base = read_head(folder / _FILES["checkpoint"], key=HEAD_KEY, categories=CATEGORIES)
+        base = base.replace(provenance={"checkpoint": _FILES["checkpoint"], "key": HEAD_KEY})
+        tuned, took = _tune_all(base, splits, features, seed, progress)
+        ceiling, took["ceiling"] = _fit_ceiling(splits, features, config)
+        heads = {"before": base, **{k: r.head for k, r in tuned.items()}, "ceiling": ceiling}
+        table, categories = _judge(heads, features["test"], splits["test"].truth, config, seed)
+        table = [{**row, "seconds": took.get(row["method"], seconds)} for row in table]
+        facts = _facts(splits, config, seed)
+        facts["seconds"] = round(time.perf_counter() - started, 2)
+        write_head(
+            folder / _FILES["checkpoint"],
+            tuned["default"].head,
+            folder / _FILES["tuned_checkpoint"],
+            key=HEAD_KEY,
+            categories=CATEGORIES,
+        )
+        scores = {METHODS[row["method"]]: round(row["score"], 4) for row in table}
+        inputs = {role: _FILES[role] for role in ("checkpoint", "features", "labels")}
+        written = write_run(
+            tuned["default"],
+            folder / _FILES["run"],
+            inputs={**inputs, "mean AP on the clean test scenes": scores},
+        )
+        document = {"table": table, "categories": categories, "facts": facts}
+        write_json(folder / _FILES["table"], document)
+    files = {role: target / name for role, name in _FILES.items()}
+    files["report"] = files["run"] / written["report.html"].name
+    return DemoResult(table, categories, facts, files, tuned["default"], tuned["paper"])
+
+
+def _checked_out(out: Path) -> Path:
+    """The folder, if it is absent, empty, or an earlier demonstration."""
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"'{out}' is a file.", expected="a folder", remedy="choose another name")
+    try:
+        inside = sorted(item.name for item in out.iterdir()) if out.is_dir() else []
+        foreign = [name for name in inside if name not in _FILES.values()]
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write '{out}'.",
+            found=error.strerror or str(error),
+            remedy="choose a folder that you may write to",
+        ) from error
+    if foreign or (inside and _FILES["table"] not in inside):
+        raise OutputError(
+            f"'{out}' holds files that no demonstration writes; it is not replaced.",
+            found=", ".join((foreign or inside)[:3]),
+            expected="no folder, an empty one or an earlier demonstration",
+            remedy="choose another folder",
+        )
+    return out
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on one thread, and put the number of threads back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _make_splits(config: DemoConfig, seed: int) -> dict[str, _Split]:
+    """Scenes of disjoint digits; labels are dropped in training only."""
+    images, kinds = read_digits()
+    sizes = (config.n_train, config.n_valid, config.n_test)
+    pools = split_digits(kinds, (0.5, 0.2, 0.3), seed=seed)
+    seeds = np.random.SeedSequence(seed).generate_state(len(_SPLITS))
+    splits = {}
+    for name, n_scenes, pool, own in zip(_SPLITS, sizes, pools, seeds, strict=True):
+        scenes = make_scenes(
+            images, kinds, allowed=pool, n_scenes=n_scenes, seed=int(own), noise=config.noise
+        )
+        ids = [f"{name}-{number:05d}" for number in range(n_scenes)]
+        truth = PartialLabels(scenes.present, ids=ids, categories=CATEGORIES)
+        labels = drop_uniform(truth, config.keep, seed=seed) if name == "train" else truth
+        splits[name] = _Split(ids, scenes, labels, truth)
+    return splits
+
+
+def _train(
+    train: _Split, config: DemoConfig, seed: int, progress: ProgressCallback | None
+) -> tuple[SceneNet, float]:
+    """The network, trained the assume-negative way, and the seconds it took."""
+    target, weight, _ = train.labels.targets(LabelPolicy(blank="negative"))
+    started = time.perf_counter()
+
+    def told(epoch: int) -> None:
+        if progress is not None:
+            progress(Progress("training the network", epoch, config.epochs))
+
+    told(0)
+    network = train_network(
+        train.scenes.images,
+        target,
+        weight,
+        width=config.width,
+        epochs=config.epochs,
+        seed=seed,
+        on_epoch=told,
+    )
+    return network, round(time.perf_counter() - started, 2)
+
+
+def _features(network: SceneNet, split: _Split) -> Features:
+    return Features(extract_features(network, split.scenes.images), ids=np.array(split.ids))
+
+
+def _write_inputs(
+    folder: Path, network: SceneNet, splits: dict[str, _Split], features: dict[str, Features]
+) -> None:
+    """What a user would bring: a checkpoint, cached features, a label table full of blanks."""
+    with atomic_path(folder / _FILES["checkpoint"]) as temporary:
+        torch.save(network.state_dict(), temporary)
+    with atomic_path(folder / _FILES["features"]) as temporary:
+        np.savez(
+            temporary,
+            features=np.concatenate([part.values for part in features.values()]),
+            ids=np.array([one for split in splits.values() for one in split.ids]),
+        )
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["id", "split", *CATEGORIES])
+    for name, split in splits.items():
+        for number, codes in zip(split.ids, split.labels.codes, strict=True):
+            rows.writerow([number, name, *("" if c == UNKNOWN else c for c in codes.tolist())])
+    write_text(folder / _FILES["labels"], text.getvalue())
+
+
+def _tune_all(
+    base: Head,
+    splits: dict[str, _Split],
+    features: dict[str, Features],
+    seed: int,
+    progress: ProgressCallback | None,
+) -> tuple[dict[str, TuneResult], dict[str, float]]:
+    """CFT as published and catwise's default, on the same labels, and their seconds."""
+    from catwise.tuning import tune
+
+    train = (features["train"], splits["train"].labels)
+    valid = (features["valid"], splits["valid"].labels)
+    results, seconds = {}, {}
+    for preset, methods in (("paper", ["bp_bce"]), ("default", None)):
+        started = time.perf_counter()
+        results[preset] = tune(
+            base,
+            train,
+            valid,
+            metric=_METRIC,
+            preset=preset,
+            methods=methods,
+            seed=seed,
+            progress=_named(METHODS[preset], progress),
+        )
+        seconds[preset] = round(time.perf_counter() - started, 2)
+    return results, seconds
+
+
+def _named(name: str, progress: ProgressCallback | None) -> ProgressCallback | None:
+    """Put what is being tuned before each stage."""
+    if progress is None:
+        return None
+    return lambda told: progress(told._replace(stage=f"{name}: {told.stage}"))
+
+
+def _fit_ceiling(
+    splits: dict[str, _Split], features: dict[str, Features], config: DemoConfig
+) -> tuple[Head, float]:
+    """A head fitted to all the labels of the training and validation scenes."""
+    started = time.perf_counter()
+    weight, bias = fit_head(
+        np.concatenate([features[name].values for name in ("train", "valid")]),
+        np.concatenate([splits[name].scenes.present for name in ("train", "valid")]),
+        penalty=config.ceiling_penalty,
+    )
+    return Head(weight, bias, categories=CATEGORIES), round(time.perf_counter() - started, 2)
+
+
+def _judge(
+    heads: dict[str, Head],
+    features: Features,
+    truth: PartialLabels,
+    config: DemoConfig,
+    seed: int,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Score every head on the test scenes: the table, and the categories one by one."""
+    found: dict[str, Evaluation] = {
+        method: evaluate(
+            head, (features, truth), metrics=(_METRIC,), bootstrap=config.bootstrap, seed=seed
+        )
+        for method, head in heads.items()
+    }
+    table = []
+    for method, evaluation in found.items():
+        compared = compare(found["before"], evaluation)[_METRIC]
+        low, high = compared.interval or (None, None)
+        first = method == "before"
+        table.append(
+            {
+                "method": method,
+                "name": METHODS[method],
+                "score": compared.mean_b,
+                "gain": None if first else compared.difference,
+                "gain_low": None if first else low,
+                "gain_high": None if first else high,
+                "n_categories": compared.n_categories,
+            }
+        )
+    categories = [
+        {"category": row["category"], "n_positive": row["n_positive"]}
+        | {method: evaluation.records()[c][_METRIC] for method, evaluation in found.items()}
+        for c, row in enumerate(found["before"].records())
+    ]
+    return table, categories
+
+
+def _facts(splits: dict[str, _Split], config: DemoConfig, seed: int) -> dict[str, Any]:
+    """What was put in, in numbers."""
+    train = splits["train"]
+    counts = train.labels.counts()
+    hidden = int(train.scenes.present.sum() - counts.positive.sum())
+    return {
+        "seed": seed,
+        "n_train": config.n_train,
+        "n_valid": config.n_valid,
+        "n_test": config.n_test,
+        "n_features": 8 * config.width,
+        "n_categories": len(CATEGORIES),
+        "known_train_labels": int(counts.known.sum()),
+        "known_train_share": config.keep,
+        "positives_taken_for_negative": hidden,
+    }
