@@ -11,6 +11,7 @@ from catwise.cli.options import output_options, path_type, seed_option
 
 if TYPE_CHECKING:
     from catwise.cli.console import Output
+    from catwise.demo import DemoResult
 
 __all__ = ["command"]
 
@@ -37,9 +38,25 @@ def command(*, out: Path, seed: int, output: Output) -> None:
 
     with output.progress() as progress:
         result = run_demo(out=out, seed=seed, progress=progress)
-    report(result, output)
+    show(result, output)
 
 
-def report(result: object, output: Output) -> None:
-    """Print the demonstration's table, and the report's path last."""
-    raise NotImplementedError
+def show(result: DemoResult, output: Output) -> None:
+    """Print the demonstration's table, what it made, and the report's path last."""
+    from catwise.reporting.tables import comparison_table
+
+    facts = result.facts
+    title = f"{facts['n_test']:,} clean test scenes, {facts['n_categories']} categories"
+    output.line(
+        f"{facts['n_train']:,} training scenes with {facts['known_train_share']:.0%} of their "
+        f"labels known; {facts['positives_taken_for_negative']:,} hidden positives were taken for "
+        "negative; "
+        f"{facts['n_valid']:,} validation scenes"
+    )
+    output.line()
+    output.table(comparison_table(result.table, title=title))
+    output.line(f"checkpoint:         {result.files['checkpoint']}")
+    output.line(f"patched checkpoint: {result.files['tuned_checkpoint']}")
+    output.line("report:")
+    output.line(str(result.report))
+    output.document({"command": "demo", **result.to_dict()})

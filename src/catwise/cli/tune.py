@@ -140,4 +140,46 @@ def _rehearse(
     output: Output,
 ) -> None:
     """Check all that `tune` would check before it starts, and say what it would do."""
-    raise NotImplementedError
+    from catwise.reporting.run import RUN_FILES
+    from catwise.reporting.text import value_text
+
+    notes = _check_doors(head, pair, force=bool(settings["force"]))
+    shown = {**settings, "policy": settings["policy"] and str(settings["policy"])}
+    shown["logits"] = settings["logits"] is not None
+    output.line("dry run: everything fits; nothing was written")
+    for part in (inputs, {"settings": shown}):
+        for name, values in part.items():
+            output.line(f"{name}: {value_text(values)}")
+    for note in notes:
+        output.line(note)
+    output.line(f"would write {', '.join(RUN_FILES)} to '{out}'")
+    output.document(
+        {
+            "command": "tune",
+            "dry_run": True,
+            "out": str(out),
+            "files": list(RUN_FILES),
+            "inputs": inputs,
+            "settings": shown,
+            "notes": notes,
+        }
+    )
+
+
+def _check_doors(head: Head, pair: Pair, *, force: bool) -> list[str]:
+    """Check that head, features and labels of each source belong together, and what is in both."""
+    from catwise.joining import align, aligned_features, check_disjoint
+    from catwise.metrics.mismatch import check_match
+
+    notes: list[str] = []
+    for name, source in (("train", pair.train), ("valid", pair.valid)):
+        if source is None:
+            continue
+        features, labels = source
+        aligned = align(head, features, labels, name=name)
+        logits = aligned.scored.logits(aligned_features(features, aligned.rows))
+        notes += aligned.notes
+        notes += check_match(logits, labels, name=name, categories=aligned.categories, force=force)
+    if pair.valid is not None:
+        notes += check_disjoint(pair.train, pair.valid)
+    return notes

@@ -13,6 +13,7 @@ from catwise.reporting.summary import summary_lines
 from catwise.reporting.tables import (
     RECORD_COLUMNS,
     audit_table,
+    comparison_table,
     evaluation_table,
     json_ready,
     means_table,
@@ -26,6 +27,7 @@ __all__ = [
     "RUN_FILES",
     "audit_table",
     "check_output",
+    "comparison_table",
     "evaluation_table",
     "json_ready",
     "means_table",

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from catwise.reporting.text import clean, count, gain, interval, score
+from catwise.reporting.text import NOTHING, clean, count, gain, interval, score
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "RECORD_COLUMNS",
     "audit_table",
+    "comparison_table",
     "defuse",
     "evaluation_table",
     "json_ready",
@@ -260,6 +261,32 @@ def means_table(means: Mapping[str, Mapping[str, Any]], *, title: str = "Means")
         if resampled:
             cells.append(f"{score(mean.get('macro_low'))} to {score(mean.get('macro_high'))}")
         _add(table, (name, *cells, score(mean.get("micro")), count(mean.get("n_categories"))))
+    return table
+
+
+def comparison_table(
+    rows: Sequence[Mapping[str, Any]], *, metric: str = "mean AP", title: str
+) -> Table:
+    """Several heads on the same test data as a table for a terminal.
+
+    Args:
+        rows: dicts with name, score, gain, gain_low, gain_high, n_categories, seconds.
+        metric: what the score is.
+        title: what stands above.
+    """
+    names = (metric, "gain", "interval", "categories", "seconds")
+    table = _table(title, [("head", False), *((name, True) for name in names)])
+    for row in rows:
+        seconds = json_ready(row.get("seconds"))
+        cells = (
+            str(row.get("name", "")),
+            score(row.get("score")),
+            gain(row.get("gain")),
+            interval(row.get("gain_low"), row.get("gain_high")),
+            count(row.get("n_categories")),
+            NOTHING if seconds is None else f"{seconds:.1f}",
+        )
+        _add(table, cells)
     return table
 
 

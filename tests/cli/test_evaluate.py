@@ -1,0 +1,205 @@
+"""`catwise audit` and `catwise evaluate` beyond what docs/cli.md shows."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from catwise.cli import main
+from catwise.errors import (
+    CategoryError,
+    FeatureError,
+    FeatureStoreError,
+    IdError,
+    LabelError,
+    MismatchError,
+    ShapeError,
+)
+from catwise.heads import read_head, save_head
+from cli.example import NAMES, make_example
+
+TABLE = ["--encoding", "nan", "--id-column", "image", "--group-column", "patient"]
+TEST = ["--features", "test.npz", "--labels", "test.csv", *TABLE, "--ignore-column", "split"]
+MODEL = ["--checkpoint", "model.safetensors", "--head-categories", "names.txt"]
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("case")
+    make_example(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _inside(case: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(case)
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+def document(*arguments: str) -> dict[str, Any]:
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+
+    def refuse(text: str) -> None:
+        raise AssertionError(text)
+
+    found: dict[str, Any] = json.loads(result.stdout, parse_constant=refuse)
+    return found
+
+
+def test_audit_json_and_csv(tmp_path: Path) -> None:
+    """One strict JSON document; the CSV holds a row for each category."""
+    path = tmp_path / "audit.csv"
+    found = document(
+        "audit", "--labels", "train.csv", *TABLE, "--ignore-column", "split", "--csv", str(path)
+    )
+    assert [row["category"] for row in found["categories"]] == list(NAMES)
+    assert found["categories"][-1]["reason"] == "no_known_positive"
+    with path.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [int(row["known"]) for row in rows] == [row["known"] for row in found["categories"]]
+
+
+def test_audit_of_a_split() -> None:
+    """A split of a joint table is the same as its own table."""
+    joint = document(
+        "audit", "--labels", "all.csv", *TABLE, "--split-column", "split", "--split", "valid"
+    )
+    alone = document("audit", "--labels", "valid.csv", *TABLE, "--ignore-column", "split")
+    assert joint["categories"] == alone["categories"]
+
+
+def test_categories_by_name() -> None:
+    """Some categories, in the order that is asked for."""
+    found = document(
+        "audit", "--labels", "train.csv", "--encoding", "nan", "--category", "dog",
+        "--category", "ant",
+    )  # fmt: skip
+    assert [row["category"] for row in found["categories"]] == ["dog", "ant"]
+
+
+def test_evaluate_json() -> None:
+    """Undefined numbers are null, and the inputs are described."""
+    valid = ["--features", "valid.npz", "--labels", "valid.csv", *TABLE, "--ignore-column", "split"]
+    found = document("evaluate", *valid, *MODEL, "--metric", "auroc", "--metric", "f1")
+    assert found["categories"][-1]["auroc"] is None
+    assert found["categories"][-1]["reason"] == "no_known_positive"
+    assert list(found["means"]) == ["auroc", "f1"]
+    assert found["means"]["auroc"]["n_categories"] == len(NAMES) - 1
+    assert found["inputs"]["head"]["path"] == "model.safetensors"
+
+
+def test_rows_of_a_split_join_by_id_or_position() -> None:
+    """One file of features serves both splits, with ids and without."""
+    source = ["evaluate", "--features", "all.npz", "--labels", "all.csv", *MODEL]
+    split = ["--encoding", "nan", "--split-column", "split", "--split", "valid"]
+    by_id = document(*source, *split, "--id-column", "image", "--ignore-column", "patient")
+    by_place = document(*source, *split, "--ignore-column", "image", "--ignore-column", "patient")
+    assert by_id["categories"] == by_place["categories"]
+
+
+def test_head_file_and_checkpoint_agree(tmp_path: Path) -> None:
+    """A head saved by catwise scores as the checkpoint that it came from."""
+    path = tmp_path / "head.safetensors"
+    save_head(read_head("model.safetensors", categories=NAMES), path)
+    head = document("evaluate", *TEST, "--head", str(path))
+    assert head["categories"] == document("evaluate", *TEST, *MODEL)["categories"]
+
+
+def test_in_sample_is_said(tmp_path: Path) -> None:
+    """Rows that fitted the head are recognised, on stderr, in the table and in the document."""
+    from catwise.features import row_digests
+
+    ids = np.load("test.npz")["ids"]
+    head = read_head("model.safetensors", categories=NAMES)
+    path = tmp_path / "head.safetensors"
+    save_head(head.with_fitted_on(row_digests(np.zeros((len(ids), 1)), ids=ids)[:7]), path)
+    result = run("evaluate", *TEST, "--head", str(path))
+    assert result.exit_code == 0
+    assert result.stderr.startswith("warning: 7 of 400 rows fitted or selected this head")
+    assert "in sample: 7 of these rows" in result.stdout
+    assert document("evaluate", *TEST, "--head", str(path))["in_sample"] is True
+
+
+def test_quiet_and_few_rows() -> None:
+    """--quiet prints nothing; --rows shortens the table and says so."""
+    assert run("evaluate", *TEST, *MODEL, "-q").stdout == ""
+    assert "4 further categories are not shown" in run(
+        "evaluate", *TEST, *MODEL, "--rows", "2"
+    ).stdout  # fmt: skip
+
+
+def test_exactly_one_head() -> None:
+    """No head, or two, is wrong use."""
+    assert run("evaluate", *TEST).exit_code == 2
+    assert run("evaluate", *TEST, *MODEL, "--head", "x").exit_code == 2
+
+
+def _abuse(folder: Path) -> None:
+    """Files with something wrong each."""
+    test = dict(np.load("test.npz"))
+    features, ids = test["features"], test["ids"]
+    bad = features.copy()
+    bad[3, 1] = np.nan
+    np.savez(folder / "nan.npz", features=bad, ids=ids)
+    np.savez(folder / "narrow.npz", features=features[:, :4], ids=ids)
+    np.savez(folder / "twice.npz", features=features, ids=np.r_[ids[:1], ids[:-1]])
+    np.savez(folder / "shuffled.npz", features=features[::-1], ids=ids)
+    np.savez(folder / "short.npz", features=features[:9])
+    np.savez(folder / "void.npz", features=features[:0])
+    (folder / "cut.npz").write_bytes((folder / "nan.npz").read_bytes()[:5000])
+    text = Path("test.csv").read_text()
+    lines = text.splitlines()
+    (folder / "empty.csv").write_text("")
+    (folder / "header.csv").write_text(lines[0] + "\n")
+    (folder / "value.csv").write_text("\n".join([*lines[:2], lines[2][:-1] + "7"]) + "\n")
+    (folder / "twice.csv").write_text("\n".join([*lines, lines[-1]]) + "\n")
+    (folder / "renamed.csv").write_text(text.replace("fox", "fax", 1))
+    (folder / "cut.csv").write_text(text[: len(text) // 2 - 1])
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "says"),
+    [
+        ("nan.npz", FeatureError, "row 3"),
+        ("narrow.npz", ShapeError, "8 columns"),
+        ("twice.npz", IdError, "test_000"),
+        ("short.npz", ShapeError, "number of rows"),
+        ("void.npz", FeatureStoreError, "no features"),
+        ("cut.npz", FeatureStoreError, "cut.npz"),
+        ("absent.npz", FeatureStoreError, "No such file"),
+        ("shuffled.npz", MismatchError, "mismatched"),
+        ("empty.csv", LabelError, "empty"),
+        ("header.csv", LabelError, "no rows"),
+        ("value.csv", LabelError, "7"),
+        ("twice.csv", IdError, "test_399"),
+        ("renamed.csv", CategoryError, "did you mean 'fox'"),
+        ("cut.csv", LabelError, "cut.csv"),
+        ("absent.csv", LabelError, "No such file"),
+    ],
+)
+def test_bad_input(tmp_path: Path, name: str, kind: type[Any], says: str) -> None:
+    """Each kind of bad input has its own message and exit code, and no traceback."""
+    _abuse(tmp_path)
+    option = "--features" if name.endswith(".npz") else "--labels"
+    result = run("evaluate", *TEST, *MODEL, option, str(tmp_path / name))
+    assert result.exit_code == kind.exit_code, result.output
+    assert result.stderr.startswith(kind.__name__ + ": ")
+    assert says in result.stderr
+
+
+def test_force_goes_on(tmp_path: Path) -> None:
+    """--force scores what looks mismatched, and says so."""
+    _abuse(tmp_path)
+    result = run("evaluate", *TEST, *MODEL, "--features", str(tmp_path / "shuffled.npz"), "--force")
+    assert result.exit_code == 0
+    assert "look mismatched" in result.stdout
