@@ -1,0 +1,187 @@
+"""Which candidate to take, from scores per candidate, fold and category; and what that is worth.
+
+A score is taken inside one fold, on rows that did not fit the candidate, and averaged over
+folds by the fold's known positives. Choices are few: one setting for all categories, and per
+category only whether to replace the original head, with strength shared over categories.
+
+What was chosen is scored by the choice made without that fold: for fold f everything is
+chosen anew from the other folds' scores, and only its score on f counts. (Selection
+repeated on every part, as in nested cross-validation; Cawley & Talbot, On Over-fitting in
+Model Selection, JMLR 11, 2010.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+__all__ = [
+    "MIN_POSITIVES",
+    "Decision",
+    "FoldScores",
+    "choose_each",
+    "choose_one",
+    "decide",
+    "pooled_gain",
+    "shrunk",
+]
+
+MIN_POSITIVES = 5
+"""Below that many fresh positives a category follows the pooled decision."""
+
+_POOLED_PRIOR = 100.0
+_TINY = 1e-12
+
+
+@dataclass(frozen=True, eq=False)
+class FoldScores:
+    """Scores of candidates, larger is better; candidate 0 is the original head.
+
+    Args:
+        values: (K, F, C) float64, NaN where a fold lacks a class.
+        positives: (F, C) known positives of each fold, 0 where the score is not defined.
+    """
+
+    values: NDArray[np.float64]
+    positives: NDArray[np.float64]
+
+    def mean(self, folds: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
+        """(K, C) averages over folds by their positives; NaN where no fold has a score."""
+        use = np.ones(self.positives.shape[0], bool) if folds is None else folds
+        weight = self.positives[use]
+        total = np.einsum("kfc,fc->kc", np.nan_to_num(self.values[:, use]), weight)
+        count = weight.sum(0)
+        return np.where(count > 0, total / np.maximum(count, _TINY), np.nan)
+
+    def without(self, fold: int) -> NDArray[np.bool_]:
+        """All folds but one."""
+        rest: NDArray[np.bool_] = np.arange(self.positives.shape[0]) != fold
+        return rest
+
+
+class Decision(NamedTuple):
+    """What was chosen.
+
+    Attributes:
+        chosen: (C,) int64 candidate of each category; 0 is the original head.
+        setting: the candidate chosen for all, -1 where each category has its own.
+        pooled: (K,) pooled mean gain of each candidate.
+        selected_on: (C,) float64 score of the chosen, on what chose it.
+        before: (C,) float64 score of the original head.
+        after: (C,) float64 score of the chosen, each fold's chosen without it.
+        chosen_without: (F, C) int64 what was chosen without each fold.
+    """
+
+    chosen: NDArray[np.int64]
+    setting: int
+    pooled: NDArray[np.float64]
+    selected_on: NDArray[np.float64]
+    before: NDArray[np.float64]
+    after: NDArray[np.float64]
+    chosen_without: NDArray[np.int64]
+
+
+def pooled_gain(gain: NDArray[np.float64], positives: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(K,) mean gains over categories, weighted n / (n + 100) by their n positives.
+
+    Args:
+        gain: (K, C) float64; NaN is left out.
+        positives: (C,) known fresh positives.
+    """
+    weight = np.where(np.isfinite(gain), positives / (positives + _POOLED_PRIOR), 0.0)
+    total = (np.nan_to_num(gain) * weight).sum(1)
+    mean: NDArray[np.float64] = total / np.maximum(weight.sum(1), _TINY)
+    return mean
+
+
+def shrunk(
+    gain: NDArray[np.float64], positives: NDArray[np.float64], prior: float
+) -> NDArray[np.float64]:
+    """(K, C) gains pulled to their pooled mean: m + n / (n + prior) (gain − m).
+
+    Below `MIN_POSITIVES`, and where a gain is not known, it is the pooled mean.
+    """
+    mean = pooled_gain(gain, positives)[:, None]
+    trust = np.where(positives < MIN_POSITIVES, 0.0, positives / (positives + prior))
+    own = np.where(np.isfinite(gain), gain, mean)
+    pulled: NDArray[np.float64] = mean + trust * (own - mean)
+    return pulled
+
+
+def choose_one(
+    scores: NDArray[np.float64], positives: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], int]:
+    """The candidate with the best pooled mean for all; each category keeps or takes it.
+
+    Args:
+        scores: (K, C) larger is better, candidate 0 the original head.
+        positives: (C,) known fresh positives.
+
+    Returns:
+        (C,) chosen candidates and the one chosen for all, which is 0 if no gain is positive.
+    """
+    gain = scores - scores[:1]
+    best = int(np.argmax(pooled_gain(gain, positives)))
+    if best == 0:
+        return np.zeros(scores.shape[1], dtype=np.int64), 0
+    better = shrunk(gain[best : best + 1], positives, _POOLED_PRIOR)[0] > 0
+    return np.where(better & (positives > 0), best, 0).astype(np.int64), best
+
+
+def choose_each(
+    scores: NDArray[np.float64], positives: NDArray[np.float64], *, prior: float = 30.0
+) -> tuple[NDArray[np.int64], int]:
+    """Per category the candidate with the best shrunk gain; ties go to the first.
+
+    Arguments and result as `choose_one`; the second value is −1.
+    """
+    pulled = shrunk(scores - scores[:1], positives, prior)
+    return np.where(positives > 0, pulled.argmax(0), 0).astype(np.int64), -1
+
+
+def decide(
+    scores: FoldScores,
+    choose: Callable[
+        [NDArray[np.float64], NDArray[np.float64]], tuple[NDArray[np.int64], int]
+    ] = choose_one,
+    *,
+    final: NDArray[np.float64] | None = None,
+) -> Decision:
+    """Choose from all folds, and score the choosing by repeating it without each fold.
+
+    Args:
+        scores: of all candidates.
+        choose: the rule, from (K, C) scores and (C,) positives.
+        final: (K, C) scores to choose from, where the average over folds is not what
+            chooses, such as the score on all validation rows.
+
+    Returns:
+        The choice and its scores.
+    """
+    total = scores.mean() if final is None else final
+    positives = scores.positives.sum(0)
+    chosen, setting = choose(total, positives)
+    n_folds, n_categories = scores.positives.shape
+    index = np.arange(n_categories)
+    chosen_without = np.zeros((n_folds, n_categories), dtype=np.int64)
+    after = np.zeros((1, n_folds, n_categories))
+    for fold in range(n_folds):
+        rest = scores.without(fold)
+        chosen_without[fold], _ = choose(scores.mean(rest), scores.positives[rest].sum(0))
+        after[0, fold] = scores.values[chosen_without[fold], fold, index]
+    return Decision(
+        chosen,
+        setting,
+        pooled_gain(total - total[:1], positives),
+        total[chosen, index],
+        total[0],
+        FoldScores(after, scores.positives).mean()[0],
+        chosen_without,
+    )
