@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 from typing import Any
 
@@ -11,12 +12,25 @@ import pytest
 import torch
 
 from catwise.errors import CategoryError, ConfigError, IdError, LabelError, ShapeError
-from catwise.labels import ENCODINGS, UNCERTAIN, UNKNOWN, Encoding, PartialLabels, fitting_encodings
+from catwise.labels import (
+    ENCODINGS,
+    REASONS,
+    UNCERTAIN,
+    UNKNOWN,
+    Encoding,
+    LabelPolicy,
+    PartialLabels,
+    drop_uniform,
+    fitting_encodings,
+    keep_per_category,
+    keep_single_positive,
+)
 
 CODES = np.array(
     [[1, -1, 0], [0, -2, 1], [-1, 1, 0], [-1, -1, -1], [1, 0, -2]],
     dtype=np.int8,
 )
+GOLDEN = ([7, 15], [0, 3, 6, 7, 12, 14, 17])
 STORAGES = pytest.mark.parametrize("storage", ["dense", "columns"])
 
 
@@ -282,3 +296,207 @@ def test_shapes_and_names_must_fit():
         PartialLabels(CODES, categories="abc")
     with pytest.raises(ShapeError, match="categories do not fit"):
         PartialLabels(CODES, categories=["a"])
+
+
+@STORAGES
+@pytest.mark.parametrize(
+    ("policy", "target", "weight"),
+    [
+        (None, [1, 0, 0, 0], [1, 1, 0, 0]),
+        (LabelPolicy(uncertain="negative"), [1, 0, 0, 0], [1, 1, 0, 1]),
+        (LabelPolicy(uncertain="positive"), [1, 0, 0, 1], [1, 1, 0, 1]),
+        (LabelPolicy(blank="negative"), [1, 0, 0, 0], [1, 1, 1, 0]),
+        (LabelPolicy(uncertain=(0.25, 0.25), blank="negative"), [1, 0, 0, 0.25], [1, 1, 1, 1]),
+    ],
+)
+def test_targets(storage, policy, target, weight):
+    """Every policy says what unknown and uncertain labels count as."""
+    made = PartialLabels([[1, 0, -1, -2]], storage=storage).targets(policy)
+    assert made.target.dtype == made.weight.dtype == np.float32
+    np.testing.assert_array_equal(made.target, [target])
+    np.testing.assert_array_equal(made.weight, [weight])
+    assert str(policy or LabelPolicy()) in made.description
+    assert "1 uncertain, 1 unknown of 4" in made.description
+
+
+@STORAGES
+def test_soft_targets(storage):
+    """Soft targets fill their range, repeat with the seed, and follow names and ids."""
+    labels = PartialLabels(
+        np.full((500, 3), UNCERTAIN), ids=range(500), categories=["a", "b", "c"], storage=storage
+    )
+    policy = LabelPolicy(uncertain=(0.55, 0.85))
+    target = labels.targets(policy, seed=1).target
+    assert target.min() >= 0.55
+    assert target.max() <= 0.85
+    assert abs(target.mean() - 0.7) < 0.01
+    assert len(np.unique(target)) > 1400
+    np.testing.assert_array_equal(labels.targets(policy, seed=1).target, target)
+    assert (labels.targets(policy, seed=2).target != target).mean() > 0.9
+    part = labels.take_rows([7, 3]).take_categories(["c", "a"])
+    np.testing.assert_array_equal(part.targets(policy, seed=1).target, target[[7, 3]][:, [2, 0]])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"uncertain": "postive"},
+        {"uncertain": (0.9, 0.1)},
+        {"uncertain": (0.5, 1.5)},
+        {"uncertain": 0.5},
+        {"uncertain": (0.5, float("nan"))},
+        {"uncertain": ("low", "high")},
+        {"blank": "positive"},
+    ],
+)
+def test_a_bad_policy_is_refused(options):
+    """A policy is checked when it is built."""
+    with pytest.raises(ConfigError):
+        LabelPolicy(**options)
+
+
+def test_a_policy_is_a_sentence_and_json():
+    """A policy can be printed and written."""
+    policy = LabelPolicy(uncertain=[0, 0.3], blank="negative")  # type: ignore[arg-type]
+    assert str(policy) == (
+        "Uncertain labels get soft targets between 0 and 0.3; unknown labels count as negative."
+    )
+    assert json.loads(json.dumps(policy.to_dict())) == {"uncertain": [0, 0.3], "blank": "negative"}
+    assert hash(policy) == hash(LabelPolicy(uncertain=(0.0, 0.3), blank="negative"))
+
+
+def complete(n: int = 2000, c: int = 5, storage: Any = "dense") -> PartialLabels:
+    codes = np.random.default_rng(0).integers(0, 2, (n, c))
+    names = [f"category {j}" for j in range(c)]
+    return PartialLabels(codes, ids=np.arange(n), categories=names, storage=storage)
+
+
+def test_drop_uniform_keeps_its_share():
+    """About the share asked for stays, evenly over categories, positives and negatives."""
+    labels = complete()
+    kept = drop_uniform(labels, 0.1, seed=3)
+    counts = kept.counts()
+    assert abs(counts.known.sum() / 10_000 - 0.1) < 0.01
+    assert abs(counts.positive.sum() / counts.known.sum() - 0.5) < 0.05
+    assert drop_uniform(labels, 0.1, seed=3) == kept
+    assert drop_uniform(labels, 0.1, seed=4) != kept
+    assert drop_uniform(labels, 1, seed=3) == labels
+    assert drop_uniform(labels, 0, seed=3).counts().known.sum() == 0
+    for bad in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ConfigError, match="probability"):
+            drop_uniform(labels, bad)
+    with pytest.raises(ConfigError, match="whole number"):
+        drop_uniform(labels, 0.5, seed=0.5)  # type: ignore[arg-type]
+
+
+def test_draws_are_independent():
+    """Which labels stay is unrelated between categories, rows and seeds."""
+    known = [drop_uniform(complete(), 0.5, seed=s).codes >= 0 for s in (0, 1)]
+    columns = np.concatenate(known, axis=1).astype(float)
+    correlation = np.corrcoef(columns.T) - np.eye(10)
+    assert abs(correlation).max() < 0.1
+    assert abs(np.corrcoef(columns[1:, 0], columns[:-1, 0])[0, 1]) < 0.1
+
+
+def test_draws_stay_the_same_for_ever():
+    """The choice that a seed makes is a promise: other versions must make it too."""
+    labels = PartialLabels(np.ones((20, 1)), categories=["cat"])
+    named = PartialLabels(np.ones((20, 1)), ids=[f"img_{i}.jpg" for i in range(20)])
+    assert np.flatnonzero(drop_uniform(labels, 0.2, 0).codes[:, 0] == 1).tolist() == GOLDEN[0]
+    assert np.flatnonzero(drop_uniform(named, 0.2, 0).codes[:, 0] == 1).tolist() == GOLDEN[1]
+
+
+@STORAGES
+def test_keep_per_category(storage):
+    """N positives and n negatives stay; a category that has fewer keeps them all."""
+    labels = complete(storage=storage)
+    counts = keep_per_category(labels, 7, seed=1).counts()
+    assert counts.positive.tolist() == counts.negative.tolist() == [7] * 5
+    rare = PartialLabels([[1, -2], [0, 0], [0, 0], [-1, 0]], storage=storage)
+    counts = keep_per_category(rare, 2).counts()
+    assert counts.positive.tolist() == [1, 0]
+    assert counts.negative.tolist() == [2, 2]
+    assert counts.uncertain.tolist() == [0, 0]
+    with pytest.raises(ConfigError, match="whole number"):
+        keep_per_category(labels, -1)
+
+
+@STORAGES
+def test_keep_single_positive(storage):
+    """Each row keeps one of its positives, evenly chosen, and nothing else."""
+    labels = complete(storage=storage)
+    single = keep_single_positive(labels, seed=1)
+    assert single.storage == storage
+    codes = single.codes
+    had = (labels.codes == 1).any(axis=1)
+    np.testing.assert_array_equal((codes == 1).sum(axis=1), had)
+    assert set(np.unique(codes)) == {-1, 1}
+    assert (labels.codes[codes == 1] == 1).all()
+    share = single.counts().positive / had.sum()
+    assert abs(share - 0.2).max() < 0.04
+
+
+@STORAGES
+def test_audit(storage):
+    """Counts, coverage, prevalence and a reason for each category."""
+    codes = np.full((20, 6), UNKNOWN)
+    codes[:10, 0] = [1] * 5 + [0] * 5
+    codes[:10, 1] = [1] * 4 + [0] * 6
+    codes[:10, 2] = [1] * 6 + [0] * 4
+    codes[:5, 3] = 0
+    codes[:5, 4] = 1
+    codes[:3, 5] = UNCERTAIN
+    audit = PartialLabels(codes, groups=[1] * 20, storage=storage).audit()
+    assert [row["reason"] for row in audit.rows] == [
+        "ok",
+        "few_positives",
+        "few_negatives",
+        "no_known_positive",
+        "no_known_negative",
+        "no_known_label",
+    ]
+    assert audit.rows[1] == {
+        "category": "1",
+        "index": 1,
+        "known": 10,
+        "positive": 4,
+        "negative": 6,
+        "uncertain": 0,
+        "coverage": 0.5,
+        "prevalence": 0.4,
+        "reason": "few_positives",
+        "explanation": REASONS["few_positives"].format(few=5),
+    }
+    assert audit.rows[5]["prevalence"] is None
+    assert audit.summary["n_rows_without_label"] == 10
+    assert audit.summary["n_unknown"] == 120 - 40 - 3
+    assert audit.summary["n_groups"] == 1
+    assert sum(audit.summary["reasons"].values()) == 6
+    assert json.loads(json.dumps(audit.to_dict(), allow_nan=False)) == audit.to_dict()
+    assert PartialLabels(codes).audit(few=4).rows[1]["reason"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("codes", "note"),
+    [
+        ([[-1, -2]], "nothing can be tuned"),
+        ([[1, -1]], "Every known label is positive"),
+        ([[0, -1]], "Every known label is negative"),
+        ([[0, 1]], "No label is unknown"),
+        ([[0, -2]], "1 labels are uncertain"),
+        ([[0, 1], [-1, -1]], "1 of 2 rows have no known label"),
+    ],
+)
+def test_audit_notes(codes, note):
+    """What is odd about the labels as a whole is said in a sentence."""
+    assert any(note in line for line in PartialLabels(codes).audit().notes)
+
+
+def test_labels_without_rows_or_categories():
+    """Empty labels are legal and count nothing."""
+    for shape in ((0, 3), (3, 0)):
+        labels = PartialLabels(np.zeros(shape, dtype=np.int8))
+        assert labels.with_storage("columns") == labels
+        assert labels.audit().summary["coverage"] == 0.0
+        assert labels.targets().target.shape == shape
+        assert keep_single_positive(drop_uniform(labels, 0.5)).shape == shape

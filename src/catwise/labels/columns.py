@@ -112,7 +112,7 @@ class Columns(NamedTuple):
 
     def dense(self, start: int, stop: int) -> Codes:
         """Rows start to stop as (stop − start, C) codes."""
-        block = np.full((max(stop - start, 0), self.n_columns), UNKNOWN, dtype=np.int8)
+        block = np.full((stop - start, self.n_columns), UNKNOWN, dtype=np.int8)
         first, last = self.bisect(start), self.bisect(stop)
         index = ranges(first, last - first)
         column = np.repeat(np.arange(self.n_columns), last - first)

@@ -324,7 +324,7 @@ class PartialLabels:
         """
         start, stop, _ = slice(start, stop).indices(self.n_rows)
         if self._columns is not None:
-            return self._columns.dense(start, stop)
+            return self._columns.dense(start, max(start, stop))
         return self.codes[start:stop]
 
     def blocks(self) -> Iterator[tuple[int, Codes]]:

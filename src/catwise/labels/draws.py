@@ -54,14 +54,14 @@ def text_keys(texts: NDArray[np.str_]) -> U64:
     True
     """
     keys = np.zeros(len(texts), dtype=np.uint64)
-    width = texts.dtype.itemsize // 4
-    padded = np.ascontiguousarray(texts, dtype=f"=U{max(width + width % 2, 2)}")
+    n_pairs = max((texts.dtype.itemsize // 4 + 1) // 2, 1)
+    padded = np.ascontiguousarray(texts, dtype=f"<U{2 * n_pairs}")
     lengths = np.char.str_len(padded)
-    pairs = padded.view(np.uint64).reshape(len(texts), -1)
+    pairs = padded.view("<u8").reshape(len(texts), n_pairs)  # two characters in each number
     for start in range(0, len(texts), CHUNK_ROWS):
         rows = slice(start, start + CHUNK_ROWS)
         key = mix(lengths[rows].astype(np.uint64))
-        for i in range(pairs.shape[1]):
+        for i in range(n_pairs):
             key = np.where(2 * i < lengths[rows], mix(key ^ pairs[rows, i]), key)
         keys[rows] = key
     return keys

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -99,8 +100,8 @@ def _checked_uncertain(value: Any) -> Uncertain:
             found=f"uncertain={value!r}{nearest(value, _WORDS)}",
             expected="'unknown', 'negative', 'positive' or a range such as (0.55, 0.85)",
         )
-    if isinstance(value, Sequence) and len(value) == 2:
-        low, high = float(value[0]), float(value[1])
+    if isinstance(value, Sequence) and [isinstance(end, Real) for end in value] == [True, True]:
+        low, high = (float(end) for end in value)
         if 0 <= low <= high <= 1:
             return low, high
     raise ConfigError(
