@@ -56,9 +56,9 @@ ENCODING_NAMES: Final = (
 )
 
 
-def path_type(*, folder: bool = False) -> click.Path:
-    """A path; whether it is there is for the reader to say, with its own message."""
-    return click.Path(path_type=Path, file_okay=not folder)
+def path_type() -> click.Path:
+    """A path; whether it can be read is for the reader to say, with its own message and code."""
+    return click.Path(path_type=Path, readable=False)
 
 
 def _grouped(kind: type[Any], name: str, options: list[Function]) -> Callable[[Function], Function]:

@@ -1,0 +1,337 @@
+"""`catwise tune` and `catwise select`: what they pass on, write, print and refuse.
+
+The tuning itself is replaced, so that each behaviour of the command line is seen alone; docs/cli.md
+runs the real one.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from catwise.cli import main
+from catwise.cli.console import Output
+from catwise.errors import CategoryError, IdError, LabelError, MismatchError, OutputError
+from catwise.heads import load_head
+from catwise.progress import Progress
+from cli.example import NAMES, make_example
+
+TABLE = ["--encoding", "nan", "--id-column", "image", "--group-column", "patient"]
+TRAIN = ["--features", "train.npz", "--labels", "train.csv", *TABLE, "--ignore-column", "split"]
+VALID = ["--valid-features", "valid.npz", "--valid-labels", "valid.csv"]
+MODEL = ["--checkpoint", "model.safetensors", "--head-categories", "names.txt"]
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("case")
+    make_example(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _inside(case: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(case)
+
+
+def _record(category: str, index: int) -> dict[str, Any]:
+    scored = index < 2
+    return {
+        "category": category,
+        "index": index,
+        "status": ("replaced", "kept")[index] if scored else "skipped",
+        "reason": ("improved", "not_better")[index] if scored else "no_known_positive",
+        "explanation": "",
+        "candidate": "",
+        "metric": "auroc",
+        "before": 0.5 if scored else None,
+        "after": 0.75 if scored else None,
+        "gain": 0.25 if scored else None,
+        "gain_low": 0.125 if scored else None,
+        "gain_high": 0.375 if scored else None,
+        "selected_on": None,
+        "scored_on": "cross-fitted validation labels",
+        "n_positive_valid": 7,
+        "n_negative_valid": 70,
+    }
+
+
+class Fake:
+    """Takes the place of the tuning and remembers how it was called."""
+
+    def __init__(self) -> None:
+        self.calls: list[dict[str, Any]] = []
+        self.error: BaseException | None = None
+
+    def tune(self, head: Any, train: Any, valid: Any = None, **settings: Any) -> Any:
+        self.calls.append({"head": head, "train": train, "valid": valid, **settings})
+        if self.error is not None:
+            raise self.error
+        return self._result(head, base=head)
+
+    def select(self, candidates: Any, **settings: Any) -> Any:
+        self.calls.append({"candidates": candidates, **settings})
+        return self._result(next(iter(candidates.values())))
+
+    @staticmethod
+    def _result(head: Any, **more: Any) -> Any:
+        return SimpleNamespace(
+            head=head,
+            records=[_record(name, i) for i, name in enumerate(head.categories)],
+            config={"seed": 0},
+            summary={
+                "metric": "auroc",
+                "n_categories": len(NAMES),
+                "n_scored": 2,
+                "before": 0.5,
+                "after": 0.75,
+                "gain": 0.25,
+                "gain_low": float("nan"),
+                "gain_high": 0.375,
+            },
+            gap={"advice": "Label more images.", "level": 0.95},
+            notes=["a note"],
+            history=[],
+            folds=None,
+            **more,
+        )
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
+    value = Fake()
+    monkeypatch.setattr("catwise.tuning.tune", value.tune, raising=False)
+    monkeypatch.setattr("catwise.tuning.select", value.select, raising=False)
+    return value
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+GOLDEN = Path(__file__).with_name("tune.txt")
+
+
+def test_printed_and_written(fake: Fake, tmp_path: Path) -> None:
+    """The table, what it came to, advice and notes; the report's path last; all files there."""
+    out = tmp_path / "run"
+    result = run("tune", *TRAIN, *VALID, *MODEL, "--metric", "auroc", "--out", str(out))
+    assert result.exit_code == 0, result.output
+    assert result.stdout.replace(str(out), "OUT") == GOLDEN.read_text()
+    assert result.stderr == ""
+    assert load_head(out / "head.safetensors").categories == NAMES
+    config = json.loads((out / "config.json").read_text())
+    assert config["inputs"]["train labels"]["path"] == "train.csv"
+    assert "Label more images." in (out / "report.html").read_text()
+
+
+def test_json_is_one_document(fake: Fake, tmp_path: Path) -> None:
+    """Nothing but JSON on stdout; NaN is null; the files are named."""
+    out = tmp_path / "run"
+    result = run("tune", *TRAIN, *VALID, *MODEL, "--out", str(out), "--json")
+    document = json.loads(result.stdout)
+    assert document["summary"]["gain_low"] is None
+    assert document["files"]["records.csv"] == str(out / "records.csv")
+    assert [record["category"] for record in document["records"]] == list(NAMES)
+
+
+def test_options_reach_the_tuning(fake: Fake, tmp_path: Path) -> None:
+    """Every option that decides is passed on, and nothing else."""
+    more = [
+        "--metric", "auroc", "--preset", "paper", "--method", "bp_bce", "--method", "bp_asl",
+        "--validation", "select", "--seed", "3", "--device", "cpu", "--force",
+        "--uncertain", "0.55:0.85", "--blank", "negative",
+    ]  # fmt: skip
+    result = run("tune", *TRAIN, *VALID, *MODEL, *more, "--out", str(tmp_path / "run"))
+    assert result.exit_code == 0, result.output
+    call = fake.calls[0]
+    given = {key: call[key] for key in ("metric", "preset", "methods", "validation", "seed")}
+    assert given == {
+        "metric": "auroc",
+        "preset": "paper",
+        "methods": ["bp_bce", "bp_asl"],
+        "validation": "select",
+        "seed": 3,
+    }
+    assert (call["device"], call["force"], call["logits"], call["progress"]) == (
+        "cpu", True, None, None,
+    )  # fmt: skip
+    assert call["policy"].uncertain == (0.55, 0.85)
+    assert call["policy"].blank == "negative"
+    assert call["train"][1].n_rows == 400
+    assert call["valid"][1].n_rows == 240
+
+
+def test_split_column(fake: Fake, tmp_path: Path) -> None:
+    """One table and one file of features with both splits; without validation there is none."""
+    both = ["tune", "--features", "all.npz", "--labels", "all.csv", *MODEL]
+    run(*both, *TABLE, "--split-column", "split", "--out", str(tmp_path / "a"))
+    place = ["--encoding", "nan", "--ignore-column", "image", "--split-column", "split"]
+    run(*both, *place, "--group-column", "patient", "--out", str(tmp_path / "b"))
+    run("tune", *TRAIN, *MODEL, "--out", str(tmp_path / "c"))
+    by_id, by_place, alone = fake.calls
+    assert [part[1].n_rows for part in (by_id["train"], by_id["valid"])] == [400, 240]
+    assert by_id["train"][1].ids[0] == "train_000"
+    assert [part[0].shape for part in (by_place["train"], by_place["valid"])] == [
+        (400, 8),
+        (240, 8),
+    ]
+    assert by_place["valid"][0].ids[0] == "valid_000"
+    assert alone["valid"] is None
+
+
+def test_wrong_use(fake: Fake, tmp_path: Path) -> None:
+    """Combinations that mean nothing are refused before anything is read."""
+    out = ["--out", str(tmp_path / "run")]
+    cases = [
+        [*TRAIN, *MODEL, *out, "--valid-features", "valid.npz"],
+        [*TRAIN, *VALID, *MODEL, *out, "--split-column", "split"],
+        [*TRAIN, *out],
+        [*TRAIN, *MODEL, *out, "--uncertain", "maybe"],
+        [*TRAIN, *MODEL, *out, "--category", "ant"],
+        [*TRAIN, *MODEL, *out, "--metric", "accuracy"],
+        [*TRAIN, *MODEL],
+    ]
+    for arguments in cases:
+        result = run("tune", *arguments)
+        assert result.exit_code == 2, (arguments, result.output)
+    assert not fake.calls
+
+
+def test_dry_run_checks_and_writes_nothing(fake: Fake, tmp_path: Path) -> None:
+    """A rehearsal reads and checks everything, and neither tunes nor writes."""
+    out = tmp_path / "run"
+    dry = ["tune", *TRAIN, *VALID, *MODEL, "--out", str(out), "--dry-run"]
+    result = run(*dry)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("dry run: everything fits; nothing was written\n")
+    document = json.loads(run(*dry, "--json").stdout)
+    assert document["dry_run"] is True
+    assert document["settings"]["preset"] == "default"
+    assert run(*dry, "--valid-labels", "train.csv").exit_code == IdError.exit_code
+    assert run(*dry, "--valid-labels", "none.csv").exit_code == LabelError.exit_code
+    same = ["--valid-features", "train.npz", "--valid-labels", "train.csv"]
+    assert "in both" in run(*dry, *same).stderr
+    assert not fake.calls
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_finds_a_mismatch(fake: Fake, tmp_path: Path) -> None:
+    """Head rows in another order than the columns are noticed; names that are unknown too."""
+    dry = ["tune", *TRAIN, *VALID, "--out", str(tmp_path / "run"), "--dry-run"]
+    model = ["--checkpoint", "model.safetensors", "--head-categories", str(tmp_path / "names")]
+    (tmp_path / "names").write_text("\n".join([*NAMES[1:], NAMES[0]]))
+    assert run(*dry, *model).exit_code == MismatchError.exit_code
+    assert run(*dry, *model, "--force").exit_code == 0
+    (tmp_path / "names").write_text("\n".join([*NAMES[1:], "gnu"]))
+    assert run(*dry, *model).exit_code == CategoryError.exit_code
+
+
+def test_earlier_runs_are_safe(fake: Fake, tmp_path: Path) -> None:
+    """What is there is found before the work begins, and replaced only when that is asked for."""
+    out = tmp_path / "run"
+    tune = ["tune", *TRAIN, *MODEL, "--out", str(out)]
+    assert run(*tune).exit_code == 0
+    assert run(*tune).exit_code == OutputError.exit_code
+    assert len(fake.calls) == 1
+    assert run(*tune, "--overwrite").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(KeyboardInterrupt(), 130), (MismatchError("no."), 11)]
+)
+def test_nothing_is_left_after_a_failure(
+    fake: Fake, tmp_path: Path, error: BaseException, code: int
+) -> None:
+    """An interrupt or an error while tuning leaves no folder."""
+    fake.error = error
+    result = run("tune", *TRAIN, *MODEL, "--out", str(tmp_path / "run"))
+    assert result.exit_code == code
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_read_only_folder(fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that cannot be written is said before the work begins."""
+    monkeypatch.setattr("os.access", lambda *_, **__: False)
+    result = run("tune", *TRAIN, *MODEL, "--out", str(tmp_path / "run"))
+    assert result.exit_code == OutputError.exit_code
+    assert "permission" in result.stderr
+    assert not fake.calls
+
+
+def test_full_disk(fake: Fake, tmp_path: Path) -> None:
+    """A file that the system cuts off is an error of the output, and nothing is left."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        result = run("tune", *TRAIN, *MODEL, "--out", str(tmp_path / "run"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert result.exit_code == OutputError.exit_code, result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_select(fake: Fake, tmp_path: Path) -> None:
+    """Heads by name, from heads' files and checkpoints; the run is written as tune's."""
+    out = tmp_path / "run"
+    valid = [*VALID, *TABLE, "--ignore-column", "split"]
+    pairs = ["--candidate", "base=model.safetensors", "--candidate", "other=model.safetensors"]
+    result = run("select", *pairs, *valid, "--rule", "greedy", "--out", str(out), "-q")
+    assert result.exit_code == 0, result.output
+    assert list(fake.calls[0]["candidates"]) == ["base", "other"]
+    assert fake.calls[0]["rule"] == "greedy"
+    assert json.loads((out / "config.json").read_text())["kind"] == "select"
+    for wrong in (["--candidate", "a"], ["--candidate", "base=x"], []):
+        assert run("select", *pairs[:2], *wrong, *valid, "--out", "o").exit_code == 2
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_is_drawn_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stage, count and time left on a terminal; nothing where nobody looks."""
+    terminal = _Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    with Output().progress() as draw:
+        assert draw is not None
+        draw(Progress("fitting", 1, 4, "[bold]not markup"))
+        draw(Progress("fitting", 4, 4))
+    assert "fitting" in terminal.getvalue()
+    assert "4/4" in terminal.getvalue()
+    for output in (Output(json=True), Output(quiet=True)):
+        with output.progress() as draw:
+            assert draw is None
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    with Output().progress() as draw:
+        assert draw is None
+
+
+def test_interrupt_of_a_process(tmp_path: Path) -> None:
+    """SIGINT while the work runs ends a real process with 130 and leaves no folder."""
+    code = (
+        "import os, signal, sys, catwise.tuning as t\n"
+        "t.tune = lambda *a, **k: os.kill(os.getpid(), signal.SIGINT)\n"
+        "from catwise.cli import main\n"
+        "main(sys.argv[1:])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "tune", *TRAIN, *MODEL, "--out", str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+    assert list(tmp_path.iterdir()) == []
