@@ -108,7 +108,11 @@ class TableFile:
         return arrow_csv.open_csv(
             str(self.path),
             read_options=arrow_csv.ReadOptions(block_size=BLOCK_BYTES),
-            parse_options=arrow_csv.ParseOptions(delimiter=self.delimiter, newlines_in_values=True),
+            parse_options=arrow_csv.ParseOptions(
+                delimiter=self.delimiter,
+                newlines_in_values=True,
+                ignore_empty_lines=len(self.names) > 1,  # else a blank line is a blank value
+            ),
             convert_options=arrow_csv.ConvertOptions(
                 include_columns=list(columns),
                 column_types={name: few if name in marked else text for name in columns},
