@@ -81,7 +81,7 @@ class DemoConfig:
     n_valid: int = 600
     n_test: int = 2_000
     keep: float = 0.2
-    epochs: int = 10
+    epochs: int = 8
     width: int = 16
     noise: float = 0.15
     ceiling_penalty: float = 0.01

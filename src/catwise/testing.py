@@ -1,0 +1,237 @@
+"""Made-up tasks with a planted truth, and assertions, for tests of catwise and of what uses it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from catwise.errors import ConfigError
+from catwise.features import Features
+from catwise.heads import Head
+from catwise.labels import NEGATIVE, POSITIVE, LabelPolicy, PartialLabels, drop_uniform
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+
+__all__ = ["Task", "TaskSplit", "assert_same_head", "make_task"]
+
+_DIRECTIONS: Final = 1.1
+_RIDGE: Final = 0.03
+_LOGIT_SCALE: Final = 8.0
+_LOGIT_SHIFT: Final = -3.0
+
+
+@dataclass(frozen=True, eq=False)
+class TaskSplit:
+    """Rows of one split.
+
+    Attributes:
+        features: (N, D) float32 with ids.
+        labels: what is known, with the same ids.
+        truth: (N, C) complete and correct labels.
+    """
+
+    features: Features
+    labels: PartialLabels
+    truth: PartialLabels
+
+    @property
+    def pair(self) -> tuple[Features, PartialLabels]:
+        """Features and what is known, as `tune` and `evaluate` take them."""
+        return self.features, self.labels
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A head to repair, and the data to do it with.
+
+    Attributes:
+        head: trained the assume-negative way on the training rows.
+        train: rows that features and head have memorised; few labels known.
+        valid: fresh rows.
+        test: fresh rows, completely and correctly labelled.
+    """
+
+    head: Head
+    train: TaskSplit
+    valid: TaskSplit
+    test: TaskSplit
+
+
+def make_task(
+    n_train: int = 400,
+    n_valid: int = 200,
+    n_test: int = 400,
+    n_features: int = 32,
+    n_categories: int = 6,
+    *,
+    known: float = 0.3,
+    known_valid: float = 1.0,
+    wrong: float = 0.02,
+    memorised: float = 0.5,
+    prevalence: tuple[float, float] = (0.1, 0.4),
+    groups: int | None = None,
+    seed: int = 0,
+) -> Task:
+    """Draw a task with planted signal, wrong labels and memorisation.
+
+    Every category shifts the features along a direction of its own where it is present. The
+    head is a ridge regression on the training labels with unknown counted as negative. The
+    training features are moved along the directions towards those same labels, so that they
+    fit them too well: what a backbone does to the images that it was trained on.
+
+    Args:
+        n_train: training rows.
+        n_valid: validation rows.
+        n_test: test rows.
+        n_features: D.
+        n_categories: C; they are named "category 0", "category 1", ….
+        known: share of the training labels that are known.
+        known_valid: the same for the validation labels.
+        wrong: share of the known training labels that are false.
+        memorised: how far training features move towards the labels that the head was trained on,
+            in units of the planted signal; 0: not at all.
+        prevalence: lowest and highest share of positives of a category.
+        groups: rows of a group (a patient) in each split; None: no groups.
+        seed: of everything.
+
+    Returns:
+        The task; the same arguments give the same task.
+
+    Raises:
+        ConfigError: If a size or a share is out of range.
+
+    >>> task = make_task(50, 20, 30, 8, 3, known=0.5, seed=1)
+    >>> task.head
+    Head(n_categories=3, n_features=8, bias=True, dtype=float32)
+    >>> task.train.labels.shape, task.test.labels == task.test.truth
+    ((50, 3), True)
+    """
+    _check(
+        sizes=(n_train, n_valid, n_test, n_features, n_categories, groups or 1),
+        shares=(known, known_valid, wrong, *prevalence),
+    )
+    generator = np.random.default_rng(seed)
+    directions = generator.standard_normal((n_categories, n_features))
+    directions *= _DIRECTIONS / np.linalg.norm(directions, axis=1, keepdims=True)
+    shares = generator.permutation(np.linspace(*prevalence, n_categories))
+    names = [f"category {number}" for number in range(n_categories)]
+
+    def truth_of(name: str, n_rows: int) -> PartialLabels:
+        codes = (generator.random((n_rows, n_categories)) < shares).astype(np.int8)
+        return PartialLabels(
+            codes,
+            ids=[f"{name}-{row}" for row in range(n_rows)],
+            categories=names,
+            groups=[f"{name}-{row // groups}" for row in range(n_rows)] if groups else None,
+        )
+
+    def features_of(truth: PartialLabels) -> NDArray[np.float64]:
+        noise = 0.5 * generator.standard_normal((truth.n_rows, n_features))
+        features: NDArray[np.float64] = noise + truth.codes @ directions
+        return features
+
+    truths = [truth_of(*one) for one in (("train", n_train), ("valid", n_valid), ("test", n_test))]
+    values = [features_of(truth) for truth in truths]
+    labels = drop_uniform(_with_errors(truths[0], wrong, generator), known, seed=seed)
+    targets = labels.targets(LabelPolicy(blank="negative")).target
+    head = _ridge_head(values[0], targets, names)
+    values[0] = values[0] + memorised * (targets - targets.mean(0)) @ directions
+    known_labels = [labels, drop_uniform(truths[1], known_valid, seed=seed + 1), truths[2]]
+    splits = [
+        TaskSplit(Features(part.astype(np.float32), ids=truth.ids), kept, truth)
+        for part, kept, truth in zip(values, known_labels, truths, strict=True)
+    ]
+    return Task(head, *splits)
+
+
+def _check(*, sizes: tuple[int, ...], shares: tuple[float, ...]) -> None:
+    if min(sizes) < 1 or not all(0 <= share <= 1 for share in shares):
+        raise ConfigError(
+            "a task of that kind cannot be made.",
+            found=f"sizes {sizes}, shares {shares}",
+            expected="sizes of at least 1, shares of 0 to 1",
+        )
+
+
+def _with_errors(
+    truth: PartialLabels, wrong: float, generator: np.random.Generator
+) -> PartialLabels:
+    """The same labels with a share of them turned round."""
+    turned = generator.random(truth.shape) < wrong
+    codes = np.where(turned, POSITIVE + NEGATIVE - truth.codes, truth.codes)
+    return PartialLabels(codes, truth.ids, truth.categories, truth.groups)
+
+
+def _ridge_head(
+    features: NDArray[np.float64], targets: NDArray[np.float32], names: list[str]
+) -> Head:
+    """Ridge regression on 0/1 targets, scaled to look like logits."""
+    mean, average = features.mean(0), targets.mean(0)
+    centred = features - mean
+    gram = centred.T @ centred + _RIDGE * len(features) * np.eye(features.shape[1])
+    weight = _LOGIT_SCALE * np.linalg.solve(gram, centred.T @ (targets - average)).T
+    bias = _LOGIT_SHIFT + _LOGIT_SCALE * average - weight @ mean
+    return Head(weight.astype(np.float32), bias.astype(np.float32), categories=names)
+
+
+def assert_same_head(actual: Head, expected: Head, *, rtol: float = 0.0, atol: float = 0.0) -> None:
+    """Fail unless two heads have the same categories in the same order and the same numbers.
+
+    Args:
+        actual: the head under test.
+        expected: what it should be.
+        rtol: relative tolerance; with both 0 all numbers and dtypes must be equal.
+        atol: absolute tolerance.
+
+    Raises:
+        AssertionError: With the category and the size of the largest difference.
+
+    >>> head = Head([[1.0], [2.0]], categories=["cat", "dog"])
+    >>> assert_same_head(head, head)
+    >>> assert_same_head(head.replace(weight=[[1.0], [2.5]]), head)
+    Traceback (most recent call last):
+    AssertionError: heads differ in the weight of 'dog': by 0.5 ...
+    """
+    if actual.categories != expected.categories:
+        raise AssertionError(
+            f"heads differ in their categories: {actual.categories} against {expected.categories}"
+        )
+    exact = rtol == 0.0 and atol == 0.0
+    for name in ("weight", "bias"):
+        one, other = getattr(actual, name), getattr(expected, name)
+        if (one is None) != (other is None):
+            raise AssertionError(f"only one of the heads has a {name}")
+        if one is None:
+            continue
+        _assert_same_part(name, one, other, expected.categories, exact=exact, rtol=rtol, atol=atol)
+
+
+def _assert_same_part(
+    name: str,
+    one: torch.Tensor,
+    other: torch.Tensor,
+    categories: tuple[str, ...],
+    *,
+    exact: bool,
+    rtol: float,
+    atol: float,
+) -> None:
+    if one.shape != other.shape or (exact and one.dtype != other.dtype):
+        raise AssertionError(
+            f"heads differ in their {name}: {tuple(one.shape)} {one.dtype} "
+            f"against {tuple(other.shape)} {other.dtype}"
+        )
+    a, b = one.detach().cpu().double(), other.detach().cpu().double()
+    excess = (a - b).abs() - (atol + rtol * b.abs())
+    if bool((excess <= 0).all()):
+        return
+    row = int(excess.reshape(len(categories), -1).amax(1).argmax())
+    size = float((a - b).abs()[row].max())
+    raise AssertionError(
+        f"heads differ in the {name} of {categories[row]!r}: by {size:.3g} "
+        f"(rtol={rtol:g}, atol={atol:g})"
+    )
