@@ -1,0 +1,483 @@
+"""For each category the best of several heads, and an honest account of what that is worth."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, get_args
+
+import numpy as np
+import torch
+
+from catwise._version import __version__
+from catwise.errors import ConfigError, HeadError, InSampleWarning, nearest
+from catwise.joining import Aligned, align, aligned_features, has_default_names, source_digests
+from catwise.metrics.per_category import undefined_reason
+from catwise.metrics.registry import Metric, resolve_metric
+from catwise.tuning.choosing import (
+    Corrected,
+    Rule,
+    Scored,
+    affordable_replicates,
+    choose,
+    correct,
+    score_candidates,
+)
+from catwise.tuning.decide import MIN_POSITIVES, pooled_gain
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from catwise.heads import Head
+    from catwise.labels import PartialLabels
+    from catwise.progress import ProgressCallback
+
+__all__ = ["SelectResult", "select"]
+
+_NOT_KNOWN: Final = {
+    "no_known_label": "No label is known on the validation rows.",
+    "no_known_positive": "No positive is known on the validation rows.",
+    "no_known_negative": "No negative is known on the validation rows.",
+    "not_in_labels": "The validation labels have no such category.",
+}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SelectResult:
+    """What :func:`select` chose.
+
+    Attributes:
+        head: the rows of the chosen candidates; dtype, device and categories of the base.
+        records: one JSON-ready dict for each row of the head.
+        summary: means, counts, time; JSON-ready.
+        config: what was asked for and done; JSON-ready.
+        notes: what to know about it, a sentence each.
+    """
+
+    head: Head
+    records: list[dict[str, Any]]
+    summary: dict[str, Any]
+    config: dict[str, Any]
+    notes: list[str]
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{key[2:]}={self.summary[key]}" for key in _COUNTS)
+        return f"SelectResult({counts}, metric={self.summary['metric']!r})"
+
+
+_COUNTS: Final = ("n_replaced", "n_kept", "n_skipped")
+
+
+def select(
+    candidates: Mapping[str, Head],
+    valid: tuple[Any, PartialLabels],
+    *,
+    metric: str | Metric = "average_precision",
+    rule: Rule = "honest",
+    seed: int = 0,
+    level: float = 0.95,
+    replicates: int = 200,
+    progress: ProgressCallback | None = None,
+    force: bool = False,
+) -> SelectResult:
+    """Choose, for each category, one of several heads by its score on validation rows.
+
+    Rule "greedy" takes the best on validation, as published (ties to the original head, then to
+    the order given). Rule "honest" takes the best gain after shrinking it to the candidate's
+    mean gain over categories, the more the fewer positives there are; under 5 positives that
+    mean alone decides.
+
+    The best of many looks better than it is. So `after` is corrected: the choice is repeated
+    in bootstrap resamples and scored on the rows not drawn; the raw score of what was chosen
+    is `selected_on`. The mean gain in the summary is that of the choosing: it also counts what
+    the choosing would have done, in other samples, to categories that were kept in this one.
+
+    Args:
+        candidates: heads by name, of one model; the original is the one named "base", else the
+            first.
+        valid: features (N, D) of any kind, and labels (N, C), of rows that fitted none of them.
+        metric: name of what decides.
+        rule: "honest" or "greedy".
+        seed: of the resamples.
+        level: confidence level of the intervals, in (0, 1).
+        replicates: resamples, at least 20; fewer are made where the work would be too large.
+        progress: told after each category.
+        force: go on where the original head and the data look mismatched.
+
+    Returns:
+        The head with the chosen rows, and the account. The head remembers the validation rows.
+
+    Raises:
+        ConfigError: If there are no two candidates, or an option is not possible.
+        HeadError: If the candidates are not heads of one model.
+        ShapeError: If heads, features and labels do not fit together.
+        IdError: If a labelled row has no features.
+        CategoryError: If the heads lack a category of the labels.
+        MismatchError: If the data look as if they were not the heads' own.
+        FeatureError: If a logit is NaN.
+
+    Warns:
+        InSampleWarning: If validation rows fitted one of the candidates.
+
+    Source: Chong et al., "Category-wise fine-tuning", Neurocomputing 647, 2025 (greedy);
+    Tsamardinos et al., Machine Learning 107, 2018 (the correction).
+
+    >>> rng = np.random.default_rng(0)
+    >>> z = rng.normal(size=(400, 2))
+    >>> from catwise.heads import Head
+    >>> from catwise.labels import PartialLabels
+    >>> labels = PartialLabels(z > 0.5, categories=["cat", "dog"])
+    >>> base = Head([[1.0, 1.0], [0.0, 1.0]], categories=["cat", "dog"])
+    >>> better = Head([[1.0, 0.0], [1.0, 0.5]], categories=["cat", "dog"])
+    >>> result = select({"base": base, "better": better}, (z, labels))
+    >>> [(record["category"], record["candidate"]) for record in result.records]
+    [('cat', 'better'), ('dog', 'base')]
+    >>> result.head.weight
+    tensor([[1., 0.], [0., 1.]])
+    """
+    started = time.perf_counter()
+    chosen_metric = _checked(metric, rule, level, replicates)
+    names, heads = _candidates(candidates)
+    features, labels = valid
+    aligned = align(heads[0], features, labels, name="valid")
+    notes = list(aligned.notes)
+    digests = source_digests(features, labels, aligned.rows)
+    notes += _in_sample(names, heads, digests)
+    made, note = affordable_replicates(labels, len(heads), replicates)
+    notes += [note] if note else []
+    scored = score_candidates(
+        [_aligned_head(head, aligned) for head in heads],
+        aligned_features(features, aligned.rows),
+        labels,
+        chosen_metric,
+        replicates=made,
+        seed=seed,
+        force=force,
+        progress=progress,
+    )
+    notes += scored.notes
+    choice = choose(scored.values, scored.weights, rule)
+    choice[scored.same[choice, np.arange(choice.size)]] = 0
+    account = _Account(
+        names, scored, choice, correct(scored, choice, rule, level=level), chosen_metric, rule
+    )
+    config = {
+        "metric": chosen_metric.name,
+        "rule": rule,
+        "seed": seed,
+        "level": level,
+        "replicates": made,
+        "candidates": names,
+        "base": names[0],
+        "n_rows": labels.shape[0],
+    }
+    return SelectResult(
+        head=_mixed(heads, aligned, choice, digests, config),
+        records=account.records(aligned),
+        summary=account.summary(aligned) | {"seconds": time.perf_counter() - started},
+        config=config,
+        notes=notes,
+    )
+
+
+def _checked(metric: str | Metric, rule: str, level: float, replicates: int) -> Metric:
+    problems = []
+    if rule not in get_args(Rule):
+        problems.append(f"rule={rule!r}{nearest(str(rule), get_args(Rule))}")
+    if not 0.0 < level < 1.0:
+        problems.append(f"level={level}")
+    if replicates < 20:
+        problems.append(f"replicates={replicates}")
+    if problems:
+        raise ConfigError(
+            "these options of a selection are not possible.",
+            found="; ".join(problems),
+            expected='rule "honest" or "greedy", level in (0, 1), at least 20 replicates',
+        )
+    return resolve_metric(metric)
+
+
+def _candidates(candidates: Mapping[str, Head]) -> tuple[list[str], list[Head]]:
+    """Names and heads, the original first; rows, dtype and device as the original's."""
+    if len(candidates) < 2:
+        raise ConfigError(
+            "there is nothing to choose from.",
+            found=f"{len(candidates)} candidates",
+            expected="the original head and at least one other, by name",
+        )
+    names = sorted(candidates, key=lambda name: name != "base")
+    base = candidates[names[0]]
+    problems = [
+        f"{name!r} {problem}"
+        for name in names[1:]
+        if (problem := _misfit(candidates[name], base)) is not None
+    ]
+    if problems:
+        raise HeadError(
+            f"the candidates are not heads of the model of {names[0]!r}.",
+            found="; ".join(problems),
+            expected=f"{base.n_categories:,} categories by {base.n_features:,} features, "
+            f"{'with' if base.bias is not None else 'without'} bias, and the same names",
+        )
+    return names, [base, *(_like(candidates[name], base) for name in names[1:])]
+
+
+def _misfit(head: Head, base: Head) -> str | None:
+    if head.weight.shape != base.weight.shape:
+        return f"has {head.n_categories:,} categories by {head.n_features:,} features"
+    if base.bias is None and head.bias is not None and bool((head.bias != 0).any()):
+        return "has a bias"
+    unnamed = has_default_names(head.categories) or has_default_names(base.categories)
+    if not unnamed and set(head.categories) != set(base.categories):
+        other = sorted(set(head.categories) - set(base.categories))
+        return f"has other categories, such as {other[0]!r}"
+    return None
+
+
+def _like(head: Head, base: Head) -> Head:
+    """A candidate as it would be stored: the base's order, dtype, device and bias."""
+    if not has_default_names(head.categories) and not has_default_names(base.categories):
+        head = head.take_categories(base.categories)
+    bias = None
+    if base.bias is not None:
+        given = base.bias.new_zeros(base.n_categories) if head.bias is None else head.bias
+        bias = given.to(base.device, base.bias.dtype)
+    weight = head.weight.to(base.device, base.dtype)
+    return head.replace(weight=weight, bias=bias, categories=base.categories)
+
+
+def _aligned_head(head: Head, aligned: Aligned) -> Head:
+    if np.array_equal(aligned.head_index, np.arange(head.n_categories)):
+        return head
+    return head.take_categories([int(i) for i in aligned.head_index])
+
+
+def _in_sample(names: list[str], heads: list[Head], digests: NDArray[np.uint64]) -> list[str]:
+    notes = []
+    for name, head in zip(names, heads, strict=True):
+        if head.fitted_on is not None:
+            count = int(np.isin(digests, head.fitted_on).sum())
+            if count:
+                notes.append(
+                    f"{count:,} of {digests.size:,} validation rows fitted or selected the "
+                    f"candidate {name!r}: its score is too good."
+                )
+    if notes:
+        warnings.warn(" ".join(notes), InSampleWarning, stacklevel=3)
+    return notes
+
+
+def _mixed(
+    heads: list[Head],
+    aligned: Aligned,
+    choice: NDArray[np.int64],
+    digests: NDArray[np.uint64],
+    config: dict[str, Any],
+) -> Head:
+    """The chosen rows as one head that remembers what fitted and selected it."""
+    base = heads[0]
+    weight, bias = base.weight.clone(), None if base.bias is None else base.bias.clone()
+    for k in range(1, len(heads)):
+        rows = torch.from_numpy(aligned.head_index[choice == k]).to(base.device)
+        weight[rows] = heads[k].weight[rows]
+        if bias is not None:
+            other = heads[k].bias
+            bias[rows] = 0.0 if other is None else other[rows]
+    mixed = base.replace(
+        weight=weight,
+        bias=bias,
+        provenance={
+            "catwise": __version__,
+            "made_by": "select",
+            "config": config,
+            "candidates": {n: h.digest for n, h in zip(config["candidates"], heads, strict=True)},
+            "base": base.provenance,
+        },
+    )
+    for head in heads[1:]:
+        mixed = mixed.with_fitted_on(head.fitted_on)
+    return mixed.with_fitted_on(digests)
+
+
+class _Account(NamedTuple):
+    """A choice and what it is worth, to be told."""
+
+    names: list[str]
+    scored: Scored
+    choice: NDArray[np.int64]
+    corrected: Corrected
+    metric: Metric
+    rule: str
+
+    @property
+    def sign(self) -> float:
+        return 1.0 if self.metric.higher_is_better else -1.0
+
+    def records(self, aligned: Aligned) -> list[dict[str, Any]]:
+        """One for each row of the base head."""
+        place = {int(i): c for c, i in enumerate(aligned.head_index)}
+        own = has_default_names(aligned.head.categories)
+        reasons = undefined_reason(aligned.labels)
+        records = []
+        for index, name in enumerate(aligned.head.categories):
+            c = place.get(index)
+            known_as = aligned.categories[c] if own and c is not None else name
+            record = {"category": known_as, "index": index, **self._empty()}
+            if c is None:
+                record |= self._skipped("not_in_labels")
+            else:
+                record["n_positive_valid"] = int(self.scored.positives[c])
+                record["n_negative_valid"] = int(self.scored.negatives[c])
+                reason = reasons[c]
+                record |= self._told(c) if reason is None else self._skipped(reason)
+            records.append(record)
+        return records
+
+    def _empty(self) -> dict[str, Any]:
+        """Every key, in the order of a record, with nothing known."""
+        return {
+            "status": "skipped",
+            "reason": "",
+            "explanation": "",
+            "candidate": self.names[0],
+            "metric": self.metric.name,
+            "before": None,
+            "after": None,
+            "gain": None,
+            "gain_low": None,
+            "gain_high": None,
+            "selected_on": None,
+            "scored_on": "",
+            "n_positive_train": None,
+            "n_negative_train": None,
+            "n_positive_valid": 0,
+            "n_negative_valid": 0,
+            "gap_auroc": None,
+            "gap_average_precision": None,
+            "candidates": {},
+        }
+
+    @staticmethod
+    def _skipped(reason: str) -> dict[str, Any]:
+        return {
+            "reason": reason,
+            "explanation": f"{_NOT_KNOWN[reason]} The original head was kept.",
+        }
+
+    def _told(self, c: int) -> dict[str, Any]:
+        k = int(self.choice[c])
+        before, raw = self._raw(0, c), self._raw(k, c)
+        gain = _number(self.sign * self.corrected.gain[c])
+        low, high = sorted(self.sign * self.corrected.interval[c])
+        after = None if gain is None else before + gain
+        if k == 0:
+            after, gain, low, high = before, 0.0, 0.0, 0.0
+        reason = self._reason(c)
+        return {
+            "status": "replaced" if k else "kept",
+            "reason": reason,
+            "explanation": self._explanation(c, reason, after),
+            "candidate": self.names[k],
+            "before": before,
+            "after": after,
+            "gain": gain,
+            "gain_low": _number(low),
+            "gain_high": _number(high),
+            "selected_on": raw,
+            "scored_on": self._scored_on(k),
+            "candidates": {name: self._raw(i, c) for i, name in enumerate(self.names)},
+        }
+
+    def _raw(self, k: int, c: int) -> float:
+        return float(self.sign * self.scored.values[k, c])
+
+    def _scored_on(self, k: int) -> str:
+        if k == 0:
+            return "validation rows"
+        return (
+            f"validation rows that were not drawn, the choice repeated in "
+            f"{len(self.scored.in_bag)} resamples"
+        )
+
+    def _reason(self, c: int) -> str:
+        if self.scored.same[1:, c].all():
+            return "no_other_row"
+        few = self.rule == "honest" and self.scored.positives[c] < MIN_POSITIVES
+        if self.choice[c]:
+            return "pooled_better" if few else "better"
+        return "pooled_not_better" if few else "not_better"
+
+    def _explanation(self, c: int, reason: str, after: float | None) -> str:
+        taken, n = self.names[int(self.choice[c])], int(self.scored.positives[c])
+        if reason == "no_other_row":
+            return "No candidate differs from the original head here."
+        if reason.startswith("pooled"):
+            what = f"{taken!r} is taken" if self.choice[c] else "the original head is kept"
+            return f"Only {n} known positives: as the mean over all categories says, {what}."
+        if not self.choice[c]:
+            return self._not_better(c)
+        before, raw = self._raw(0, c), self._raw(int(self.choice[c]), c)
+        text = f"{taken!r} scores {raw:.3f}, the original head {before:.3f}"
+        if after is None:
+            return f"{text}; too few rows to correct that for the choosing."
+        return f"{text}; corrected for the choosing {after:.3f}."
+
+    def _not_better(self, c: int) -> str:
+        others = self.scored.values[1:, c]
+        best = int(np.argmax(others))
+        gain = others[best] - self.scored.values[0, c]
+        if gain <= 0:
+            return "No candidate scores better than the original head."
+        n = int(self.scored.positives[c])
+        return (
+            f"The best, {self.names[1 + best]!r}, is {gain:.3f} better on {n} known positives: "
+            "not enough beside its mean gain over all categories."
+        )
+
+    def summary(self, aligned: Aligned) -> dict[str, Any]:
+        """Means over the categories that can be scored, and counts over the head's rows."""
+        scored, corrected = self.scored, self.corrected
+        defined = scored.weights > 0
+        covered = defined & np.isfinite(corrected.gain)
+        index = np.arange(self.choice.size)
+        before = self.sign * _mean(scored.values[0], covered)
+        gain = self.sign * corrected.mean
+        low, high = sorted(self.sign * np.array(corrected.mean_interval))
+        n_replaced, n_defined = int((self.choice > 0).sum()), int(defined.sum())
+        pooled = pooled_gain(scored.values - scored.values[:1], scored.weights)
+        return {
+            "metric": self.metric.name,
+            "n_categories": aligned.head.n_categories,
+            "n_replaced": n_replaced,
+            "n_kept": n_defined - n_replaced,
+            "n_skipped": aligned.head.n_categories - n_defined,
+            "before": _number(before),
+            "after": _number(before + gain),
+            "gain": _number(gain),
+            "gain_low": _number(low),
+            "gain_high": _number(high),
+            "n_scored": corrected.n_scored,
+            "selected_on": _number(self.sign * _mean(scored.values[self.choice, index], covered)),
+            "choice": {
+                "rule": self.rule,
+                "taken": {n: int((self.choice == k).sum()) for k, n in enumerate(self.names)},
+                "pooled_gain": {
+                    name: _number(self.sign * value)
+                    for name, value in zip(self.names, pooled.tolist(), strict=True)
+                },
+            },
+            "passes": {"features": scored.passes},
+        }
+
+
+def _mean(values: NDArray[np.float64], covered: NDArray[np.bool_]) -> float:
+    return float(values[covered].mean()) if covered.any() else math.nan
+
+
+def _number(value: float) -> float | None:
+    """JSON knows no NaN."""
+    return float(value) if math.isfinite(value) else None
