@@ -127,7 +127,8 @@ def _average_precision(
 ) -> Influence:
     """With T and F the rates at each positive j, ``AP = mean_j h(T_j, F_j)``; see the module."""
     high, low = scores[positive], scores[~positive]
-    steps, ordered_low = np.sort(high), np.sort(low)
+    order = np.argsort(low)  # sorted keys are found several times faster than unsorted ones
+    steps, ordered_low = np.sort(high), low[order]
     k = high.size
     true = (k - steps.searchsorted(steps, "left")) / k
     false = (low.size - ordered_low.searchsorted(steps, "left")) / low.size
@@ -141,7 +142,8 @@ def _average_precision(
     rows[positive] = (precision[place - 1] - value) + (
         _sums(by_true)[place] - (by_true * true).sum()
     ) / k
-    reached = _sums(by_false)[steps.searchsorted(low, "right")]
+    reached = np.empty(low.size)
+    reached[order] = _sums(by_false)[steps.searchsorted(ordered_low, "right")]
     rows[~positive] = (reached - (by_false * false).sum()) / k
     return Influence(value, rows)
 
