@@ -111,25 +111,40 @@ class Rows(NamedTuple):
     Attributes:
         x: (n, k) float32.
         logits: (C, n) float32, of the original head as stored.
-        codes: (C, n) int8; 1 positive, 0 negative, all else unknown.
+        codes: (C, n) int8; 1 positive, 0 negative, all else unknown. They choose and score.
         intercept: whether the head has a bias to take an intercept up.
+        target: (C, n) float32 in [0, 1], what is fitted, where a label policy says more than
+            the codes; else None.
+        weight: (C, n) float32 of the targets, or None.
     """
 
     x: Tensor
     logits: Tensor
     codes: Tensor
     intercept: bool = True
+    target: Tensor | None = None
+    weight: Tensor | None = None
 
     def take(self, categories: slice, rows: Tensor | None = None) -> Rows:
         """Some categories, and all rows or some."""
-        x, logits, codes = self.x, self.logits[categories], self.codes[categories]
-        if rows is not None:
-            x, logits, codes = x[rows], logits[:, rows], codes[:, rows]
-        return Rows(x, logits, codes, self.intercept)
+
+        def cut(values: Tensor) -> Tensor:
+            part = values[categories]
+            return part if rows is None else part[:, rows]
+
+        return Rows(
+            self.x if rows is None else self.x[rows],
+            cut(self.logits),
+            cut(self.codes),
+            self.intercept,
+            None if self.target is None else cut(self.target),
+            None if self.weight is None else cut(self.weight),
+        )
 
     def known(self) -> Rows:
-        """The rows with any known label."""
-        return self.take(slice(None), (self.codes >= 0).any(0).nonzero().flatten())
+        """The rows with any label to fit."""
+        fitted = self.codes >= 0 if self.weight is None else self.weight > 0
+        return self.take(slice(None), fitted.any(0).nonzero().flatten())
 
 
 class Setting(NamedTuple):
@@ -335,7 +350,9 @@ def _source(rows: Rows, weight: float, offset: Tensor, anchor: Tensor | None) ->
         offset = offset + anchor @ rows.x.T
     counts = (rows.codes >= 0).sum(1)
     regime = choose_regime(rows.x.shape[0], counts.cpu(), rows.x.shape[1])
-    if regime.name == "gathered":
+    if rows.target is not None and rows.weight is not None:
+        source = Source(rows.x, offset, rows.target, rows.weight)
+    elif regime.name == "gathered":
         source = gather_known(rows.x, rows.codes, offset)
     else:
         known = (rows.codes >= 0).to(rows.x.dtype)

@@ -1,0 +1,162 @@
+"""What `tune` gives back."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+
+from catwise._io import write_bytes
+from catwise._safetensors import build
+from catwise.errors import FeatureStoreError
+from catwise.heads import Head
+
+if TYPE_CHECKING:
+    import os
+
+    from numpy.typing import NDArray
+
+__all__ = ["FOLDS_FORMAT", "FoldArtifacts", "TuneResult"]
+
+FOLDS_FORMAT: Final = "1"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class FoldArtifacts:
+    """What cross-fitting leaves for calibration and thresholds to use.
+
+    Attributes:
+        fold: (n,) int8 fold of each fresh row.
+        logits: (n, C) float32, of the head that was fitted without the row's fold; the
+            original head's where a category is kept.
+        weight: (F, C, D) float32 of the heads fitted without each fold.
+        bias: (F, C) float32, or None for a head without one.
+        categories: C names.
+        ids: (n,) ids of the fresh rows, or None.
+        version: of this layout.
+    """
+
+    fold: NDArray[np.int8]
+    logits: NDArray[np.float32]
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32] | None
+    categories: tuple[str, ...]
+    ids: NDArray[np.str_] | None = None
+    version: str = FOLDS_FORMAT
+
+    @property
+    def heads(self) -> list[Head]:
+        """F heads, one fitted without each fold."""
+        biases = [None] * len(self.weight) if self.bias is None else list(self.bias)
+        return [
+            Head(weight, bias, categories=self.categories)
+            for weight, bias in zip(self.weight, biases, strict=True)
+        ]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write as safetensors: tensors `fold`, `logits`, `weight`, `bias`; names in metadata."""
+        arrays: dict[str, tuple[str, tuple[int, ...], bytes]] = {
+            "fold": ("I8", self.fold.shape, self.fold.tobytes()),
+            "logits": ("F32", self.logits.shape, _little(self.logits)),
+            "weight": ("F32", self.weight.shape, _little(self.weight)),
+        }
+        if self.bias is not None:
+            arrays["bias"] = ("F32", self.bias.shape, _little(self.bias))
+        metadata = {
+            "catwise_folds": self.version,
+            "categories": json.dumps(self.categories, ensure_ascii=False),
+            "ids": json.dumps(None if self.ids is None else self.ids.tolist(), ensure_ascii=False),
+        }
+        write_bytes(path, build(arrays, metadata))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> FoldArtifacts:
+        """Read what `save` wrote.
+
+        Raises:
+            FeatureStoreError: If the file is not there, damaged, or no such file.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="np") as file:
+                metadata = file.metadata() or {}
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise FeatureStoreError(
+                f"cannot read folds from '{path}'.", found=str(error)
+            ) from error
+        if metadata.get("catwise_folds") != FOLDS_FORMAT:
+            raise FeatureStoreError(
+                f"'{path}' holds no folds that this version reads.",
+                found=f"version {metadata.get('catwise_folds')}",
+                expected=f"version {FOLDS_FORMAT}, as `catwise tune` writes it",
+            )
+        ids = json.loads(metadata["ids"])
+        return cls(
+            arrays["fold"],
+            arrays["logits"],
+            arrays["weight"],
+            arrays.get("bias"),
+            tuple(json.loads(metadata["categories"])),
+            None if ids is None else np.array(ids, dtype=str),
+        )
+
+
+def _little(array: NDArray[np.float32]) -> bytes:
+    return np.ascontiguousarray(array, dtype="<f4").tobytes()
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TuneResult:
+    """A better head and an honest account of it.
+
+    Attributes:
+        head: tuned; dtype, device, categories and the presence of a bias as the base's.
+        base: the head that was given.
+        records: one JSON-ready dict for each category of the labels.
+        summary: means, counts, the choice, time, passes; JSON-ready.
+        config: everything that was asked for or resolved; JSON-ready.
+        gap: the memorisation gap, JSON-ready, or None where there is no fresh source.
+        history: a JSON-ready dict for each candidate or step.
+        folds: what cross-fitting left, or None.
+        notes: what to know about it, a sentence each.
+    """
+
+    head: Head
+    base: Head
+    records: list[dict[str, Any]]
+    summary: dict[str, Any]
+    config: dict[str, Any]
+    gap: dict[str, Any] | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+    folds: FoldArtifacts | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{k}={self.summary.get(k)}" for k in ("n_replaced", "n_kept"))
+        return f"TuneResult({counts}, gain={self.summary.get('gain')})"
+
+
+def changed_head(
+    base: Head, index: NDArray[np.int64], weight: torch.Tensor, bias: torch.Tensor | None
+) -> Head:
+    """The base with some of its rows replaced; all other rows keep their bits.
+
+    Args:
+        base: the head that was given.
+        index: (K,) rows of the head.
+        weight: (K, D) new weights, any float dtype.
+        bias: (K,) new biases; ignored where the head has none.
+    """
+    rows = torch.from_numpy(index).to(base.device)
+    new_weight = base.weight.clone()
+    new_weight[rows] = weight.to(base.device, base.dtype)
+    if base.bias is None or bias is None:
+        return base.replace(weight=new_weight)
+    new_bias = base.bias.clone()
+    new_bias[rows] = bias.to(base.device, new_bias.dtype)
+    return base.replace(weight=new_weight, bias=new_bias)

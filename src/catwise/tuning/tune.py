@@ -1,0 +1,673 @@
+"""`tune`: a head, features and partly known labels in; a better head and its account out."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+import torch
+
+from catwise._version import __version__
+from catwise.errors import ConfigError, InSampleWarning, LabelError, MismatchError, nearest
+from catwise.features import check_finite
+from catwise.joining import (
+    align,
+    aligned_features,
+    check_disjoint,
+    match_categories,
+    source_digests,
+    source_ids,
+)
+from catwise.metrics import resolve_metric
+from catwise.metrics.mismatch import check_match
+from catwise.metrics.per_category import undefined_reason
+from catwise.progress import Progress
+from catwise.tuning import paper
+from catwise.tuning.decide import MIN_POSITIVES
+from catwise.tuning.default import (
+    DefaultConfig,
+    DefaultResult,
+    Rows,
+    fit_and_select,
+    only_select,
+)
+from catwise.tuning.folds import assign_folds
+from catwise.tuning.geometry import Coordinates, fit_coordinates, read_rows
+from catwise.tuning.memorisation import MemorisationGap, memorisation_gap
+from catwise.tuning.records import LEVEL, GainInterval, Scores, gain_interval, make_records, number
+from catwise.tuning.results import FoldArtifacts, TuneResult, changed_head
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from catwise.heads import Head
+    from catwise.labels import LabelPolicy, PartialLabels
+    from catwise.metrics import Metric
+    from catwise.progress import ProgressCallback
+
+__all__ = ["PRESETS", "tune"]
+
+PRESETS: Final = ("default", "paper")
+_VALIDATIONS: Final = ("fit_and_select", "select")
+_LOGITS_TOLERANCE: Final = 1e-2
+
+Validation = Literal["fit_and_select", "select"]
+
+
+def tune(
+    head: Head,
+    train: tuple[Any, PartialLabels],
+    valid: tuple[Any, PartialLabels] | None = None,
+    *,
+    metric: str | Metric = "average_precision",
+    preset: str = "default",
+    methods: Sequence[str] | None = None,
+    validation: str | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    logits: Any = None,
+    policy: LabelPolicy | None = None,
+    force: bool = False,
+    config: DefaultConfig | paper.PaperConfig | None = None,
+    progress: ProgressCallback | None = None,
+) -> TuneResult:
+    """Tune every category's row of a head on the labels that are really known.
+
+    Args:
+        head: the trained model's last layer.
+        train: features (N, D) of the images that the backbone was trained on, and their labels
+            (N, C). Rows are joined by id where both have ids, columns by name.
+        valid: the same of other images, or None: then the known training labels are
+            cross-fitted, which tells less, since the backbone has memorised their images.
+        metric: name in `catwise.metrics.METRICS`, or a `Metric`; chooses and scores.
+        preset: "default", or "paper": category-wise fine-tuning as published.
+        methods: for "paper": "bp_bce" (its default) or "bp_asl"; of several, validation takes
+            the best per category. None for "default".
+        validation: "fit_and_select" or "select", what validation labels are used for. None is
+            the preset's own: "fit_and_select" for "default", "select" for "paper", which takes
+            no other.
+        seed: of the folds and of soft targets.
+        device: where to compute; None: where the training features are.
+        logits: (N, C) the model's own logits of the training rows, to check that the head and
+            the features reproduce them.
+        policy: what uncertain and blank labels count as in fitting; by default they are left
+            out. Scores use hard known labels only.
+        force: go on although head, features and columns look mismatched.
+        config: `DefaultConfig` or `PaperConfig`; the preset's own if None.
+        progress: called now and then with a `Progress`.
+
+    Returns:
+        The tuned head, records, summary and all that cross-fitting left.
+
+    Raises:
+        ConfigError: If an option, or a combination of options, is not possible.
+        ShapeError: If head, features and labels do not fit together.
+        IdError: If ids do not match, or an id or group is in both sources.
+        CategoryError: If the head lacks a category of the labels.
+        FeatureError: If a feature is NaN or infinite.
+        LabelError: If no label is known.
+        MismatchError: If head, features and columns look as if they did not belong together.
+
+    >>> import numpy as np, catwise
+    >>> rng = np.random.default_rng(0)
+    >>> z = rng.normal(size=(200, 4)); y = (z[:, :2] > 0.5).astype(float)
+    >>> head = catwise.Head(np.eye(4)[:2] + 0.5, np.zeros(2))
+    >>> labels = catwise.PartialLabels.from_array(y, encoding="nan")
+    >>> result = catwise.tune(head, (z[:100], labels.take_rows(range(100))),
+    ...                       (z[100:], labels.take_rows(range(100, 200))))
+    >>> [record["status"] for record in result.records]
+    ['replaced', 'replaced']
+    """
+    began = time.perf_counter()
+    plan = _plan(preset, methods, validation, metric, config, has_valid=valid is not None)
+    if progress is not None:
+        progress(Progress("read", 0, 1, "checking head, features and labels"))
+    work = _open(head, train, valid, policy=policy, seed=seed, device=device)
+    _check_logits(work, logits)
+    run = _run_paper if plan.preset == "paper" else _run_default
+    outcome = run(work, plan, force=force, progress=progress)
+    return _result(work, plan, outcome, policy, seconds=time.perf_counter() - began)
+
+
+# -------------------------------------------------------------------------------- options
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Options, checked and filled in."""
+
+    preset: str
+    methods: tuple[str, ...]
+    validation: str
+    metric: Metric
+    config: DefaultConfig | paper.PaperConfig
+
+
+def _plan(
+    preset: str,
+    methods: Sequence[str] | None,
+    validation: str | None,
+    metric: str | Metric,
+    config: DefaultConfig | paper.PaperConfig | None,
+    *,
+    has_valid: bool,
+) -> _Plan:
+    if preset not in PRESETS:
+        raise ConfigError(
+            f"there is no preset {preset!r}{nearest(preset, PRESETS)}.",
+            expected=" or ".join(PRESETS),
+        )
+    if validation is not None and validation not in _VALIDATIONS:
+        raise ConfigError(
+            f"validation cannot be used as {validation!r}{nearest(validation, _VALIDATIONS)}.",
+            expected=" or ".join(_VALIDATIONS),
+        )
+    chosen = validation or ("select" if preset == "paper" else "fit_and_select")
+    if not has_valid and (preset == "paper" or chosen == "select"):
+        raise ConfigError(
+            "validation data are needed to choose with.",
+            found=f"valid=None with preset={preset!r}, validation={chosen!r}",
+            remedy="give valid=(features, labels), or use preset='default' with "
+            "validation='fit_and_select'",
+        )
+    wanted = paper.PaperConfig if preset == "paper" else DefaultConfig
+    if config is not None and not isinstance(config, wanted):
+        raise ConfigError(
+            f"the preset {preset!r} does not take this config.",
+            found=type(config).__name__,
+            expected=wanted.__name__,
+        )
+    if preset == "paper":
+        if chosen != "select":
+            raise ConfigError(
+                "the preset 'paper' uses validation for choosing only.",
+                found=f"validation={chosen!r}",
+                expected="validation='select' or None",
+                remedy="preset='default' fits on validation labels too",
+            )
+        names = paper.checked_methods(methods)
+    elif methods:
+        raise ConfigError(
+            "the preset 'default' takes no methods.",
+            found=f"methods={list(methods)}",
+            expected="methods=None",
+            remedy="preset='paper' takes methods=['bp_bce'] or ['bp_asl']",
+        )
+    else:
+        names = ()
+    return _Plan(preset, names, chosen, resolve_metric(metric), config or wanted())
+
+
+# --------------------------------------------------------------------------------- inputs
+
+
+@dataclass(frozen=True)
+class _Data:
+    """One source at work: features in the order of the labels, labels in the order of `index`."""
+
+    features: Any
+    labels: PartialLabels
+    digests: NDArray[np.uint64]
+    target: torch.Tensor | None
+    weight: torch.Tensor | None
+
+    @property
+    def codes(self) -> torch.Tensor:
+        """(C, n) int8."""
+        return torch.from_numpy(np.ascontiguousarray(self.labels.codes.T))
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Everything checked and joined."""
+
+    base: Head
+    scored: Head
+    index: NDArray[np.int64]
+    categories: tuple[str, ...]
+    train: _Data
+    valid: _Data | None
+    device: torch.device
+    seed: int
+    notes: list[str]
+
+
+def _open(
+    head: Head,
+    train: tuple[Any, PartialLabels],
+    valid: tuple[Any, PartialLabels] | None,
+    *,
+    policy: LabelPolicy | None,
+    seed: int,
+    device: str | torch.device | None,
+) -> _Work:
+    features, labels = train
+    place = getattr(features, "device", None)
+    where = torch.device(device) if device is not None else place
+    aligned = align(head, features, labels, name="train")
+    notes = list(aligned.notes)
+    taken = aligned_features(features, aligned.rows)
+    check_finite(taken, name="train features")
+    data = _data(taken, labels, policy, seed)
+    if not (labels.counts().known.sum() or (data.weight is not None and data.weight.any())):
+        raise LabelError(
+            "no training label is known.",
+            found=f"{labels.shape[0]:,} rows, {labels.shape[1]:,} categories, all unknown",
+            remedy="check the encoding: `catwise audit` shows what was read",
+        )
+    fresh = None
+    if valid is not None:
+        notes += check_disjoint(train, valid)
+        fresh_aligned = align(head, *valid, name="valid")
+        notes += fresh_aligned.notes
+        ordered = _same_categories(labels, valid[1])
+        taken = aligned_features(valid[0], fresh_aligned.rows)
+        check_finite(taken, name="valid features")
+        fresh = _data(taken, ordered, policy, seed)
+    if policy is not None:
+        notes.append(f"fitting: {policy}")
+    return _Work(
+        head,
+        aligned.scored,
+        aligned.head_index,
+        aligned.categories,
+        data,
+        fresh,
+        where if isinstance(where, torch.device) else torch.device("cpu"),
+        seed,
+        notes,
+    )
+
+
+def _data(features: Any, labels: PartialLabels, policy: LabelPolicy | None, seed: int) -> _Data:
+    digests = source_digests(features, labels)
+    if policy is None:
+        return _Data(features, labels, digests, None, None)
+    given = labels.targets(policy, seed)
+    target, weight = (
+        torch.from_numpy(np.ascontiguousarray(a.T)) for a in (given.target, given.weight)
+    )
+    return _Data(features, labels, digests, target, weight)
+
+
+def _same_categories(train: PartialLabels, valid: PartialLabels) -> PartialLabels:
+    """Validation labels with their columns in the order of the training labels'."""
+    index, _ = match_categories(valid.categories, train.categories, name="valid")
+    if np.array_equal(index, np.arange(valid.shape[1])):
+        return valid
+    return valid.take_categories([int(i) for i in index])
+
+
+def _check_logits(work: _Work, logits: Any) -> None:
+    """The model's own logits must be the head's on these features."""
+    if logits is None:
+        return
+    given = torch.as_tensor(np.asarray(logits)).double()
+    own = work.scored.logits(work.train.features).cpu().double()
+    if given.shape[1:] == (work.base.n_categories,):
+        given = given[:, torch.from_numpy(work.index)]
+    if given.shape != own.shape:
+        raise MismatchError(
+            "the logits given do not have the shape of the head's on the training features.",
+            found=f"logits {tuple(given.shape)}",
+            expected=f"{tuple(own.shape)}",
+        )
+    error = (given - own).abs()
+    scale = _LOGITS_TOLERANCE * (1 + own.abs())
+    if bool((error > scale).any()):
+        row, column = divmod(int((error / scale).argmax()), own.shape[1])
+        raise MismatchError(
+            "the logits given are not those of this head on these features.",
+            found=f"row {row}, {work.categories[column]!r}: given {given[row, column]:.4g}, "
+            f"head {own[row, column]:.4g}",
+            expected=f"equal to {_LOGITS_TOLERANCE:g} (relative)",
+            remedy="use the input of the classification layer as features, in evaluation mode",
+        )
+
+
+# -------------------------------------------------------------------------------- default
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What a preset found, in the terms of the records."""
+
+    head: Head
+    scores: Scores
+    scored_on: str
+    mean_after: float
+    mean_error: float
+    gap: MemorisationGap | None
+    choice: dict[str, Any]
+    passes: dict[str, int]
+    history: list[dict[str, Any]]
+    folds: FoldArtifacts | None
+    notes: list[str]
+
+
+def _rows(work: _Work, data: _Data, coordinates: Coordinates) -> Rows:
+    x, logits = read_rows(data.features, work.scored, coordinates, device=work.device)
+    move = work.device
+    return Rows(
+        x,
+        logits,
+        data.codes.to(move),
+        work.scored.bias is not None,
+        None if data.target is None else data.target.to(move),
+        None if data.weight is None else data.weight.to(move),
+    )
+
+
+def _run_default(
+    work: _Work, plan: _Plan, *, force: bool, progress: ProgressCallback | None
+) -> _Outcome:
+    config = plan.config
+    if not isinstance(config, DefaultConfig):  # checked in _plan
+        raise ConfigError("the preset 'default' takes a DefaultConfig.")
+    source = work.train if work.valid is None else work.valid
+    coordinates = fit_coordinates(
+        source.features, centred=work.scored.bias is not None, device=work.device
+    )
+    fresh = _rows(work, source, coordinates)
+    train = None if work.valid is None else _rows(work, work.train, coordinates)
+    name = "train" if work.valid is None else "valid"
+    notes = check_match(
+        fresh.logits.T, source.labels, name=name, categories=work.categories, force=force
+    )
+    if work.valid is None:
+        note = (
+            "No validation data: the known training labels were cross-fitted. The backbone has "
+            "memorised these images, so the scores are too high and the head is worth less."
+        )
+        warnings.warn(note, InSampleWarning, stacklevel=4)
+        notes.append(note)
+    n_folds = min(config.n_folds, _n_units(source.labels))
+    fold = assign_folds(source.labels, n_folds=n_folds, seed=work.seed, digests=source.digests)
+    gap = None if train is None or work.valid is None else _gap(work, train, fresh)
+    if plan.validation == "select":
+        if train is None:  # checked in _plan
+            raise ConfigError("validation='select' needs validation data.")
+        found = only_select(
+            fresh,
+            train,
+            fold,
+            plan.metric,
+            config,
+            variance=coordinates.variance.to(work.device),
+            progress=progress,
+        )
+        scored_on = f"validation, chosen without each of {n_folds} folds"
+    else:
+        found = fit_and_select(fresh, train, fold, plan.metric, config, progress=progress)
+        what = "training labels" if work.valid is None else "validation"
+        scored_on = f"{what}, cross-fitted in {n_folds} folds"
+    change = coordinates.fold_back(found.delta, found.intercept)
+    tuned = _add(work, change, replaced=found.decision.chosen > 0)
+    interval = _interval(found, fresh, fold, source.labels, plan)
+    scores = _scores(found, fresh, interval, name=name)
+    return _Outcome(
+        tuned,
+        scores,
+        scored_on,
+        _mean(found.decision.after),
+        interval.mean_error,
+        gap,
+        _choice(found),
+        {**found.passes, "coordinates": 1, "read": 1},
+        _history(found),
+        _folds(work, found, fold, coordinates, source),
+        notes,
+    )
+
+
+def _n_units(labels: PartialLabels) -> int:
+    return labels.shape[0] if labels.groups is None else int(np.unique(labels.groups).size)
+
+
+def _gap(work: _Work, train: Rows, fresh: Rows) -> MemorisationGap | None:
+    if work.valid is None:
+        return None
+    return memorisation_gap(
+        train.logits.T.cpu(), work.train.labels, fresh.logits.T.cpu(), work.valid.labels
+    )
+
+
+def _add(
+    work: _Work,
+    change: tuple[torch.Tensor, torch.Tensor],
+    *,
+    replaced: NDArray[np.bool_],
+) -> Head:
+    """The base head with the changes of the replaced categories."""
+    rows = np.flatnonzero(replaced)
+    at = torch.from_numpy(rows)
+    weight = work.scored.weight.double().cpu()[at] + change[0].cpu()[at]
+    bias = work.scored.bias
+    new_bias = None if bias is None else bias.double().cpu()[at] + change[1].cpu()[at]
+    return changed_head(work.base, work.index[rows], weight, new_bias)
+
+
+def _interval(
+    found: DefaultResult,
+    fresh: Rows,
+    fold: NDArray[np.int8],
+    labels: PartialLabels,
+    plan: _Plan,
+) -> GainInterval:
+    """Error of the gain, from the logits of the chosen heads on rows that did not fit them."""
+    moved = found.logits
+    if moved is None:
+        moved = fresh.logits + torch.addmm(found.intercept[:, None], found.delta, fresh.x.T)
+    keep = torch.from_numpy(found.decision.chosen == 0).to(moved.device)
+    after = torch.where(keep[:, None], fresh.logits, moved)
+    return gain_interval(
+        plan.metric.name,
+        fresh.logits.cpu().numpy(),
+        after.cpu().numpy(),
+        fresh.codes.cpu().numpy(),
+        fold,
+        groups=labels.groups,
+    )
+
+
+def _scores(found: DefaultResult, fresh: Rows, interval: GainInterval, *, name: str) -> Scores:
+    decision = found.decision
+    reasons = undefined_reason(fresh.codes.T.cpu().numpy())
+    positives = (fresh.codes == 1).sum(1).cpu().numpy()
+    status, why, candidate = [], [], []
+    for c, taken in enumerate(decision.chosen):
+        if reasons[c] is not None and not taken:
+            status.append("skipped")
+            why.append(f"{reasons[c]}_in_{name}")
+        elif taken:
+            status.append("replaced")
+            why.append("gain" if positives[c] >= MIN_POSITIVES else "pooled_gain")
+        else:
+            status.append("kept")
+            why.append("no_pooled_gain" if decision.setting == 0 else "no_gain")
+        candidate.append(found.settings[int(taken)].name)
+    kept = decision.chosen == 0
+    after = np.where(kept, decision.before, decision.after)
+    selected_on = np.where(kept, decision.before, decision.selected_on)
+    low, high = interval.around(after - decision.before)
+    return Scores(status, why, candidate, decision.before, after, selected_on, low, high)
+
+
+def _choice(found: DefaultResult) -> dict[str, Any]:
+    setting = found.decision.setting
+    if setting >= 0:
+        return {"candidate": found.settings[setting].name, **found.settings[setting].options}
+    return {"candidate": "one for each category"}
+
+
+def _history(found: DefaultResult) -> list[dict[str, Any]]:
+    return [
+        {"candidate": setting.name, **setting.options, "pooled_gain": number(float(gain))}
+        for setting, gain in zip(found.settings, found.decision.pooled, strict=True)
+    ]
+
+
+def _folds(
+    work: _Work,
+    found: DefaultResult,
+    fold: NDArray[np.int8],
+    coordinates: Coordinates,
+    source: _Data,
+) -> FoldArtifacts | None:
+    if found.fold_delta is None or found.fold_intercept is None or found.logits is None:
+        return None
+    base_weight = work.scored.weight.double().cpu()
+    base_bias = None if work.scored.bias is None else work.scored.bias.double().cpu()
+    weights, biases = [], []
+    for delta, intercept in zip(found.fold_delta, found.fold_intercept, strict=True):
+        weight, bias = (part.cpu() for part in coordinates.fold_back(delta, intercept))
+        weights.append((base_weight + weight).float().numpy())
+        if base_bias is not None:
+            biases.append((base_bias + bias).float().numpy())
+    return FoldArtifacts(
+        fold,
+        np.ascontiguousarray(found.logits.T.float().cpu().numpy()),
+        np.stack(weights),
+        np.stack(biases) if biases else None,
+        work.categories,
+        source_ids(source.features, source.labels),
+    )
+
+
+# ---------------------------------------------------------------------------------- paper
+
+
+def _run_paper(
+    work: _Work, plan: _Plan, *, force: bool, progress: ProgressCallback | None
+) -> _Outcome:
+    if work.valid is None or not isinstance(plan.config, paper.PaperConfig):  # checked in _plan
+        raise ConfigError("the preset 'paper' needs validation data and a PaperConfig.")
+    logits = [work.scored.logits(d.features).cpu() for d in (work.train, work.valid)]
+    notes = check_match(
+        logits[1], work.valid.labels, name="valid", categories=work.categories, force=force
+    )
+    codes = [_fitted_codes(d) for d in (work.train, work.valid)]
+    found = paper.run_paper(
+        work.scored,
+        (work.train.features, codes[0]),
+        (work.valid.features, work.valid.codes),
+        plan.methods,
+        metric=plan.metric,
+        config=plan.config,
+        device=work.device,
+        progress=progress,
+    )
+    notes.append(
+        "As published, validation chose among all steps, so its scores are too high; no score "
+        "of the tuned head is corrected for that. Score it on data that chose nothing."
+    )
+    rows = np.flatnonzero(found.replaced)
+    at = torch.from_numpy(rows)
+    bias = None if found.bias is None else found.bias[at]
+    tuned = changed_head(work.base, work.index[rows], found.weight[at], bias)
+    nothing = np.full(len(found.scores.status), np.nan)
+    return _Outcome(
+        tuned,
+        replace(found.scores, low=nothing, high=nothing),
+        "validation, which chose the step",
+        float("nan"),
+        float("nan"),
+        memorisation_gap(logits[0], work.train.labels, logits[1], work.valid.labels),
+        {"methods": list(plan.methods)},
+        found.passes,
+        found.history,
+        None,
+        notes,
+    )
+
+
+def _fitted_codes(data: _Data) -> torch.Tensor:
+    """(C, n) codes to fit, with the label policy applied; soft targets are refused."""
+    if data.target is None or data.weight is None:
+        return data.codes
+    hard = (data.target == 0) | (data.target == 1) | (data.weight == 0)
+    if not bool(hard.all()):
+        raise ConfigError(
+            "the preset 'paper' fits hard labels only.",
+            found="a label policy with soft targets",
+            remedy="uncertain labels as 'unknown', 'negative' or 'positive', or preset='default'",
+        )
+    return torch.where(data.weight > 0, data.target, -1.0).to(torch.int8)
+
+
+# --------------------------------------------------------------------------------- result
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if known.size else float("nan")
+
+
+def _result(
+    work: _Work, plan: _Plan, outcome: _Outcome, policy: LabelPolicy | None, *, seconds: float
+) -> TuneResult:
+    scores = outcome.scores
+    gaps = None if outcome.gap is None else outcome.gap.records()
+    records = make_records(
+        work.categories,
+        scores,
+        metric=plan.metric.name,
+        scored_on=outcome.scored_on,
+        train=work.train.labels.codes,
+        fresh=None if work.valid is None else work.valid.labels.codes,
+        gaps=gaps,
+    )
+    for record, row in zip(records, work.index, strict=True):
+        record["index"] = int(row)
+    config = {
+        "preset": plan.preset,
+        "methods": list(plan.methods),
+        "validation": plan.validation if work.valid is not None else None,
+        "metric": plan.metric.name,
+        "seed": work.seed,
+        "device": str(work.device),
+        "policy": None if policy is None else policy.to_dict(),
+        "options": asdict(plan.config),
+        "catwise": __version__,
+        "torch": torch.__version__,
+        "base": work.base.digest,
+    }
+    before, gain = _mean(scores.before), outcome.mean_after - _mean(scores.before)
+    summary = {
+        "metric": plan.metric.name,
+        "n_categories": len(records),
+        **{f"n_{word}": scores.status.count(word) for word in ("replaced", "kept", "skipped")},
+        "n_scored": int(np.isfinite(scores.before).sum()),
+        "before": number(before),
+        "after": number(outcome.mean_after),
+        "gain": number(gain),
+        "gain_low": number(gain - 1.96 * outcome.mean_error),
+        "gain_high": number(gain + 1.96 * outcome.mean_error),
+        "level": LEVEL,
+        "selected_on": number(_mean(scores.selected_on)),
+        "choice": outcome.choice,
+        "seconds": round(seconds, 3),
+        "passes": outcome.passes,
+    }
+    digests = [work.train.digests] + ([] if work.valid is None else [work.valid.digests])
+    provenance = {
+        **work.base.provenance,
+        "catwise": {key: config[key] for key in ("catwise", "preset", "metric", "seed", "base")},
+    }
+    head = outcome.head.replace(provenance=provenance).with_fitted_on(np.concatenate(digests))
+    return TuneResult(
+        head,
+        work.base,
+        records,
+        summary,
+        config,
+        None if outcome.gap is None else outcome.gap.to_dict(),
+        outcome.history,
+        outcome.folds,
+        [*work.notes, *outcome.notes],
+    )
