@@ -218,8 +218,16 @@ def test_page_without_any_score() -> None:
     empty = result(summary={"metric": "auroc", "before": None, "after": None}, gap=None, notes=[])
     page = render_report(run_document(empty))
     parse(page)
-    assert "No category could be scored." in page
+    assert "no category could be scored" in page
     assert "Memorisation gap" not in page
+
+
+def test_page_without_an_honest_score() -> None:
+    """Where only the data that chose gave a score, no gain is claimed."""
+    summary = result().summary | {"after": None, "gain": None}
+    page = render_report(run_document(result(summary=summary)))
+    assert "0.5000 → ?" in page
+    assert "0.7500 on the data that chose it, which is too high" in page
 
 
 def test_run_is_written_whole(tmp_path: Path) -> None:
@@ -232,9 +240,8 @@ def test_run_is_written_whole(tmp_path: Path) -> None:
     assert load_head(folder / "head.safetensors").categories == ("cat", "dog")
     assert json.loads((folder / "records.json").read_text())[0]["category"] == "cat"
     assert json.loads((folder / "config.json").read_text())["inputs"] == {"features": "f.npz"}
-    assert json.loads((folder / "summary.json").read_text())["history"] == [
-        {"pass": 1, "loss": None}
-    ]
+    assert json.loads((folder / "summary.json").read_text())["summary"]["gain"] == 0.125
+    assert json.loads((folder / "history.json").read_text()) == [{"pass": 1, "loss": None}]
 
 
 def test_run_is_not_replaced_unasked(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ __all__ = [
     "load_policy",
     "load_source",
     "load_the_head",
+    "name_rows",
     "read_names",
 ]
 
@@ -83,11 +84,13 @@ def _categories(path: Path, table: TableOptions, split_column: str | None) -> li
     return [name for name in file.names if name not in others]
 
 
-def load_features(path: Path, *, key: str | None = None, ids_key: str | None = None) -> Features:
-    """Read features; NaN and infinity are refused."""
+def load_features(
+    path: Path, *, key: str | None = None, ids_key: str | None = None, check: bool = True
+) -> Features:
+    """Read features; NaN and infinity are refused, unless somebody else will check."""
     from catwise.features import read_features
 
-    return read_features(path, key=key, ids_key=ids_key)
+    return read_features(path, key=key, ids_key=ids_key, check=check)
 
 
 def load_source(data: SourceOptions, table: TableOptions) -> tuple[Any, PartialLabels]:
@@ -117,10 +120,12 @@ class Pair:
 
 
 def load_pair(data: PairOptions, table: TableOptions) -> Pair:
-    """Read training and validation data; one file with both is read once."""
+    """Read training and validation data; what checks them looks at their values."""
     column = data.split_column
     train_split, valid_split = (data.train_split, data.valid_split) if column else (None, None)
-    features = load_features(data.features, key=data.features_key, ids_key=data.ids_key)
+    features = load_features(
+        data.features, key=data.features_key, ids_key=data.ids_key, check=False
+    )
     labels = load_labels(data.labels, table, split_column=column, split=train_split)
     about = {
         "train features": describe_features(data.features, features),
@@ -131,7 +136,9 @@ def load_pair(data: PairOptions, table: TableOptions) -> Pair:
         return Pair((features, labels), None, about)
     other = features
     if data.valid_features is not None:
-        other = load_features(data.valid_features, key=data.features_key, ids_key=data.ids_key)
+        other = load_features(
+            data.valid_features, key=data.features_key, ids_key=data.ids_key, check=False
+        )
     valid = load_labels(valid_path, table, split_column=column, split=valid_split)
     about |= {
         "valid features": describe_features(data.valid_features or data.features, other),
@@ -183,30 +190,59 @@ def _rows_of_split(
     return np.flatnonzero(np.array(names) == split), len(names)
 
 
-def load_logits(path: Path) -> Any:
-    """Read what the model itself said of the training images, (N, C)."""
-    return load_features(path)
+def load_logits(path: Path, data: PairOptions, table: TableOptions, pair: Pair) -> Any:
+    """Read what the model itself said of the training images, in the order of their labels.
+
+    Rows without ids are those of the training features' file.
+
+    Returns:
+        (N, C) float32 tensor.
+    """
+    from catwise.features import Features, block_of
+    from catwise.joining import aligned_features, join_rows
+
+    features, labels = pair.train
+    logits = load_features(path)
+    if logits.ids is None and features.ids is not None and logits.shape[0] == features.shape[0]:
+        logits = Features(logits.values, features.ids)
+    if data.split_column is not None:
+        logits = split_features(
+            logits,
+            labels,
+            data.labels,
+            table,
+            split_column=data.split_column,
+            split=data.train_split,
+        )
+    rows = join_rows(logits, labels, name="logits").rows
+    return block_of(aligned_features(logits, rows), 0, labels.n_rows)
 
 
 def load_the_head(source: HeadOptions) -> Head:
-    """Read the head from its own file or out of a checkpoint.
-
-    Raises:
-        UsageError: If not exactly one of the two is named.
-    """
-    if (source.head is None) == (source.checkpoint is None):
-        raise click.UsageError("give either --head FILE or --checkpoint FILE.")
+    """Read the head from its own file or out of a checkpoint."""
     from catwise.heads import load_head, read_head
 
     names = None if source.head_categories is None else read_names(source.head_categories)
     if source.head is not None:
-        if source.head_key or source.bias_key:
-            raise click.UsageError("--head-key and --bias-key belong to --checkpoint.")
         head = load_head(source.head)
         return head if names is None else head.replace(categories=names)
     return read_head(
         str(source.checkpoint), key=source.head_key, bias_key=source.bias_key, categories=names
     )
+
+
+def name_rows(head: Head, labels: PartialLabels) -> tuple[Head, bool]:
+    """A head without names takes those of the label columns, where there are as many.
+
+    Returns:
+        The head, and whether it was named here.
+    """
+    from catwise.joining import has_default_names
+
+    unnamed = has_default_names(head.categories) and not has_default_names(labels.categories)
+    if not unnamed or head.n_categories != labels.n_categories:
+        return head, False
+    return head.replace(categories=labels.categories), True
 
 
 def read_names(path: Path) -> list[str]:

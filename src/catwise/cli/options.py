@@ -289,6 +289,12 @@ class HeadOptions:
     bias_key: str | None
     head_categories: Path | None
 
+    def __post_init__(self) -> None:
+        if (self.head is None) == (self.checkpoint is None):
+            raise click.UsageError("give either --head FILE or --checkpoint FILE.")
+        if self.head is not None and (self.head_key or self.bias_key):
+            raise click.UsageError("--head-key and --bias-key belong to --checkpoint.")
+
 
 head_options = _grouped(
     HeadOptions,

@@ -67,6 +67,7 @@ def _pairs(
     "says otherwise.",
 )
 @seed_option
+@click.option("--force", is_flag=True, help="Go on although head and data look mismatched.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier run there.")
 @click.option(
     "--out", type=path_type(), required=True, metavar="DIR", help="Where the run shall be."
@@ -80,6 +81,7 @@ def command(
     metric: str,
     rule: str,
     seed: int,
+    force: bool,
     overwrite: bool,
     out: Path,
     output: Output,
@@ -91,13 +93,16 @@ def command(
     check_output(out, overwrite=overwrite)
     heads = _read(candidates)
     features, labels = load_source(data, table)
-    result = select(
-        heads,
-        valid=(features, labels),
-        metric=metric,
-        rule=rule,
-        seed=seed,
-    )
+    with output.progress() as progress:
+        result = select(
+            heads,
+            valid=(features, labels),
+            metric=metric,
+            rule=rule,  # type: ignore[arg-type]  # click.Choice
+            seed=seed,
+            force=force,
+            progress=progress,
+        )
     inputs: dict[str, Any] = {
         "candidates": {
             name: {"path": str(path), "sha256": heads[name].digest}

@@ -13,6 +13,7 @@ from catwise.cli.inputs import (
     load_pair,
     load_policy,
     load_the_head,
+    name_rows,
 )
 from catwise.cli.options import (
     head_options,
@@ -106,9 +107,12 @@ def command(
     from catwise.reporting.run import check_output
 
     check_output(out, overwrite=overwrite)
-    head = load_the_head(source)
     pair = load_pair(data, table)
-    inputs = {"head": describe_head(source, head), **pair.about, "environment": environment()}
+    head, named = name_rows(load_the_head(source), pair.train[1])
+    about = describe_head(source, head)
+    if named:
+        about["names"] = "of the label columns, in their order"
+    inputs = {"head": about, **pair.about, "environment": environment()}
     settings: dict[str, Any] = {
         "metric": metric,
         "preset": preset,
@@ -118,7 +122,7 @@ def command(
         "device": device,
         "force": force,
         "policy": load_policy(policy),
-        "logits": None if logits is None else load_logits(logits),
+        "logits": None if logits is None else load_logits(logits, data, table, pair),
     }
     if dry_run:
         _rehearse(head, pair, settings, inputs, out=out, output=output)
@@ -143,7 +147,7 @@ def _rehearse(
     from catwise.reporting.run import RUN_FILES
     from catwise.reporting.text import value_text
 
-    notes = _check_doors(head, pair, force=bool(settings["force"]))
+    notes = _check_doors(head, pair, settings)
     shown = {**settings, "policy": settings["policy"] and str(settings["policy"])}
     shown["logits"] = settings["logits"] is not None
     output.line("dry run: everything fits; nothing was written")
@@ -166,20 +170,26 @@ def _rehearse(
     )
 
 
-def _check_doors(head: Head, pair: Pair, *, force: bool) -> list[str]:
-    """Check that head, features and labels of each source belong together, and what is in both."""
-    from catwise.joining import align, aligned_features, check_disjoint
+def _check_doors(head: Head, pair: Pair, settings: dict[str, Any]) -> list[str]:
+    """All that `tune` refuses before it starts: options, rows, columns, values, a mismatch."""
+    from catwise.joining import align, aligned_features
     from catwise.metrics.mismatch import check_match
+    from catwise.tuning.tune import _check_logits, _open, _plan
 
-    notes: list[str] = []
-    for name, source in (("train", pair.train), ("valid", pair.valid)):
-        if source is None:
-            continue
-        features, labels = source
-        aligned = align(head, features, labels, name=name)
-        logits = aligned.scored.logits(aligned_features(features, aligned.rows))
-        notes += aligned.notes
-        notes += check_match(logits, labels, name=name, categories=aligned.categories, force=force)
-    if pair.valid is not None:
-        notes += check_disjoint(pair.train, pair.valid)
-    return notes
+    _plan(
+        settings["preset"],
+        settings["methods"],
+        settings["validation"],
+        settings["metric"],
+        config=None,
+        has_valid=pair.valid is not None,
+    )
+    fitting = {name: settings[name] for name in ("policy", "seed", "device")}
+    work = _open(head, pair.train, pair.valid, **fitting)
+    _check_logits(work, settings["logits"])
+    name, source = ("train", pair.train) if pair.valid is None else ("valid", pair.valid)
+    aligned = align(head, *source, name=name)
+    logits = aligned.scored.logits(aligned_features(source[0], aligned.rows))
+    return work.notes + check_match(
+        logits, source[1], name=name, categories=aligned.categories, force=settings["force"]
+    )

@@ -91,9 +91,12 @@ def _view(document: Mapping[str, Any]) -> dict[str, Any]:
         "title": _TITLES.get(kind, "Run"),
         "metric": metric,
         "version": document.get("catwise", ""),
-        "headline": headline(summary, records),
+        "headline": headline(document),
         "facts": facts(summary, records),
-        "rows": [_row(number, record) for number, record in enumerate(records)],
+        "candidates": _candidates(records),
+        "rows": [
+            _row(number, record, _candidates(records)) for number, record in enumerate(records)
+        ],
         "reasons": _reasons(records),
         "gap": _gap(document.get("gap")),
         "notes": [str(note) for note in document.get("notes") or []],
@@ -110,12 +113,24 @@ def _view(document: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _row(number: int, record: Mapping[str, Any]) -> dict[str, Any]:
+def _candidates(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names of the candidates whose scores the records hold."""
+    names: dict[str, None] = {}
+    for record in records:
+        names.update(dict.fromkeys(record.get("candidates") or {}))
+    return list(names)
+
+
+def _row(number: int, record: Mapping[str, Any], candidates: Sequence[str]) -> dict[str, Any]:
     """One category as cells: (text, key to sort by, whether it is a number)."""
 
-    def numeric(text: str, key: str) -> tuple[str, Any, bool]:
-        value = record.get(key)
+    def sortable(text: str, value: Any) -> tuple[str, Any, bool]:
         return text, "" if value is None else value, True
+
+    def numeric(text: str, key: str) -> tuple[str, Any, bool]:
+        return sortable(text, record.get(key))
+
+    scores = record.get("candidates") or {}
 
     status = str(record.get("status", ""))
     cells = [
@@ -135,6 +150,7 @@ def _row(number: int, record: Mapping[str, Any]) -> dict[str, Any]:
             )
         ),
         numeric(gain(record.get("gap_auroc")), "gap_auroc"),
+        *(sortable(score(scores.get(name)), scores.get(name)) for name in candidates),
         (str(record.get("candidate") or ""), str(record.get("candidate") or ""), False),
         (_why(record), str(record.get("reason", "")), False),
     ]

@@ -26,10 +26,11 @@ RUN_FILES: Final = (
     "records.csv",
     "config.json",
     "summary.json",
+    "history.json",
     "folds.safetensors",
     "report.html",
 )
-"""The files of a run; `folds.safetensors` only where folds were made."""
+"""The files of a run; `history.json` and `folds.safetensors` where there is something in them."""
 
 
 def run_document(
@@ -43,7 +44,7 @@ def run_document(
 
     Returns:
         `catwise` (version), `kind` ("tune" or "select"), `inputs`, `config`, `summary`, `records`,
-        `gap`, `notes` and `history`.
+        `gap` and `notes`; the history of the fits has its own file.
     """
     kind = "tune" if hasattr(result, "base") else "select"
     document = {
@@ -55,7 +56,6 @@ def run_document(
         "records": result.records,
         "gap": getattr(result, "gap", None),
         "notes": result.notes,
-        "history": getattr(result, "history", []),
     }
     ready: dict[str, Any] = json_ready(document)
     return ready
@@ -162,9 +162,8 @@ def write_run(
     path = check_output(folder, overwrite=overwrite)
     document = run_document(result, inputs=inputs)
     folds = getattr(result, "folds", None)
-    summary = {
-        key: document[key] for key in ("catwise", "kind", "summary", "gap", "notes", "history")
-    }
+    summary = {key: document[key] for key in ("catwise", "kind", "summary", "gap", "notes")}
+    history = json_ready(getattr(result, "history", []))
     config = {key: document[key] for key in ("catwise", "kind", "inputs", "config")}
     writers: dict[str, Callable[[Path], object]] = {
         "head.safetensors": lambda target: save_head(result.head, target),
@@ -174,6 +173,8 @@ def write_run(
         "summary.json": lambda target: write_json(target, summary),
         "report.html": lambda target: write_text(target, render_report(document)),
     }
+    if history:  # thousands of steps: no spaces
+        writers["history.json"] = lambda target: write_json(target, history, indent=None)
     if folds is not None:
         writers["folds.safetensors"] = folds.save
     try:

@@ -25,9 +25,8 @@ def summary_lines(document: Mapping[str, Any]) -> list[str]:
     >>> summary_lines({"summary": {}, "records": [{"status": "kept"}]})[-1]
     '0 replaced, 1 kept, 0 skipped'
     """
-    summary = document.get("summary") or {}
     records = document.get("records") or []
-    told = headline(summary, records)
+    told = headline(document)
     found = Counter(str(record.get("status", "")) for record in records)
     scores = f"{told['before']} → {told['after']}, " if told["before"] else ""
     return [
@@ -43,30 +42,40 @@ def metric_label(name: object) -> str:
     return _METRIC_NAMES.get(text, text.replace("_", " "))
 
 
-def headline(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def headline(document: Mapping[str, Any]) -> dict[str, str]:
     """The mean before and after, its interval, what it covers."""
+    summary = document.get("summary") or {}
+    records = document.get("records") or []
     metric = metric_label(summary.get("metric"))
-    if summary.get("before") is None or summary.get("after") is None:
+    before, after = summary.get("before"), summary.get("after")
+    if before is None:
         return {
             "before": "",
             "after": "",
-            "change": "No category could be scored.",
+            "change": "no category could be scored",
             "covers": "Nothing is known about whether the head became better.",
             "metric": metric,
         }
-    scored = summary.get("n_scored")
-    total = summary.get("n_categories", len(records))
-    places = {str(r["scored_on"]) for r in records if r.get("scored_on")}
+    n_scored, total = summary.get("n_scored"), summary.get("n_categories", len(records))
+    places = {str(record["scored_on"]) for record in records if record.get("scored_on")}
     where = f", {places.pop()}" if len(places) == 1 else ""
-    bounds = interval(summary.get("gain_low"), summary.get("gain_high"))
-    level = summary.get("level", 0.95)
     return {
-        "before": score(summary.get("before")),
-        "after": score(summary.get("after")),
-        "change": f"{gain(summary.get('gain'))} ({level:.0%} interval {bounds})",
-        "covers": f"Mean over {count(scored)} of {count(total)} categories{where}.",
+        "before": score(before),
+        "after": score(after) if after is not None else "?",
+        "change": _change(document, summary),
+        "covers": f"Mean over {count(n_scored)} of {count(total)} categories{where}.",
         "metric": metric,
     }
+
+
+def _change(document: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    """The gain and how sure it is."""
+    if summary.get("after") is None:
+        raw = score(summary.get("selected_on"))
+        return f"not known without other data; {raw} on the data that chose it, which is too high"
+    bounds = interval(summary.get("gain_low"), summary.get("gain_high"))
+    level = summary.get("level") or (document.get("config") or {}).get("level") or 0.95
+    return f"{gain(summary.get('gain'))} ({level:.0%} interval {bounds})"
 
 
 def facts(

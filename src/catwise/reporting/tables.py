@@ -181,42 +181,38 @@ def records_table(
     """The records of a run as a table for a terminal.
 
     Args:
-        records: as in `TuneResult.records`.
+        records: as in `TuneResult.records`; the known labels shown are the fresh ones, or the
+            training labels where there are no others.
         limit: at most so many rows, those with the largest gain or loss; 0 shows all.
         title: what stands above.
     """
-    table = _table(
-        title,
-        [
-            ("category", False),
-            ("status", False),
-            ("before", True),
-            ("after", True),
-            ("gain", True),
-            ("interval", True),
-            ("+ / − valid", True),
-            ("why", False),
-        ],
-    )
+    raw = any(r.get("after") is None and r.get("selected_on") is not None for r in records)
+    names = ["before", "after", *(["raw"] if raw else []), "gain", "interval", "+ / −"]
+    columns = [("category", False), ("status", False), *((name, True) for name in names)]
+    table = _table(title, [*columns, ("why", False)])
     shown, rest = _first(records, limit, "gain")
     for record in shown:
         status = str(record.get("status", ""))
-        _add(
-            table,
-            (
-                str(record.get("category", "")),
-                status,
-                score(record.get("before")),
-                score(record.get("after")),
-                gain(record.get("gain")),
-                interval(record.get("gain_low"), record.get("gain_high")),
-                " / ".join(count(record.get(f"n_{sign}_valid")) for sign in _SIGNS),
-                str(record.get("reason", "")),
-            ),
-            _STATUS_STYLE.get(status, ""),
-        )
+        cells = [
+            str(record.get("category", "")),
+            status,
+            score(record.get("before")),
+            score(record.get("after")),
+            *([score(record.get("selected_on"))] if raw else []),
+            gain(record.get("gain")),
+            interval(record.get("gain_low"), record.get("gain_high")),
+            _known(record),
+            str(record.get("reason", "")),
+        ]
+        _add(table, cells, _STATUS_STYLE.get(status, ""))
     table.caption = rest or None
     return table
+
+
+def _known(record: Mapping[str, Any]) -> str:
+    """Known positives and negatives of the data that scored."""
+    where = "train" if record.get("n_positive_valid") is None else "valid"
+    return " / ".join(count(record.get(f"n_{sign}_{where}")) for sign in _SIGNS)
 
 
 def evaluation_table(
