@@ -98,7 +98,7 @@ def make_records(
     records = []
     for c, category in enumerate(categories):
         before, after = number(scores.before[c]), number(scores.after[c])
-        known = before is not None and after is not None
+        gain = None if before is None or after is None else after - before
         records.append(
             {
                 "category": category,
@@ -110,7 +110,7 @@ def make_records(
                 "metric": metric,
                 "before": before,
                 "after": after,
-                "gain": after - before if known and after and before else (0.0 if known else None),
+                "gain": gain,
                 "gain_low": number(scores.low[c]),
                 "gain_high": number(scores.high[c]),
                 "selected_on": number(scores.selected_on[c]),
