@@ -8,7 +8,7 @@ import torch
 
 from catwise.errors import ConfigError
 from catwise.metrics import METRICS, bootstrap_replicates
-from catwise.metrics.influence import influence, standard_error
+from catwise.metrics.influence import error_shares, influence, t_quantile
 
 NAMES = sorted(METRICS)
 
@@ -25,6 +25,11 @@ def kernel(name, scores, positive, weight=None, **options):
     codes = torch.from_numpy(positive.astype(np.int8))
     weight = None if weight is None else torch.from_numpy(weight)
     return float(METRICS[name].columns(torch.from_numpy(scores), codes, weight=weight, **options))
+
+
+def standard_error(given, positive, groups=None):
+    shares = error_shares(given.rows, positive)
+    return np.linalg.norm(shares if groups is None else np.bincount(groups, shares))
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -122,7 +127,13 @@ def test_single_precision_and_half_are_taken():
 def test_one_row_of_a_class_has_no_standard_error():
     """There is no spread to see."""
     scores, positive = np.arange(4.0), np.array([True, False, False, False])
-    assert np.isnan(standard_error(influence("auroc", scores, positive), positive))
+    assert not np.isfinite(standard_error(influence("auroc", scores, positive), positive))
+
+
+def test_students_t():
+    """Against the printed table."""
+    for freedom, value in ((4, 2.776), (10, 2.228), (60, 2.000)):
+        assert t_quantile(0.975, freedom) == pytest.approx(value, abs=1e-2)
 
 
 def test_an_unknown_metric_is_refused():

@@ -11,7 +11,7 @@ import torch
 from catwise.errors import ConfigError, FeatureError, ShapeError
 from catwise.labels import PartialLabels
 from catwise.metrics import METRICS, bootstrap_replicates
-from catwise.tuning.memorisation import _t_quantile, memorisation_gap
+from catwise.tuning.memorisation import memorisation_gap
 
 
 def draw(rng, rows, shift, *, share=0.2, categories=6, known=0.8):
@@ -210,12 +210,6 @@ def test_columns_storage_and_half_precision_change_nothing():
     )
     np.testing.assert_allclose(a.auroc.low, b.auroc.low, rtol=1e-12)
     np.testing.assert_allclose(a.average_precision.gap, b.average_precision.gap, rtol=1e-12)
-
-
-def test_students_t():
-    """Against the printed table."""
-    for freedom, value in ((4, 2.776), (10, 2.228), (60, 2.000)):
-        assert _t_quantile(0.975, freedom) == pytest.approx(value, abs=1e-2)
 
 
 def test_bad_input_is_refused():

@@ -1,40 +1,33 @@
 """Scores of many candidates on one set of rows, the choice between them, and its correction.
 
-The best of many candidates looks better than it is. So the choice is repeated in bootstrap
-resamples, and in each only the rows that were not drawn score what was chosen there
-(out of bag). The mean of these scores is what the choosing is worth.
+The best of many candidates looks better than it is. So the choice is repeated without a tenth
+of the rows, and only that tenth scores what was chosen without it; ten such folds make a
+split, and many random splits are averaged. That is what the choosing is worth. (Resamples with
+replacement, as in BBC-CV, leave out a third of the rows and repeat the rest; they choose worse
+than all rows do and so report too little.)
 
-The resamples are stratified, by group, shared by all candidates and correlated over categories
-as the images are. A candidate's score in a resample is taken to first order from its influence
-function, so that all resamples of all candidates are one matrix product per category; for gains
-over the original head this agrees with full rescoring far within their own error.
+Rows of a group stay together, all categories share the splits, and folds get their share of the
+rare positives. A candidate's score on part of the rows is taken to first order from its influence
+function, so that all parts of all candidates are one matrix product per category.
 
-Source: Tsamardinos, Greasidou & Borboudakis, "Bootstrapping the out-of-sample predictions for
-efficient and accurate cross-validation", Machine Learning 107, 2018 (BBC-CV).
+Source: Varma & Simon, "Bias in error estimation when using cross-validation for model
+selection", BMC Bioinformatics 7, 2006; Cawley & Talbot, "On over-fitting in model selection",
+JMLR 11, 2010. Compare Tsamardinos et al., Machine Learning 107, 2018 (BBC-CV).
 """
 
 from __future__ import annotations
 
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
-from zlib import crc32
 
 import numpy as np
 import torch
 
 from catwise.heads import Head
 from catwise.metrics._inputs import checked_logits
-from catwise.metrics.bootstrap import (
-    _CHUNK,
-    _LAYERS,
-    Resampler,
-    _groups,
-    _multinomial,
-    percentile_interval,
-)
-from catwise.metrics.influence import influence
+from catwise.metrics.bootstrap import _groups
+from catwise.metrics.influence import error_shares, influence
 from catwise.metrics.mismatch import check_match
 from catwise.progress import Progress, ProgressCallback
 from catwise.tuning.decide import choose_each
@@ -48,26 +41,27 @@ if TYPE_CHECKING:
     from catwise.metrics import Metric
 
 __all__ = [
-    "Corrected",
+    "FOLDS",
+    "GainErrors",
     "Rule",
     "Scored",
-    "affordable_replicates",
+    "affordable_splits",
     "choose",
-    "correct",
+    "gain_errors",
     "score_candidates",
+    "worth",
 ]
 
 Rule = Literal["honest", "greedy"]
 
+FOLDS: Final = 10
+"""Parts of a split."""
+
 #: Logits held at once, over categories and candidates: 256 MiB as float32.
 _ENTRIES: Final = 1 << 26
-#: Multiply-adds of all resamples, and numbers kept of them; more are not made.
+#: Multiply-adds of all splits, and numbers kept of them; more are not made.
 _WORK: Final = 1 << 38
 _KEPT: Final = 1 << 26
-#: Units of a stratum up to which its counts are exactly multinomial.
-_EXACT: Final = 1024
-#: Fewer resamples than this are not worth making.
-_FEWEST: Final = 50
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +70,9 @@ class Scored:
 
     Args:
         values: (K, C) float64 on all rows; NaN where a class is not known.
-        in_bag: (R, K, C) float32 on the rows drawn in each resample.
-        out_of_bag: (R, K, C) float32 on the rows not drawn; NaN where a class has none.
+        rest: (P, K, C) float32 without part p of the rows.
+        part: (P, K, C) float32 on part p alone; NaN where a class has no row in it.
+        part_positives: (P, C) float32 known positives of part p.
         positives: (C,) int64 known positives.
         negatives: (C,) int64 known negatives.
         same: (K, C) bool, the candidate's row is the original's.
@@ -86,8 +81,9 @@ class Scored:
     """
 
     values: NDArray[np.float64]
-    in_bag: NDArray[np.float32]
-    out_of_bag: NDArray[np.float32]
+    rest: NDArray[np.float32]
+    part: NDArray[np.float32]
+    part_positives: NDArray[np.float32]
     positives: NDArray[np.int64]
     negatives: NDArray[np.int64]
     same: NDArray[np.bool_]
@@ -100,28 +96,19 @@ class Scored:
         return np.where(np.isfinite(self.values[0]), self.positives, 0).astype(np.float64)
 
 
-class Corrected(NamedTuple):
-    """What a choice is worth, corrected for the choosing; NaN where it cannot be scored."""
-
-    gain: NDArray[np.float64]  # (C,) out of bag; 0 where the original was kept
-    interval: NDArray[np.float64]  # (C, 2)
-    mean: float  # of the choosing, over the n_scored categories
-    mean_interval: tuple[float, float]
-    n_scored: int
-
-
-def affordable_replicates(
+def affordable_splits(
     labels: PartialLabels, n_candidates: int, wanted: int
 ) -> tuple[int, str | None]:
-    """How many resamples are made of those wanted, and a sentence where they are fewer."""
-    n_known = int(labels.counts().positive.sum() + labels.counts().negative.sum())
-    by_work = _WORK // max(1, 2 * n_known * n_candidates)
-    by_memory = _KEPT // max(1, n_candidates * labels.shape[1], labels.shape[0] // 4)
-    made = min(wanted, max(_FEWEST, min(by_work, by_memory)))
+    """How many splits are made of those wanted, and a sentence where they are fewer."""
+    counts = labels.counts()
+    n_known = int(counts.positive.sum() + counts.negative.sum())
+    by_work = _WORK // max(1, FOLDS * n_known * n_candidates)
+    by_memory = _KEPT // max(1, FOLDS * n_candidates * labels.shape[1])
+    made = min(wanted, max(1, min(by_work, by_memory)))
     if made == wanted:
         return wanted, None
     return made, (
-        f"{made} of {wanted} resamples were made, to bound the work on {n_known:,} known labels "
+        f"{made} of {wanted} splits were made, to bound the work on {n_known:,} known labels "
         f"and {n_candidates} candidates."
     )
 
@@ -145,48 +132,21 @@ def choose(values: NDArray[Any], positives: NDArray[np.float64], rule: Rule) -> 
     return np.where(positives > 0, filled.argmax(axis=0), 0).astype(np.int64)
 
 
-def correct(
-    scored: Scored, chosen: NDArray[np.int64], rule: Rule, *, level: float = 0.95
-) -> Corrected:
-    """Repeat the choice in every resample and score it out of bag.
+def worth(scored: Scored, rule: Rule) -> NDArray[np.float64]:
+    """(C,) gains of the choosing over the original head, each part's chosen without it.
 
-    Args:
-        scored: the candidates' scores.
-        chosen: (C,) the choice on all rows.
-        rule: what made it.
-        level: confidence level of the intervals, which are those of the chosen candidate's
-            gain in the resamples, about the corrected gain.
+    Parts count by their known positives. NaN where no part holds both classes.
     """
-    index, n_categories = np.arange(chosen.size), chosen.size
-    out = np.full((len(scored.in_bag), n_categories), np.nan)
-    for r, values in enumerate(scored.in_bag):
-        again = choose(values, scored.weights, rule)
-        out[r] = scored.out_of_bag[r][again, index] - scored.out_of_bag[r][0]
-    worth = _means(out)
-    raw = scored.values[chosen, index] - scored.values[0]
-    spread = scored.in_bag[:, chosen, index] - scored.in_bag[:, 0] - raw
-    is_scored = np.isfinite(worth)
-    gain = np.where(is_scored & (chosen == 0), 0.0, worth)
-    n_scored = int(is_scored.sum())
-    if not n_scored:
-        nothing = np.full((n_categories, 2), np.nan)
-        return Corrected(gain, nothing, float("nan"), (float("nan"),) * 2, 0)
-    mean = float(worth[is_scored].mean()) if (chosen > 0).any() else 0.0
-    low, high = percentile_interval(spread[:, is_scored].mean(axis=1)[:, None], level)[0] + mean
-    return Corrected(
-        gain,
-        percentile_interval(spread, level) + gain[:, None],
-        mean,
-        (float(low), float(high)),
-        n_scored,
-    )
-
-
-def _means(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Column means without what is NaN."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a column of NaN alone is NaN
-        return np.asarray(np.nanmean(values, axis=0)) if len(values) else values.sum(axis=0)
+    index = np.arange(scored.values.shape[1])
+    total, weight = np.zeros(index.size), np.zeros(index.size)
+    for rest, part, positives in zip(scored.rest, scored.part, scored.part_positives, strict=True):
+        chosen = choose(rest, scored.weights, rule)
+        gain = part[chosen, index] - part[0]
+        counts = np.where(np.isfinite(gain), positives, 0.0)
+        total += counts * np.nan_to_num(gain)
+        weight += counts
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(weight > 0, total / weight, np.nan)
 
 
 def score_candidates(
@@ -195,12 +155,12 @@ def score_candidates(
     labels: PartialLabels,
     metric: Metric,
     *,
-    replicates: int,
+    splits: int,
     seed: int = 0,
     force: bool = False,
     progress: ProgressCallback | None = None,
 ) -> Scored:
-    """Score heads on labelled rows, and in the same resamples of them.
+    """Score heads on labelled rows, and on the parts of random splits of them.
 
     The features are read once for as many categories as fit; rows of a candidate that are the
     original's are not scored again.
@@ -209,10 +169,10 @@ def score_candidates(
         heads: K heads of one dtype with C categories each, the labels' in their order; the
             original first.
         features: (N, D) of any kind, row i for row i of the labels.
-        labels: (N, C); their groups are drawn together.
+        labels: (N, C); their groups stay together.
         metric: what to score.
-        replicates: R, resamples.
-        seed: of the resamples.
+        splits: how many splits into ten parts.
+        seed: of the splits.
         force: go on where the original head looks mismatched.
         progress: told after each category.
 
@@ -221,7 +181,7 @@ def score_candidates(
         FeatureError: If a logit is NaN.
     """
     n_rows, n_categories = labels.shape
-    work = _Work(heads, labels, metric, replicates=replicates, seed=seed)
+    work = _Work(len(heads), labels, metric, splits=splits, seed=seed)
     width = max(1, _ENTRIES // max(1, n_rows * len(heads)))
     passes, notes = 0, []
     with ThreadPoolExecutor(max(1, torch.get_num_threads())) as threads:
@@ -237,6 +197,57 @@ def score_candidates(
                 if progress is not None:
                     progress(Progress("scoring candidates", done, n_categories))
     return work.result(passes, notes)
+
+
+class GainErrors(NamedTuple):
+    """Standard errors of the gains of one head over another."""
+
+    error: NDArray[np.float64]  # (C,) 0 where the rows are the same
+    freedom: NDArray[np.int64]  # (C,) degrees of freedom: the scarcer class, less one
+    mean: float  # of the mean over the covered categories
+
+
+def gain_errors(
+    base: Head,
+    head: Head,
+    features: Any,
+    labels: PartialLabels,
+    metric: Metric,
+    *,
+    covered: NDArray[np.bool_],
+) -> GainErrors:
+    """How unsure the gain of a head over another is, per category and in the mean.
+
+    Errors that categories share through their images, or images through their group, count as
+    shared. The features are read once more.
+
+    Args:
+        base: C categories, the labels' in their order.
+        head: as `base`, some of its rows changed.
+        features: (N, D) of any kind, row i for row i of the labels.
+        labels: (N, C).
+        metric: of the gain.
+        covered: (C,) bool, categories that the mean covers; both classes are known.
+    """
+    n_rows, n_categories = labels.shape
+    units = _groups(labels, None, n_rows)
+    n_units = int(units.max(initial=-1)) + 1
+    error, freedom = np.zeros(n_categories), np.ones(n_categories, dtype=np.int64)
+    total = np.zeros(n_units)
+    width = max(1, _ENTRIES // max(1, 2 * n_rows))
+    for start in range(0, n_categories, width):
+        columns = _columns([base, head], range(start, min(start + width, n_categories)), features)
+        for c in start + np.flatnonzero(~columns.same[1]):
+            rows, positive = labels.known(int(c))
+            pair = columns.of(int(c))[torch.from_numpy(np.array(rows))].T.contiguous().numpy()
+            old, new = (influence(metric.name, scores, positive).rows for scores in pair)
+            shares = error_shares(new - old, positive)
+            added = np.bincount(units[rows], weights=shares, minlength=n_units)
+            error[c] = np.linalg.norm(added)
+            freedom[c] = max(1, min(positive.sum(), (~positive).sum()) - 1)
+            if covered[c]:
+                total += added
+    return GainErrors(error, freedom, float(np.linalg.norm(total)) / max(1, int(covered.sum())))
 
 
 class _Columns(NamedTuple):
@@ -287,107 +298,83 @@ def _check(
     return check_match(own, part, name="valid", categories=categories[:size], force=force)
 
 
-class _Chunk(NamedTuple):
-    """Some resamples of all units (rows or groups), shared by all categories."""
+def deal(labels: PartialLabels, splits: int, seed: int) -> NDArray[np.int8]:
+    """(splits, N) part of each row: groups whole, rare positives spread over the parts.
 
-    layers: list[NDArray[np.uint8]]  # as in `Resampler`
-    total: NDArray[np.uint8]  # (100, U) Poisson counts with mean 1, the layers among them
-
-    @staticmethod
-    def draw(resampler: Resampler, number: int) -> _Chunk:
-        layers = resampler.layers(number)
-        rest = 1.0 - sum(_LAYERS)
-        rng = np.random.default_rng([resampler.seed, number, 0])
-        total = rng.poisson(rest, (_CHUNK, resampler.n_units)).astype(np.uint8)
-        for layer in layers:
-            total += layer
-        return _Chunk(layers, total)
-
-    def weights(self, strata: Any, rng: np.random.Generator) -> NDArray[np.uint8]:
-        """(100, n) counts of the rows of one category.
-
-        A small stratum gets exactly multinomial counts; in a large one Poisson counts differ
-        from them only by a factor near 1, which means do not see.
-        """
-        parts = [
-            self.total[:, units]
-            if units.size > _EXACT
-            else _multinomial(units, self.layers, rng).astype(np.uint8)
-            for units in strata.units
-            if units.size
-        ]
-        return np.asarray(np.concatenate(parts, axis=1)[:, strata.rows])
+    Rows (or groups) are lined up by their rarest positive category, at random within one, and
+    dealt in turn.
+    """
+    n_rows, n_categories = labels.shape
+    units = _groups(labels, None, n_rows)
+    n_units = int(units.max(initial=-1)) + 1
+    rarest = np.full(n_units, n_categories)
+    for rank, c in enumerate(np.argsort(-labels.counts().positive, kind="stable")):
+        rows, positive = labels.known(int(c))
+        rarest[units[rows[positive]]] = n_categories - 1 - rank
+    parts = np.empty((splits, n_rows), dtype=np.int8)
+    for split in range(splits):
+        rng = np.random.default_rng([seed, split])
+        order = np.lexsort((rng.random(n_units), rarest))
+        turn = np.empty(n_units, dtype=np.int64)
+        turn[order] = np.arange(n_units) + rng.integers(FOLDS)
+        parts[split] = (turn % FOLDS)[units]
+    return parts
 
 
 class _Work:
-    """Values and resamples, filled in category by category, in any order."""
+    """Values on all rows and on parts, filled in category by category, in any order."""
 
     def __init__(
-        self,
-        heads: Sequence[Head],
-        labels: PartialLabels,
-        metric: Metric,
-        *,
-        replicates: int,
-        seed: int,
+        self, n_heads: int, labels: PartialLabels, metric: Metric, *, splits: int, seed: int
     ) -> None:
-        n_rows, n_categories = labels.shape
-        shape = (replicates, len(heads), n_categories)
-        self.labels, self.metric, self.seed = labels, metric, seed
+        n_categories = labels.shape[1]
+        shape = (splits * FOLDS, n_heads, n_categories)
+        self.labels, self.metric = labels, metric
         self.values = np.full(shape[1:], np.nan)
-        self.in_bag = np.full(shape, np.nan, dtype=np.float32)
-        self.out_of_bag = np.full(shape, np.nan, dtype=np.float32)
+        self.rest = np.full(shape, np.nan, dtype=np.float32)
+        self.part = np.full(shape, np.nan, dtype=np.float32)
+        self.part_positives = np.zeros((splits * FOLDS, n_categories), dtype=np.float32)
         self.same = np.ones(shape[1:], dtype=bool)
-        self.resampler = Resampler(_groups(labels, None, n_rows), seed=seed)
-        self.chunks = [_Chunk.draw(self.resampler, i) for i in range(-(-replicates // _CHUNK))]
+        self.parts = deal(labels, splits, seed)
 
     def score(self, c: int, logits: torch.Tensor) -> None:
         """Score category c from the (N, different candidates) logits."""
         rows, positive = self.labels.known(c)
         if positive.all() or not positive.any():
             return
-        order = np.argsort(~positive, kind="stable")  # positives first: classes are slices
-        rows, positive = rows[order], positive[order]
         sign = 1.0 if self.metric.higher_is_better else -1.0
-        kept = logits[torch.from_numpy(rows)].T.contiguous().numpy()
+        kept = logits[torch.from_numpy(np.array(rows))].T.contiguous().numpy()
         found = [influence(self.metric.name, scores, positive) for scores in kept]
         different = np.flatnonzero(~self.same[:, c] | (np.arange(len(self.same)) == 0))
         back = np.zeros(len(self.same), dtype=np.int64)
         back[different] = np.arange(different.size)
         values = sign * np.array([one.value for one in found])
-        self.values[:, c] = values[back]
         moves = np.stack([sign * one.rows for one in found], axis=1).astype(np.float32)
-        split = int(np.count_nonzero(positive))
-        strata = self.resampler.strata(rows, positive)
-        key = self.labels.categories[c].encode()
-        for number, chunk in enumerate(self.chunks):
-            start = number * _CHUNK
-            stop = min(start + _CHUNK, len(self.in_bag))
-            rng = np.random.default_rng([self.seed, number, crc32(key)])
-            counts = chunk.weights(strata, rng)[: stop - start]
-            for out, drawn in ((self.in_bag, counts), (self.out_of_bag, counts == 0)):
-                weights = drawn.astype(np.float32)
-                moved = values + _mean(weights[:, :split], moves[:split])
-                moved += _mean(weights[:, split:], moves[split:])
-                out[start:stop, :, c] = moved[:, back]
+        inside = self.parts[:, None, rows] == np.arange(FOLDS, dtype=np.int8)[:, None]
+        inside = inside.reshape(-1, len(rows))
+        part, rest = values[None, :].repeat(len(inside), 0), values[None, :].repeat(len(inside), 0)
+        for one in (positive, ~positive):
+            drawn = inside[:, one].astype(np.float32)
+            moved, count = drawn @ moves[one], drawn.sum(axis=1, dtype=np.float64)[:, None]
+            with np.errstate(invalid="ignore", divide="ignore"):
+                part += moved / count
+                rest -= moved / (np.count_nonzero(one) - count)  # all rows together move nothing
+            if one is positive:
+                self.part_positives[:, c] = count[:, 0]
+        self.values[:, c] = values[back]
+        self.part[:, :, c], self.rest[:, :, c] = part[:, back], rest[:, back]
 
     def result(self, passes: int, notes: list[str]) -> Scored:
         """All of it."""
         counts = self.labels.counts()
         return Scored(
             self.values,
-            self.in_bag,
-            self.out_of_bag,
+            self.rest,
+            self.part,
+            self.part_positives,
             np.asarray(counts.positive),
             np.asarray(counts.negative),
             self.same,
             passes,
             notes,
         )
-
-
-def _mean(weights: NDArray[np.float32], rows: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(R, K) weighted means over rows; NaN where no row counts."""
-    total = weights.sum(axis=1, dtype=np.float64)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray((weights @ rows) / total[:, None], dtype=np.float64)

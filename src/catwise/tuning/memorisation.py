@@ -23,7 +23,7 @@ import torch
 from catwise.errors import ConfigError, ShapeError
 from catwise.metrics._inputs import checked_labels, checked_logits, label_shape
 from catwise.metrics.bootstrap import _groups, _known, category_names
-from catwise.metrics.influence import influence
+from catwise.metrics.influence import error_shares, influence, t_quantile
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -247,9 +247,7 @@ class _Source:
         prevalence = share if metric == "average_precision" else None
         given = influence(metric, known.scores, known.positive, prevalence=prevalence)
         counts = np.bincount(known.positive, minlength=2)
-        # n − 1 in each class: the rows' own mean was taken off
-        scale = 1.0 / np.sqrt(counts * (counts - 1.0))
-        shares = given.rows * scale[known.positive.astype(np.int64)]
+        shares = error_shares(given.rows, known.positive)
         total = np.bincount(known.units, weights=shares, minlength=self.total[metric].size)
         self.total[metric] += total
         squares = (total**2).sum() if self.is_grouped else (shares**2).sum()
@@ -263,19 +261,8 @@ class _Source:
 def _interval(seen: _Score, new: _Score, level: float) -> tuple[float, float]:
     gap = seen.value - new.value
     error = math.hypot(seen.error, new.error)
-    half = _t_quantile(0.5 + level / 2.0, min(seen.freedom, new.freedom)) * error
+    half = t_quantile(0.5 + level / 2.0, min(seen.freedom, new.freedom)) * error
     return max(gap - half, -1.0), min(gap + half, 1.0)
-
-
-def _t_quantile(p: float, freedom: int) -> float:
-    """Student's t to 0.01 from 4 degrees of freedom; Abramowitz & Stegun, 26.7.5."""
-    z = NormalDist().inv_cdf(p)
-    return (
-        z
-        + (z**3 + z) / (4.0 * freedom)
-        + (5.0 * z**5 + 16.0 * z**3 + 3.0 * z) / (96.0 * freedom**2)
-        + (3.0 * z**7 + 19.0 * z**5 + 17.0 * z**3 - 15.0 * z) / (384.0 * freedom**3)
-    )
 
 
 def _pool(

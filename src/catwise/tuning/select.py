@@ -6,6 +6,7 @@ import math
 import time
 import warnings
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, get_args
 
 import numpy as np
@@ -14,16 +15,19 @@ import torch
 from catwise._version import __version__
 from catwise.errors import ConfigError, HeadError, InSampleWarning, nearest
 from catwise.joining import Aligned, align, aligned_features, has_default_names, source_digests
+from catwise.metrics.influence import t_quantile
 from catwise.metrics.per_category import undefined_reason
 from catwise.metrics.registry import Metric, resolve_metric
 from catwise.tuning.choosing import (
-    Corrected,
+    FOLDS,
+    GainErrors,
     Rule,
     Scored,
-    affordable_replicates,
+    affordable_splits,
     choose,
-    correct,
+    gain_errors,
     score_candidates,
+    worth,
 )
 from catwise.tuning.decide import MIN_POSITIVES, pooled_gain
 
@@ -80,7 +84,7 @@ def select(
     rule: Rule = "honest",
     seed: int = 0,
     level: float = 0.95,
-    replicates: int = 200,
+    splits: int = 20,
     progress: ProgressCallback | None = None,
     force: bool = False,
 ) -> SelectResult:
@@ -92,9 +96,10 @@ def select(
     mean alone decides.
 
     The best of many looks better than it is. So `after` is corrected: the choice is repeated
-    in bootstrap resamples and scored on the rows not drawn; the raw score of what was chosen
-    is `selected_on`. The mean gain in the summary is that of the choosing: it also counts what
-    the choosing would have done, in other samples, to categories that were kept in this one.
+    without each tenth of the rows, in many random splits, and scored on that tenth; the raw
+    score of what was chosen is `selected_on`. The mean gain in the summary is that of the
+    choosing: it also counts what the choosing would have done, on slightly other rows, to
+    categories that were kept on these.
 
     Args:
         candidates: heads by name, of one model; the original is the one named "base", else the
@@ -102,9 +107,10 @@ def select(
         valid: features (N, D) of any kind, and labels (N, C), of rows that fitted none of them.
         metric: name of what decides.
         rule: "honest" or "greedy".
-        seed: of the resamples.
+        seed: of the splits.
         level: confidence level of the intervals, in (0, 1).
-        replicates: resamples, at least 20; fewer are made where the work would be too large.
+        splits: random splits into ten parts, at least 1; fewer are made where the work would
+            be too large.
         progress: told after each category.
         force: go on where the original head and the data look mismatched.
 
@@ -124,7 +130,7 @@ def select(
         InSampleWarning: If validation rows fitted one of the candidates.
 
     Source: Chong et al., "Category-wise fine-tuning", Neurocomputing 647, 2025 (greedy);
-    Tsamardinos et al., Machine Learning 107, 2018 (the correction).
+    Varma & Simon, BMC Bioinformatics 7, 2006 (the correction).
 
     >>> rng = np.random.default_rng(0)
     >>> z = rng.normal(size=(400, 2))
@@ -140,63 +146,70 @@ def select(
     tensor([[1., 0.], [0., 1.]])
     """
     started = time.perf_counter()
-    chosen_metric = _checked(metric, rule, level, replicates)
+    chosen_metric = _checked(metric, rule, level, splits)
     names, heads = _candidates(candidates)
     features, labels = valid
     aligned = align(heads[0], features, labels, name="valid")
-    notes = list(aligned.notes)
     digests = source_digests(features, labels, aligned.rows)
-    notes += _in_sample(names, heads, digests)
-    made, note = affordable_replicates(labels, len(heads), replicates)
-    notes += [note] if note else []
+    made, capped = affordable_splits(labels, len(heads), splits)
+    notes = [*aligned.notes, *_in_sample(names, heads, digests), *([capped] if capped else [])]
+    rows = aligned_features(features, aligned.rows)
     scored = score_candidates(
         [_aligned_head(head, aligned) for head in heads],
-        aligned_features(features, aligned.rows),
+        rows,
         labels,
         chosen_metric,
-        replicates=made,
+        splits=made,
         seed=seed,
         force=force,
         progress=progress,
     )
-    notes += scored.notes
     choice = choose(scored.values, scored.weights, rule)
     choice[scored.same[choice, np.arange(choice.size)]] = 0
-    account = _Account(
-        names, scored, choice, correct(scored, choice, rule, level=level), chosen_metric, rule
-    )
     config = {
         "metric": chosen_metric.name,
         "rule": rule,
         "seed": seed,
         "level": level,
-        "replicates": made,
+        "splits": made,
+        "folds": FOLDS,
         "candidates": names,
         "base": names[0],
         "n_rows": labels.shape[0],
     }
+    head = _mixed(heads, aligned, choice, digests, config)
+    gains = worth(scored, rule)
+    errors = gain_errors(
+        aligned.scored,
+        _aligned_head(head, aligned),
+        rows,
+        labels,
+        chosen_metric,
+        covered=np.isfinite(gains),
+    )
+    account = _Account(names, scored, choice, gains, errors, chosen_metric, config)
     return SelectResult(
-        head=_mixed(heads, aligned, choice, digests, config),
+        head=head,
         records=account.records(aligned),
         summary=account.summary(aligned) | {"seconds": time.perf_counter() - started},
         config=config,
-        notes=notes,
+        notes=[*notes, *scored.notes],
     )
 
 
-def _checked(metric: str | Metric, rule: str, level: float, replicates: int) -> Metric:
+def _checked(metric: str | Metric, rule: str, level: float, splits: int) -> Metric:
     problems = []
     if rule not in get_args(Rule):
         problems.append(f"rule={rule!r}{nearest(str(rule), get_args(Rule))}")
     if not 0.0 < level < 1.0:
         problems.append(f"level={level}")
-    if replicates < 20:
-        problems.append(f"replicates={replicates}")
+    if splits < 1:
+        problems.append(f"splits={splits}")
     if problems:
         raise ConfigError(
             "these options of a selection are not possible.",
             found="; ".join(problems),
-            expected='rule "honest" or "greedy", level in (0, 1), at least 20 replicates',
+            expected='rule "honest" or "greedy", level in (0, 1), at least 1 split',
         )
     return resolve_metric(metric)
 
@@ -309,9 +322,10 @@ class _Account(NamedTuple):
     names: list[str]
     scored: Scored
     choice: NDArray[np.int64]
-    corrected: Corrected
+    gains: NDArray[np.float64]  # (C,) of the choosing; NaN where it cannot be scored
+    errors: GainErrors
     metric: Metric
-    rule: str
+    config: dict[str, Any]
 
     @property
     def sign(self) -> float:
@@ -371,11 +385,11 @@ class _Account(NamedTuple):
     def _told(self, c: int) -> dict[str, Any]:
         k = int(self.choice[c])
         before, raw = self._raw(0, c), self._raw(k, c)
-        gain = _number(self.sign * self.corrected.gain[c])
-        low, high = sorted(self.sign * self.corrected.interval[c])
-        after = None if gain is None else before + gain
-        if k == 0:
-            after, gain, low, high = before, 0.0, 0.0, 0.0
+        gain = self.sign * float(self.gains[c]) if k else 0.0
+        half = self.errors.error[c] * t_quantile(
+            0.5 + self.config["level"] / 2.0, int(self.errors.freedom[c])
+        )
+        after = _number(before + gain)
         reason = self._reason(c)
         return {
             "status": "replaced" if k else "kept",
@@ -384,9 +398,9 @@ class _Account(NamedTuple):
             "candidate": self.names[k],
             "before": before,
             "after": after,
-            "gain": gain,
-            "gain_low": _number(low),
-            "gain_high": _number(high),
+            "gain": _number(gain),
+            "gain_low": _number(gain - half),
+            "gain_high": _number(gain + half),
             "selected_on": raw,
             "scored_on": self._scored_on(k),
             "candidates": {name: self._raw(i, c) for i, name in enumerate(self.names)},
@@ -399,14 +413,14 @@ class _Account(NamedTuple):
         if k == 0:
             return "validation rows"
         return (
-            f"validation rows that were not drawn, the choice repeated in "
-            f"{len(self.scored.in_bag)} resamples"
+            f"tenths of the validation rows, the choice repeated without each; "
+            f"{self.config['splits']} splits"
         )
 
     def _reason(self, c: int) -> str:
         if self.scored.same[1:, c].all():
             return "no_other_row"
-        few = self.rule == "honest" and self.scored.positives[c] < MIN_POSITIVES
+        few = self.config["rule"] == "honest" and self.scored.positives[c] < MIN_POSITIVES
         if self.choice[c]:
             return "pooled_better" if few else "better"
         return "pooled_not_better" if few else "not_better"
@@ -440,14 +454,13 @@ class _Account(NamedTuple):
 
     def summary(self, aligned: Aligned) -> dict[str, Any]:
         """Means over the categories that can be scored, and counts over the head's rows."""
-        scored, corrected = self.scored, self.corrected
-        defined = scored.weights > 0
-        covered = defined & np.isfinite(corrected.gain)
-        index = np.arange(self.choice.size)
-        before = self.sign * _mean(scored.values[0], covered)
-        gain = self.sign * corrected.mean
-        low, high = sorted(self.sign * np.array(corrected.mean_interval))
-        n_replaced, n_defined = int((self.choice > 0).sum()), int(defined.sum())
+        scored, is_scored = self.scored, np.isfinite(self.gains)
+        n_scored, n_defined = int(is_scored.sum()), int((scored.weights > 0).sum())
+        n_replaced = int((self.choice > 0).sum())
+        before = self.sign * _mean(scored.values[0], is_scored)
+        gain = self.sign * _mean(self.gains, is_scored) if n_replaced else 0.0
+        half = NormalDist().inv_cdf(0.5 + self.config["level"] / 2.0) * self.errors.mean
+        taken = scored.values[self.choice, np.arange(self.choice.size)]
         pooled = pooled_gain(scored.values - scored.values[:1], scored.weights)
         return {
             "metric": self.metric.name,
@@ -458,19 +471,19 @@ class _Account(NamedTuple):
             "before": _number(before),
             "after": _number(before + gain),
             "gain": _number(gain),
-            "gain_low": _number(low),
-            "gain_high": _number(high),
-            "n_scored": corrected.n_scored,
-            "selected_on": _number(self.sign * _mean(scored.values[self.choice, index], covered)),
+            "gain_low": _number(gain - half),
+            "gain_high": _number(gain + half),
+            "n_scored": n_scored,
+            "selected_on": _number(self.sign * _mean(taken, is_scored)),
             "choice": {
-                "rule": self.rule,
+                "rule": self.config["rule"],
                 "taken": {n: int((self.choice == k).sum()) for k, n in enumerate(self.names)},
                 "pooled_gain": {
                     name: _number(self.sign * value)
                     for name, value in zip(self.names, pooled.tolist(), strict=True)
                 },
             },
-            "passes": {"features": scored.passes},
+            "passes": {"features": scored.passes + 1},
         }
 
 
