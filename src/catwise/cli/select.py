@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from catwise.cli.inputs import describe_features, describe_labels, environment, load_source
+from catwise.cli.inputs import (
+    describe_features,
+    describe_labels,
+    environment,
+    load_source,
+    name_rows,
+)
 from catwise.cli.options import (
     metric_option,
     output_options,
@@ -91,8 +97,8 @@ def command(
     from catwise.tuning import select
 
     check_output(out, overwrite=overwrite)
-    heads = _read(candidates)
     features, labels = load_source(data, table)
+    heads = {name: name_rows(head, labels)[0] for name, head in _read(candidates).items()}
     with output.progress() as progress:
         result = select(
             heads,
