@@ -1,4 +1,4 @@
-"""Put this folder on PYTHONPATH to import timm beside a torchvision that was built for another torch.
+"""On PYTHONPATH, this lets timm live beside a torchvision that was built for another torch.
 
 Such a torchvision fails on import, where it registers fake kernels of operators that its binary
 did not define. Their definitions alone are enough. They are made when torchvision is first

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["HEAD_KEY", "SceneNet", "extract_features", "fit_head", "train_network"]
+__all__ = ["HEAD_KEY", "SceneNet", "extract_features", "fit_ceiling", "train_network"]
 
 HEAD_KEY = "head.weight"
 """The key of the classification layer in the network's ``state_dict``."""
@@ -128,34 +128,39 @@ def extract_features(
     return torch.cat(blocks).numpy()
 
 
-def fit_head(
+def fit_ceiling(
+    weight: Tensor,
+    bias: Tensor,
     features: NDArray[np.float32],
     present: NDArray[np.int8],
     *,
-    penalty: float,
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Fit one logistic regression for each category on complete labels.
+    penalty: float = 0.01,
+) -> tuple[Tensor, Tensor]:
+    """What the same features would allow if no label were unknown.
 
-    This is the ceiling of the demonstration: what the same features would
-    allow if nothing were unknown.
+    Minimises, for each category, the mean binary cross-entropy over all rows plus
+    ``penalty / 2 * |w - weight|^2``, by L-BFGS.
 
     Args:
+        weight: (C, D) of the head before.
+        bias: (C,) of the head before.
         features: (N, D).
-        present: (N, C) of 1 and 0.
-        penalty: the inverse strength ``C`` of scikit-learn, on standardised features.
+        present: (N, C) complete labels, 1 and 0.
+        penalty: pull to the weights before.
 
     Returns:
-        Weight (C, D) and bias (C,) for the features as given.
+        Weight (C, D) and bias (C,).
     """
-    from sklearn.linear_model import LogisticRegression
+    z, y = torch.from_numpy(features), torch.from_numpy(present).float()
+    w, b = weight.clone().requires_grad_(), bias.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([w, b], max_iter=200, line_search_fn="strong_wolfe")
 
-    mean, scale = features.mean(0), features.std(0) + 1e-6
-    standard = (features - mean) / scale
-    weight = np.zeros((present.shape[1], features.shape[1]))
-    bias = np.zeros(present.shape[1])
-    for column in range(present.shape[1]):
-        model = LogisticRegression(C=penalty, max_iter=500)
-        model.fit(standard, present[:, column])
-        weight[column] = model.coef_[0] / scale
-        bias[column] = model.intercept_[0] - weight[column] @ mean
-    return weight.astype(np.float32), bias.astype(np.float32)
+    def loss() -> float:
+        optimizer.zero_grad()
+        fit = nn.functional.binary_cross_entropy_with_logits(z @ w.T + b, y) * y.shape[1]
+        total: Tensor = fit + 0.5 * penalty * (w - weight).square().sum()
+        total.backward()  # type: ignore[no-untyped-call]
+        return float(total.detach())
+
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    return w.detach(), b.detach()

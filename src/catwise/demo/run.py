@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from catwise._io import atomic_folder, atomic_path, write_json, write_text
-from catwise.demo.model import HEAD_KEY, SceneNet, extract_features, fit_head, train_network
+from catwise.demo.model import HEAD_KEY, SceneNet, extract_features, fit_ceiling, train_network
 from catwise.demo.scenes import CATEGORIES, SceneSet, make_scenes, read_digits, split_digits
 from catwise.errors import ConfigError, OutputError
 from catwise.features import Features
@@ -24,6 +24,7 @@ from catwise.metrics import evaluate
 from catwise.metrics.evaluation import compare
 from catwise.progress import Progress
 from catwise.reporting import write_run
+from catwise.tuning import tune
 
 if TYPE_CHECKING:
     import os
@@ -70,7 +71,6 @@ class DemoConfig:
         epochs: passes of the network's training.
         width: of the network; the features are eight times as wide.
         noise: standard deviation of the noise on each pixel.
-        ceiling_penalty: of the ceiling's fit, see :func:`~catwise.demo.model.fit_head`.
         bootstrap: replicates for the intervals of the gains.
 
     Raises:
@@ -84,7 +84,6 @@ class DemoConfig:
     epochs: int = 8
     width: int = 16
     noise: float = 0.15
-    ceiling_penalty: float = 0.01
     bootstrap: int = 500
 
     def __post_init__(self) -> None:
@@ -185,7 +184,7 @@ def run_demo(
         base = read_head(folder / _FILES["checkpoint"], key=HEAD_KEY, categories=CATEGORIES)
         base = base.replace(provenance={"checkpoint": _FILES["checkpoint"], "key": HEAD_KEY})
         tuned, took = _tune_all(base, splits, features, seed, progress)
-        ceiling, took["ceiling"] = _fit_ceiling(splits, features, config)
+        ceiling, took["ceiling"] = _fit_ceiling(base, splits, features)
         heads = {"before": base, **{k: r.head for k, r in tuned.items()}, "ceiling": ceiling}
         table, categories = _judge(heads, features["test"], splits["test"].truth, config, seed)
         table = [{**row, "seconds": took.get(row["method"], seconds)} for row in table]
@@ -322,8 +321,6 @@ def _tune_all(
     progress: ProgressCallback | None,
 ) -> tuple[dict[str, TuneResult], dict[str, float]]:
     """CFT as published and catwise's default, on the same labels, and their seconds."""
-    from catwise.tuning import tune
-
     train = (features["train"], splits["train"].labels)
     valid = (features["valid"], splits["valid"].labels)
     results, seconds = {}, {}
@@ -351,16 +348,18 @@ def _named(name: str, progress: ProgressCallback | None) -> ProgressCallback | N
 
 
 def _fit_ceiling(
-    splits: dict[str, _Split], features: dict[str, Features], config: DemoConfig
+    base: Head, splits: dict[str, _Split], features: dict[str, Features]
 ) -> tuple[Head, float]:
     """A head fitted to all the labels of the training and validation scenes."""
     started = time.perf_counter()
-    weight, bias = fit_head(
+    assert base.bias is not None  # noqa: S101  # the network's head has one
+    weight, bias = fit_ceiling(
+        base.weight,
+        base.bias,
         np.concatenate([features[name].values for name in ("train", "valid")]),
         np.concatenate([splits[name].scenes.present for name in ("train", "valid")]),
-        penalty=config.ceiling_penalty,
     )
-    return Head(weight, bias, categories=CATEGORIES), round(time.perf_counter() - started, 2)
+    return base.replace(weight=weight, bias=bias), round(time.perf_counter() - started, 2)
 
 
 def _judge(
