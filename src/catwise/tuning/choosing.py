@@ -135,7 +135,8 @@ def choose(values: NDArray[Any], positives: NDArray[np.float64], rule: Rule) -> 
 def worth(scored: Scored, rule: Rule) -> NDArray[np.float64]:
     """(C,) gains of the choosing over the original head, each part's chosen without it.
 
-    Parts count by their known positives. NaN where no part holds both classes.
+    Parts count by their known positives. NaN where no part holds both classes, and where
+    there are not two rows of each: what chose must not score.
     """
     index = np.arange(scored.values.shape[1])
     total, weight = np.zeros(index.size), np.zeros(index.size)
@@ -145,6 +146,7 @@ def worth(scored: Scored, rule: Rule) -> NDArray[np.float64]:
         counts = np.where(np.isfinite(gain), positives, 0.0)
         total += counts * np.nan_to_num(gain)
         weight += counts
+    weight[np.minimum(scored.positives, scored.negatives) < 2] = 0.0
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(weight > 0, total / weight, np.nan)
 
