@@ -104,6 +104,8 @@ def _drawer(bars: Any) -> ProgressCallback:
 
     def draw(progress: Progress) -> None:
         if progress.stage not in tasks:
+            for task in tasks.values():  # work may end early
+                bars.stop_task(task)
             tasks[progress.stage] = bars.add_task(progress.stage, message="")
         bars.update(
             tasks[progress.stage],
