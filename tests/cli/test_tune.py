@@ -15,13 +15,21 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
 from catwise.cli import main
 from catwise.cli.console import Output
-from catwise.errors import CategoryError, IdError, LabelError, MismatchError, OutputError
-from catwise.heads import load_head
+from catwise.errors import (
+    CategoryError,
+    ConfigError,
+    IdError,
+    LabelError,
+    MismatchError,
+    OutputError,
+)
+from catwise.heads import load_head, read_head
 from catwise.progress import Progress
 from cli.example import NAMES, make_example
 
@@ -234,6 +242,53 @@ def test_dry_run_finds_a_mismatch(fake: Fake, tmp_path: Path) -> None:
     assert run(*dry, *model, "--force").exit_code == 0
     (tmp_path / "names").write_text("\n".join([*NAMES[1:], "gnu"]))
     assert run(*dry, *model).exit_code == CategoryError.exit_code
+
+
+def test_logits_are_compared(fake: Fake, tmp_path: Path) -> None:
+    """The model's own logits are put in the labels' order, and must be the head's."""
+    features = np.load("all.npz")
+    head = read_head("model.safetensors")
+    logits = head.logits(features["features"]).numpy()
+    np.save(tmp_path / "logits.npy", logits)
+    np.save(tmp_path / "others.npy", logits[:, ::-1])
+    np.savez(tmp_path / "ids.npz", logits=logits[::-1], ids=features["ids"][::-1])
+    both = ["tune", "--features", "all.npz", "--labels", "all.csv", *MODEL, "--dry-run"]
+    both += ["--split-column", "split", "--encoding", "nan", "--out", str(tmp_path / "run")]
+    by_id = ["--id-column", "image", "--group-column", "patient"]
+    by_place = ["--ignore-column", "image", "--ignore-column", "patient"]
+    for rows in (by_id, by_place):
+        given = run(*both, *rows, "--logits", str(tmp_path / "logits.npy"))
+        assert given.exit_code == 0, given.output
+        others = run(*both, *rows, "--logits", str(tmp_path / "others.npy"))
+        assert others.exit_code == MismatchError.exit_code
+    assert run(*both, *by_id, "--logits", str(tmp_path / "ids.npz")).exit_code == 0
+
+
+def test_options_are_checked_in_a_dry_run(fake: Fake, tmp_path: Path) -> None:
+    """What the tuning would refuse is refused by the rehearsal."""
+    dry = ["tune", *TRAIN, *MODEL, "--out", str(tmp_path / "run"), "--dry-run"]
+    assert run(*dry, "--preset", "paper").exit_code == ConfigError.exit_code
+    wrong = run(*dry, *VALID, "--preset", "paper", "--validation", "fit_and_select")
+    assert wrong.exit_code == ConfigError.exit_code
+    assert run(*dry, *VALID, "--preset", "paper", "--method", "bp_bce").exit_code == 0
+
+
+@pytest.mark.parametrize("device", ["meta:x", "gpu", "cuda:999"])
+def test_device_must_be_there(fake: Fake, tmp_path: Path, device: str) -> None:
+    """A device that torch does not know or have is an option that is not possible."""
+    result = run("tune", *TRAIN, *MODEL, "--out", str(tmp_path / "run"), "--device", device)
+    assert result.exit_code == ConfigError.exit_code, result.output
+    assert f"the device '{device}' cannot be used" in result.stderr
+
+
+def test_rows_without_names_are_named(fake: Fake, tmp_path: Path) -> None:
+    """A checkpoint's rows take the names of as many label columns, and the account says so."""
+    out = tmp_path / "run"
+    result = run("tune", *TRAIN, "--checkpoint", "model.safetensors", "--out", str(out), "-q")
+    assert result.exit_code == 0, result.output
+    assert load_head(out / "head.safetensors").categories == NAMES
+    about = json.loads((out / "config.json").read_text())["inputs"]["head"]
+    assert about["names"] == "of the label columns, in their order"
 
 
 def test_earlier_runs_are_safe(fake: Fake, tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ def record(category: str, index: int, status: str = "replaced", **more: Any) -> 
         "n_negative_valid": 50,
         "gap_auroc": 0.03125,
         "gap_average_precision": None,
+        **more,
     }
 
 
@@ -222,12 +223,25 @@ def test_page_without_any_score() -> None:
     assert "Memorisation gap" not in page
 
 
+def test_page_shows_only_columns_with_something() -> None:
+    """Columns that no category fills are left out; candidates' scores get one each."""
+    records = [
+        record("cat", 0, n_positive_train=None, candidate=None, candidates={"base": 0.5, "b": None})
+    ]
+    root = parse(render_report(run_document(result(records=records))))
+    heads = [cell.text for cell in root.iterfind(".//table[@class='sortable']/thead/tr/th")]
+    assert "base (raw)" in heads
+    assert not {"train +", "b (raw)"} & set(heads)
+    assert "train −" in heads
+    assert "None" not in "".join(root.itertext())
+
+
 def test_page_without_an_honest_score() -> None:
     """Where only the data that chose gave a score, no gain is claimed."""
     summary = result().summary | {"after": None, "gain": None}
     page = render_report(run_document(result(summary=summary)))
     assert "0.5000 → ?" in page
-    assert "0.7500 on the data that chose it, which is too high" in page
+    assert "0.7500 on the data that chose it, not corrected" in page
 
 
 def test_run_is_written_whole(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from catwise.cli.inputs import (
+    check_device,
     describe_features,
     describe_head,
     describe_labels,
@@ -94,6 +95,7 @@ def command(
     metrics = tuple(dict.fromkeys(metrics)) or _DEFAULT_METRICS
     from catwise.metrics.evaluate import evaluate
 
+    check_device(device)
     head = load_the_head(source)
     features, labels = load_source(data, table)
     result = evaluate(

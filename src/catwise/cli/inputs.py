@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Pair",
+    "check_device",
     "describe_features",
     "describe_head",
     "describe_labels",
@@ -229,6 +230,27 @@ def load_the_head(source: HeadOptions) -> Head:
     return read_head(
         str(source.checkpoint), key=source.head_key, bias_key=source.bias_key, categories=names
     )
+
+
+def check_device(name: str | None) -> str | None:
+    """Refuse a device that is not there.
+
+    Raises:
+        ConfigError: If torch does not know it or cannot use it.
+    """
+    if name is None:
+        return None
+    import torch
+
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(
+            f"the device {name!r} cannot be used.",
+            found=str(error).strip().split("\n")[0],
+            expected="cpu" + (", cuda" if torch.cuda.is_available() else ""),
+        ) from error
+    return name
 
 
 def name_rows(head: Head, labels: PartialLabels) -> tuple[Head, bool]:

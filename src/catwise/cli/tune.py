@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from catwise.cli.inputs import (
+    check_device,
     describe_head,
     environment,
     load_logits,
@@ -107,6 +108,7 @@ def command(
     from catwise.reporting.run import check_output
 
     check_output(out, overwrite=overwrite)
+    check_device(device)
     pair = load_pair(data, table)
     head, named = name_rows(load_the_head(source), pair.train[1])
     about = describe_head(source, head)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from catwise.reporting.summary import STATUSES, facts, headline, metric_label
 from catwise.reporting.text import (
@@ -93,10 +93,7 @@ def _view(document: Mapping[str, Any]) -> dict[str, Any]:
         "version": document.get("catwise", ""),
         "headline": headline(document),
         "facts": facts(summary, records),
-        "candidates": _candidates(records),
-        "rows": [
-            _row(number, record, _candidates(records)) for number, record in enumerate(records)
-        ],
+        "table": _table(records),
         "reasons": _reasons(records),
         "gap": _gap(document.get("gap")),
         "notes": [str(note) for note in document.get("notes") or []],
@@ -121,45 +118,74 @@ def _candidates(records: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(names)
 
 
-def _row(number: int, record: Mapping[str, Any], candidates: Sequence[str]) -> dict[str, Any]:
-    """One category as cells: (text, key to sort by, whether it is a number)."""
+class _Cell(NamedTuple):
+    """What a cell shows, and what it is sorted by."""
 
-    def sortable(text: str, value: Any) -> tuple[str, Any, bool]:
-        return text, "" if value is None else value, True
+    text: str
+    key: Any
 
-    def numeric(text: str, key: str) -> tuple[str, Any, bool]:
-        return sortable(text, record.get(key))
 
-    scores = record.get("candidates") or {}
+def _plain(value: object) -> str:
+    return "" if value is None else str(value)
 
-    status = str(record.get("status", ""))
-    cells = [
-        (status, status, False),
-        numeric(score(record.get("before")), "before"),
-        numeric(score(record.get("after")), "after"),
-        numeric(gain(record.get("gain")), "gain"),
-        numeric(interval(record.get("gain_low"), record.get("gain_high")), "gain_low"),
-        numeric(score(record.get("selected_on")), "selected_on"),
-        *(
-            numeric(count(record.get(key)), key)
-            for key in (
-                "n_positive_train",
-                "n_negative_train",
-                "n_positive_valid",
-                "n_negative_valid",
-            )
-        ),
-        numeric(gain(record.get("gap_auroc")), "gap_auroc"),
-        *(sortable(score(scores.get(name)), scores.get(name)) for name in candidates),
-        (str(record.get("candidate") or ""), str(record.get("candidate") or ""), False),
-        (_why(record), str(record.get("reason", "")), False),
+
+def _columns(candidates: Sequence[str]) -> list[tuple[str, str, _Maker]]:
+    """Heading, kind and cells of every column after the category's name."""
+
+    def of(key: str, text: Callable[[object], str] = _plain) -> _Maker:
+        return lambda record: _Cell(text(record.get(key)), _sort_key(record.get(key)))
+
+    def bounds(record: Mapping[str, Any]) -> _Cell:
+        low, high = record.get("gain_low"), record.get("gain_high")
+        return _Cell(interval(low, high), _sort_key(low))
+
+    def candidate(name: str) -> _Maker:
+        return lambda record: of(name, score)(record.get("candidates") or {})
+
+    return [
+        ("status", "status", of("status")),
+        ("before", "number", of("before", score)),
+        ("after", "number", of("after", score)),
+        ("gain", "number", of("gain", gain)),
+        ("interval", "number", bounds),
+        ("raw", "number", of("selected_on", score)),
+        ("train +", "number", of("n_positive_train", count)),
+        ("train −", "number", of("n_negative_train", count)),
+        ("fresh +", "number", of("n_positive_valid", count)),
+        ("fresh −", "number", of("n_negative_valid", count)),
+        ("AUROC gap", "number", of("gap_auroc", gain)),
+        *((f"{name} (raw)", "number", candidate(name)) for name in candidates),
+        ("candidate", "text", of("candidate")),
+        ("why", "why", lambda record: _Cell(_why(record), str(record.get("reason", "")))),
     ]
-    return {
-        "name": str(record.get("category", number)),
-        "number": number,
-        "status": status if status in STATUSES else "other",
-        "cells": cells,
-    }
+
+
+_Maker: TypeAlias = "Callable[[Mapping[str, Any]], _Cell]"
+
+
+def _sort_key(value: Any) -> Any:
+    return "" if value is None else value
+
+
+def _table(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The table of all categories; columns in which no category has a number are left out."""
+    made = [
+        (heading, kind, [make(record) for record in records])
+        for heading, kind, make in _columns(_candidates(records))
+    ]
+    columns = [one for one in made if one[1] != "number" or any(c.key != "" for c in one[2])]
+    rows = []
+    for number, record in enumerate(records):
+        status = str(record.get("status", ""))
+        rows.append(
+            {
+                "name": str(record.get("category", number)),
+                "number": number,
+                "status": status if status in STATUSES else "other",
+                "cells": [(kind, *cells[number]) for _, kind, cells in columns],
+            }
+        )
+    return {"headings": [(heading, kind) for heading, kind, _ in columns], "rows": rows}
 
 
 def _why(record: Mapping[str, Any]) -> str:

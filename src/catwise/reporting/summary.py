@@ -72,7 +72,7 @@ def _change(document: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     """The gain and how sure it is."""
     if summary.get("after") is None:
         raw = score(summary.get("selected_on"))
-        return f"not known without other data; {raw} on the data that chose it, which is too high"
+        return f"not known without other data; {raw} on the data that chose it, not corrected"
     bounds = interval(summary.get("gain_low"), summary.get("gain_high"))
     level = summary.get("level") or (document.get("config") or {}).get("level") or 0.95
     return f"{gain(summary.get('gain'))} ({level:.0%} interval {bounds})"
@@ -85,7 +85,9 @@ def facts(
     found = Counter(str(record.get("status", "")) for record in records)
     pairs = [(status, f"{found[status]:,}") for status in STATUSES]
     if summary.get("selected_on") is not None:
-        pairs.append(("mean on the data that chose it (too high)", score(summary["selected_on"])))
+        pairs.append(
+            ("mean on the data that chose it (not corrected)", score(summary["selected_on"]))
+        )
     if summary.get("seconds") is not None:
-        pairs.append(("seconds", f"{float(summary['seconds']):,.1f}"))
+        pairs.append(("seconds", f"{float(summary['seconds']):,.3g}"))
     return pairs
