@@ -158,6 +158,24 @@ def test_warnings_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.stdout == ""
 
 
+def test_terminal_without_the_signs() -> None:
+    """Where stdout cannot show a sign it is replaced; JSON is escaped and loses nothing."""
+    code = (
+        "import click, catwise.cli.audit as m\n"
+        "from catwise.cli.console import Output\n"
+        "def show():\n"
+        "    Output().line('−1'); Output(json=True).document({'a': '−1'})\n"
+        "m.command = click.Command('audit', callback=show)\n"
+        "from catwise.cli import main\n"
+        "main(['audit'])"
+    )
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, check=True, env=environment
+    )
+    assert done.stdout.decode("cp1252").splitlines() == ["?1", "{", '  "a": "\\u22121"', "}"]
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")  # noqa: PTH110
 def test_full_stdout() -> None:
     """A document that does not fit where stdout goes is an error, not a silence."""

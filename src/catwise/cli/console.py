@@ -48,7 +48,9 @@ class Output:
         from catwise.reporting.tables import json_ready
 
         if self.json:
-            click.echo(json.dumps(json_ready(value), indent=2, ensure_ascii=False, allow_nan=False))
+            plain = (getattr(sys.stdout, "encoding", None) or "").lower() not in {"utf-8", "utf8"}
+            text = json.dumps(json_ready(value), indent=2, ensure_ascii=plain, allow_nan=False)
+            click.echo(text)
 
     def table(self, table: Any) -> None:
         """Print a table on stdout, if people read."""
