@@ -73,7 +73,7 @@ class Decision(NamedTuple):
         chosen: (C,) int64 candidate of each category; 0 is the original head.
         setting: the candidate chosen for all, -1 where each category has its own.
         pooled: (K,) pooled mean gain of each candidate.
-        selected_on: (C,) float64 score of the chosen, on what chose it.
+        selected_on: (C,) float64 score of the chosen, on the rows that chose it.
         before: (C,) float64 score of the original head.
         after: (C,) float64 score of the chosen, each fold's chosen without it.
         chosen_without: (F, C) int64 what was chosen without each fold.
@@ -163,9 +163,10 @@ def decide(
             chooses, such as the score on all validation rows.
 
     Returns:
-        The choice and its scores.
+        The choice and its scores: all averages over folds, so that they can be compared.
     """
-    total = scores.mean() if final is None else final
+    averages = scores.mean()
+    total = averages if final is None else final
     positives = scores.positives.sum(0)
     chosen, setting = choose(total, positives)
     n_folds, n_categories = scores.positives.shape
@@ -180,8 +181,8 @@ def decide(
         chosen,
         setting,
         pooled_gain(total - total[:1], positives),
-        total[chosen, index],
-        total[0],
+        averages[chosen, index],
+        averages[0],
         FoldScores(after, scores.positives).mean()[0],
         chosen_without,
     )

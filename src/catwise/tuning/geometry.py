@@ -83,7 +83,8 @@ def fit_coordinates(
     offset = total / max(n_rows, 1)
     covariance = gram / max(n_rows, 1) - torch.outer(offset, offset)
     mean = origin + offset
-    spread = covariance.diagonal().sum().clamp_min(torch.finfo(torch.float64).tiny)
+    spread = covariance.diagonal().sum()
+    spread = torch.where(spread > 0, spread, 1.0)
     values, vectors = torch.linalg.eigh(covariance / spread)
     keep = min(n_features, MAX_DIRECTIONS)
     basis = vectors.flip(1)[:, :keep] / spread.sqrt()

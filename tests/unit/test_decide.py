@@ -1,0 +1,163 @@
+"""Decisions: pooled and shrunk gains, keep or replace, and the correction for the choosing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from catwise.tuning.decide import (
+    MIN_POSITIVES,
+    FoldScores,
+    choose_each,
+    choose_one,
+    decide,
+    pooled_gain,
+    shrunk,
+)
+
+NAN = float("nan")
+
+
+def noise(seed, *, candidates=12, folds=5, categories=40, size=0.05, positives=8):
+    """Candidates that differ from the base by noise of each fold alone."""
+    rng = np.random.default_rng(seed)
+    values = 0.5 + size * rng.normal(size=(candidates + 1, folds, categories))
+    return FoldScores(values, np.full((folds, categories), float(positives)))
+
+
+def test_fold_means_are_weighted_by_positives():
+    """A fold counts by its positives; one without a score does not count."""
+    scores = FoldScores(np.array([[[0.2], [0.8], [NAN]]]), np.array([[1.0], [3.0], [0.0]]))
+    assert scores.mean()[0, 0] == pytest.approx(0.65)
+    assert scores.mean(scores.without(1))[0, 0] == pytest.approx(0.2)
+
+
+def test_a_category_without_any_score_is_nan():
+    """Nothing is made up where no fold has both classes."""
+    scores = FoldScores(np.full((2, 3, 1), NAN), np.zeros((3, 1)))
+    assert np.isnan(scores.mean()).all()
+    decision = decide(scores)
+    assert decision.chosen.tolist() == [0]
+    assert np.isnan([decision.before[0], decision.after[0], decision.selected_on[0]]).all()
+
+
+def test_pooled_gain_leaves_unknown_gains_out():
+    """Categories weigh n / (n + 100); NaN weighs nothing."""
+    gain = np.array([[0.1, 0.4, NAN]])
+    expected = (0.1 * 0.5 + 0.4 * 0.75) / 1.25
+    assert pooled_gain(gain, np.array([100.0, 300.0, 50.0]))[0] == pytest.approx(expected)
+    assert pooled_gain(np.array([[NAN]]), np.array([10.0])).tolist() == [0.0]
+
+
+def test_few_positives_shrink_to_the_pooled_mean():
+    """Below five positives nothing of a category's own gain is left."""
+    gain = np.array([[0.2, -0.5, -0.5, NAN]])
+    positives = np.array([1000.0, MIN_POSITIVES - 1.0, 900.0, 400.0])
+    mean = pooled_gain(gain, positives)[0]
+    pulled = shrunk(gain, positives, 100.0)[0]
+    assert pulled[1] == pulled[3] == mean
+    assert pulled[2] == pytest.approx(mean + 0.9 * (-0.5 - mean))
+
+
+def test_under_five_positives_the_pooled_decision_applies():
+    """A rare category follows the others, in both directions."""
+    positives = np.array([200.0, 200.0, 200.0, 4.0])
+    base = np.full(4, 0.5)
+    up = np.stack([base, base + np.array([0.1, 0.1, 0.1, -0.4])])
+    assert choose_one(up, positives)[0].tolist() == [1, 1, 1, 1]
+    assert choose_each(up, positives)[0].tolist() == [1, 1, 1, 1]
+    down = np.stack([base, base - np.array([0.1, 0.1, 0.1, -0.4])])
+    assert choose_one(down, positives)[0].tolist() == [0, 0, 0, 0]
+    assert choose_each(down, positives)[0].tolist() == [0, 0, 0, 0]
+    own = np.array([200.0, 200.0, 200.0, 2_000.0])
+    assert choose_one(up, own)[0].tolist() == [0, 0, 0, 0]  # it now weighs most in the mean
+    assert choose_each(up, own)[0].tolist() == [1, 1, 1, 0]
+
+
+def test_choose_one_keeps_a_category_that_lost():
+    """One candidate for all; per category only keep or replace."""
+    positives = np.full(4, 500.0)
+    scores = np.array([[0.5] * 4, [0.6, 0.6, 0.6, 0.3], [0.55, 0.55, 0.55, 0.55]])
+    chosen, setting = choose_one(scores, positives)
+    assert setting == 2  # 0.05 on the mean against 0.025
+    assert chosen.tolist() == [2, 2, 2, 2]
+    scores[2] = 0.5
+    chosen, setting = choose_one(scores, positives)
+    assert (chosen.tolist(), setting) == ([1, 1, 1, 0], 1)
+
+
+def test_no_positive_no_change():
+    """A category without a fresh positive keeps its head, whatever the others do."""
+    scores = np.array([[0.5, 0.5, NAN], [0.7, 0.7, NAN]])
+    positives = np.array([100.0, 100.0, 0.0])
+    assert choose_one(scores, positives)[0].tolist() == [1, 1, 0]
+    assert choose_each(scores, positives)[0].tolist() == [1, 1, 0]
+
+
+def test_ties_keep_the_first():
+    """Equal gains go to the candidate that was named first; no gain keeps the base."""
+    positives = np.full(3, 50.0)
+    same = np.full((3, 3), 0.5)
+    assert choose_one(same, positives)[1] == 0
+    assert choose_each(same, positives)[0].tolist() == [0, 0, 0]
+    same[1:] = 0.6
+    assert choose_one(same, positives)[1] == 1
+    assert choose_each(same, positives)[0].tolist() == [1, 1, 1]
+
+
+def test_a_fold_is_scored_by_the_choice_made_without_it():
+    """Fold 0 alone speaks for candidate 1: without it the base is kept there."""
+    values = np.zeros((2, 4, 1))
+    values[1, 0], values[1, 1:] = 0.9, -0.1
+    decision = decide(FoldScores(values, np.full((4, 1), 50.0)))
+    assert decision.chosen.tolist() == [1]
+    assert decision.chosen_without[:, 0].tolist() == [0, 1, 1, 1]
+    assert decision.selected_on[0] == pytest.approx(0.15)
+    assert decision.after[0] == pytest.approx(-0.075)
+
+
+def test_the_scores_of_a_fold_do_not_reach_its_own_choice():
+    """Whatever happens in a fold, what was chosen without it stays."""
+    scores = noise(5)
+    first = decide(scores)
+    changed = scores.values.copy()
+    changed[7, 2] += 10.0
+    second = decide(FoldScores(changed, scores.positives))
+    assert np.array_equal(first.chosen_without[2], second.chosen_without[2])
+    assert (second.chosen == 7).any()
+
+
+@pytest.mark.parametrize("choose", [choose_one, choose_each])
+def test_noise_shows_no_gain_after_the_correction(choose):
+    """Of many candidates without merit one looks better, but is not said to be."""
+    raw, corrected = [], []
+    for seed in range(40):
+        decision = decide(noise(seed), choose)
+        raw.append((decision.selected_on - decision.before).mean())
+        corrected.append((decision.after - decision.before).mean())
+    error = np.std(corrected) / np.sqrt(len(corrected))
+    assert np.mean(raw) > 10 * error
+    assert abs(np.mean(corrected)) < 3 * error
+
+
+def test_a_real_gain_survives_the_correction():
+    """What is better in every fold is chosen in every fold."""
+    scores = noise(0, size=0.01)
+    scores.values[4] += 0.2
+    decision = decide(scores)
+    assert decision.setting == 4
+    assert (decision.chosen_without == 4).all()
+    assert np.array_equal(decision.after, decision.selected_on)
+    assert (decision.after - decision.before).mean() == pytest.approx(0.2, abs=0.01)
+
+
+def test_scores_stay_on_one_scale_when_another_score_chooses():
+    """Before, after and selected_on are averages over folds, whatever chose."""
+    scores = noise(1, size=0.01)
+    scores.values[3] += 0.2
+    other = scores.mean() - 0.3  # such as average precision on all rows, which differs in level
+    decision = decide(scores, choose_each, final=other)
+    assert (decision.chosen == 3).all()
+    assert np.array_equal(decision.before, scores.mean()[0])
+    assert np.array_equal(decision.selected_on, scores.mean()[3])
+    assert np.array_equal(decision.after, decision.selected_on)
