@@ -116,23 +116,45 @@ def shrunk(
 
 
 def choose_one(
-    scores: NDArray[np.float64], positives: NDArray[np.float64]
+    scores: NDArray[np.float64], positives: NDArray[np.float64], *, n_preferred: int | None = None
 ) -> tuple[NDArray[np.int64], int]:
     """The candidate with the best pooled mean for all; each category keeps or takes it.
+
+    Candidates beyond the preferred ones must beat the best of those by more than one standard
+    error of the paired difference over categories (the one-standard-error rule of Breiman et
+    al., Classification and Regression Trees, 1984), so that few labels do not decide by chance.
 
     Args:
         scores: (K, C) larger is better, candidate 0 the original head.
         positives: (C,) known fresh positives.
+        n_preferred: candidates 1 … n_preferred are preferred; all of them if None.
 
     Returns:
         (C,) chosen candidates and the one chosen for all, which is 0 if no gain is positive.
     """
     gain = scores - scores[:1]
-    best = int(np.argmax(pooled_gain(gain, positives)))
+    pooled = pooled_gain(gain, positives)
+    first = len(scores) - 1 if n_preferred is None else n_preferred
+    best = int(np.argmax(pooled[: first + 1]))
+    if first + 1 < len(scores):
+        rival = first + 1 + int(np.argmax(pooled[first + 1 :]))
+        difference = gain[rival] - gain[best]
+        if pooled[rival] - pooled[best] > _standard_error(difference, positives):
+            best = rival
     if best == 0:
         return np.zeros(scores.shape[1], dtype=np.int64), 0
     better = shrunk(gain[best : best + 1], positives, _POOLED_PRIOR)[0] > 0
     return np.where(better & (positives > 0), best, 0).astype(np.int64), best
+
+
+def _standard_error(difference: NDArray[np.float64], positives: NDArray[np.float64]) -> float:
+    """Of the pooled mean of (C,) differences, from their spread over categories."""
+    known = np.isfinite(difference)
+    weight = np.where(known, positives / (positives + _POOLED_PRIOR), 0.0)
+    values = np.where(known, difference, 0.0)
+    total = max(float(weight.sum()), _TINY)
+    mean = float((weight * values).sum()) / total
+    return float(np.sqrt((weight**2 * (values - mean) ** 2).sum())) / total
 
 
 def choose_each(

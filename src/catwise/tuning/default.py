@@ -19,6 +19,7 @@ of T and of steps alpha; per category the best shrunk gain wins.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -207,7 +208,7 @@ def fit_and_select(
         The changes and their account.
     """
     train = None if train is None else train.known()
-    weights = (0.0,) if train is None else config.source_weights
+    weights = (0.0,) if train is None else tuple(sorted(config.source_weights, reverse=True))
     settings = [Setting("base", {})] + [
         Setting(f"omega={w:g},kappa={p:g}", {"source_weight": w, "penalty": p})
         for w in weights
@@ -241,7 +242,9 @@ def fit_and_select(
             values[k + 1, :, block] = scorer(out[k], block)
         passes += fitter.passes
     scores = FoldScores(values if metric.higher_is_better else -values, scorer.positives)
-    decision = decide(scores, choose_one)
+    # A weight of 0 (the last) must beat the others clearly: see `choose_one`.
+    preferred = len(config.penalties) * max(len(weights) - 1, 1)
+    decision = decide(scores, partial(choose_one, n_preferred=preferred))
     setting = decision.setting
     delta = fresh.x.new_zeros(n_categories, fresh.x.shape[1])
     intercept = fresh.x.new_zeros(n_categories)

@@ -93,8 +93,8 @@ def tune(
             no other.
         seed: of the folds and of soft targets.
         device: where to compute; None: where the training features are.
-        logits: (N, C) the model's own logits of the training rows, to check that the head and
-            the features reproduce them.
+        logits: (N, C) the model's own logits of the training rows, in the labels' order, to check
+            that the head and the features reproduce them.
         policy: what uncertain and blank labels count as in fitting; by default they are left
             out. Scores use hard known labels only.
         force: go on although head, features and columns look mismatched.
@@ -265,7 +265,7 @@ def _open(
         notes += check_disjoint(train, valid)
         fresh_aligned = align(head, *valid, name="valid")
         notes += fresh_aligned.notes
-        ordered = _same_categories(labels, valid[1])
+        ordered = _same_categories(aligned, fresh_aligned)
         taken = aligned_features(valid[0], fresh_aligned.rows)
         check_finite(taken, name="valid features")
         fresh = _data(taken, ordered, policy, seed)
@@ -295,12 +295,20 @@ def _data(features: Any, labels: PartialLabels, policy: LabelPolicy | None, seed
     return _Data(features, labels, digests, target, weight)
 
 
-def _same_categories(train: PartialLabels, valid: PartialLabels) -> PartialLabels:
-    """Validation labels with their columns in the order of the training labels'."""
-    index, _ = match_categories(valid.categories, train.categories, name="valid")
-    if np.array_equal(index, np.arange(valid.shape[1])):
-        return valid
-    return valid.take_categories([int(i) for i in index])
+def _same_categories(train: Aligned, valid: Aligned) -> PartialLabels:
+    """Validation labels with their columns in the order of the training labels'.
+
+    By name where both have names; else each column belongs to a row of the head.
+    """
+    wanted, have = train.labels.categories, valid.labels.categories
+    if has_default_names(wanted) or has_default_names(have):
+        rows = [[str(row) for row in side.head_index] for side in (valid, train)]
+        index, _ = match_categories(rows[0], rows[1], name="valid")
+    else:
+        index, _ = match_categories(have, wanted, name="valid")
+    if np.array_equal(index, np.arange(valid.labels.shape[1])):
+        return valid.labels
+    return valid.labels.take_categories([int(i) for i in index])
 
 
 def _check_logits(work: _Work, logits: Any) -> None:
@@ -319,7 +327,7 @@ def _check_logits(work: _Work, logits: Any) -> None:
         )
     error = (given - own).abs()
     scale = _LOGITS_TOLERANCE * (1 + own.abs())
-    if bool((error > scale).any()):
+    if not bool((error <= scale).all()):  # NaN is not equal either
         row, column = divmod(int((error / scale).argmax()), own.shape[1])
         raise MismatchError(
             "the logits given are not those of this head on these features.",
