@@ -103,7 +103,7 @@ def test_file_size_limit(tmp_path: Path) -> None:
 
 def test_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder without write permission is an OutputError before any work is done."""
-    monkeypatch.setattr(os, "access", lambda *args: False)
+    monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(OutputError, match="may write to"), atomic_path(tmp_path / "a"):
         pytest.fail("the block ran")
 
