@@ -330,10 +330,10 @@ def coco_child(folder: Path, validation: str, device: str) -> None:
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     score = {
-        name: catwise.evaluate(h, splits["test"]).macro("average_precision")[0]
+        name: catwise.evaluate(h, splits["test"]).means["average_precision"]["macro"]
         for name, h in (("base", head), ("tuned", result.head))
     }
-    passes = getattr(result, "passes", None)
+    passes = result.summary["passes"]
     print(
         json.dumps(
             {
