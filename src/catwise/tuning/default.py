@@ -165,9 +165,10 @@ class DefaultResult:
         settings: the candidates; the first is the original head.
         decision: what was chosen, and its scores.
         scores: of every candidate in every fold.
-        fold_delta: (F, C, k) changes of the heads fitted without each fold, or None.
+        fold_delta: (F, C, k) changes of the heads fitted without each fold, or None; zeros
+            where the original head is kept.
         fold_intercept: (F, C), or None.
-        logits: (C, n) out-of-fold logits of the candidate chosen for all, or None.
+        logits: (C, n) out-of-fold logits of these heads, or None.
         passes: how often the rows were read by the fits.
     """
 
@@ -263,16 +264,16 @@ def fit_and_select(
             moved = _moved(fresh, deltas[setting - 1, f], intercepts[setting - 1, f], at)
             logits[:, at] = moved
     keep = torch.from_numpy(decision.chosen == 0).to(delta.device)
-    at_base = setting <= 0
+    best = max(setting - 1, 0)  # all categories are kept where the base was chosen
     return DefaultResult(
         delta.masked_fill(keep[:, None], 0.0),
         intercept.masked_fill(keep, 0.0),
         settings,
         _signed(decision, metric),
         FoldScores(values, scorer.positives),
-        deltas[0] * 0 if at_base else deltas[setting - 1],
-        intercepts[0] * 0 if at_base else intercepts[setting - 1],
-        logits,
+        deltas[best].masked_fill(keep[:, None], 0.0),
+        intercepts[best].masked_fill(keep, 0.0),
+        torch.where(keep[:, None], fresh.logits, logits),
         {"fits": passes},
     )
 

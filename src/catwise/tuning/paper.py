@@ -13,6 +13,7 @@ import torch
 
 from catwise.errors import ConfigError, nearest
 from catwise.features.blocks import feature_shape, iterate_blocks
+from catwise.metrics.per_category import undefined_reason
 from catwise.tuning.backprop import BackpropConfig, ColumnMetric, TuningData, fit_backprop
 from catwise.tuning.default import prepared_metric
 from catwise.tuning.records import Scores
@@ -138,7 +139,7 @@ def run_paper(
         given = replace(base, loss=METHODS[name])
         bias = None if head.bias is None else head.bias
         results[name] = fit_backprop(head.weight, bias, data, fresh, given, progress=progress)
-    return _best(results, metric)
+    return _best(results, metric, _skip_reasons(data.codes, fresh.codes))
 
 
 def _dense(
@@ -158,7 +159,18 @@ def _dense(
     return out
 
 
-def _best(results: dict[str, BackpropResult], metric: Metric) -> PaperResult:
+def _skip_reasons(train: torch.Tensor, valid: torch.Tensor) -> list[str | None]:
+    """Why a category cannot be tuned, as the records say it, from (N, C) codes; else None."""
+    sides = [undefined_reason(codes.cpu().numpy()) for codes in (train, valid)]
+    return [
+        f"{one}_in_train" if one else f"{other}_in_valid" if other else None
+        for one, other in zip(*sides, strict=True)
+    ]
+
+
+def _best(
+    results: dict[str, BackpropResult], metric: Metric, reasons: list[str | None]
+) -> PaperResult:
     """Per category the best method on validation; ties go to the first."""
     names, found = list(results), list(results.values())
     sign = 1.0 if metric.higher_is_better else -1.0
@@ -173,9 +185,9 @@ def _best(results: dict[str, BackpropResult], metric: Metric) -> PaperResult:
     best = torch.stack([r.best_score for r in found])[pick, index].cpu().numpy()
     before = first.base_score.cpu().numpy()
     status, reason, candidate = [], [], []
-    for c, skipped in enumerate(first.skipped):
-        status.append("skipped" if skipped else ("replaced" if replaced[c] else "kept"))
-        reason.append(skipped or ("best_step" if replaced[c] else "base_best"))
+    for c, why in enumerate(reasons):
+        status.append("skipped" if why else ("replaced" if replaced[c] else "kept"))
+        reason.append(why or ("best_step" if replaced[c] else "base_best"))
         candidate.append(names[int(pick[c])] if replaced[c] else "base")
     nothing = np.full(len(status), np.nan)
     after = np.where(replaced | np.isnan(before), np.nan, before)

@@ -11,13 +11,21 @@ import numpy as np
 import torch
 
 from catwise._version import __version__
-from catwise.errors import ConfigError, InSampleWarning, LabelError, MismatchError, nearest
+from catwise.errors import (
+    CategoryError,
+    ConfigError,
+    InSampleWarning,
+    LabelError,
+    MismatchError,
+    nearest,
+)
 from catwise.features import check_finite
 from catwise.joining import (
+    Aligned,
     align,
     aligned_features,
     check_disjoint,
-    match_categories,
+    has_default_names,
     source_digests,
     source_ids,
 )
@@ -298,24 +306,37 @@ def _data(features: Any, labels: PartialLabels, policy: LabelPolicy | None, seed
 def _same_categories(train: Aligned, valid: Aligned) -> PartialLabels:
     """Validation labels with their columns in the order of the training labels'.
 
-    By name where both have names; else each column belongs to a row of the head.
+    By name where both have names; else by the row of the head that a column belongs to.
     """
-    wanted, have = train.labels.categories, valid.labels.categories
-    if has_default_names(wanted) or has_default_names(have):
-        rows = [[str(row) for row in side.head_index] for side in (valid, train)]
-        index, _ = match_categories(rows[0], rows[1], name="valid")
-    else:
-        index, _ = match_categories(have, wanted, name="valid")
-    if np.array_equal(index, np.arange(valid.labels.shape[1])):
+    sides = (train, valid)
+    named = not any(has_default_names(side.labels.categories) for side in sides)
+    wanted, have = (
+        list(side.labels.categories if named else side.head_index.tolist()) for side in sides
+    )
+    place = {key: column for column, key in enumerate(have)}
+    lacking = [train.categories[i] for i, key in enumerate(wanted) if key not in place]
+    if lacking:
+        raise CategoryError(
+            f"the validation labels lack {len(lacking):,} of the training labels' "
+            f"{len(wanted):,} categories.",
+            found=f"not there: {', '.join(map(repr, lacking[:3]))}",
+            expected="the same categories in both, in any order",
+            remedy="add the columns, with unknown labels, or leave them out of both",
+        )
+    index = [place[key] for key in wanted]
+    if index == list(range(valid.labels.shape[1])):
         return valid.labels
-    return valid.labels.take_categories([int(i) for i in index])
+    return valid.labels.take_categories(index)
 
 
 def _check_logits(work: _Work, logits: Any) -> None:
     """The model's own logits must be the head's on these features."""
     if logits is None:
         return
-    given = torch.as_tensor(np.asarray(logits)).double()
+    if isinstance(logits, torch.Tensor):
+        given = logits.detach().cpu().double()
+    else:
+        given = torch.from_numpy(np.array(logits, dtype=np.float64, order="C"))
     own = work.scored.logits(work.train.features).cpu().double()
     if given.shape[1:] == (work.base.n_categories,):
         given = given[:, torch.from_numpy(work.index)]

@@ -1,0 +1,805 @@
+"""`tune` from the door to the records: both presets, what stays as it was, what is refused."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+
+import catwise
+from catwise import Head, PartialLabels
+from catwise.errors import (
+    CategoryError,
+    ConfigError,
+    FeatureError,
+    IdError,
+    InSampleWarning,
+    LabelError,
+    MismatchError,
+    ShapeError,
+)
+from catwise.features import Features
+from catwise.heads.core import head_bytes
+from catwise.joining import source_digests
+from catwise.labels import LabelPolicy
+from catwise.metrics import METRICS
+from catwise.reporting.tables import RECORD_COLUMNS
+from catwise.testing import Task, assert_same_head, make_task
+from catwise.tuning.default import DefaultConfig
+from catwise.tuning.paper import PaperConfig
+
+QUICK = PaperConfig(lr=2e-3, max_steps=60, patience=20)
+SMALL = DefaultConfig(penalties=(2.5, 0.6), n_folds=3)
+SUMMARY = (
+    *("metric", "n_categories", "n_replaced", "n_kept", "n_skipped", "n_scored"),
+    *("before", "after", "gain", "gain_low", "gain_high", "level", "selected_on"),
+    *("choice", "seconds", "passes"),
+)
+CONFIG = (
+    *("preset", "methods", "validation", "metric", "seed", "device", "policy", "options"),
+    *("catwise", "torch", "base"),
+)
+
+
+@cache
+def task(**options) -> Task:
+    return make_task(300, 150, 400, 16, 5, **options)
+
+
+def tuned(made=None, **options):
+    made = made or task()
+    return catwise.tune(made.head, made.train.pair, made.valid.pair, **options)
+
+
+@cache
+def default_result():
+    return tuned()
+
+
+def mean_score(head, split, metric="average_precision"):
+    found = catwise.evaluate(head, split.pair, metrics=(metric,))
+    return found.means[metric]["macro"]
+
+
+def with_codes(split, codes):
+    """The split's features, with other labels."""
+    labels = split.labels
+    return split.features, PartialLabels(codes, labels.ids, labels.categories, labels.groups)
+
+
+# ------------------------------------------------------------------------------- the API
+
+
+def test_the_api_of_the_readme_on_plain_arrays():
+    """Arrays with NaN blanks and no names: tune, look at the records, evaluate."""
+    made = task()
+    blank = [
+        np.where(s.labels.codes >= 0, s.labels.codes, np.nan).astype(float)
+        for s in (made.train, made.valid)
+    ]
+    z, zv, zt = (s.features.values for s in (made.train, made.valid, made.test))
+    labels, labels_v = (PartialLabels.from_array(y, encoding="nan") for y in blank)
+    head = Head(made.head.weight, made.head.bias)
+    result = catwise.tune(
+        head,
+        train=(z, labels),
+        valid=(zv, labels_v),
+        metric="average_precision",
+        preset="default",
+        methods=None,
+        validation=None,
+        seed=0,
+        device=None,
+    )
+    assert result.head.weight.shape == head.weight.shape
+    assert result.head.bias.shape == head.bias.shape
+    assert [r["category"] for r in result.records] == ["0", "1", "2", "3", "4"]
+    labels_t = PartialLabels.from_array(made.test.truth.codes, encoding="nan")
+    after = catwise.evaluate(result.head, (zt, labels_t))
+    assert after.means["average_precision"]["macro"] > mean_score(made.head, made.test) + 0.05
+    # Positions and names lead to the same numbers; the folds are drawn from other digests.
+    torch.testing.assert_close(result.head.weight, default_result().head.weight, rtol=0.5, atol=0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "least"),
+    [
+        ({}, 0.08),
+        ({"validation": "fit_and_select"}, 0.08),
+        ({"validation": "select"}, 0.05),
+        ({"preset": "paper", "config": QUICK}, 0.02),
+        ({"preset": "paper", "methods": ["bp_asl"], "config": QUICK}, 0.02),
+        ({"preset": "paper", "methods": ["bp_bce", "bp_asl"], "config": QUICK}, 0.02),
+        ({"metric": "auroc"}, 0.05),
+        ({"metric": METRICS["best_f1"], "config": SMALL}, 0.05),
+    ],
+)
+def test_a_tuned_head_is_better_on_clean_test_data(options, least):
+    """On a task with planted signal the mean average precision of fresh data rises."""
+    made = task()
+    result = tuned(made, **options)
+    assert mean_score(result.head, made.test) > mean_score(made.head, made.test) + least
+    assert result.summary["n_replaced"] >= 3
+    assert result.base is made.head
+
+
+def test_without_validation_it_is_cross_fitted_on_training_labels_and_says_so():
+    """valid=None warns, says what that is worth, and still gives folds and records."""
+    made = task(memorised=0.0)
+    noise = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
+    head = made.head.replace(weight=made.head.weight + noise)
+    with pytest.warns(InSampleWarning, match="cross-fitted"):
+        result = catwise.tune(head, made.train.pair)
+    assert any("memorised" in note for note in result.notes)
+    assert result.gap is None
+    assert result.config["validation"] is None
+    assert len(result.folds.fold) == 300
+    for record in result.records:
+        assert record["scored_on"].startswith("training labels")
+        assert record["n_positive_valid"] is None
+        assert record["gap_auroc"] is None
+    assert mean_score(result.head, made.test) > mean_score(head, made.test) + 0.05
+
+
+def test_validation_select_only_chooses():
+    """Validation labels choose among directions of the training labels, and fit nothing."""
+    result = tuned(validation="select")
+    assert result.folds is None
+    assert result.config["validation"] == "select"
+    z = task().valid.features
+    level = [head.logits(z).mean(0) for head in (result.head, task().head)]
+    torch.testing.assert_close(*level, rtol=1e-3, atol=1e-3)  # and it does not move the level
+    assert all(r["candidate"].startswith(("base", "a=")) for r in result.records)
+    assert result.summary["choice"] == {"candidate": "one for each category"}
+    gain = result.summary["selected_on"] - result.summary["after"]
+    assert gain >= 0  # one scale, and the raw score is the higher one
+
+
+def test_the_paper_preset_takes_the_best_method_per_category():
+    """With both methods each category has one of them, and its own best step."""
+    one, other, both = (
+        tuned(preset="paper", methods=m, config=QUICK)
+        for m in (["bp_bce"], ["bp_asl"], ["bp_bce", "bp_asl"])
+    )
+    assert both.summary["choice"] == {"methods": ["bp_bce", "bp_asl"]}
+    assert both.folds is None
+    assert any("chose among all steps" in note for note in both.notes)
+    for c, record in enumerate(both.records):
+        scores = {m: r.records[c]["selected_on"] for m, r in (("bp_bce", one), ("bp_asl", other))}
+        assert record["selected_on"] == max(scores.values())
+        source = {"bp_bce": one, "bp_asl": other}[record["candidate"]]
+        assert torch.equal(both.head.weight[c], source.head.weight[c])
+        assert record["after"] is None
+    assert {h["method"] for h in both.history} == {"bp_bce", "bp_asl"}
+
+
+def test_paper_is_its_first_method_by_default():
+    """methods=None is the published binary cross-entropy."""
+    result = tuned(preset="paper", config=QUICK)
+    assert result.config["methods"] == ["bp_bce"]
+    assert result.config["validation"] == "select"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"preset": "paper", "methods": ["ga"]}, "not built yet"),
+        ({"preset": "paper", "methods": ["bp_bec"]}, "did you mean 'bp_bce'"),
+        ({"preset": "paper", "methods": []}, "once"),
+        ({"preset": "paper", "methods": ["bp_bce", "bp_bce"]}, "once"),
+        ({"preset": "paper", "validation": "fit_and_select"}, "choosing only"),
+        ({"methods": ["bp_bce"]}, "takes no methods"),
+        ({"preset": "papr"}, "did you mean 'paper'"),
+        ({"validation": "selct"}, "did you mean 'select'"),
+        ({"metric": "auc"}, "unknown metric"),
+        ({"config": PaperConfig()}, "does not take this config"),
+        ({"preset": "paper", "config": DefaultConfig()}, "does not take this config"),
+    ],
+)
+def test_options_that_cannot_be(options, message):
+    """Each impossible option has its own sentence, before anything is computed."""
+    with pytest.raises(ConfigError, match=message):
+        tuned(**options)
+
+
+@pytest.mark.parametrize("options", [{"preset": "paper"}, {"validation": "select"}])
+def test_choosing_needs_validation(options):
+    """What only chooses by validation cannot do without."""
+    with pytest.raises(ConfigError, match="validation data are needed"):
+        catwise.tune(task().head, task().train.pair, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"penalties": (0.3, 5.0)},
+        {"penalties": (1.0, 0.0)},
+        {"penalties": ()},
+        {"source_weights": (0.3,)},
+        {"source_weights": (0.0, -1.0)},
+        {"n_folds": 1},
+        {"tolerance": 0.0},
+        {"max_iterations": 0},
+        {"loss": "hinge"},
+    ],
+)
+def test_configs_out_of_range_are_refused(options):
+    """The rule that failed is named."""
+    with pytest.raises(ConfigError):
+        DefaultConfig(**options)
+
+
+def test_progress_is_told():
+    """The callback hears of every stage, and the counts arrive at their totals."""
+    seen = []
+    tuned(config=SMALL, progress=seen.append)
+    tuned(validation="select", progress=seen.append)
+    tuned(preset="paper", config=QUICK, progress=seen.append)
+    assert {p.stage for p in seen} >= {"read", "cross-fit", "candidates", "backprop"}
+    for stage in ("cross-fit", "candidates"):
+        last = [p for p in seen if p.stage == stage][-1]
+        assert last.done == last.total
+
+
+# ----------------------------------------------------------------- what stays as it was
+
+
+def halved(made=None):
+    """A task in which two categories cannot be judged: all positive, and unknown, on validation."""
+    made = made or task()
+    codes = made.valid.labels.codes.copy()
+    codes[:, 1] = np.where(codes[:, 1] >= 0, 0, -1)
+    codes[:, 3] = -1
+    return made, with_codes(made.valid, codes)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"validation": "select"}, {"preset": "paper", "config": QUICK}],
+    ids=["default", "select", "paper"],
+)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_skipped_categories_keep_their_bits(options, dtype):
+    """What cannot be judged is skipped with a reason, and not a bit of its row changes."""
+    made, valid = halved()
+    head = made.head.replace(weight=made.head.weight.to(dtype), bias=made.head.bias.to(dtype))
+    result = catwise.tune(head, made.train.pair, valid, **options)
+    assert result.head.dtype == dtype
+    assert result.head.bias.dtype == dtype
+    for c, reason in ((1, "no_known_positive_in_valid"), (3, "no_known_label_in_valid")):
+        record = result.records[c]
+        assert (record["status"], record["candidate"]) == ("skipped", "base")
+        assert record["reason"].startswith("no_known")
+        assert record["reason"] == reason
+        assert record["before"] is record["after"] is record["scored_on"] is None
+        assert torch.equal(result.head.weight[c], head.weight[c])
+        assert torch.equal(result.head.bias[c], head.bias[c])
+    changed = [c for c, r in enumerate(result.records) if r["status"] == "replaced"]
+    assert changed
+    for c in changed:
+        assert not torch.equal(result.head.weight[c], head.weight[c])
+
+
+@pytest.mark.parametrize("options", [{}, {"validation": "select"}])
+def test_a_head_that_is_right_already_is_kept(options):
+    """Without anything to gain the rows stay, bit by bit, and the records say kept."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(500, 6)).astype(np.float32)
+    truth = 3 * rng.normal(size=(4, 6)).astype(np.float32)
+    labels = PartialLabels((z @ truth.T > 3).astype(np.int8))
+    parts = [(z[i::2], labels.take_rows(np.arange(500)[i::2])) for i in (0, 1)]
+    head = Head(truth, np.full(4, -3.0, dtype=np.float32))
+    result = catwise.tune(head, *parts, **options)
+    assert [r["status"] for r in result.records] == ["kept"] * 4
+    assert {r["reason"] for r in result.records} <= {"no_gain", "no_pooled_gain"}
+    assert_same_head(result.head, head)
+    for record in result.records:
+        assert record["before"] == record["after"] == record["selected_on"] == 1.0
+        assert record["gain"] == 0.0
+    assert result.summary["gain"] == 0.0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"validation": "select"}, {"preset": "paper", "config": QUICK}],
+    ids=["default", "select", "paper"],
+)
+def test_a_missing_bias_stays_missing(options):
+    """No bias is invented; the weights still improve."""
+    made = task()
+    head = made.head.replace(bias=None)
+    result = catwise.tune(head, made.train.pair, made.valid.pair, **options)
+    assert result.head.bias is None
+    assert mean_score(result.head, made.test) > mean_score(head, made.test)
+    if result.folds is not None:
+        assert result.folds.bias is None
+        assert all(fold_head.bias is None for fold_head in result.folds.heads)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_more_rows_than_labels_are_matched_by_name(dtype):
+    """Rows without labels keep their bits; the others become what they become alone."""
+    made = task()
+    rng = np.random.default_rng(1)
+    extra = torch.from_numpy(rng.normal(size=(3, 16))).float()
+    weight = torch.cat([extra, made.head.weight.flip(0)]).to(dtype)
+    bias = torch.cat([torch.ones(3), made.head.bias.flip(0)]).to(dtype)
+    names = ["x", "y", "z", *reversed(made.head.categories)]
+    wide = Head(weight, bias, categories=names)
+    result = catwise.tune(wide, made.train.pair, made.valid.pair)
+    assert result.head.categories == tuple(names)
+    assert torch.equal(result.head.weight[:3], weight[:3])
+    assert torch.equal(result.head.bias[:3], bias[:3])
+    assert [r["category"] for r in result.records] == list(made.head.categories)
+    assert [r["index"] for r in result.records] == [7, 6, 5, 4, 3]
+    if dtype == torch.float32:
+        narrow = default_result().head.replace(fitted_on=None, provenance=None)
+        assert_same_head(
+            result.head.take_categories(list(made.head.categories)), narrow, rtol=1e-4, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("named", ["both", "train", "valid"])
+def test_validation_columns_in_another_order_are_matched(named):
+    """By name, or by the head's rows where one of the labels has no names."""
+    made = task()
+    order = [3, 0, 4, 2, 1]
+    train, valid = made.train.labels, made.valid.labels
+    nameless = {name: PartialLabels(x.codes, x.ids) for name, x in (("t", train), ("v", valid))}
+    if named == "train":
+        sides = train.take_categories(order), nameless["v"]
+        expected = order
+    elif named == "valid":
+        sides = nameless["t"], valid.take_categories(order)
+        expected = list(range(5))
+    else:
+        sides = train, valid.take_categories(order)
+        expected = list(range(5))
+    result = catwise.tune(
+        made.head, (made.train.features, sides[0]), (made.valid.features, sides[1])
+    )
+    assert [r["index"] for r in result.records] == expected
+    assert_same_head(result.head, default_result().head, rtol=1e-3, atol=1e-4)
+
+
+def test_rows_are_joined_by_id():
+    """Features in another order than the labels give the same head."""
+    made = task()
+    order = np.random.default_rng(2).permutation(300)
+    z = made.train.features
+    moved = Features(np.asarray(z.values)[order], ids=np.asarray(z.ids)[order])
+    result = catwise.tune(made.head, (moved, made.train.labels), made.valid.pair)
+    assert_same_head(result.head, default_result().head, rtol=1e-5, atol=1e-6)
+
+
+# ------------------------------------------------------------------------------ policies
+
+
+def test_a_label_policy_changes_the_fit_and_is_said():
+    """Uncertain and blank labels fit as the policy says; scores keep to hard labels."""
+    made = task()
+    codes = made.train.labels.codes.copy()
+    codes[(codes == 1) & (np.arange(300)[:, None] % 2 == 0)] = -2
+    train = with_codes(made.train, codes)
+    results = {}
+    for uncertain in ("unknown", "positive", "negative", (0.6, 0.9)):
+        policy = LabelPolicy(uncertain=uncertain)
+        found = catwise.tune(made.head, train, made.valid.pair, policy=policy)
+        assert f"fitting: {policy}" in found.notes
+        assert found.config["policy"] == policy.to_dict()
+        assert [r["before"] for r in found.records] == [
+            r["before"] for r in default_result().records
+        ]
+        results[str(uncertain)] = found.head
+    plain = catwise.tune(made.head, train, made.valid.pair).head
+    # The same sums, once over gathered known rows and once over weighted ones.
+    assert_same_head(results["unknown"], plain, rtol=1e-2, atol=1e-3)
+    weights = [head.weight for head in results.values()]
+    assert all(
+        not torch.allclose(a, b, rtol=1e-2) for i, a in enumerate(weights) for b in weights[:i]
+    )
+
+
+def test_the_paper_preset_takes_hard_policies_only():
+    """Blanks as negatives are fine, soft targets are not."""
+    made = task()
+    codes = made.train.labels.codes.copy()
+    codes[::7] = -2
+    train = with_codes(made.train, codes)
+    options = {"preset": "paper", "config": PaperConfig(lr=2e-3, max_steps=5)}
+    catwise.tune(made.head, train, made.valid.pair, policy=LabelPolicy(blank="negative"), **options)
+    with pytest.raises(ConfigError, match="hard labels only"):
+        catwise.tune(
+            made.head, train, made.valid.pair, policy=LabelPolicy(uncertain=(0.6, 0.9)), **options
+        )
+
+
+# ------------------------------------------------------------------------------- records
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"validation": "select"}, {"preset": "paper", "config": QUICK}, {"metric": "log_loss"}],
+    ids=["default", "select", "paper", "log_loss"],
+)
+def test_records_are_complete_and_agree_with_the_summary(options):
+    """Every key is there, everything is JSON, and means and counts are those of the records."""
+    made, valid = halved()
+    result = catwise.tune(made.head, made.train.pair, valid, **options)
+    for part in (result.records, result.summary, result.config, result.gap, result.history):
+        json.dumps(part, allow_nan=False)
+    assert tuple(result.summary) == SUMMARY
+    assert tuple(result.config) == CONFIG
+    assert all(tuple(r) == RECORD_COLUMNS for r in result.records)
+    status = [r["status"] for r in result.records]
+    for word in ("replaced", "kept", "skipped"):
+        assert result.summary[f"n_{word}"] == status.count(word)
+    before = [r["before"] for r in result.records if r["before"] is not None]
+    assert result.summary["n_scored"] == len(before) == 3
+    assert result.summary["before"] == pytest.approx(np.mean(before))
+    raw = [r["selected_on"] for r in result.records if r["selected_on"] is not None]
+    assert result.summary["selected_on"] == pytest.approx(np.mean(raw))
+    for c, record in enumerate(result.records):
+        codes = made.train.labels.codes[:, c], valid[1].codes[:, c]
+        for name, known in zip(("train", "valid"), codes, strict=True):
+            assert record[f"n_positive_{name}"] == int((known == 1).sum())
+            assert record[f"n_negative_{name}"] == int((known == 0).sum())
+        if record["after"] is not None:
+            assert record["gain"] == pytest.approx(record["after"] - record["before"])
+            assert record["gain_low"] <= record["gain"] <= record["gain_high"]
+    if options.get("preset") == "paper":
+        assert result.summary["after"] is result.summary["gain"] is None
+        return
+    if "kept" not in status:  # a kept category is scored as the choice was, in the mean
+        after = [r["after"] for r in result.records if r["after"] is not None]
+        assert result.summary["after"] == pytest.approx(np.mean(after))
+    summary = result.summary
+    assert summary["gain"] == pytest.approx(summary["after"] - summary["before"])
+    assert summary["gain_low"] < summary["gain"] < summary["gain_high"]
+
+
+def test_a_metric_where_lower_is_better():
+    """Log-loss falls, is reported as it is, and falls on the test data too."""
+    made = task()
+    result = tuned(metric="log_loss")
+    assert 0 < result.summary["after"] < result.summary["before"]
+    assert result.summary["gain"] < 0
+    assert all(r["after"] < r["before"] for r in result.records if r["status"] == "replaced")
+    assert mean_score(result.head, made.test, "log_loss") < mean_score(
+        made.head, made.test, "log_loss"
+    )
+
+
+@pytest.mark.parametrize("metric", ["ece", "brier", "precision"])
+def test_other_metrics_choose_too(metric):
+    """Every metric of the registry can choose; a gain without an interval says None."""
+    result = tuned(metric=metric, config=SMALL)
+    for part in (result.records, result.summary):
+        json.dumps(part, allow_nan=False)
+    assert result.summary["metric"] == metric
+
+
+def test_the_corrected_score_is_near_the_test_score():
+    """What is claimed after tuning is what fresh data show, within its interval and some."""
+    made = make_task(400, 400, 2000, 16, 6, seed=3)
+    result = tuned(made, metric="auroc")
+    fresh = mean_score(result.head, made.test, "auroc")
+    assert result.summary["after"] == pytest.approx(fresh, abs=0.02)
+    assert abs(result.summary["selected_on"] - result.summary["after"]) < 0.02
+
+
+def test_rare_categories_follow_the_pooled_decision():
+    """Under five fresh positives a category is replaced because the others gained."""
+    made = task()
+    codes = made.valid.labels.codes.copy()
+    positives = np.flatnonzero(codes[:, 2] == 1)
+    codes[positives[3:], 2] = -1
+    result = catwise.tune(made.head, made.train.pair, with_codes(made.valid, codes))
+    record = result.records[2]
+    assert record["n_positive_valid"] == 3
+    assert (record["status"], record["reason"]) == ("replaced", "pooled_gain")
+    assert record["gap_auroc"] is None
+
+
+def test_the_gap_is_measured_where_there_are_two_sources():
+    """A memorised training set shows; each record carries its own gap."""
+    result = default_result()
+    assert result.gap["auroc"]["gap"] > 0.05
+    assert result.gap["advice"]
+    gaps = [r["gap_auroc"] for r in result.records]
+    assert all(isinstance(gap, float) for gap in gaps)
+
+
+# ---------------------------------------------------------------------------- folds kept
+
+
+def test_out_of_fold_logits_are_those_of_the_fold_heads():
+    """Row by row the logits are what the head fitted without that row's fold says."""
+    made, valid = halved()
+    result = catwise.tune(made.head, made.train.pair, valid)
+    folds = result.folds
+    assert sorted(set(folds.fold.tolist())) == [0, 1, 2, 3, 4]
+    assert folds.ids.tolist() == made.valid.labels.ids.tolist()
+    z = np.asarray(made.valid.features.values)
+    for f, head in enumerate(folds.heads):
+        rows = np.flatnonzero(folds.fold == f)
+        expected = head.logits(z[rows]).numpy()
+        np.testing.assert_allclose(folds.logits[rows], expected, rtol=1e-3, atol=1e-3)
+    own = made.head.logits(z).numpy()
+    kept = [c for c, r in enumerate(result.records) if r["status"] != "replaced"]
+    assert set(kept) >= {1, 3}
+    for c in range(5):  # a category that keeps its head keeps its logits
+        assert np.allclose(folds.logits[:, c], own[:, c]) == (c in kept)
+        same = np.allclose(folds.weight[:, c], made.head.weight[c].numpy())
+        assert same == (c in kept)
+
+
+def test_groups_are_respected():
+    """No patient is in two folds, and a patient in both sources is refused."""
+    made = task(groups=3)
+    result = tuned(made, config=SMALL)
+    groups = np.asarray(made.valid.labels.groups)
+    for group in np.unique(groups):
+        assert len(set(result.folds.fold[groups == group].tolist())) == 1
+    labels = made.valid.labels
+    shared = np.where(np.arange(150) == 7, "train-4", groups)
+    codes = PartialLabels(labels.codes, labels.ids, labels.categories, shared)
+    with pytest.raises(IdError, match=r"groups are in both.*\n.*train-4"):
+        catwise.tune(made.head, made.train.pair, (made.valid.features, codes))
+
+
+def test_few_groups_make_fewer_folds():
+    """Four patients are cross-fitted in four folds."""
+    made = task(groups=38)
+    result = tuned(made, config=SMALL)
+    assert len(result.folds.heads) == 3
+    more = tuned(made)
+    assert len(more.folds.heads) == 4
+    assert "4 folds" in more.records[0]["scored_on"]
+
+
+# -------------------------------------------------------------------------- repeatability
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"validation": "select"}, {"preset": "paper", "config": QUICK}],
+    ids=["default", "select", "paper"],
+)
+def test_the_same_seed_gives_the_same_bytes(options):
+    """Head and records do not change from run to run."""
+    one, two = tuned(**options), tuned(**options)
+    assert head_bytes(one.head) == head_bytes(two.head)
+    assert one.records == two.records
+    assert one.history == two.history
+    drop = {"seconds"}
+    assert {k: v for k, v in one.summary.items() if k not in drop} == {
+        k: v for k, v in two.summary.items() if k not in drop
+    }
+
+
+def test_another_seed_draws_other_folds():
+    """The seed reaches the folds."""
+    assert not np.array_equal(tuned(seed=1).folds.fold, default_result().folds.fold)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"validation": "select"}, {"preset": "paper", "config": QUICK}],
+    ids=["default", "select", "paper"],
+)
+def test_permuting_categories_permutes_the_result(options):
+    """No category gains from its place."""
+    made = task()
+    order = [2, 4, 0, 3, 1]
+    first = tuned(**options)
+    head = made.head.take_categories(order)
+    pairs = [(s.features, s.labels.take_categories(order)) for s in (made.train, made.valid)]
+    second = catwise.tune(head, *pairs, **options)
+    scale = float(first.head.weight.abs().max())
+    assert_same_head(second.head, first.head.take_categories(order), rtol=1e-4, atol=1e-4 * scale)
+    for record, c in zip(second.records, order, strict=True):
+        other = first.records[c]
+        for key in ("category", "status", "reason", "candidate", "n_positive_train"):
+            assert record[key] == other[key]
+        if record["after"] is not None:
+            assert record["after"] == pytest.approx(other["after"], abs=1e-4)
+
+
+def test_unknown_rows_change_nothing_but_the_memory():
+    """A training row without any known label is not fitted."""
+    made = task()
+    codes = made.train.labels.codes.copy()
+    codes[::3] = -1
+    features = np.asarray(made.train.features.values).copy()
+    first = catwise.tune(made.head, with_codes(made.train, codes), made.valid.pair)
+    features[::3] = 1e3
+    moved = Features(features, ids=made.train.features.ids)
+    labels = with_codes(made.train, codes)[1]
+    second = catwise.tune(made.head, (moved, labels), made.valid.pair)
+    assert_same_head(second.head, first.head)
+
+
+def test_the_base_is_not_touched():
+    """Tuning writes into nothing that it was given."""
+    made = make_task(120, 80, 10, 8, 4, seed=5)
+    before = head_bytes(made.head), np.asarray(made.train.features.values).copy()
+    tuned(made, config=SMALL)
+    assert head_bytes(made.head) == before[0]
+    assert np.array_equal(made.train.features.values, before[1])
+
+
+# ------------------------------------------------------------------------------ in-sample
+
+
+@pytest.mark.parametrize("options", [{"config": SMALL}, {"preset": "paper", "config": QUICK}])
+def test_the_head_remembers_what_fitted_and_chose_it(options):
+    """All training and validation rows are in, and evaluate warns on them, not on test rows."""
+    made = task()
+    result = tuned(**options)
+    wanted = np.concatenate([source_digests(*s.pair) for s in (made.train, made.valid)])
+    assert np.isin(wanted, result.head.fitted_on).all()
+    for split in (made.train, made.valid):
+        with pytest.warns(InSampleWarning):
+            found = catwise.evaluate(result.head, split.pair)
+        assert found.in_sample
+        assert found.n_in_sample == split.labels.n_rows
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not catwise.evaluate(result.head, made.test.pair).in_sample
+
+
+def test_tuning_twice_adds_to_the_memory():
+    """What the base was fitted on is not forgotten, nor its provenance."""
+    made = task()
+    old = np.array([1, 2, 3], dtype=np.uint64)
+    head = made.head.replace(fitted_on=old, provenance={"by": "someone"})
+    result = catwise.tune(head, made.train.pair, made.valid.pair, config=SMALL)
+    assert np.isin(old, result.head.fitted_on).all()
+    assert result.head.provenance["by"] == "someone"
+    assert result.head.provenance["catwise"]["base"] == head.digest
+
+
+# ------------------------------------------------------------------------------- the door
+
+
+def test_the_models_own_logits_pass():
+    """Right logits, also of a wider head, of half precision, or with the head's extra rows."""
+    made = task()
+    own = made.head.logits(made.train.features)
+    for given in (own, own.numpy(), own.half(), own.numpy().tolist()):
+        tuned(logits=given, config=SMALL)
+    wide = Head(
+        torch.cat([made.head.weight, torch.ones(1, 16)]),
+        torch.cat([made.head.bias, torch.zeros(1)]),
+        categories=[*made.head.categories, "more"],
+    )
+    catwise.tune(
+        wide,
+        made.train.pair,
+        made.valid.pair,
+        logits=wide.logits(made.train.features),
+        config=SMALL,
+    )
+
+
+@pytest.mark.parametrize("wrong", ["shifted", "columns", "rows", "nan", "shape"])
+def test_wrong_logits_are_refused(wrong):
+    """The first row and category that differ most are shown."""
+    made = task()
+    own = made.head.logits(made.train.features).numpy().copy()
+    given = {
+        "shifted": own + 0.5,
+        "columns": own[:, ::-1],
+        "rows": own[::-1],
+        "nan": np.where(np.arange(len(own))[:, None] == 4, np.nan, own),
+        "shape": own[:-1],
+    }[wrong]
+    with pytest.raises(MismatchError, match="logits given"):
+        tuned(logits=given)
+
+
+@pytest.mark.parametrize("options", [{}, {"preset": "paper", "config": QUICK}])
+def test_shuffled_rows_of_the_head_are_seen(options):
+    """Rows that belong to other columns stop it; force goes on and notes it."""
+    made = task()
+    order = [1, 2, 3, 4, 0]
+    mixed = Head(made.head.weight[order], made.head.bias[order], categories=made.head.categories)
+    with pytest.raises(MismatchError, match="look mismatched"):
+        catwise.tune(mixed, made.train.pair, made.valid.pair, **options)
+    result = catwise.tune(mixed, made.train.pair, made.valid.pair, force=True, **options)
+    assert any("look mismatched" in note for note in result.notes)
+
+
+def test_features_of_another_model_are_seen():
+    """Features that say nothing to this head stop it."""
+    made = task()
+    noise = np.random.default_rng(0).normal(size=(150, 16)).astype(np.float32)
+    valid = Features(noise, ids=made.valid.features.ids), made.valid.labels
+    with pytest.raises(MismatchError, match=r"AUROC is under 0\.55|ranks better"):
+        catwise.tune(made.head, made.train.pair, valid)
+
+
+@pytest.mark.parametrize("where", ["train", "valid"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_features_that_are_no_numbers(where, value):
+    """The source is named."""
+    made = task()
+    pairs = {"train": made.train.pair, "valid": made.valid.pair}
+    features, labels = pairs[where]
+    values = np.asarray(features.values).copy()
+    values[5, 3] = value
+    pairs[where] = Features(values, ids=features.ids), labels
+    with pytest.raises(FeatureError, match=where):
+        catwise.tune(made.head, pairs["train"], pairs["valid"])
+
+
+def test_an_image_in_both_sources():
+    """By id where there are ids, else by content."""
+    made = task()
+    with pytest.raises(IdError, match="both"):
+        catwise.tune(made.head, made.train.pair, made.train.pair)
+    z = np.asarray(made.train.features.values)
+    labels = PartialLabels(made.train.labels.codes)
+    with pytest.raises(IdError, match="same features"):
+        catwise.tune(made.head.replace(categories=None), (z, labels), (z.copy(), labels))
+
+
+def test_labels_without_features():
+    """Three ids of each side are shown."""
+    made = task()
+    moved = Features(made.train.features.values, ids=[f"x{i}" for i in range(300)])
+    with pytest.raises(IdError, match="300 of 300 labelled rows have no features"):
+        catwise.tune(made.head, (moved, made.train.labels), made.valid.pair)
+
+
+def test_all_training_labels_unknown():
+    """Nothing to fit is an error about labels."""
+    made = task()
+    blank = with_codes(made.train, np.full((300, 5), -1, dtype=np.int8))
+    with pytest.raises(LabelError, match="no training label is known"):
+        catwise.tune(made.head, blank, made.valid.pair)
+
+
+@pytest.mark.parametrize("options", [{}, {"validation": "select"}, {"preset": "paper"}])
+def test_all_validation_labels_unknown_skips_all(options):
+    """Without a known validation label nothing can be judged, and nothing changes."""
+    made = task()
+    blank = with_codes(made.valid, np.full((150, 5), -1, dtype=np.int8))
+    result = catwise.tune(made.head, made.train.pair, blank, **options)
+    assert {r["reason"] for r in result.records} == {"no_known_label_in_valid"}
+    assert {r["status"] for r in result.records} == {"skipped"}
+    assert_same_head(result.head, made.head)
+    assert result.summary["before"] is result.summary["gain"] is None
+    json.dumps([result.records, result.summary, result.gap, result.history], allow_nan=False)
+
+
+def test_shapes_that_do_not_fit():
+    """Features for another head, labels with other rows or columns: each says which."""
+    made = task()
+    z, labels = np.asarray(made.train.features.values), PartialLabels(made.train.labels.codes)
+    head = made.head.replace(categories=None)
+    with pytest.raises(ShapeError, match="do not feed this head"):
+        catwise.tune(head, (z[:, :7], labels))
+    with pytest.raises(ShapeError, match="number of rows"):
+        catwise.tune(head, (z[:-1], labels))
+    with pytest.raises(ShapeError, match="number of categories"):
+        catwise.tune(head, (z, PartialLabels(made.train.labels.codes[:, :3])))
+    with pytest.raises(ShapeError, match="valid features do not feed"):
+        catwise.tune(head, (z, labels), (z[:20, :4], labels.take_rows(range(20))))
+
+
+def test_categories_that_are_not_there():
+    """A name that the head lacks, and a training column that validation lacks."""
+    made = task()
+    labels = made.train.labels
+    other = PartialLabels(labels.codes, labels.ids, [*labels.categories[:4], "categry 9"])
+    with pytest.raises(CategoryError, match="categry 9"):
+        catwise.tune(made.head, (made.train.features, other), made.valid.pair)
+    fewer = made.valid.labels.take_categories([0, 1, 2, 3])
+    with pytest.raises(CategoryError, match=r"validation labels lack 1 .*\n.*'category 4'"):
+        catwise.tune(made.head, made.train.pair, (made.valid.features, fewer))
