@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from functools import cache
 
 import numpy as np
@@ -23,26 +22,13 @@ from catwise.errors import (
     ShapeError,
 )
 from catwise.features import Features
-from catwise.heads.core import head_bytes
-from catwise.joining import source_digests
-from catwise.labels import LabelPolicy
 from catwise.metrics import METRICS
-from catwise.reporting.tables import RECORD_COLUMNS
 from catwise.testing import Task, assert_same_head, make_task
 from catwise.tuning.default import DefaultConfig
 from catwise.tuning.paper import PaperConfig
 
 QUICK = PaperConfig(lr=2e-3, max_steps=60, patience=20)
 SMALL = DefaultConfig(penalties=(2.5, 0.6), n_folds=3)
-SUMMARY = (
-    *("metric", "n_categories", "n_replaced", "n_kept", "n_skipped", "n_scored"),
-    *("before", "after", "gain", "gain_low", "gain_high", "level", "selected_on"),
-    *("choice", "seconds", "passes"),
-)
-CONFIG = (
-    *("preset", "methods", "validation", "metric", "seed", "device", "policy", "options"),
-    *("catwise", "torch", "base"),
-)
 
 
 @cache
@@ -131,7 +117,7 @@ def test_without_validation_it_is_cross_fitted_on_training_labels_and_says_so():
     """valid=None warns, says what that is worth, and still gives folds and records."""
     made = task(memorised=0.0)
     noise = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
-    head = made.head.replace(weight=made.head.weight + noise)
+    head = made.head.replace(weight=made.head.weight + 0.2 * noise)
     with pytest.warns(InSampleWarning, match="cross-fitted"):
         result = catwise.tune(head, made.train.pair)
     assert any("memorised" in note for note in result.notes)
@@ -143,20 +129,6 @@ def test_without_validation_it_is_cross_fitted_on_training_labels_and_says_so():
         assert record["n_positive_valid"] is None
         assert record["gap_auroc"] is None
     assert mean_score(result.head, made.test) > mean_score(head, made.test) + 0.05
-
-
-def test_validation_select_only_chooses():
-    """Validation labels choose among directions of the training labels, and fit nothing."""
-    result = tuned(validation="select")
-    assert result.folds is None
-    assert result.config["validation"] == "select"
-    z = task().valid.features
-    level = [head.logits(z).mean(0) for head in (result.head, task().head)]
-    torch.testing.assert_close(*level, rtol=1e-3, atol=1e-3)  # and it does not move the level
-    assert all(r["candidate"].startswith(("base", "a=")) for r in result.records)
-    assert result.summary["choice"] == {"candidate": "one for each category"}
-    gain = result.summary["selected_on"] - result.summary["after"]
-    assert gain >= 0  # one scale, and the raw score is the higher one
 
 
 def test_the_paper_preset_takes_the_best_method_per_category():
@@ -211,26 +183,6 @@ def test_choosing_needs_validation(options):
     """What only chooses by validation cannot do without."""
     with pytest.raises(ConfigError, match="validation data are needed"):
         catwise.tune(task().head, task().train.pair, **options)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"penalties": (0.3, 5.0)},
-        {"penalties": (1.0, 0.0)},
-        {"penalties": ()},
-        {"source_weights": (0.3,)},
-        {"source_weights": (0.0, -1.0)},
-        {"n_folds": 1},
-        {"tolerance": 0.0},
-        {"max_iterations": 0},
-        {"loss": "hinge"},
-    ],
-)
-def test_configs_out_of_range_are_refused(options):
-    """The rule that failed is named."""
-    with pytest.raises(ConfigError):
-        DefaultConfig(**options)
 
 
 def test_progress_is_told():
@@ -374,294 +326,6 @@ def test_rows_are_joined_by_id():
     moved = Features(np.asarray(z.values)[order], ids=np.asarray(z.ids)[order])
     result = catwise.tune(made.head, (moved, made.train.labels), made.valid.pair)
     assert_same_head(result.head, default_result().head, rtol=1e-5, atol=1e-6)
-
-
-# ------------------------------------------------------------------------------ policies
-
-
-def test_a_label_policy_changes_the_fit_and_is_said():
-    """Uncertain and blank labels fit as the policy says; scores keep to hard labels."""
-    made = task()
-    codes = made.train.labels.codes.copy()
-    codes[(codes == 1) & (np.arange(300)[:, None] % 2 == 0)] = -2
-    train = with_codes(made.train, codes)
-    results = {}
-    for uncertain in ("unknown", "positive", "negative", (0.6, 0.9)):
-        policy = LabelPolicy(uncertain=uncertain)
-        found = catwise.tune(made.head, train, made.valid.pair, policy=policy)
-        assert f"fitting: {policy}" in found.notes
-        assert found.config["policy"] == policy.to_dict()
-        assert [r["before"] for r in found.records] == [
-            r["before"] for r in default_result().records
-        ]
-        results[str(uncertain)] = found.head
-    plain = catwise.tune(made.head, train, made.valid.pair).head
-    # The same sums, once over gathered known rows and once over weighted ones.
-    assert_same_head(results["unknown"], plain, rtol=1e-2, atol=1e-3)
-    weights = [head.weight for head in results.values()]
-    assert all(
-        not torch.allclose(a, b, rtol=1e-2) for i, a in enumerate(weights) for b in weights[:i]
-    )
-
-
-def test_the_paper_preset_takes_hard_policies_only():
-    """Blanks as negatives are fine, soft targets are not."""
-    made = task()
-    codes = made.train.labels.codes.copy()
-    codes[::7] = -2
-    train = with_codes(made.train, codes)
-    options = {"preset": "paper", "config": PaperConfig(lr=2e-3, max_steps=5)}
-    catwise.tune(made.head, train, made.valid.pair, policy=LabelPolicy(blank="negative"), **options)
-    with pytest.raises(ConfigError, match="hard labels only"):
-        catwise.tune(
-            made.head, train, made.valid.pair, policy=LabelPolicy(uncertain=(0.6, 0.9)), **options
-        )
-
-
-# ------------------------------------------------------------------------------- records
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"validation": "select"}, {"preset": "paper", "config": QUICK}, {"metric": "log_loss"}],
-    ids=["default", "select", "paper", "log_loss"],
-)
-def test_records_are_complete_and_agree_with_the_summary(options):
-    """Every key is there, everything is JSON, and means and counts are those of the records."""
-    made, valid = halved()
-    result = catwise.tune(made.head, made.train.pair, valid, **options)
-    for part in (result.records, result.summary, result.config, result.gap, result.history):
-        json.dumps(part, allow_nan=False)
-    assert tuple(result.summary) == SUMMARY
-    assert tuple(result.config) == CONFIG
-    assert all(tuple(r) == RECORD_COLUMNS for r in result.records)
-    status = [r["status"] for r in result.records]
-    for word in ("replaced", "kept", "skipped"):
-        assert result.summary[f"n_{word}"] == status.count(word)
-    before = [r["before"] for r in result.records if r["before"] is not None]
-    assert result.summary["n_scored"] == len(before) == 3
-    assert result.summary["before"] == pytest.approx(np.mean(before))
-    raw = [r["selected_on"] for r in result.records if r["selected_on"] is not None]
-    assert result.summary["selected_on"] == pytest.approx(np.mean(raw))
-    for c, record in enumerate(result.records):
-        codes = made.train.labels.codes[:, c], valid[1].codes[:, c]
-        for name, known in zip(("train", "valid"), codes, strict=True):
-            assert record[f"n_positive_{name}"] == int((known == 1).sum())
-            assert record[f"n_negative_{name}"] == int((known == 0).sum())
-        if record["after"] is not None:
-            assert record["gain"] == pytest.approx(record["after"] - record["before"])
-            assert record["gain_low"] <= record["gain"] <= record["gain_high"]
-    if options.get("preset") == "paper":
-        assert result.summary["after"] is result.summary["gain"] is None
-        return
-    if "kept" not in status:  # a kept category is scored as the choice was, in the mean
-        after = [r["after"] for r in result.records if r["after"] is not None]
-        assert result.summary["after"] == pytest.approx(np.mean(after))
-    summary = result.summary
-    assert summary["gain"] == pytest.approx(summary["after"] - summary["before"])
-    assert summary["gain_low"] < summary["gain"] < summary["gain_high"]
-
-
-def test_a_metric_where_lower_is_better():
-    """Log-loss falls, is reported as it is, and falls on the test data too."""
-    made = task()
-    result = tuned(metric="log_loss")
-    assert 0 < result.summary["after"] < result.summary["before"]
-    assert result.summary["gain"] < 0
-    assert all(r["after"] < r["before"] for r in result.records if r["status"] == "replaced")
-    assert mean_score(result.head, made.test, "log_loss") < mean_score(
-        made.head, made.test, "log_loss"
-    )
-
-
-@pytest.mark.parametrize("metric", ["ece", "brier", "precision"])
-def test_other_metrics_choose_too(metric):
-    """Every metric of the registry can choose; a gain without an interval says None."""
-    result = tuned(metric=metric, config=SMALL)
-    for part in (result.records, result.summary):
-        json.dumps(part, allow_nan=False)
-    assert result.summary["metric"] == metric
-
-
-def test_the_corrected_score_is_near_the_test_score():
-    """What is claimed after tuning is what fresh data show, within its interval and some."""
-    made = make_task(400, 400, 2000, 16, 6, seed=3)
-    result = tuned(made, metric="auroc")
-    fresh = mean_score(result.head, made.test, "auroc")
-    assert result.summary["after"] == pytest.approx(fresh, abs=0.02)
-    assert abs(result.summary["selected_on"] - result.summary["after"]) < 0.02
-
-
-def test_rare_categories_follow_the_pooled_decision():
-    """Under five fresh positives a category is replaced because the others gained."""
-    made = task()
-    codes = made.valid.labels.codes.copy()
-    positives = np.flatnonzero(codes[:, 2] == 1)
-    codes[positives[3:], 2] = -1
-    result = catwise.tune(made.head, made.train.pair, with_codes(made.valid, codes))
-    record = result.records[2]
-    assert record["n_positive_valid"] == 3
-    assert (record["status"], record["reason"]) == ("replaced", "pooled_gain")
-    assert record["gap_auroc"] is None
-
-
-def test_the_gap_is_measured_where_there_are_two_sources():
-    """A memorised training set shows; each record carries its own gap."""
-    result = default_result()
-    assert result.gap["auroc"]["gap"] > 0.05
-    assert result.gap["advice"]
-    gaps = [r["gap_auroc"] for r in result.records]
-    assert all(isinstance(gap, float) for gap in gaps)
-
-
-# ---------------------------------------------------------------------------- folds kept
-
-
-def test_out_of_fold_logits_are_those_of_the_fold_heads():
-    """Row by row the logits are what the head fitted without that row's fold says."""
-    made, valid = halved()
-    result = catwise.tune(made.head, made.train.pair, valid)
-    folds = result.folds
-    assert sorted(set(folds.fold.tolist())) == [0, 1, 2, 3, 4]
-    assert folds.ids.tolist() == made.valid.labels.ids.tolist()
-    z = np.asarray(made.valid.features.values)
-    for f, head in enumerate(folds.heads):
-        rows = np.flatnonzero(folds.fold == f)
-        expected = head.logits(z[rows]).numpy()
-        np.testing.assert_allclose(folds.logits[rows], expected, rtol=1e-3, atol=1e-3)
-    own = made.head.logits(z).numpy()
-    kept = [c for c, r in enumerate(result.records) if r["status"] != "replaced"]
-    assert set(kept) >= {1, 3}
-    for c in range(5):  # a category that keeps its head keeps its logits
-        assert np.allclose(folds.logits[:, c], own[:, c]) == (c in kept)
-        same = np.allclose(folds.weight[:, c], made.head.weight[c].numpy())
-        assert same == (c in kept)
-
-
-def test_groups_are_respected():
-    """No patient is in two folds, and a patient in both sources is refused."""
-    made = task(groups=3)
-    result = tuned(made, config=SMALL)
-    groups = np.asarray(made.valid.labels.groups)
-    for group in np.unique(groups):
-        assert len(set(result.folds.fold[groups == group].tolist())) == 1
-    labels = made.valid.labels
-    shared = np.where(np.arange(150) == 7, "train-4", groups)
-    codes = PartialLabels(labels.codes, labels.ids, labels.categories, shared)
-    with pytest.raises(IdError, match=r"groups are in both.*\n.*train-4"):
-        catwise.tune(made.head, made.train.pair, (made.valid.features, codes))
-
-
-def test_few_groups_make_fewer_folds():
-    """Four patients are cross-fitted in four folds."""
-    made = task(groups=38)
-    result = tuned(made, config=SMALL)
-    assert len(result.folds.heads) == 3
-    more = tuned(made)
-    assert len(more.folds.heads) == 4
-    assert "4 folds" in more.records[0]["scored_on"]
-
-
-# -------------------------------------------------------------------------- repeatability
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"validation": "select"}, {"preset": "paper", "config": QUICK}],
-    ids=["default", "select", "paper"],
-)
-def test_the_same_seed_gives_the_same_bytes(options):
-    """Head and records do not change from run to run."""
-    one, two = tuned(**options), tuned(**options)
-    assert head_bytes(one.head) == head_bytes(two.head)
-    assert one.records == two.records
-    assert one.history == two.history
-    drop = {"seconds"}
-    assert {k: v for k, v in one.summary.items() if k not in drop} == {
-        k: v for k, v in two.summary.items() if k not in drop
-    }
-
-
-def test_another_seed_draws_other_folds():
-    """The seed reaches the folds."""
-    assert not np.array_equal(tuned(seed=1).folds.fold, default_result().folds.fold)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"validation": "select"}, {"preset": "paper", "config": QUICK}],
-    ids=["default", "select", "paper"],
-)
-def test_permuting_categories_permutes_the_result(options):
-    """No category gains from its place."""
-    made = task()
-    order = [2, 4, 0, 3, 1]
-    first = tuned(**options)
-    head = made.head.take_categories(order)
-    pairs = [(s.features, s.labels.take_categories(order)) for s in (made.train, made.valid)]
-    second = catwise.tune(head, *pairs, **options)
-    scale = float(first.head.weight.abs().max())
-    assert_same_head(second.head, first.head.take_categories(order), rtol=1e-4, atol=1e-4 * scale)
-    for record, c in zip(second.records, order, strict=True):
-        other = first.records[c]
-        for key in ("category", "status", "reason", "candidate", "n_positive_train"):
-            assert record[key] == other[key]
-        if record["after"] is not None:
-            assert record["after"] == pytest.approx(other["after"], abs=1e-4)
-
-
-def test_unknown_rows_change_nothing_but_the_memory():
-    """A training row without any known label is not fitted."""
-    made = task()
-    codes = made.train.labels.codes.copy()
-    codes[::3] = -1
-    features = np.asarray(made.train.features.values).copy()
-    first = catwise.tune(made.head, with_codes(made.train, codes), made.valid.pair)
-    features[::3] = 1e3
-    moved = Features(features, ids=made.train.features.ids)
-    labels = with_codes(made.train, codes)[1]
-    second = catwise.tune(made.head, (moved, labels), made.valid.pair)
-    assert_same_head(second.head, first.head)
-
-
-def test_the_base_is_not_touched():
-    """Tuning writes into nothing that it was given."""
-    made = make_task(120, 80, 10, 8, 4, seed=5)
-    before = head_bytes(made.head), np.asarray(made.train.features.values).copy()
-    tuned(made, config=SMALL)
-    assert head_bytes(made.head) == before[0]
-    assert np.array_equal(made.train.features.values, before[1])
-
-
-# ------------------------------------------------------------------------------ in-sample
-
-
-@pytest.mark.parametrize("options", [{"config": SMALL}, {"preset": "paper", "config": QUICK}])
-def test_the_head_remembers_what_fitted_and_chose_it(options):
-    """All training and validation rows are in, and evaluate warns on them, not on test rows."""
-    made = task()
-    result = tuned(**options)
-    wanted = np.concatenate([source_digests(*s.pair) for s in (made.train, made.valid)])
-    assert np.isin(wanted, result.head.fitted_on).all()
-    for split in (made.train, made.valid):
-        with pytest.warns(InSampleWarning):
-            found = catwise.evaluate(result.head, split.pair)
-        assert found.in_sample
-        assert found.n_in_sample == split.labels.n_rows
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert not catwise.evaluate(result.head, made.test.pair).in_sample
-
-
-def test_tuning_twice_adds_to_the_memory():
-    """What the base was fitted on is not forgotten, nor its provenance."""
-    made = task()
-    old = np.array([1, 2, 3], dtype=np.uint64)
-    head = made.head.replace(fitted_on=old, provenance={"by": "someone"})
-    result = catwise.tune(head, made.train.pair, made.valid.pair, config=SMALL)
-    assert np.isin(old, result.head.fitted_on).all()
-    assert result.head.provenance["by"] == "someone"
-    assert result.head.provenance["catwise"]["base"] == head.digest
 
 
 # ------------------------------------------------------------------------------- the door

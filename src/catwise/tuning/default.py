@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from catwise.errors import ConfigError
 from catwise.losses import resolve_loss
-from catwise.metrics import resolve_metric
+from catwise.metrics import METRICS
 from catwise.metrics.ranking import RankingPlan
 from catwise.progress import Progress, ProgressCallback
 from catwise.tuning.backprop import choose_regime
@@ -520,11 +520,10 @@ class FoldScorer:
 
 def prepared_metric(metric: Metric, codes: Tensor) -> Callable[[Tensor], Tensor]:
     """A function from (B, n) logits to (B,) scores against fixed (B, n) codes."""
-    name: Literal["average_precision", "auroc"]
-    if metric is resolve_metric(metric.name) and metric.name in ("average_precision", "auroc"):
-        name = "auroc" if metric.name == "auroc" else "average_precision"
-        plan = RankingPlan(codes)
-        return plan.auroc if name == "auroc" else plan.average_precision
+    if metric is METRICS["average_precision"]:
+        return RankingPlan(codes).average_precision
+    if metric is METRICS["auroc"]:
+        return RankingPlan(codes).auroc
     return lambda logits: metric.columns(logits, codes)
 
 

@@ -1,0 +1,266 @@
+"""The default preset: label policies, metrics, groups, rare categories, honest scores."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+
+import catwise
+from catwise import PartialLabels
+from catwise.errors import (
+    ConfigError,
+    IdError,
+)
+from catwise.labels import LabelPolicy
+from catwise.metrics import METRICS
+from catwise.testing import Task, assert_same_head, make_task
+from catwise.tuning import default
+from catwise.tuning.default import DefaultConfig
+from catwise.tuning.paper import PaperConfig
+
+QUICK = PaperConfig(lr=2e-3, max_steps=60, patience=20)
+SMALL = DefaultConfig(penalties=(2.5, 0.6), n_folds=3)
+
+
+@cache
+def task(**options) -> Task:
+    return make_task(300, 150, 400, 16, 5, **options)
+
+
+def tuned(made=None, **options):
+    made = made or task()
+    return catwise.tune(made.head, made.train.pair, made.valid.pair, **options)
+
+
+@cache
+def default_result():
+    return tuned()
+
+
+def mean_score(head, split, metric="average_precision"):
+    found = catwise.evaluate(head, split.pair, metrics=(metric,))
+    return found.means[metric]["macro"]
+
+
+def with_codes(split, codes):
+    """The split's features, with other labels."""
+    labels = split.labels
+    return split.features, PartialLabels(codes, labels.ids, labels.categories, labels.groups)
+
+
+def test_validation_select_only_chooses():
+    """Validation labels choose among directions of the training labels, and fit nothing."""
+    result = tuned(validation="select")
+    assert result.folds is None
+    assert result.config["validation"] == "select"
+    z = task().valid.features
+    level = [head.logits(z).mean(0) for head in (result.head, task().head)]
+    torch.testing.assert_close(*level, rtol=1e-3, atol=1e-3)  # and it does not move the level
+    assert all(r["candidate"].startswith(("base", "a=")) for r in result.records)
+    assert result.summary["choice"] == {"candidate": "one for each category"}
+    gain = result.summary["selected_on"] - result.summary["after"]
+    assert gain >= 0  # one scale, and the raw score is the higher one
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"penalties": (0.3, 5.0)},
+        {"penalties": (1.0, 0.0)},
+        {"penalties": ()},
+        {"source_weights": (0.3,)},
+        {"source_weights": (0.0, -1.0)},
+        {"n_folds": 1},
+        {"tolerance": 0.0},
+        {"max_iterations": 0},
+        {"loss": "hinge"},
+    ],
+)
+def test_configs_out_of_range_are_refused(options):
+    """The rule that failed is named."""
+    with pytest.raises(ConfigError):
+        DefaultConfig(**options)
+
+
+def test_a_label_policy_changes_the_fit_and_is_said():
+    """Uncertain and blank labels fit as the policy says; scores keep to hard labels."""
+    made = task()
+    codes = made.train.labels.codes.copy()
+    codes[(codes == 1) & (np.arange(300)[:, None] % 2 == 0)] = -2
+    train = with_codes(made.train, codes)
+    results = {}
+    for uncertain in ("unknown", "positive", "negative", (0.6, 0.9)):
+        policy = LabelPolicy(uncertain=uncertain)
+        found = catwise.tune(made.head, train, made.valid.pair, policy=policy)
+        assert f"fitting: {policy}" in found.notes
+        assert found.config["policy"] == policy.to_dict()
+        assert [r["before"] for r in found.records] == [
+            r["before"] for r in default_result().records
+        ]
+        results[str(uncertain)] = found.head
+    plain = catwise.tune(made.head, train, made.valid.pair).head
+    # The same sums, once over gathered known rows and once over weighted ones.
+    assert_same_head(results["unknown"], plain, rtol=1e-2, atol=1e-3)
+    weights = [head.weight for head in results.values()]
+    assert all(
+        not torch.allclose(a, b, rtol=1e-2) for i, a in enumerate(weights) for b in weights[:i]
+    )
+
+
+def test_the_paper_preset_takes_hard_policies_only():
+    """Blanks as negatives are fine, soft targets are not."""
+    made = task()
+    codes = made.train.labels.codes.copy()
+    codes[::7] = -2
+    train = with_codes(made.train, codes)
+    options = {"preset": "paper", "config": PaperConfig(lr=2e-3, max_steps=5)}
+    catwise.tune(made.head, train, made.valid.pair, policy=LabelPolicy(blank="negative"), **options)
+    with pytest.raises(ConfigError, match="hard labels only"):
+        catwise.tune(
+            made.head, train, made.valid.pair, policy=LabelPolicy(uncertain=(0.6, 0.9)), **options
+        )
+
+
+def test_a_metric_where_lower_is_better():
+    """Log-loss falls, is reported as it is, and falls on the test data too."""
+    made = task()
+    result = tuned(metric="log_loss")
+    assert 0 < result.summary["after"] < result.summary["before"]
+    assert result.summary["gain"] < 0
+    assert all(r["after"] < r["before"] for r in result.records if r["status"] == "replaced")
+    assert mean_score(result.head, made.test, "log_loss") < mean_score(
+        made.head, made.test, "log_loss"
+    )
+
+
+@pytest.mark.parametrize("metric", ["ece", "brier", "precision"])
+def test_other_metrics_choose_too(metric):
+    """Every metric of the registry can choose; a gain without an interval says None."""
+    result = tuned(metric=metric, config=SMALL)
+    for part in (result.records, result.summary):
+        json.dumps(part, allow_nan=False)
+    assert result.summary["metric"] == metric
+
+
+def test_the_corrected_score_is_near_the_test_score():
+    """What is claimed after tuning is what fresh data show, within its interval and some."""
+    made = make_task(400, 400, 2000, 16, 6, seed=3)
+    result = tuned(made, metric="auroc")
+    fresh = mean_score(result.head, made.test, "auroc")
+    assert result.summary["after"] == pytest.approx(fresh, abs=0.02)
+    assert abs(result.summary["selected_on"] - result.summary["after"]) < 0.02
+
+
+def test_rare_categories_follow_the_pooled_decision():
+    """Under five fresh positives a category is replaced because the others gained."""
+    made = task()
+    codes = made.valid.labels.codes.copy()
+    positives = np.flatnonzero(codes[:, 2] == 1)
+    codes[positives[3:], 2] = -1
+    result = catwise.tune(made.head, made.train.pair, with_codes(made.valid, codes))
+    record = result.records[2]
+    assert record["n_positive_valid"] == 3
+    assert (record["status"], record["reason"]) == ("replaced", "pooled_gain")
+    assert record["gap_auroc"] is None
+
+
+def test_the_gap_is_measured_where_there_are_two_sources():
+    """A memorised training set shows; each record carries its own gap."""
+    result = default_result()
+    assert result.gap["auroc"]["gap"] > 0.05
+    assert result.gap["advice"]
+    gaps = [r["gap_auroc"] for r in result.records]
+    assert all(isinstance(gap, float) for gap in gaps)
+
+
+def test_groups_are_respected():
+    """No patient is in two folds, and a patient in both sources is refused."""
+    made = task(groups=3)
+    result = tuned(made, config=SMALL)
+    groups = np.asarray(made.valid.labels.groups)
+    for group in np.unique(groups):
+        assert len(set(result.folds.fold[groups == group].tolist())) == 1
+    labels = made.valid.labels
+    shared = np.where(np.arange(150) == 7, "train-4", groups)
+    codes = PartialLabels(labels.codes, labels.ids, labels.categories, shared)
+    with pytest.raises(IdError, match=r"groups are in both.*\n.*train-4"):
+        catwise.tune(made.head, made.train.pair, (made.valid.features, codes))
+
+
+def test_few_groups_make_fewer_folds():
+    """Four patients are cross-fitted in four folds."""
+    made = task(groups=38)
+    result = tuned(made, config=SMALL)
+    assert len(result.folds.heads) == 3
+    more = tuned(made)
+    assert len(more.folds.heads) == 4
+    assert "4 folds" in more.records[0]["scored_on"]
+
+
+@pytest.mark.parametrize("options", [{}, {"validation": "select"}, {"preset": "paper"}])
+def test_a_metric_of_ones_own_chooses(options):
+    """A `Metric` that is in no registry is used as it is; its gain has no interval."""
+    known = METRICS["auroc"]
+    own = replace(known, name="my_auroc", label="mine")
+    if options.get("preset") == "paper":
+        options = {**options, "config": QUICK}
+    one, other = tuned(metric=own, **options), tuned(metric=known, **options)
+    assert_same_head(one.head, other.head)
+    assert one.summary["metric"] == "my_auroc"
+    assert one.summary["before"] == pytest.approx(other.summary["before"])
+    assert {r["gain_low"] for r in one.records} == {None}
+
+
+def test_a_metric_that_is_made_worse_is_not_chosen():
+    """Turned upside down, a metric keeps the head where the fits only raise it."""
+    known = METRICS["auroc"]
+    upside = replace(known, name="upside_down", higher_is_better=False)
+    result = tuned(metric=upside)
+    for record in result.records:
+        assert record["after"] <= record["before"]
+
+
+def test_more_folds_than_positives_are_no_error():
+    """Folds without a positive are left out of the averages."""
+    result = tuned(make_task(120, 60, 10, 6, 3, seed=1), config=DefaultConfig(n_folds=30))
+    assert len(result.folds.heads) == 30
+    assert all(np.isfinite(r["after"]) for r in result.records)
+
+
+def test_many_blocks_of_categories_are_one_answer(monkeypatch):
+    """Categories are fitted in blocks of bounded size; the size changes nothing."""
+    whole = {v: tuned(validation=v) for v in ("fit_and_select", "select")}
+    monkeypatch.setattr(default, "_BLOCK_ENTRIES", 2 * 450)  # two categories at a time
+    for validation, first in whole.items():
+        second = tuned(validation=validation)
+        assert_same_head(second.head, first.head, rtol=1e-3, atol=1e-3)
+        for one, other in zip(first.records, second.records, strict=True):
+            assert one["after"] == pytest.approx(other["after"], abs=1e-4)
+
+
+def test_labels_stored_as_columns_are_the_same_task():
+    """Compressed labels and features in half precision lead where dense ones lead."""
+    made = task()
+    pairs = [
+        (s.features, PartialLabels(s.labels.codes, s.labels.ids, s.labels.categories, storage=kind))
+        for s, kind in ((made.train, "columns"), (made.valid, "columns"))
+    ]
+    result = catwise.tune(made.head, *pairs)
+    assert_same_head(result.head, default_result().head, rtol=1e-6, atol=1e-6)
+
+
+def test_constant_features_change_nothing_but_the_level():
+    """Features that say nothing are no crash: no weight moves."""
+    made = task()
+    pairs = [
+        (np.full((s.labels.n_rows, 16), level, dtype=np.float32), PartialLabels(s.labels.codes))
+        for s, level in ((made.train, 1.0), (made.valid, 2.0))
+    ]
+    head = made.head.replace(categories=None)
+    result = catwise.tune(head, *pairs, force=True)
+    assert torch.equal(result.head.weight, head.weight)
