@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(catwise.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-MAX_LINES = 600
+MAX_LINES = 700
 
 # A module imports from earlier layers and from its own package only.
 LAYERS = (

@@ -176,9 +176,10 @@ def _check_doors(head: Head, pair: Pair, settings: dict[str, Any]) -> list[str]:
     """All that `tune` refuses before it starts: options, rows, columns, values, a mismatch."""
     from catwise.joining import align, aligned_features
     from catwise.metrics.mismatch import check_match
-    from catwise.tuning.tune import _check_logits, _open, _plan
+    from catwise.tuning.doors import check_logits, open_work
+    from catwise.tuning.plan import make_plan
 
-    _plan(
+    make_plan(
         settings["preset"],
         settings["methods"],
         settings["validation"],
@@ -187,8 +188,8 @@ def _check_doors(head: Head, pair: Pair, settings: dict[str, Any]) -> list[str]:
         has_valid=pair.valid is not None,
     )
     fitting = {name: settings[name] for name in ("policy", "seed", "device")}
-    work = _open(head, pair.train, pair.valid, **fitting)
-    _check_logits(work, settings["logits"])
+    work = open_work(head, pair.train, pair.valid, **fitting)
+    check_logits(work, settings["logits"])
     name, source = ("train", pair.train) if pair.valid is None else ("valid", pair.valid)
     aligned = align(head, *source, name=name)
     logits = aligned.scored.logits(aligned_features(source[0], aligned.rows))

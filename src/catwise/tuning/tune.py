@@ -5,31 +5,14 @@ from __future__ import annotations
 import time
 import warnings
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
 from catwise._version import __version__
-from catwise.errors import (
-    CategoryError,
-    ConfigError,
-    InSampleWarning,
-    LabelError,
-    MismatchError,
-    nearest,
-)
-from catwise.features import check_finite
-from catwise.joining import (
-    Aligned,
-    align,
-    aligned_features,
-    check_disjoint,
-    has_default_names,
-    source_digests,
-    source_ids,
-)
-from catwise.metrics import resolve_metric
+from catwise.errors import ConfigError, InSampleWarning
+from catwise.joining import source_ids
 from catwise.metrics.mismatch import check_match
 from catwise.metrics.per_category import undefined_reason
 from catwise.progress import Progress
@@ -42,9 +25,11 @@ from catwise.tuning.default import (
     fit_and_select,
     only_select,
 )
+from catwise.tuning.doors import Data, Work, check_logits, open_work
 from catwise.tuning.folds import assign_folds
 from catwise.tuning.geometry import Coordinates, fit_coordinates, read_rows
 from catwise.tuning.memorisation import MemorisationGap, memorisation_gap
+from catwise.tuning.plan import Plan, make_plan
 from catwise.tuning.records import LEVEL, GainInterval, Scores, gain_interval, make_records, number
 from catwise.tuning.results import FoldArtifacts, TuneResult, changed_head
 
@@ -58,11 +43,8 @@ if TYPE_CHECKING:
     from catwise.metrics import Metric
     from catwise.progress import ProgressCallback
 
-__all__ = ["PRESETS", "tune"]
+__all__ = ["tune"]
 
-PRESETS: Final = ("default", "paper")
-_VALIDATIONS: Final = ("fit_and_select", "select")
-_LOGITS_TOLERANCE: Final = 1e-2
 
 Validation = Literal["fit_and_select", "select"]
 
@@ -132,231 +114,14 @@ def tune(
     ['replaced', 'replaced']
     """
     began = time.perf_counter()
-    plan = _plan(preset, methods, validation, metric, config, has_valid=valid is not None)
+    plan = make_plan(preset, methods, validation, metric, config, has_valid=valid is not None)
     if progress is not None:
         progress(Progress("read", 0, 1, "checking head, features and labels"))
-    work = _open(head, train, valid, policy=policy, seed=seed, device=device)
-    _check_logits(work, logits)
+    work = open_work(head, train, valid, policy=policy, seed=seed, device=device)
+    check_logits(work, logits)
     run = _run_paper if plan.preset == "paper" else _run_default
     outcome = run(work, plan, force=force, progress=progress)
     return _result(work, plan, outcome, policy, seconds=time.perf_counter() - began)
-
-
-# -------------------------------------------------------------------------------- options
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """Options, checked and filled in."""
-
-    preset: str
-    methods: tuple[str, ...]
-    validation: str
-    metric: Metric
-    config: DefaultConfig | paper.PaperConfig
-
-
-def _plan(
-    preset: str,
-    methods: Sequence[str] | None,
-    validation: str | None,
-    metric: str | Metric,
-    config: DefaultConfig | paper.PaperConfig | None,
-    *,
-    has_valid: bool,
-) -> _Plan:
-    if preset not in PRESETS:
-        raise ConfigError(
-            f"there is no preset {preset!r}{nearest(preset, PRESETS)}.",
-            expected=" or ".join(PRESETS),
-        )
-    if validation is not None and validation not in _VALIDATIONS:
-        raise ConfigError(
-            f"validation cannot be used as {validation!r}{nearest(validation, _VALIDATIONS)}.",
-            expected=" or ".join(_VALIDATIONS),
-        )
-    chosen = validation or ("select" if preset == "paper" else "fit_and_select")
-    if not has_valid and (preset == "paper" or chosen == "select"):
-        raise ConfigError(
-            "validation data are needed to choose with.",
-            found=f"valid=None with preset={preset!r}, validation={chosen!r}",
-            remedy="give valid=(features, labels), or use preset='default' with "
-            "validation='fit_and_select'",
-        )
-    wanted = paper.PaperConfig if preset == "paper" else DefaultConfig
-    if config is not None and not isinstance(config, wanted):
-        raise ConfigError(
-            f"the preset {preset!r} does not take this config.",
-            found=type(config).__name__,
-            expected=wanted.__name__,
-        )
-    if preset == "paper":
-        if chosen != "select":
-            raise ConfigError(
-                "the preset 'paper' uses validation for choosing only.",
-                found=f"validation={chosen!r}",
-                expected="validation='select' or None",
-                remedy="preset='default' fits on validation labels too",
-            )
-        names = paper.checked_methods(methods)
-    elif methods:
-        raise ConfigError(
-            "the preset 'default' takes no methods.",
-            found=f"methods={list(methods)}",
-            expected="methods=None",
-            remedy="preset='paper' takes methods=['bp_bce'] or ['bp_asl']",
-        )
-    else:
-        names = ()
-    return _Plan(preset, names, chosen, resolve_metric(metric), config or wanted())
-
-
-# --------------------------------------------------------------------------------- inputs
-
-
-@dataclass(frozen=True)
-class _Data:
-    """One source at work: features in the order of the labels, labels in the order of `index`."""
-
-    features: Any
-    labels: PartialLabels
-    digests: NDArray[np.uint64]
-    target: torch.Tensor | None
-    weight: torch.Tensor | None
-
-    @property
-    def codes(self) -> torch.Tensor:
-        """(C, n) int8."""
-        return torch.from_numpy(np.ascontiguousarray(self.labels.codes.T))
-
-
-@dataclass(frozen=True)
-class _Work:
-    """Everything checked and joined."""
-
-    base: Head
-    scored: Head
-    index: NDArray[np.int64]
-    categories: tuple[str, ...]
-    train: _Data
-    valid: _Data | None
-    device: torch.device
-    seed: int
-    notes: list[str]
-
-
-def _open(
-    head: Head,
-    train: tuple[Any, PartialLabels],
-    valid: tuple[Any, PartialLabels] | None,
-    *,
-    policy: LabelPolicy | None,
-    seed: int,
-    device: str | torch.device | None,
-) -> _Work:
-    features, labels = train
-    place = getattr(features, "device", None)
-    where = torch.device(device) if device is not None else place
-    aligned = align(head, features, labels, name="train")
-    notes = list(aligned.notes)
-    taken = aligned_features(features, aligned.rows)
-    check_finite(taken, name="train features")
-    data = _data(taken, labels, policy, seed)
-    if not (labels.counts().known.sum() or (data.weight is not None and data.weight.any())):
-        raise LabelError(
-            "no training label is known.",
-            found=f"{labels.shape[0]:,} rows, {labels.shape[1]:,} categories, all unknown",
-            remedy="check the encoding: `catwise audit` shows what was read",
-        )
-    fresh = None
-    if valid is not None:
-        notes += check_disjoint(train, valid)
-        fresh_aligned = align(head, *valid, name="valid")
-        notes += fresh_aligned.notes
-        ordered = _same_categories(aligned, fresh_aligned)
-        taken = aligned_features(valid[0], fresh_aligned.rows)
-        check_finite(taken, name="valid features")
-        fresh = _data(taken, ordered, policy, seed)
-    if policy is not None:
-        notes.append(f"fitting: {policy}")
-    return _Work(
-        head,
-        aligned.scored,
-        aligned.head_index,
-        aligned.categories,
-        data,
-        fresh,
-        where if isinstance(where, torch.device) else torch.device("cpu"),
-        seed,
-        notes,
-    )
-
-
-def _data(features: Any, labels: PartialLabels, policy: LabelPolicy | None, seed: int) -> _Data:
-    digests = source_digests(features, labels)
-    if policy is None:
-        return _Data(features, labels, digests, None, None)
-    given = labels.targets(policy, seed)
-    target, weight = (
-        torch.from_numpy(np.ascontiguousarray(a.T)) for a in (given.target, given.weight)
-    )
-    return _Data(features, labels, digests, target, weight)
-
-
-def _same_categories(train: Aligned, valid: Aligned) -> PartialLabels:
-    """Validation labels with their columns in the order of the training labels'.
-
-    By name where both have names; else by the row of the head that a column belongs to.
-    """
-    sides = (train, valid)
-    named = not any(has_default_names(side.labels.categories) for side in sides)
-    wanted, have = (
-        list(side.labels.categories if named else side.head_index.tolist()) for side in sides
-    )
-    place = {key: column for column, key in enumerate(have)}
-    lacking = [train.categories[i] for i, key in enumerate(wanted) if key not in place]
-    if lacking:
-        raise CategoryError(
-            f"the validation labels lack {len(lacking):,} of the training labels' "
-            f"{len(wanted):,} categories.",
-            found=f"not there: {', '.join(map(repr, lacking[:3]))}",
-            expected="the same categories in both, in any order",
-            remedy="add the columns, with unknown labels, or leave them out of both",
-        )
-    index = [place[key] for key in wanted]
-    if index == list(range(valid.labels.shape[1])):
-        return valid.labels
-    return valid.labels.take_categories(index)
-
-
-def _check_logits(work: _Work, logits: Any) -> None:
-    """The model's own logits must be the head's on these features."""
-    if logits is None:
-        return
-    if isinstance(logits, torch.Tensor):
-        given = logits.detach().cpu().double()
-    else:
-        given = torch.from_numpy(np.array(logits, dtype=np.float64, order="C"))
-    own = work.scored.logits(work.train.features).cpu().double()
-    if given.shape[1:] == (work.base.n_categories,):
-        given = given[:, torch.from_numpy(work.index)]
-    if given.shape != own.shape:
-        raise MismatchError(
-            "the logits given do not have the shape of the head's on the training features.",
-            found=f"logits {tuple(given.shape)}",
-            expected=f"{tuple(own.shape)}",
-        )
-    error = (given - own).abs()
-    scale = _LOGITS_TOLERANCE * (1 + own.abs())
-    if not bool((error <= scale).all()):  # NaN is not equal either
-        row, column = divmod(int((error / scale).argmax()), own.shape[1])
-        raise MismatchError(
-            "the logits given are not those of this head on these features.",
-            found=f"row {row}, {work.categories[column]!r}: given {given[row, column]:.4g}, "
-            f"head {own[row, column]:.4g}",
-            expected=f"equal to {_LOGITS_TOLERANCE:g} (relative)",
-            remedy="use the input of the classification layer as features, in evaluation mode",
-        )
 
 
 # -------------------------------------------------------------------------------- default
@@ -379,7 +144,7 @@ class _Outcome:
     notes: list[str]
 
 
-def _rows(work: _Work, data: _Data, coordinates: Coordinates) -> Rows:
+def _rows(work: Work, data: Data, coordinates: Coordinates) -> Rows:
     x, logits = read_rows(data.features, work.scored, coordinates, device=work.device)
     move = work.device
     return Rows(
@@ -393,10 +158,10 @@ def _rows(work: _Work, data: _Data, coordinates: Coordinates) -> Rows:
 
 
 def _run_default(
-    work: _Work, plan: _Plan, *, force: bool, progress: ProgressCallback | None
+    work: Work, plan: Plan, *, force: bool, progress: ProgressCallback | None
 ) -> _Outcome:
     config = plan.config
-    if not isinstance(config, DefaultConfig):  # checked in _plan
+    if not isinstance(config, DefaultConfig):  # checked in make_plan
         raise ConfigError("the preset 'default' takes a DefaultConfig.")
     source = work.train if work.valid is None else work.valid
     coordinates = fit_coordinates(
@@ -419,7 +184,7 @@ def _run_default(
     fold = assign_folds(source.labels, n_folds=n_folds, seed=work.seed, digests=source.digests)
     gap = None if train is None or work.valid is None else _gap(work, train, fresh)
     if plan.validation == "select":
-        if train is None:  # checked in _plan
+        if train is None:  # checked in make_plan
             raise ConfigError("validation='select' needs validation data.")
         found = only_select(
             fresh,
@@ -458,7 +223,7 @@ def _n_units(labels: PartialLabels) -> int:
     return labels.shape[0] if labels.groups is None else int(np.unique(labels.groups).size)
 
 
-def _gap(work: _Work, train: Rows, fresh: Rows) -> MemorisationGap | None:
+def _gap(work: Work, train: Rows, fresh: Rows) -> MemorisationGap | None:
     if work.valid is None:
         return None
     return memorisation_gap(
@@ -467,7 +232,7 @@ def _gap(work: _Work, train: Rows, fresh: Rows) -> MemorisationGap | None:
 
 
 def _add(
-    work: _Work,
+    work: Work,
     change: tuple[torch.Tensor, torch.Tensor],
     *,
     replaced: NDArray[np.bool_],
@@ -486,7 +251,7 @@ def _interval(
     fresh: Rows,
     fold: NDArray[np.int8],
     labels: PartialLabels,
-    plan: _Plan,
+    plan: Plan,
 ) -> GainInterval:
     """Error of the gain, from the logits of the chosen heads on rows that did not fit them."""
     moved = found.logits
@@ -542,11 +307,11 @@ def _history(found: DefaultResult) -> list[dict[str, Any]]:
 
 
 def _folds(
-    work: _Work,
+    work: Work,
     found: DefaultResult,
     fold: NDArray[np.int8],
     coordinates: Coordinates,
-    source: _Data,
+    source: Data,
 ) -> FoldArtifacts | None:
     if found.fold_delta is None or found.fold_intercept is None or found.logits is None:
         return None
@@ -572,9 +337,9 @@ def _folds(
 
 
 def _run_paper(
-    work: _Work, plan: _Plan, *, force: bool, progress: ProgressCallback | None
+    work: Work, plan: Plan, *, force: bool, progress: ProgressCallback | None
 ) -> _Outcome:
-    if work.valid is None or not isinstance(plan.config, paper.PaperConfig):  # checked in _plan
+    if work.valid is None or not isinstance(plan.config, paper.PaperConfig):  # checked in make_plan
         raise ConfigError("the preset 'paper' needs validation data and a PaperConfig.")
     logits = [work.scored.logits(d.features).cpu() for d in (work.train, work.valid)]
     notes = check_match(
@@ -615,7 +380,7 @@ def _run_paper(
     )
 
 
-def _fitted_codes(data: _Data) -> torch.Tensor:
+def _fitted_codes(data: Data) -> torch.Tensor:
     """(C, n) codes to fit, with the label policy applied; soft targets are refused."""
     if data.target is None or data.weight is None:
         return data.codes
@@ -638,7 +403,7 @@ def _mean(values: NDArray[np.float64]) -> float:
 
 
 def _result(
-    work: _Work, plan: _Plan, outcome: _Outcome, policy: LabelPolicy | None, *, seconds: float
+    work: Work, plan: Plan, outcome: _Outcome, policy: LabelPolicy | None, *, seconds: float
 ) -> TuneResult:
     scores = outcome.scores
     gaps = None if outcome.gap is None else outcome.gap.records()

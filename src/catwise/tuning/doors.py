@@ -1,0 +1,180 @@
+"""The door of `tune`: head, features and labels of both sources, checked and joined."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+
+from catwise.errors import (
+    CategoryError,
+    LabelError,
+    MismatchError,
+)
+from catwise.features import check_finite
+from catwise.joining import (
+    Aligned,
+    align,
+    aligned_features,
+    check_disjoint,
+    has_default_names,
+    source_digests,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from catwise.heads import Head
+    from catwise.labels import LabelPolicy, PartialLabels
+
+__all__ = ["Data", "Work", "check_logits", "open_work"]
+
+_LOGITS_TOLERANCE: Final = 1e-2
+
+
+@dataclass(frozen=True)
+class Data:
+    """One source at work: features in the order of the labels, labels in the order of `index`."""
+
+    features: Any
+    labels: PartialLabels
+    digests: NDArray[np.uint64]
+    target: torch.Tensor | None
+    weight: torch.Tensor | None
+
+    @property
+    def codes(self) -> torch.Tensor:
+        """(C, n) int8."""
+        return torch.from_numpy(np.ascontiguousarray(self.labels.codes.T))
+
+
+@dataclass(frozen=True)
+class Work:
+    """Everything checked and joined."""
+
+    base: Head
+    scored: Head
+    index: NDArray[np.int64]
+    categories: tuple[str, ...]
+    train: Data
+    valid: Data | None
+    device: torch.device
+    seed: int
+    notes: list[str]
+
+
+def open_work(
+    head: Head,
+    train: tuple[Any, PartialLabels],
+    valid: tuple[Any, PartialLabels] | None,
+    *,
+    policy: LabelPolicy | None,
+    seed: int,
+    device: str | torch.device | None,
+) -> Work:
+    """Check and join everything that `tune` was given; arguments and errors as there."""
+    features, labels = train
+    place = getattr(features, "device", None)
+    where = torch.device(device) if device is not None else place
+    aligned = align(head, features, labels, name="train")
+    notes = list(aligned.notes)
+    taken = aligned_features(features, aligned.rows)
+    check_finite(taken, name="train features")
+    data = _data(taken, labels, policy, seed)
+    if not (labels.counts().known.sum() or (data.weight is not None and data.weight.any())):
+        raise LabelError(
+            "no training label is known.",
+            found=f"{labels.shape[0]:,} rows, {labels.shape[1]:,} categories, all unknown",
+            remedy="check the encoding: `catwise audit` shows what was read",
+        )
+    fresh = None
+    if valid is not None:
+        notes += check_disjoint(train, valid)
+        fresh_aligned = align(head, *valid, name="valid")
+        notes += fresh_aligned.notes
+        ordered = _same_categories(aligned, fresh_aligned)
+        taken = aligned_features(valid[0], fresh_aligned.rows)
+        check_finite(taken, name="valid features")
+        fresh = _data(taken, ordered, policy, seed)
+    if policy is not None:
+        notes.append(f"fitting: {policy}")
+    return Work(
+        head,
+        aligned.scored,
+        aligned.head_index,
+        aligned.categories,
+        data,
+        fresh,
+        where if isinstance(where, torch.device) else torch.device("cpu"),
+        seed,
+        notes,
+    )
+
+
+def _data(features: Any, labels: PartialLabels, policy: LabelPolicy | None, seed: int) -> Data:
+    digests = source_digests(features, labels)
+    if policy is None:
+        return Data(features, labels, digests, None, None)
+    given = labels.targets(policy, seed)
+    target, weight = (
+        torch.from_numpy(np.ascontiguousarray(a.T)) for a in (given.target, given.weight)
+    )
+    return Data(features, labels, digests, target, weight)
+
+
+def _same_categories(train: Aligned, valid: Aligned) -> PartialLabels:
+    """Validation labels with their columns in the order of the training labels'.
+
+    By name where both have names; else by the row of the head that a column belongs to.
+    """
+    sides = (train, valid)
+    named = not any(has_default_names(side.labels.categories) for side in sides)
+    wanted, have = (
+        list(side.labels.categories if named else side.head_index.tolist()) for side in sides
+    )
+    place = {key: column for column, key in enumerate(have)}
+    lacking = [train.categories[i] for i, key in enumerate(wanted) if key not in place]
+    if lacking:
+        raise CategoryError(
+            f"the validation labels lack {len(lacking):,} of the training labels' "
+            f"{len(wanted):,} categories.",
+            found=f"not there: {', '.join(map(repr, lacking[:3]))}",
+            expected="the same categories in both, in any order",
+            remedy="add the columns, with unknown labels, or leave them out of both",
+        )
+    index = [place[key] for key in wanted]
+    if index == list(range(valid.labels.shape[1])):
+        return valid.labels
+    return valid.labels.take_categories(index)
+
+
+def check_logits(work: Work, logits: Any) -> None:
+    """The model's own logits must be the head's on these features."""
+    if logits is None:
+        return
+    if isinstance(logits, torch.Tensor):
+        given = logits.detach().cpu().double()
+    else:
+        given = torch.from_numpy(np.array(logits, dtype=np.float64, order="C"))
+    own = work.scored.logits(work.train.features).cpu().double()
+    if given.shape[1:] == (work.base.n_categories,):
+        given = given[:, torch.from_numpy(work.index)]
+    if given.shape != own.shape:
+        raise MismatchError(
+            "the logits given do not have the shape of the head's on the training features.",
+            found=f"logits {tuple(given.shape)}",
+            expected=f"{tuple(own.shape)}",
+        )
+    error = (given - own).abs()
+    scale = _LOGITS_TOLERANCE * (1 + own.abs())
+    if not bool((error <= scale).all()):  # NaN is not equal either
+        row, column = divmod(int((error / scale).argmax()), own.shape[1])
+        raise MismatchError(
+            "the logits given are not those of this head on these features.",
+            found=f"row {row}, {work.categories[column]!r}: given {given[row, column]:.4g}, "
+            f"head {own[row, column]:.4g}",
+            expected=f"equal to {_LOGITS_TOLERANCE:g} (relative)",
+            remedy="use the input of the classification layer as features, in evaluation mode",
+        )
