@@ -1,4 +1,4 @@
-"""Shares, intervals, tables and bars from the results of `quality.py`."""
+"""Shares, intervals, tables and bars from the results of `_quality_run.py`."""
 
 from __future__ import annotations
 
@@ -183,14 +183,14 @@ def report(runs: list[Run], *, half: int, keep_valid: float, resamples: int) -> 
         _scores(runs),
         "### Difference to base",
         (
-            "± bootstrap standard error; (significantly worse / better / tested): changed categories "
-            "with at least 20 test positives, Benjamini–Hochberg at 5% per task."
+            "± bootstrap standard error; (significantly worse / better / tested): changed "
+            "categories with at least 20 test positives, Benjamini–Hochberg at 5% per task."
         ),
         _differences(runs),
         "### Shares",
         (
-            f"Σ(method − base) / Σ(ceiling − base) per data set; 95% by a bootstrap of {resamples:,} "
-            "replicates over test rows, paired over methods and tasks of a data set, stratified "
+            f"Σ(method − base) / Σ(ceiling − base) per data set; 95% by a bootstrap of "
+            f"{resamples:,} replicates over test rows, paired over methods and tasks of a data set, stratified "
             "(positives and negatives of each category drawn apart)."
         ),
         _shares(runs),

@@ -1,151 +1,294 @@
-"""Quality of catwise on real tuning tasks, against category-wise fine-tuning as published.
+"""Quality of catwise on ready tuning tasks, on test rows that selected nothing.
 
-    python benches/quality.py --data DIR [--tasks GLOB] [--keep-valid 0.3 --seeds 1 2 3]
-                              [--json FILE] [--jobs N] [--redo METHOD …] [--final]
+    python benches/quality.py --data TASKS [--final] [--keep-valid 0.3] [--seed 0] [--json FILE]
 
-DIR (or the environment variable CATWISE_TASKS) holds tasks as `.npz`; see `_quality_task.py`.
-Test rows are cut in two by a hash of their index: half 1 is for design, half 2 is scored by
-`--final` only. Prints Markdown: test mean AP of the base head, the published methods, catwise
-and the ceiling that all labels would allow; shares of what the ceiling gains; and the bars.
-Every finished task is appended to the JSON file (one line each), from which a run resumes.
+TASKS is a folder of .npz files: z_train, z_valid, z_test (n, D), weight (C, D), bias (C,), y_train
+int8 (1 / 0 / -1 unknown), y_train_full, y_valid, y_test. The test rows are cut in two by a
+hash of the row index: half 1 is for decisions on the design, half 2 (`--final`) for the
+published table. Shares are (method - base) / (ceiling - base), summed over the tasks of a data
+set (the name up to the first underscore), then averaged over data sets. Finished tasks are
+kept in the JSON file: an interrupted run goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
+import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from _quality_report import report
-from _quality_task import METHODS, Job, run_job, say
+import numpy as np
+import torch
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from catwise import Head, PartialLabels, tune
+from catwise.metrics import average_precision, benjamini_hochberg, paired_bootstrap
+from catwise.metrics.bootstrap import bootstrap_replicates
 
-NO_MASK = 0
-"""The seed of runs whose validation labels are all kept."""
+METHODS = {
+    "bp_bce": {"preset": "paper", "methods": ["bp_bce"]},
+    "bp_asl": {"preset": "paper", "methods": ["bp_asl"]},
+    "select": {"validation": "select"},
+    "default": {},
+}
+CEILING_WEIGHTS = (1.0, 0.3, 0.0)
+CEILING_PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
+REPLICATES = 200
+MIN_TEST_POSITIVES = 20
+WORSE_BAR = 0.01
 
-KEYS = ("task", "half", "keep_valid", "seed", "resamples")
+
+def half_of(n: int, half: int) -> np.ndarray:
+    """(n,) bool: the rows of half 1 or 2, by a hash of the row index."""
+    index = np.arange(1, n + 1, dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        return (index * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(63) == np.uint64(half - 1)
 
 
-def arguments() -> argparse.Namespace:
+def load(path: Path, half: int, keep_valid: float, seed: int) -> dict:
+    """One task: features, codes, head; test rows of one half."""
+    task = dict(np.load(path))
+    rows = half_of(len(task["z_test"]), half)
+    task["z_test"], task["y_test"] = task["z_test"][rows], task["y_test"][rows]
+    for name in ("y_train", "y_train_full", "y_valid", "y_test"):
+        task[name] = task[name].astype(np.int8)
+    if keep_valid < 1:
+        drawn = np.random.default_rng(seed).random(task["y_valid"].shape)
+        task["y_valid"] = np.where(drawn < keep_valid, task["y_valid"], -1).astype(np.int8)
+    return task
+
+
+def labelled(task: dict, name: str) -> tuple[np.ndarray, PartialLabels]:
+    """Features and labels with ids, so that equal rows of different images stay apart."""
+    codes = task[f"y_{name}"]
+    ids = [f"{name}-{i}" for i in range(len(codes))]
+    return task[f"z_{name}"], PartialLabels.from_array(codes, encoding="codes", ids=ids)
+
+
+def ceiling(path: Path, half: int) -> float:
+    """The best head that all labels could give; chosen on test, a denominator only.
+
+    Heads pulled to the base head, fitted by BCE to all labels of training (weight 1, 0.3 or 0)
+    and validation rows, over penalties from strong to weak.
+    """
+    task = load(path, half, 1.0, 0)
+    z = torch.from_numpy(np.concatenate([task["z_train"], task["z_valid"]]).astype(np.float32))
+    y = torch.from_numpy(np.concatenate([task["y_train_full"], task["y_valid"]])).float()
+    w0, b0 = (torch.from_numpy(task[k].astype(np.float32)) for k in ("weight", "bias"))
+    best = test_map(task, w0, b0)
+    for train_weight in CEILING_WEIGHTS:
+        weight = torch.ones(len(z), 1)
+        weight[: len(task["z_train"])] = train_weight
+        for penalty in CEILING_PENALTIES:
+            w, b = w0.clone().requires_grad_(), b0.clone().requires_grad_()
+            adam = torch.optim.Adam([w, b], lr=3e-3)
+            decay = torch.optim.lr_scheduler.CosineAnnealingLR(adam, 300)
+            for _ in range(300):
+                adam.zero_grad()
+                loss = torch.nn.functional.binary_cross_entropy_with_logits(
+                    z @ w.T + b, y, reduction="none"
+                )
+                pull = 0.5 * penalty * (w - w0).square().sum()
+                ((loss * weight).sum() / weight.sum() + pull).backward()
+                adam.step()
+                decay.step()
+            best = max(best, test_map(task, w.detach(), b.detach()))
+    return best
+
+
+def test_logits(task: dict, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(task["z_test"].astype(np.float64)) @ w.double().T + b.double()
+
+
+def test_map(task: dict, w: torch.Tensor, b: torch.Tensor) -> float:
+    return float(average_precision(test_logits(task, w, b), task["y_test"]).nanmean())
+
+
+def run_task(path: Path, args: argparse.Namespace) -> dict:
+    """Run all methods on one task."""
+    task = load(path, 2 if args.final else 1, args.keep_valid, args.seed)
+    head = Head(task["weight"].astype(np.float32), task["bias"].astype(np.float32))
+    base = test_logits(task, head.weight, head.bias)
+    logits, row = {"base": base}, {"task": path.stem, "methods": {}}
+    for name, options in METHODS.items():
+        print(f"  {path.stem}: {name}", file=sys.stderr, flush=True)
+        start = time.perf_counter()
+        result = tune(head, labelled(task, "train"), labelled(task, "valid"), **options)
+        seconds = time.perf_counter() - start
+        logits[name] = test_logits(task, result.head.weight, result.head.bias)
+        changed = np.array([r["status"] == "replaced" for r in result.records])
+        row["methods"][name] = {
+            "score": float(average_precision(logits[name], task["y_test"]).nanmean()),
+            "seconds": seconds,
+            "selected_on": result.summary["selected_on"],
+            "after": result.summary["after"],
+            "choice": result.summary["choice"],
+            **worse(base, logits[name], task["y_test"], changed),
+        }
+    row["base"] = float(average_precision(base, task["y_test"]).nanmean())
+    replicates = bootstrap_replicates(
+        list(logits.values()), task["y_test"], "average_precision", n_resamples=REPLICATES
+    )
+    row["replicates"] = {
+        name: np.nanmean(values, axis=1).round(6).tolist()
+        for name, values in zip(logits, replicates, strict=True)
+    }
+    return row
+
+
+def worse(base: torch.Tensor, tuned: torch.Tensor, codes: np.ndarray, changed: np.ndarray) -> dict:
+    """Changed categories with enough test positives, and how many are significantly worse."""
+    enough = changed & ((codes == 1).sum(0) >= MIN_TEST_POSITIVES)
+    if not enough.any():
+        return {"n_changed": 0, "n_worse": 0}
+    columns = np.flatnonzero(enough)
+    found = paired_bootstrap(
+        base[:, columns], tuned[:, columns], codes[:, columns], n_resamples=1000
+    )
+    significant = benjamini_hochberg(found.p_value, 0.05)
+    n_worse = int((significant & (np.asarray(found.difference) < 0)).sum())
+    return {"n_changed": int(enough.sum()), "n_worse": n_worse}
+
+
+# ------------------------------------------------------------------------------ the table
+
+
+def share(rows: list[dict], name: str, replicate: int | None = None) -> float:
+    """Mean over data sets of the share of a method; "paper" is the better one on validation."""
+    shares = []
+    for data_set in sorted({row["task"].split("_")[0] for row in rows}):
+        mine = [row for row in rows if row["task"].split("_")[0] == data_set]
+        won = room = 0.0
+        for row in mine:
+            method = paper_of(row) if name == "paper" else name
+            if replicate is None:
+                won += row["methods"][method]["score"] - row["base"]
+            else:
+                kept = row["replicates"]
+                won += kept[method][replicate] - kept["base"][replicate]
+            room += row["ceiling"] - row["base"]
+        shares.append(won / room)
+    return float(np.mean(shares))
+
+
+def paper_of(row: dict) -> str:
+    """The published loss that validation prefers."""
+    return max(("bp_bce", "bp_asl"), key=lambda m: row["methods"][m]["selected_on"])
+
+
+def show(rows: list[dict], args: argparse.Namespace) -> None:
+    """Print the table, the shares and the bars."""
+    print(
+        f"\nhalf {2 if args.final else 1} of the test rows; {args.keep_valid:.0%} of the validation"
+    )
+    print("labels; mean average precision over categories\n")
+    names = list(METHODS)
+    print(
+        "| task | base | paper BP-BCE | paper BP-ASL | default (select) | default | ceiling | s |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    for row in rows:
+        cells = [f"{row['methods'][n]['score']:.4f}" for n in names]
+        seconds = " / ".join(f"{row['methods'][n]['seconds']:.1f}" for n in names)
+        print(
+            f"| {row['task']} | {row['base']:.4f} | {' | '.join(cells)} | {row['ceiling']:.4f} "
+            f"| {seconds} |"
+        )
+    print(
+        "\n| method | share | 95% interval | minus P | 95% interval | worst task (errors) | worse |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for name in ("bp_bce", "bp_asl", "paper", "select", "default"):
+        print(summary_line(rows, name))
+    print("\nIntervals: rows of each task resampled, positives and negatives apart.")
+    bars = {"default": 0.10 if args.keep_valid < 1 else 0.25}
+    if args.keep_valid >= 1:
+        bars["select"] = 0.05
+    p = share(rows, "paper")
+    for name, bar in bars.items():
+        got = share(rows, name) - p
+        print(f"{name} - P = {got:.3f}, bar {bar}: {'met' if got >= bar else 'NOT met'}")
+        changed = sum(row["methods"][name]["n_changed"] for row in rows)
+        bad = sum(row["methods"][name]["n_worse"] for row in rows)
+        met = "met" if bad <= WORSE_BAR * changed else "NOT met"
+        print(f"{name}: {bad} of {changed} changed categories worse, bar {WORSE_BAR:.0%}: {met}")
+
+
+def summary_line(rows: list[dict], name: str) -> str:
+    """One method's share with its interval, its lead over P, and its worst task."""
+    shares = np.array([share(rows, name, r) for r in range(REPLICATES)])
+    leads = shares - np.array([share(rows, "paper", r) for r in range(REPLICATES)])
+    low, high = np.quantile(shares, [0.025, 0.975])
+    lead = share(rows, name) - share(rows, "paper")
+    lead_low, lead_high = np.quantile(leads, [0.025, 0.975])
+    worst, where, n_changed, n_worse = np.inf, "", 0, 0
+    for row in rows:
+        method = paper_of(row) if name == "paper" else name
+        kept = row["replicates"]
+        error = np.std(np.subtract(kept[method], kept["base"])) + 1e-12
+        errors = (row["methods"][method]["score"] - row["base"]) / error
+        if errors < worst:
+            worst, where = errors, row["task"]
+        n_changed += row["methods"][method]["n_changed"]
+        n_worse += row["methods"][method]["n_worse"]
+    return (
+        f"| {name} | {share(rows, name):.3f} | {low:.3f} to {high:.3f} | {lead:+.3f} "
+        f"| {lead_low:+.3f} to {lead_high:+.3f} | {where} ({worst:+.1f} errors) "
+        f"| {n_worse} of {n_changed} |"
+    )
+
+
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    data = os.environ.get("CATWISE_TASKS")
-    parser.add_argument("--data", type=Path, default=data, required=data is None)
-    parser.add_argument("--final", action="store_true", help="score half 2 of the test rows")
-    parser.add_argument("--tasks", default="*", metavar="GLOB", help="names without .npz")
-    parser.add_argument("--keep-valid", type=float, default=1.0, metavar="SHARE")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="of the masks")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--resamples", type=int, default=1000)
-    parser.add_argument("--redo", nargs="+", default=[], choices=[*METHODS, "ceiling"])
-    given = parser.parse_args()
-    if not 0 < given.keep_valid <= 1:
-        parser.error("--keep-valid takes a share in (0, 1]")
-    if not list(tasks(given)):
-        parser.error(f"no {given.tasks}.npz in {given.data}")
-    return given
+    parser.add_argument("--data", type=Path, default=os.environ.get("CATWISE_TASKS"))
+    parser.add_argument("--final", action="store_true", help="half 2 of the test rows")
+    parser.add_argument("--tasks", default="*.npz", help="glob of the tasks to run")
+    parser.add_argument("--keep-valid", type=float, default=1.0, help="share of labels kept")
+    parser.add_argument("--seed", type=int, default=0, help="of the labels dropped")
+    parser.add_argument("--json", type=Path, help="keep finished tasks there, and go on from it")
+    args = parser.parse_args()
+    if args.data is None:
+        parser.error("name the folder of tasks: --data, or CATWISE_TASKS")
+    return args
 
 
-def tasks(given: argparse.Namespace) -> list[Path]:
-    return sorted(Path(given.data).glob(f"{given.tasks}.npz"))
+def read(path: Path | None) -> dict:
+    return json.loads(path.read_text()) if path and path.exists() else {}
 
 
-def key_of(line: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(line[name] for name in KEYS)
+def write(path: Path | None, value: dict) -> None:
+    if path:
+        part = path.with_suffix(f".{os.getpid()}")
+        part.write_text(json.dumps(value))
+        part.replace(path)
 
 
-def stored(path: Path | None) -> dict[tuple[Any, ...], dict[str, Any]]:
-    """Lines of earlier runs; results of the same key are joined, the later win."""
-    runs: dict[tuple[Any, ...], dict[str, Any]] = {}
-    if path is None or not path.exists():
-        return runs
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            say("skipped a broken line of", path)
-            continue
-        runs.setdefault(key_of(line), line)["results"].update(line["results"])
-    return runs
-
-
-def lend_ceilings(runs: dict[tuple[Any, ...], dict[str, Any]]) -> None:
-    """The ceiling is the same for every mask of the validation labels: fit it once."""
-    found = {
-        (run["task"], run["half"], run["resamples"]): run["results"]["ceiling"]
-        for run in runs.values()
-        if "ceiling" in run["results"]
-    }
-    for run in runs.values():
-        top = found.get((run["task"], run["half"], run["resamples"]))
-        if top is not None:
-            run["results"].setdefault("ceiling", top)
-
-
-def planned(
-    given: argparse.Namespace, runs: dict[tuple[Any, ...], dict[str, Any]]
-) -> Iterator[tuple[Job, bool]]:
-    """Every job of this run, with the methods still to do, and whether there are any."""
-    half = 2 if given.final else 1
-    have = {
-        (r["task"], r["half"], r["resamples"]) for r in runs.values() if "ceiling" in r["results"]
-    }
-    for seed in given.seeds if given.keep_valid < 1 else [NO_MASK]:
-        for path in tasks(given):
-            job = Job(path, half, given.keep_valid, seed, given.resamples, ())
-            done = set(runs.get(key_of(job.key), {"results": {}})["results"]) - set(given.redo)
-            ceiling = (path.stem, half, given.resamples)
-            todo = [name for name in METHODS if name not in done]
-            if "ceiling" not in done and ("ceiling" in given.redo or ceiling not in have):
-                todo.append("ceiling")
-                have.add(ceiling)
-            yield job._replace(methods=tuple(todo)), bool(todo)
-
-
-def finished(jobs: list[Job], n_processes: int) -> Iterator[dict[str, Any]]:
-    """Lines, in the order in which they are ready."""
-    if n_processes <= 1:
-        yield from map(run_job, jobs)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(n_processes, mp_context=context) as pool:
-        futures = [pool.submit(run_job, job) for job in jobs]
-        for future in as_completed(futures):
-            yield future.result()
-
-
-def append(path: Path, line: dict[str, Any]) -> None:
-    """One line, after a line that an interruption may have left unfinished."""
-    broken = path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size > 0
-    with path.open("a", encoding="utf-8") as file:
-        file.write("\n" * broken + json.dumps(line) + "\n")
+def add_ceilings(rows: list[dict], args: argparse.Namespace) -> None:
+    """Ceilings do not depend on the labels kept: they have a file of their own."""
+    half = 2 if args.final else 1
+    file = args.json and args.json.with_name("ceilings.json")
+    for row in rows if args.keep_valid >= 1 else rows[::-1]:
+        key, kept = f"{row['task']} half {half}", read(file)
+        if key not in kept:
+            print(f"  {row['task']}: ceiling", file=sys.stderr, flush=True)
+            found = ceiling(Path(args.data) / f"{row['task']}.npz", half)
+            kept = {**read(file), key: found}
+            write(file, kept)
+        row["ceiling"] = kept[key]
 
 
 def main() -> None:
-    given = arguments()
-    runs = stored(given.json)
-    plan = list(planned(given, runs))
-    todo = [job for job, needed in plan if needed]
-    start = time.perf_counter()
-    say(f"{len(plan)} runs, {len(todo)} of them to do")
-    for i, line in enumerate(finished(todo, given.jobs), start=1):
-        if given.json is not None:
-            append(given.json, line)
-        runs.setdefault(key_of(line), line)["results"].update(line["results"])
-        spent = time.perf_counter() - start
-        left = spent / i * (len(todo) - i)
-        say(f"{i} of {len(todo)} done, {spent:.0f} s, about {left:.0f} s left")
-    lend_ceilings(runs)
-    shown = [runs[key_of(job.key)] for job, _ in plan]
-    half = 2 if given.final else 1
-    print(report(shown, half=half, keep_valid=given.keep_valid, resamples=given.resamples))
+    args = parse()
+    kept = read(args.json)
+    done = kept.setdefault(f"final={args.final} keep={args.keep_valid} seed={args.seed}", {})
+    for path in sorted(Path(args.data).glob(args.tasks)):
+        if path.stem not in done:
+            done[path.stem] = run_task(path, args)
+            write(args.json, kept)
+    rows = [done[name] for name in sorted(done)]
+    add_ceilings(rows, args)
+    show(rows, args)
 
 
 if __name__ == "__main__":
