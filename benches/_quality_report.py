@@ -189,9 +189,9 @@ def report(runs: list[Run], *, half: int, keep_valid: float, resamples: int) -> 
         _differences(runs),
         "### Shares",
         (
-            f"Σ(method − base) / Σ(ceiling − base) per data set; 95% by a bootstrap of "
-            f"{resamples:,} replicates over test rows, paired over methods and tasks of a data set, stratified "
-            "(positives and negatives of each category drawn apart)."
+            "Σ(method − base) / Σ(ceiling − base) per data set; 95% by a bootstrap of "
+            f"{resamples:,} replicates over test rows, paired over methods and tasks of a data "
+            "set, stratified (positives and negatives of each category drawn apart)."
         ),
         _shares(runs),
         _seeds(runs),
