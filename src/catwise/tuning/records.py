@@ -23,6 +23,8 @@ _QUANTILE: Final = 1.959963984540054
 
 EXPLANATIONS: Final = {
     "gain": "The tuned head scored better on labels that did not fit it.",
+    "shared_gain": "Its own labels show no gain, but too weakly to stand against the other "
+    "categories, in which the tuned heads were better.",
     "pooled_gain": "Too few fresh positives to judge this category alone; the tuned heads "
     "were better on the whole.",
     "no_gain": "The tuned head did not score better on labels that did not fit it.",

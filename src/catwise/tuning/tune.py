@@ -17,7 +17,7 @@ from catwise.metrics.mismatch import check_match
 from catwise.metrics.per_category import undefined_reason
 from catwise.progress import Progress
 from catwise.tuning import paper
-from catwise.tuning.decide import MIN_POSITIVES
+from catwise.tuning.decide import MIN_POSITIVES, Decision
 from catwise.tuning.default import (
     DefaultConfig,
     DefaultResult,
@@ -119,6 +119,8 @@ def tune(
         progress(Progress("read", 0, 1, "checking head, features and labels"))
     work = open_work(head, train, valid, policy=policy, seed=seed, device=device)
     check_logits(work, logits)
+    if progress is not None:
+        progress(Progress("read", 1, 1, "everything fits"))
     run = _run_paper if plan.preset == "paper" else _run_default
     outcome = run(work, plan, force=force, progress=progress)
     return _result(work, plan, outcome, policy, seconds=time.perf_counter() - began)
@@ -203,7 +205,7 @@ def _run_default(
     change = coordinates.fold_back(found.delta, found.intercept)
     tuned = _add(work, change, replaced=found.decision.chosen > 0)
     interval = _interval(found, fresh, fold, source.labels, plan)
-    scores = _scores(found, fresh, interval, name=name)
+    scores = _scores(found, fresh, interval, name=name, metric=plan.metric)
     return _Outcome(
         tuned,
         scores,
@@ -269,7 +271,17 @@ def _interval(
     )
 
 
-def _scores(found: DefaultResult, fresh: Rows, interval: GainInterval, *, name: str) -> Scores:
+def _why_replaced(decision: Decision, c: int, *, positives: int, metric: Metric) -> str:
+    """The reason code of a replaced category."""
+    if positives < MIN_POSITIVES:
+        return "pooled_gain"
+    gain = decision.after[c] - decision.before[c]
+    return "gain" if (gain > 0) == metric.higher_is_better and gain != 0 else "shared_gain"
+
+
+def _scores(
+    found: DefaultResult, fresh: Rows, interval: GainInterval, *, name: str, metric: Metric
+) -> Scores:
     decision = found.decision
     reasons = undefined_reason(fresh.codes.T.cpu().numpy())
     positives = (fresh.codes == 1).sum(1).cpu().numpy()
@@ -280,7 +292,7 @@ def _scores(found: DefaultResult, fresh: Rows, interval: GainInterval, *, name: 
             why.append(f"{reasons[c]}_in_{name}")
         elif taken:
             status.append("replaced")
-            why.append("gain" if positives[c] >= MIN_POSITIVES else "pooled_gain")
+            why.append(_why_replaced(decision, c, positives=int(positives[c]), metric=metric))
         else:
             status.append("kept")
             why.append("no_pooled_gain" if decision.setting == 0 else "no_gain")
