@@ -1,0 +1,1 @@
+"""Readers of the field's data sets, one module each, in their official layouts."""
