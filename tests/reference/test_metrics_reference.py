@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -18,6 +20,7 @@ from sklearn.metrics import (
 
 from catwise.metrics import RankingPlan, auroc_columns, average_precision_columns
 from catwise.metrics.calibration import brier_columns, ece_columns, log_loss_columns
+from catwise.metrics.ranking import partial_auroc_columns
 from catwise.metrics.threshold import (
     best_f1_threshold_columns,
     f1_columns,
@@ -28,6 +31,9 @@ from catwise.metrics.threshold import (
 RANKING = [
     (average_precision_columns, average_precision_score),
     (auroc_columns, roc_auc_score),
+    (partial_auroc_columns, partial(roc_auc_score, max_fpr=0.1)),
+    (partial(partial_auroc_columns, max_fpr=0.63), partial(roc_auc_score, max_fpr=0.63)),
+    (partial(partial_auroc_columns, max_fpr=1.0), roc_auc_score),
 ]
 
 

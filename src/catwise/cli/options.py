@@ -38,6 +38,7 @@ Function = Callable[..., Any]
 METRIC_NAMES: Final = (
     "average_precision",
     "auroc",
+    "partial_auroc",
     "f1",
     "best_f1",
     "precision",

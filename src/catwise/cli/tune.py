@@ -63,7 +63,7 @@ __all__ = ["command"]
     "methods",
     multiple=True,
     metavar="NAME",
-    help="For paper: bp_bce or bp_asl (repeatable).  [default: the preset's]",
+    help="For paper: bp_bce, bp_asl or ga (repeatable).  [default: the preset's]",
 )
 @click.option(
     "--validation",

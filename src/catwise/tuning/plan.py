@@ -81,7 +81,7 @@ def make_plan(
             "the preset 'default' takes no methods.",
             found=f"methods={list(methods)}",
             expected="methods=None",
-            remedy="preset='paper' takes methods=['bp_bce'] or ['bp_asl']",
+            remedy="preset='paper' takes methods=['bp_bce'], ['bp_asl'] or ['ga']",
         )
     else:
         names = ()

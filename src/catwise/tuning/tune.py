@@ -76,12 +76,12 @@ def tune(
             cross-fitted, which tells less, since the backbone has memorised their images.
         metric: name in `catwise.metrics.METRICS`, or a `Metric`; chooses and scores.
         preset: "default", or "paper": category-wise fine-tuning as published.
-        methods: for "paper": "bp_bce" (its default) or "bp_asl"; of several, validation takes
-            the best per category. None for "default".
+        methods: for "paper": "bp_bce" (its default), "bp_asl" or "ga"; of several, validation
+            takes the best per category. None for "default".
         validation: "fit_and_select" or "select", what validation labels are used for. None is
             the preset's own: "fit_and_select" for "default", "select" for "paper", which takes
             no other.
-        seed: of the folds and of soft targets.
+        seed: of the folds, of soft targets and of the genetic algorithm.
         device: where to compute; None: where the training features are.
         logits: (N, C) the model's own logits of the training rows, in the labels' order, to check
             that the head and the features reproduce them.
@@ -365,6 +365,8 @@ def _run_paper(
         plan.methods,
         metric=plan.metric,
         config=plan.config,
+        names=work.categories,
+        seed=work.seed,
         device=work.device,
         progress=progress,
     )
@@ -372,6 +374,11 @@ def _run_paper(
         "As published, validation chose among all steps, so its scores are too high; no score "
         "of the tuned head is corrected for that. Score it on data that chose nothing."
     )
+    if "ga" in plan.methods and plan.config.recalibrate and plan.metric.ranks_only:
+        notes.append(
+            f"{plan.metric.label} is blind to scale and offset, so both were refitted on "
+            "validation labels after the genetic algorithm. No rank changed."
+        )
     rows = np.flatnonzero(found.replaced)
     at = torch.from_numpy(rows)
     bias = None if found.bias is None else found.bias[at]
