@@ -1,0 +1,322 @@
+"""MIMIC-CXR-JPG: chest radiographs with labels found in reports, one row a study."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+
+from catwise.data.dataset import Dataset
+from catwise.data.files import TableFile, open_table
+from catwise.data.readers.chexpert import (
+    AIRSPACE,
+    BLANKS,
+    LUNG,
+    VIEWS,
+    check_column,
+    check_option,
+    check_repeats,
+    chosen_categories,
+    read_labels,
+)
+from catwise.data.source import Edges, Source, texts_of
+from catwise.errors import IdError, LabelError
+from catwise.labels.codes import NEGATIVE, UNKNOWN, Codes, Rows
+from catwise.labels.core import PartialLabels
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+__all__ = ["FRONTAL", "LATERAL", "read_mimic_cxr"]
+
+FRONTAL: Final = ("AP", "PA")
+"""The values of ViewPosition that are read as frontal."""
+
+LATERAL: Final = ("LATERAL", "LL")
+"""The values of ViewPosition that are read as lateral."""
+
+SPLITS: Final = ("train", "validate", "test")
+LABELS: Final = {
+    "chexpert": "mimic-cxr-2.0.0-chexpert.csv",
+    "negbio": "mimic-cxr-2.0.0-negbio.csv",
+    "radiologist": "mimic-cxr-2.1.0-test-set-labeled.csv",
+}
+SPLIT_TABLE: Final = "mimic-cxr-2.0.0-split.csv"
+METADATA: Final = "mimic-cxr-2.0.0-metadata.csv"
+
+NOTES: Final = {
+    "chexpert": "Labels found in the reports by the CheXpert labeler; -1 is uncertain.",
+    "negbio": "Labels found in the reports by NegBio; -1 is uncertain.",
+    "radiologist": "Labels of the reports of the test set, by one radiologist; -1 is uncertain.",
+}
+
+
+def read_mimic_cxr(
+    root: str | os.PathLike[str],
+    *,
+    labeler: Literal["chexpert", "negbio", "radiologist"] = "chexpert",
+    split: Literal["train", "validate", "test"] | None = None,
+    views: Literal["all", "frontal", "lateral"] = "all",
+    categories: Literal["all", "competition"] | Sequence[str] = "all",
+    blanks: Literal["unknown", "negative"] = "unknown",
+    unlabelled: Literal["keep", "drop"] = "keep",
+) -> Dataset:
+    """Read the labels of MIMIC-CXR-JPG 2.0.0 or 2.1.0.
+
+    Labels belong to studies: every image of a study has those of its report. Tables may be
+    unpacked (.csv) or not (.csv.gz). The metadata are only read where views are chosen.
+
+    Args:
+        root: the folder that holds the tables, and the images in files/.
+        labeler: whose labels: "chexpert", "negbio", or "radiologist" (2.1.0, reports of the test
+            set only).
+        split: "train", "validate" or "test"; None: all.
+        views: "all", "frontal" (ViewPosition AP or PA) or "lateral" (LATERAL or LL) images. Rare
+            and blank positions are neither, and counted.
+        categories: "all" 14 observations in the order of CheXpert, the 5 of its "competition", or
+            a list of names.
+        blanks: what a blank means, an observation that the report does not mention: "unknown" or
+            "negative".
+        unlabelled: what to do with the images of studies that the table of labels does not list:
+            "keep" them, all unknown whatever blanks mean, or "drop" them.
+
+    Returns:
+        One row an image, in the order of the table of splits. Ids are those of the images
+        (dicom_id), groups are patients (subject_id). Uncertain labels stay uncertain.
+
+    Raises:
+        LabelError: If a table is missing, damaged, lacks a column or has a value of no meaning,
+            or no image is left.
+        IdError: If an id is blank, no number or repeats, a study has two patients, or a patient
+            is in two splits.
+        CategoryError: If there is no such observation.
+        ConfigError: If an option is not possible.
+
+    Source: Johnson et al., "MIMIC-CXR-JPG, a large publicly available database of labeled chest
+    radiographs", 2019, arXiv:1901.07042, and physionet.org/content/mimic-cxr-jpg.
+    """
+    check_option("labeler", labeler, tuple(LABELS))
+    check_option("split", split, (None, *SPLITS))
+    check_option("views", views, VIEWS)
+    check_option("blanks", blanks, BLANKS)
+    check_option("unlabelled", unlabelled, ("keep", "drop"))
+    names = chosen_categories(categories)
+    root = Path(root)
+    images = _Images.read(_table(root, SPLIT_TABLE))
+    studies = _Studies.read(_table(root, LABELS[labeler]), names)
+    study = studies.of(images)
+    counts: dict[str, Any] = {
+        "images_in_tables": len(study),
+        "labelled_studies_without_images": int((~np.isin(studies.ids, images.studies)).sum()),
+    }
+    notes = [NOTES[labeler]]
+    if AIRSPACE in studies.file.names:
+        notes.append(f"The column {AIRSPACE} is read as {LUNG}.")
+    if not (root / "files").is_dir():
+        notes.append("There is no folder files; paths tell where it should be.")
+
+    keep = np.ones(len(study), dtype=np.bool_)
+    if split is not None:
+        keep &= images.splits == split
+    if views != "all":
+        keep &= _of_views(_table(root, METADATA), images, keep, views, counts)
+    unlisted = keep & (study < 0)
+    counts["studies_without_labels"] = len(np.unique(images.studies[unlisted]))
+    counts["images_without_labels"] = int(unlisted.sum())
+    if counts["images_without_labels"]:
+        what = "kept, all unknown" if unlabelled == "keep" else "left out"
+        notes.append(f"Images of studies that the table of labels does not list are {what}.")
+    if unlabelled == "drop":
+        keep &= ~unlisted
+    rows = np.flatnonzero(keep)
+    if not len(rows):
+        raise LabelError(
+            f"no image of '{root}' is left.",
+            found=f"split={split!r}, views={views!r}, unlabelled={unlabelled!r}",
+            expected=f"images in {images.file} with labels in {studies.file}",
+        )
+    codes, study = studies.codes, study[rows]
+    silent = (codes == UNKNOWN).all(axis=1)
+    counts["studies_without_mentions"] = len(np.unique(study[silent[study] & (study >= 0)]))
+    codes = np.where(study[:, None] >= 0, codes[study], np.int8(UNKNOWN))
+    if blanks == "negative":
+        blank = (codes == UNKNOWN) & (study[:, None] >= 0)
+        codes[blank] = NEGATIVE
+        counts["blanks_as_negative"] = int(blank.sum())
+        notes.append("Blanks are read as negative: observations that a report does not mention.")
+    counts["studies"] = len(np.unique(images.studies[rows]))
+    counts["patients"] = len(np.unique(images.patients[rows]))
+    rest = {"ids": images.ids[rows], "groups": images.patients[rows], "storage": "auto"}
+    labels = PartialLabels.from_content(codes, len(codes), names, **rest)
+    paths, splits = images.paths(rows), images.splits[rows]
+    return Dataset("mimic-cxr", root, paths, labels, splits, counts, tuple(notes))
+
+
+@dataclass(frozen=True, slots=True)
+class _Images:
+    """The table of splits: (N,) texts each, and numbers of studies."""
+
+    file: TableFile
+    ids: NDArray[np.str_]
+    studies: Rows
+    patients: NDArray[np.str_]
+    splits: NDArray[np.str_]
+
+    @classmethod
+    def read(cls, file: TableFile) -> _Images:
+        """Read the table, and check that studies and patients are whole."""
+        roles = {
+            "dicom_id": "the ids of the images",
+            "study_id": "the studies",
+            "subject_id": "the patients",
+            "split": "the splits",
+        }
+        texts = _texts(file, roles)
+        ids = texts_of(texts["dicom_id"])
+        check_column(
+            file,
+            "dicom_id",
+            texts["dicom_id"],
+            ids != "",
+            what="has a blank id of an image",
+            expected="02aa804e-bde0afdd-112c0b34-7bc16630-4e384014",
+        )
+        check_repeats(file, "dicom_id", texts["dicom_id"])
+        splits = texts_of(texts["split"])
+        check_column(
+            file,
+            "split",
+            texts["split"],
+            np.isin(splits, SPLITS),
+            what="has a split of no meaning",
+            expected=" or ".join(map(repr, SPLITS)),
+            error=LabelError,
+        )
+        studies = _numbers(file, "study_id", texts["study_id"])
+        patients = _numbers(file, "subject_id", texts["subject_id"])
+        _check_one(file, "a study has two patients", studies, patients)
+        _check_one(file, "a patient is in two splits", patients, splits)
+        return cls(file, ids, studies, texts_of(texts["subject_id"]), splits)
+
+    def paths(self, rows: Rows) -> NDArray[np.str_]:
+        """Where the images are: files/p10/p10000032/s50414267/<dicom_id>.jpg."""
+        patients, studies = self.patients[rows].tolist(), self.studies[rows].tolist()
+        parts = zip(patients, studies, self.ids[rows].tolist(), strict=True)
+        return np.array([f"files/p{p[:2]}/p{p}/s{s}/{i}.jpg" for p, s, i in parts], dtype=np.str_)
+
+
+@dataclass(frozen=True, slots=True)
+class _Studies:
+    """The table of labels: a row a study."""
+
+    file: TableFile
+    ids: Rows
+    patients: Rows | None
+    codes: Codes
+
+    @classmethod
+    def read(cls, file: TableFile, names: Sequence[str]) -> _Studies:
+        """Read the table; that of the radiologist tells no patients."""
+        roles = {"study_id": "the studies"}
+        if "subject_id" in file.names:
+            roles["subject_id"] = "the patients"
+        texts, codes = read_labels(file, roles, names)
+        numbers = {name: _numbers(file, name, array) for name, array in texts.items()}
+        check_repeats(file, "study_id", texts["study_id"])
+        return cls(file, numbers["study_id"], numbers.get("subject_id"), codes)
+
+    def of(self, images: _Images) -> Rows:
+        """The row of each image's study, -1 where it is not listed.
+
+        Raises:
+            IdError: If the tables do not agree on the patient of a study.
+        """
+        rows = matched(images.studies, self.ids)
+        if self.patients is not None:
+            differ = (self.patients[rows] != images.patients.astype(np.int64)) & (rows >= 0)
+            if differ.any():
+                i = int(np.flatnonzero(differ)[0])
+                row = int(rows[i])
+                raise IdError(
+                    f"two tables do not agree on the patient of study {self.ids[row]}.",
+                    found=f"{images.patients[i]} in {images.file.place(i, 'subject_id')}, "
+                    f"{self.patients[row]} in {self.file.place(row, 'subject_id')}",
+                    expected="tables of one release",
+                )
+        return rows
+
+
+def matched(values: NDArray[Any], keys: NDArray[Any]) -> Rows:
+    """The place of each value among different keys, -1 where it is none of them.
+
+    >>> matched(np.array([7, 5, 6]), np.array([5, 7])).tolist()
+    [1, 0, -1]
+    """
+    order = np.argsort(keys, kind="stable")
+    at = np.minimum(np.searchsorted(keys, values, sorter=order), len(keys) - 1)
+    rows: Rows = np.where(keys[order[at]] == values, order[at], -1)
+    return rows
+
+
+def _table(root: Path, name: str) -> TableFile:
+    """A table, unpacked or not."""
+    plain = root / name
+    return open_table(plain if plain.is_file() else root / f"{name}.gz")
+
+
+def _texts(file: TableFile, roles: Mapping[str, str]) -> dict[str, Any]:
+    """Columns of texts as Arrow arrays."""
+    import pyarrow as pa
+
+    for column, role in roles.items():
+        file.require(column, role)
+    source = Source(file, None, None, None, None, Edges("", "", "", ""))
+    batches = [batch for batch, _ in source.batches(list(roles), coded=())]
+    return {name: pa.concat_arrays([batch.column(name) for batch in batches]) for name in roles}
+
+
+def _numbers(file: TableFile, column: str, array: Any) -> Rows:
+    """Ids of patients or studies, which are numbers of eight digits."""
+    import pyarrow as pa
+    from pyarrow import compute
+
+    good = compute.match_substring_regex(array, r"^[1-9]\d{7}$").to_numpy(zero_copy_only=False)
+    what = "has an id that is no number of eight digits"
+    check_column(file, column, array, good, what=what, expected="such as 10000032")
+    numbers: Rows = array.cast(pa.int64()).to_numpy(zero_copy_only=False)
+    return numbers
+
+
+def _check_one(file: TableFile, what: str, keys: Rows, values: NDArray[Any]) -> None:
+    """Refuse a key with two values."""
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    differ = np.flatnonzero(values != values[first[inverse]])
+    if len(differ):
+        row = int(differ[0])
+        other = int(first[inverse[row]])
+        raise IdError(
+            f"{file}: {what}.",
+            found=f"{keys[row]} has {values[other]} in {file.place(other)} and {values[row]} in "
+            f"{file.place(row)} (first of {len(differ):,})",
+        )
+
+
+def _of_views(
+    file: TableFile, images: _Images, keep: NDArray[np.bool_], views: str, counts: dict[str, Any]
+) -> NDArray[np.bool_]:
+    """Which images have one of these views; the others of `keep` are counted by position."""
+    texts = _texts(file, {"dicom_id": "the ids of the images", "ViewPosition": "the views"})
+    check_repeats(file, "dicom_id", texts["dicom_id"])
+    rows = matched(images.ids, texts_of(texts["dicom_id"]))
+    positions = texts_of(texts["ViewPosition"])[rows]
+    good = np.isin(positions, FRONTAL if views == "frontal" else LATERAL) & (rows >= 0)
+    names, sizes = np.unique(positions[keep & ~good & (rows >= 0)], return_counts=True)
+    pairs = zip(names.tolist(), sizes.tolist(), strict=True)
+    counts["images_of_other_views"] = {name or "blank": size for name, size in pairs}
+    counts["images_without_metadata"] = int((keep & (rows < 0)).sum())
+    return good
