@@ -18,6 +18,7 @@ import io
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -50,7 +51,7 @@ SCALES = {
 }
 
 
-def make(scale: Scale, device: torch.device):
+def make(scale: Scale, device: torch.device) -> SimpleNamespace:
     """Features, (K, N) codes with planted signal, and a head that is a little off."""
     rng = torch.Generator().manual_seed(0)
     x = torch.randn(scale.rows, scale.features, generator=rng).relu_()
@@ -63,7 +64,8 @@ def make(scale: Scale, device: torch.device):
         codes[place >= scale.known] = -1
     weight = truth + torch.randn(truth.shape, generator=rng) * 0.5 / scale.features**0.5
     bias = torch.zeros(scale.categories)
-    return (t.to(device) for t in (x, codes, weight, bias))
+    arrays = {"x": x, "codes": codes, "weight": weight, "bias": bias}
+    return SimpleNamespace(**{name: array.to(device) for name, array in arrays.items()})
 
 
 def best_of(run, device: torch.device, n: int) -> float:
@@ -80,19 +82,19 @@ def best_of(run, device: torch.device, n: int) -> float:
 # ------------------------------------------------------------------------------ catwise
 
 
-def ours(x, codes, weight, bias, config: EvolutionConfig, product: torch.dtype | None, n: int):
+def ours(task: SimpleNamespace, config: EvolutionConfig, product: torch.dtype | None, n: int):
     """Seconds of a generation, its parts, and the populations with their fitness."""
-    head, device = HeadColumns(weight, bias), x.device
+    head, device = HeadColumns(task.weight, task.bias), task.x.device
     fitness = PopulationFitness(
-        x,
-        codes,
+        task.x,
+        task.codes,
         head,
         METRICS["average_precision"],
         population_size=config.population_size,
         product=product,
     )
-    genomes = torch.cat([weight, bias[:, None]], 1)
-    state = init(genomes, [str(k) for k in range(len(weight))], config=config)
+    genomes = torch.cat([task.weight, task.bias[:, None]], 1)
+    state = init(genomes, [str(k) for k in range(len(genomes))], config=config)
     state = tell(state, fitness(ask(state)), config)
     scores = fitness(ask(state))
 
@@ -151,13 +153,13 @@ def average_precisions(scores: Tensor, positive: Tensor) -> Tensor:
     return out
 
 
-def plain_loop(x, codes, weight, bias, config: EvolutionConfig, populations: Tensor, n: int):
+def plain_loop(task: SimpleNamespace, config: EvolutionConfig, populations: Tensor, n: int):
     """Category after category: gather once, then one product and one sort a generation."""
     seconds, scores = [], []
-    size, device = config.population_size, x.device
-    for k in range(len(weight)):
-        rows = (codes[k] >= 0).nonzero().flatten()
-        z, y = x[rows], (codes[k, rows] == 1).float()
+    size, device = config.population_size, task.x.device
+    for k, codes in enumerate(task.codes):
+        rows = (codes >= 0).nonzero().flatten()
+        z, y = task.x[rows], (codes[rows] == 1).float()
 
         def fitness(population: Tensor, z=z, y=y) -> Tensor:
             return average_precisions(population[:, :-1] @ z.T + population[:, -1:], y)
@@ -184,17 +186,17 @@ def plain_loop(x, codes, weight, bias, config: EvolutionConfig, populations: Ten
     return sum(seconds), torch.stack(scores)
 
 
-def mlcpl_loop(mlcpl, x, codes, weight, bias, populations: Tensor, n: int):
-    """mlcpl's own steps (fitness, then breeding) on each category's known rows."""
+def mlcpl_loop(task: SimpleNamespace, populations: Tensor, n: int):
+    """Run mlcpl's own steps (fitness, then breeding) on each category's known rows."""
     optimization = importlib.import_module("mlcpl.cft.optimization_method")
     functional = importlib.import_module("mlcpl.metrics.functional")
-    seconds, scores, device = [], [], x.device
+    seconds, scores, device = [], [], task.x.device
     metric = functional.partial_multilabel_average_precision
-    for k in range(len(weight)):
-        rows = (codes[k] >= 0).nonzero().flatten()
-        z, y = x[rows], codes[k, rows].float()[:, None]
-        head = torch.nn.Linear(weight.shape[1], 1).to(device)
-        head.load_state_dict({"weight": weight[k : k + 1], "bias": bias[k : k + 1]})
+    for k, codes in enumerate(task.codes):
+        rows = (codes >= 0).nonzero().flatten()
+        z, y = task.x[rows], codes[rows].float()[:, None]
+        head = torch.nn.Linear(z.shape[1], 1).to(device)
+        head.load_state_dict({"weight": task.weight[k : k + 1], "bias": task.bias[k : k + 1]})
         with contextlib.redirect_stdout(io.StringIO()):
             method = optimization.GAForLinear(head=head, device=device, metric=metric)
             method.population = populations[k]
@@ -216,11 +218,11 @@ def main() -> None:
     scale, device = SCALES[args.scale], torch.device(args.device)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {args.device}; {scale}")
     config = EvolutionConfig(population_size=scale.population)
-    x, codes, weight, bias = make(scale, device)
+    task = make(scale, device)
     report: dict[str, object] = {"scale": scale._asdict(), "device": args.device}
     populations = reference = None
     for product in (None, torch.bfloat16):
-        seconds, breed, found, scores, fitness = ours(x, codes, weight, bias, config, product, 5)
+        seconds, breed, found, scores, fitness = ours(task, config, product, 5)
         least = floor(fitness, scale.known, scale, device, product)
         name = "float32" if product is None else "bfloat16"
         if populations is None:
@@ -237,12 +239,12 @@ def main() -> None:
             f"(bar {BARS['floor']}); AP within {gap:.0e}"
         )
         assert gap < (1e-9 if product is None else 1e-3)
-    peers = {"plain": lambda: plain_loop(x, codes, weight, bias, config, populations, args.peers)}
+    peers = {"plain": lambda: plain_loop(task, config, populations, args.peers)}
     mlcpl = import_mlcpl()
     if isinstance(mlcpl, str):
         print(f"  mlcpl is not measured: {mlcpl}")
     else:
-        peers["mlcpl"] = lambda: mlcpl_loop(mlcpl, x, codes, weight, bias, populations, args.peers)
+        peers["mlcpl"] = lambda: mlcpl_loop(task, populations, args.peers)
     for name, peer in peers.items():
         seconds, scores = peer()
         gap = float((scores.double().to(device) - reference).abs().max())
