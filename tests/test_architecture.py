@@ -27,6 +27,7 @@ LAYERS = (
     {"_io", "_safetensors"},
     {"labels", "losses", "features"},
     {"data", "heads", "joining"},
+    {"models"},
     {"metrics", "testing"},
     {"tuning"},
     {"reporting"},

@@ -1,0 +1,7 @@
+"""Any model in, the same checkpoint out: adapters, images, feature extraction."""
+
+from __future__ import annotations
+
+from catwise.models.core import LoadedModel, Preprocessing
+
+__all__ = ["LoadedModel", "Preprocessing"]

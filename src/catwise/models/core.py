@@ -1,0 +1,117 @@
+"""A model as catwise sees it: what it takes, where its classification layer is, and its head.
+
+An adapter turns a user's model into a `LoadedModel`; extraction, tuning and writing back know
+nothing else of it. To adapt a model of your own:
+
+    def load(checkpoint):
+        module = MyNet()
+        module.load_state_dict(torch.load(checkpoint, weights_only=True))
+        return LoadedModel(
+            name="mine", module=module, layer="fc",
+            preprocessing=Preprocessing(size=(224, 224), mean=(0.5,) * 3, std=(0.5,) * 3),
+            weight_key="fc.weight", checkpoint=checkpoint,
+        )
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from catwise.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from catwise.heads import Head
+
+__all__ = ["LoadedModel", "Preprocessing"]
+
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes the model's input.
+
+    The image is turned upright, made `channels` deep, resized so that its shorter side (or, with
+    `crop_mode="squash"`, the whole image) is size / crop_pct, cut in the centre to `size`, divided
+    by its largest value, and normalised by ``(x - mean) / std``.
+
+    Args:
+        size: (height, width) in pixels.
+        mean: of each channel, for values in [0, 1].
+        std: of each channel.
+        interpolation: of the resizing, with antialiasing.
+        crop_pct: share of the resized image that is kept, in (0, 1].
+        crop_mode: "center": resize the shorter side, then cut; "squash": resize both sides alone;
+            "border": resize the longer side, then pad.
+        channels: 1 (greyscale) or 3 (RGB).
+        source: where this was read, such as "timm pretrained_cfg"; printed.
+
+    Raises:
+        ConfigError: If a number is out of range.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    interpolation: Interpolation = "bilinear"
+    crop_pct: float = 1.0
+    crop_mode: Literal["center", "squash", "border"] = "center"
+    channels: int = 3
+    source: str = "given"
+
+    def __post_init__(self) -> None:
+        depth = self.channels in (1, 3) and len(self.mean) == len(self.std) == self.channels
+        checks = {
+            "size: two positive numbers": len(self.size) == 2 and min(self.size) > 0,
+            "channels 1 or 3, with as many means and stds": depth,
+            "std above 0": min(self.std) > 0,
+            "crop_pct in (0, 1]": 0 < self.crop_pct <= 1,
+        }
+        if failed := [rule for rule, holds in checks.items() if not holds]:
+            raise ConfigError(
+                "the preprocessing is not possible.", found=str(self), expected="; ".join(failed)
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+
+@dataclass(eq=False)
+class LoadedModel:
+    """A model, ready to extract features from.
+
+    Attributes:
+        name: as the user named it, such as "timm:mobilenetv2_035".
+        module: the model, on the CPU, weights loaded. None for formats that run elsewhere (ONNX).
+        layer: qualified name of the classification layer in `module`, such as "classifier"; its
+            input are the features, (N, D) or (N, D, 1, 1) or (N, C, D).
+        preprocessing: what its own configuration says.
+        head: rows of the classification layer, with category names where the model knows them.
+        weight_key: name of the layer's weight in the checkpoint's state dict.
+        bias_key: of its bias; None where it has none, or where `weight_key` tells it.
+        checkpoint: the file or folder that the weights came from, or None.
+        image_argument: name of the keyword that takes the images; None: the first argument.
+        notes: what to know about it, a sentence each.
+        extra: what an adapter needs to write back, such as file names.
+    """
+
+    name: str
+    module: nn.Module | None
+    layer: str
+    preprocessing: Preprocessing
+    head: Head | None = None
+    weight_key: str | None = None
+    bias_key: str | None = None
+    checkpoint: Path | None = None
+    image_argument: str | None = None
+    notes: list[str] = field(default_factory=list)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.checkpoint is not None:
+            self.checkpoint = Path(self.checkpoint)
