@@ -1,0 +1,500 @@
+"""MS-COCO: photographs with the instances of 80 categories, and its format of annotation files.
+
+The files are one JSON object of hundreds of megabytes, most of it outlines of instances. Only the
+few fields that labels need are kept, as columns; the rest is skipped while parsing.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+
+import numpy as np
+
+from catwise.data.dataset import Dataset
+from catwise.data.files import truncated, unreadable
+from catwise.data.source import texts_of
+from catwise.errors import CategoryError, ConfigError, IdError, LabelError, nearest
+from catwise.labels.codes import NEGATIVE, POSITIVE, UNKNOWN, Codes, Rows
+from catwise.labels.core import PartialLabels
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from catwise.labels.columns import Storage
+
+__all__ = ["read_coco"]
+
+SPLITS: Final = ("train", "val")
+YEARS: Final = (2014, 2017)
+FIELDS: Final = {
+    "images": {"id": "number", "file_name": "text"},
+    "annotations": {"image_id": "number", "category_id": "number", "iscrowd": "number"},
+    "categories": {"id": "number", "name": "text"},
+}
+KINDS: Final = {"number": "a whole number", "text": "a text", "numbers": "a list of whole numbers"}
+INT64: Final = np.iinfo(np.int64)
+BLOCK_LIMIT: Final = (1 << 31) - 2
+"""Bytes of a file that is parsed as one block: its size is a signed 32-bit number."""
+SHOWN: Final = 40
+NO_PATH: Final = r"^\s*$|^/|\\|\x00|(^|/)\.\.?(/|$)"
+DAMAGED: Final = "download the file again"
+
+NOTE: Final = "COCO is labelled exhaustively: what an image has no instance of is negative."
+CROWD_NOTES: Final = {
+    "positive": "Crowd regions count as instances of their category.",
+    "unknown": "A category with crowd regions only is unknown.",
+    "ignore": "Crowd regions are ignored: a category with nothing else is negative.",
+}
+UNANNOTATED_NOTES: Final = {
+    "drop": "Images without any annotation are dropped.",
+    "negative": "Images without any annotation are negative in every category.",
+    "unknown": "Images without any annotation are unknown in every category.",
+}
+
+
+def read_coco(
+    root: str | os.PathLike[str],
+    *,
+    year: Literal[2014, 2017] = 2014,
+    split: Literal["train", "val"] | None = None,
+    unannotated: Literal["drop", "negative", "unknown"] = "drop",
+    crowd: Literal["positive", "unknown", "ignore"] = "positive",
+    storage: Storage = "auto",
+) -> Dataset:
+    """Read which categories the images of MS-COCO have.
+
+    A category is positive where the image has an instance of it and negative everywhere else:
+    COCO's 80 categories are labelled exhaustively. Categories are ordered by their ids, which
+    run from 1 to 90 with gaps.
+
+    Some images have no annotation at all: 702 of the 82,783 of train2014 and 367 of the 40,504 of
+    val2014, 1,021 of the 118,287 of train2017 and 48 of the 5,000 of val2017. By default they are
+    dropped, as nearly all published multi-label results do (82,081 and 40,137 images), so that
+    results compare, and because a missing annotation is weaker than a label.
+
+    Args:
+        root: the folder that holds annotations/instances_train2014.json and so on; the images are
+            in train2014/, val2014/ and so on next to it. They are not opened.
+        year: 2014 or 2017, the release. Both have the same images, split in other ways.
+        split: "train" or "val"; None: every split whose file is there.
+        unannotated: images without any annotation, crowds included: "drop", "negative" in every
+            category, or "unknown" in every category.
+        crowd: categories of which an image has only crowd regions (iscrowd 1: many instances
+            under one outline): "positive"; "unknown"; or "ignore" the regions: negative.
+        storage: as for `PartialLabels`.
+
+    Returns:
+        One row an image, in the order of the files, train before val. Ids are the official image
+        ids as texts, such as "391895"; paths are such as
+        "train2014/COCO_train2014_000000391895.jpg", the names as the files give them.
+
+    Raises:
+        LabelError: If a file is missing, damaged or truncated, lacks a field, has one of another
+            type, refers to an image or category that is not there, or no image is left.
+        IdError: If an image id or path repeats.
+        CategoryError: If a category repeats, or the splits have other categories.
+        ConfigError: If an option is not possible.
+
+    Source: Lin et al., "Microsoft COCO: common objects in context", ECCV 2014; format:
+    https://cocodataset.org/#format-data.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = Path(folder, "annotations", "instances_val2017.json")
+    ...     file.parent.mkdir()
+    ...     _ = file.write_text(json.dumps({
+    ...         "images": [{"id": 139, "file_name": "000000000139.jpg"}],
+    ...         "annotations": [{"image_id": 139, "category_id": 62, "iscrowd": 0}],
+    ...         "categories": [{"id": 62, "name": "chair"}, {"id": 1, "name": "person"}],
+    ...     }))
+    ...     dataset = read_coco(folder, year=2017)
+    >>> dataset.paths.tolist(), dataset.labels.categories, dataset.labels.codes.tolist()
+    (['val2017/000000000139.jpg'], ('person', 'chair'), [[0, 1]])
+    """
+    check_option("year", year, YEARS)
+    check_option("split", split, (*SPLITS, None))
+    check_option("unannotated", unannotated, ("drop", "negative", "unknown"))
+    check_option("crowd", crowd, ("positive", "unknown", "ignore"))
+    root = Path(root)
+    paths = _find(root, year, split)
+    read = {name: load(path, FIELDS) for name, path in paths.items()}
+    categories = same_categories(list(read.values()), ("id", "name"))
+    ids, splits = unique_images(read)
+    parts = [_labels(file, f"{name}{year}", crowd) for name, file in read.items()]
+    images, codes, bare = (np.concatenate(arrays) for arrays in list(zip(*parts, strict=True))[:3])
+    counts: dict[str, Any] = {
+        "files": {name: path.relative_to(root).as_posix() for name, path in paths.items()},
+        "images_in_files": {name: int((splits == name).sum()) for name in read},
+        "annotations": sum(len(file.numbers("annotations", "iscrowd")) for file in read.values()),
+        "crowd_annotations": sum(part.n_crowds for part in parts),
+        "labels_of_crowds_only": sum(part.n_crowd_labels for part in parts),
+        "images_without_annotations": int(bare.sum()),
+    }
+    notes = (NOTE, CROWD_NOTES[crowd], UNANNOTATED_NOTES[unannotated])
+    if unannotated == "unknown":
+        codes[bare] = UNKNOWN
+    elif unannotated == "drop":
+        if bare.all():
+            raise LabelError(
+                f"no image of {' and '.join(map(str, read.values()))} has an annotation.",
+                remedy='unannotated="negative" if there are no instances in the images',
+            )
+        ids, images, codes, splits = (array[~bare] for array in (ids, images, codes, splits))
+    labels = PartialLabels.from_content(
+        codes, len(codes), categories, ids=ids, groups=None, storage=storage
+    )
+    return Dataset("coco", root, images, labels, splits, counts, notes)
+
+
+class _Labels(NamedTuple):
+    """Of one split: (N,) paths, (N, C) codes, (N,) has no annotation, and what was met."""
+
+    paths: NDArray[np.str_]
+    codes: Codes
+    bare: NDArray[np.bool_]
+    n_crowds: int
+    n_crowd_labels: int
+
+
+def _labels(file: AnnotationFile, folder: str, crowd: str) -> _Labels:
+    order = np.argsort(file.ids("categories"))
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[order] = np.arange(len(order))
+    rows = file.positions("annotations", "image_id", "images")
+    columns = rank[file.positions("annotations", "category_id", "categories")]
+    crowded = file.numbers("annotations", "iscrowd")
+    file.check("annotations", "iscrowd", (crowded == 0) | (crowded == 1), "0 or 1")
+    shape, crowds = (len(file.ids("images")), len(order)), crowded == 1
+    single, crowd_only = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
+    single[rows[~crowds], columns[~crowds]] = True
+    crowd_only[rows[crowds], columns[crowds]] = True
+    crowd_only &= ~single
+    codes = np.where(single, np.int8(POSITIVE), np.int8(NEGATIVE))
+    if crowd != "ignore":
+        codes[crowd_only] = POSITIVE if crowd == "positive" else UNKNOWN
+    bare = np.bincount(rows, minlength=shape[0]) == 0
+    paths = file.paths("file_name", file.column("images", "file_name"), folder)
+    return _Labels(paths, codes, bare, int(crowds.sum()), int(crowd_only.sum()))
+
+
+def _find(root: Path, year: int, split: str | None) -> dict[str, Path]:
+    """The annotation file of each split to read."""
+    names = SPLITS if split is None else (split,)
+    paths = {name: root / "annotations" / f"instances_{name}{year}.json" for name in names}
+    there = {name: path for name, path in paths.items() if path.is_file()}
+    if there:
+        return there
+    other = next(y for y in YEARS if y != year)
+    other_there = list(root.glob(f"annotations/instances_*{other}.json"))
+    archive = f"unpack annotations_trainval{year}.zip there"
+    raise LabelError(
+        f"there is no file of annotations of COCO {year} in '{root}'.",
+        expected=" or ".join(f"'{path}'" for path in paths.values()),
+        remedy=f"year={other}, whose files are there" if other_there else archive,
+    )
+
+
+def check_option(name: str, value: Any, choices: Sequence[Any]) -> None:
+    """Refuse the value of an option that is not one of its choices."""
+    if value not in choices:
+        texts = [choice for choice in choices if isinstance(choice, str)]
+        raise ConfigError(
+            f"{name} cannot be {value!r}{nearest(str(value), texts)}.",
+            expected=" or ".join(map(repr, choices)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AnnotationFile:
+    """An annotation file in the format of COCO: some fields of its lists, as Arrow columns."""
+
+    path: Path
+    columns: Mapping[tuple[str, str], Any]
+
+    def __str__(self) -> str:
+        return f"'{self.path}'"
+
+    def place(self, part: str, i: object, field: str) -> str:
+        """Where a value is, for people."""
+        return f"{self}, {part}[{i}].{field}"
+
+    def column(self, part: str, field: str) -> Any:
+        """The values of a field, as an Arrow array."""
+        return self.columns[part, field]
+
+    def numbers(self, part: str, field: str) -> Rows:
+        """The values of a field of whole numbers."""
+        result: Rows = self.column(part, field).to_numpy(zero_copy_only=False)
+        return result
+
+    def check(self, part: str, field: str, good: NDArray[np.bool_], expected: str) -> None:
+        """Refuse values that are not marked as good."""
+        wrong = np.flatnonzero(~good)
+        if len(wrong):
+            i = int(wrong[0])
+            raise LabelError(
+                f"{self.place(part, i, field)} has a value of no meaning.",
+                found=f"{self.column(part, field)[i].as_py()!r} (first of {len(wrong):,})",
+                expected=expected,
+            )
+
+    def ids(self, part: str) -> Rows:
+        """The ids of a list's entries; repeats are refused."""
+        ids = self.numbers(part, "id")
+        order = np.argsort(ids, kind="stable")
+        twice = np.flatnonzero(np.diff(ids[order]) == 0)
+        if len(twice):
+            first, second = order[twice[0]], order[twice[0] + 1]
+            kind = CategoryError if part == "categories" else IdError
+            raise kind(
+                f"{self} lists an id of {part} twice.",
+                found=f"{ids[first]} in {part}[{first}] and {part}[{second}] "
+                f"({len(twice):,} repeats in all)",
+                expected="every id once",
+            )
+        return ids
+
+    def positions(
+        self, part: str, field: str, of: str, values: tuple[Rows, Rows] | None = None
+    ) -> Rows:
+        """The entry of the list `of` that each value of a field names by its id.
+
+        Args:
+            part: the list that has the field.
+            field: which.
+            of: the list that it refers to.
+            values: of a field of lists: each value, and the entry that it is in.
+        """
+        ids = self.ids(of)
+        order = np.argsort(ids, kind="stable")
+        wanted, entries = values or (self.numbers(part, field), None)
+        at: Rows = order[np.minimum(np.searchsorted(ids[order], wanted), len(ids) - 1)]
+        wrong = np.flatnonzero(ids[at] != wanted)
+        if len(wrong):
+            entry = wrong[0] if entries is None else entries[wrong[0]]
+            raise LabelError(
+                f"{self.place(part, entry, field)} refers to an entry of {of} that is not there.",
+                found=f"{wanted[wrong[0]]} (first of {len(wrong):,})",
+                expected=f"one of the {len(ids):,} ids of {of}",
+            )
+        return at
+
+    def paths(self, field: str, names: Any, folder: str) -> NDArray[np.str_]:
+        """Image paths from names in a folder; refuses repeats and what leads out of it."""
+        from pyarrow import compute
+
+        bad = compute.fill_null(compute.match_substring_regex(names, NO_PATH), fill_value=True)
+        good = ~bad.to_numpy(zero_copy_only=False)
+        self.check("images", field, good, "the name of an image inside the data set's folder")
+        paths = texts_of(compute.binary_join_element_wise(folder, names, "/") if folder else names)
+        _, first, counts = np.unique(paths, return_index=True, return_counts=True)
+        if (counts > 1).any():
+            i = int(first[counts > 1].min())
+            second = int(np.flatnonzero(paths == paths[i])[1])
+            raise IdError(
+                f"{self} gives two images one path.",
+                found=f"{str(paths[i])!r} for images[{i}] and images[{second}]",
+                expected="every path once",
+            )
+        return paths
+
+
+def unique_images(
+    files: Mapping[str, AnnotationFile],
+) -> tuple[NDArray[np.str_], NDArray[np.str_]]:
+    """The ids of the images of all splits, and the split of each; refuses one in two splits."""
+    ids = [file.ids("images") for file in files.values()]
+    numbers, counts = np.unique(np.concatenate(ids), return_counts=True)
+    if (counts > 1).any():
+        both = numbers[counts > 1][0]
+        found = zip(files.values(), [np.flatnonzero(part == both)[0] for part in ids], strict=True)
+        raise IdError(
+            "an image is in two splits.",
+            found=f"{both} in " + " and ".join(file.place("images", i, "id") for file, i in found),
+            expected="every image in one split",
+        )
+    return np.concatenate(ids).astype(np.str_), np.repeat(list(files), list(map(len, ids)))
+
+
+def same_categories(files: Sequence[AnnotationFile], fields: Sequence[str]) -> tuple[str, ...]:
+    """The names of the categories in the order of their ids; all files must have the same.
+
+    Raises:
+        CategoryError: If a name is blank or repeats, or the files differ in one of the fields.
+    """
+    tables: list[list[tuple[Any, ...]]] = []
+    for file in files:
+        file.ids("categories")
+        columns = [file.column("categories", field).to_pylist() for field in fields]
+        tables.append(sorted(zip(*columns, strict=True)))
+    for file, table in zip(files, tables, strict=True):
+        if table != tables[0]:
+            here, there = set(table), set(tables[0])
+            one = sorted(here ^ there)[0]
+            raise CategoryError(
+                f"{files[0]} and {file} have different categories.",
+                found=f"{one} in the {'second' if one in here else 'first'} only "
+                f"({len(here ^ there):,} such)",
+                remedy="read the splits of one release",
+            )
+    names = tuple(str(row[list(fields).index("name")]) for row in tables[0])
+    wrong = [name for j, name in enumerate(names) if not name.strip() or name in names[:j]]
+    if wrong:
+        raise CategoryError(
+            f"{files[0]} has a category without a name of its own.",
+            found=repr(wrong[0]),
+            expected="different names",
+        )
+    return names
+
+
+def load(path: Path, fields: Mapping[str, Mapping[str, str]]) -> AnnotationFile:
+    """Read some fields of a JSON file of lists of objects; all others are skipped.
+
+    Args:
+        path: the file.
+        fields: list → field → "number", "text" or "numbers".
+
+    Raises:
+        LabelError: If the file cannot be read, is no JSON, or lacks one of the fields.
+    """
+    import pyarrow as pa
+    from pyarrow import json as arrow_json
+
+    types = {"number": pa.int64(), "text": pa.string(), "numbers": pa.list_(pa.int64())}
+    schema = pa.schema(
+        (part, pa.list_(pa.struct([(name, types[kind]) for name, kind in kinds.items()])))
+        for part, kinds in fields.items()
+    )
+    size = path.stat().st_size
+    if not 0 < size <= BLOCK_LIMIT:
+        raise LabelError(
+            f"'{path}' is too large." if size else f"'{path}' is empty.",
+            found=f"{size:,} bytes",
+            expected=f"1 to {BLOCK_LIMIT:,}",
+        )
+    try:
+        table = arrow_json.read_json(
+            str(path),
+            read_options=arrow_json.ReadOptions(use_threads=False, block_size=size + 1),
+            parse_options=arrow_json.ParseOptions(
+                explicit_schema=schema,
+                newlines_in_values=True,
+                unexpected_field_behavior="ignore",
+            ),
+        ).combine_chunks()
+        table.validate(full=True)
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise _fault(path, fields, str(error)) from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if table.num_rows != 1:
+        raise _fault(path, fields, f"{table.num_rows} JSON values")
+    columns: dict[tuple[str, str], Any] = {}
+    for part, kinds in fields.items():
+        entries = table.column(part).combine_chunks()
+        if entries.null_count:
+            raise LabelError(
+                f"'{path}' has no list {part!r}.",
+                remedy="give the file of instances: files of image infos have no labels",
+            )
+        arrays = entries.flatten().flatten()
+        if not len(arrays[0]) and part != "annotations":
+            raise LabelError(f"'{path}' has no {part}.", expected=f"at least one entry in {part}")
+        for (name, kind), array in zip(kinds.items(), arrays, strict=True):
+            _refuse_missing(path, part, name, array, KINDS[kind])
+            columns[part, name] = array
+    return AnnotationFile(path, columns)
+
+
+def _refuse_missing(path: Path, part: str, name: str, array: Any, expected: str) -> None:
+    """Refuse entries without a field."""
+    missing = np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))
+    if len(missing):
+        raise LabelError(
+            f"'{path}', {part}[{missing[0]}] has no {name!r}.",
+            found=f"{len(missing):,} without it",
+            expected=expected,
+        )
+
+
+def _fault(path: Path, fields: Mapping[str, Mapping[str, str]], seen: str) -> LabelError:
+    """The error for a file that the fast parser gave up on: what is wrong, and where."""
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        column = error.start - data.rfind(b"\n", 0, error.start)
+        return LabelError(
+            f"'{path}', line {line:,}, column {column:,}: is not UTF-8 text.",
+            found=f"byte {data[error.start]:#04x}",
+            remedy=DAMAGED,
+        )
+    del data
+    known = set(fields) | {name for kinds in fields.values() for name in kinds}
+
+    def keep(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {name: value for name, value in pairs if name in known}
+
+    try:
+        content = json.loads(text, object_pairs_hook=keep)
+    except json.JSONDecodeError as error:
+        end, begun = text[-SHOWN:].rstrip(), text[: error.pos].strip()
+        if begun and error.msg != "Extra data" and not end.endswith("}"):
+            return truncated(path, f"the end {end!r}")
+        return LabelError(
+            f"'{path}', line {error.lineno:,}, column {error.colno:,}: is not JSON.",
+            found=f"{error.msg}: {text[error.pos : error.pos + SHOWN]!r}",
+            remedy=DAMAGED,
+        )
+    except RecursionError:
+        content = None  # what the fast parser has seen is all that can be said
+    else:
+        wrong = _wrong_type(path, fields, content)
+        if wrong is not None:
+            return wrong
+    return LabelError(f"'{path}' is damaged.", found=" ".join(seen.split()), remedy=DAMAGED)
+
+
+def _wrong_type(
+    path: Path, fields: Mapping[str, Mapping[str, str]], content: Any
+) -> LabelError | None:
+    """The error for the first value of another type than it should be, or None."""
+    if not isinstance(content, dict):
+        return _typed(f"'{path}'", content, "an object")
+    for part, kinds in fields.items():
+        entries = content.get(part)
+        if entries is not None and not isinstance(entries, list):
+            return _typed(f"'{path}', {part}", entries, "a list of objects")
+        for i, entry in enumerate(entries or ()):
+            if entry is not None and not isinstance(entry, dict):
+                return _typed(f"'{path}', {part}[{i}]", entry, "an object")
+            for name, kind in kinds.items():
+                value = (entry or {}).get(name)
+                if value is not None and not _fits(value, kind):
+                    return _typed(f"'{path}', {part}[{i}].{name}", value, KINDS[kind])
+    return None
+
+
+def _fits(value: Any, kind: str) -> bool:
+    if kind == "numbers":
+        return isinstance(value, list) and all(v is None or _fits(v, "number") for v in value)
+    if kind == "text":
+        return isinstance(value, str)
+    return type(value) is int and INT64.min <= value <= INT64.max
+
+
+def _typed(where: str, value: Any, expected: str) -> LabelError:
+    found = json.dumps(value)
+    return LabelError(
+        f"{where} is not what it should be.",
+        found=found if len(found) <= SHOWN else f"{found[:SHOWN]}…",
+        expected=expected,
+    )

@@ -1,0 +1,500 @@
+"""Labels as lists of categories: JSON lines, and tables whose cells hold several categories.
+
+Also JSON lines with one key a category. JSON lines are read as one more kind of table: a key is a
+column. Every error names the file, the line (the row of a Parquet file) and the column.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, NoReturn
+
+import numpy as np
+
+from catwise.data.files import TableFile, listed, open_table, truncated, unreadable
+from catwise.data.long import first_rows
+from catwise.data.source import Edges, Source
+from catwise.data.wide import read_wide
+from catwise.errors import CategoryError, ConfigError, IdError, LabelError, nearest
+from catwise.labels.codes import CODE_NAMES, NEGATIVE, POSITIVE, UNCERTAIN, UNKNOWN
+from catwise.labels.columns import Columns
+from catwise.labels.core import PartialLabels
+from catwise.labels.encodings import Encoding, resolve_encoding
+from catwise.labels.names import category_names
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator, Sequence
+
+    from catwise.labels.codes import Codes, Rows
+    from catwise.labels.columns import Storage
+
+__all__ = ["read_jsonl_table", "read_label_lists"]
+
+JSON_LINES: Final = (".jsonl", ".ndjson")
+TEXTS: Final = ("string", "large_string")
+BATCH_RECORDS: Final = 1 << 13
+OTHERS: Final = {"unknown": UNKNOWN, "negative": NEGATIVE}
+DEFAULTS: Final = ("positive", "negative", "uncertain", "group", "split")
+
+
+def read_label_lists(
+    path: str | os.PathLike[str],
+    *,
+    others: Literal["unknown", "negative"] | None = None,
+    categories: Sequence[str] | None = None,
+    id_key: str = "id",
+    positive_key: str = "positive",
+    negative_key: str = "negative",
+    uncertain_key: str = "uncertain",
+    group_key: str = "group",
+    split_key: str = "split",
+    split: str | None = None,
+    ignore: Sequence[str] = (),
+    separator: str | None = None,
+    delimiter: str | None = None,
+    id_prefix: str = "",
+    id_suffix: str = "",
+    strip_prefix: str = "",
+    strip_suffix: str = "",
+    storage: Storage = "auto",
+) -> PartialLabels:
+    r"""Read labels from records that list the categories of each image.
+
+    A record of a JSON lines file is `{"id": "a.jpg", "positive": ["cat"], "negative": ["dog"]}`;
+    lists may be absent, null or empty. A table has a column for each list, of texts such as
+    "cat|dog" or, in Parquet, of lists. Keys and columns without a role are refused. Those of
+    `DEFAULTS` may be absent from the file; any other name that is given must be there.
+
+    Args:
+        path: .jsonl or .ndjson (also .gz), or a table as for `read_label_table`.
+        others: what it says about a category that it is in none of an image's lists: "unknown"
+            nothing, "negative" that it is not there. It must be given.
+        categories: which categories, in which order; the file may name no other. None: every
+            category of the file, whatever the split, in the order of first appearance.
+        id_key: the key or column of image ids.
+        positive_key: the key or column that lists the categories that are there.
+        negative_key: the one that lists those that are not there.
+        uncertain_key: the one that lists those that somebody could not tell.
+        group_key: the one of groups, such as patients; all images have one, or none.
+        split_key: the one that tells the split of each image.
+        split: the split to read; images of the others are left out. None: every image.
+        ignore: keys or columns that are not read.
+        separator: between the categories of a text; must be given where a column holds texts, and
+            only there. Space around the names is taken off.
+        delimiter: between the fields of a text table, as for `read_label_table`.
+        id_prefix: put before every id, so that ids are those of the features.
+        id_suffix: put after every id.
+        strip_prefix: taken from the start of every id first; each must have it.
+        strip_suffix: taken from the end of every id first; each must have it.
+        storage: as for `PartialLabels`. With others="negative" every label is known, and takes a
+            byte at least.
+
+    Returns:
+        The labels; rows in the order of the file.
+
+    Raises:
+        LabelError: If the file cannot be read, has a key or column that is not expected, or lists
+            a category of an image twice.
+        IdError: If an id or group is blank or no text or whole number, or an id repeats.
+        CategoryError: If a name is not one of `categories`.
+        ConfigError: If `others` is not given, or options do not go together.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "labels.jsonl")
+    ...     _ = path.write_text('{"id": "a", "positive": ["cat"]}\n{"id": "b"}\n')
+    ...     read_label_lists(path, others="negative").codes.tolist()
+    [[1], [0]]
+    """
+    if others not in OTHERS:
+        what = "others must say what it means that a category is in none of an image's lists."
+        found = f"others={others!r}{nearest(str(others), OTHERS)}"
+        raise ConfigError(what, found=found, expected="'unknown' or 'negative'")
+    lists = (positive_key, negative_key, uncertain_key)
+    keys = (id_key, *lists, group_key, split_key)
+    _check_roles((*keys, *ignore))
+    file: TableFile
+    if not _is_json(path):
+        file = open_table(path, delimiter=delimiter)
+    elif separator is not None or delimiter is not None:
+        raise ConfigError("separator and delimiter belong to tables, not to JSON lines.")
+    else:
+        file = _JsonFile.open(Path(path), (id_key, group_key, split_key), lists)
+    known = {*keys, *ignore}
+    beyond = [name for name in file.names if name not in known]
+    if beyond:
+        line = f", line {file.first[beyond[0]]:,}" if isinstance(file, _JsonFile) else ""
+        raise LabelError(
+            f"{file}{line}: has a key or column that is not expected.",
+            found=f"{beyond[0]!r}{nearest(beyond[0], known)}",
+            expected=", ".join(map(repr, keys)),
+            remedy=f"say what it holds, or ignore={beyond!r}",
+        )
+    for key in keys:
+        if key not in DEFAULTS or (key == split_key and split is not None):
+            file.require(key, "ids, labels, groups or splits")
+    edges = Edges(id_prefix, id_suffix, strip_prefix, strip_suffix)
+    group = group_key if group_key in file.names else None
+    source = Source(file, id_key, group, None if split is None else split_key, split, edges)
+    codes = zip(lists, (POSITIVE, NEGATIVE, UNCERTAIN), strict=True)
+    columns = _Lists(file, {key: code for key, code in codes if key in file.names}, separator)
+    if not columns.codes:
+        raise LabelError(f"{file} has no lists of categories.", found=listed(file.names))
+    return _read(source, columns, _Vocabulary(categories), OTHERS[others], storage)
+
+
+def read_jsonl_table(
+    path: str | os.PathLike[str],
+    *,
+    encoding: str | Encoding | None = None,
+    id_key: str = "id",
+    group_key: str | None = None,
+    split_key: str | None = None,
+    split: str | None = None,
+    categories: Sequence[str] | None = None,
+    id_prefix: str = "",
+    id_suffix: str = "",
+    strip_prefix: str = "",
+    strip_suffix: str = "",
+    storage: Storage = "auto",
+) -> PartialLabels:
+    r"""Read labels from JSON lines with one key a category: `{"id": "a.jpg", "cat": 1}`.
+
+    A category that a record does not have is a blank, as null is: the encoding says what it means.
+    Time goes with rows × categories; `read_label_lists` suits many categories better.
+
+    Args:
+        path: .jsonl or .ndjson (also .gz).
+        encoding: what the values mean: a name in `catwise.labels.ENCODINGS`, or an `Encoding`. It
+            must be given.
+        id_key: the key of image ids.
+        group_key: the key of groups, such as patients.
+        split_key: the key that tells the split of each image; `split` must be given too.
+        split: the split to read; images of the others are left out.
+        categories: which categories, in which order; other keys are not read. None: every other
+            key of the file, in the order of first appearance.
+        id_prefix: put before every id, so that ids are those of the features.
+        id_suffix: put after every id.
+        strip_prefix: taken from the start of every id first; each must have it.
+        strip_suffix: taken from the end of every id first; each must have it.
+        storage: as for `PartialLabels`.
+
+    Returns:
+        The labels; rows in the order of the file.
+
+    Raises:
+        LabelError: If the file cannot be read, or its values do not fit the encoding.
+        IdError: If an id or group is blank or no text or whole number, or an id repeats.
+        CategoryError: If a category is not there.
+        ConfigError: If options do not go together.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "labels.jsonl")
+    ...     _ = path.write_text('{"id": "a", "cat": 1, "dog": null}\n{"id": "b", "cat": 0}\n')
+    ...     read_jsonl_table(path, encoding="nan").codes.tolist()
+    [[1, -1], [0, -1]]
+    """
+    chosen = None if encoding is None else resolve_encoding(encoding)
+    if (split_key is None) != (split is None):
+        found = f"split_key={split_key!r}, split={split!r}"
+        raise ConfigError("split_key and split go together.", found=found)
+    keys = [key for key in (id_key, group_key, split_key) if key is not None]
+    _check_roles(keys)
+    if not _is_json(path):
+        what = f"the suffix of '{path}' is not that of JSON lines."
+        raise LabelError(what, expected=".jsonl or .ndjson (each also .gz)")
+    file = _JsonFile.open(Path(path), keys)
+    edges = Edges(id_prefix, id_suffix, strip_prefix, strip_suffix)
+    source = Source(file, id_key, group_key, split_key, split, edges)
+    source.check()
+    wanted = [name for name in file.names if name not in keys] if categories is None else categories
+    return read_wide(source, chosen, list(category_names(wanted, len(wanted))), storage)
+
+
+def _is_json(path: str | os.PathLike[str]) -> bool:
+    name = Path(path)
+    name = name.with_suffix("") if name.suffix.lower() == ".gz" else name
+    return name.suffix.lower() in JSON_LINES
+
+
+def _check_roles(keys: Sequence[str]) -> None:
+    twice = [key for key, n in Counter(keys).items() if n > 1]
+    if twice:
+        raise ConfigError("a key or column is named twice.", found=repr(twice[0]))
+
+
+class _Vocabulary(dict[str, int]):
+    """Category names and their numbers: those asked for, or in the order of first appearance."""
+
+    def __init__(self, wanted: Sequence[str] | None) -> None:
+        names = () if wanted is None else category_names(wanted, len(wanted))
+        super().__init__((name, j) for j, name in enumerate(names))
+        self.fixed = wanted is not None
+
+    def number(self, name: str, file: TableFile, row: int, key: str) -> int:
+        """The number of a name; refuses one that was not asked for."""
+        if self.fixed and name not in self:
+            raise CategoryError(
+                f"{file.place(row, key)}: no such category.",
+                found=f"{name!r}{nearest(name, self)}",
+                expected=listed(list(self)),
+                remedy="add it to categories=, or read all and take_categories",
+            )
+        return self.setdefault(name, len(self))
+
+
+class _Lists(NamedTuple):
+    """The columns that list categories."""
+
+    file: TableFile
+    codes: dict[str, int]
+    separator: str | None
+
+    def entries(self, batch: Any, origin: Rows, names: _Vocabulary) -> tuple[Rows, Rows, Codes]:
+        """(rows, categories, codes) of the entries of a batch, in the order of the file."""
+        import pyarrow as pa
+
+        keys = list(self.codes)
+        parts = [self._items(batch.column(key), key, origin) for key in keys]
+        kind = np.repeat(np.arange(len(keys)), [len(row) for row, _ in parts])
+        row = np.concatenate([row for row, _ in parts])
+        order = np.argsort(row, kind="stable")
+        row, kind = row[order], kind[order]
+        coded = pa.concat_arrays([items for _, items in parts]).dictionary_encode()
+        texts, local = coded.dictionary.to_pylist(), coded.indices.to_numpy()[order]
+        first = first_rows(local, len(texts))
+        numbers = np.empty(len(texts), dtype=np.int64)
+        for k in np.argsort(first).tolist():
+            i = int(first[k])
+            key = keys[int(kind[i])]
+            numbers[k] = names.number(texts[k], self.file, int(origin[row[i]]), key)
+        return row, numbers[local], np.array(list(self.codes.values()), dtype=np.int8)[kind]
+
+    def _items(self, array: Any, key: str, origin: Rows) -> tuple[Rows, Any]:
+        """(row, name) of each category that a column lists."""
+        import pyarrow as pa
+        from pyarrow import compute
+
+        array = array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+        if str(array.type) in TEXTS:
+            array = self._split(array, key)
+        elif str(array.type) == "null":
+            array = array.cast(pa.list_(pa.string()))
+        nested = pa.types.is_list(array.type) or pa.types.is_large_list(array.type)
+        items = compute.list_flatten(array) if nested else array
+        items = items.dictionary_decode() if pa.types.is_dictionary(items.type) else items
+        if str(items.type) not in (*TEXTS, "null") or not nested:
+            found = str(array.type)
+            raise LabelError(f"the column {key!r} of {self.file} holds no lists.", found=found)
+        lengths = compute.fill_null(compute.list_value_length(array), 0).to_numpy()
+        row = np.repeat(np.arange(len(array)), lengths)
+        items = compute.utf8_trim_whitespace(items.cast(pa.string()).fill_null(""))
+        blank = compute.equal(items, "").to_numpy(zero_copy_only=False)
+        if blank.any():
+            place = self.file.place(int(origin[row[blank.argmax()]]), key)
+            raise LabelError(f"{place}: the name of a category is blank.")
+        return row, items
+
+    def _split(self, array: Any, key: str) -> Any:
+        """Texts as lists; blank ones are null."""
+        import pyarrow as pa
+        from pyarrow import compute
+
+        if not self.separator:
+            what = f"the column {key!r} of {self.file} holds texts: what separates the categories?"
+            raise ConfigError(what, remedy="separator='|', or what the texts have")
+        text = compute.utf8_trim_whitespace(array.cast(pa.string()))
+        text = compute.if_else(compute.equal(text, ""), pa.scalar(None, pa.string()), text)
+        return compute.split_pattern(text, self.separator)
+
+
+def _read(
+    source: Source, lists: _Lists, names: _Vocabulary, fill: int, storage: Storage
+) -> PartialLabels:
+    """Read lists; `fill` is the code of what no list names."""
+    file, columns = source.file, list(lists.codes)
+    if source.split is not None and not names.fixed:
+        start = 0
+        for batch in file.batches(columns):  # every split shall have the same categories
+            lists.entries(batch, np.arange(start, start + batch.num_rows), names)
+            start += batch.num_rows
+    parts, ids, groups, origins = [], [], [], []
+    for batch, origin in source.batches(columns, coded=()):
+        parts.append(_compressed(file, origin, lists.entries(batch, origin, names), names))
+        ids.append(source.texts(batch, str(source.id_column), origin))
+        if source.group_column is not None:
+            groups.append(source.texts(batch, source.group_column, origin))
+        origins.append(origin)
+    if not names:
+        raise LabelError(f"{file} names no category.", remedy="categories=[…]")
+    rows = np.concatenate(origins)
+    for i, part in enumerate(parts):  # the first ones know fewer categories
+        ends = np.pad(part.starts, (0, len(names) - part.n_columns), mode="edge")
+        parts[i] = part._replace(starts=ends)
+    stacked = Columns.stacked(parts, [len(origin) for origin in origins])
+    content = stacked if fill == UNKNOWN else _filled(stacked, len(rows), fill)
+    rest: dict[str, Any] = {"storage": storage}
+    rest["groups"] = np.concatenate(groups) if groups else None
+    rest["ids"] = source.edges.apply(np.concatenate(ids), lambda i: file.place(int(rows[i])))
+    _check_unique(file, rest["ids"].tolist(), rows)
+    return PartialLabels.from_content(content, len(rows), tuple(names), **rest)
+
+
+def _compressed(
+    file: TableFile, origin: Rows, entries: tuple[Rows, Rows, Codes], names: _Vocabulary
+) -> Columns:
+    """The entries of a batch as columns; refuses two of one image in one category."""
+    row, category, code = entries
+    n = max(len(origin), 1)
+    packed = ((category * n + row) << 2) | (code + 2)  # sorts many times faster than an index
+    packed.sort()
+    pair, code = packed >> 2, ((packed & 3) - 2).astype(np.int8)
+    twice = np.flatnonzero(pair[1:] == pair[:-1])
+    if len(twice):
+        k = int(twice[np.argmin(pair[twice] % n)])  # the first in the file
+        name = list(names)[int(pair[k]) // n]
+        found = " and ".join(CODE_NAMES[int(c)] for c in code[[k + 1, k]])
+        raise LabelError(
+            f"{file.place(int(origin[pair[k] % n]))}: a category is listed twice.",
+            found=f"{name!r}: {found} (first of {len(twice):,} in this part of the file)",
+            expected="each category in one list, once",
+        )
+    return Columns.joined([(np.bincount(pair // n, minlength=len(names)), pair % n, code)], n)
+
+
+def _filled(columns: Columns, n_rows: int, fill: int) -> Codes:
+    codes = np.full((n_rows, columns.n_columns), fill, dtype=np.int8)
+    for j in range(columns.n_columns):
+        codes[columns.rows[columns.span(j)], j] = columns.codes[columns.span(j)]
+    return codes
+
+
+def _check_unique(file: TableFile, ids: list[str], rows: Rows) -> None:
+    n_twice = len(ids) - len(set(ids))
+    seen: dict[str, int] = {}
+    for i, name in enumerate(ids if n_twice else ()):
+        first = seen.setdefault(name, i)
+        if first != i:
+            raise IdError(
+                f"{file} lists an image id twice.",
+                found=f"{name!r} in {file.place(int(rows[first]))} and {file.place(int(rows[i]))} "
+                f"({n_twice:,} repeats in all)",
+                expected="every id once",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _JsonFile(TableFile):
+    """JSON lines as a table: a key is a column, what a record does not have is null."""
+
+    first: dict[str, int]  # the line in which each key comes first
+    texts: Sequence[str]  # the keys of ids, groups and splits
+    lists: Sequence[str]  # the keys of lists of categories
+
+    @classmethod
+    def open(cls, path: Path, texts: Sequence[str], lists: Sequence[str] = ()) -> _JsonFile:
+        """Look through the file for its keys."""
+        first: dict[str, int] = {}
+        for line, record in _records(path):
+            if not first.keys() >= record.keys():
+                first = dict.fromkeys((*first, *record), line) | first
+        if not first:
+            raise LabelError(f"'{path}' holds no records.", remedy="write the file again")
+        return cls(path, tuple(first), None, first, texts, lists)
+
+    def place(self, row: int, column: str | None = None) -> str:
+        """Where record `row` (from 0) is, for people."""
+        line = next(line for line, _ in islice(_records(self.path), row, None))
+        return f"{self}, line {line:,}" + (f", key {column!r}" if column is not None else "")
+
+    def batches(self, columns: Sequence[str], *, coded: Sequence[str] = ()) -> Iterator[Any]:
+        """Yield record batches of some keys, in the order of the file; none is coded."""
+        import pyarrow as pa
+
+        del coded
+        records, start = _records(self.path), 0
+        while part := [record for _, record in islice(records, BATCH_RECORDS)]:
+            arrays = [self._array(key, [r.get(key) for r in part], start) for key in columns]
+            yield pa.record_batch(arrays, names=list(columns))
+            start += len(part)
+
+    def _array(self, key: str, values: list[Any], start: int) -> Any:
+        import pyarrow as pa
+
+        kinds = set(map(type, values)) - {type(None)}
+        if key in self.lists:
+            items = chain.from_iterable(v for v in values if v) if kinds <= {list} else (None,)
+            if set(map(type, items)) - {str}:
+                self._refuse(key, values, start)
+            return pa.array(values, pa.list_(pa.string()))
+        if key in self.texts and kinds - {str, int}:
+            self._refuse(key, values, start)
+        if kinds <= {int, float} or kinds <= {bool} or kinds <= {str}:
+            with suppress(pa.ArrowException, OverflowError):
+                return pa.array(values)
+        return pa.array([v if v is None or type(v) is str else json.dumps(v) for v in values])
+
+    def _refuse(self, key: str, values: list[Any], start: int) -> NoReturn:
+        """Refuse the first value that has no place under the key."""
+        error: type[IdError | LabelError] = IdError
+        what = "is no text and no whole number."
+        good = [value is None or type(value) in (str, int) for value in values]
+        if key in self.lists:
+            error, what = LabelError, "is no list of names."
+            good = [v is None or (type(v) is list and set(map(type, v)) <= {str}) for v in values]
+        i = good.index(False)
+        found = json.dumps(values[i], ensure_ascii=False)[:60]
+        raise error(f"{self.place(start + i, key)}: {what}", found=found)
+
+
+def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line, record) of JSON lines; blank lines are skipped."""
+    try:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+            for line, raw in enumerate(file, 1):
+                if not raw.isspace():
+                    yield line, _record(path, line, raw)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise truncated(path, str(error)) from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def _record(path: Path, line: int, raw: bytes) -> dict[str, Any]:
+    try:
+        text = raw.decode("utf-8-sig" if line == 1 else "utf-8")
+        record = DECODER.decode(text)
+        if "\\ud" in text or "\\uD" in text:
+            json.dumps(record, ensure_ascii=False).encode()  # half a character is no text
+        if type(record) is dict:
+            return record
+        found = text[:60]
+    except json.JSONDecodeError as error:
+        cut = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated")
+        if cut and not raw.endswith(b"\n"):
+            raise truncated(path, f"line {line:,} ends inside a record") from error
+        found = f"{error.msg}, column {error.colno:,}"
+    except (ValueError, RecursionError) as error:  # among them: no UTF-8
+        found = str(error)
+    expected = "one JSON object in each line"
+    raise LabelError(f"'{path}', line {line:,}: is no record.", found=found, expected=expected)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) != len(pairs):
+        twice = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
+        raise ValueError(f"the key {twice!r} twice")
+    return record
+
+
+DECODER: Final = json.JSONDecoder(object_pairs_hook=_object)
