@@ -132,7 +132,8 @@ def test_evaluation_is_the_metrics_and_their_means(table):
     head = Head(np.eye(n), categories=[f"c{i}" for i in range(n)])
     labels = PartialLabels(codes, categories=head.categories)
     for storage in ("dense", "columns"):
-        result = evaluate(head, (logits, labels.with_storage(storage)), force=True)
+        data = logits, labels.with_storage(storage)
+        result = evaluate(head, data, metrics=list(METRICS), force=True)
         for name, metric in METRICS.items():
             expected = metric.per_category(logits, codes).numpy()
             same(result.values[name], expected, rtol=1e-12, atol=1e-14)
@@ -154,7 +155,7 @@ def test_the_order_of_categories_changes_no_interval(table, random):
     names = [f"c{i}" for i in range(n)]
     head = Head(np.eye(n), categories=names)
     labels = PartialLabels(codes, categories=names)
-    options = {"bootstrap": 5, "force": True}
+    options = {"bootstrap": 5, "force": True, "metrics": list(METRICS)}
     whole = evaluate(head, (logits, labels), **options)
     turned = evaluate(head, (logits, labels.take_categories(order)), **options)
     for name in METRICS:

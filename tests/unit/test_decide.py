@@ -10,6 +10,7 @@ from catwise.tuning.decide import (
     FoldScores,
     choose_each,
     choose_one,
+    choose_staged,
     decide,
     pooled_gain,
     shrunk,
@@ -161,3 +162,26 @@ def test_scores_stay_on_one_scale_when_another_score_chooses():
     assert np.array_equal(decision.before, scores.mean()[0])
     assert np.array_equal(decision.selected_on, scores.mean()[3])
     assert np.array_equal(decision.after, decision.selected_on)
+
+
+def test_variants_are_weighed_only_after_their_origin_was_chosen():
+    """The best of the chosen candidate and what was made from it; others' variants do not count."""
+    scores = np.array([[0.5, 0.5], [0.6, 0.6], [0.55, 0.55], [0.7, 0.62], [0.9, 0.9]])
+    positives = np.array([50.0, 50.0])
+    given = {"choose": choose_one, "n_plain": 3}
+    chosen, best = choose_staged(scores, positives, variants={1: [3], 2: [4]}, **given)
+    assert (best, chosen.tolist()) == (3, [3, 3])
+    worse = scores.copy()
+    worse[3] = 0.58
+    assert choose_staged(worse, positives, variants={1: [3]}, **given)[1] == 1
+    kept = np.where(np.arange(5)[:, None] == 0, 0.95, scores)
+    chosen, best = choose_staged(kept, positives, variants={1: [3]}, **given)
+    assert (best, chosen.tolist()) == (0, [0, 0])
+
+
+def test_a_decision_tells_what_each_fold_would_have_chosen():
+    """One setting for the whole, and one without each fold."""
+    decision = decide(noise(3, candidates=3))
+    assert len(decision.settings_without) == 5
+    for fold, setting in enumerate(decision.settings_without):
+        assert set(decision.chosen_without[fold]) <= {0, setting}

@@ -19,7 +19,7 @@ from catwise.errors import (
 from catwise.labels import LabelPolicy
 from catwise.metrics import METRICS
 from catwise.testing import Task, assert_same_head, make_task
-from catwise.tuning import default
+from catwise.tuning import rows
 from catwise.tuning.default import DefaultConfig
 from catwise.tuning.paper import PaperConfig
 
@@ -78,7 +78,11 @@ def test_validation_select_only_chooses():
         {"n_folds": 1},
         {"tolerance": 0.0},
         {"max_iterations": 0},
-        {"loss": "hinge"},
+        {"losses": ("hinge",)},
+        {"losses": ()},
+        {"losses": ("bce", "bce")},
+        {"stages": {"brier": ((1.0, 1.0),)}},
+        {"stages": {"auroc": ((1.0, 0.0),)}},
     ],
 )
 def test_configs_out_of_range_are_refused(options):
@@ -209,6 +213,8 @@ def test_a_metric_of_ones_own_chooses(options):
     own = replace(known, name="my_auroc", label="mine")
     if options.get("preset") == "paper":
         options = {**options, "config": QUICK}
+    elif not options:
+        options = {"config": replace(SMALL, stages={})}  # a metric of one's own has none
     one, other = tuned(metric=own, **options), tuned(metric=known, **options)
     assert_same_head(one.head, other.head)
     assert one.summary["metric"] == "my_auroc"
@@ -235,7 +241,7 @@ def test_more_folds_than_positives_are_no_error():
 def test_many_blocks_of_categories_are_one_answer(monkeypatch):
     """Categories are fitted in blocks of bounded size; the size changes nothing."""
     whole = {v: tuned(validation=v) for v in ("fit_and_select", "select")}
-    monkeypatch.setattr(default, "_BLOCK_ENTRIES", 2 * 450)  # two categories at a time
+    monkeypatch.setattr(rows, "_BLOCK_ENTRIES", 2 * 450)  # two categories at a time
     for validation, first in whole.items():
         second = tuned(validation=validation)
         assert_same_head(second.head, first.head, rtol=1e-3, atol=1e-3)
@@ -264,3 +270,36 @@ def test_constant_features_change_nothing_but_the_level():
     head = made.head.replace(categories=None)
     result = catwise.tune(head, *pairs, force=True)
     assert torch.equal(result.head.weight, head.weight)
+
+
+def test_the_metric_stage_is_tried_and_its_head_calibrated():
+    """Stages follow the fit that was chosen; ranks stay, and 0.5 means what it says."""
+    made, metric = task(), "auroc"
+    plain = tuned(made, metric=metric, config=DefaultConfig(stages={}))
+    staged = tuned(made, metric=metric, config=DefaultConfig(stages={metric: ((1.0, 0.5),)}))
+    tried = [row for row in staged.history if "stage" in row]
+    assert tried
+    assert all(row["stage"] == {"temperature": 1.0, "penalty": 0.5} for row in tried)
+    assert not any("stage" in row for row in plain.history)
+    assert staged.summary["choice"]["candidate"].endswith("tau=1,mu=0.5")
+    assert any("refitted on" in note for note in staged.notes)
+    assert mean_score(staged.head, made.test) > mean_score(made.head, made.test) + 0.05
+    assert mean_score(staged.head, made.test, "log_loss") < mean_score(
+        made.head, made.test, "log_loss"
+    )
+    # Out-of-fold logits are those of the fold heads, scale and offset included.
+    for f, head in enumerate(staged.folds.heads):
+        at = np.flatnonzero(staged.folds.fold == f)
+        mine = head.logits(made.valid.features.values[at]).numpy()
+        np.testing.assert_allclose(mine, staged.folds.logits[at], rtol=1e-3, atol=1e-3)
+
+
+def test_of_several_losses_one_is_chosen_for_all():
+    """The others are tried and must win clearly."""
+    config = replace(SMALL, losses=("bce", "proper_asymmetric"), stages={})
+    result = tuned(config=config)
+    names = [row["candidate"] for row in result.history]
+    assert {name.split(",")[0] for name in names} == {"base", "bce", "proper_asymmetric"}
+    assert result.summary["choice"]["loss"] in config.losses
+    other = tuned(config=replace(config, losses=("proper_asymmetric",)))
+    assert {row.get("loss") for row in other.history} == {None, "proper_asymmetric"}

@@ -30,6 +30,7 @@ import torch
 
 from catwise.errors import ConfigError
 from catwise.metrics.calibration import ECE_BINS
+from catwise.metrics.ranking import MAX_FPR, partial_auroc_columns
 from catwise.metrics.threshold import best_f1_threshold_columns
 
 if TYPE_CHECKING:
@@ -136,6 +137,38 @@ def _auroc(scores: NDArray[Any], positive: NDArray[np.bool_], share: float) -> I
     rows = np.empty(scores.size)
     rows[positive], rows[~positive] = below - value, (1.0 - under) - value
     return Influence(value, rows)
+
+
+def _partial_auroc(scores: NDArray[Any], positive: NDArray[np.bool_], share: float) -> Influence:
+    """Area under TPR as a function of FPR up to F: rows move both, and where F is reached.
+
+    With q the score at which FPR is F, a negative above q adds TPR(s) − TPR(q): what it adds to
+    the area less what it pushes beyond F. Source: Dodd & Pepe, "Partial AUC estimation and
+    regression", Biometrics 59, 2003, for the area of the top negatives.
+    """
+    del share
+    kernel = partial_auroc_columns(torch.from_numpy(scores), torch.from_numpy(positive).byte())
+    high, low = np.sort(scores[positive]), scores[~positive]
+    top = np.sort(low)[::-1]
+    reach = MAX_FPR * low.size
+    n_whole = int(reach)
+    part = reach - n_whole
+    edge = top[min(n_whole, low.size - 1)]
+
+    def rate(values: NDArray[Any]) -> NDArray[np.float64]:
+        found = high.searchsorted(values, "left") + high.searchsorted(values, "right")
+        return np.asarray(1.0 - found / (2.0 * high.size), dtype=np.float64)
+
+    at_edge = float(rate(np.array([edge]))[0])
+    lowest = np.sort(top[:n_whole])
+    own = scores[positive]
+    above = lowest.searchsorted(own, "left") + lowest.searchsorted(own, "right")
+    gained = (above / 2.0 + part * ((own > edge) + 0.5 * (own == edge))) / low.size
+    rows = np.empty(scores.size)
+    rows[positive] = gained - gained.mean()
+    pushed = np.where(low > edge, rate(low) - at_edge, 0.0)
+    rows[~positive] = pushed - pushed.mean()
+    return Influence(float(kernel), rows / (2.0 * (MAX_FPR - MAX_FPR**2 / 2)))
 
 
 def _average_precision(
@@ -248,6 +281,7 @@ def _wrong(scores: NDArray[Any], positive: NDArray[np.bool_]) -> NDArray[np.floa
 _FUNCTIONS: dict[str, Callable[..., Influence]] = {
     "average_precision": _average_precision,
     "auroc": _auroc,
+    "partial_auroc": _partial_auroc,
     "f1": _at_threshold(_f1),
     "best_f1": _best_f1,
     "precision": _at_threshold(_precision),

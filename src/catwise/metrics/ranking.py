@@ -58,6 +58,9 @@ __all__ = [
     "partial_auroc_columns",
 ]
 
+#: False-positive rate up to which the partial AUROC goes, unless told.
+MAX_FPR = 0.1
+
 #: Categories that one task transposes and ranks: a cache line of float32 columns.
 _BLOCK = 16
 
@@ -140,7 +143,7 @@ def auroc_columns(
 
 
 def partial_auroc_columns(
-    scores: Array, codes: Array, *, weight: Array | None = None, max_fpr: float = 0.1
+    scores: Array, codes: Array, *, weight: Array | None = None, max_fpr: float = MAX_FPR
 ) -> Tensor:
     """Area under the ROC curve up to a false-positive rate, standardised, along the last axis.
 

@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
+
+    Choose = Callable[[NDArray[np.float64], NDArray[np.float64]], tuple[NDArray[np.int64], int]]
 
 __all__ = [
     "MIN_POSITIVES",
@@ -28,6 +30,7 @@ __all__ = [
     "FoldScores",
     "choose_each",
     "choose_one",
+    "choose_staged",
     "decide",
     "pooled_gain",
     "shrunk",
@@ -77,6 +80,7 @@ class Decision(NamedTuple):
         before: (C,) float64 score of the original head.
         after: (C,) float64 score of the chosen, each fold's chosen without it.
         chosen_without: (F, C) int64 what was chosen without each fold.
+        settings_without: what was chosen for all without each fold; as `setting`.
     """
 
     chosen: NDArray[np.int64]
@@ -86,6 +90,7 @@ class Decision(NamedTuple):
     before: NDArray[np.float64]
     after: NDArray[np.float64]
     chosen_without: NDArray[np.int64]
+    settings_without: tuple[int, ...]
 
 
 def pooled_gain(gain: NDArray[np.float64], positives: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -141,10 +146,47 @@ def choose_one(
         difference = gain[rival] - gain[best]
         if pooled[rival] - pooled[best] > _standard_error(difference, positives):
             best = rival
+    return _keep_or_take(gain, positives, best), best
+
+
+def _keep_or_take(
+    gain: NDArray[np.float64], positives: NDArray[np.float64], best: int
+) -> NDArray[np.int64]:
+    """(C,) the candidate chosen for all where its shrunk gain is positive, else 0."""
     if best == 0:
-        return np.zeros(scores.shape[1], dtype=np.int64), 0
+        return np.zeros(gain.shape[1], dtype=np.int64)
     better = shrunk(gain[best : best + 1], positives, _POOLED_PRIOR)[0] > 0
-    return np.where(better & (positives > 0), best, 0).astype(np.int64), best
+    return np.where(better & (positives > 0), best, 0).astype(np.int64)
+
+
+def choose_staged(
+    scores: NDArray[np.float64],
+    positives: NDArray[np.float64],
+    *,
+    choose: Choose,
+    variants: Mapping[int, Sequence[int]],
+    n_plain: int,
+) -> tuple[NDArray[np.int64], int]:
+    """One candidate for all by `choose`, then the best of it and its variants, on the pooled mean.
+
+    Args:
+        scores: (K, C) larger is better, candidate 0 the original head.
+        positives: (C,) known fresh positives.
+        choose: the rule among the first `n_plain` candidates.
+        variants: of a candidate, what was made from it.
+        n_plain: candidates that are no variants.
+
+    Returns:
+        As `choose_one`.
+    """
+    chosen, best = choose(scores[:n_plain], positives)
+    options = [best, *variants.get(best, ())]
+    if best == 0 or len(options) == 1:
+        return chosen, best
+    gain = scores - scores[:1]
+    pooled = pooled_gain(gain[options], positives)
+    best = options[int(np.argmax(pooled))]
+    return _keep_or_take(gain, positives, best), best
 
 
 def _standard_error(difference: NDArray[np.float64], positives: NDArray[np.float64]) -> float:
@@ -170,9 +212,7 @@ def choose_each(
 
 def decide(
     scores: FoldScores,
-    choose: Callable[
-        [NDArray[np.float64], NDArray[np.float64]], tuple[NDArray[np.int64], int]
-    ] = choose_one,
+    choose: Choose = choose_one,
     *,
     final: NDArray[np.float64] | None = None,
 ) -> Decision:
@@ -195,9 +235,11 @@ def decide(
     index = np.arange(n_categories)
     chosen_without = np.zeros((n_folds, n_categories), dtype=np.int64)
     after = np.zeros((1, n_folds, n_categories))
+    settings_without: list[int] = []
     for fold in range(n_folds):
         rest = scores.without(fold)
-        chosen_without[fold], _ = choose(scores.mean(rest), scores.positives[rest].sum(0))
+        chosen_without[fold], own = choose(scores.mean(rest), scores.positives[rest].sum(0))
+        settings_without.append(own)
         after[0, fold] = scores.values[chosen_without[fold], fold, index]
     return Decision(
         chosen,
@@ -207,4 +249,5 @@ def decide(
         averages[0],
         FoldScores(after, scores.positives).mean()[0],
         chosen_without,
+        tuple(settings_without),
     )

@@ -9,8 +9,10 @@ the candidates), each source with an intercept of its own; the bias is the fresh
 fits are averaged, because neither was always better: one pulls to the original weights W;
 the other pulls to ``W + 2 T`` and gives the training rows no original logits, since those
 were memorised. T is the direction that the training labels alone point to: fitted from
-zero logits with penalty ``5 sqrt(n_pos / 50)``. One (omega, kappa) is chosen for all
-categories by cross-fitting over the fresh rows; per category it is kept or replaced.
+zero logits with penalty ``5 sqrt(n_pos / 50)``. One (loss, omega, kappa) is chosen for all
+categories by cross-fitting over the fresh rows. From there the metric stage (`metric_stage`)
+goes a little further along the slope of average precision or AUROC itself, if cross-fitting
+says so; per category the result is kept or replaced.
 
 `select`: validation only chooses. Candidates are ``W + alpha T`` along a grid of penalties
 of T and of steps alpha; per category the best shrunk gain wins.
@@ -20,7 +22,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -28,30 +30,43 @@ from torch import Tensor
 
 from catwise.errors import ConfigError
 from catwise.losses import resolve_loss
-from catwise.metrics import METRICS
-from catwise.metrics.ranking import RankingPlan
-from catwise.progress import Progress, ProgressCallback
 from catwise.tuning.backprop import choose_regime
-from catwise.tuning.decide import Decision, FoldScores, choose_each, choose_one, decide
+from catwise.tuning.decide import (
+    Decision,
+    FoldScores,
+    choose_each,
+    choose_one,
+    choose_staged,
+    decide,
+)
+from catwise.tuning.metric_stage import Stage, climb
 from catwise.tuning.penalised import PenalisedFit, Source, fit_penalised, gather_known
+from catwise.tuning.recalibrate import fit_affine
+from catwise.tuning.rows import Counter, FoldScorer, Rows, category_blocks, moved
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from catwise.metrics import Metric
+    from catwise.progress import ProgressCallback
+    from catwise.tuning.surrogate import Kind
 
 __all__ = [
     "DefaultConfig",
     "DefaultResult",
-    "Rows",
     "Setting",
     "fit_and_select",
     "only_select",
 ]
 
-_BLOCK_ENTRIES = 1 << 24
+
+STAGES: Final = {
+    "average_precision": (Stage(1.0, 3.0), Stage(1.0, 1.0)),
+    "auroc": (Stage(1.0, 1.0), Stage(2.0, 1.0), Stage(2.0, 0.3)),
+}
+"""The metric stages of the preset; measured in docs/findings.md."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +76,9 @@ class DefaultConfig:
     Args:
         penalties: kappa, from strong to weak; each fit starts from the one before.
         source_weights: omega, the weight of a known training label; 0 must be among them.
-        loss: name in `catwise.losses.LOSSES`.
+        losses: names in `catwise.losses.LOSSES`; all but the first must win clearly.
+        stages: by metric, the metric stages to try after the fit that was chosen; a metric that
+            is not named has none.
         direction_penalty: kt of the direction T that the second fit is pulled along.
         direction_step: how far along T.
         n_folds: folds over the fresh rows.
@@ -77,7 +94,8 @@ class DefaultConfig:
 
     penalties: tuple[float, ...] = (5.0, 2.5, 1.25, 0.6, 0.3)
     source_weights: tuple[float, ...] = (0.3, 0.0)
-    loss: str = "bce"
+    losses: tuple[str, ...] = ("bce",)
+    stages: Mapping[str, tuple[Stage, ...]] = field(default_factory=lambda: dict(STAGES))
     direction_penalty: float = 5.0
     direction_step: float = 2.0
     n_folds: int = 5
@@ -88,12 +106,15 @@ class DefaultConfig:
     max_iterations: int = 60
 
     def __post_init__(self) -> None:
-        resolve_loss(self.loss)
+        for loss in self.losses:
+            resolve_loss(loss)
+        object.__setattr__(self, "stages", _stages(self.stages))
         descending = all(a > b for a, b in zip(self.penalties, self.penalties[1:], strict=False))
         checks = {
             "penalties descending and > 0": descending and min(self.penalties, default=0) > 0,
             "source_weights >= 0 with 0 among them": 0.0 in self.source_weights
             and min(self.source_weights) >= 0,
+            "losses named, each once": 0 < len(self.losses) == len(set(self.losses)),
             "n_folds in 2 … 100": 2 <= self.n_folds <= 100,
             "tolerance in (0, 1)": 0 < self.tolerance < 1,
             "max_iterations >= 1": self.max_iterations >= 1,
@@ -106,53 +127,11 @@ class DefaultConfig:
             )
 
 
-class Rows(NamedTuple):
-    """Rows of one source in coordinates, with the original logits and the known labels.
-
-    Attributes:
-        x: (n, k) float32.
-        logits: (C, n) float32, of the original head as stored.
-        codes: (C, n) int8; 1 positive, 0 negative, all else unknown. They choose and score.
-        intercept: whether the head has a bias to take an intercept up.
-        target: (C, n) float32 in [0, 1], what is fitted, where a label policy says more than
-            the codes; else None.
-        weight: (C, n) float32 of the targets, or None.
-    """
-
-    x: Tensor
-    logits: Tensor
-    codes: Tensor
-    intercept: bool = True
-    target: Tensor | None = None
-    weight: Tensor | None = None
-
-    def take(self, categories: slice, rows: Tensor | None = None) -> Rows:
-        """Some categories, and all rows or some."""
-
-        def cut(values: Tensor) -> Tensor:
-            part = values[categories]
-            return part if rows is None else part[:, rows]
-
-        return Rows(
-            self.x if rows is None else self.x[rows],
-            cut(self.logits),
-            cut(self.codes),
-            self.intercept,
-            None if self.target is None else cut(self.target),
-            None if self.weight is None else cut(self.weight),
-        )
-
-    def known(self) -> Rows:
-        """The rows with any label to fit."""
-        fitted = self.codes >= 0 if self.weight is None else self.weight > 0
-        return self.take(slice(None), fitted.any(0).nonzero().flatten())
-
-
 class Setting(NamedTuple):
     """One candidate for all categories: its name and what it was fitted with."""
 
     name: str
-    options: dict[str, float]
+    options: dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,6 +148,10 @@ class DefaultResult:
             where the original head is kept.
         fold_intercept: (F, C), or None.
         logits: (C, n) out-of-fold logits of these heads, or None.
+        scale: (C,) float64 > 0 by which weights and intercept are multiplied in the end, and
+        offset: (C,) float64 added to the intercept then: after a metric stage, which is blind to
+            both, they are refitted on the out-of-fold logits; else 1 and 0. The fold heads and
+            the logits have them too.
         passes: how often the rows were read by the fits.
     """
 
@@ -180,6 +163,8 @@ class DefaultResult:
     fold_delta: Tensor | None
     fold_intercept: Tensor | None
     logits: Tensor | None
+    scale: Tensor
+    offset: Tensor
     passes: dict[str, int] = field(default_factory=dict)
 
 
@@ -209,73 +194,229 @@ def fit_and_select(
         The changes and their account.
     """
     train = None if train is None else train.known()
-    weights = (0.0,) if train is None else tuple(sorted(config.source_weights, reverse=True))
-    settings = [Setting("base", {})] + [
-        Setting(f"omega={w:g},kappa={p:g}", {"source_weight": w, "penalty": p})
-        for w in weights
-        for p in config.penalties
-    ]
+    grid = _Grid.of(config, has_train=train is not None)
     n_categories, n_folds = fresh.logits.shape[0], int(fold.max()) + 1
-    shape = (len(settings) - 1, n_folds, n_categories)
+    shape = (len(grid.settings) - 1, n_folds, n_categories)
     deltas = fresh.x.new_zeros(*shape, fresh.x.shape[1])
     intercepts = fresh.x.new_zeros(shape)
     scorer = FoldScorer(fresh.codes, fold, metric)
-    values = np.full((len(settings), n_folds, n_categories), np.nan)
-    blocks = list(_category_blocks(fresh, train))
-    counter = _Counter(progress, "cross-fit", len(blocks) * n_folds * len(weights))
+    values = np.full((len(grid.settings), n_folds, n_categories), np.nan)
+    blocks = list(category_blocks(fresh, train))
+    counter = Counter(progress, "cross-fit", len(blocks) * n_folds * len(grid.paths))
     passes = 0
     for block in blocks:
         part = fresh.take(block)
-        fitter = _Fitter.build(None if train is None else train.take(block), config)
+        fitters = _Fitter.for_losses(None if train is None else train.take(block), config)
         values[0, :, block] = scorer(part.logits, block)
-        out = part.logits.new_empty(len(settings) - 1, *part.logits.shape)
+        out = part.logits.new_empty(len(grid.settings) - 1, *part.logits.shape)
         for f in range(n_folds):
-            inside = torch.from_numpy(np.flatnonzero(fold != f)).to(part.x.device)
-            outside = torch.from_numpy(np.flatnonzero(fold == f)).to(part.x.device)
+            inside, outside = _rows_of(fold, f, part.x.device)
             kept = part.take(slice(None), inside)
-            for i, weight in enumerate(weights):
-                for j, fit in enumerate(fitter.path(kept, weight, config.penalties)):
+            for i, (loss, weight) in enumerate(grid.paths):
+                for j, fit in enumerate(fitters[loss].path(kept, weight, config.penalties)):
                     k = i * len(config.penalties) + j
                     deltas[k, f, block], intercepts[k, f, block] = fit.delta, fit.intercept
-                    out[k][:, outside] = _moved(part, fit.delta, fit.intercept, outside)
+                    out[k][:, outside] = moved(part, fit.delta, fit.intercept, outside)
                 counter.step(f"fold {f + 1} of {n_folds}")
-        for k in range(len(settings) - 1):
+        for k in range(len(grid.settings) - 1):
             values[k + 1, :, block] = scorer(out[k], block)
-        passes += fitter.passes
-    scores = FoldScores(values if metric.higher_is_better else -values, scorer.positives)
-    # A weight of 0 (the last) must beat the others clearly: see `choose_one`.
-    preferred = len(config.penalties) * max(len(weights) - 1, 1)
-    decision = decide(scores, partial(choose_one, n_preferred=preferred))
-    setting = decision.setting
-    delta = fresh.x.new_zeros(n_categories, fresh.x.shape[1])
-    intercept = fresh.x.new_zeros(n_categories)
-    logits = fresh.logits.clone()
-    if setting > 0:
-        options = settings[setting].options
-        upto = tuple(p for p in config.penalties if p >= options["penalty"])
-        for block in blocks:
-            part = fresh.take(block)
-            fitter = _Fitter.build(None if train is None else train.take(block), config)
-            *_, last = fitter.path(part, options["source_weight"], upto)
-            delta[block], intercept[block] = last.delta, last.intercept
-            passes += fitter.passes
-        for f in range(n_folds):
-            at = torch.from_numpy(np.flatnonzero(fold == f)).to(logits.device)
-            moved = _moved(fresh, deltas[setting - 1, f], intercepts[setting - 1, f], at)
-            logits[:, at] = moved
+        passes += sum(fitter.passes for fitter in fitters.values())
+    table = _Table(grid.settings, values, deltas, intercepts)
+    sign = 1.0 if metric.higher_is_better else -1.0
+    plain = partial(choose_one, n_preferred=grid.n_preferred)
+    stages = config.stages.get(metric.name, ())
+    if stages:
+        found = decide(FoldScores(sign * values, scorer.positives), plain)
+        # Every fit that some choice would take, so that each choice can be repeated whole.
+        taken = sorted({found.setting, *found.settings_without} - {0})
+        passes += table.add_stages(
+            taken,
+            stages,
+            fresh=fresh,
+            fold=fold,
+            scorer=scorer,
+            metric=metric,
+            progress=progress,
+        )
+    choose = partial(choose_staged, choose=plain, variants=table.variants, n_plain=len(values))
+    decision = decide(FoldScores(sign * table.values, scorer.positives), choose)
+    delta, intercept, more = _refit(
+        table, decision.setting, fresh=fresh, train=train, config=config, metric=metric
+    )
     keep = torch.from_numpy(decision.chosen == 0).to(delta.device)
-    best = max(setting - 1, 0)  # all categories are kept where the base was chosen
+    best = max(decision.setting - 1, 0)  # all categories are kept where the base was chosen
+    logits = fresh.logits.clone()
+    if decision.setting > 0:
+        for f in range(n_folds):
+            _, at = _rows_of(fold, f, logits.device)
+            logits[:, at] = moved(fresh, table.deltas[best, f], table.intercepts[best, f], at)
+    logits = torch.where(keep[:, None], fresh.logits, logits)
+    scale = torch.ones(n_categories, dtype=torch.float64, device=delta.device)
+    offset = torch.zeros_like(scale)
+    if "stage" in table.settings[decision.setting].options:
+        found_scale, found_offset = fit_affine(logits, fresh.codes, free_offset=fresh.intercept)
+        scale, offset = torch.where(keep, scale, found_scale), torch.where(keep, 0.0, found_offset)
+        logits = (logits * scale[:, None] + offset[:, None]).to(logits.dtype)
     return DefaultResult(
         delta.masked_fill(keep[:, None], 0.0),
         intercept.masked_fill(keep, 0.0),
-        settings,
+        table.settings,
         _signed(decision, metric),
-        FoldScores(values, scorer.positives),
-        deltas[best].masked_fill(keep[:, None], 0.0),
-        intercepts[best].masked_fill(keep, 0.0),
-        torch.where(keep[:, None], fresh.logits, logits),
-        {"fits": passes},
+        FoldScores(table.values, scorer.positives),
+        table.deltas[best].masked_fill(keep[:, None], 0.0),
+        table.intercepts[best].masked_fill(keep, 0.0),
+        logits,
+        scale,
+        offset,
+        {"fits": passes + more},
     )
+
+
+def _rows_of(fold: NDArray[np.int8], f: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows outside and inside of a fold."""
+    rest, own = np.flatnonzero(fold != f), np.flatnonzero(fold == f)
+    return torch.from_numpy(rest).to(device), torch.from_numpy(own).to(device)
+
+
+class _Grid(NamedTuple):
+    """The fits to try: the paths, in order, and every setting along them."""
+
+    paths: list[tuple[str, float]]
+    settings: list[Setting]
+    n_preferred: int
+
+    @classmethod
+    def of(cls, config: DefaultConfig, *, has_train: bool) -> _Grid:
+        weights = sorted(config.source_weights, reverse=True) if has_train else [0.0]
+        paths = [(loss, weight) for loss in config.losses for weight in weights]
+        settings = [Setting("base", {})]
+        for loss, weight in paths:
+            prefix = "" if len(config.losses) == 1 else f"{loss},"
+            for penalty in config.penalties:
+                name = f"{prefix}omega={weight:g},kappa={penalty:g}"
+                options = {"loss": loss, "source_weight": weight, "penalty": penalty}
+                settings.append(Setting(name, options))
+        # A weight of 0 (the last), and another loss, must win clearly: see `choose_one`.
+        return cls(paths, settings, len(config.penalties) * max(len(weights) - 1, 1))
+
+
+class _Table:
+    """Settings, their scores in every fold, and the heads fitted without each fold."""
+
+    def __init__(
+        self,
+        settings: list[Setting],
+        values: NDArray[np.float64],
+        deltas: Tensor,
+        intercepts: Tensor,
+    ) -> None:
+        self.settings, self.values = list(settings), values
+        self.deltas, self.intercepts = deltas, intercepts
+        self.variants: dict[int, list[int]] = {}
+
+    def add_stages(
+        self,
+        taken: Sequence[int],
+        stages: Sequence[Stage],
+        *,
+        fresh: Rows,
+        fold: NDArray[np.int8],
+        scorer: FoldScorer,
+        metric: Metric,
+        progress: ProgressCallback | None,
+    ) -> int:
+        """Add the metric stages from some settings; returns how often the rows were read."""
+        n_folds = self.deltas.shape[1]
+        blocks = list(category_blocks(fresh, None))
+        counter = Counter(progress, "metric stage", len(taken) * len(stages) * len(blocks))
+        more, more_intercepts, more_values, passes = [], [], [], 0
+        for setting in taken:
+            self.variants[setting] = []
+            for stage in stages:
+                delta = self.deltas[setting - 1].clone()
+                values = np.full(self.values.shape[1:], np.nan)
+                for block in blocks:
+                    part = fresh.take(block)
+                    out = torch.empty_like(part.logits)
+                    for f in range(n_folds):
+                        inside, outside = _rows_of(fold, f, part.x.device)
+                        intercept = self.intercepts[setting - 1, f, block]
+                        start = moved(part, delta[f, block], intercept, inside)
+                        fit = climb(
+                            part.x[inside], start, part.codes[:, inside], _kind(metric), stage
+                        )
+                        delta[f, block] += fit.delta
+                        out[:, outside] = moved(part, delta[f, block], intercept, outside)
+                        passes += fit.passes
+                    values[:, block] = scorer(out, block)
+                    counter.step(self.settings[setting].name)
+                self.variants[setting].append(len(self.settings))
+                self.settings.append(_staged(self.settings[setting], setting, stage))
+                more.append(delta)
+                more_intercepts.append(self.intercepts[setting - 1])
+                more_values.append(values)
+        if more:
+            self.deltas = torch.cat([self.deltas, torch.stack(more)])
+            self.intercepts = torch.cat([self.intercepts, torch.stack(more_intercepts)])
+            self.values = np.concatenate([self.values, np.stack(more_values)])
+        return passes
+
+
+def _staged(setting: Setting, index: int, stage: Stage) -> Setting:
+    name = f"{setting.name},tau={stage.temperature:g},mu={stage.penalty:g}"
+    return Setting(name, {**setting.options, "stage": stage._asdict(), "after": index})
+
+
+def _kind(metric: Metric) -> Kind:
+    return cast("Kind", metric.name)
+
+
+def _stages(stages: Mapping[str, Sequence[Stage]]) -> dict[str, tuple[Stage, ...]]:
+    """The stages by metric, checked."""
+    if wrong := set(stages) - set(STAGES):
+        raise ConfigError(
+            f"there is no metric stage for {sorted(wrong)[0]!r}.", expected=" or ".join(STAGES)
+        )
+    given = {name: tuple(Stage(*stage) for stage in row) for name, row in stages.items()}
+    if bad := [s for row in given.values() for s in row if min(s) <= 0]:
+        raise ConfigError(
+            "temperature and penalty of a metric stage must be positive.", found=str(bad[0])
+        )
+    return given
+
+
+def _refit(
+    table: _Table,
+    chosen: int,
+    *,
+    fresh: Rows,
+    train: Rows | None,
+    config: DefaultConfig,
+    metric: Metric,
+) -> tuple[Tensor, Tensor, int]:
+    """The chosen setting on all rows: changes, intercepts, and how often the rows were read."""
+    n_categories = fresh.logits.shape[0]
+    delta = fresh.x.new_zeros(n_categories, fresh.x.shape[1])
+    intercept, passes = fresh.x.new_zeros(n_categories), 0
+    if chosen == 0:
+        return delta, intercept, passes
+    options = table.settings[chosen].options
+    upto = tuple(p for p in config.penalties if p >= options["penalty"])
+    for block in category_blocks(fresh, train):
+        part = fresh.take(block)
+        fitter = _Fitter.build(
+            None if train is None else train.take(block), config, options["loss"]
+        )
+        *_, last = fitter.path(part, options["source_weight"], upto)
+        delta[block], intercept[block] = last.delta, last.intercept
+        passes += fitter.passes
+        if "stage" in options:
+            every = torch.arange(part.x.shape[0], device=part.x.device)
+            start = moved(part, last.delta, last.intercept, every)
+            fit = climb(part.x, start, part.codes, _kind(metric), Stage(**options["stage"]))
+            delta[block] += fit.delta
+            passes += fit.passes
+    return delta, intercept, passes
 
 
 class _Fit(NamedTuple):
@@ -290,13 +431,18 @@ class _Fitter:
     train: Rows | None
     direction: Tensor | None
     config: DefaultConfig
+    loss: str
     passes: int = 0
 
     @classmethod
-    def build(cls, train: Rows | None, config: DefaultConfig) -> _Fitter:
-        fitter = cls(train, None, config)
+    def for_losses(cls, train: Rows | None, config: DefaultConfig) -> dict[str, _Fitter]:
+        return {loss: cls.build(train, config, loss) for loss in config.losses}
+
+    @classmethod
+    def build(cls, train: Rows | None, config: DefaultConfig, loss: str) -> _Fitter:
+        fitter = cls(train, None, config, loss)
         if train is not None:
-            found = fit_direction(train, config.direction_penalty, config)
+            found = fit_direction(train, config.direction_penalty, config, loss)
             fitter.direction = config.direction_step * found.delta
             fitter.passes += found.passes
         return fitter
@@ -327,7 +473,7 @@ class _Fitter:
     def _fit(
         self, sources: list[Source], penalty: float, start: PenalisedFit | None
     ) -> PenalisedFit:
-        fit = _fit(sources, penalty, self.config, start)
+        fit = _fit(sources, penalty, self.config, self.loss, start)
         self.passes += fit.passes
         return fit
 
@@ -336,12 +482,13 @@ def _fit(
     sources: list[Source],
     penalty: float | Tensor,
     config: DefaultConfig,
+    loss: str,
     start: PenalisedFit | None = None,
 ) -> PenalisedFit:
     return fit_penalised(
         sources,
         penalty,
-        pointwise=resolve_loss(config.loss).slope_curvature,
+        pointwise=resolve_loss(loss).slope_curvature,
         start=start,
         max_iterations=config.max_iterations,
         tolerance=config.tolerance,
@@ -367,7 +514,11 @@ def _source(rows: Rows, weight: float, offset: Tensor, anchor: Tensor | None) ->
 
 
 def fit_direction(
-    train: Rows, penalty: float, config: DefaultConfig, start: PenalisedFit | None = None
+    train: Rows,
+    penalty: float,
+    config: DefaultConfig,
+    loss: str,
+    start: PenalisedFit | None = None,
 ) -> PenalisedFit:
     """Where the known training labels alone point to, from zero logits.
 
@@ -377,12 +528,7 @@ def fit_direction(
     positives = (train.codes == 1).sum(1).clamp_min(1).to(train.x.dtype)
     source = _source(train, 1.0, torch.zeros_like(train.logits), None)
     free = Source(source.x, source.offset, source.target, source.weight)
-    return _fit([free], penalty * (positives / 50.0).sqrt(), config, start)
-
-
-def _moved(rows: Rows, delta: Tensor, intercept: Tensor, at: Tensor) -> Tensor:
-    """(C, m) logits of some rows after a change."""
-    return rows.logits[:, at] + torch.addmm(intercept[:, None], delta, rows.x[at].T)
+    return _fit([free], penalty * (positives / 50.0).sqrt(), config, loss, start)
 
 
 # --------------------------------------------------------------------------------- select
@@ -417,8 +563,8 @@ def only_select(
     values = np.full((len(settings), n_folds, n_categories), np.nan)
     final = np.full((len(settings), n_categories), np.nan)
     directions = fresh.x.new_zeros(len(grid), n_categories, fresh.x.shape[1])
-    blocks = list(_category_blocks(fresh, train))
-    counter = _Counter(progress, "candidates", len(blocks) * len(grid))
+    blocks = list(category_blocks(fresh, train))
+    counter = Counter(progress, "candidates", len(blocks) * len(grid))
     passes = 0
     for block in blocks:
         part, known = fresh.take(block), train.take(block)
@@ -431,7 +577,7 @@ def only_select(
             stretch = _stretch(variance, power).to(known.x)
             start = None if g and grid[g - 1][0] != power else start
             stretched = known if power == 0 else known._replace(x=known.x * stretch)
-            start = fit_direction(stretched, kt, config, start)
+            start = fit_direction(stretched, kt, config, config.losses[0], start)
             passes += start.passes
             directions[g, block] = start.delta * stretch
             along = directions[g, block] @ part.x.T
@@ -459,6 +605,8 @@ def only_select(
         None,
         None,
         None,
+        torch.ones(n_categories, dtype=torch.float64, device=delta.device),
+        torch.zeros(n_categories, dtype=torch.float64, device=delta.device),
         {"fits": passes},
     )
 
@@ -473,60 +621,6 @@ def _stretch(variance: Tensor, power: float) -> Tensor:
 # ----------------------------------------------------------------------------- both
 
 
-class FoldScorer:
-    """A metric inside every fold.
-
-    Args:
-        codes: (C, n) int8 of the fresh rows.
-        fold: (n,) fold of each row.
-        metric: what is scored.
-
-    Attributes:
-        positives: (F, C) known positives of each fold; 0 where a class is missing there.
-    """
-
-    def __init__(self, codes: Tensor, fold: NDArray[np.int8], metric: Metric) -> None:
-        self._codes, self._metric = codes, metric
-        self._rows = [
-            torch.from_numpy(np.flatnonzero(fold == f)).to(codes.device)
-            for f in range(int(fold.max()) + 1)
-        ]
-        counted = [codes[:, rows] for rows in self._rows]
-        positive = torch.stack([(part == 1).sum(1) for part in counted])
-        negative = torch.stack([(part == 0).sum(1) for part in counted])
-        both = torch.where((positive > 0) & (negative > 0), positive, 0)
-        self.positives: NDArray[np.float64] = both.cpu().numpy().astype(np.float64)
-        self._scorers: dict[tuple[int, int], list[Callable[[Tensor], Tensor]]] = {}
-
-    def __call__(self, logits: Tensor, block: slice) -> NDArray[np.float64]:
-        """(F, B) scores of (B, n) logits of a block of categories."""
-        scorers = self._of(block)[1:]
-        parts = [s(logits[:, rows]) for s, rows in zip(scorers, self._rows, strict=True)]
-        return torch.stack(parts).cpu().numpy()
-
-    def whole(self, logits: Tensor, block: slice) -> NDArray[np.float64]:
-        """(B,) scores on all rows together."""
-        score: NDArray[np.float64] = self._of(block)[0](logits).cpu().numpy()
-        return score
-
-    def _of(self, block: slice) -> list[Callable[[Tensor], Tensor]]:
-        key = (block.start or 0, block.stop or 0)
-        if key not in self._scorers:
-            codes = self._codes[block]
-            parts = [codes, *(codes[:, rows] for rows in self._rows)]
-            self._scorers[key] = [prepared_metric(self._metric, part) for part in parts]
-        return self._scorers[key]
-
-
-def prepared_metric(metric: Metric, codes: Tensor) -> Callable[[Tensor], Tensor]:
-    """A function from (B, n) logits to (B,) scores against fixed (B, n) codes."""
-    if metric is METRICS["average_precision"]:
-        return RankingPlan(codes).average_precision
-    if metric is METRICS["auroc"]:
-        return RankingPlan(codes).auroc
-    return lambda logits: metric.columns(logits, codes)
-
-
 def _signed(decision: Decision, metric: Metric) -> Decision:
     """Scores back in the metric's own direction."""
     if metric.higher_is_better:
@@ -534,24 +628,3 @@ def _signed(decision: Decision, metric: Metric) -> Decision:
     return decision._replace(
         selected_on=-decision.selected_on, before=-decision.before, after=-decision.after
     )
-
-
-def _category_blocks(fresh: Rows, train: Rows | None) -> Iterator[slice]:
-    """Blocks of categories whose entries stay bounded, whatever the machine."""
-    n = fresh.x.shape[0] + (0 if train is None else train.x.shape[0])
-    width = max(1, _BLOCK_ENTRIES // max(n, 1))
-    n_categories = fresh.logits.shape[0]
-    for start in range(0, n_categories, width):
-        yield slice(start, min(start + width, n_categories))
-
-
-class _Counter:
-    """Tells the caller how many pieces are done."""
-
-    def __init__(self, progress: ProgressCallback | None, stage: str, total: int) -> None:
-        self._progress, self._stage, self._total, self._done = progress, stage, total, 0
-
-    def step(self, message: str) -> None:
-        self._done += 1
-        if self._progress is not None:
-            self._progress(Progress(self._stage, self._done, self._total, message))

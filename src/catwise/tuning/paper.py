@@ -15,11 +15,11 @@ from catwise.errors import ConfigError, nearest
 from catwise.features.blocks import feature_shape, iterate_blocks
 from catwise.metrics.per_category import undefined_reason
 from catwise.tuning.backprop import BackpropConfig, ColumnMetric, TuningData, fit_backprop
-from catwise.tuning.default import prepared_metric
 from catwise.tuning.evolution import EvolutionConfig
 from catwise.tuning.genetic import GeneticConfig, GeneticResult, fit_genetic
 from catwise.tuning.recalibrate import fit_affine
 from catwise.tuning.records import Scores
+from catwise.tuning.rows import prepared_metric
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

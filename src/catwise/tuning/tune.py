@@ -21,7 +21,6 @@ from catwise.tuning.decide import MIN_POSITIVES, Decision
 from catwise.tuning.default import (
     DefaultConfig,
     DefaultResult,
-    Rows,
     fit_and_select,
     only_select,
 )
@@ -32,6 +31,7 @@ from catwise.tuning.memorisation import MemorisationGap, memorisation_gap
 from catwise.tuning.plan import Plan, make_plan
 from catwise.tuning.records import LEVEL, GainInterval, Scores, gain_interval, make_records, number
 from catwise.tuning.results import FoldArtifacts, TuneResult, changed_head
+from catwise.tuning.rows import Rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -202,8 +202,12 @@ def _run_default(
         found = fit_and_select(fresh, train, fold, plan.metric, config, progress=progress)
         what = "training labels" if work.valid is None else "validation"
         scored_on = f"{what}, cross-fitted in {n_folds} folds"
-    change = coordinates.fold_back(found.delta, found.intercept)
-    tuned = _add(work, change, replaced=found.decision.chosen > 0)
+    tuned = _add(work, found, coordinates)
+    if bool((found.scale != 1).any()):
+        notes.append(
+            f"{plan.metric.label} is blind to scale and offset, so both were refitted on "
+            "out-of-fold logits after the metric stage. No rank changed."
+        )
     interval = _interval(found, fresh, fold, source.labels, plan)
     scores = _scores(found, fresh, interval, name=name, metric=plan.metric)
     return _Outcome(
@@ -233,19 +237,23 @@ def _gap(work: Work, train: Rows, fresh: Rows) -> MemorisationGap | None:
     )
 
 
-def _add(
-    work: Work,
-    change: tuple[torch.Tensor, torch.Tensor],
-    *,
-    replaced: NDArray[np.bool_],
-) -> Head:
+def _add(work: Work, found: DefaultResult, coordinates: Coordinates) -> Head:
     """The base head with the changes of the replaced categories."""
-    rows = np.flatnonzero(replaced)
+    rows = np.flatnonzero(found.decision.chosen > 0)
     at = torch.from_numpy(rows)
-    weight = work.scored.weight.double().cpu()[at] + change[0].cpu()[at]
-    bias = work.scored.bias
-    new_bias = None if bias is None else bias.double().cpu()[at] + change[1].cpu()[at]
-    return changed_head(work.base, work.index[rows], weight, new_bias)
+    weight, bias = _changed(work, found, coordinates.fold_back(found.delta, found.intercept))
+    return changed_head(work.base, work.index[rows], weight[at], None if bias is None else bias[at])
+
+
+def _changed(
+    work: Work, found: DefaultResult, change: tuple[torch.Tensor, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(C, D) float64 weights and (C,) biases after a change, scale and offset."""
+    scale, offset = found.scale.cpu(), found.offset.cpu()
+    weight = scale[:, None] * (work.scored.weight.double().cpu() + change[0].cpu())
+    if work.scored.bias is None:
+        return weight, None
+    return weight, scale * (work.scored.bias.double().cpu() + change[1].cpu()) + offset
 
 
 def _interval(
@@ -327,14 +335,12 @@ def _folds(
 ) -> FoldArtifacts | None:
     if found.fold_delta is None or found.fold_intercept is None or found.logits is None:
         return None
-    base_weight = work.scored.weight.double().cpu()
-    base_bias = None if work.scored.bias is None else work.scored.bias.double().cpu()
     weights, biases = [], []
     for delta, intercept in zip(found.fold_delta, found.fold_intercept, strict=True):
-        weight, bias = (part.cpu() for part in coordinates.fold_back(delta, intercept))
-        weights.append((base_weight + weight).float().numpy())
-        if base_bias is not None:
-            biases.append((base_bias + bias).float().numpy())
+        weight, bias = _changed(work, found, coordinates.fold_back(delta, intercept))
+        weights.append(weight.float().numpy())
+        if bias is not None:
+            biases.append(bias.float().numpy())
     return FoldArtifacts(
         fold,
         np.ascontiguousarray(found.logits.T.float().cpu().numpy()),
