@@ -174,9 +174,10 @@ def test_variants_are_weighed_only_after_their_origin_was_chosen():
     worse = scores.copy()
     worse[3] = 0.58
     assert choose_staged(worse, positives, variants={1: [3]}, **given)[1] == 1
-    kept = np.where(np.arange(5)[:, None] == 0, 0.95, scores)
-    chosen, best = choose_staged(kept, positives, variants={1: [3]}, **given)
+    kept = np.where(np.arange(5)[:, None] == 0, 0.8, scores)
+    chosen, best = choose_staged(kept, positives, variants={0: [3]}, **given)
     assert (best, chosen.tolist()) == (0, [0, 0])
+    assert choose_staged(kept, positives, variants={0: [3, 4]}, **given)[1] == 4
 
 
 def test_a_decision_tells_what_each_fold_would_have_chosen():

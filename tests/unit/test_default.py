@@ -79,7 +79,6 @@ def test_validation_select_only_chooses():
         {"tolerance": 0.0},
         {"max_iterations": 0},
         {"losses": ("hinge",)},
-        {"losses": ()},
         {"losses": ("bce", "bce")},
         {"stages": {"brier": ((1.0, 1.0),)}},
         {"stages": {"auroc": ((1.0, 0.0),)}},
@@ -303,3 +302,19 @@ def test_of_several_losses_one_is_chosen_for_all():
     assert result.summary["choice"]["loss"] in config.losses
     other = tuned(config=replace(config, losses=("proper_asymmetric",)))
     assert {row.get("loss") for row in other.history} == {None, "proper_asymmetric"}
+
+
+def test_the_metric_stage_can_stand_alone():
+    """Without any loss only the original head and its stages are candidates."""
+    made = task()
+    config = DefaultConfig(losses=(), stages={"auroc": ((1.0, 0.3), (1.0, 3.0))})
+    result = tuned(made, metric="auroc", config=config)
+    assert [row["candidate"] for row in result.history] == [
+        "base",
+        "base,tau=1,mu=0.3",
+        "base,tau=1,mu=3",
+    ]
+    assert result.summary["n_replaced"] > 0
+    assert mean_score(result.head, made.test, "auroc") > mean_score(made.head, made.test, "auroc")
+    alone = tuned(made, metric="auroc", config=DefaultConfig(losses=(), stages={}))
+    assert_same_head(alone.head, made.head)

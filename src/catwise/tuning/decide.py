@@ -181,7 +181,7 @@ def choose_staged(
     """
     chosen, best = choose(scores[:n_plain], positives)
     options = [best, *variants.get(best, ())]
-    if best == 0 or len(options) == 1:
+    if len(options) == 1:
         return chosen, best
     gain = scores - scores[:1]
     pooled = pooled_gain(gain[options], positives)

@@ -76,7 +76,8 @@ class DefaultConfig:
     Args:
         penalties: kappa, from strong to weak; each fit starts from the one before.
         source_weights: omega, the weight of a known training label; 0 must be among them.
-        losses: names in `catwise.losses.LOSSES`; all but the first must win clearly.
+        losses: names in `catwise.losses.LOSSES`; all but the first must win clearly. None at all
+            leaves only the metric stage.
         stages: by metric, the metric stages to try after the fit that was chosen; a metric that
             is not named has none.
         direction_penalty: kt of the direction T that the second fit is pulled along.
@@ -114,7 +115,7 @@ class DefaultConfig:
             "penalties descending and > 0": descending and min(self.penalties, default=0) > 0,
             "source_weights >= 0 with 0 among them": 0.0 in self.source_weights
             and min(self.source_weights) >= 0,
-            "losses named, each once": 0 < len(self.losses) == len(set(self.losses)),
+            "losses named once": len(self.losses) == len(set(self.losses)),
             "n_folds in 2 … 100": 2 <= self.n_folds <= 100,
             "tolerance in (0, 1)": 0 < self.tolerance < 1,
             "max_iterations >= 1": self.max_iterations >= 1,
@@ -196,7 +197,7 @@ def fit_and_select(
     train = None if train is None else train.known()
     grid = _Grid.of(config, has_train=train is not None)
     n_categories, n_folds = fresh.logits.shape[0], int(fold.max()) + 1
-    shape = (len(grid.settings) - 1, n_folds, n_categories)
+    shape = (len(grid.settings), n_folds, n_categories)
     deltas = fresh.x.new_zeros(*shape, fresh.x.shape[1])
     intercepts = fresh.x.new_zeros(shape)
     scorer = FoldScorer(fresh.codes, fold, metric)
@@ -208,18 +209,18 @@ def fit_and_select(
         part = fresh.take(block)
         fitters = _Fitter.for_losses(None if train is None else train.take(block), config)
         values[0, :, block] = scorer(part.logits, block)
-        out = part.logits.new_empty(len(grid.settings) - 1, *part.logits.shape)
+        out = part.logits.new_empty(len(grid.settings), *part.logits.shape)
         for f in range(n_folds):
             inside, outside = _rows_of(fold, f, part.x.device)
             kept = part.take(slice(None), inside)
             for i, (loss, weight) in enumerate(grid.paths):
                 for j, fit in enumerate(fitters[loss].path(kept, weight, config.penalties)):
-                    k = i * len(config.penalties) + j
+                    k = 1 + i * len(config.penalties) + j
                     deltas[k, f, block], intercepts[k, f, block] = fit.delta, fit.intercept
                     out[k][:, outside] = moved(part, fit.delta, fit.intercept, outside)
                 counter.step(f"fold {f + 1} of {n_folds}")
-        for k in range(len(grid.settings) - 1):
-            values[k + 1, :, block] = scorer(out[k], block)
+        for k in range(1, len(grid.settings)):
+            values[k, :, block] = scorer(out[k], block)
         passes += sum(fitter.passes for fitter in fitters.values())
     table = _Table(grid.settings, values, deltas, intercepts)
     sign = 1.0 if metric.higher_is_better else -1.0
@@ -228,7 +229,7 @@ def fit_and_select(
     if stages:
         found = decide(FoldScores(sign * values, scorer.positives), plain)
         # Every fit that some choice would take, so that each choice can be repeated whole.
-        taken = sorted({found.setting, *found.settings_without} - {0})
+        taken = sorted({found.setting, *found.settings_without})
         passes += table.add_stages(
             taken,
             stages,
@@ -244,12 +245,11 @@ def fit_and_select(
         table, decision.setting, fresh=fresh, train=train, config=config, metric=metric
     )
     keep = torch.from_numpy(decision.chosen == 0).to(delta.device)
-    best = max(decision.setting - 1, 0)  # all categories are kept where the base was chosen
+    best = decision.setting
     logits = fresh.logits.clone()
-    if decision.setting > 0:
-        for f in range(n_folds):
-            _, at = _rows_of(fold, f, logits.device)
-            logits[:, at] = moved(fresh, table.deltas[best, f], table.intercepts[best, f], at)
+    for f in range(n_folds):
+        _, at = _rows_of(fold, f, logits.device)
+        logits[:, at] = moved(fresh, table.deltas[best, f], table.intercepts[best, f], at)
     logits = torch.where(keep[:, None], fresh.logits, logits)
     scale = torch.ones(n_categories, dtype=torch.float64, device=delta.device)
     offset = torch.zeros_like(scale)
@@ -333,14 +333,14 @@ class _Table:
         for setting in taken:
             self.variants[setting] = []
             for stage in stages:
-                delta = self.deltas[setting - 1].clone()
+                delta = self.deltas[setting].clone()
                 values = np.full(self.values.shape[1:], np.nan)
                 for block in blocks:
                     part = fresh.take(block)
                     out = torch.empty_like(part.logits)
                     for f in range(n_folds):
                         inside, outside = _rows_of(fold, f, part.x.device)
-                        intercept = self.intercepts[setting - 1, f, block]
+                        intercept = self.intercepts[setting, f, block]
                         start = moved(part, delta[f, block], intercept, inside)
                         fit = climb(
                             part.x[inside], start, part.codes[:, inside], _kind(metric), stage
@@ -353,7 +353,7 @@ class _Table:
                 self.variants[setting].append(len(self.settings))
                 self.settings.append(_staged(self.settings[setting], setting, stage))
                 more.append(delta)
-                more_intercepts.append(self.intercepts[setting - 1])
+                more_intercepts.append(self.intercepts[setting])
                 more_values.append(values)
         if more:
             self.deltas = torch.cat([self.deltas, torch.stack(more)])
@@ -401,18 +401,18 @@ def _refit(
     if chosen == 0:
         return delta, intercept, passes
     options = table.settings[chosen].options
-    upto = tuple(p for p in config.penalties if p >= options["penalty"])
     for block in category_blocks(fresh, train):
         part = fresh.take(block)
-        fitter = _Fitter.build(
-            None if train is None else train.take(block), config, options["loss"]
-        )
-        *_, last = fitter.path(part, options["source_weight"], upto)
-        delta[block], intercept[block] = last.delta, last.intercept
-        passes += fitter.passes
+        if "loss" in options:
+            known = None if train is None else train.take(block)
+            fitter = _Fitter.build(known, config, options["loss"])
+            upto = tuple(p for p in config.penalties if p >= options["penalty"])
+            *_, last = fitter.path(part, options["source_weight"], upto)
+            delta[block], intercept[block] = last.delta, last.intercept
+            passes += fitter.passes
         if "stage" in options:
             every = torch.arange(part.x.shape[0], device=part.x.device)
-            start = moved(part, last.delta, last.intercept, every)
+            start = moved(part, delta[block], intercept[block], every)
             fit = climb(part.x, start, part.codes, _kind(metric), Stage(**options["stage"]))
             delta[block] += fit.delta
             passes += fit.passes
@@ -577,7 +577,9 @@ def only_select(
             stretch = _stretch(variance, power).to(known.x)
             start = None if g and grid[g - 1][0] != power else start
             stretched = known if power == 0 else known._replace(x=known.x * stretch)
-            start = fit_direction(stretched, kt, config, config.losses[0], start)
+            start = fit_direction(
+                stretched, kt, config, config.losses[0] if config.losses else "bce", start
+            )
             passes += start.passes
             directions[g, block] = start.delta * stretch
             along = directions[g, block] @ part.x.T

@@ -13,23 +13,52 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from catwise.data.readers.celeba import read_celeba
     from catwise.data.readers.chestxray14 import read_chestxray14
     from catwise.data.readers.chexpert import read_chexpert
+    from catwise.data.readers.coco import read_coco
+    from catwise.data.readers.lists import read_jsonl_table, read_label_lists
+    from catwise.data.readers.lvis import read_lvis
     from catwise.data.readers.mimic_cxr import read_mimic_cxr
+    from catwise.data.readers.nuswide import read_nuswide
+    from catwise.data.readers.openimages import read_openimages
+    from catwise.data.readers.vaw import read_vaw
     from catwise.data.readers.vindr import read_vindr
+    from catwise.data.readers.visual_genome import read_visual_genome
+    from catwise.data.readers.voc import read_voc
 
 _HOME = {
+    "read_celeba": "celeba",
     "read_chestxray14": "chestxray14",
     "read_chexpert": "chexpert",
+    "read_coco": "coco",
+    "read_jsonl_table": "lists",
+    "read_label_lists": "lists",
+    "read_lvis": "lvis",
     "read_mimic_cxr": "mimic_cxr",
+    "read_nuswide": "nuswide",
+    "read_openimages": "openimages",
+    "read_vaw": "vaw",
     "read_vindr": "vindr",
+    "read_visual_genome": "visual_genome",
+    "read_voc": "voc",
 }
 
 __all__ = [
+    "read_celeba",
     "read_chestxray14",
     "read_chexpert",
+    "read_coco",
+    "read_jsonl_table",
+    "read_label_lists",
+    "read_lvis",
     "read_mimic_cxr",
+    "read_nuswide",
+    "read_openimages",
+    "read_vaw",
     "read_vindr",
+    "read_visual_genome",
+    "read_voc",
 ]
 
 

@@ -1,0 +1,251 @@
+"""Speed and memory of reading labels at the size of the field's data sets.
+
+    python benches/labels.py [--rows N] [--images N] [--shuffled] [--chexpert] [--json FILE]
+
+Writes a generated label file of Open Images' V3 layout into a temporary folder, reads it and
+audits it in a process of its own, and prints seconds and peak memory. With `--chexpert` it
+writes and reads 223,414 rows of CheXpert's layout too. What is read is asserted against numpy's
+own counts of what was written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+N_CATEGORIES = 5_000
+WRITE_ROWS = 500_000
+CHEXPERT_ROWS = 223_414
+GIB = 2**30
+BARS = {"read": 30.0, "read_and_audit": 60.0, "gib": 4.0, "chexpert": 5.0}
+OBSERVATIONS = (
+    "No Finding",
+    "Enlarged Cardiomediastinum",
+    "Cardiomegaly",
+    "Lung Opacity",
+    "Lung Lesion",
+    "Edema",
+    "Consolidation",
+    "Pneumonia",
+    "Atelectasis",
+    "Pneumothorax",
+    "Pleural Effusion",
+    "Pleural Other",
+    "Fracture",
+    "Support Devices",
+)
+
+
+# ----------------------------------------------------------------------------- Open Images
+
+
+def hexadecimal(numbers: np.ndarray) -> np.ndarray:
+    """Ids of 16 digits, as bytes; not by the reader's own code."""
+    return np.array([b"%016x" % number for number in numbers.tolist()], dtype="S16")
+
+
+def draw(n_rows: int, n_images: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    """(image, category, code) of each row: Zipf's law over categories, 1 in 500 is repeated."""
+    weight = 1 / np.arange(1, N_CATEGORIES + 1)
+    category = rng.choice(N_CATEGORIES, n_rows, p=weight / weight.sum()).astype(np.int64)
+    image = rng.integers(0, n_images, n_rows)
+    code = (rng.random(n_rows) < 0.45).astype(np.int64)
+    again = rng.random(n_rows) < 1 / 500
+    again[0] = False
+    at = np.flatnonzero(again)
+    image[at], category[at] = image[at - 1], category[at - 1]
+    return image, category, code
+
+
+def expected_counts(image: np.ndarray, category: np.ndarray, code: np.ndarray) -> dict:
+    """Positives, negatives, conflicts of each category, by two tables of seen pairs."""
+    pair = category * (int(image.max()) + 1) + image
+    yes, no = np.unique(pair[code == 1]), np.unique(pair[code == 0])
+    both = np.intersect1d(yes, no, assume_unique=True)
+    width = int(image.max()) + 1
+    parts = (np.setdiff1d(yes, both), np.setdiff1d(no, both), both)
+    positive, negative, uncertain = (
+        np.bincount(part // width, minlength=N_CATEGORIES).tolist() for part in parts
+    )
+    return {
+        "images": len(np.unique(image)),
+        "positive": positive,
+        "negative": negative,
+        "uncertain": uncertain,
+        "repeated": len(pair) - len(yes) - len(no),
+    }
+
+
+def write_openimages(folder: Path, n_rows: int, n_images: int, *, shuffled: bool) -> None:
+    """Put a label file, a list of classes and what they hold on disk."""
+    rng = np.random.default_rng(0)
+    image, category, code = draw(n_rows, n_images, rng)
+    if not shuffled:  # the released files are in the order of the ids
+        order = np.argsort(image, kind="stable")
+        image, category, code = image[order], category[order], code[order]
+    ids = np.sort(rng.integers(0, 1 << 63, 2 * n_images).astype(np.uint64))
+    ids = hexadecimal(np.unique(ids)[:n_images])
+    mids = [f"/m/0{j:05x}" for j in range(N_CATEGORIES)]
+    crowd = rng.random(n_rows) < 0.1
+    endings = np.array(
+        [
+            [f",{source},{mid},{c}\n".encode() for c in (0, 1)]
+            for source in ("verification", "crowdsource-verification")
+            for mid in mids
+        ],
+        dtype=object,
+    )
+    (folder / "train").mkdir(parents=True)
+    (folder / "classes-trainable.txt").write_text("\n".join(mids) + "\n", encoding="utf-8")
+    with (folder / "train" / "annotations-human.csv").open("wb") as file:
+        file.write(b"ImageID,Source,LabelName,Confidence\n")
+        for start in range(0, n_rows, WRITE_ROWS):
+            span = slice(start, start + WRITE_ROWS)
+            which = crowd[span] * N_CATEGORIES + category[span]
+            rest = endings[which, code[span]].tolist()
+            head = ids[image[span]].tolist()
+            file.write(b"".join([part for pair in zip(head, rest, strict=True) for part in pair]))
+    truth = json.dumps(expected_counts(image, category, code))
+    (folder / "truth.json").write_text(truth, encoding="utf-8")
+
+
+def read_openimages(folder: Path) -> dict[str, float]:
+    """Read and audit, in a process of its own; assert what was read."""
+    from catwise.data.readers.openimages import read_openimages as read
+
+    start = time.perf_counter()
+    dataset = read(folder)
+    middle = time.perf_counter()
+    audit = dataset.labels.audit()
+    end = time.perf_counter()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    truth = json.loads((folder / "truth.json").read_text(encoding="utf-8"))
+    counts = dataset.labels.counts()
+    assert dataset.labels.storage == "columns"
+    assert len(dataset) == truth["images"]
+    assert dataset.counts["repeated_labels"] == truth["repeated"]
+    assert dataset.counts["conflicting_labels"] == sum(truth["uncertain"])
+    for name in ("positive", "negative", "uncertain"):
+        assert getattr(counts, name).tolist() == truth[name], name
+        assert [row[name] for row in audit.rows] == truth[name], name
+    return {"read": middle - start, "audit": end - middle, "peak_rss_bytes": peak}
+
+
+# -------------------------------------------------------------------------------- CheXpert
+
+
+def write_chexpert(folder: Path) -> None:
+    """Put a train.csv of CheXpert's size and layout, and its counts, on disk."""
+    rng = np.random.default_rng(1)
+    kinds = rng.choice(4, (CHEXPERT_ROWS, len(OBSERVATIONS)), p=(0.6, 0.2, 0.1, 0.1))
+    texts = np.array(["", "1.0", "0.0", "-1.0"], dtype=object)[kinds].tolist()
+    head = "Path,Sex,Age,Frontal/Lateral,AP/PA," + ",".join(OBSERVATIONS) + "\n"
+    with (folder / "train.csv").open("w", encoding="utf-8") as file:
+        file.write(head)
+        for i, row in enumerate(texts):
+            patient, view = i // 3 + 1, i % 3 + 1
+            path = f"CheXpert-v1.0-small/train/patient{patient:05d}/study1/view{view}_frontal.jpg"
+            file.write(f"{path},Female,{20 + i % 70},Frontal,AP,{','.join(row)}\n")
+    found = {
+        name: (kinds == kind).sum(axis=0).tolist()
+        for kind, name in ((1, "positive"), (2, "negative"), (3, "uncertain"))
+    }
+    (folder / "truth.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+def read_chexpert(folder: Path) -> dict[str, float]:
+    """Read and audit, in a process of its own; assert what was read."""
+    read = importlib.import_module("catwise.data.readers.chexpert").read_chexpert
+    start = time.perf_counter()
+    dataset = read(folder, split="train")
+    middle = time.perf_counter()
+    dataset.labels.audit()
+    end = time.perf_counter()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    truth = json.loads((folder / "truth.json").read_text(encoding="utf-8"))
+    counts = dataset.labels.counts()
+    assert len(dataset) == CHEXPERT_ROWS
+    for j, name in enumerate(dataset.labels.categories):
+        k = OBSERVATIONS.index(name)
+        for kind, values in truth.items():
+            assert int(getattr(counts, kind)[j]) == values[k], (name, kind)
+    return {"read": middle - start, "audit": end - middle, "peak_rss_bytes": peak}
+
+
+# ------------------------------------------------------------------------------- the run
+
+CHILDREN = {
+    "write_openimages": lambda a: write_openimages(a.folder, a.rows, a.images, shuffled=a.shuffled),
+    "read_openimages": lambda a: read_openimages(a.folder),
+    "write_chexpert": lambda a: write_chexpert(a.folder),
+    "read_chexpert": lambda a: read_chexpert(a.folder),
+}
+
+
+def child(name: str, folder: Path, args: argparse.Namespace) -> dict[str, float]:
+    """Run one step in a process of its own: a process's peak memory never goes down again."""
+    command = [sys.executable, str(Path(__file__).resolve()), "--child", name]
+    command += ["--folder", str(folder), "--rows", str(args.rows), "--images", str(args.images)]
+    command += ["--shuffled"] if args.shuffled else []
+    done = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(name: str, args: argparse.Namespace) -> dict[str, float]:
+    """Write and read one data set."""
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        child(f"write_{name}", Path(folder), args)
+        size = sum(path.stat().st_size for path in Path(folder).rglob("*.csv"))
+        print(f"{name}: {size / 1e6:,.0f} MB written in {time.perf_counter() - start:.0f} s")
+        return child(f"read_{name}", Path(folder), args)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=10_000_000)
+    parser.add_argument("--images", type=int, default=1_700_000)
+    parser.add_argument("--shuffled", action="store_true", help="rows in no order of the images")
+    parser.add_argument("--chexpert", action="store_true", help="read CheXpert's size too")
+    parser.add_argument("--json", type=Path, help="write all numbers there")
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=list(CHILDREN), help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    if args.child:
+        print(json.dumps(CHILDREN[args.child](args)))
+        return
+    report: dict[str, object] = {"rows": args.rows, "machine": platform.platform()}
+    out = report["openimages"] = measure("openimages", args)
+    both, gib = out["read"] + out["audit"], out["peak_rss_bytes"] / GIB
+    print(
+        f"  {args.rows:,} rows: read {out['read']:.1f} s (bar: {BARS['read']:.0f}), with audit "
+        f"{both:.1f} s (bar: {BARS['read_and_audit']:.0f}), peak RSS {gib:.2f} GiB "
+        f"(bar: {BARS['gib']:.0f})"
+    )
+    if args.chexpert:
+        out = report["chexpert"] = measure("chexpert", args)
+        gib = out["peak_rss_bytes"] / GIB
+        print(
+            f"  {CHEXPERT_ROWS:,} rows: read {out['read']:.1f} s (bar: {BARS['chexpert']:.0f}), "
+            f"with audit {out['read'] + out['audit']:.1f} s, peak RSS {gib:.2f} GiB"
+        )
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
