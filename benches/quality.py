@@ -1,6 +1,7 @@
 """Quality of catwise on ready tuning tasks, on test rows that selected nothing.
 
     python benches/quality.py --data TASKS [--final] [--keep-valid 0.3] [--seed 0] [--json FILE]
+    python benches/quality.py --data TASKS --metric auroc [--final]
 
 TASKS is a folder of .npz files: z_train, z_valid, z_test (n, D), weight (C, D), bias (C,), y_train
 int8 (1 / 0 / -1 unknown), y_train_full, y_valid, y_test. The test rows are cut in two by a
@@ -23,15 +24,29 @@ import numpy as np
 import torch
 
 from catwise import Head, PartialLabels, tune
-from catwise.metrics import average_precision, benjamini_hochberg, paired_bootstrap
+from catwise.metrics import auroc, average_precision, benjamini_hochberg, paired_bootstrap
 from catwise.metrics.bootstrap import bootstrap_replicates
+from catwise.tuning.default import DefaultConfig
 
 METHODS = {
     "bp_bce": {"preset": "paper", "methods": ["bp_bce"]},
     "bp_asl": {"preset": "paper", "methods": ["bp_asl"]},
+    "ga": {"preset": "paper", "methods": ["ga"]},
     "select": {"validation": "select"},
+    "stage": {"config": DefaultConfig(losses=())},
+    "bp": {"config": DefaultConfig(stages={})},
     "default": {},
 }
+LABELS = {
+    "bp_bce": "paper BP-BCE",
+    "bp_asl": "paper BP-ASL",
+    "ga": "paper GA",
+    "select": "default (select)",
+    "stage": "metric stage alone",
+    "bp": "default's BP alone",
+    "default": "default (BP + metric stage)",
+}
+SCORES = {"average_precision": average_precision, "auroc": auroc}
 CEILING_WEIGHTS = (1.0, 0.3, 0.0)
 CEILING_PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 REPLICATES = 200
@@ -102,7 +117,11 @@ def test_logits(task: dict, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def test_map(task: dict, w: torch.Tensor, b: torch.Tensor) -> float:
-    return float(average_precision(test_logits(task, w, b), task["y_test"]).nanmean())
+    return mean_score("average_precision", test_logits(task, w, b), task)
+
+
+def mean_score(metric: str, logits: torch.Tensor, task: dict) -> float:
+    return float(SCORES[metric](logits, task["y_test"]).nanmean())
 
 
 def run_task(path: Path, args: argparse.Namespace) -> dict:
@@ -114,21 +133,23 @@ def run_task(path: Path, args: argparse.Namespace) -> dict:
     for name, options in METHODS.items():
         print(f"  {path.stem}: {name}", file=sys.stderr, flush=True)
         start = time.perf_counter()
-        result = tune(head, labelled(task, "train"), labelled(task, "valid"), **options)
+        result = tune(
+            head, labelled(task, "train"), labelled(task, "valid"), metric=args.metric, **options
+        )
         seconds = time.perf_counter() - start
         logits[name] = test_logits(task, result.head.weight, result.head.bias)
         changed = np.array([r["status"] == "replaced" for r in result.records])
         row["methods"][name] = {
-            "score": float(average_precision(logits[name], task["y_test"]).nanmean()),
+            "score": mean_score(args.metric, logits[name], task),
             "seconds": seconds,
             "selected_on": result.summary["selected_on"],
             "after": result.summary["after"],
             "choice": result.summary["choice"],
-            **worse(base, logits[name], task["y_test"], changed),
+            **worse(base, logits[name], task["y_test"], changed, args.metric),
         }
-    row["base"] = float(average_precision(base, task["y_test"]).nanmean())
+    row["base"] = mean_score(args.metric, base, task)
     replicates = bootstrap_replicates(
-        list(logits.values()), task["y_test"], "average_precision", n_resamples=REPLICATES
+        list(logits.values()), task["y_test"], args.metric, n_resamples=REPLICATES
     )
     row["replicates"] = {
         name: np.nanmean(values, axis=1).round(6).tolist()
@@ -137,14 +158,16 @@ def run_task(path: Path, args: argparse.Namespace) -> dict:
     return row
 
 
-def worse(base: torch.Tensor, tuned: torch.Tensor, codes: np.ndarray, changed: np.ndarray) -> dict:
+def worse(
+    base: torch.Tensor, tuned: torch.Tensor, codes: np.ndarray, changed: np.ndarray, metric: str
+) -> dict:
     """Changed categories with enough test positives, and how many are significantly worse."""
     enough = changed & ((codes == 1).sum(0) >= MIN_TEST_POSITIVES)
     if not enough.any():
         return {"n_changed": 0, "n_worse": 0}
     columns = np.flatnonzero(enough)
     found = paired_bootstrap(
-        base[:, columns], tuned[:, columns], codes[:, columns], n_resamples=1000
+        base[:, columns], tuned[:, columns], codes[:, columns], metric, n_resamples=1000
     )
     significant = benjamini_hochberg(found.p_value, 0.05)
     n_worse = int((significant & (np.asarray(found.difference) < 0)).sum())
@@ -182,24 +205,58 @@ def show(rows: list[dict], args: argparse.Namespace) -> None:
     print(
         f"\nhalf {2 if args.final else 1} of the test rows; {args.keep_valid:.0%} of the validation"
     )
-    print("labels; mean average precision over categories\n")
+    print(f"labels, seed {args.seed}; mean {args.metric} over categories\n")
     names = list(METHODS)
-    print(
-        "| task | base | paper BP-BCE | paper BP-ASL | default (select) | default | ceiling | s |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
+    print(f"| task | base | {' | '.join(LABELS.values())} | ceiling | s |")
+    print("|---" * (len(names) + 4) + "|")
     for row in rows:
         cells = [f"{row['methods'][n]['score']:.4f}" for n in names]
         seconds = " / ".join(f"{row['methods'][n]['seconds']:.1f}" for n in names)
-        print(
-            f"| {row['task']} | {row['base']:.4f} | {' | '.join(cells)} | {row['ceiling']:.4f} "
-            f"| {seconds} |"
+        top = f"{row['ceiling']:.4f}" if "ceiling" in row else "–"
+        print(f"| {row['task']} | {row['base']:.4f} | {' | '.join(cells)} | {top} | {seconds} |")
+    show_stage(rows)
+    if args.metric == "average_precision":
+        show_shares(rows, args)
+
+
+def show_stage(rows: list[dict]) -> None:
+    """The metric stage against the fit that it starts from, and every method against the base."""
+    print("\n| method | mean | minus BP alone | 95% interval | worst task (errors) | worse |")
+    print("|---|---|---|---|---|---|")
+    for name, label in LABELS.items():
+        scores = np.array([row["methods"][name]["score"] for row in rows])
+        fit = np.array([row["methods"]["bp"]["score"] for row in rows])
+        drawn = np.mean(
+            [np.subtract(r["replicates"][name], r["replicates"]["bp"]) for r in rows], axis=0
         )
+        low, high = np.quantile(drawn, [0.025, 0.975])
+        errors, where = worst_task(rows, name)
+        bad = sum(row["methods"][name]["n_worse"] for row in rows)
+        changed = sum(row["methods"][name]["n_changed"] for row in rows)
+        print(
+            f"| {label} | {scores.mean():.4f} | {(scores - fit).mean():+.4f} | {low:+.4f} to "
+            f"{high:+.4f} | {where} ({errors:+.1f}) | {bad} of {changed} |"
+        )
+
+
+def worst_task(rows: list[dict], name: str) -> tuple[float, str]:
+    """The lowest gain over the base in bootstrap errors, and its task."""
+    found = []
+    for row in rows:
+        method = paper_of(row) if name == "paper" else name
+        kept = row["replicates"]
+        error = np.std(np.subtract(kept[method], kept["base"])) + 1e-12
+        found.append(((row["methods"][method]["score"] - row["base"]) / error, row["task"]))
+    return min(found)
+
+
+def show_shares(rows: list[dict], args: argparse.Namespace) -> None:
+    """Print shares of the way to the ceiling, and the bars."""
     print(
         "\n| method | share | 95% interval | minus P | 95% interval | worst task (errors) | worse |"
     )
     print("|---|---|---|---|---|---|---|")
-    for name in ("bp_bce", "bp_asl", "paper", "select", "default"):
+    for name in ("bp_bce", "bp_asl", "paper", "ga", "select", "stage", "bp", "default"):
         print(summary_line(rows, name))
     print("\nIntervals: rows of each task resampled, positives and negatives apart.")
     bars = {"default": 0.10 if args.keep_valid < 1 else 0.25}
@@ -222,16 +279,12 @@ def summary_line(rows: list[dict], name: str) -> str:
     low, high = np.quantile(shares, [0.025, 0.975])
     lead = share(rows, name) - share(rows, "paper")
     lead_low, lead_high = np.quantile(leads, [0.025, 0.975])
-    worst, where, n_changed, n_worse = np.inf, "", 0, 0
+    n_changed, n_worse = 0, 0
     for row in rows:
         method = paper_of(row) if name == "paper" else name
-        kept = row["replicates"]
-        error = np.std(np.subtract(kept[method], kept["base"])) + 1e-12
-        errors = (row["methods"][method]["score"] - row["base"]) / error
-        if errors < worst:
-            worst, where = errors, row["task"]
         n_changed += row["methods"][method]["n_changed"]
         n_worse += row["methods"][method]["n_worse"]
+    worst, where = worst_task(rows, name)
     return (
         f"| {name} | {share(rows, name):.3f} | {low:.3f} to {high:.3f} | {lead:+.3f} "
         f"| {lead_low:+.3f} to {lead_high:+.3f} | {where} ({worst:+.1f} errors) "
@@ -246,6 +299,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tasks", default="*.npz", help="glob of the tasks to run")
     parser.add_argument("--keep-valid", type=float, default=1.0, help="share of labels kept")
     parser.add_argument("--seed", type=int, default=0, help="of the labels dropped")
+    parser.add_argument("--metric", choices=list(SCORES), default="average_precision")
     parser.add_argument("--json", type=Path, help="keep finished tasks there, and go on from it")
     args = parser.parse_args()
     if args.data is None:
@@ -281,13 +335,15 @@ def add_ceilings(rows: list[dict], args: argparse.Namespace) -> None:
 def main() -> None:
     args = parse()
     kept = read(args.json)
-    done = kept.setdefault(f"final={args.final} keep={args.keep_valid} seed={args.seed}", {})
+    key = f"{args.metric} final={args.final} keep={args.keep_valid} seed={args.seed}"
+    done = kept.setdefault(key, {})
     for path in sorted(Path(args.data).glob(args.tasks)):
         if path.stem not in done:
             done[path.stem] = run_task(path, args)
             write(args.json, kept)
     rows = [done[name] for name in sorted(done)]
-    add_ceilings(rows, args)
+    if args.metric == "average_precision":
+        add_ceilings(rows, args)
     show(rows, args)
 
 

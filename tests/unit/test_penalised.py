@@ -7,7 +7,7 @@ import torch
 
 from catwise.errors import ShapeError
 from catwise.losses import LOSSES
-from catwise.tuning.penalised import Source, fit_penalised, gather_known
+from catwise.tuning.penalised import Source, fit_path, fit_penalised, gather_known, index_known
 
 
 def problem(n: int = 300, k: int = 6, c: int = 4, seed: int = 0) -> tuple[Source, torch.Tensor]:
@@ -56,8 +56,11 @@ def test_gathered_rows_equal_dense_rows() -> None:
     """Each category's own known rows give the same fit as the shared product."""
     source, codes = problem()
     gathered = gather_known(source.x, codes, source.offset)
+    indexed = index_known(source.x, codes, source.offset)
     dense = fit_penalised([source], 1.0, tolerance=1e-9)
-    torch.testing.assert_close(fit_penalised([gathered], 1.0, tolerance=1e-9).delta, dense.delta)
+    assert indexed.offset.shape[1] < source.offset.shape[1]
+    for other in (gathered, indexed):
+        torch.testing.assert_close(fit_penalised([other], 1.0, tolerance=1e-9).delta, dense.delta)
 
 
 def test_penalty_of_each_category() -> None:
@@ -73,10 +76,21 @@ def test_penalty_of_each_category() -> None:
 def test_warm_start_changes_the_way_not_the_end() -> None:
     """A start from another penalty's fit reaches the same minimum."""
     source, _ = problem()
-    strong = fit_penalised([source], 5.0)
-    warm = fit_penalised([source], 1.0, start=strong, tolerance=1e-9)
-    cold = fit_penalised([source], 1.0, tolerance=1e-9)
-    torch.testing.assert_close(warm.delta, cold.delta, rtol=1e-6, atol=1e-8)
+    strong, warm = fit_path([source], [5.0, 1.0], tolerance=1e-9)
+    for fit, penalty in ((strong, 5.0), (warm, 1.0)):
+        cold = fit_penalised([source], penalty, tolerance=1e-9)
+        torch.testing.assert_close(fit.delta, cold.delta, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(fit.intercepts, cold.intercepts, rtol=1e-6, atol=1e-8)
+    assert int(warm.iterations.sum()) < int(cold.iterations.sum())
+
+
+def test_a_path_of_penalties_of_each_category() -> None:
+    """Every fit of the path has its own penalties, whatever came before."""
+    source, _ = problem()
+    rows = torch.tensor([[8.0, 4.0, 2.0, 1.0], [0.5, 1.0, 2.0, 4.0]], dtype=torch.float64)
+    for fit, penalty in zip(fit_path([source], list(rows), tolerance=1e-9), rows, strict=True):
+        alone = fit_penalised([source], penalty, tolerance=1e-9)
+        torch.testing.assert_close(fit.delta, alone.delta, rtol=1e-6, atol=1e-8)
 
 
 def test_category_without_labels_keeps_zeros() -> None:

@@ -20,7 +20,7 @@ of T and of steps alpha; per category the best shrunk gain wins.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
@@ -40,12 +40,18 @@ from catwise.tuning.decide import (
     decide,
 )
 from catwise.tuning.metric_stage import Stage, climb
-from catwise.tuning.penalised import PenalisedFit, Source, fit_penalised, gather_known
+from catwise.tuning.penalised import (
+    PenalisedFit,
+    Source,
+    fit_path,
+    gather_known,
+    index_known,
+)
 from catwise.tuning.recalibrate import fit_affine
 from catwise.tuning.rows import Counter, FoldScorer, Rows, category_blocks, moved
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -61,6 +67,8 @@ __all__ = [
     "only_select",
 ]
 
+
+_INDEXED_BELOW = 0.5
 
 STAGES: Final = {
     "average_precision": (Stage(1.0, 3.0), Stage(1.0, 1.0)),
@@ -442,7 +450,7 @@ class _Fitter:
     def build(cls, train: Rows | None, config: DefaultConfig, loss: str) -> _Fitter:
         fitter = cls(train, None, config, loss)
         if train is not None:
-            found = fit_direction(train, config.direction_penalty, config, loss)
+            (found,) = fit_directions(train, [config.direction_penalty], config, loss)
             fitter.direction = config.direction_step * found.delta
             fitter.passes += found.passes
         return fitter
@@ -450,13 +458,14 @@ class _Fitter:
     def path(self, fresh: Rows, weight: float, penalties: Sequence[float]) -> Iterator[_Fit]:
         """The averaged fit for each penalty, each started from the one before."""
         anchors = [None] if self.direction is None or weight == 0 else [None, self.direction]
-        problems = [self._sources(fresh, weight, anchor) for anchor in anchors]
-        starts: list[PenalisedFit | None] = [None] * len(anchors)
-        for penalty in penalties:
+        paths = [
+            _fit_path(self._sources(fresh, weight, a), penalties, self.config, self.loss)
+            for a in anchors
+        ]
+        for fits in zip(*paths, strict=True):
             delta, intercept = torch.zeros(()), torch.zeros(())
-            for i, (anchor, sources) in enumerate(zip(anchors, problems, strict=True)):
-                fit = self._fit(sources, penalty, starts[i])
-                starts[i] = fit
+            for anchor, fit in zip(anchors, fits, strict=True):
+                self.passes += fit.passes
                 whole = fit.delta if anchor is None else fit.delta + anchor
                 delta = delta + whole / len(anchors)
                 intercept = intercept + fit.intercepts[0] / len(anchors)
@@ -470,33 +479,24 @@ class _Fitter:
             sources.append(_source(train, weight, offset, anchor))
         return sources
 
-    def _fit(
-        self, sources: list[Source], penalty: float, start: PenalisedFit | None
-    ) -> PenalisedFit:
-        fit = _fit(sources, penalty, self.config, self.loss, start)
-        self.passes += fit.passes
-        return fit
 
-
-def _fit(
+def _fit_path(
     sources: list[Source],
-    penalty: float | Tensor,
+    penalties: Iterable[float | Tensor],
     config: DefaultConfig,
     loss: str,
-    start: PenalisedFit | None = None,
-) -> PenalisedFit:
-    return fit_penalised(
+) -> Iterator[PenalisedFit]:
+    return fit_path(
         sources,
-        penalty,
+        penalties,
         pointwise=resolve_loss(loss).slope_curvature,
-        start=start,
         max_iterations=config.max_iterations,
         tolerance=config.tolerance,
     )
 
 
 def _source(rows: Rows, weight: float, offset: Tensor, anchor: Tensor | None) -> Source:
-    """Rows as a source: dense, or each category's known rows, whichever costs less."""
+    """Rows as a source: all entries, the known ones, or gathered rows, whichever costs less."""
     if anchor is not None:
         offset = offset + anchor @ rows.x.T
     counts = (rows.codes >= 0).sum(1)
@@ -505,30 +505,28 @@ def _source(rows: Rows, weight: float, offset: Tensor, anchor: Tensor | None) ->
         source = Source(rows.x, offset, rows.target, rows.weight)
     elif regime.name == "gathered":
         source = gather_known(rows.x, rows.codes, offset)
+    elif int(counts.max()) <= _INDEXED_BELOW * rows.x.shape[0]:
+        source = index_known(rows.x, rows.codes, offset)
     else:
         known = (rows.codes >= 0).to(rows.x.dtype)
         target = (rows.codes == 1).to(rows.x.dtype)
         source = Source(rows.x, offset, target, known)
     scaled = source.weight if weight == 1.0 else source.weight * weight
-    return Source(source.x, source.offset, source.target, scaled, intercept=rows.intercept)
+    return replace(source, weight=scaled, intercept=rows.intercept)
 
 
-def fit_direction(
-    train: Rows,
-    penalty: float,
-    config: DefaultConfig,
-    loss: str,
-    start: PenalisedFit | None = None,
-) -> PenalisedFit:
-    """Where the known training labels alone point to, from zero logits.
+def fit_directions(
+    train: Rows, penalties: Sequence[float], config: DefaultConfig, loss: str
+) -> Iterator[PenalisedFit]:
+    """Where the known training labels alone point to, from zero logits, for each penalty.
 
     The penalty grows with the root of the number of positives, so that the direction keeps
     much the same length however many labels are known.
     """
     positives = (train.codes == 1).sum(1).clamp_min(1).to(train.x.dtype)
-    source = _source(train, 1.0, torch.zeros_like(train.logits), None)
-    free = Source(source.x, source.offset, source.target, source.weight)
-    return _fit([free], penalty * (positives / 50.0).sqrt(), config, loss, start)
+    source = replace(_source(train, 1.0, torch.zeros_like(train.logits), None), intercept=True)
+    growth = (positives / 50.0).sqrt()
+    return _fit_path([source], [penalty * growth for penalty in penalties], config, loss)
 
 
 # --------------------------------------------------------------------------------- select
@@ -572,16 +570,16 @@ def only_select(
             scorer(part.logits, block),
             scorer.whole(part.logits, block),
         )
-        start: PenalisedFit | None = None
-        for g, (power, kt) in enumerate(grid):
+        loss = config.losses[0] if config.losses else "bce"
+        found: Iterator[PenalisedFit] = iter(())
+        for g, (power, _) in enumerate(grid):
             stretch = _stretch(variance, power).to(known.x)
-            start = None if g and grid[g - 1][0] != power else start
-            stretched = known if power == 0 else known._replace(x=known.x * stretch)
-            start = fit_direction(
-                stretched, kt, config, config.losses[0] if config.losses else "bce", start
-            )
-            passes += start.passes
-            directions[g, block] = start.delta * stretch
+            if g % len(config.grid_penalties) == 0:
+                stretched = known if power == 0 else known._replace(x=known.x * stretch)
+                found = fit_directions(stretched, config.grid_penalties, config, loss)
+            fit = next(found)
+            passes += fit.passes
+            directions[g, block] = fit.delta * stretch
             along = directions[g, block] @ part.x.T
             for s, step in enumerate(config.grid_steps):
                 k = 1 + g * len(config.grid_steps) + s

@@ -30,9 +30,9 @@ from catwise.errors import ShapeError
 from catwise.losses import LOSSES, Derivatives
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
-__all__ = ["PenalisedFit", "Source", "fit_penalised", "gather_known"]
+__all__ = ["PenalisedFit", "Source", "fit_path", "fit_penalised", "gather_known", "index_known"]
 
 _INTERCEPT_PENALTY = 0.01
 _LINE_STEPS = 8
@@ -50,6 +50,8 @@ class Source:
         target: (C, n) float in [0, 1].
         weight: (C, n) float >= 0, 0 where a label is not known.
         intercept: whether the source has an intercept of its own.
+        rows: with shared coordinates of N rows, (C, n) int64: which of them the entries belong
+            to, each once in a category; None: all of them, in order.
 
     Raises:
         ShapeError: If the arrays do not fit together.
@@ -60,40 +62,51 @@ class Source:
     target: Tensor
     weight: Tensor
     intercept: bool = True
+    rows: Tensor | None = None
 
     def __post_init__(self) -> None:
-        shapes = {tuple(t.shape) for t in (self.offset, self.target, self.weight)}
+        arrays = self.offset, self.target, self.weight, self.rows
+        shapes = {tuple(t.shape) for t in arrays if t is not None}
         n_columns, n = self.offset.shape
-        if len(shapes) != 1 or tuple(self.x.shape[:-1]) not in {(n,), (n_columns, n)}:
+        own = {(n,), (n_columns, n)} if self.rows is None else {tuple(self.x.shape[:1])}
+        if len(shapes) != 1 or tuple(self.x.shape[:-1]) not in own:
             raise ShapeError(
                 "a source's arrays do not fit together.",
                 found=f"x {tuple(self.x.shape)}, others {sorted(shapes)}",
-                expected="x (n, k) or (C, n, k); offset, target and weight (C, n)",
+                expected="x (n, k) or (C, n, k); offset, target, weight and rows (C, n)",
             )
 
     def take(self, keep: Tensor) -> Source:
         """The same rows with some of the categories."""
         x = self.x if self.x.ndim == 2 else self.x[keep]
         parts = self.offset[keep], self.target[keep], self.weight[keep]
-        return Source(x, *parts, intercept=self.intercept)
+        rows = None if self.rows is None else self.rows[keep]
+        return Source(x, *parts, intercept=self.intercept, rows=rows)
 
     def forward(self, delta: Tensor) -> Tensor:
         """(C, n) products of the coordinates with (C, k) weights."""
         if self.x.ndim == 2:
-            return delta @ self.x.T
+            every = delta @ self.x.T
+            return every if self.rows is None else every.gather(1, self.rows)
         return torch.bmm(self.x, delta[:, :, None])[:, :, 0]
 
     def backward(self, slope: Tensor) -> Tensor:
         """(C, k) sums over the rows of their coordinates times (C, n) slopes."""
         if self.x.ndim == 2:
-            return slope @ self.x
+            return self._spread(slope) @ self.x
         return torch.bmm(slope[:, None, :], self.x)[:, 0, :]
 
     def squares(self, curvature: Tensor) -> Tensor:
         """(C, k) sums over the rows of their squared coordinates times (C, n) curvatures."""
         if self.x.ndim == 2:
-            return curvature @ self.x.square()
+            return self._spread(curvature) @ self.x.square()
         return torch.einsum("cn,cnk,cnk->ck", curvature, self.x, self.x)
+
+    def _spread(self, entries: Tensor) -> Tensor:
+        """(C, N) with the entries at their rows and zeros elsewhere."""
+        if self.rows is None:
+            return entries
+        return entries.new_zeros(len(entries), len(self.x)).scatter_(1, self.rows, entries)
 
 
 class PenalisedFit(NamedTuple):
@@ -125,12 +138,27 @@ def gather_known(x: Tensor, codes: Tensor, offset: Tensor) -> Source:
     Returns:
         A source with x (C, L, k), where L is the largest number of known labels.
     """
+    order, start, target, weight = _known_first(codes, offset)
+    return Source(x[order], start, target, weight)
+
+
+def index_known(x: Tensor, codes: Tensor, offset: Tensor) -> Source:
+    """A source that shares its coordinates but holds each category's known entries only.
+
+    Arguments as `gather_known`: products run over all rows, everything else over (C, L).
+    """
+    order, start, target, weight = _known_first(codes, offset)
+    return Source(x, start, target, weight, rows=order)
+
+
+def _known_first(codes: Tensor, offset: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(C, L) rows with the known ones first; offset, target and weight there."""
     known = codes >= 0
     length = max(1, int(known.sum(1).max()))
     order = known.to(torch.int8).sort(dim=1, descending=True, stable=True).indices[:, :length]
-    weight = known.gather(1, order).to(x.dtype)
-    target = (codes.gather(1, order) == 1).to(x.dtype)
-    return Source(x[order], offset.gather(1, order), target, weight)
+    weight = known.gather(1, order).to(offset.dtype)
+    target = (codes.gather(1, order) == 1).to(offset.dtype)
+    return order, offset.gather(1, order), target, weight
 
 
 def fit_penalised(
@@ -138,7 +166,6 @@ def fit_penalised(
     penalty: float | Tensor,
     *,
     pointwise: Callable[[Tensor, Tensor], Derivatives] = LOSSES["bce"].slope_curvature,
-    start: PenalisedFit | None = None,
     max_iterations: int = 60,
     tolerance: float = 1e-3,
 ) -> PenalisedFit:
@@ -148,7 +175,6 @@ def fit_penalised(
         sources: rows by origin.
         penalty: float or (C,), >= 0; multiplies |delta|^2 / 2.
         pointwise: ``(logits, target) -> Derivatives`` of the loss, elementwise.
-        start: a fit to start from, such as the one for a stronger penalty.
         max_iterations: bound on the steps.
         tolerance: a category stops once its preconditioned gradient norm has fallen to
             this share of its value at ``delta = 0``.
@@ -159,27 +185,75 @@ def fit_penalised(
     Raises:
         ShapeError: If no source is given.
     """
+    (fit,) = fit_path(
+        sources,
+        [penalty],
+        pointwise=pointwise,
+        max_iterations=max_iterations,
+        tolerance=tolerance,
+    )
+    return fit
+
+
+def fit_path(
+    sources: Sequence[Source],
+    penalties: Iterable[float | Tensor],
+    *,
+    pointwise: Callable[[Tensor, Tensor], Derivatives] = LOSSES["bce"].slope_curvature,
+    max_iterations: int = 60,
+    tolerance: float = 1e-3,
+) -> Iterator[PenalisedFit]:
+    """The fits along a path of penalties, each started from the one before.
+
+    What does not depend on the penalty, the gradient and the curvature at ``delta = 0``, is found
+    once. Arguments, each fit and errors as `fit_penalised`; `passes` of the first fit includes it.
+    """
     if not sources:
         raise ShapeError("no source of labels was given.")
     x = sources[0].x
-    n_columns, k = sources[0].offset.shape[0], x.shape[-1]
-    lam = torch.as_tensor(penalty, dtype=x.dtype, device=x.device).expand(n_columns)[:, None]
-    zero = _Point(x.new_zeros(n_columns, k), x.new_zeros(len(sources), n_columns))
-    problem = _Problem(list(sources), lam, pointwise)
+    n_columns = sources[0].offset.shape[0]
+    zero = _Point(x.new_zeros(n_columns, x.shape[-1]), x.new_zeros(len(sources), n_columns))
     logits = [s.offset.clone() for s in sources]
-    descent = _Descent.start(problem, zero, logits)
-    reference = descent.norm()
-    passes = 2
-    if start is not None:
-        point = _Point(start.delta.to(x.dtype).clone(), start.intercepts.to(x.dtype).clone())
-        for s, z, a in zip(sources, logits, point.intercepts, strict=True):
-            z.add_(s.forward(point.delta)).add_(a[:, None])
-        descent = descent.restart(point, logits)
-        passes += 2
-    result = _Result.start(descent.point, n_columns)
-    threshold = tolerance * reference + torch.finfo(x.dtype).tiny
-    index = torch.arange(n_columns, device=x.device)
+    lam = x.new_zeros(n_columns, 1)
+    problem = _Problem(list(sources), lam, pointwise)
+    slopes, curvatures = problem.derivatives(logits)
+    here = _Here(zero, logits, curvatures, problem.gradient(slopes, zero))
+    first, bend, passes = here.gradient, problem.bend(curvatures), 2
+    for penalty in penalties:
+        given = torch.as_tensor(penalty, dtype=x.dtype, device=x.device).expand(n_columns)[:, None]
+        problem, before = _Problem(list(sources), given, pointwise), lam
+        here = here.at_penalty(given - before)
+        lam = given
+        scale = _Point((bend.delta + lam).clamp_min(torch.finfo(x.dtype).tiny), bend.intercepts)
+        reference = _norm(first, scale)
+        descent = _Descent.start(problem, here, scale)
+        result, steps = _descend(descent, reference, max_iterations, tolerance)
+        relative = result.norm / reference.clamp_min(torch.finfo(x.dtype).tiny)
+        yield PenalisedFit(
+            result.here.point.delta,
+            result.here.point.intercepts,
+            result.iterations,
+            relative,
+            passes + 2 * steps,
+        )
+        here, passes = result.here, 0
+
+
+def _norm(gradient: _Point, scale: _Point) -> Tensor:
+    """(C,) norm of a gradient in the preconditioner's metric."""
+    scaled = _Point(gradient.delta / scale.delta, gradient.intercepts / scale.intercepts)
+    return gradient.dot(scaled).clamp_min(0).sqrt()
+
+
+def _descend(
+    descent: _Descent, reference: Tensor, max_iterations: int, tolerance: float
+) -> tuple[_Result, int]:
+    """Step until every category has converged; return where they ended and the steps taken."""
+    result = _Result.start(descent)
+    threshold = tolerance * reference + torch.finfo(reference.dtype).tiny
+    index = torch.arange(len(reference), device=reference.device)
     active = descent.norm() > threshold
+    steps = 0
     for _ in range(max_iterations):
         n_active = int(active.sum())
         if n_active < _LEAVE_BELOW * len(index):
@@ -190,14 +264,11 @@ def fit_penalised(
         if n_active == 0:
             break
         descent.step(active)
+        steps += 1
         result.iterations[index] += active
-        passes += 2
         active = active & (descent.norm() > threshold)
     result.put(index, descent)
-    relative = result.norm / reference.clamp_min(torch.finfo(x.dtype).tiny)
-    return PenalisedFit(
-        result.point.delta, result.point.intercepts, result.iterations, relative, passes
-    )
+    return result, steps
 
 
 class _Point(NamedTuple):
@@ -214,26 +285,60 @@ class _Point(NamedTuple):
         return (self.delta * other.delta).sum(1) + (self.intercepts * other.intercepts).sum(0)
 
 
+class _Here(NamedTuple):
+    """A point, and what is known there: logits and curvatures by source, and the gradient."""
+
+    point: _Point
+    logits: list[Tensor]
+    curvatures: list[Tensor]
+    gradient: _Point
+
+    def take(self, keep: Tensor) -> _Here:
+        return _Here(
+            self.point.take(keep),
+            [z[keep] for z in self.logits],
+            [c[keep] for c in self.curvatures],
+            self.gradient.take(keep),
+        )
+
+    def at_penalty(self, more: Tensor) -> _Here:
+        """The same point under a penalty that is larger by (C, 1), in memory of its own."""
+        gradient = _Point(self.gradient.delta + more * self.point.delta, self.gradient.intercepts)
+        logits = [z.clone() for z in self.logits]
+        return _Here(self.point, logits, self.curvatures, gradient)
+
+
 @dataclass
 class _Result:
     """Where every category ended."""
 
-    point: _Point
+    here: _Here
     iterations: Tensor
     norm: Tensor
 
     @classmethod
-    def start(cls, point: _Point, n_columns: int) -> _Result:
-        device = point.delta.device
-        return cls(
-            _Point(point.delta.clone(), point.intercepts.clone()),
-            torch.zeros(n_columns, dtype=torch.int64, device=device),
-            point.delta.new_zeros(n_columns),
-        )
+    def start(cls, descent: _Descent) -> _Result:
+        here = descent.here()
+        point = _Point(here.point.delta.clone(), here.point.intercepts.clone())
+        gradient = _Point(here.gradient.delta.clone(), here.gradient.intercepts.clone())
+        copies = [z.clone() for z in here.logits], [c.clone() for c in here.curvatures]
+        norm = descent.norm()
+        steps = torch.zeros(len(norm), dtype=torch.int64, device=norm.device)
+        return cls(_Here(point, *copies, gradient), steps, norm)
 
     def put(self, index: Tensor, descent: _Descent) -> None:
-        self.point.delta[index] = descent.point.delta
-        self.point.intercepts[:, index] = descent.point.intercepts
+        mine, found = self.here, descent.here()
+        for old, new in (
+            (mine.point, found.point),
+            (mine.gradient, found.gradient),
+        ):
+            old.delta[index], old.intercepts[:, index] = new.delta, new.intercepts
+        for old_arrays, new_arrays in (
+            (mine.logits, found.logits),
+            (mine.curvatures, found.curvatures),
+        ):
+            for target, value in zip(old_arrays, new_arrays, strict=True):
+                target[index] = value
         self.norm[index] = descent.norm()
 
 
@@ -262,12 +367,13 @@ class _Problem:
         sums = [a.sum(1) * s.intercept for s, a in zip(self.sources, slopes, strict=True)]
         return _Point(g, torch.stack(sums) + _INTERCEPT_PENALTY * point.intercepts)
 
-    def diagonal(self, curvatures: Sequence[Tensor]) -> _Point:
-        d = self.lam.expand(-1, self.sources[0].x.shape[-1]).clone()
+    def bend(self, curvatures: Sequence[Tensor]) -> _Point:
+        """The diagonal of the second derivatives, without the penalty of the weights."""
+        d = torch.zeros((), dtype=self.lam.dtype, device=self.lam.device)
         for s, c in zip(self.sources, curvatures, strict=True):
-            d += s.squares(c)
+            d = d + s.squares(c)
         sums = torch.stack([c.sum(1) for c in curvatures])
-        return _Point(d.clamp_min(torch.finfo(d.dtype).tiny), sums + _INTERCEPT_PENALTY)
+        return _Point(d, sums + _INTERCEPT_PENALTY)
 
     def along(self, direction: _Point) -> list[Tensor]:
         """How the logits of every source move along a direction."""
@@ -291,19 +397,15 @@ class _Descent:
     descent: Tensor  # (C,) gradient . scaled gradient
 
     @classmethod
-    def start(
-        cls, problem: _Problem, point: _Point, logits: list[Tensor], scale: _Point | None = None
-    ) -> _Descent:
-        slopes, curvatures = problem.derivatives(logits)
-        scale = problem.diagonal(curvatures) if scale is None else scale
-        g = problem.gradient(slopes, point)
+    def start(cls, problem: _Problem, here: _Here, scale: _Point) -> _Descent:
+        g = here.gradient
         z = _Point(g.delta / scale.delta, g.intercepts / scale.intercepts)
         away = _Point(-z.delta, -z.intercepts)
-        return cls(problem, point, logits, curvatures, scale, g, away, g.dot(z))
+        return cls(problem, here.point, here.logits, here.curvatures, scale, g, away, g.dot(z))
 
-    def restart(self, point: _Point, logits: list[Tensor]) -> _Descent:
-        """The same problem from another point, with the preconditioner kept."""
-        return _Descent.start(self.problem, point, logits, self.scale)
+    def here(self) -> _Here:
+        """Where the categories are now."""
+        return _Here(self.point, self.logits, self.curvatures, self.gradient)
 
     def take(self, keep: Tensor) -> _Descent:
         return _Descent(
