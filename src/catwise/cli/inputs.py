@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from catwise.errors import ConfigError, ShapeError
+from catwise.cli.options import option_value
+from catwise.errors import ConfigError, IdError, ShapeError, nearest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,11 +19,13 @@ if TYPE_CHECKING:
 
     from catwise.cli.options import (
         HeadOptions,
+        LabelledOptions,
         PairOptions,
         PolicyOptions,
         SourceOptions,
         TableOptions,
     )
+    from catwise.data import Dataset
     from catwise.features.inputs import Features
     from catwise.heads import Head
     from catwise.labels import LabelPolicy, PartialLabels
@@ -29,10 +33,12 @@ if TYPE_CHECKING:
 __all__ = [
     "Pair",
     "check_device",
+    "describe_dataset",
     "describe_features",
     "describe_head",
     "describe_labels",
     "environment",
+    "load_dataset",
     "load_features",
     "load_labels",
     "load_logits",
@@ -83,6 +89,108 @@ def _categories(path: Path, table: TableOptions, split_column: str | None) -> li
         file.require(column, "no category")
     others = {table.id_column, table.group_column, split_column, *table.ignore_column}
     return [name for name in file.names if name not in others]
+
+
+def load_dataset(source: LabelledOptions, table: TableOptions) -> Dataset:
+    """Read a label table, or a data set in its official layout, with all that is told of its rows.
+
+    Splits of a table are those of its split column; without one they are blank, as its paths are.
+    """
+    if source.labels is not None:
+        return _table_dataset(source.labels, table, source.split_column, source.split)
+    for field in dataclasses.fields(table):
+        value = getattr(table, field.name)
+        if field.name != "category" and value and (field.name, value) != ("layout", "wide"):
+            name = field.name.replace("_", "-")
+            raise click.UsageError(
+                f"--{name} belongs to --labels; --option NAME=VALUE is for the data set's reader."
+            )
+    dataset = _read_dataset(source)
+    if table.category:
+        labels = dataset.labels.take_categories(table.category)
+        dataset = dataclasses.replace(dataset, labels=labels)
+    return dataset
+
+
+def _table_dataset(
+    path: Path, table: TableOptions, split_column: str | None, split: str | None
+) -> Dataset:
+    if split is not None or split_column is None:
+        labels = load_labels(path, table, split_column=split_column, split=split)
+        return _without_paths(path, labels, [split or ""] * labels.n_rows)
+    if table.layout == "wide" and not table.category:
+        ignored = (*table.ignore_column, split_column)
+        labels = load_labels(path, dataclasses.replace(table, ignore_column=ignored))
+    else:
+        labels = load_labels(path, table)
+    return _without_paths(path, labels, _splits_of_table(path, table, split_column))
+
+
+def _without_paths(path: Path, labels: PartialLabels, splits: Any) -> Dataset:
+    from catwise.data import Dataset
+
+    blank: Any = [""] * labels.n_rows
+    return Dataset(path.name, path.parent, blank, labels, splits)
+
+
+def _splits_of_table(path: Path, table: TableOptions, column: str) -> list[str]:
+    """The split of each image of a table."""
+    from catwise.data.files import open_table
+    from catwise.data.source import texts_of
+
+    file = open_table(path, delimiter=table.delimiter)
+    file.require(column, "the split of each row")
+    id_column = (table.id_column or "id") if table.layout == "long" else None
+    columns = [column] if id_column is None else list(dict.fromkeys([column, id_column]))
+    splits: list[str] = []
+    of_image: dict[str, str] = {}
+    for batch in file.batches(columns):
+        found = texts_of(batch.column(column), column, file).tolist()
+        splits += found
+        if id_column is None:
+            continue
+        for image, split in zip(texts_of(batch.column(id_column)).tolist(), found, strict=True):
+            if of_image.setdefault(image, split) != split:
+                raise IdError(
+                    f"'{path}' has an image in two splits.",
+                    found=f"{image!r} in {of_image[image]!r} and {split!r}",
+                    expected="every image in one split",
+                )
+    return splits if id_column is None else list(of_image.values())
+
+
+def _read_dataset(source: LabelledOptions) -> Dataset:
+    """Call the reader of a data set with the options that were given."""
+    import inspect
+
+    from catwise.data import Dataset, readers
+
+    reader = getattr(readers, f"read_{source.dataset}")
+    parameters = dict(inspect.signature(reader).parameters)
+    first, *_ = parameters
+    del parameters[first]
+    given: dict[str, list[str]] = {} if source.split is None else {"split": [source.split]}
+    for text in source.option:
+        name, equals, value = text.partition("=")
+        name = name.replace("-", "_")
+        if not equals or name not in parameters:
+            raise ConfigError(
+                f"the reader of {source.dataset!r} has no such option."
+                if equals
+                else "an option of a reader must be NAME=VALUE.",
+                found=f"--option {text}{nearest(name, parameters)}",
+                expected=", ".join(parameters),
+            )
+        given.setdefault(name, []).append(value)
+    options = {
+        name: option_value(name, texts, str(parameters[name].annotation))
+        for name, texts in given.items()
+    }
+    assert source.root is not None  # noqa: S101 - the options say so
+    found: Any = reader(source.root, **options)
+    if isinstance(found, Dataset):
+        return found
+    return _without_paths(source.root, found, [source.split or ""] * found.n_rows)
 
 
 def load_features(
@@ -340,6 +448,19 @@ def describe_labels(path: Path, labels: PartialLabels, table: TableOptions) -> d
         "ids": labels.ids is not None,
         "groups": labels.groups is not None,
     }
+
+
+def describe_dataset(
+    source: LabelledOptions, dataset: Dataset, table: TableOptions
+) -> dict[str, Any]:
+    """What the report says about labels and where they came from."""
+    path = source.labels if source.labels is not None else source.root
+    assert path is not None  # noqa: S101 - the options say so
+    about = describe_labels(path, dataset.labels, table)
+    if source.dataset is None:
+        return about
+    del about["encoding"]
+    return {"dataset": dataset.name, "options": list(source.option), **about}
 
 
 def describe_head(source: HeadOptions, head: Head) -> dict[str, Any]:

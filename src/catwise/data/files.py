@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import os
 import zlib
 from collections import Counter
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from catwise.errors import ConfigError, LabelError, nearest
 
@@ -20,12 +22,14 @@ if TYPE_CHECKING:
 __all__ = ["TableFile", "open_table"]
 
 BLOCK_BYTES: Final = 1 << 24
+SCAN_BYTES: Final = 1 << 20
 BATCH_ROWS: Final = 1 << 16
+BATCH_RECORDS: Final = 1 << 11
 DELIMITERS: Final = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 PARQUET: Final = (".parquet", ".pq")
 PARQUET_MAGIC: Final = b"PAR1"
 UTF16_MARKS: Final = (b"\xff\xfe", b"\xfe\xff")
-TEXT_ERRORS: Final = (UnicodeDecodeError, csv.Error, EOFError, gzip.BadGzipFile, zlib.error)
+TEXT_ERRORS: Final = (csv.Error, EOFError, gzip.BadGzipFile, zlib.error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +58,18 @@ class TableFile:
         if column in self.names:
             return column
         raise LabelError(
-            f"{self} has no column {column!r}, which should hold {role}.",
+            f"{self.head()} has no column {column!r}, which should hold {role}.",
             found=listed(self.names),
             remedy=nearest(column, self.names).strip(" ()") or None,
         )
+
+    def head(self) -> str:
+        """Where the names of the columns are, for people: the file and, of a text table, the line.
+
+        >>> TableFile(Path("labels.parquet"), ("id", "cat"), None).head()
+        "'labels.parquet'"
+        """
+        return str(self) if self.delimiter is None else f"{self}, line {self.line(-1):,}:"
 
     def place(self, row: int, column: str | None = None) -> str:
         """Where data row `row` (from 0) is, for people: file, line and column."""
@@ -68,7 +80,10 @@ class TableFile:
         return where if column is None else f"{where}, column {column!r}"
 
     def line(self, row: int) -> int:
-        """Line of the file (from 1) on which data row `row` (from 0) of a text table begins."""
+        """Line of the file (from 1) on which data row `row` (from 0) of a text table begins.
+
+        Row −1 is the header.
+        """
         try:
             with _text(self.path) as text:
                 for count, (line, _) in enumerate(_records(text, self.delimiter or ",")):
@@ -92,8 +107,12 @@ class TableFile:
         import pyarrow as pa
 
         try:
-            reader = self._parquet(columns) if self.delimiter is None else self._csv(columns, coded)
-            yield from reader
+            if self.delimiter is None:
+                yield from self._parquet(columns)
+            elif _look_through(self.path, self.delimiter, len(self.names)):
+                yield from self._csv(columns, coded)
+            else:
+                yield from self._records(columns, coded)
         except (pa.ArrowException, OSError) as error:
             if isinstance(error, PermissionError):
                 raise unreadable(self.path, error) from error
@@ -105,9 +124,14 @@ class TableFile:
 
         text, few = pa.string(), pa.dictionary(pa.int32(), pa.string())
         marked = set(coded)
+        packing = "gzip" if _is_packed(self.path) else None
         return arrow_csv.open_csv(
-            str(self.path),
-            read_options=arrow_csv.ReadOptions(block_size=BLOCK_BYTES),
+            pa.input_stream(str(self.path), compression=packing),
+            read_options=arrow_csv.ReadOptions(
+                block_size=BLOCK_BYTES,
+                # blank lines above the header, which below would be blank values
+                skip_rows=self.line(-1) - 1 if len(self.names) == 1 else 0,
+            ),
             parse_options=arrow_csv.ParseOptions(
                 delimiter=self.delimiter,
                 newlines_in_values=True,
@@ -120,6 +144,19 @@ class TableFile:
                 null_values=[],
             ),
         )
+
+    def _records(self, columns: Sequence[str], coded: Sequence[str]) -> Iterator[Any]:
+        """What `_csv` gives, record by record: slower, and right where that is not."""
+        import pyarrow as pa
+
+        index = [self.names.index(name) for name in columns]
+        with _text(self.path) as text:
+            records = islice(_records(text, self.delimiter or ","), 1, None)
+            while part := [fields for _, fields in islice(records, BATCH_RECORDS)]:
+                arrays = [pa.array([fields[i] for fields in part], pa.string()) for i in index]
+                for k, name in enumerate(columns):
+                    arrays[k] = arrays[k].dictionary_encode() if name in coded else arrays[k]
+                yield pa.record_batch(arrays, names=list(columns))
 
     def _parquet(self, columns: Sequence[str]) -> Iterator[Any]:
         from pyarrow import parquet
@@ -166,8 +203,8 @@ def open_table(path: str | os.PathLike[str], *, delimiter: str | None = None) ->
         size = path.stat().st_size
         if path.is_dir():
             raise IsADirectoryError(21, "it is a folder")
-        with path.open("rb") as file:
-            head = file.read(4)
+        with path.open("rb") as opened:
+            head = opened.read(4)
     except OSError as error:
         raise unreadable(path, error) from error
     if not size:
@@ -175,21 +212,26 @@ def open_table(path: str | os.PathLike[str], *, delimiter: str | None = None) ->
             f"'{path}' is empty.", found="0 bytes", remedy="write or download the file again"
         )
     names = _parquet_names(path, head) if delimiter is None else _csv_names(path, head, delimiter)
+    file = TableFile(path, names, delimiter)
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise LabelError(
-            f"'{path}' has two columns of one name.",
+            f"{file.head()} has two columns of one name.",
             found=repr(twice[0]),
             expected="each name once",
         )
-    return TableFile(path, names, delimiter)
+    return file
 
 
 def _delimiter(path: Path, delimiter: str | None) -> str | None:
     """The delimiter of a text table, None for Parquet."""
     if delimiter is not None:
-        if len(delimiter) != 1:
-            raise ConfigError("a delimiter must be one character.", found=repr(delimiter))
+        if len(delimiter) != 1 or not delimiter.isascii() or delimiter in '"\n\r\0':
+            raise ConfigError(
+                "a delimiter must be one character.",
+                found=repr(delimiter),
+                expected="a character of ASCII that is no quote and no line end",
+            )
         return delimiter
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
     if suffixes[-1:] == [".gz"]:
@@ -244,65 +286,204 @@ def _parquet_names(path: Path, head: bytes) -> tuple[str, ...]:
 
 def _csv_names(path: Path, head: bytes, delimiter: str) -> tuple[str, ...]:
     if head.startswith(UTF16_MARKS):
-        raise _not_utf8(path, None, "UTF-16")
+        raise _not_utf8(path, 1, "UTF-16")
     try:
         with _text(path) as text:
-            for _, names in _records(text, delimiter):
-                _check_separated(path, names, delimiter)
+            for line, names in _records(text, delimiter):
+                _check_names(path, line, names, delimiter)
                 return tuple(names)
     except TEXT_ERRORS as error:
-        raise _text_fault(path, 0, error) from error
+        raise _text_fault(path, error) from error
+    except OSError as error:
+        raise unreadable(path, error) from error
     raise LabelError(f"'{path}' is empty.", found="blank lines only")
 
 
-def _check_separated(path: Path, names: list[str], delimiter: str) -> None:
-    if len(names) > 1:
-        return
+def _check_names(path: Path, line: int, names: list[str], delimiter: str) -> None:
+    """Refuse a header that is no UTF-8 or holds NUL, or has another delimiter."""
+    if any(mark == "\0" or "\udc80" <= mark <= "\udcff" for name in names for mark in name):
+        _look_at_bytes(path)
     others = [other for other in ";\t,|" if other != delimiter and other in names[0]]
-    if others:
+    if others and len(names) == 1:
         raise LabelError(
-            f"'{path}' has a single column when it is separated by {delimiter!r}.",
+            f"'{path}', line {line:,}: a single column when it is separated by {delimiter!r}.",
             found=f"the header {names[0]!r}",
             remedy=f"delimiter={others[0]!r}",
         )
 
 
+def _is_packed(path: Path) -> bool:
+    return path.suffix.lower() == ".gz"
+
+
 def _text(path: Path) -> TextIO:
-    """A text table, opened; a byte-order mark is skipped."""
-    if path.suffix.lower() == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-    return path.open("r", encoding="utf-8-sig", newline="")
+    """A text table, opened; a byte-order mark is skipped, and no byte is refused here."""
+    if _is_packed(path):
+        return gzip.open(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="")
+    return path.open("r", encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
 def _bytes(path: Path) -> IO[bytes]:
     """A text table as bytes, unpacked."""
-    if path.suffix.lower() == ".gz":
-        return cast("IO[bytes]", gzip.open(path))
-    return path.open("rb")
+    return cast("IO[bytes]", gzip.open(path)) if _is_packed(path) else path.open("rb")
+
+
+class _RecordError(csv.Error):
+    """What is wrong with a record, and in which line."""
+
+    def __init__(self, what: str, line: int) -> None:
+        super().__init__(what)
+        self.line = line
 
 
 def _records(text: TextIO, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """(first line, fields) of each record; a blank line is one only where there is one column."""
     reader = csv.reader(text, delimiter=delimiter, strict=True)
     line, width = 1, 0
-    for fields in reader:
-        if fields or width == 1:
-            yield line, fields or [""]
-        line, width = reader.line_num + 1, width or len(fields)
+    try:
+        for fields in reader:
+            if fields or width == 1:
+                yield line, fields or [""]
+            line, width = reader.line_num + 1, width or len(fields)
+    except csv.Error as error:
+        cut = "end of data" in str(error)
+        raise _RecordError(str(error), line if cut else reader.line_num) from error
 
 
-def _first_fault(path: Path, delimiter: str, n_fields: int) -> LabelError | None:
-    """The first record that is not like the header, or None."""
-    line = last = n_records = 0
+def _look_through(path: Path, delimiter: str, n_fields: int) -> bool:
+    """Refuse what the columnar reader would take or cut in silence; whether it reads the rest well.
+
+    Every byte is looked at; where there are quotes, or lines that may hold a field too long for
+    the standard library's strict reader, every record is.
+
+    Raises:
+        LabelError: Names the line.
+    """
+    try:
+        look = _look_at_bytes(path)
+        if not (look.quotes or look.long_lines):
+            return True
+        crossing: list[int] | None = [] if look.n_bytes > BLOCK_BYTES else None
+        fault = _first_fault(path, delimiter, n_fields, crossing)
+        if fault is None:
+            return not crossing
+    except TEXT_ERRORS as error:
+        raise _text_fault(path, error) from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+    raise fault
+
+
+def _crosses_blocks(fields: list[str]) -> bool:
+    r"""Whether a record may not survive the columnar reader's blocks.
+
+    It cannot be much longer than a block, and where a block ends between \r and \n in a quoted
+    field, \n is lost.
+    """
+    record = "".join(fields)
+    if "\r" in record:
+        return True
+    if len(record) <= BLOCK_BYTES // 8:
+        return False
+    return len(record.encode()) + record.count('"') + 3 * len(fields) > BLOCK_BYTES
+
+
+class _Look(NamedTuple):
+    """What the bytes of a text table tell of it."""
+
+    n_bytes: int
+    quotes: bool
+    long_lines: bool
+
+
+def _look_at_bytes(path: Path) -> _Look:
+    """Refuse bytes that are no UTF-8, and NUL."""
+    decoder, limit = codecs.getincrementaldecoder("utf-8")(), csv.field_size_limit()
+    offset = run = 0  # bytes before the block, and those of them since the last line end
+    quotes = long_lines = False
+    with _bytes(path) as file:
+        while block := file.read(SCAN_BYTES):
+            pending = len(decoder.getstate()[0])
+            zero = block.find(b"\0")
+            try:
+                if pending or not block.isascii():
+                    decoder.decode(block)
+            except UnicodeDecodeError as error:
+                if zero < 0 or error.start - pending < zero:
+                    byte = f"byte {error.object[error.start]:#04x}"
+                    line = _line_of(path, offset - pending + error.start)
+                    raise _not_utf8(path, line, byte) from error
+            if zero >= 0:
+                raise _zero_byte(path, _line_of(path, offset + zero))
+            if not long_lines:
+                long_lines, run = _has_long_line(block, run, limit)
+            quotes = quotes or b'"' in block
+            offset += len(block)
+    pending = len(decoder.getstate()[0])
+    if pending:
+        line = _line_of(path, offset - pending)
+        raise _not_utf8(path, line, "a character that the end of the file cuts")
+    return _Look(offset, quotes, long_lines)
+
+
+def _has_long_line(block: bytes, run: int, limit: int) -> tuple[bool, int]:
+    r"""Whether more than `limit` bytes go by without a line end; and how many the block ends with.
+
+    Args:
+        block: bytes that follow `run` others without a line end.
+        run: at most `limit`.
+        limit: how many there may be.
+
+    >>> _has_long_line(b"cd\nef", 2, 4), _has_long_line(b"cd\nef", 3, 4)
+    ((False, 2), (True, 2))
+    """
+    start, long = -run, False
+    while len(block) - start > limit and not long:
+        end = _last_end(block, max(start, 0), start + limit + 1)
+        start, long = end + 1, end < 0
+    end = _last_end(block, 0, len(block))
+    return long, len(block) - (start if end < 0 else end + 1)
+
+
+def _last_end(block: bytes, start: int, stop: int) -> int:
+    """The last line end in a part of a block, or −1."""
+    return max(block.rfind(b"\n", start, stop), block.rfind(b"\r", start, stop))
+
+
+def _line_of(path: Path, offset: int) -> int:
+    """Line (from 1) of a byte of a text table; lines end as the csv module has it."""
+    n_ends, last = 1, b""
+    with _bytes(path) as file:
+        while offset > 0 and (block := file.read(min(offset, SCAN_BYTES))):
+            offset -= len(block)
+            n_ends += block.count(b"\n") + block.count(b"\r") - (last + block).count(b"\r\n")
+            last = block[-1:]
+    return n_ends
+
+
+def _first_fault(
+    path: Path, delimiter: str, n_fields: int, crossing: list[int] | None = None
+) -> LabelError | None:
+    """The first record that is not like the header, or None.
+
+    Args:
+        path: the text table.
+        delimiter: between its fields.
+        n_fields: of its header.
+        crossing: if given, gets the line of a record that the columnar reader may cut.
+    """
+    last = n_records = 0
     wrong: tuple[int, int] | None = None
     try:
         with _text(path) as text:
-            for line, fields in _records(text, delimiter):
-                last, n_records = line, n_records + 1
-                if wrong is None and len(fields) != n_fields:
-                    wrong = line, len(fields)
+            for last, fields in _records(text, delimiter):
+                n_records += 1
+                if len(fields) != n_fields and wrong is None:
+                    wrong = last, len(fields)
+                if crossing is not None and not crossing and _crosses_blocks(fields):
+                    crossing.append(last)
     except TEXT_ERRORS as error:
-        return _text_fault(path, line, error) if wrong is None else _ragged(path, *wrong, n_fields)
+        return _text_fault(path, error) if wrong is None else _ragged(path, *wrong, n_fields)
     if wrong is None:
         return no_rows(f"'{path}'") if n_records == 1 else None
     if wrong[0] == last and wrong[1] < n_fields and not _ends_line(path):
@@ -310,17 +491,16 @@ def _first_fault(path: Path, delimiter: str, n_fields: int) -> LabelError | None
     return _ragged(path, *wrong, n_fields)
 
 
-def _text_fault(path: Path, line: int, error: Exception) -> LabelError:
-    """The error for a text table that stops making sense after a line."""
-    if isinstance(error, UnicodeDecodeError):
-        return _not_utf8(path, _undecodable_line(path), f"byte {error.object[error.start]:#04x}")
+def _text_fault(path: Path, error: Exception) -> LabelError:
+    """The error for a text table that stops making sense."""
     if isinstance(error, gzip.BadGzipFile):
         return LabelError(f"'{path}' is no gzip file.", found=str(error))
-    if isinstance(error, (EOFError, zlib.error)):
+    if not isinstance(error, _RecordError):
         return truncated(path, str(error))
     if "end of data" in str(error):
-        return truncated(path, f"a quote that opens after line {line:,} is never closed")
-    return LabelError(f"'{path}', line {line + 1:,}: no row of a table.", found=str(error))
+        found = f"a quote in the record that begins in line {error.line:,} is never closed"
+        return truncated(path, found)
+    return LabelError(f"'{path}', line {error.line:,}: no row of a table.", found=str(error))
 
 
 def no_rows(file: str) -> LabelError:
@@ -352,17 +532,20 @@ def truncated(path: Path, found: str) -> LabelError:
     )
 
 
-def _undecodable_line(path: Path) -> int | None:
-    """The first line that is not UTF-8."""
-    with _bytes(path) as file:
-        # What cannot be decoded becomes U+FFFD, which a good file hardly holds.
-        lines = enumerate((line.decode("utf-8", "replace") for line in file), 1)
-        return next((number for number, line in lines if "\ufffd" in line), None)
+def _not_utf8(path: Path, line: int, found: str) -> LabelError:
+    return LabelError(
+        f"'{path}', line {line:,}: is not UTF-8 text.",
+        found=found,
+        remedy="save the table as UTF-8",
+    )
 
 
-def _not_utf8(path: Path, line: int | None, found: str) -> LabelError:
-    where = f"'{path}'" if line is None else f"'{path}', line {line:,}:"
-    return LabelError(f"{where} is not UTF-8 text.", found=found, remedy="save the table as UTF-8")
+def _zero_byte(path: Path, line: int) -> LabelError:
+    return LabelError(
+        f"'{path}', line {line:,}: no text of a table.",
+        found="a zero byte",
+        remedy="write or download the file again; text in UTF-16 must be saved as UTF-8",
+    )
 
 
 def listed(names: Sequence[str], n: int = 8) -> str:

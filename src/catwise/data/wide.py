@@ -77,13 +77,13 @@ def _categories(source: Source, wanted: list[str] | None) -> list[str]:
     missing = [name for name in wanted if name not in file.names]
     if missing:
         raise CategoryError(
-            f"{file} has no column for {len(missing):,} of the categories asked for.",
+            f"{file.head()} has no column for {len(missing):,} of the categories asked for.",
             found=f"no {missing[0]!r}{nearest(missing[0], file.names)}",
             expected=listed(file.names),
         )
     if not wanted:
         raise LabelError(
-            f"{file} has no column of labels.",
+            f"{file.head()} has no column of labels.",
             found=listed(file.names),
             remedy="layout='long' if each row is one label",
         )

@@ -14,24 +14,44 @@ from catwise.labels.codes import NEGATIVE, POSITIVE, UNCERTAIN, UNKNOWN
 from catwise.labels.core import LabelCounts, PartialLabels
 from catwise.labels.dropping import drop_uniform, keep_per_category, keep_single_positive
 from catwise.labels.encodings import ENCODINGS, Encoding, fitting_encodings
+from catwise.labels.findings import FINDINGS, find_suspicious, unknown_together
 from catwise.labels.policy import LabelPolicy, Targets
+from catwise.labels.priors import (
+    ASSUMPTIONS,
+    VERDICTS,
+    PrevalenceEstimate,
+    estimate_prevalence,
+    inverse_propensity_weights,
+    selection_bias,
+)
+from catwise.labels.splits import split_labels
 
 __all__ = [
+    "ASSUMPTIONS",
     "ENCODINGS",
+    "FINDINGS",
     "NEGATIVE",
     "POSITIVE",
     "REASONS",
     "UNCERTAIN",
     "UNKNOWN",
+    "VERDICTS",
     "Encoding",
     "LabelAudit",
     "LabelCounts",
     "LabelPolicy",
     "PartialLabels",
+    "PrevalenceEstimate",
     "Targets",
     "audit_labels",
     "drop_uniform",
+    "estimate_prevalence",
+    "find_suspicious",
     "fitting_encodings",
+    "inverse_propensity_weights",
     "keep_per_category",
     "keep_single_positive",
+    "selection_bias",
+    "split_labels",
+    "unknown_together",
 ]

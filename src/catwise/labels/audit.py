@@ -185,6 +185,13 @@ def _notes(labels: PartialLabels, summary: dict[str, Any]) -> list[str]:
     if known and summary["n_rows_without_label"]:
         n = summary["n_rows_without_label"]
         notes.append(f"{n:,} of {labels.n_rows:,} rows have no known label and take no part.")
+    if known and summary["n_unknown"]:
+        share = summary["n_unknown"] / (labels.n_rows * labels.n_categories)
+        notes.append(
+            f"{share:.1%} of the labels are unknown: metrics speak of the labelled part only. "
+            "Whether the rest is like it cannot be told from known labels; a prevalence from "
+            "elsewhere can tell."
+        )
     if labels.ids is None:
         notes.append("Rows have no ids: they join features by position.")
     return notes

@@ -78,7 +78,8 @@ def read_label_lists(
         others: what it says about a category that it is in none of an image's lists: "unknown"
             nothing, "negative" that it is not there. It must be given.
         categories: which categories, in which order; the file may name no other. None: every
-            category of the file, whatever the split, in the order of first appearance.
+            category of the file, whatever the split, in the order of first appearance; in one
+            record positives come first, then negatives.
         id_key: the key or column of image ids.
         positive_key: the key or column that lists the categories that are there.
         negative_key: the one that lists those that are not there.
@@ -475,9 +476,10 @@ def _record(path: Path, line: int, raw: bytes) -> dict[str, Any]:
         record = DECODER.decode(text)
         if "\\ud" in text or "\\uD" in text:
             json.dumps(record, ensure_ascii=False).encode()  # half a character is no text
-        if type(record) is dict:
+        nul = "\\u0000" in text and _holds_nul(record)  # which arrays of texts would cut
+        if type(record) is dict and not nul:
             return record
-        found = text[:60]
+        found = "a NUL character in a text" if nul else text[:60]
     except json.JSONDecodeError as error:
         cut = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated")
         if cut and not raw.endswith(b"\n"):
@@ -487,6 +489,15 @@ def _record(path: Path, line: int, raw: bytes) -> dict[str, Any]:
         found = str(error)
     expected = "one JSON object in each line"
     raise LabelError(f"'{path}', line {line:,}: is no record.", found=found, expected=expected)
+
+
+def _holds_nul(value: Any) -> bool:
+    """Whether a text in a JSON value, keys included, holds NUL."""
+    if isinstance(value, dict):
+        return _holds_nul([*value, *value.values()])
+    if isinstance(value, list):
+        return any(map(_holds_nul, value))
+    return isinstance(value, str) and "\0" in value
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

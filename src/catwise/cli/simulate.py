@@ -1,0 +1,390 @@
+"""`catwise simulate`: drop labels by the published protocols, or by a saved mask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from catwise.cli.inputs import describe_dataset, load_dataset
+from catwise.cli.options import (
+    ENCODING_NAMES,
+    labelled_options,
+    output_options,
+    path_type,
+    seed_option,
+    table_options,
+)
+from catwise.errors import LabelError, OutputError, ShapeError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+    from typing import TextIO
+
+    from catwise.cli.console import Output
+    from catwise.cli.options import LabelledOptions, TableOptions
+    from catwise.data import Dataset
+    from catwise.labels import PartialLabels
+
+__all__ = ["command"]
+
+SERIES: Final = tuple(i / 10 for i in range(1, 10))
+MAX_CELLS: Final = 1 << 31
+"""Cells that a wide table may have: more are some gigabytes of commas."""
+MASK_ENDING: Final = ".mask.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One choice of labels: what its files are called, and how it is made."""
+
+    stem: str
+    protocol: dict[str, Any]
+    mask: Path | None = None
+    corrected: bool = False
+
+    def kept(self, full: PartialLabels) -> PartialLabels:
+        """The labels that stay."""
+        from catwise.data import apply_mask
+        from catwise.labels import drop_uniform, keep_per_category, keep_single_positive
+
+        if self.mask is not None:
+            return apply_mask(self.mask, full, same_labels=not self.corrected)
+        name, seed = self.protocol["name"], self.protocol["seed"]
+        if name == "drop_uniform":
+            return drop_uniform(full, self.protocol["keep"], seed)
+        if name == "keep_per_category":
+            return keep_per_category(full, self.protocol["n"], seed)
+        return keep_single_positive(full, seed)
+
+
+@click.command("simulate", short_help="Drop labels by a published protocol.")
+@labelled_options
+@table_options
+@click.option(
+    "--keep",
+    type=click.FloatRange(0, 1),
+    multiple=True,
+    metavar="SHARE",
+    help="Keep each label with this probability (repeatable; what 0.1 keeps, 0.2 keeps too).",
+)
+@click.option("--series", is_flag=True, help="--keep 0.1, 0.2, … 0.9, as the field reports them.")
+@click.option(
+    "--n",
+    type=click.IntRange(min=0),
+    multiple=True,
+    metavar="N",
+    help="Keep N positives and N negatives of each category (repeatable, nested).",
+)
+@click.option("--single-positive", is_flag=True, help="Keep one positive of each row, no more.")
+@click.option("--mask", type=path_type(), metavar="FILE", help="Keep what a saved mask keeps.")
+@click.option(
+    "--corrected",
+    is_flag=True,
+    help="With --mask: the labels were corrected since; keep what stands at its places now.",
+)
+@seed_option
+@click.option(
+    "--out", type=path_type(), required=True, metavar="DIR", help="Where tables and masks shall be."
+)
+@click.option(
+    "--out-encoding",
+    type=click.Choice([name for name in ENCODING_NAMES if name != "complete"]),
+    default="nan",
+    show_default=True,
+    help="What the values of the written tables mean.",
+)
+@click.option(
+    "--out-layout",
+    type=click.Choice(["wide", "long"]),
+    default="wide",
+    show_default=True,
+    help="wide: one column a category. long: one row a label that stays.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would stay; write nothing.")
+@click.option("--force", is_flag=True, help="Replace files of these names.")
+@output_options
+def command(
+    *,
+    source: LabelledOptions,
+    table: TableOptions,
+    keep: tuple[float, ...],
+    series: bool,
+    n: tuple[int, ...],
+    single_positive: bool,
+    mask: Path | None,
+    corrected: bool,
+    seed: int,
+    out: Path,
+    out_encoding: str,
+    out_layout: str,
+    dry_run: bool,
+    force: bool,
+    output: Output,
+) -> None:
+    """Drop labels by the published protocols, and save what stays.
+
+    For each protocol DIR gets a label table and a mask: a small file that says which labels stay
+    and applies to the same labels wherever they are (--mask). The same seed gives the same masks,
+    checksum for checksum. Draws hang on the names of categories and the ids of rows, not on their
+    order.
+    """
+    if corrected and mask is None:
+        raise click.UsageError("--corrected belongs to --mask.")
+    shares = [*dict.fromkeys([*keep, *(SERIES if series else ())])]
+    asked = [bool(shares), bool(n), single_positive, mask is not None]
+    if sum(asked) != 1:
+        raise click.UsageError(
+            "give one of --keep SHARE or --series, --n N, --single-positive, --mask FILE."
+        )
+    steps = _steps(shares, n, mask, seed, corrected=corrected)
+    dataset = load_dataset(source, table)
+    writer = _Writer(dataset, table, source, out_encoding, out_layout)
+    writer.check(dataset.labels if shares else steps[-1].kept(dataset.labels))
+    if not dry_run:
+        _make_folder(out, steps, source, force=force)
+    files = [_carry_out(step, writer, out, dry_run=dry_run, output=output) for step in steps]
+    if dry_run:
+        output.line("dry run: nothing was written")
+    else:
+        output.line(f"read them with: catwise audit --labels TABLE {writer.reading}")
+    output.document(
+        {
+            "command": "simulate",
+            "dry_run": dry_run,
+            "inputs": {"labels": describe_dataset(source, dataset, table)},
+            "encoding": out_encoding,
+            "layout": out_layout,
+            "columns": writer.columns,
+            "files": files,
+        }
+    )
+
+
+def _steps(
+    shares: list[float], n: tuple[int, ...], mask: Path | None, seed: int, *, corrected: bool
+) -> list[Step]:
+    if mask is not None:
+        from catwise.data import read_mask
+
+        protocol = read_mask(mask).protocol
+        return [Step(mask.name.removesuffix(MASK_ENDING), protocol, mask, corrected)]
+    if shares:
+        return [
+            Step(
+                f"uniform_{share}_seed{seed}",
+                {"name": "drop_uniform", "keep": share, "seed": seed},
+            )
+            for share in sorted(shares)
+        ]
+    if n:
+        return [
+            Step(
+                f"per_category_{number}_seed{seed}",
+                {"name": "keep_per_category", "n": number, "seed": seed},
+            )
+            for number in sorted(set(n))
+        ]
+    return [Step(f"single_positive_seed{seed}", {"name": "keep_single_positive", "seed": seed})]
+
+
+def _make_folder(out: Path, steps: list[Step], source: LabelledOptions, *, force: bool) -> None:
+    """Make the folder where there is none; refuse to replace files unless asked to."""
+    try:
+        out.mkdir(exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"cannot make the folder '{out}'.", found=error.strerror, remedy="another folder"
+        ) from error
+    inputs = [path for path in (source.labels, source.root, *(s.mask for s in steps)) if path]
+    for path in (path for step in steps for path in _paths(step, out)):
+        if any(path.exists() and one.exists() and path.samefile(one) for one in inputs):
+            raise OutputError(f"'{path}' is what is read.", remedy="another folder for --out")
+        if path.exists() and not force:
+            raise OutputError(
+                f"'{path}' exists.", remedy="another folder, or --force to replace it"
+            )
+
+
+def _paths(step: Step, out: Path) -> list[Path]:
+    """The files of one step: its table, and its mask where it makes one."""
+    table = out / f"{step.stem}.csv"
+    return [table] if step.mask is not None else [table, out / (step.stem + MASK_ENDING)]
+
+
+def _carry_out(
+    step: Step, writer: _Writer, out: Path, *, dry_run: bool, output: Output
+) -> dict[str, Any]:
+    """Drop, write and tell."""
+    from catwise.data import save_mask
+
+    full = writer.dataset.labels
+    kept = step.kept(full)
+    table, *masks = _paths(step, out)
+    sha = None
+    if not dry_run:
+        writer.write(kept, table)
+        for path in masks:
+            sha = save_mask(path, full, kept, protocol=step.protocol)
+    about = {
+        "protocol": step.protocol,
+        "table": str(table),
+        "mask": str(masks[0] if masks else step.mask),
+        "mask_sha256": sha or _sha_of(step),
+        **_numbers(full, kept),
+    }
+    output.line(
+        f"{table}: {about['n_kept']:,} of {about['n_full']:,} labels stay ({about['share']:.2%}), "
+        f"{about['n_positive']:,} positive, {about['n_negative']:,} negative; "
+        f"{about['n_categories_both']:,} of {full.n_categories:,} categories have both"
+    )
+    if about["mask_sha256"]:
+        output.line(f"  mask: {about['mask']}")
+        output.line(f"  SHA-256: {about['mask_sha256']}")
+    return about
+
+
+def _sha_of(step: Step) -> str | None:
+    from catwise.data import read_mask
+
+    return None if step.mask is None else read_mask(step.mask).sha256
+
+
+def _numbers(full: PartialLabels, kept: PartialLabels) -> dict[str, Any]:
+    before, after = full.counts(), kept.counts()
+    n_full = int(before.known.sum() + before.uncertain.sum())
+    n_kept = int(after.known.sum() + after.uncertain.sum())
+    return {
+        "n_full": n_full,
+        "n_kept": n_kept,
+        "share": n_kept / n_full if n_full else 0.0,
+        "n_positive": int(after.positive.sum()),
+        "n_negative": int(after.negative.sum()),
+        "n_categories_both": int(((after.positive > 0) & (after.negative > 0)).sum()),
+    }
+
+
+class _Writer:
+    """Writes label tables that read back as the labels they were made from."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        table: TableOptions,
+        source: LabelledOptions,
+        encoding: str,
+        layout: str,
+    ) -> None:
+        from catwise.labels import ENCODINGS
+
+        labels = dataset.labels
+        self.dataset, self.encoding, self.layout = dataset, encoding, layout
+        self.texts = {
+            code: "" if raw is None else f"{raw:g}" for raw, code in ENCODINGS[encoding].codes
+        }
+        taken = {"category", "value"} if layout == "long" else set(labels.categories)
+        self.columns: dict[str, str] = {}
+        values = {"id": labels.ids, "group": labels.groups, "split": dataset.splits}
+        names = {"id": table.id_column, "group": table.group_column, "split": source.split_column}
+        for role, column in values.items():
+            if column is None or (role == "split" and not (column != "").any()):
+                continue
+            name = names[role] or role
+            while name in taken:
+                name += "_"
+            taken.add(name)
+            self.columns[role] = name
+        self.rows = [
+            column for role, column in values.items() if role in self.columns and column is not None
+        ]
+
+    @property
+    def reading(self) -> str:
+        """The options that read such a table."""
+        import shlex
+
+        options = ["--encoding", self.encoding]
+        if self.layout == "long":
+            options += ["--layout", "long"]
+        for role, name in self.columns.items():
+            options += [f"--{role}-column", name]
+        return shlex.join(options)
+
+    def check(self, kept: PartialLabels) -> None:
+        """Refuse labels that a table cannot hold."""
+        n_uncertain = int(kept.counts().uncertain.sum())
+        if n_uncertain and -2 not in self.texts:
+            raise LabelError(
+                f"the encoding {self.encoding!r} has no value for uncertain labels.",
+                found=f"{n_uncertain:,} uncertain labels",
+                remedy="--out-encoding minus_one_uncertain or codes",
+            )
+        if self.layout == "long" and kept.ids is None:
+            raise LabelError("a long table needs ids.", remedy="--id-column, or --out-layout wide")
+        if self.layout == "wide" and kept.n_rows * kept.n_categories > MAX_CELLS:
+            raise ShapeError(
+                "these labels are too many for a wide table.",
+                found=f"{kept.n_rows:,} rows × {kept.n_categories:,} categories",
+                expected=f"at most {MAX_CELLS:,} cells",
+                remedy="--out-layout long",
+            )
+
+    def write(self, kept: PartialLabels, path: Path) -> None:
+        """Write a table, whole or not at all."""
+        from catwise._io import atomic_path
+
+        write = self._write_long if self.layout == "long" else self._write_wide
+        try:
+            with atomic_path(path) as new, new.open("w", encoding="utf-8", newline="") as file:
+                write(kept, file)
+        except UnicodeEncodeError as error:
+            raise OutputError(
+                f"cannot write '{path}'.",
+                found=f"a name that is no Unicode text: {error.object!r}",
+                remedy="correct the ids or names",
+            ) from error
+
+    def _write_wide(self, kept: PartialLabels, file: TextIO) -> None:
+        file.write(_line([*self.columns.values(), *kept.categories]))
+        text = self.texts.__getitem__
+        alone = kept.n_categories == 1 and not self.rows
+        for start, codes in kept.blocks():
+            for at, row in enumerate(codes.tolist(), start):
+                values = ",".join(map(text, row))
+                if self.rows:
+                    values = ",".join([*(_field(column[at]) for column in self.rows), values])
+                file.write((values or '""' if alone else values) + "\n")
+
+    def _write_long(self, kept: PartialLabels, file: TextIO) -> None:
+        """Image after image, so that rows read back come in their order."""
+        file.write(_line([*self.columns.values(), "category", "value"]))
+        for at, j, code in _entries(kept):
+            names = [*(str(column[at]) for column in self.rows), kept.categories[j]]
+            file.write(_line([*names, self.texts[code]]))
+
+
+def _line(fields: list[str]) -> str:
+    return ",".join(map(_field, fields)) + "\n"
+
+
+def _field(text: str) -> str:
+    """A field of a CSV file; csv.writer leaves a lone carriage return unquoted."""
+    if any(sign in text for sign in ',"\r\n') or text != text.strip():
+        return '"' + text.replace('"', '""') + '"'
+    return text
+
+
+def _entries(labels: PartialLabels) -> Iterator[tuple[int, int, int]]:
+    """(row, category, code) of the labels that are not unknown, row after row."""
+    import numpy as np
+
+    columns = labels.as_columns()
+    category = np.repeat(np.arange(columns.n_columns), np.diff(columns.starts))
+    order = np.argsort(columns.rows, kind="stable")
+    step = 1 << 20
+    for start in range(0, len(order), step):
+        at = order[start : start + step]
+        parts = (columns.rows[at], category[at], columns.codes[at])
+        yield from zip(*(part.tolist() for part in parts), strict=True)
