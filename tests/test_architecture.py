@@ -31,7 +31,7 @@ LAYERS = (
     {"metrics", "testing"},
     {"tuning"},
     {"reporting"},
-    {"demo"},
+    {"demo", "fixing"},
     {"cli"},
     {"__main__"},
 )

@@ -18,7 +18,17 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMANDS", "main"]
 
-COMMANDS: Final = ("audit", "tune", "select", "evaluate", "apply", "demo")
+COMMANDS: Final = (
+    "fix",
+    "extract",
+    "audit",
+    "simulate",
+    "tune",
+    "select",
+    "evaluate",
+    "apply",
+    "demo",
+)
 """Each is the module of its name in this package."""
 
 INTERRUPTED: Final = 130

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -12,17 +14,22 @@ from typing import Any, Final
 import click
 
 from catwise.cli.console import Output
+from catwise.errors import ConfigError, nearest
 
 __all__ = [
+    "DATASET_NAMES",
     "ENCODING_NAMES",
     "METRIC_NAMES",
     "HeadOptions",
+    "LabelledOptions",
     "PairOptions",
     "PolicyOptions",
     "SourceOptions",
     "TableOptions",
     "head_options",
+    "labelled_options",
     "metric_option",
+    "option_value",
     "output_options",
     "pair_options",
     "path_type",
@@ -55,6 +62,24 @@ ENCODING_NAMES: Final = (
     "codes",
     "complete",
 )
+DATASET_NAMES: Final = (
+    "celeba",
+    "chestxray14",
+    "chexpert",
+    "coco",
+    "jsonl_table",
+    "label_lists",
+    "lvis",
+    "mimic_cxr",
+    "nuswide",
+    "openimages",
+    "vaw",
+    "vindr",
+    "visual_genome",
+    "voc",
+)
+
+_TRUTHS: Final = {"true": True, "false": False, "yes": True, "no": False}
 
 
 def path_type() -> click.Path:
@@ -62,7 +87,7 @@ def path_type() -> click.Path:
     return click.Path(path_type=Path, readable=False)
 
 
-def _grouped(kind: type[Any], name: str, options: list[Function]) -> Callable[[Function], Function]:
+def grouped(kind: type[Any], name: str, options: list[Function]) -> Callable[[Function], Function]:
     """Add options to a command, which get there as one argument `name` of type `kind`."""
     fields = [field.name for field in dataclasses.fields(kind)]
 
@@ -104,7 +129,7 @@ class TableOptions:
             raise click.UsageError("--ignore-column belongs to --layout wide.")
 
 
-table_options = _grouped(
+table_options = grouped(
     TableOptions,
     "table",
     [
@@ -168,6 +193,151 @@ table_options = _grouped(
 
 
 @dataclass(frozen=True, slots=True)
+class LabelledOptions:
+    """Where labels come from: a table, or a data set in its official layout."""
+
+    labels: Path | None
+    dataset: str | None
+    root: Path | None
+    option: tuple[str, ...]
+    split_column: str | None
+    split: str | None
+
+    def __post_init__(self) -> None:
+        if (self.labels is None) == (self.dataset is None):
+            raise click.UsageError("give either --labels FILE or --dataset NAME --root FOLDER.")
+        if self.labels is not None:
+            if self.root is not None or self.option:
+                raise click.UsageError("--root and --option belong to --dataset.")
+            if self.split is not None and self.split_column is None:
+                raise click.UsageError("--split needs --split-column.")
+            return
+        if self.root is None:
+            raise click.UsageError("--dataset needs --root, the folder of the release.")
+        if self.split_column is not None:
+            raise click.UsageError(
+                "--split-column belongs to --labels; --dataset knows its splits."
+            )
+
+
+labelled_options = grouped(
+    LabelledOptions,
+    "source",
+    [
+        click.option(
+            "--labels", type=path_type(), metavar="FILE", help="Label table: CSV, TSV or Parquet."
+        ),
+        click.option(
+            "--dataset",
+            type=click.Choice(DATASET_NAMES),
+            metavar="NAME",
+            help="Or a data set in its official layout: " + ", ".join(DATASET_NAMES) + ".",
+        ),
+        click.option(
+            "--root",
+            type=path_type(),
+            metavar="FOLDER",
+            help="Where the data set is (label_lists and jsonl_table: the file).",
+        ),
+        click.option(
+            "--option",
+            metavar="NAME=VALUE",
+            multiple=True,
+            help="An option of the data set's reader, such as views=frontal (repeatable).",
+        ),
+        click.option(
+            "--split-column",
+            metavar="NAME",
+            help="Column of --labels that tells the split of each row.",
+        ),
+        click.option("--split", metavar="VALUE", help="Only the rows of this split."),
+    ],
+)
+
+
+def option_value(name: str, texts: list[str], annotation: str) -> Any:
+    """What the texts of a reader's option are, by the type that the reader wants.
+
+    Args:
+        name: of the option.
+        texts: what was given; several where the option was repeated.
+        annotation: the type as it is written in the reader.
+
+    Raises:
+        ConfigError: If a text is nothing of that type.
+
+    >>> option_value("year", ["2017"], "Literal[2014, 2017]")
+    2017
+    >>> option_value("categories", ["Edema"], "Literal['all'] | Sequence[str]")
+    ['Edema']
+    >>> option_value("tables", ["train=a.csv"], "Mapping[str, str] | None")
+    {'train': 'a.csv'}
+    """
+    literals, kinds = _annotated(annotation)
+    if "Mapping" in kinds:
+        pairs = [text.partition("=") for text in texts]
+        if all(equals for _, equals, _ in pairs):
+            return {key: value for key, _, value in pairs}
+    elif len(texts) == 1:
+        with contextlib.suppress(ValueError):
+            return _one_value(texts[0], literals, kinds)
+    elif "Sequence" in kinds:
+        return texts
+    choices = [*map(str, literals), *(_TRUTHS if "bool" in kinds else ())]
+    words = {"float": "a number", "Mapping": "NAME=VALUE", "str": "one text", "None": "none"}
+    choices += [text for kind, text in words.items() if kind in kinds]
+    raise ConfigError(
+        f"the option {name!r} has no such value.",
+        found=" and ".join(texts) + nearest(texts[0], choices),
+        expected=" or ".join(choices),
+    )
+
+
+def _one_value(text: str, literals: list[Any], kinds: set[str]) -> Any:
+    """The value of one text.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    for value in literals:
+        if str(value) == text:
+            return value
+    if "None" in kinds and text.lower() == "none":
+        return None
+    if "Sequence" in kinds:
+        return [text]
+    if kinds & {"str", "Storage"}:
+        return text
+    if "bool" in kinds and text.lower() in _TRUTHS:
+        return _TRUTHS[text.lower()]
+    if "float" in kinds:
+        return float(text)
+    raise ValueError(text)
+
+
+def _annotated(annotation: str) -> tuple[list[Any], set[str]]:
+    """The literal values that a type allows, and the names that are in it."""
+    literals: list[Any] = []
+    kinds: set[str] = set()
+
+    def look(node: ast.AST) -> None:
+        if isinstance(node, ast.Subscript) and ast.unparse(node.value) == "Literal":
+            values = ast.literal_eval(node.slice)
+            literals.extend(values if isinstance(values, tuple) else [values])
+            return
+        if isinstance(node, ast.Subscript):
+            kinds.add(ast.unparse(node.value))
+            return
+        if isinstance(node, (ast.Name, ast.Constant)):
+            kinds.add(ast.unparse(node))
+        for child in ast.iter_child_nodes(node):
+            look(child)
+
+    look(ast.parse(annotation, mode="eval").body)
+    return literals, kinds
+
+
+@dataclass(frozen=True, slots=True)
 class SourceOptions:
     """One labelled source: features, labels, and which rows of them."""
 
@@ -193,7 +363,7 @@ FEATURE_KEYS: Final = [
 
 def source_options(prefix: str = "") -> Callable[[Function], Function]:
     """The options of one labelled source, such as ``--features``; with a prefix before each."""
-    return _grouped(
+    return grouped(
         SourceOptions,
         "data",
         [
@@ -243,7 +413,7 @@ class PairOptions:
             raise click.UsageError("--valid-features needs --valid-labels or --split-column.")
 
 
-pair_options = _grouped(
+pair_options = grouped(
     PairOptions,
     "data",
     [
@@ -297,7 +467,7 @@ class HeadOptions:
             raise click.UsageError("--head-key and --bias-key belong to --checkpoint.")
 
 
-head_options = _grouped(
+head_options = grouped(
     HeadOptions,
     "source",
     [
@@ -332,7 +502,7 @@ class PolicyOptions:
     blank: str | None
 
 
-policy_options = _grouped(
+policy_options = grouped(
     PolicyOptions,
     "policy",
     [
@@ -350,7 +520,7 @@ policy_options = _grouped(
     ],
 )
 
-output_options = _grouped(
+output_options = grouped(
     Output,
     "output",
     [

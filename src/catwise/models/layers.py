@@ -1,0 +1,683 @@
+"""The classification layer of a model in memory: found, read, written to, its input caught."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import itertools
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
+
+from catwise.errors import CatwiseError, ConfigError, HeadError, MismatchError, ShapeError, nearest
+from catwise.heads.catalog import open_catalog
+from catwise.heads.core import Head
+from catwise.heads.locate import find_head
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = [
+    "Captured", "Forward", "call", "capture", "check_logits", "evaluating", "find_layer", "head_of",
+    "home_of", "logits_gap", "logits_of", "place_of", "put_head", "ranks_of", "running", "scores",
+    "stacked", "weights_digest",
+]  # fmt: skip
+
+Forward = Callable[[Tensor, "torch.dtype | None"], tuple[Tensor, object]]
+"""Images and the dtype of autocast, or None → features and what the model returned."""
+
+_TOLERANCE: Final = {
+    torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2,
+}  # fmt: skip
+_STAND_INS: Final = {
+    "weight_g": "weight-normed", "weight_v": "weight-normed",
+    "weight_orig": "pruned or spectrally normed",
+}  # fmt: skip
+_FOLD: Final = (
+    "fold it first: torch.nn.utils.parametrize.remove_parametrizations, remove_weight_norm "
+    "or prune.remove"
+)
+_KINDS: Final = "a Linear, a 1×1 Conv2d, or a layer with one vector for each category"
+_OTHERS: Final = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, nn.LayerNorm)
+_PROBES: Final = 4
+_SHOWN: Final = 12
+
+
+# Finding
+
+
+def find_layer(
+    module: nn.Module, name: str | None = None, *, run: Callable[[], object] | None = None
+) -> tuple[str, nn.Module]:
+    """Find the layer whose output are the logits.
+
+    Without a name, the layer that ends an `nn.Sequential` or has a head's usual name (`fc`,
+    `classifier`, `head` …) is taken, or the only linear layer. Where that leaves a choice, `run`
+    decides: the layer whose output the model returns.
+
+    Args:
+        module: the model.
+        name: the layer's qualified name, such as ``"head.fc"``.
+        run: runs the model on a few images and returns what it returns.
+
+    Returns:
+        The qualified name, and the layer.
+
+    Raises:
+        HeadError: If there is no such layer, several may be meant (they are listed), or it is
+            weight-normed, quantised or tied.
+
+    >>> find_layer(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)))[0]
+    '2'
+    """
+    for search in (_tail, _by_name, functools.partial(_by_running, run=run)):
+        name = search(module) if name is None else name
+    if name is None:
+        raise _ambiguous(module)
+    layers = dict(module.named_modules(remove_duplicate=False))
+    if name not in layers:
+        raise HeadError(
+            f"{_label(module)} has no layer {name!r}{nearest(name, layers)}.",
+            found=_show(_candidates(module)),
+        )
+    layer = layers[name]
+    _parts(layer, name)
+    if other := _tied_to(module, layer):
+        raise HeadError(
+            f"the layer {name!r} is tied: it shares its numbers with {other!r}.",
+            expected="numbers of its own",
+            remedy="untie it: layer.weight = torch.nn.Parameter(layer.weight.clone())",
+        )
+    return name, layer
+
+
+def _label(module: nn.Module) -> str:
+    return f"the {type(module).__name__}"
+
+
+def _is_conv(layer: nn.Module) -> bool:
+    return (
+        isinstance(layer, nn.Conv2d)
+        and (layer.kernel_size, layer.stride, layer.groups) == ((1, 1), (1, 1), 1)
+        and layer.padding in {(0, 0), "valid", "same"}
+    )
+
+
+def _candidates(module: nn.Module) -> dict[str, nn.Module]:
+    return {
+        name: layer
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear) or _is_conv(layer) or _own_rows(layer) is not None
+    }
+
+
+def _own_rows(layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
+    """Weight and bias of a layer that takes (N, C, D): a vector and a number for each category."""
+    parts = list(layer.parameters(recurse=False))
+    nested = next(layer.children(), None) is not None
+    if isinstance(layer, _OTHERS) or nested or len(parts) not in {1, 2} or any(map(is_lazy, parts)):
+        return None
+    weight, *rest = sorted(parts, key=lambda part: part.squeeze().ndim, reverse=True)
+    rows = weight.squeeze()
+    if rows.ndim != 2 or any(part.squeeze().shape != rows.shape[:1] for part in rest):
+        return None
+    return weight, rest[0] if rest else None
+
+
+def _tail(module: nn.Module) -> str | None:
+    """The last layer of a chain of layers, if nothing behind it changes numbers."""
+    path = []
+    while isinstance(module, nn.Sequential) and len(module):
+        quiet = (nn.Identity, nn.Flatten, nn.Dropout)
+        kept = [(key, part) for key, part in module.named_children() if not isinstance(part, quiet)]
+        name, module = kept[-1] if kept else ("0", module[0])
+        path.append(name)
+    return ".".join(path) if isinstance(module, nn.Linear) or _is_conv(module) else None
+
+
+def _by_name(module: nn.Module) -> str | None:
+    """The layer that a checkpoint of the module would be searched for; None if not clear."""
+    shapes = {  # stand-ins that are never written to take no memory
+        f"{name}.weight".lstrip("."): torch.empty(rows.shape, dtype=torch.float16)
+        for name, layer in _candidates(module).items()
+        if isinstance(rows := getattr(layer, "weight", None), Tensor) and not is_lazy(rows)
+    }
+    try:
+        key = find_head(open_catalog(shapes)).location.key
+    except CatwiseError:
+        return None
+    return key.removesuffix("weight").removesuffix(".")
+
+
+def _by_running(module: nn.Module, run: Callable[[], object] | None) -> str | None:
+    """The layer whose output the model returns, bit for bit; None unless it is one."""
+    if run is None:
+        return None
+    outputs: dict[str, list[Any]] = {}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(evaluating(module))
+        for name, layer in _candidates(module).items():
+            seen = outputs.setdefault(name, [])
+            handle = layer.register_forward_hook(lambda _, __, out, seen=seen: seen.append(out))
+            stack.callback(handle.remove)
+        logits = logits_of(run())
+    fits = [
+        name
+        for name, seen in outputs.items()
+        if len(seen) == 1
+        and isinstance(seen[0], Tensor)
+        and seen[0].ndim > 1
+        and torch.equal(seen[0].flatten(1), logits)
+    ]
+    return fits[0] if len(fits) == 1 else None
+
+
+def _ambiguous(module: nn.Module) -> HeadError:
+    found = _candidates(module)
+    return HeadError(
+        f"{len(found)} layers of {_label(module)} may be the classification layer.",
+        found=_show(found),
+        expected=f"one: {_KINDS}",
+        remedy=f"name the one that is meant, such as layer={next(reversed(found), 'fc')!r}",
+    )
+
+
+def _show(layers: Mapping[str, nn.Module]) -> str:
+    """The last layers, which are nearest to the output."""
+    texts = [f"{name!r} ({layer})" for name, layer in layers.items()]
+    more = f"{len(texts) - _SHOWN:,} others; " if len(texts) > _SHOWN else ""
+    return more + "; ".join(texts[-_SHOWN:]) or "no linear layer"
+
+
+def _tied_to(module: nn.Module, layer: nn.Module) -> str:
+    """The name of a parameter elsewhere in the model that shares the layer's memory, or ''."""
+
+    def place(part: Tensor) -> range:
+        return range(part.data_ptr(), part.data_ptr() + part.numel() * part.element_size())
+
+    inside = {id(part) for part in layer.modules()}
+    own = [place(part) for part in layer.parameters()]
+    for name, other in module.named_modules():
+        parts = () if id(other) in inside else other.named_parameters(recurse=False)
+        for key, part in parts:
+            there = range(0) if is_lazy(part) else place(part)
+            if any(max(a.start, there.start) < min(a.stop, there.stop) for a in own):
+                return f"{name}.{key}".lstrip(".")
+    return ""
+
+
+# Reading and writing
+
+
+def head_of(layer: nn.Module, *, name: str = "") -> Head:
+    """Read the head out of a classification layer.
+
+    The layer is a `Linear`, a 1×1 `Conv2d`, or any layer that holds one vector and maybe one number
+    for each category and takes (N, C, D). It is run on a few random rows to see that it computes
+    what its numbers say.
+
+    Args:
+        layer: the layer.
+        name: what to call it in an error.
+
+    Returns:
+        A copy, on the layer's device, in its dtype.
+
+    Raises:
+        HeadError: If it is of another kind, weight-normed, quantised, not initialised, or computes
+            something else.
+
+    >>> head_of(nn.Conv2d(8, 3, 1))
+    Head(n_categories=3, n_features=8, bias=True, dtype=float32)
+    """
+    weight, bias = _parts(layer, name)
+    n_rows = len(weight) if _own_rows(layer) is None else len(weight.squeeze())
+    rows = weight.detach().reshape(n_rows, -1)
+    head = Head(rows, None if bias is None else bias.detach().reshape(-1))
+    _probe(layer, head, name)
+    return head
+
+
+def put_head(layer: nn.Module, head: Head, *, name: str = "") -> None:
+    """Write a head into a classification layer, in place.
+
+    Args:
+        layer: the layer, of a kind that :func:`head_of` reads.
+        head: the head; cast to the layer's dtype, moved to its device.
+        name: what to call the layer in an error.
+
+    Raises:
+        HeadError: If the layer cannot be used, one of the two has a bias and the other none, or a
+            number is too large for the layer's dtype; the layer stays as it was.
+        ShapeError: If they differ in categories or features.
+
+    >>> layer = nn.Linear(2, 1)
+    >>> put_head(layer, Head([[1.0, 2.0]], [3.0]))
+    >>> layer(torch.ones(1, 2)).item()
+    6.0
+    """
+    weight, bias = _parts(layer, name)
+    shown = _shown_name(layer, name)
+    if head.weight.numel() != weight.numel() or head.n_features not in weight.shape[1:]:
+        raise ShapeError(
+            f"the head does not fit {shown}.",
+            found=f"{head.n_categories:,} categories × {head.n_features:,} features",
+            expected=f"a weight of shape {tuple(weight.shape)}",
+        )
+    if bias is not None and head.bias is None:
+        raise HeadError(
+            f"{shown} has a bias and the new head has none.",
+            remedy="head.replace(bias=torch.zeros(…)) says that the bias shall be zero",
+        )
+    if bias is None and head.bias is not None and bool((head.bias != 0).any()):
+        raise HeadError(f"the new head has a bias and {shown} has none: it cannot be written.")
+    new = [(weight, _cast(head.weight, weight, shown))]
+    if bias is not None and head.bias is not None:
+        new.append((bias, _cast(head.bias, bias, shown)))
+    with torch.no_grad():
+        for part, values in new:
+            part.copy_(values)
+
+
+def _cast(values: Tensor, part: Tensor, shown: str) -> Tensor:
+    cast = values.to(part.device, part.dtype).reshape(part.shape)
+    if not bool(cast.isfinite().all()):
+        raise HeadError(
+            f"the head does not fit into {shown}: a number is too large for its dtype.",
+            found=f"up to {float(values.double().abs().max()):.4g}",
+            expected=f"at most {torch.finfo(part.dtype).max:.4g} ({part.dtype})",
+        )
+    return cast
+
+
+def _shown_name(layer: nn.Module, name: str) -> str:
+    return f"the layer {name!r}" if name else f"the layer {layer}"
+
+
+def _parts(layer: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of a layer that can be used."""
+    problem, remedy = _problem(layer)
+    if problem:
+        raise HeadError(
+            f"{_shown_name(layer, name)} cannot be used: it is {problem}.",
+            found=type(layer).__name__,
+            expected=_KINDS,
+            remedy=remedy,
+        )
+    if (own := _own_rows(layer)) is not None:
+        return own
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    bias: Tensor | None = layer.bias  # type: ignore[assignment]
+    return weight, bias
+
+
+def _problem(layer: nn.Module) -> tuple[str, str | None]:
+    """Why a layer cannot be used, and what to do; empty if it can."""
+    normed = next((text for key, text in _STAND_INS.items() if hasattr(layer, key)), "")
+    parts = list(layer.parameters())
+    if is_parametrized(layer) or normed:
+        return normed or "weight-normed or otherwise parametrised", _FOLD
+    if any(map(is_lazy, parts)):
+        return "not initialised", "run the model once"
+    if any(part.is_meta for part in parts):
+        return "without numbers (on the meta device)", "load the weights first"
+    weight = getattr(layer, "weight", None)
+    quantised = "quantized" in type(layer).__module__ or callable(weight)
+    floats = all(part.dtype in _TOLERANCE for part in parts)
+    if quantised or not floats or (isinstance(weight, Tensor) and weight.dtype not in _TOLERANCE):
+        return "quantised, or no float tensor", "use the model from before it was quantised"
+    if isinstance(layer, nn.Linear) or _is_conv(layer) or _own_rows(layer) is not None:
+        return "", None
+    return "of another kind", "name another one with layer='…'"
+
+
+def _probe(layer: nn.Module, head: Head, name: str) -> None:
+    """Refuse a layer that computes something else than its numbers say."""
+    shape: tuple[int, ...] = (_PROBES, head.n_features)
+    if _own_rows(layer) is not None:
+        shape = (_PROBES, head.n_categories, head.n_features)
+    rows = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    rows = rows.to(head.device, head.dtype)
+    given = rows[:, :, None, None] if isinstance(layer, nn.Conv2d) else rows
+    try:
+        with evaluating(layer), torch.autocast(head.device.type, enabled=False):
+            gap = logits_gap(head, rows, layer(given))
+    except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError) as error:
+        gap, reason = float("inf"), f"{type(error).__name__}: {error}".splitlines()[0]
+    else:
+        reason = f"outputs that differ by {gap:.2g} of the largest"
+    if not gap <= _TOLERANCE[head.dtype]:
+        raise HeadError(
+            f"{_shown_name(layer, name)} cannot be used: it is not linear.",
+            found=reason,
+            expected="features @ weight.T + bias",
+            remedy="name another one with layer='…'",
+        )
+
+
+# Catching what goes in
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; every part's training flag is put back.
+
+    >>> layer = nn.Dropout()
+    >>> with evaluating(layer):
+    ...     layer.training
+    False
+    >>> layer.training
+    True
+    """
+    flags = [(part, part.training) for part in module.modules()]
+    try:
+        for part, _ in flags:
+            part.training = False
+        with torch.no_grad():
+            yield
+    finally:
+        for part, was in flags:
+            part.training = was
+
+
+class Captured:
+    """What went into the layer. Made by :func:`capture`."""
+
+    __slots__ = ("_inputs", "_layer", "_name")
+
+    def __init__(self, layer: nn.Module, name: str) -> None:
+        self._layer = layer
+        self._name = _shown_name(layer, name)
+        self._inputs: list[Any] = []
+
+    def _hook(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._inputs.append(args[0] if args else next(iter(kwargs.values()), None))
+
+    def clear(self) -> None:
+        """Forget what was caught, such as after a forward pass that failed."""
+        self._inputs = []
+
+    def take(self) -> Tensor:
+        """Return the features of the last forward pass; call it after each one.
+
+        Returns:
+            (N, D), or (N, C, D) for a layer with one vector for each category.
+
+        Raises:
+            HeadError: If the layer was not called, was called more than once, or sees several
+                positions of an image.
+        """
+        inputs, self._inputs = self._inputs, []
+        if len(inputs) != 1 or not isinstance(inputs[0], Tensor):
+            found = f"{len(inputs)} calls in one forward pass"
+            raise HeadError(
+                f"the input of {self._name} are not the features.",
+                found=found if len(inputs) != 1 else f"a {type(inputs[0]).__name__}",
+                expected="one call, with a tensor",
+                remedy="name another one with layer='…'; a layer that two heads share, or that "
+                "the model goes around, cannot be used",
+            )
+        features = inputs[0].detach()
+        if _own_rows(self._layer) is not None and features.ndim == 3:
+            return features
+        flat = features.flatten(1) if features.ndim > 1 else features
+        width = flat.shape[-1]
+        axis = 1 if isinstance(self._layer, nn.Conv2d) else -1
+        if features.ndim < 2 or features.shape[axis] != width:
+            raise HeadError(
+                f"the input of {self._name} are not the features of an image.",
+                found=f"shape {tuple(features.shape)}",
+                expected="shape (N, D), (N, D, 1, 1), or (N, C, D) with one vector a category",
+                remedy="the layer sees several positions of an image: pool before it",
+            )
+        return flat
+
+
+@contextlib.contextmanager
+def capture(module: nn.Module, layer: str | nn.Module) -> Iterator[Captured]:
+    """Catch the features: what goes into a layer whenever the model runs.
+
+    Inside, the model is in evaluation mode and no gradients are kept; afterwards every training
+    flag is what it was.
+
+    Args:
+        module: the model.
+        layer: its classification layer, or the name of it.
+
+    Yields:
+        What is caught: `take()` it after each forward pass.
+
+    Raises:
+        HeadError: If there is no such layer.
+
+    >>> model = nn.Sequential(nn.ReLU(), nn.Linear(2, 1))
+    >>> with capture(model, "1") as captured:
+    ...     _ = model(torch.tensor([[-1.0, 2.0]]))
+    ...     captured.take()
+    tensor([[0., 2.]])
+    """
+    name = layer if isinstance(layer, str) else ""
+    found = find_layer(module, layer)[1] if isinstance(layer, str) else layer
+    captured = Captured(found, name)
+    handle = found.register_forward_pre_hook(captured._hook, with_kwargs=True)  # noqa: SLF001  # ours
+    try:
+        with evaluating(module):
+            yield captured
+    finally:
+        handle.remove()
+
+
+# Running
+
+
+def home_of(module: nn.Module | None) -> torch.device:
+    """Where a model is, by its first parameter; the CPU for none."""
+    parts = () if module is None else itertools.chain(module.parameters(), module.buffers())
+    return next((part.device for part in parts), torch.device("cpu"))
+
+
+def _float_of(module: nn.Module) -> torch.dtype:
+    floats = (part.dtype for part in module.parameters() if part.is_floating_point())
+    return next(floats, torch.float32)
+
+
+def place_of(
+    module: nn.Module | None, device: str | torch.device | None, amp: Any
+) -> tuple[torch.device, torch.dtype | None]:
+    """Where to run a model, and the dtype of autocast or None.
+
+    Args:
+        module: the model; None for one that runs elsewhere.
+        device: None: where it is. CUDA without a number is the GPU that LOCAL_RANK names.
+        amp: "auto" (float16 on CUDA for a float32 model), False, or a half-precision dtype.
+
+    Raises:
+        ConfigError: If there is no such device or dtype.
+    """
+    try:
+        place = home_of(module) if device is None else torch.device(device)
+        if str(place) == "cuda":
+            place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        found = str(error).splitlines()[0]
+        raise ConfigError(f"the device {str(device)!r} cannot be used.", found=found) from error
+    if isinstance(amp, str) and amp == "auto":
+        helps = place.type == "cuda" and module is not None and _float_of(module) == torch.float32
+        amp = torch.float16 if helps else None
+    if amp not in {None, False, torch.float16, torch.bfloat16}:
+        expected = "'auto', False, torch.float16 or torch.bfloat16"
+        raise ConfigError("amp is not possible.", found=repr(amp), expected=expected)
+    return place, amp or None
+
+
+def ranks_of() -> tuple[int, int]:
+    """The number of this process and how many there are, as torchrun tells."""
+    texts = [os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")]
+    if not all(text.isdecimal() for text in texts) or int(texts[0]) >= int(texts[1]):
+        raise ConfigError("RANK and WORLD_SIZE are not possible.", found=" and ".join(texts))
+    return int(texts[0]), int(texts[1])
+
+
+def stacked(join: Callable[[list[Tensor]], Tensor], images: list[Tensor]) -> Tensor:
+    """Make one tensor of images, or batches of images, of one shape."""
+    shapes = {tuple(image.shape[1:] if join is torch.cat else image.shape) for image in images}
+    if len(shapes) != 1:
+        raise ShapeError(
+            "the images of a batch have not one shape.",
+            found=", ".join(sorted(map(str, shapes))[:_SHOWN]),
+            remedy="resize them, as the model's preprocessing says",
+        )
+    return join(images)
+
+
+def call(module: nn.Module, images: Tensor, argument: str | None = None) -> object:
+    """Run a model on images, moved to its device and, if they are floats, its dtype.
+
+    Args:
+        module: the model.
+        images: (N, …).
+        argument: the keyword that takes them; None: the first argument.
+
+    Raises:
+        MismatchError: If the model fails; its own reason is told.
+    """
+    dtype = _float_of(module) if images.is_floating_point() else images.dtype
+    given = images.to(home_of(module), dtype, non_blocking=True)
+    try:
+        return module(given) if argument is None else module(**{argument: given})
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        if isinstance(error, CatwiseError):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise MismatchError(
+            f"the model {type(module).__name__} cannot take the images.",
+            found=f"{tuple(images.shape)} {images.dtype}: {reason}",
+            remedy="prepare the images as the model expects them; fewer at once (batch_rows) if "
+            "memory is short",
+        ) from error
+
+
+@contextlib.contextmanager
+def running(
+    module: nn.Module, layer: str, device: torch.device, argument: str | None = None
+) -> Iterator[tuple[Forward, Head]]:
+    """Run a model on a device, where its features are caught; afterwards all is as before.
+
+    Yields:
+        A function from images and the dtype of autocast (or None) to (features, what the model
+        returned); and the layer's head, on that device.
+    """
+    home = home_of(module)
+    try:
+        if home != device:
+            module.to(device)
+        head = head_of(find_layer(module, layer)[1], name=layer)
+        with capture(module, layer) as captured:
+
+            def forward(images: Tensor, half: torch.dtype | None) -> tuple[Tensor, object]:
+                with torch.autocast(device.type, half, enabled=half is not None):
+                    output = call(module, images, argument)
+                return captured.take(), output
+
+            yield forward, head
+    finally:
+        if home != device:
+            module.to(home)
+
+
+def weights_digest(module: nn.Module) -> str:
+    """SHA-256 of a model's text, parameters and buffers."""
+    total = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", repr(module)).encode())
+    for name, part in itertools.chain(module.named_parameters(), module.named_buffers()):
+        total.update(f"{name} {part.dtype} {tuple(part.shape)}".encode())
+        total.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+# Comparing
+
+
+def logits_of(output: object) -> Tensor:
+    """The logits in what a model returns: (N, C).
+
+    Args:
+        output: a tensor; something with `logits`; a table with ``"logits"``; or a tuple that begins
+            with one of these.
+
+    Raises:
+        HeadError: If there are none.
+
+    >>> logits_of({"logits": torch.zeros(2, 3, 1, 1)}).shape
+    torch.Size([2, 3])
+    """
+    found = output
+    if isinstance(found, (tuple, list)) and found and not hasattr(found, "logits"):
+        found = found[0]
+    if isinstance(found, Mapping) and "logits" in found:
+        found = found["logits"]
+    found = getattr(found, "logits", found)
+    if isinstance(found, Tensor) and found.ndim >= 2:
+        return found.detach().flatten(1)
+    raise HeadError(
+        "the model returns no logits.",
+        found=type(output).__name__
+        + (f" of shape {tuple(found.shape)}" if isinstance(found, Tensor) else ""),
+        expected="a tensor (N, C), or something with `logits`",
+    )
+
+
+def scores(head: Head, features: Tensor) -> Tensor:
+    """The head's logits: (N, C), of (N, D) or (N, C, D) features."""
+    if features.ndim != 3:
+        return head.logits(features)
+    rows = features.to(head.device, head.compute_dtype)
+    logits = (rows * head.weight.to(rows)).sum(-1)
+    return logits if head.bias is None else logits + head.bias.to(rows)
+
+
+def logits_gap(head: Head, features: Tensor, output: object) -> float:
+    """How far a model's logits are from what the head gives for the features.
+
+    Args:
+        head: the head.
+        features: (N, D), or (N, C, D) with one vector for each category.
+        output: what the model returned.
+
+    Returns:
+        The largest difference, divided by the largest logit; infinity if the shapes differ.
+
+    >>> logits_gap(Head([[2.0]]), torch.ones(1, 1), torch.full((1, 1), 1.5))
+    0.25
+    """
+    expected, logits = scores(head, features).double(), logits_of(output)
+    if expected.shape != logits.shape:
+        return float("inf")
+    gap = (expected - logits.to(expected)).abs().max()
+    return float(gap / expected.abs().max().clamp_min(1e-30))
+
+
+def check_logits(head: Head, features: Tensor, output: object, *, name: str) -> float:
+    """Refuse a layer, called `name`, that does not make the model's logits; give the gap.
+
+    Raises:
+        HeadError: If the gap is more than rounding explains, or there are no logits.
+    """
+    gap, logits = logits_gap(head, features, output), logits_of(output)
+    if not gap <= max(1e-3, *(_TOLERANCE.get(dtype, 0) for dtype in (head.dtype, logits.dtype))):
+        raise HeadError(
+            f"the layer {name!r} does not make the model's logits.",
+            found=f"logits {tuple(logits.shape)}, and {head.n_categories:,} categories from the "
+            f"layer; they differ by {gap:.2g} of the largest",
+            expected="features @ weight.T + bias, to float tolerance",
+            remedy="name the right layer with layer='…'; take out a sigmoid, a scaling or a mean "
+            "of heads behind it, or use check=False if only the features matter",
+        )
+    return gap

@@ -1,0 +1,499 @@
+"""ONNX files at the level of the graph and of the bytes: the last linear layer, and its numbers.
+
+An ONNX file is one protobuf message, `ModelProto`. The graph's constants are `TensorProto`s among
+its initializers, or in the attribute of a Constant node; their numbers are a range of bytes in the
+file itself, or in another file beside it ("external data").
+
+Source: https://github.com/onnx/onnx, onnx/onnx.proto (field numbers) and docs/ExternalData.md;
+https://protobuf.dev/programming-guides/encoding (wire format).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from catwise.errors import CheckpointError, HeadError, nearest
+from catwise.models.registry import first_line, import_optional
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator, Sequence
+
+__all__ = [
+    "FLOATS",
+    "Linear",
+    "OnnxFile",
+    "Stored",
+    "external_entry",
+    "fields_of",
+    "find_linear",
+    "list_tensors",
+    "open_onnx",
+]
+
+ACTIVATIONS: Final = frozenset({"Sigmoid", "Softmax", "LogSoftmax"})
+PASSED: Final = frozenset({"Identity", "Cast", "Dropout", "Flatten", "Reshape", "Squeeze"})
+BEHIND: Final = ACTIVATIONS | PASSED
+RESHAPING: Final = frozenset({"Flatten", "Reshape", "Squeeze"})
+LAYERS: Final = frozenset({"Gemm", "MatMul", "Conv"})
+QUANTISED: Final = re.compile("Quant|QLinear|Integer|NBits|QGemm|Bnb4|FpQ4")
+FLOATS: Final = {1: torch.float32, 10: torch.float16, 11: torch.float64, 16: torch.bfloat16}
+_MAX_PASSED: Final = 16
+_SHOWN: Final = 6
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stored:
+    """A constant as the file holds it.
+
+    Attributes:
+        name: of its tensor in the graph.
+        tensor: its TensorProto.
+        path: field number and position, from the graph down to the TensorProto.
+        transposed: whether the graph transposes it before it is used.
+        passed: the tensors' names from it to the layer, its own among them.
+    """
+
+    name: str
+    tensor: Any
+    path: tuple[Span, ...]
+    transposed: bool = False
+    passed: tuple[str, ...] = ()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its numbers."""
+        return FLOATS[self.tensor.data_type]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As stored."""
+        return tuple(int(size) for size in self.tensor.dims)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Linear:
+    """A linear layer with constant weights: ``alpha * x @ weight.T + beta * bias``.
+
+    Attributes:
+        name: of the node, or of its result where the node has none.
+        op: Gemm, MatMul or Conv.
+        features: the tensor that it takes.
+        results: the tensors that it gives, with and without the bias.
+        weight: (C, D), (C, D, 1, 1), or (D, C) where `flip` is true.
+        bias: C numbers, or None.
+        alpha: factor of the weight.
+        beta: factor of the bias.
+        flip: whether the stored weight must be transposed to be (C, D).
+        output: the graph's output that it leads to; "" where none does.
+        after: the operators from the layer to that output.
+    """
+
+    name: str
+    op: str
+    features: str
+    results: tuple[str, ...]
+    weight: Stored
+    bias: Stored | None
+    alpha: float
+    beta: float
+    flip: bool
+    output: str
+    after: tuple[str, ...]
+
+    @property
+    def shape(self) -> Span:
+        """(C, D)."""
+        first, second = self.weight.shape[:2]
+        return (second, first) if self.flip else (first, second)
+
+    @property
+    def parts(self) -> tuple[Stored, ...]:
+        """The weight, and the bias if there is one."""
+        return (self.weight,) if self.bias is None else (self.weight, self.bias)
+
+    @property
+    def activations(self) -> tuple[str, ...]:
+        """Sigmoid, Softmax and LogSoftmax behind the layer, the last one last."""
+        return tuple(op for op in self.after if op in ACTIVATIONS)
+
+    def __str__(self) -> str:
+        rows, columns = self.shape
+        leads = f", leads to {self.output!r}" if self.output else ""
+        return f"{self.name!r} ({self.op}, {rows:,} categories × {columns:,} features{leads})"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OnnxFile:
+    """A file that was read and parsed; numbers in other files were not."""
+
+    path: Path
+    raw: bytes
+    model: Any
+    makers: dict[str, Any] = field(default_factory=dict)
+    constants: dict[str, Stored] = field(default_factory=dict)
+    uses: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the graph's outputs."""
+        return tuple(value.name for value in self.model.graph.output)
+
+    @property
+    def inputs(self) -> tuple[Any, ...]:
+        """What must be given to run the graph, as ValueInfoProto."""
+        graph = self.model.graph
+        given = {tensor.name for tensor in graph.initializer}
+        return tuple(value for value in graph.input if value.name not in given)
+
+    def damaged(self, reason: str, *, file: Path | None = None) -> CheckpointError:
+        """The error for this file, or one beside it, that cannot be read."""
+        return CheckpointError(
+            f"cannot read the ONNX model '{file or self.path}'.",
+            found=reason,
+            expected="a whole ONNX file, with the files of its external data beside it",
+            remedy="copy the file again if it was cut short, or export the model again",
+        )
+
+
+def open_onnx(path: str | os.PathLike[str]) -> OnnxFile:
+    """Read and parse an ONNX file; external data stay on the disk.
+
+    Raises:
+        CheckpointError: If the file is missing, cut short, or no ONNX model.
+        ConfigError: If the onnx package is absent or broken.
+    """
+    onnx = import_optional("onnx", extra="onnx")
+    empty = OnnxFile(Path(path), b"", None)
+    try:
+        raw = empty.path.read_bytes()
+    except OSError as error:
+        raise empty.damaged(error.strerror or str(error)) from error
+    file = replace(empty, raw=raw, model=onnx.ModelProto())
+    model = file.model
+    try:
+        model.ParseFromString(raw)
+        file.uses.update(name for node in _inner(model, "NodeProto") for name in node.input)
+        for graph in _inner(model, "GraphProto"):
+            file.uses.update(value.name for value in graph.output)
+    except Exception as error:  # protobuf's versions raise different errors
+        raise empty.damaged(first_line(error)) from error
+    if not raw or not model.graph.node or not model.graph.output or not model.opset_import:
+        what = "the file is empty" if not raw else "it holds no whole graph"
+        raise empty.damaged(f"{what} ({len(raw):,} bytes)")
+    for position, node in enumerate(model.graph.node):
+        if not node.output:
+            raise file.damaged(f"node {position:,} gives nothing")
+        file.makers.update({name: node for name in node.output if name})
+        for place, attribute in enumerate(node.attribute):
+            if node.op_type == "Constant" and attribute.name == "value":
+                way = ((1, position), (5, place), (5, 0))
+                file.constants[node.output[0]] = Stored(node.output[0], attribute.t, way)
+    for position, tensor in enumerate(model.graph.initializer):
+        if tensor.name in file.constants:
+            raise file.damaged(f"the constant {tensor.name!r} is there twice")
+        file.constants[tensor.name] = Stored(tensor.name, tensor, ((5, position),))
+    return file
+
+
+def _inner(message: Any, kind: str) -> Iterator[Any]:
+    """Every message of one kind inside another, however deep; what is no UTF-8 is refused."""
+    for what, value in message.ListFields():
+        single = hasattr(value, "ListFields") or isinstance(value, (str, bytes))
+        if what.message_type is not None:
+            for item in [value] if single else value:
+                if what.message_type.name == kind:
+                    yield item
+                yield from _inner(item, kind)
+        elif what.type == what.TYPE_STRING and any(
+            isinstance(text, bytes) for text in ([value] if single else value)
+        ):
+            raise ValueError(f"the {what.name} of a {message.DESCRIPTOR.name} is no text")
+
+
+def list_tensors(file: OnnxFile) -> Iterator[Any]:
+    """Every TensorProto of the model, those of inner graphs and functions too."""
+    return _inner(file.model, "TensorProto")
+
+
+def find_linear(
+    file: OnnxFile,
+    *,
+    output: str | None = None,
+    node: str | None = None,
+    n_categories: int | None = None,
+) -> Linear:
+    """Find the classification layer, from the graph's outputs backwards.
+
+    Args:
+        file: what :func:`open_onnx` gave.
+        output: the output to start from; all of them when not given.
+        node: name of the layer's node, or of a tensor that it gives.
+        n_categories: how many rows it must have.
+
+    Raises:
+        HeadError: If no output leads to such a layer, or several do; lists them.
+    """
+    if output is not None and output not in file.outputs:
+        raise HeadError(
+            f"'{file.path}' has no output {output!r}{nearest(output, file.outputs)}.",
+            expected=f"one of {_names(file.outputs)}",
+        )
+    layers: list[Linear] = []
+    reasons: list[str] = []
+    for name in (output,) if output else file.outputs:
+        found = _try_walk(file, name)
+        if isinstance(found, Linear):
+            layers.append(found)
+        else:
+            reasons.append(found)
+    if node is not None:
+        named = [layer for layer in layers if node in {layer.name, *layer.results}]
+        return named[0] if named else _by_name(file, node)
+    fits = [layer for layer in layers if n_categories in {None, layer.shape[0]}]
+    if len({layer.results[0] for layer in fits}) == 1:
+        return min(fits, key=lambda layer: len(layer.activations))
+    if fits:
+        raise HeadError(
+            f"it is not clear which layer of '{file.path}' is the classification layer.",
+            found="; ".join(map(str, fits[:_SHOWN])),
+            remedy=f"say it with output={fits[0].output!r}, node={fits[0].name!r} or another",
+        )
+    reasons += [f"{layer} has another number of categories" for layer in layers]
+    others = [layer.name for layer in _all_layers(file)]
+    rows = "" if n_categories is None else f", of {n_categories:,} categories"
+    raise HeadError(
+        f"no output of '{file.path}' leads to a classification layer that can be used.",
+        found="; ".join(reasons[:_SHOWN]),
+        expected=f"Gemm, MatMul (and Add) or a 1×1 Conv with constant weights at the end{rows}",
+        remedy=f"name one with node='…', such as {_names(others[-_SHOWN:])}, or export again",
+    )
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names)) or "none"
+
+
+def _by_name(file: OnnxFile, name: str) -> Linear:
+    nodes = [n for n in file.model.graph.node if name == n.name or name in n.output]
+    if len(nodes) != 1:
+        known = [layer.name for layer in _all_layers(file)]
+        raise HeadError(
+            f"'{file.path}' has no single node {name!r}{nearest(name, known)}.",
+            found=f"{len(nodes)} nodes of this name",
+            expected=f"a linear layer, such as {_names(known[-_SHOWN:])}",
+        )
+    try:
+        return _with_add(file, nodes[0])
+    except ValueError as error:
+        raise HeadError(
+            f"the node {name!r} of '{file.path}' cannot be used.", found=str(error)
+        ) from error
+
+
+def _all_layers(file: OnnxFile) -> list[Linear]:
+    """Every layer that could be named, in the graph's order."""
+    found = []
+    for node in file.model.graph.node:
+        with contextlib.suppress(ValueError):
+            found.append(_with_add(file, node))
+    return found
+
+
+def _with_add(file: OnnxFile, node: Any) -> Linear:
+    """A node as a layer, with the bias that the only node behind it adds."""
+    if node.op_type in LAYERS:
+        behind = [n for n in file.model.graph.node if node.output[0] in n.input]
+        if len(behind) == 1 and behind[0].op_type == "Add":
+            with contextlib.suppress(ValueError):
+                return replace(_walk(file, behind[0].output[0]), output="", after=())
+    return _linear(file, node, None, (), "")
+
+
+def _try_walk(file: OnnxFile, output: str) -> Linear | str:
+    try:
+        return _walk(file, output)
+    except ValueError as error:
+        return f"{output!r}: {error}"
+
+
+def _walk(file: OnnxFile, output: str) -> Linear:
+    """From a tensor back to a linear layer; a ValueError says why there is none."""
+    tensor, add = output, None
+    after: tuple[str, ...] = ()
+    for _ in range(_MAX_PASSED):
+        node = file.makers.get(tensor)
+        if node is None:
+            raise ValueError(f"{tensor!r} is no layer's result")
+        what = f"{node.op_type} {node.name or node.output[0]!r}"
+        if QUANTISED.search(node.op_type):
+            raise ValueError(f"{what} is quantised: its numbers are no floats that can be tuned")
+        if node.domain in {"", "ai.onnx"} and node.op_type in LAYERS:
+            return _linear(file, node, add, after, output)
+        if node.op_type == "Add" and add is None:
+            add = node
+            computed = [name for name in node.input if _resolve(file, name) is None]
+            if len(computed) != 1:
+                raise ValueError(f"{what} adds no constant to a layer's result")
+            tensor = computed[0]
+        elif node.input and node.op_type in (PASSED if add is not None else BEHIND):
+            tensor = node.input[0]
+        else:
+            raise ValueError(f"{what} lies between the last linear layer and the output")
+        after = (node.op_type, *after)
+    raise ValueError("too many operators lie behind the last linear layer")
+
+
+def _linear(file: OnnxFile, node: Any, add: Any, after: tuple[str, ...], output: str) -> Linear:
+    """A node (and the Add behind it) as a layer; a ValueError says why it is none."""
+    name, op = node.name or node.output[0], node.op_type
+    if op not in LAYERS or len(node.input) < 2:
+        state = "quantised" if QUANTISED.search(node.op_type) else "no linear layer"
+        raise ValueError(f"{op} {name!r} is {state}")
+    numbers = {1: "f", 2: "i", 7: "ints"}
+    options = {a.name: getattr(a, numbers[a.type]) for a in node.attribute if a.type in numbers}
+    weight = _resolve(file, node.input[1])
+    if weight is None:
+        raise ValueError(f"the weight of {op} {name!r} is no constant")
+    if problem := _not_linear(op, options, weight):
+        raise ValueError(f"{op} {name!r} {problem}")
+    beta = float(options.get("beta", 1.0)) if op == "Gemm" else 1.0
+    biases = [i for i in node.input[2:3] if i and beta]
+    if add is not None:
+        biases += [i for i in add.input if _resolve(file, i) is not None]
+        beta = 1.0 if len(biases) == 1 else beta
+    if len(biases) > 1:
+        raise ValueError(f"{op} {name!r} has a bias, and a second one is added")
+    bias = _resolve(file, biases[0]) if biases else None
+    rows_first = op == "Conv" or bool(options.get("transB", 0))
+    results = (node.output[0],) if add is None else (node.output[0], add.output[0])
+    layer = Linear(
+        name=name,
+        op=op,
+        features=node.input[0],
+        results=results,
+        weight=weight,
+        bias=bias,
+        alpha=float(options.get("alpha", 1.0)) if op == "Gemm" else 1.0,
+        beta=beta,
+        flip=rows_first == weight.transposed,
+        output=output,
+        after=after,
+    )
+    rows = layer.shape[0]
+    if biases:
+        flat = bool(RESHAPING & set(after[: after.index("Add")] if add is not None else ()))
+        wanted = (rows, 1, 1) if op == "Conv" and add is not None and not flat else (rows,)
+        found = bias.shape if bias is not None else ()
+        if found[-len(wanted) :] != wanted or math.prod(found) != rows or bias is None:
+            raise ValueError(
+                f"the bias of {name!r} has the shape {found}: not one number for each category"
+            )
+        if bias.tensor.data_type not in FLOATS:
+            raise ValueError(f"the bias of {name!r} is quantised or holds no floats")
+    _check_output(file, layer)
+    return layer
+
+
+def _check_output(file: OnnxFile, layer: Linear) -> None:
+    """A reshaped result must still be (N, C)."""
+    values = {value.name: value for value in file.model.graph.output}
+    if layer.output in values and RESHAPING & set(layer.after):
+        sizes = [dim.dim_value for dim in values[layer.output].type.tensor_type.shape.dim]
+        if len(sizes) > 1 and sizes[1] not in {0, layer.shape[0]}:
+            raise ValueError(f"{layer.name!r} gives {layer.shape[0]:,} numbers, not {sizes}")
+
+
+def _not_linear(op: str, options: dict[str, Any], weight: Stored) -> str:
+    """Why these options make no layer of one row for each category, or ''."""
+    shape = weight.shape
+    if weight.tensor.data_type not in FLOATS:
+        return f"is quantised or holds no floats (ONNX type {weight.tensor.data_type})"
+    if 0 in shape or len(shape) != (4 if op == "Conv" else 2):
+        return f"has a weight of shape {shape}"
+    if op == "Conv" and (
+        shape[2:] != (1, 1)
+        or options.get("group", 1) != 1
+        or any(options.get("pads", ()))
+        or weight.transposed
+    ):
+        return f"is no 1×1 convolution (weight {shape}, group {options.get('group', 1)})"
+    if options.get("transA", 0):
+        return "transposes its features"
+    return "multiplies its weight by 0" if options.get("alpha", 1.0) == 0 else ""
+
+
+def _resolve(file: OnnxFile, name: str) -> Stored | None:
+    """The constant that a tensor is, through casts and transposition; None: it is computed."""
+    passed, transposed = [name], False
+    for _ in range(_MAX_PASSED):
+        if name in file.constants:
+            return replace(file.constants[name], transposed=transposed, passed=tuple(passed))
+        node = file.makers.get(name)
+        if node is None or not node.input:
+            return None
+        if QUANTISED.search(node.op_type) and node.input[0] in file.constants:
+            raise ValueError(f"{name!r} is a quantised constant")
+        if node.op_type == "Transpose":
+            perm = [list(a.ints) for a in node.attribute if a.name == "perm"]
+            if perm not in ([], [[1, 0]]):
+                return None
+            transposed = not transposed
+        elif node.op_type not in {"Identity", "Cast"}:
+            return None
+        name = node.input[0]
+        passed.append(name)
+    return None
+
+
+def external_entry(file: OnnxFile, tensor: Any) -> tuple[Path, dict[str, str]] | None:
+    """The file that holds a tensor's numbers, and what is said of it; None: the model's own."""
+    if tensor.data_location != 1:
+        return None
+    entry = {item.key: item.value for item in tensor.external_data}
+    location = entry.get("location", "")
+    folder = file.path.parent
+    inside = (folder / location).resolve().is_relative_to(folder.resolve())
+    if not location or Path(location).is_absolute() or ".." in Path(location).parts or not inside:
+        raise file.damaged(f"{tensor.name!r} is to be read from {location!r}, out of the folder")
+    return folder / location, entry
+
+
+def fields_of(raw: bytes, span: Span | None = None) -> Iterator[tuple[int, Span]]:
+    """The fields of a protobuf message: number, and where the content lies."""
+    at, stop = span or (0, len(raw))
+    while at < stop:
+        key, at = _varint(raw, at, stop)
+        kind, size = key & 7, {1: 8, 5: 4}.get(key & 7, 0)
+        end = at + size
+        if kind == 0:
+            _, end = _varint(raw, at, stop)
+        elif kind == 2:
+            size, at = _varint(raw, at, stop)
+            end = at + size
+        elif not size:
+            raise ValueError(f"the protobuf has a field of the unknown kind {kind}")
+        if end > stop:
+            raise ValueError(f"the protobuf's field {key >> 3} is cut short")
+        yield key >> 3, (at, end)
+        at = end
+
+
+def _varint(raw: bytes, at: int, stop: int) -> Span:
+    value, shift = 0, 0
+    while at < stop and shift < 70:
+        value |= (raw[at] & 127) << shift
+        shift, at = shift + 7, at + 1
+        if raw[at - 1] < 128:
+            return value, at
+    raise ValueError("the protobuf ends within a number")

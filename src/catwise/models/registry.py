@@ -1,0 +1,440 @@
+"""Models by name: ``timm:mobilenetv2_035``, ``transformers:FOLDER``, a function of the user's.
+
+Each kind has its adapter in a module of its own, which is imported when it is asked for; so is the
+package that it adapts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from catwise._io import atomic_path
+from catwise.errors import CatwiseError, ConfigError, OutputError, ShapeError, nearest
+from catwise.models.core import LoadedModel, Preprocessing
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from catwise.heads import Head, WriteReport
+
+__all__ = [
+    "KINDS",
+    "building",
+    "import_optional",
+    "load_model",
+    "take_options",
+    "write_file",
+    "write_model",
+]
+
+
+class Kind(NamedTuple):
+    """Where the adapter of a kind is, and what follows the colon."""
+
+    module: str
+    function: str
+    argument: str
+
+
+KINDS: Final = {
+    "timm": Kind("timm_models", "load_timm", "NAME"),
+    "torchvision": Kind("torch_models", "load_torchvision", "NAME"),
+    "transformers": Kind("transformers_models", "load_transformers", "FOLDER"),
+    "xrv": Kind("xrv_models", "load_xrv", "NAME"),
+    "onnx": Kind("onnx_models", "load_onnx", "FILE"),
+    "python": Kind("registry", "load_python", "package.module:function"),
+}
+BROKEN: Final = (ImportError, RuntimeError, OSError, AttributeError)
+"""What an absent package raises on import, and one whose parts do not fit together."""
+FAILS: Final = (
+    RuntimeError, ValueError, TypeError, AttributeError, AssertionError, LookupError, ImportError,
+    OSError, ArithmeticError, SyntaxError,
+)  # fmt: skip
+"""What a model of someone else's raises when it is built or run with wrong arguments."""
+_FIT: Final = "the packages must fit one another; torch and torchvision come in pairs"
+
+
+def load_model(
+    spec: str,
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    n_categories: int | None = None,
+    categories: Sequence[str] | None = None,
+    layer: str | None = None,
+    prefix: str | None = None,
+    model_args: Mapping[str, Any] | None = None,
+) -> LoadedModel:
+    """Load a model by its kind and name, with its weights, head and preprocessing.
+
+    ======================================  =====================================================
+    ``timm:NAME``                           an architecture of timm
+    ``torchvision:NAME``                    an architecture of torchvision
+    ``transformers:FOLDER``                 a folder with config.json and model.safetensors
+    ``xrv:NAME``                            torchxrayvision, such as xrv:densenet121-res224-all
+    ``onnx:FILE``                           an ONNX file
+    ``python:package.module:function``      a function that returns a LoadedModel or a Module
+    ======================================  =====================================================
+
+    Nothing is downloaded, and nothing in a checkpoint is executed. Architectures are made with
+    random weights and the checkpoint is loaded strictly.
+
+    Args:
+        spec: kind and name.
+        checkpoint: the file with the weights; None leaves them random, which is of use in tests
+            alone. A folder or a file that `spec` names is its own checkpoint.
+        n_categories: rows of the classification layer; read from the checkpoint when not given.
+        categories: their names, in order.
+        layer: name of the classification layer, where it is not the usual one.
+        prefix: what leads the model's keys in the checkpoint, such as ``"state_dict_ema:"``, where
+            several copies are there or the lead is not known.
+        model_args: options of the architecture, and those of the adapter: `heads` ("refuse",
+            "both", "first") for models with two heads, `op_threshs` ("refuse", "drop", "keep") for
+            torchxrayvision, `weights` for torchvision's preprocessing.
+
+    Returns:
+        The model, in eval mode on the CPU.
+
+    Raises:
+        ConfigError: If the kind, the name or an option is not known, or a package is absent.
+        CheckpointError: If the checkpoint cannot be read or is not this model's.
+        HeadError: If the classification layer is not clear or cannot be used.
+    """
+    kind, colon, name = spec.partition(":")
+    forms = ", ".join(f"{key}:{entry.argument}" for key, entry in KINDS.items())
+    if not colon or not name:
+        raise ConfigError(
+            f"the model {spec!r} does not say of which kind it is.", expected=f"one of {forms}"
+        )
+    if kind not in KINDS:
+        raise ConfigError(
+            f"the kind of model {kind!r} is not known{nearest(kind, KINDS)}.",
+            expected=f"one of {forms}",
+        )
+    if categories is not None:
+        categories = [str(category) for category in categories]
+        if n_categories not in {None, len(categories)}:
+            raise ShapeError(
+                "the number of categories and their names differ.",
+                found=f"n_categories={n_categories} and {len(categories):,} names",
+            )
+        n_categories = len(categories)
+    options: dict[str, Any] = {
+        "checkpoint": None if checkpoint is None else Path(checkpoint),
+        "n_categories": n_categories,
+        "categories": categories,
+        "layer": layer,
+        "prefix": prefix,
+        "model_args": dict(model_args) if model_args else None,
+    }
+    where = KINDS[kind]
+    adapter = getattr(importlib.import_module(f"catwise.models.{where.module}"), where.function)
+    if "model_args" not in _accepted(adapter, options):
+        options |= options.pop("model_args") or {}
+    known = _accepted(adapter, options)
+    given = {key: value for key, value in options.items() if value is not None}
+    if refused := sorted(given.keys() - known):
+        raise ConfigError(
+            f"a model of the kind {kind!r} takes no {', '.join(refused)}.",
+            expected=", ".join(sorted(known - {"name", "path"})),
+        )
+    loaded: LoadedModel = adapter(name, **given)
+    loaded.name = spec
+    _check_count(loaded, n_categories)
+    return loaded
+
+
+def _accepted(function: Callable[..., Any], names: Mapping[str, Any]) -> set[str]:
+    """Which of the names a function takes as keywords."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return set()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return set(names)
+    return {p.name for p in parameters if p.kind in {p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY}}
+
+
+def _check_count(loaded: LoadedModel, n_categories: int | None) -> None:
+    rows = loaded.extra.get("row_names") or (loaded.head.categories if loaded.head else ())
+    if n_categories is not None and rows and len(rows) != n_categories:
+        raise ShapeError(
+            f"the head of {loaded.name} has another number of categories.",
+            found=f"{len(rows):,} rows",
+            expected=f"{n_categories:,}",
+        )
+
+
+def write_model(
+    model: LoadedModel,
+    head: Head,
+    destination: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+) -> list[WriteReport]:
+    """Write a head into a copy of what a model was loaded from: a file, or a transformers folder.
+
+    Args:
+        model: what `load_model` gave.
+        head: the new head; its categories are matched by name.
+        destination: the new file or folder.
+        overwrite: replace what is there.
+
+    Returns:
+        What was written: one report, or one for each of two joined heads.
+
+    Raises:
+        ConfigError: If the model was loaded without a checkpoint.
+        CatwiseError: As :func:`catwise.heads.write_head`.
+    """
+    if model.checkpoint is None:
+        raise ConfigError(
+            f"the head of {model.name} cannot be written: it was not loaded from a checkpoint.",
+            remedy="load it with checkpoint='…'",
+        )
+    destination = Path(destination)
+    if model.module is None:
+        from catwise.models.onnx_models import write_onnx_head
+
+        place = {"node": model.layer, "output": model.extra.get("output")}
+        names = None if model.head is None else model.head.categories
+        report = write_onnx_head(
+            model.checkpoint, destination, head, categories=names, overwrite=overwrite, **place
+        )
+        return [report]
+    if "weights_file" in model.extra:
+        from catwise.models.transformers_models import write_folder
+
+        return write_folder(model, head, destination, overwrite=overwrite)
+    return write_file(model, head, model.checkpoint, destination, overwrite=overwrite)
+
+
+def write_file(
+    model: LoadedModel, head: Head, source: Path, destination: Path, *, overwrite: bool = False
+) -> list[WriteReport]:
+    """Write a head into a copy of one file; see `write_model`.
+
+    Args:
+        model: says where in the file the head is.
+        head: the new head.
+        source: the file.
+        destination: the new file.
+        overwrite: replace a file that is there.
+
+    Raises:
+        CatwiseError: As :func:`catwise.heads.write_head`.
+    """
+    from catwise.heads import read_head, write_head
+    from catwise.models.torch_models import split_head
+
+    rows = model.extra.get("row_names") or (model.head.categories if model.head else None)
+    if "heads" not in model.extra:
+        keys = {"key": model.weight_key, "bias_key": model.bias_key}
+        return [write_head(source, head, destination, categories=rows, overwrite=overwrite, **keys)]
+    if destination.exists() and (not overwrite or destination.samefile(source)):
+        raise OutputError(
+            f"'{destination}' exists.", remedy="choose another name, or ask to overwrite it"
+        )
+    if rows is not None:
+        head = head.take_categories(rows)
+    places = [{"key": at["weight_key"], "bias_key": at["bias_key"]} for at in model.extra["heads"]]
+    first, second = split_head(head, [read_head(source, **place) for place in places])
+    with atomic_path(destination) as temporary:
+        between = temporary.with_name(f"{temporary.stem}-first{temporary.suffix}")
+        try:
+            reports = [write_head(source, first, between, categories=rows, **places[0])]
+            reports.append(write_head(between, second, temporary, categories=rows, **places[1]))
+        finally:
+            between.unlink(missing_ok=True)
+    return reports
+
+
+def import_optional(name: str, *, extra: str) -> Any:
+    """Import a package that catwise does not depend on.
+
+    Args:
+        name: the module, such as ``"timm"`` or ``"timm.data"``.
+        extra: the extra of catwise that installs it.
+
+    Raises:
+        ConfigError: If it is absent, or one that it needs is broken.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importlib.import_module(name)
+    except BROKEN as error:
+        package = name.partition(".")[0]
+        if isinstance(error, ModuleNotFoundError) and error.name == package:
+            raise ConfigError(
+                f"{package} is not installed.", remedy=f"pip install 'catwise[{extra}]'"
+            ) from error
+        raise ConfigError(
+            f"{package} is installed, and cannot be imported.",
+            found=f"{type(error).__name__}: {first_line(error)}",
+            remedy=f"pip install 'catwise[{extra}]' in a fresh environment: {_FIT}",
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says."""
+    return str(error).strip().partition("\n")[0]
+
+
+@contextlib.contextmanager
+def building(what: str, *, remedy: str = "check the name and model_args") -> Iterator[None]:
+    """Build a model of another package: its warnings and errors stay out, the seed as it was.
+
+    Raises:
+        ConfigError: If the block fails.
+    """
+    import torch
+
+    try:
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except CatwiseError:
+        raise
+    except Exception as error:  # code of others, which may raise anything
+        cause = error.__cause__ if isinstance(error, ImportError) and error.__cause__ else error
+        raise ConfigError(
+            f"{what} cannot be built.",
+            found=f"{type(cause).__name__}: {first_line(cause)}",
+            remedy=_FIT if isinstance(error, ImportError) else remedy,
+        ) from error
+
+
+def take_options(
+    model_args: Mapping[str, Any] | None, *, own: Mapping[str, Any], refused: Sequence[str] = ()
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Part what an adapter takes from what the architecture takes.
+
+    Args:
+        model_args: as the user gave them.
+        own: the adapter's options and their defaults.
+        refused: what catwise decides itself.
+
+    Returns:
+        The adapter's options, and the architecture's.
+
+    Raises:
+        ConfigError: If one is refused.
+
+    >>> take_options({"heads": "both", "img_size": 64}, own={"heads": "refuse"})
+    ({'heads': 'both'}, {'img_size': 64})
+    """
+    args = dict(model_args or {})
+    if found := sorted(set(refused) & set(args)):
+        raise ConfigError(
+            f"model_args has no {', '.join(found)}.",
+            expected="options of the architecture",
+            remedy="checkpoint=… gives the weights, n_categories=… the rows; nothing is downloaded",
+        )
+    mine = {key: args.pop(key, default) for key, default in own.items()}
+    return mine, args
+
+
+def load_python(
+    name: str,
+    *,
+    checkpoint: Path | None = None,
+    n_categories: int | None = None,
+    categories: Sequence[str] | None = None,
+    layer: str | None = None,
+    prefix: str | None = None,
+    model_args: Mapping[str, Any] | None = None,
+) -> LoadedModel:
+    """Load a model by a function of the user's.
+
+    The function is given those of `checkpoint`, `n_categories` and `categories` that it names, and
+    `model_args`. It returns a `LoadedModel`, or a module: the checkpoint is then loaded into that,
+    unless the function took it.
+
+    Args:
+        name: ``"package.module:function"``.
+        checkpoint: as in `load_model`, and so are the others.
+        n_categories: see there.
+        categories: see there.
+        layer: see there.
+        prefix: see there.
+        model_args: see there.
+
+    Raises:
+        ConfigError: If there is no such function, it fails, or it returns something else.
+    """
+    from torch import nn
+
+    from catwise.models.torch_models import adapt_module
+
+    function = _find_function(name)
+    options = {"checkpoint": checkpoint, "n_categories": n_categories, "categories": categories}
+    own, args = take_options(model_args, own={"heads": "refuse"})
+    named = {key for key in inspect.signature(function).parameters if key in options}
+    passed = {key: value for key, value in options.items() if key in named and value is not None}
+    with building(f"python:{name}", remedy="correct the function, or what it is given"):
+        made = function(**passed, **args)
+    if isinstance(made, LoadedModel):
+        made.checkpoint = made.checkpoint or checkpoint
+        return made
+    if not isinstance(made, nn.Module):
+        raise ConfigError(
+            f"python:{name} gives no model.",
+            found=type(made).__name__,
+            expected="a LoadedModel or a torch.nn.Module",
+        )
+    preprocessing, notes = _assumed(made)
+    return adapt_module(
+        made,
+        name=name,
+        preprocessing=preprocessing,
+        layers=layer,
+        heads=own["heads"],
+        checkpoint=checkpoint,
+        loaded="checkpoint" in passed,
+        prefix=prefix,
+        categories=categories,
+        n_categories=n_categories,
+        notes=notes,
+    )
+
+
+def _find_function(name: str) -> Callable[..., Any]:
+    module_name, colon, function_name = name.partition(":")
+    if not colon or not function_name:
+        raise ConfigError(
+            f"'python:{name}' names no function.", expected="python:package.module:function"
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except FAILS as error:
+        raise ConfigError(
+            f"the module {module_name!r} cannot be imported.",
+            found=f"{type(error).__name__}: {first_line(error)}",
+            remedy="run from its folder with PYTHONPATH=., or install it",
+        ) from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise ConfigError(
+            f"{module_name!r} has no function {function_name!r}"
+            f"{nearest(function_name, vars(module))}."
+        )
+    return function  # type: ignore[no-any-return]
+
+
+def _assumed(module: Any) -> tuple[Preprocessing, list[str]]:
+    """What a bare module says of its input (timm's do), or ImageNet's usual preprocessing."""
+    if getattr(module, "pretrained_cfg", None):
+        from catwise.models.timm_models import read_preprocessing
+
+        return read_preprocessing(module), []
+    note = (
+        "the preprocessing is assumed: 224 x 224 pixels, ImageNet's mean and std; "
+        "return a LoadedModel to say another."
+    )
+    return Preprocessing(size=(224, 224), crop_pct=0.875, source="assumed"), [note]

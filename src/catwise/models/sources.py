@@ -1,0 +1,421 @@
+"""Where images come from, and how they reach a model in batches.
+
+A source knows its images by row number, has an id for each and decodes one when asked; nothing is
+unpacked to the disk, and nothing but ids and places is held in memory. `ImageLoader` reads a
+source with any number of workers (see :mod:`catwise.models.preprocess`).
+
+A source of your own gives the ids to `ImageSource` and says where the bytes of a row are:
+
+    class Mine(ImageSource):
+        def __init__(self, keys):
+            super().__init__(keys)
+
+        def locate(self, row):
+            return my_bytes_of(self.id(row)), self.id(row)   # path, bytes or file; its name
+"""
+
+from __future__ import annotations
+
+import abc
+import operator
+import os
+import tarfile
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from catwise.errors import CatwiseError, ConfigError, FeatureError, IdError, ShapeError
+from catwise.features.ids import as_ids
+from catwise.models.images import DICOM_SUFFIXES, import_extra, read_image
+from catwise.models.preprocess import (
+    ImageBatch,
+    ImageLoader,
+    ImageRow,
+    ImageRows,
+    Undecodable,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+
+    from catwise.data import Dataset
+    from catwise.models.images import ImageInput
+
+__all__ = [
+    "FolderImages",
+    "HuggingFaceImages",
+    "ImageBatch",
+    "ImageLoader",
+    "ImageRow",
+    "ImageRows",
+    "ImageSource",
+    "TarImages",
+    "Undecodable",
+]
+
+IMAGE_SUFFIXES: Final = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp"),
+    *(".pgm", ".ppm", ".pbm", ".jp2", ".avif", ".heic", *DICOM_SUFFIXES),
+)
+_TAIL: Final = 65536  # more than the padding after an end marker
+
+
+class ImageSource(abc.ABC):
+    """Images in a fixed order, read one by one; picklable.
+
+    ``source[row]`` is (id, image) or (id, Undecodable).
+
+    Args:
+        ids: (N,) different texts or whole numbers.
+
+    Raises:
+        IdError: If an id is empty or there twice.
+    """
+
+    def __init__(self, ids: Any) -> None:
+        self._ids = _compact(as_ids(ids))
+
+    @abc.abstractmethod
+    def locate(self, row: int) -> tuple[ImageInput, str]:
+        """Path, bytes or binary file of an image, 0 <= row < N, and its name in an error.
+
+        Raises:
+            FeatureError: If there is none.
+        """
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @property
+    def ids(self) -> NDArray[np.str_]:
+        """(N,) ids in the order of the rows, a new array."""
+        return np.array(self._ids.to_pylist(), dtype=np.str_)
+
+    def id(self, row: int) -> str:
+        """Id of one image."""
+        return str(self._ids[row].as_py())
+
+    def read(self, row: int, *, channels: int = 3, white: float | None = None) -> Image:
+        """Decode one image; options and errors are those of :func:`read_image`."""
+        place, name = self.locate(row)
+        return read_image(place, channels=channels, name=name, white=white)
+
+    def __getitem__(self, row: int) -> tuple[str, Image | Undecodable]:
+        at = operator.index(row)
+        if not -len(self) <= at < len(self):
+            raise IndexError(f"row {at} of {len(self)} images")
+        at %= len(self)
+        name = self.id(at)
+        try:
+            return name, self.read(at)
+        except FeatureError as error:
+            return name, Undecodable(at, name, error)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(n_images={len(self)})"
+
+
+def _compact(texts: Any) -> Any:
+    """Texts as one block of memory that forked workers do not copy by counting references."""
+    return pa.array(np.asarray(texts, dtype=np.str_), type=pa.large_string())
+
+
+class FolderImages(ImageSource):
+    """Image files, as a table names them. No file is touched before it is read.
+
+    Args:
+        root: the folder that paths start from.
+        paths: (N,) paths with "/", relative to `root`; absolute ones are taken as they are.
+        ids: (N,) of the images; the paths when not given.
+
+    Raises:
+        ConfigError: If `root` is no folder, or paths are empty.
+        IdError: If an id is empty or there twice.
+        ShapeError: If ids and paths are not as many.
+
+    >>> images = FolderImages(".", ["a/1.jpg", "b/2.jpg"], ["1", "2"])
+    >>> len(images), images.id(1)
+    (2, '2')
+    """
+
+    def __init__(self, root: str | os.PathLike[str], paths: Any, ids: Any = None) -> None:
+        texts = np.asarray(paths)
+        if texts.ndim != 1 or (texts.size and texts.dtype.kind not in "UO"):
+            raise ShapeError(
+                "paths must be one text for each image.",
+                found=f"shape {texts.shape}, dtype {texts.dtype}",
+                expected="shape (N,)",
+            )
+        names = [os.fspath(item) for item in texts.tolist()]
+        if empty := [row for row, name in enumerate(names) if not name]:
+            raise ConfigError(
+                "images without a path cannot be read.",
+                found=f"{len(empty):,} empty paths of {len(names):,} (first: row {empty[0]:,})",
+                remedy="leave these images out, or give the paths",
+            )
+        self.root = Path(root)
+        if not self.root.is_dir():
+            raise ConfigError(f"the image folder '{root}' is not there.", remedy="check the path")
+        super().__init__(as_ids(names if ids is None else ids, len(names)))
+        self._paths = _compact(names)
+
+    @classmethod
+    def from_dataset(cls, dataset: Dataset) -> FolderImages:
+        """The images of a data set, with its ids."""
+        return cls(dataset.root, dataset.paths, dataset.labels.ids)
+
+    @classmethod
+    def scan(
+        cls, root: str | os.PathLike[str], *, suffixes: Sequence[str] = IMAGE_SUFFIXES
+    ) -> FolderImages:
+        """All image files under a folder, sorted by path; ids are the paths.
+
+        Hidden files and folders are left out, and links to folders are not followed.
+
+        Raises:
+            ConfigError: If there is no such folder, or no image in it.
+        """
+        wanted = tuple(suffix.lower() for suffix in suffixes)
+        found = []
+        for folder, folders, files in os.walk(root):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            inside = Path(folder).relative_to(root)
+            shown = (name for name in files if not name.startswith("."))
+            images = (name for name in shown if name.lower().endswith(wanted))
+            found += [(inside / name).as_posix() for name in images]
+        if not found:
+            raise ConfigError(
+                f"there are no images in '{root}'.",
+                expected="files that end in " + ", ".join(wanted),
+            )
+        return cls(root, sorted(found))
+
+    def locate(self, row: int) -> tuple[ImageInput, str]:
+        """Path of one image."""
+        path = self.root / str(self._paths[row].as_py())
+        return path, str(path)
+
+
+class TarImages(ImageSource):
+    """Images in tar shards, as WebDataset writes them: read in place, never unpacked.
+
+    The headers are read once. Files of one name up to its first dot are one sample; that name, with
+    its folders, is the id. Names are ids and nothing else: no file is made or opened by
+    them, so `../` and absolute names do no harm. Links, folders and hidden files are passed over.
+
+    Args:
+        paths: the shards, uncompressed, in the order to read them.
+        extension: what follows the first dot of an image's name, such as "jpg" or "left.png"; any
+            known image suffix when not given.
+        shard_in_id: put the shard's name and a "/" before each id; for shards that number their
+            samples each from 0.
+
+    Attributes:
+        n_without_image: samples without an image, which are passed over.
+
+    Raises:
+        FeatureError: If a shard cannot be read, is compressed, or is cut off.
+        IdError: If a sample holds several images, or an id is there twice.
+        ConfigError: If there are no shards, or no images in them.
+    """
+
+    def __init__(
+        self,
+        paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+        *,
+        extension: str | None = None,
+        shard_in_id: bool = False,
+    ) -> None:
+        shards = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+        self.paths = tuple(Path(path) for path in shards)
+        wanted = None if extension is None else extension.lower().removeprefix(".")
+        ids: list[str] = []
+        names: list[str] = []
+        places: list[tuple[int, int, int]] = []
+        self.n_without_image = 0
+        for number, path in enumerate(self.paths):
+            images, n_samples = _samples(path, wanted)
+            self.n_without_image += n_samples - len(images)
+            for key, (name, start, size) in images.items():
+                ids.append(f"{path.name.partition('.')[0]}/{key}" if shard_in_id else key)
+                names.append(name)
+                places.append((number, start, size))
+        if not ids:
+            raise ConfigError(
+                "there are no images in the tar shards.",
+                found=f"{len(self.paths):,} shards, {self.n_without_image:,} samples",
+                remedy="check the paths and the extension",
+            )
+        _refuse_repeated(ids, shard_in_id=shard_in_id)
+        super().__init__(ids)
+        self._names = _compact(names)
+        self._places = np.array(places, dtype=np.int64)
+
+    def locate(self, row: int) -> tuple[ImageInput, str]:
+        """Bytes of one image."""
+        number, start, size = self._places[row].tolist()
+        path = self.paths[number]
+        name = f"{path}:{self._names[row].as_py()}"
+        with _shard(path), path.open("rb") as file:
+            file.seek(start)
+            data = file.read(size)
+        if len(data) != size:
+            raise FeatureError(f"'{name}': the shard was cut off after it was opened.")
+        return data, name
+
+
+@contextmanager
+def _shard(path: Path) -> Iterator[None]:
+    """One error for whatever is wrong with a shard."""
+    try:
+        yield
+    except CatwiseError:
+        raise
+    except Exception as error:  # tarfile raises many things on bad bytes
+        packed = isinstance(error, tarfile.ReadError) and _is_compressed(path)
+        raise FeatureError(
+            f"the tar shard '{path}' cannot be read.",
+            found="it is compressed" if packed else f"{type(error).__name__}: {error}",
+            remedy="unpack it to a plain .tar" if packed else "check the path, or copy it again",
+        ) from error
+
+
+def _is_compressed(path: Path) -> bool:
+    """Whether a shard is gzip, bzip2, xz or zstandard."""
+    with path.open("rb") as file:
+        return file.read(4).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zX", b"\x28\xb5\x2f\xfd"))
+
+
+def _samples(path: Path, wanted: str | None) -> tuple[dict[str, tuple[str, int, int]], int]:
+    """(name, start, size) of the image of each sample, and how many samples there are."""
+    images: dict[str, tuple[str, int, int]] = {}
+    keys = set()
+    for member in _members(path):
+        folder, _, file = member.name.rpartition("/")
+        stem, dot, ending = file.partition(".")
+        if not stem or not dot or "__MACOSX" in PurePosixPath(folder).parts:
+            continue
+        key = f"{folder}/{stem}" if folder else stem
+        keys.add(key)
+        ending = ending.lower()
+        if not (f".{ending}".endswith(IMAGE_SUFFIXES) if wanted is None else ending == wanted):
+            continue
+        if key in images:
+            raise IdError(
+                f"a sample of the tar shard '{path}' holds several images.",
+                found=f"{images[key][0]!r} and {member.name!r}",
+                remedy="say which one by its extension, such as extension='jpg'",
+            )
+        images[key] = (member.name, member.offset_data, member.size)
+    return images, len(keys)
+
+
+def _members(path: Path) -> Iterator[tarfile.TarInfo]:
+    """The plain files of a shard, by their headers alone; all of them, or an error."""
+    with _shard(path), path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
+        length = file.seek(0, os.SEEK_END)
+        last = -1
+        while (member := archive.next()) is not None:
+            archive.members = []  # type: ignore[attr-defined] # or it would keep them all
+            whole = 0 <= member.size <= length - member.offset_data or not member.isreg()
+            if member.offset <= last or not whole or member.sparse is not None:
+                raise FeatureError(
+                    f"the tar shard '{path}' holds a file that is not whole.",
+                    found=f"{member.name!r}, {member.size:,} bytes",
+                    remedy="copy the shard again, or write it without sparse files",
+                )
+            last = member.offset
+            if member.isreg():
+                yield member
+        # tarfile takes a damaged header for the end: look whether the end is there, and is one.
+        file.seek(archive.offset)
+        rest = file.read(_TAIL)
+        if len(rest) < tarfile.BLOCKSIZE or any(rest):
+            raise FeatureError(
+                f"the tar shard '{path}' does not end where its files do.",
+                found="no end marker" if not any(rest) else "a damaged header, or a second archive",
+                remedy="copy or write the shard again",
+            )
+
+
+def _refuse_repeated(ids: list[str], *, shard_in_id: bool) -> None:
+    if len(set(ids)) == len(ids):
+        return
+    values, counts = np.unique(np.array(ids, dtype=np.str_), return_counts=True)
+    first = str(values[counts > 1][0])
+    raise IdError(
+        "samples of the tar shards share their ids.",
+        found=f"{len(ids) - len(set(ids)):,} repeated (first: {first!r})",
+        remedy="give the shards different names" if shard_in_id else "use shard_in_id=True",
+    )
+
+
+class HuggingFaceImages(ImageSource):
+    """Images of a Hugging Face `datasets` data set, decoded by catwise.
+
+    Args:
+        dataset: a `datasets.Dataset`: one split, not streamed. Its own formatting is set aside.
+        image_column: a column of images, of encoded bytes or of paths.
+        id_column: a column of ids; the row numbers when not given.
+
+    Raises:
+        ConfigError: If it is no such data set, has no such column, or `datasets` is missing.
+        IdError: If an id is empty or there twice.
+    """
+
+    def __init__(
+        self, dataset: Any, image_column: str = "image", id_column: str | None = None
+    ) -> None:
+        columns = _columns(dataset)
+        for column in (image_column, *([] if id_column is None else [id_column])):
+            if column not in columns:
+                raise ConfigError(
+                    f"the data set has no column {column!r}.", expected=" or ".join(columns)
+                )
+        plain = dataset.with_format(None)
+        rows = range(len(plain))
+        super().__init__(list(rows) if id_column is None else list(plain[id_column]))
+        images = plain.select_columns([image_column])
+        if type(images.features[image_column]).__name__ == "Image":
+            datasets = import_extra("datasets", "datasets", "reading a Hugging Face data set")
+            images = images.cast_column(image_column, datasets.Image(decode=False))
+        self._images = images
+        self._column = image_column
+
+    def locate(self, row: int) -> tuple[ImageInput, str]:
+        """Bytes or path of one image."""
+        value = self._images[row][self._column]
+        name = f"row {row:,} (id {self.id(row)!r})"
+        if isinstance(value, Mapping):
+            name = value.get("path") or name
+            value = value["path"] if value.get("bytes") is None else value["bytes"]
+        if isinstance(value, (str, bytes)) and value:
+            return value, name
+        raise FeatureError(
+            f"'{name}': there is no image in the column {self._column!r}.",
+            found=type(value).__name__,
+            expected="an image, its bytes or its path",
+        )
+
+
+def _columns(dataset: Any) -> list[str]:
+    """Names of the columns of what must be one split of a data set in memory or on the disk."""
+    if isinstance(dataset, Mapping):
+        raise ConfigError(
+            "choose one split of the data set.", found=" and ".join(map(str, dataset))
+        )
+    needed = ("with_format", "select_columns", "cast_column", "__len__")
+    if not all(hasattr(dataset, name) for name in needed):
+        raise ConfigError(
+            "images are read from a datasets.Dataset.",
+            found=type(dataset).__name__,
+            remedy="load it without streaming=True",
+        )
+    return list(dataset.column_names)
