@@ -1,4 +1,4 @@
-"""Label tables in CSV, TSV or Parquet files: wide or long.
+"""Label tables in CSV, TSV, Parquet or JSON lines files: wide or long.
 
 Wide: one row an image, one column a category. Long: one row a label: image id, category, value.
 Every error names the file, the line (the row of a Parquet file) and the column.
@@ -7,9 +7,11 @@ Every error names the file, the line (the row of a Parquet file) and the column.
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from catwise.data.files import open_table
+from catwise.data.files import TableFile, open_table
+from catwise.data.jsonl import JsonLines, is_json_lines
 from catwise.data.long import read_long
 from catwise.data.source import Edges, Source, texts_of
 from catwise.data.wide import read_wide
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from catwise.labels.columns import Storage
     from catwise.labels.core import PartialLabels
 
-__all__ = ["read_label_table", "split_counts"]
+__all__ = ["open_labels", "read_label_table", "split_counts"]
 
 
 def read_label_table(
@@ -45,10 +47,11 @@ def read_label_table(
     delimiter: str | None = None,
     storage: Storage = "auto",
 ) -> PartialLabels:
-    r"""Read labels from a CSV, TSV or Parquet table.
+    r"""Read labels from a CSV, TSV, Parquet or JSON lines table.
 
     Args:
-        path: the file: .csv, .tsv, .tab (each also .gz), .parquet or .pq.
+        path: the file: .csv, .tsv, .tab, .jsonl, .ndjson (each also .gz), .parquet or .pq. In JSON
+            lines a key is a column; a key that a record does not have is a blank.
         encoding: what its values mean: a name in `catwise.labels.ENCODINGS`, or an `Encoding`. It
             must be given.
         layout: "wide": one row an image, one column a category; "long": one row a label.
@@ -79,7 +82,6 @@ def read_label_table(
         ConfigError: If options do not go together.
 
     >>> import tempfile
-    >>> from pathlib import Path
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder, "labels.csv")
     ...     _ = path.write_text("image,cat,dog\na,1,\nb,0,1\n")
@@ -106,9 +108,12 @@ def read_label_table(
     if isinstance(categories, str):
         raise CategoryError("categories must be several names.", found=f"the text {categories!r}")
     chosen = None if encoding is None else resolve_encoding(encoding)
+    id_column = id_column or ("id" if layout == "long" else None)
+    names = category_column or "category", value_column or "value"
+    texts = [id_column, group_column, split_column, *(names[:1] if layout == "long" else ())]
     source = Source(
-        file=open_table(path, delimiter=delimiter),
-        id_column=id_column or ("id" if layout == "long" else None),
+        file=open_labels(path, [name for name in texts if name is not None], delimiter=delimiter),
+        id_column=id_column,
         group_column=group_column,
         split_column=split_column,
         split=split,
@@ -118,8 +123,28 @@ def read_label_table(
     wanted = None if categories is None else list(categories)
     if layout == "wide":
         return read_wide(source, chosen, wanted, storage)
-    names = category_column or "category", value_column or "value"
     return read_long(source, chosen, wanted, names, storage)
+
+
+def open_labels(
+    path: str | os.PathLike[str], texts: Sequence[str], *, delimiter: str | None = None
+) -> TableFile:
+    """Open a table of any kind.
+
+    Args:
+        path: as for `read_label_table`.
+        texts: the columns that hold names: in JSON lines texts or whole numbers only.
+        delimiter: as for `read_label_table`.
+
+    Raises:
+        LabelError: If the file cannot be read.
+        ConfigError: If there is a delimiter for JSON lines.
+    """
+    if not is_json_lines(path):
+        return open_table(path, delimiter=delimiter)
+    if delimiter is not None:
+        raise ConfigError("JSON lines have no delimiter.", found=f"delimiter={delimiter!r}")
+    return JsonLines.open(Path(path), texts)
 
 
 def split_counts(
@@ -130,7 +155,7 @@ def split_counts(
     Raises:
         LabelError: If the file cannot be read or has no such column.
     """
-    file = open_table(path, delimiter=delimiter)
+    file = open_labels(path, [split_column], delimiter=delimiter)
     file.require(split_column, "the split of each row")
     counted: Counter[str] = Counter()
     for batch in file.batches([split_column], coded=[split_column]):

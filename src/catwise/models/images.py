@@ -18,7 +18,6 @@ Only raster formats are opened: none that Pillow would hand to another program (
 from __future__ import annotations
 
 import errno
-import importlib
 import io
 import os
 import warnings
@@ -28,6 +27,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import numpy as np
 
+from catwise._extras import import_extra
 from catwise.errors import CatwiseError, ConfigError, FeatureError, FeatureStoreError
 
 if TYPE_CHECKING:
@@ -61,35 +61,6 @@ _OF_THE_FILE: Final = {
 }
 
 
-def import_extra(module: str, extra: str, purpose: str) -> Any:
-    """Import what is no dependency, or say how to install it.
-
-    Args:
-        module: dotted name.
-        extra: the extra of catwise that brings it.
-        purpose: what needs it, the start of a sentence.
-
-    Returns:
-        The module.
-
-    Raises:
-        ConfigError: If it is absent or breaks on import.
-
-    >>> import_extra("json", "images", "reading JSON").__name__
-    'json'
-    """
-    try:
-        return importlib.import_module(module)
-    except (ImportError, RuntimeError, OSError, AttributeError, ValueError) as error:
-        package = module.partition(".")[0]
-        reason = " ".join(str(error).split())[:_REASON]
-        raise ConfigError(
-            f"{purpose} needs the package {package!r}, which cannot be imported.",
-            found=f"{type(error).__name__}: {reason}" if reason else type(error).__name__,
-            remedy=f"pip install 'catwise[{extra}]'",
-        ) from error
-
-
 def read_image(
     source: ImageInput, *, channels: int = 3, name: str | None = None, white: float | None = None
 ) -> Image:
@@ -112,7 +83,8 @@ def read_image(
         FeatureError: If the image cannot be decoded: no such file, not an image, truncated, too
             many pixels, a compression without a decoder.
         FeatureStoreError: If the machine failed: an I/O error, too many open files, no memory.
-        ConfigError: If `channels` or `white` is not possible, or Pillow or pydicom is missing.
+        ConfigError: If `channels` or `white` is not possible.
+        MissingExtraError: If Pillow or pydicom is missing.
 
     >>> pixel = b"P5 2 1 255 " + bytes([0, 255])
     >>> read_image(pixel, channels=1).getpixel((1, 0))

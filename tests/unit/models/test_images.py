@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from catwise.errors import ConfigError, FeatureError, FeatureStoreError
+from catwise.errors import ConfigError, FeatureError, FeatureStoreError, MissingExtraError
 from catwise.models.images import as_channels, import_extra, read_image
 
 if TYPE_CHECKING:
@@ -321,11 +321,11 @@ def test_missing_and_broken_packages(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "broken_extra.py").write_text("raise RuntimeError('operator x does not exist')")
     monkeypatch.syspath_prepend(tmp_path)
     for module, reason in (("broken_extra", "operator x"), ("absent_extra", "ModuleNotFound")):
-        with pytest.raises(ConfigError, match=reason) as caught:
+        with pytest.raises(MissingExtraError, match=reason) as caught:
             import_extra(module, "timm", "reading")
         assert "pip install 'catwise[timm]'" in str(caught.value)
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
-    with pytest.raises(ConfigError, match=r"catwise\[images\]"):
+    with pytest.raises(MissingExtraError, match=r"catwise\[images\]"):
         read_image(b"")
 
 
@@ -496,5 +496,5 @@ def test_dicom_without_pydicom(monkeypatch: pytest.MonkeyPatch) -> None:
     """The install line, and not an undecodable image that could be skipped."""
     data = dicom(GREYS)
     monkeypatch.setitem(sys.modules, "pydicom", None)
-    with pytest.raises(ConfigError, match=r"catwise\[dicom\]"):
+    with pytest.raises(MissingExtraError, match=r"catwise\[dicom\]"):
         read_image(data)

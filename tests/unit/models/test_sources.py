@@ -17,7 +17,14 @@ import pytest
 import torch
 
 from catwise.data import Dataset
-from catwise.errors import ConfigError, FeatureError, FeatureStoreError, IdError, ShapeError
+from catwise.errors import (
+    ConfigError,
+    FeatureError,
+    FeatureStoreError,
+    IdError,
+    MissingExtraError,
+    ShapeError,
+)
 from catwise.labels import PartialLabels
 from catwise.models import Preprocessing
 from catwise.models.sources import (
@@ -395,7 +402,7 @@ def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch, workers: int
             return b"\0" * 128 + b"DICM", f"{row}.dcm"
 
     loader = ImageLoader(Medical([0]), SMALL, workers=workers, undecodable="skip")
-    with pytest.raises(ConfigError, match=r"catwise\[dicom\]"):
+    with pytest.raises(MissingExtraError, match=r"catwise\[dicom\]"):
         read(loader)
 
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from catwise.data.readers import lists as module
+from catwise.data import jsonl as module
 from catwise.data.readers.lists import read_jsonl_table, read_label_lists
 from catwise.errors import CategoryError, CatwiseError, ConfigError, IdError, LabelError
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from catwise.data.readers.mimic_cxr import read_mimic_cxr
     from catwise.data.readers.nuswide import read_nuswide
     from catwise.data.readers.openimages import read_openimages
+    from catwise.data.readers.table import read_table
     from catwise.data.readers.vaw import read_vaw
     from catwise.data.readers.vindr import read_vindr
     from catwise.data.readers.visual_genome import read_visual_genome
@@ -38,6 +39,7 @@ _HOME = {
     "read_mimic_cxr": "mimic_cxr",
     "read_nuswide": "nuswide",
     "read_openimages": "openimages",
+    "read_table": "table",
     "read_vaw": "vaw",
     "read_vindr": "vindr",
     "read_visual_genome": "visual_genome",
@@ -55,6 +57,7 @@ __all__ = [
     "read_mimic_cxr",
     "read_nuswide",
     "read_openimages",
+    "read_table",
     "read_vaw",
     "read_vindr",
     "read_visual_genome",

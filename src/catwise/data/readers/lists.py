@@ -6,41 +6,34 @@ column. Every error names the file, the line (the row of a Parquet file) and the
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
 from collections import Counter
-from contextlib import suppress
-from dataclasses import dataclass
-from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import numpy as np
 
-from catwise.data.files import TableFile, listed, open_table, truncated, unreadable
+from catwise.data.files import TableFile, listed, open_table
+from catwise.data.jsonl import JsonLines, is_json_lines
 from catwise.data.long import first_rows
 from catwise.data.source import Edges, Source
-from catwise.data.wide import read_wide
+from catwise.data.table import read_label_table
 from catwise.errors import CategoryError, ConfigError, IdError, LabelError, nearest
 from catwise.labels.codes import CODE_NAMES, NEGATIVE, POSITIVE, UNCERTAIN, UNKNOWN
 from catwise.labels.columns import Columns
 from catwise.labels.core import PartialLabels
-from catwise.labels.encodings import Encoding, resolve_encoding
 from catwise.labels.names import category_names
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from catwise.labels.codes import Codes, Rows
     from catwise.labels.columns import Storage
+    from catwise.labels.encodings import Encoding
 
 __all__ = ["read_jsonl_table", "read_label_lists"]
 
-JSON_LINES: Final = (".jsonl", ".ndjson")
 TEXTS: Final = ("string", "large_string")
-BATCH_RECORDS: Final = 1 << 13
 OTHERS: Final = {"unknown": UNKNOWN, "negative": NEGATIVE}
 DEFAULTS: Final = ("positive", "negative", "uncertain", "group", "split")
 
@@ -123,16 +116,16 @@ def read_label_lists(
     keys = (id_key, *lists, group_key, split_key)
     _check_roles((*keys, *ignore))
     file: TableFile
-    if not _is_json(path):
+    if not is_json_lines(path):
         file = open_table(path, delimiter=delimiter)
     elif separator is not None or delimiter is not None:
         raise ConfigError("separator and delimiter belong to tables, not to JSON lines.")
     else:
-        file = _JsonFile.open(Path(path), (id_key, group_key, split_key), lists)
+        file = JsonLines.open(Path(path), (id_key, group_key, split_key), lists)
     known = {*keys, *ignore}
     beyond = [name for name in file.names if name not in known]
     if beyond:
-        line = f", line {file.first[beyond[0]]:,}" if isinstance(file, _JsonFile) else ""
+        line = f", line {file.first[beyond[0]]:,}" if isinstance(file, JsonLines) else ""
         raise LabelError(
             f"{file}{line}: has a key or column that is not expected.",
             found=f"{beyond[0]!r}{nearest(beyond[0], known)}",
@@ -204,27 +197,27 @@ def read_jsonl_table(
     ...     read_jsonl_table(path, encoding="nan").codes.tolist()
     [[1, -1], [0, -1]]
     """
-    chosen = None if encoding is None else resolve_encoding(encoding)
+    if not is_json_lines(path):
+        what = f"the suffix of '{path}' is not that of JSON lines."
+        raise LabelError(what, expected=".jsonl or .ndjson (each also .gz)")
     if (split_key is None) != (split is None):
         found = f"split_key={split_key!r}, split={split!r}"
         raise ConfigError("split_key and split go together.", found=found)
-    keys = [key for key in (id_key, group_key, split_key) if key is not None]
-    _check_roles(keys)
-    if not _is_json(path):
-        what = f"the suffix of '{path}' is not that of JSON lines."
-        raise LabelError(what, expected=".jsonl or .ndjson (each also .gz)")
-    file = _JsonFile.open(Path(path), keys)
-    edges = Edges(id_prefix, id_suffix, strip_prefix, strip_suffix)
-    source = Source(file, id_key, group_key, split_key, split, edges)
-    source.check()
-    wanted = [name for name in file.names if name not in keys] if categories is None else categories
-    return read_wide(source, chosen, list(category_names(wanted, len(wanted))), storage)
-
-
-def _is_json(path: str | os.PathLike[str]) -> bool:
-    name = Path(path)
-    name = name.with_suffix("") if name.suffix.lower() == ".gz" else name
-    return name.suffix.lower() in JSON_LINES
+    _check_roles([key for key in (id_key, group_key, split_key) if key is not None])
+    return read_label_table(
+        path,
+        encoding=encoding,
+        id_column=id_key,
+        group_column=group_key,
+        split_column=split_key,
+        split=split,
+        categories=categories,
+        id_prefix=id_prefix,
+        id_suffix=id_suffix,
+        strip_prefix=strip_prefix,
+        strip_suffix=strip_suffix,
+        storage=storage,
+    )
 
 
 def _check_roles(keys: Sequence[str]) -> None:
@@ -391,121 +384,3 @@ def _check_unique(file: TableFile, ids: list[str], rows: Rows) -> None:
                 f"({n_twice:,} repeats in all)",
                 expected="every id once",
             )
-
-
-@dataclass(frozen=True, slots=True)
-class _JsonFile(TableFile):
-    """JSON lines as a table: a key is a column, what a record does not have is null."""
-
-    first: dict[str, int]  # the line in which each key comes first
-    texts: Sequence[str]  # the keys of ids, groups and splits
-    lists: Sequence[str]  # the keys of lists of categories
-
-    @classmethod
-    def open(cls, path: Path, texts: Sequence[str], lists: Sequence[str] = ()) -> _JsonFile:
-        """Look through the file for its keys."""
-        first: dict[str, int] = {}
-        for line, record in _records(path):
-            if not first.keys() >= record.keys():
-                first = dict.fromkeys((*first, *record), line) | first
-        if not first:
-            raise LabelError(f"'{path}' holds no records.", remedy="write the file again")
-        return cls(path, tuple(first), None, first, texts, lists)
-
-    def place(self, row: int, column: str | None = None) -> str:
-        """Where record `row` (from 0) is, for people."""
-        line = next(line for line, _ in islice(_records(self.path), row, None))
-        return f"{self}, line {line:,}" + (f", key {column!r}" if column is not None else "")
-
-    def batches(self, columns: Sequence[str], *, coded: Sequence[str] = ()) -> Iterator[Any]:
-        """Yield record batches of some keys, in the order of the file; none is coded."""
-        import pyarrow as pa
-
-        del coded
-        records, start = _records(self.path), 0
-        while part := [record for _, record in islice(records, BATCH_RECORDS)]:
-            arrays = [self._array(key, [r.get(key) for r in part], start) for key in columns]
-            yield pa.record_batch(arrays, names=list(columns))
-            start += len(part)
-
-    def _array(self, key: str, values: list[Any], start: int) -> Any:
-        import pyarrow as pa
-
-        kinds = set(map(type, values)) - {type(None)}
-        if key in self.lists:
-            items = chain.from_iterable(v for v in values if v) if kinds <= {list} else (None,)
-            if set(map(type, items)) - {str}:
-                self._refuse(key, values, start)
-            return pa.array(values, pa.list_(pa.string()))
-        if key in self.texts and kinds - {str, int}:
-            self._refuse(key, values, start)
-        if kinds <= {int, float} or kinds <= {bool} or kinds <= {str}:
-            with suppress(pa.ArrowException, OverflowError):
-                return pa.array(values)
-        return pa.array([v if v is None or type(v) is str else json.dumps(v) for v in values])
-
-    def _refuse(self, key: str, values: list[Any], start: int) -> NoReturn:
-        """Refuse the first value that has no place under the key."""
-        error: type[IdError | LabelError] = IdError
-        what = "is no text and no whole number."
-        good = [value is None or type(value) in (str, int) for value in values]
-        if key in self.lists:
-            error, what = LabelError, "is no list of names."
-            good = [v is None or (type(v) is list and set(map(type, v)) <= {str}) for v in values]
-        i = good.index(False)
-        found = json.dumps(values[i], ensure_ascii=False)[:60]
-        raise error(f"{self.place(start + i, key)}: {what}", found=found)
-
-
-def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line, record) of JSON lines; blank lines are skipped."""
-    try:
-        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
-            for line, raw in enumerate(file, 1):
-                if not raw.isspace():
-                    yield line, _record(path, line, raw)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise truncated(path, str(error)) from error
-    except OSError as error:
-        raise unreadable(path, error) from error
-
-
-def _record(path: Path, line: int, raw: bytes) -> dict[str, Any]:
-    try:
-        text = raw.decode("utf-8-sig" if line == 1 else "utf-8")
-        record = DECODER.decode(text)
-        if "\\ud" in text or "\\uD" in text:
-            json.dumps(record, ensure_ascii=False).encode()  # half a character is no text
-        nul = "\\u0000" in text and _holds_nul(record)  # which arrays of texts would cut
-        if type(record) is dict and not nul:
-            return record
-        found = "a NUL character in a text" if nul else text[:60]
-    except json.JSONDecodeError as error:
-        cut = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated")
-        if cut and not raw.endswith(b"\n"):
-            raise truncated(path, f"line {line:,} ends inside a record") from error
-        found = f"{error.msg}, column {error.colno:,}"
-    except (ValueError, RecursionError) as error:  # among them: no UTF-8
-        found = str(error)
-    expected = "one JSON object in each line"
-    raise LabelError(f"'{path}', line {line:,}: is no record.", found=found, expected=expected)
-
-
-def _holds_nul(value: Any) -> bool:
-    """Whether a text in a JSON value, keys included, holds NUL."""
-    if isinstance(value, dict):
-        return _holds_nul([*value, *value.values()])
-    if isinstance(value, list):
-        return any(map(_holds_nul, value))
-    return isinstance(value, str) and "\0" in value
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    record = dict(pairs)
-    if len(record) != len(pairs):
-        twice = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
-        raise ValueError(f"the key {twice!r} twice")
-    return record
-
-
-DECODER: Final = json.JSONDecoder(object_pairs_hook=_object)

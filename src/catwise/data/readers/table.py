@@ -1,0 +1,166 @@
+"""A label table of any kind as a data set: what it says of labels, splits and paths."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+
+from catwise.data.dataset import Dataset
+from catwise.data.readers.chexpert import check_option
+from catwise.data.readers.lists import read_label_lists
+from catwise.data.source import texts_of
+from catwise.data.table import open_labels, read_label_table
+from catwise.errors import ConfigError, IdError
+from catwise.labels.audit import known_per_row
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from catwise.data.files import TableFile
+    from catwise.labels.core import PartialLabels
+
+__all__ = ["read_table"]
+
+LAYOUTS: Final = ("wide", "long", "lists")
+
+
+def read_table(
+    root: str | os.PathLike[str],
+    *,
+    layout: Literal["wide", "long", "lists"] = "wide",
+    id_column: str | None = None,
+    group_column: str | None = None,
+    split_column: str | None = None,
+    split: str | None = None,
+    path_column: str | None = None,
+    ignore: Sequence[str] = (),
+    delimiter: str | None = None,
+    **options: Any,
+) -> Dataset:
+    r"""Read a label table with the split and the path of each image.
+
+    Args:
+        root: the file: .csv, .tsv, .tab, .jsonl, .ndjson (each also .gz), .parquet or .pq.
+        layout: "wide": one row an image, one column a category; "long": one row a label; "lists":
+            one row an image, columns that list categories, as for `read_label_lists`.
+        id_column: the column of image ids. None: rows are positional (wide), "id" (long, lists).
+        group_column: the column of groups, such as patients. None: no groups (wide, long), "group"
+            if there is one (lists).
+        split_column: the column that tells the split of each image. None: splits are blank.
+        split: the split to read; None: every image.
+        path_column: the column of image paths, from the folder of the table. None: paths are blank.
+        ignore: further columns that are no categories (wide) or lists.
+        delimiter: between the fields of a text table that is not separated as its suffix says.
+        options: the others of `read_label_table`, such as `encoding`, which must be given (wide,
+            long); or of `read_label_lists`, such as `others`, which must be given (lists).
+
+    Returns:
+        One row an image, in the order of the file. `counts` tells how many images there are and
+        how many have no known label; these stay.
+
+    Raises:
+        LabelError: As for `read_label_table` and `read_label_lists`.
+        IdError: As for these, and if a long table has an image in two splits or at two paths.
+        CategoryError: If a category is not there.
+        ConfigError: If options do not go together.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "labels.csv")
+    ...     _ = path.write_text("id,part,cat,dog\na.jpg,train,1,\nb.jpg,test,0,1\n")
+    ...     read_table(path, encoding="nan", id_column="id", split_column="part")
+    Dataset('labels.csv', n_images=2, n_categories=2, splits={'train': 1, 'test': 1})
+    """
+    check_option("layout", layout, LAYOUTS)
+    if split is not None and split_column is None:
+        raise ConfigError("split needs split_column.", found=f"split={split!r}")
+    path = Path(root)
+    if layout != "wide":
+        id_column = id_column or "id"
+    named = (id_column, group_column, split_column, path_column)
+    keys = [name for name in named if name is not None]
+    file = open_labels(path, keys, delimiter=delimiter)
+    if split_column is not None:
+        file.require(split_column, "the split of each row")
+    if path_column is not None:
+        file.require(path_column, "the paths of the images")
+    others = [*(name for name in (split_column, path_column) if name is not None), *ignore]
+    if layout == "lists":
+        options |= {"id_key": id_column, "split": split}
+        options |= {} if group_column is None else {"group_key": group_column}
+        options |= {} if split_column is None else {"split_key": split_column}
+        beyond = [name for name in others if name != split_column]
+        labels = read_label_lists(path, ignore=beyond, delimiter=delimiter, **options)
+    else:
+        if layout == "wide" and options.get("categories") is None:
+            for column in ignore:
+                file.require(column, "no category")
+            names = [name for name in file.names if name not in (*keys, *ignore)]
+            options |= {"categories": names} if others and names else {}
+        labels = read_label_table(
+            path,
+            layout=layout,
+            id_column=id_column,
+            group_column=group_column,
+            split_column=None if split is None else split_column,
+            split=split,
+            delimiter=delimiter,
+            **options,
+        )
+    told = (split_column, path_column)
+    splits, paths = _told(file, told, labels, id_column if layout == "long" else None, split)
+    n_blank = int(np.count_nonzero(known_per_row(labels) == 0))
+    counts = {"images": labels.n_rows, "images_without_known_label": n_blank}
+    return Dataset(path.name, path.parent, paths, labels, splits, counts)
+
+
+def _told(
+    file: TableFile,
+    columns: tuple[str | None, str | None],
+    labels: PartialLabels,
+    id_column: str | None,
+    split: str | None,
+) -> list[NDArray[np.str_]]:
+    """The split and the path of each image; blank where there is no such column.
+
+    Args:
+        file: the table.
+        columns: of splits and of paths.
+        labels: what was read of the table.
+        id_column: of a long table, in which an image has several rows.
+        split: the split that was read.
+    """
+    wanted = dict.fromkeys(name for name in (*columns, id_column) if name is not None)
+    parts: dict[str, list[NDArray[np.str_]]] = {name: [] for name in wanted}
+    if any(columns):
+        for batch in file.batches(list(wanted)):
+            for name, column in parts.items():
+                column.append(texts_of(batch.column(name), name, file))
+    table = {name: np.concatenate(column) for name, column in parts.items() if column}
+    rows = np.arange(len(next(iter(table.values()), ())))
+    if split is not None and columns[0] is not None:
+        rows = np.flatnonzero(table[columns[0]] == split)
+    first = rows
+    if id_column is not None and table:
+        names, start, image = np.unique(
+            table[id_column][rows], return_index=True, return_inverse=True
+        )
+        for name in filter(None, columns):
+            wrong = np.flatnonzero(table[name][rows] != table[name][rows[start[image]]])
+            if len(wrong):
+                k = int(wrong[0])
+                both = int(rows[start[image[k]]]), int(rows[k])
+                raise IdError(
+                    f"{file} has an image with two values in the column {name!r}.",
+                    found=f"{str(names[image[k]])!r}: "
+                    + " and ".join(f"{str(table[name][i])!r} in {file.place(i)}" for i in both),
+                    expected="one value for each image",
+                )
+        first = rows[np.sort(start)]
+    blank = np.zeros(labels.n_rows, dtype="U1")
+    return [blank if name is None else table[name][first] for name in columns]
