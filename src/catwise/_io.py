@@ -19,9 +19,16 @@ from typing import TYPE_CHECKING
 from catwise.errors import CatwiseError, OutputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-__all__ = ["atomic_folder", "atomic_path", "write_bytes", "write_json", "write_text"]
+__all__ = [
+    "atomic_folder",
+    "atomic_path",
+    "growing_folder",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]
 
 _REMEDIES = {
     errno.ENOSPC: "free some space, or write to another disk",
@@ -162,6 +169,70 @@ def atomic_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> I
             _remove(temporary)
             raise
         _sync_folder(target.parent)
+
+
+@contextlib.contextmanager
+def growing_folder(
+    path: str | os.PathLike[str], *, last: str
+) -> Iterator[tuple[Path, Callable[[Path], None]]]:
+    """Add files to a folder in which one file tells what is there.
+
+    Args:
+        path: a folder that exists. While the block runs no other process can add to it.
+        last: the name of that file, which is to be published last. If the block fails before,
+            what it published is removed.
+
+    Yields:
+        An empty folder to write files in, and a function that flushes one of them to the disk and
+        puts it into `path` under its own name, in place of a file of that name.
+
+    Raises:
+        OutputError: If the operating system refuses, or somebody else adds files.
+    """
+    target = Path(os.path.realpath(path))
+    with _translated(Path(path)), _locked(target):
+        for left in target.glob(".catwise-*"):  # by a process that was killed
+            _remove(left)
+        temporary = _temporary(target / "part")
+        published: list[Path] = []
+
+        def publish(file: Path) -> None:
+            _sync(file)
+            if file.name == last:  # from here on they may be in use
+                published.clear()
+            else:
+                published.append(target / file.name)
+            file.replace(target / file.name)
+            _sync_folder(target)
+
+        try:
+            temporary.mkdir()
+            yield temporary, publish
+        except BaseException:
+            for file in published:
+                _remove(file)
+            raise
+        finally:
+            _remove(temporary)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time in; the lock ends with the process. Only where there are locks."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(ImportError):
+            import fcntl
+
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise OutputError(
+                    f"somebody else adds to '{folder}'.", remedy="wait until that is finished"
+                ) from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _refuse_existing(shown: Path, target: Path, *, overwrite: bool) -> None:

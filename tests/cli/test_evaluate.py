@@ -203,3 +203,22 @@ def test_force_goes_on(tmp_path: Path) -> None:
     result = run("evaluate", *TEST, *MODEL, "--features", str(tmp_path / "shuffled.npz"), "--force")
     assert result.exit_code == 0
     assert "look mismatched" in result.stdout
+
+
+def test_features_at_an_url(tmp_path: Path) -> None:
+    """A feature store's URL is taken as it stands, and scores as the folder does."""
+    fsspec = pytest.importorskip("fsspec")
+    from catwise.features import read_features, write_store
+
+    make_example(tmp_path)
+    found = []
+    for place in (str(tmp_path / "store"), "memory://cli/store"):
+        write_store(place, read_features(tmp_path / "test.npz"))
+        arguments = ["evaluate", "--features", place, "--labels", str(tmp_path / "test.csv")]
+        arguments += ["--encoding", "nan", "--id-column", "image", "--ignore-column", "split"]
+        arguments += ["--group-column", "patient", "--checkpoint"]
+        result = CliRunner().invoke(main, [*arguments, str(tmp_path / "model.safetensors")])
+        assert result.exit_code == 0, result.output
+        found.append(result.output)
+    fsspec.filesystem("memory").store.clear()
+    assert found[0] == found[1]

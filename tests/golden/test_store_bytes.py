@@ -35,11 +35,14 @@ MANIFEST = """{
       "sha256": "SECOND"
     }
   ],
-  "ids": {
-    "file": "ids.txt",
-    "bytes": 11,
-    "sha256": "IDS"
-  },
+  "ids": [
+    {
+      "file": "ids-00000.txt",
+      "rows": 3,
+      "bytes": 11,
+      "sha256": "IDS"
+    }
+  ],
   "origin": {
     "model": "Zürich"
   }
@@ -78,7 +81,7 @@ def test_every_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = {
         "features-00000.safetensors": first,
         "features-00001.safetensors": second,
-        "ids.txt": ids,
+        "ids-00000.txt": ids,
         "manifest.json": manifest,
     }
     found = {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()}

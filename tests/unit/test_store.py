@@ -311,7 +311,7 @@ def damaged(tmp_path: Path, small_shards: None) -> Path:
 SHARD = "features-00001.safetensors"
 
 
-@pytest.mark.parametrize("name", [SHARD, "ids.txt"])
+@pytest.mark.parametrize("name", [SHARD, "ids-00000.txt"])
 @pytest.mark.parametrize("change", ["cut", "longer", "empty", "missing"])
 def test_sizes_are_checked_at_opening(damaged: Path, name: str, change: str) -> None:
     """A file that is cut short, too long, empty or missing is named at opening."""
@@ -359,12 +359,12 @@ def test_exchanged_shards_are_found(damaged: Path) -> None:
 
 def test_changed_ids_are_always_found(damaged: Path) -> None:
     """Ids are compared with their checksum whenever they are read."""
-    path = damaged / "ids.txt"
+    path = damaged / "ids-00000.txt"
     path.write_bytes(path.read_bytes().replace(b"img 3", b"img 4"))
     store = open_store(damaged)
-    with pytest.raises(FeatureStoreError, match=r"ids\.txt differs"):
+    with pytest.raises(FeatureStoreError, match=r"ids-00000\.txt differs"):
         store.ids  # noqa: B018  # reading is the point
-    with pytest.raises(FeatureStoreError, match=r"ids\.txt differs"):
+    with pytest.raises(FeatureStoreError, match=r"ids-00000\.txt differs"):
         store.verify()
 
 
@@ -380,8 +380,8 @@ def test_several_problems_are_told_at_once(damaged: Path) -> None:
     """All that is wrong with the files stands in one error."""
     (damaged / "features-00000.safetensors").unlink()
     (damaged / SHARD).write_bytes(b"")
-    (damaged / "ids.txt").write_bytes(b"")
-    with pytest.raises(FeatureStoreError, match=r"(?s)00000.*00001.*ids\.txt"):
+    (damaged / "ids-00000.txt").write_bytes(b"")
+    with pytest.raises(FeatureStoreError, match=r"(?s)00000.*00001.*ids-00000\.txt"):
         open_store(damaged)
 
 
@@ -426,7 +426,8 @@ def change(table: dict[str, Any], path: str, value: Any) -> None:
         ("shards.1.sha256", "", "checksum"),
         ("shards.1.bytes", 10**20, "cut short"),
         ("shards.1", "x", "damaged"),
-        ("ids.file", "manifest.json", "names the file"),
+        ("ids.0.file", "manifest.json", "names the file"),
+        ("ids.0.rows", 10, "are not those"),
         ("ids", ..., "no 'ids'"),
         ("origin", 3, "origin"),
     ],

@@ -194,7 +194,7 @@ def _read_dataset(source: LabelledOptions) -> Dataset:
 
 
 def load_features(
-    path: Path, *, key: str | None = None, ids_key: str | None = None, check: bool = True
+    path: Path | str, *, key: str | None = None, ids_key: str | None = None, check: bool = True
 ) -> Features:
     """Read features; NaN and infinity are refused, unless somebody else will check."""
     from catwise.features import read_features
@@ -427,7 +427,7 @@ def _uncertain(text: str) -> str | tuple[float, float]:
     return low, high
 
 
-def describe_features(path: Path, features: Features) -> dict[str, Any]:
+def describe_features(path: Path | str, features: Features) -> dict[str, Any]:
     """What the report says about features."""
     n_rows, n_features = features.shape
     has_ids = features.ids is not None

@@ -33,6 +33,7 @@ __all__ = [
     "output_options",
     "pair_options",
     "path_type",
+    "place_type",
     "policy_options",
     "seed_option",
     "source_options",
@@ -85,6 +86,20 @@ _TRUTHS: Final = {"true": True, "false": False, "yes": True, "no": False}
 def path_type() -> click.Path:
     """A path; whether it can be read is for the reader to say, with its own message and code."""
     return click.Path(path_type=Path, readable=False)
+
+
+class _Place(click.Path):
+    """A path, or an URL that stays as it was typed."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if isinstance(value, str) and ("://" in value or "::" in value):
+            return value
+        return super().convert(value, param, ctx)
+
+
+def place_type() -> click.Path:
+    """A path as :func:`path_type` gives it, or the URL of a feature store."""
+    return _Place(path_type=Path, readable=False)
 
 
 def grouped(kind: type[Any], name: str, options: list[Function]) -> Callable[[Function], Function]:
@@ -341,7 +356,7 @@ def _annotated(annotation: str) -> tuple[list[Any], set[str]]:
 class SourceOptions:
     """One labelled source: features, labels, and which rows of them."""
 
-    features: Path
+    features: Path | str
     labels: Path
     features_key: str | None
     ids_key: str | None
@@ -370,10 +385,10 @@ def source_options(prefix: str = "") -> Callable[[Function], Function]:
             click.option(
                 f"--{prefix}features",
                 "features",
-                type=path_type(),
+                type=place_type(),
                 required=True,
                 metavar="PATH",
-                help="A feature store's folder, or .npy, .npz, .safetensors.",
+                help="A feature store's folder or URL, or .npy, .npz, .safetensors.",
             ),
             click.option(
                 f"--{prefix}labels",
@@ -396,9 +411,9 @@ def source_options(prefix: str = "") -> Callable[[Function], Function]:
 class PairOptions:
     """Training data, and validation data if there are any."""
 
-    features: Path
+    features: Path | str
     labels: Path
-    valid_features: Path | None
+    valid_features: Path | str | None
     valid_labels: Path | None
     features_key: str | None
     ids_key: str | None
@@ -419,10 +434,10 @@ pair_options = grouped(
     [
         click.option(
             "--features",
-            type=path_type(),
+            type=place_type(),
             required=True,
             metavar="PATH",
-            help="Training features: a feature store's folder, or .npy, .npz, .safetensors.",
+            help="Training features: a feature store's folder or URL, or .npy, .npz, .safetensors.",
         ),
         click.option(
             "--labels",
@@ -433,7 +448,7 @@ pair_options = grouped(
         ),
         click.option(
             "--valid-features",
-            type=path_type(),
+            type=place_type(),
             metavar="PATH",
             help="Validation features.  [default: those of --features, joined by id]",
         ),

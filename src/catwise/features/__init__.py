@@ -7,7 +7,7 @@ from catwise.features.digests import row_digests
 from catwise.features.ids import as_ids
 from catwise.features.inputs import Features, check_finite, read_features
 from catwise.features.store import FeatureStore, open_store
-from catwise.features.writer import StoreWriter, store_writer, write_store
+from catwise.features.writer import StoreWriter, append_store, store_writer, write_store
 
 __all__ = [
     "BLOCK_ROWS",
@@ -15,6 +15,7 @@ __all__ = [
     "Features",
     "RowBlocks",
     "StoreWriter",
+    "append_store",
     "as_ids",
     "block_of",
     "check_finite",

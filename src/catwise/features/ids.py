@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from catwise.errors import IdError, ShapeError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
-__all__ = ["as_ids", "id_text", "row_index"]
+__all__ = ["as_ids", "check_distinct", "id_text", "row_index"]
 
-_SHOWN = 3
+_SHOWN: Final = 3
+_BLOCK_LETTERS: Final = 2**20
+_LINE_BREAK: Final = np.uint32(10)
+_SURROGATE: Final = np.uint32(0xD800 >> 11)
 
 
 def as_ids(ids: Any, n_rows: int | None = None, *, name: str = "ids") -> NDArray[np.str_]:
@@ -41,27 +46,89 @@ def as_ids(ids: Any, n_rows: int | None = None, *, name: str = "ids") -> NDArray
             found=f"shape {array.shape}",
             expected="shape (N,)" if n_rows is None else f"shape ({n_rows},)",
         )
-    texts = _texts(array, name)
-    for row, text in enumerate(texts):
-        reason = _wrong(text)
-        if reason:
-            raise IdError(f"{name} hold one that {reason}.", found=f"row {row:,}: {text!r}")
-    if len(set(texts)) != len(texts):
-        raise _duplicated(texts, name)
-    result = np.array(texts, dtype=np.str_)
-    result.flags.writeable = False
-    return result
+    texts = np.array(array if array.dtype.kind == "U" else _texts(array, name), dtype=np.str_)
+    if len(texts):
+        _check(texts, name)
+    texts.flags.writeable = False
+    return texts
 
 
 def _texts(array: NDArray[Any], name: str) -> list[str]:
-    if array.dtype.kind == "U":
-        return [str(item) for item in array.tolist()]
     try:
         return [id_text(item) for item in array.tolist()]
     except (TypeError, UnicodeDecodeError) as error:
         raise IdError(
             f"{name} must be texts or whole numbers.", found=f"{error} (dtype {array.dtype})"
         ) from error
+
+
+def _check(texts: NDArray[np.str_], name: str) -> None:
+    """Refuse what cannot be an id, and what is there twice; no text becomes a Python object."""
+    width = max(texts.dtype.itemsize // 4, 1)
+    letters = texts.view(np.uint32).reshape(len(texts), -1) if texts.dtype.itemsize else None
+    hashes = np.zeros(len(texts), dtype=np.uint64)
+    keys = np.random.default_rng(0).integers(1, 2**63, width, dtype=np.uint64) * np.uint64(2)
+    step = max(1, _BLOCK_LETTERS // width)
+    for start in range(0, len(texts), step):
+        if letters is None or (wrong := _wrong_rows(letters[start : start + step])).any():
+            row = start + (0 if letters is None else int(wrong.argmax()))
+            text = str(texts[row])
+            raise IdError(f"{name} hold one that {_wrong(text)}.", found=f"row {row:,}: {text!r}")
+        part = letters[start : start + step]
+        for column, key in enumerate(keys + np.uint64(1)):
+            hashes[start : start + step] += _mixed(part[:, column] * key + key)
+    check_distinct(hashes, lambda rows: texts[rows].tolist(), name)
+
+
+def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Spread the bits, so that sums of different texts differ (the end of MurmurHash3)."""
+    values ^= values >> np.uint64(33)
+    values *= np.uint64(0xFF51AFD7ED558CCD)
+    values ^= values >> np.uint64(33)
+    return values
+
+
+def _wrong_rows(letters: NDArray[np.uint32]) -> NDArray[np.bool_]:
+    """Which rows hold a text that cannot be an id."""
+    bad = (letters == _LINE_BREAK) | ((letters >> np.uint32(11)) == _SURROGATE)
+    bad[:, 0] |= letters[:, 0] == 0
+    bad[:, 1:] |= (letters[:, :-1] == 0) & (letters[:, 1:] != 0)  # NUL inside a text
+    return np.asarray(bad.any(axis=1))
+
+
+def _wrong(text: str) -> str:
+    """Why a text cannot be an id."""
+    if not text:
+        return "is empty"
+    if "\n" in text or "\0" in text:
+        return "holds a line break or a NUL character"
+    return "is no Unicode text"
+
+
+def check_distinct(
+    hashes: NDArray[Any], texts_of: Callable[[NDArray[np.int64]], list[str]], name: str
+) -> None:
+    """Refuse texts that are there twice.
+
+    Args:
+        hashes: (N,) 64-bit hashes of the texts.
+        texts_of: gives the texts of some rows, by which those with one hash are compared.
+        name: what to call the texts in the error.
+
+    Raises:
+        IdError: If two rows have the same text; names them.
+    """
+    ordered = np.sort(hashes)
+    twice = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    if not len(twice):
+        return
+    rows = np.flatnonzero(np.isin(hashes, twice))
+    where: dict[str, list[int]] = {}
+    for row, text in zip(rows.tolist(), texts_of(rows), strict=True):
+        where.setdefault(text, []).append(row)
+    repeated = {text: found for text, found in where.items() if len(found) > 1}
+    if repeated:
+        raise _duplicated(repeated, name)
 
 
 def id_text(item: object) -> str:
@@ -83,23 +150,8 @@ def id_text(item: object) -> str:
     raise TypeError(msg)
 
 
-def _wrong(text: str) -> str:
-    """Why a text cannot be an id, or ''."""
-    if not text:
-        return "is empty"
-    if "\n" in text or "\0" in text:
-        return "holds a line break or a NUL character"
-    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
-        return "is no Unicode text"
-    return ""
-
-
-def _duplicated(texts: list[str], name: str) -> IdError:
-    rows: dict[str, list[int]] = {}
-    for row, text in enumerate(texts):
-        rows.setdefault(text, []).append(row)
-    twice = {text: where for text, where in rows.items() if len(where) > 1}
-    shown = [f"{text!r} in rows {where[0]:,} and {where[1]:,}" for text, where in twice.items()]
+def _duplicated(twice: dict[str, list[int]], name: str) -> IdError:
+    shown = [f"{text!r} in rows {rows[0]:,} and {rows[1]:,}" for text, rows in twice.items()]
     more = len(shown) - _SHOWN
     return IdError(
         f"{name} hold {len(twice):,} more than once.",

@@ -13,8 +13,11 @@ from catwise.errors import ConfigError, FeatureError, FeatureStoreError, nearest
 from catwise.features.arrays import FileArray, list_arrays
 from catwise.features.blocks import BLOCK_ROWS, RowBlocks, feature_shape
 from catwise.features.ids import as_ids, row_index
+from catwise.features.places import is_url
 
 if TYPE_CHECKING:
+    import os
+
     from numpy.typing import NDArray
 
 __all__ = ["Features", "check_finite", "read_features"]
@@ -100,7 +103,8 @@ def read_features(
     Files are memory-mapped where they are not compressed; nothing in them is executed.
 
     Args:
-        source: a .npy, .npz or .safetensors file, a feature store's folder, or features in memory.
+        source: a .npy, .npz or .safetensors file, a feature store's folder or URL, or features in
+            memory.
         key: the array's name in an .npz or .safetensors file; needed where several may be meant. An
             array called `features` is taken without asking.
         ids_key: the name of the array of ids in such a file; one called `ids` is taken without
@@ -124,7 +128,7 @@ def read_features(
     array(['a.jpg', 'b.jpg'], dtype='<U5')
     """
     if isinstance(source, str) or hasattr(source, "__fspath__"):
-        features = _from_path(Path(source), key, ids_key)
+        features = _from_path(source, key, ids_key)
     elif key is not None or ids_key is not None:
         raise ConfigError("key and ids_key name arrays of a file.", found=type(source).__name__)
     elif isinstance(source, Features):
@@ -136,13 +140,14 @@ def read_features(
     return features
 
 
-def _from_path(path: Path, key: str | None, ids_key: str | None) -> Features:
-    if path.is_dir():
+def _from_path(source: str | os.PathLike[str], key: str | None, ids_key: str | None) -> Features:
+    path = Path(source)
+    if is_url(source) or path.is_dir():
         from catwise.features.store import open_store
 
         if key is not None or ids_key is not None:
-            raise ConfigError(f"'{path}' is a feature store, which has no keys.")
-        store = open_store(path)
+            raise ConfigError(f"'{source}' is a feature store, which has no keys.")
+        store = open_store(source)
         return Features(store, store.ids)
     try:
         arrays = list_arrays(path)

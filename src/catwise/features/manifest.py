@@ -5,10 +5,12 @@ A store is a folder::
     manifest.json                the table below, UTF-8
     features-00000.safetensors   the first rows: one tensor `features`, (rows, D)
     features-00001.safetensors   the next rows …
-    ids.txt                      the images' ids, one on a line, UTF-8; absent when there are none
+    ids-00000.txt                the images' ids, one on a line, UTF-8; absent when there are none
+    ids-00001.txt                ids of rows that were added later …
 
-All shards but the last have the same number of rows. In each, the header is padded with spaces so
-that the numbers start at byte 256.
+What was written at once has shards of the same number of rows, but for the last. In each, the
+header is padded with spaces so that the numbers start at byte 256. Files are never changed: rows
+that are added are new files and a new manifest, so that a store that is open stays what it was.
 """
 
 from __future__ import annotations
@@ -27,13 +29,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DATA_START",
-    "IDS_FILE",
     "MANIFEST_FILE",
     "SAFETENSORS_NAMES",
     "IdsFile",
     "Manifest",
     "ShardFile",
     "dtype_name",
+    "file_number",
     "file_sha256",
     "manifest_text",
     "parse_manifest",
@@ -43,7 +45,6 @@ __all__ = [
 FORMAT: Final = "catwise-features"
 VERSION: Final = 1
 MANIFEST_FILE: Final = "manifest.json"
-IDS_FILE: Final = "ids.txt"
 DATA_START: Final = 256
 SAFETENSORS_NAMES: Final = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 _ALIASES: Final = {
@@ -51,7 +52,8 @@ _ALIASES: Final = {
     "bf16": "bfloat16",
     "fp32": "float32", "float": "float32", "f32": "float32",
 }  # fmt: skip
-_SHARD_NAME: Final = re.compile(r"features-\d{5,}\.safetensors")
+_SHARD_NAME: Final = re.compile(r"features-(\d{5,})\.safetensors")
+_IDS_NAME: Final = re.compile(r"ids-(\d{5,})\.txt")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
@@ -67,9 +69,10 @@ class ShardFile:
 
 @dataclass(frozen=True, slots=True)
 class IdsFile:
-    """The file of ids."""
+    """One file of ids."""
 
     file: str
+    rows: int
     bytes: int
     sha256: str
 
@@ -82,8 +85,13 @@ class Manifest:
     n_rows: int
     n_features: int
     shards: tuple[ShardFile, ...]
-    ids: IdsFile | None
+    ids: tuple[IdsFile, ...]
     origin: str
+
+    @property
+    def files(self) -> tuple[ShardFile | IdsFile, ...]:
+        """All files but the manifest."""
+        return (*self.shards, *self.ids)
 
 
 def dtype_name(dtype: Any) -> str:
@@ -130,13 +138,13 @@ def manifest_text(manifest: Manifest) -> str:
         "n_rows": manifest.n_rows,
         "n_features": manifest.n_features,
         "shards": [asdict(shard) for shard in manifest.shards],
-        "ids": None if manifest.ids is None else asdict(manifest.ids),
+        "ids": [asdict(part) for part in manifest.ids] or None,
         "origin": json.loads(manifest.origin),
     }
     return json.dumps(table, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def parse_manifest(path: Path, raw: bytes) -> Manifest:
+def parse_manifest(path: str, raw: bytes) -> Manifest:
     """Read the bytes of manifest.json; only the manifest is checked, not the files.
 
     Raises:
@@ -148,7 +156,7 @@ def parse_manifest(path: Path, raw: bytes) -> Manifest:
             raise ValueError("it is not the manifest of a feature store")  # noqa: TRY301
         if table.get("version") != VERSION:
             raise FeatureStoreError(
-                f"'{path.parent}' is a feature store of another version.",
+                f"'{path.rpartition('/')[0]}' is a feature store of another version.",
                 found=f"version {table.get('version')!r}",
                 expected=f"version {VERSION}",
                 remedy="update catwise",
@@ -165,7 +173,7 @@ def parse_manifest(path: Path, raw: bytes) -> Manifest:
 
 def _from_table(table: dict[str, Any]) -> Manifest:
     shards = tuple(ShardFile(**_checked(entry, ShardFile)) for entry in table["shards"])
-    ids = None if table["ids"] is None else IdsFile(**_checked(table["ids"], IdsFile))
+    ids = tuple(IdsFile(**_checked(entry, IdsFile)) for entry in table["ids"] or [])
     dtype = table["dtype"]
     if dtype not in SAFETENSORS_NAMES:
         raise ValueError(f"its dtype is {dtype!r}")
@@ -174,8 +182,11 @@ def _from_table(table: dict[str, Any]) -> Manifest:
     n_rows, n_features = _count(table["n_rows"]), _count(table["n_features"])
     if not shards or sum(shard.rows for shard in shards) != n_rows:
         raise ValueError(f"its shards do not sum to its {n_rows:,} rows")
-    if len({shard.file for shard in shards}) != len(shards):
-        raise ValueError("it names a shard twice")
+    if ids and sum(part.rows for part in ids) != n_rows:
+        raise ValueError(f"its ids are not those of its {n_rows:,} rows")
+    names = [shard.file for shard in shards] + [part.file for part in ids]
+    if len(set(names)) != len(names):
+        raise ValueError("it names a file twice")
     return Manifest(dtype, n_rows, n_features, shards, ids, json.dumps(table["origin"]))
 
 
@@ -189,14 +200,24 @@ def _checked(entry: dict[str, Any], kind: type) -> dict[str, Any]:
     """The fields of an entry; file names never lead out of the folder."""
     fields = {name: entry[name] for name in kind.__slots__}  # type: ignore[attr-defined]
     name, sha256 = fields["file"], fields["sha256"]
-    right = name == IDS_FILE if kind is IdsFile else _SHARD_NAME.fullmatch(str(name))
-    if not right:
+    right = _IDS_NAME if kind is IdsFile else _SHARD_NAME
+    if not right.fullmatch(str(name)):
         raise ValueError(f"it names the file {name!r}")
     if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
         raise ValueError(f"the checksum of {name!r} is {sha256!r}")
     for field in {"rows", "bytes"} & fields.keys():
         _count(fields[field])
     return fields
+
+
+def file_number(name: str) -> int | None:
+    """The number in the name of a shard or of a file of ids; None for another file.
+
+    >>> file_number("ids-00003.txt"), file_number("manifest.json")
+    (3, None)
+    """
+    found = _SHARD_NAME.fullmatch(name) or _IDS_NAME.fullmatch(name)
+    return int(found[1]) if found else None
 
 
 def file_sha256(path: Path) -> str:

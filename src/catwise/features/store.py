@@ -1,4 +1,4 @@
-"""Feature stores on disk: opened in no time, read block by block from mapped files."""
+"""Feature stores: opened in no time, read block by block from mapped files, or from afar."""
 
 from __future__ import annotations
 
@@ -7,26 +7,28 @@ import json
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from itertools import accumulate
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from catwise._safetensors import read_layout
 from catwise.errors import FeatureStoreError
 from catwise.features.arrays import widen_bfloat16
-from catwise.features.ids import as_ids, row_index
+from catwise.features.id_files import ids_array
+from catwise.features.ids import row_index
 from catwise.features.manifest import (
+    DATA_START,
     MANIFEST_FILE,
-    SAFETENSORS_NAMES,
+    IdsFile,
     Manifest,
     ShardFile,
-    file_sha256,
     parse_manifest,
+    shard_header,
 )
+from catwise.features.places import LocalPlace, Place, place_of
 
 if TYPE_CHECKING:
     import os
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -42,24 +44,24 @@ class FeatureStore:
     """Features on disk. Opened by :func:`open_store`, written by :func:`write_store`. Immutable.
 
     Attributes:
-        path: the folder, absolute.
+        path: the folder, absolute; an URL where the store is elsewhere.
         digest: SHA-256 of the manifest, which holds the checksums of all files: equal digests mean
             equal features, ids and origin.
     """
 
-    path: Path
+    path: Path | str
     digest: str
+    _place: Place
     _manifest: Manifest
     _starts: tuple[int, ...]
-    _data_starts: tuple[int, ...]
-    _mapped: dict[int, NDArray[Any]] = field(default_factory=dict)
+    _mapped: dict[int, Any] = field(default_factory=dict)
     _ids: list[NDArray[np.str_]] = field(default_factory=list)
 
     def __repr__(self) -> str:
         n_rows, n_features = self.shape
         return (
             f"FeatureStore(n_rows={n_rows}, n_features={n_features}, dtype={self.dtype}, "
-            f"ids={self._manifest.ids is not None}, path='{self.path}')"
+            f"ids={bool(self._manifest.ids)}, path='{self.path}')"
         )
 
     def __len__(self) -> int:
@@ -85,6 +87,11 @@ class FeatureStore:
         return value
 
     @property
+    def manifest(self) -> Manifest:
+        """What its files are."""
+        return self._manifest
+
+    @property
     def shards(self) -> tuple[ShardFile, ...]:
         """The files of rows, with their numbers of rows, sizes and checksums."""
         return self._manifest.shards
@@ -96,29 +103,45 @@ class FeatureStore:
         Raises:
             FeatureStoreError: If the file of ids is not the one that was written.
         """
-        if self._manifest.ids is None:
+        if not self._manifest.ids:
             return None
         if not self._ids:
-            self._ids.append(self._read_ids())
+            raw = self.id_files()
+            try:
+                self._ids.append(ids_array(raw, len(self)))
+            except ValueError as error:
+                raise _damaged(self.path, [f"the ids: {error}"]) from error
         return self._ids[0]
 
-    def _read_ids(self) -> NDArray[np.str_]:
-        assert self._manifest.ids is not None  # noqa: S101  # asked by `ids`
-        path = self.path / self._manifest.ids.file
-        try:
-            raw = path.read_bytes()
-        except OSError as error:
-            raise _damaged(self.path, [f"{path.name}: {error.strerror}"]) from error
-        if hashlib.sha256(raw).hexdigest() != self._manifest.ids.sha256:
-            raise _damaged(self.path, [f"{path.name} differs from its checksum"])
-        return as_ids(raw.decode("utf-8").split("\n")[:-1], len(self))
+    def id_files(self) -> list[bytes]:
+        """The bytes of the files of ids, compared with their checksums.
+
+        Raises:
+            FeatureStoreError: If one is not the file that was written.
+        """
+        found, problems = [], []
+        for part in self._manifest.ids:
+            try:
+                raw = self._place.read(part.file)
+            except OSError as error:
+                problems.append(f"{part.file}: {_reason(error)}")
+                continue
+            if hashlib.sha256(raw).hexdigest() != part.sha256:
+                problems.append(f"{part.file} differs from its checksum")
+            found.append(raw)
+        if problems:
+            raise _damaged(self.path, problems)
+        return found
 
     def block(self, start: int, stop: int) -> NDArray[Any]:
-        """Rows start to stop, as slices count.
+        """Rows start to stop, as slices count; no others are read.
 
         Returns:
             (stop − start, D): float16 or float32 as stored, bfloat16 widened to float32. A
             read-only view of the mapped file where the rows lie in one shard.
+
+        Raises:
+            FeatureStoreError: If a file cannot be read, or is gone.
         """
         first, last, _ = slice(start, stop).indices(len(self))
         if first >= last:
@@ -127,12 +150,14 @@ class FeatureStore:
         at = bisect_right(self._starts, first) - 1
         while first < last:
             begin, end = self._starts[at], self._starts[at] + self.shards[at].rows
-            parts.append(self._shard(at)[first - begin : min(last, end) - begin])
+            parts.append(self._take(at, slice(first - begin, min(last, end) - begin)))
             first, at = end, at + 1
         return self._as_numbers(parts[0] if len(parts) == 1 else np.concatenate(parts))
 
     def rows(self, index: Any) -> NDArray[Any]:
-        """Copies of the rows with these numbers, in that order.
+        """Copies of the rows with these numbers, in that order; no others are read.
+
+        The known rows of a category are ``store.rows(labels.known(category)[0])``.
 
         Args:
             index: (K,) whole numbers, negative ones from the end, or an (N,) mask.
@@ -142,34 +167,34 @@ class FeatureStore:
 
         Raises:
             IndexError: If there is no such row.
+            FeatureStoreError: If a file cannot be read, or is gone.
         """
         wanted = np.arange(len(self))[row_index(index)]
         out = np.empty((len(wanted), self.shape[1]), _STORED[self.dtype])
         shard_of = np.searchsorted(self._starts, wanted, side="right") - 1
         for at in np.unique(shard_of).tolist():
             here = np.flatnonzero(shard_of == at)
-            out[here] = self._shard(at)[wanted[here] - self._starts[at]]
+            out[here] = self._take(at, wanted[here] - self._starts[at])
         return self._as_numbers(out)
 
     def _as_numbers(self, stored: NDArray[Any]) -> NDArray[Any]:
         return widen_bfloat16(stored) if self.dtype == "bfloat16" else stored
 
-    def _shard(self, at: int) -> NDArray[Any]:
-        """One shard, mapped. A mapping holds a file open, so that only so many are kept."""
-        mapped = self._mapped.get(at)
-        if mapped is None:
-            shard = self.shards[at]
-            shape = (shard.rows, self.shape[1])
-            start, dtype = self._data_starts[at], _STORED[self.dtype]
-            try:
-                whole = np.memmap(self.path / shard.file, dtype, "r", start, shape)
-            except (OSError, ValueError) as error:
-                raise _damaged(self.path, [f"{shard.file}: {error}"]) from error
-            mapped = whole.view(np.ndarray)
-            while len(self._mapped) >= _MAX_MAPPED:
-                self._mapped.pop(next(iter(self._mapped)), None)
-            self._mapped[at] = mapped
-        return mapped
+    def _take(self, at: int, key: slice | NDArray[np.int64]) -> NDArray[Any]:
+        """Rows of one shard. A mapping holds a file open, so that only so many are kept."""
+        shard = self.shards[at]
+        try:
+            rows = self._mapped.get(at)
+            if rows is None:
+                shape = (shard.rows, self.shape[1])
+                rows = self._place.rows(shard.file, _STORED[self.dtype], shape)
+                while len(self._mapped) >= _MAX_MAPPED:
+                    self._mapped.pop(next(iter(self._mapped)), None)
+                self._mapped[at] = rows
+            taken: NDArray[Any] = rows[key]
+        except (OSError, ValueError) as error:
+            raise _damaged(self.path, [f"{shard.file}: {_reason(error)}"]) from error
+        return taken
 
     def verify(self) -> None:
         """Read every file and compare it with its checksum.
@@ -177,14 +202,15 @@ class FeatureStore:
         Raises:
             FeatureStoreError: If files are missing or differ; names them and their rows.
         """
-        problems = []
-        for start, shard in zip(self._starts, self.shards, strict=True):
-            if not _is_whole(self.path / shard.file, shard.sha256):
-                rows = f"rows {start:,} to {start + shard.rows - 1:,}"
-                problems.append(f"{shard.file} ({rows}) differs from its checksum")
-        ids = self._manifest.ids
-        if ids is not None and not _is_whole(self.path / ids.file, ids.sha256):
-            problems.append(f"{ids.file} differs from its checksum")
+        rows = {
+            shard.file: f" (rows {start:,} to {start + shard.rows - 1:,})"
+            for start, shard in zip(self._starts, self.shards, strict=True)
+        }
+        problems = [
+            f"{part.file}{rows.get(part.file, '')} differs from its checksum"
+            for part in self._manifest.files
+            if not _is_whole(self._place, part.file, part.sha256)
+        ]
         if problems:
             raise _damaged(self.path, problems)
 
@@ -193,13 +219,16 @@ def open_store(path: str | os.PathLike[str], *, verify: bool = False) -> Feature
     """Open a feature store; no feature is read.
 
     Every file's presence, header and size are checked: a shard that was cut short is found here.
+    At an URL, nothing but the rows that are asked for is fetched, each time that they are asked
+    for; ``"filecache::s3://…"`` is fsspec's way to keep what was fetched.
 
     Args:
-        path: the folder.
+        path: the folder, or an URL that fsspec opens, such as ``"s3://bucket/train"``.
         verify: also read every file and compare it with its checksum.
 
     Raises:
         FeatureStoreError: If it is no store, or files are missing or damaged; all are named.
+        ConfigError: If what an URL needs is not installed.
 
     >>> import tempfile
     >>> from catwise.features import write_store
@@ -210,71 +239,70 @@ def open_store(path: str | os.PathLike[str], *, verify: bool = False) -> Feature
     array([[0., 0., 1.],
            [1., 0., 0.]], dtype=float16)
     """
-    folder = Path(path).absolute()
+    place = place_of(path)
     try:
-        raw = (folder / MANIFEST_FILE).read_bytes()
+        raw = place.read(MANIFEST_FILE)
     except OSError as error:
-        reason = "it has no manifest.json" if folder.is_dir() else error.strerror
+        folder = isinstance(place, LocalPlace) and place.folder.is_dir()
         raise FeatureStoreError(
             f"'{path}' is no feature store.",
-            found=reason,
+            found="it has no manifest.json" if folder else _reason(error),
             expected="a folder that write_store wrote",
             remedy="check the path",
         ) from error
-    manifest = parse_manifest(folder / MANIFEST_FILE, raw)
+    manifest = parse_manifest(f"{place}/{MANIFEST_FILE}", raw)
     starts = tuple(accumulate((shard.rows for shard in manifest.shards[:-1]), initial=0))
-    data_starts = _check_files(folder, manifest)
-    store = FeatureStore(folder, hashlib.sha256(raw).hexdigest(), manifest, starts, data_starts)
+    shown = place.folder if isinstance(place, LocalPlace) else str(place)
+    if problems := _problems(place, manifest):
+        raise _damaged(shown, problems)
+    store = FeatureStore(shown, hashlib.sha256(raw).hexdigest(), place, manifest, starts)
     if verify:
         store.verify()
     return store
 
 
-def _check_files(folder: Path, manifest: Manifest) -> tuple[int, ...]:
-    """Where each shard's numbers start; all that is wrong with the files is told at once."""
-    found = [_shard_start(folder / shard.file, shard, manifest) for shard in manifest.shards]
-    problems = [problem for problem in found if isinstance(problem, str)]
-    if manifest.ids is not None:
-        problems += _ids_problem(folder / manifest.ids.file, manifest.ids.bytes)
-    if problems:
-        raise _damaged(folder, problems)
-    return tuple(start for start in found if isinstance(start, int))
-
-
-def _shard_start(path: Path, shard: ShardFile, manifest: Manifest) -> int | str:
-    """Where a shard's numbers start, or what is wrong with it."""
+def _problems(place: Place, manifest: Manifest) -> list[str]:
+    """All that is wrong with the files, as their sizes and headers tell."""
+    found = []
     try:
-        size = path.stat().st_size
-        if size < shard.bytes:
-            return f"{path.name} is cut short: {size:,} bytes, {shard.bytes:,} expected"
-        tensors = read_layout(path).tensors
-    except (OSError, ValueError) as error:
-        return f"{path.name}: {getattr(error, 'strerror', None) or error}"
-    expected = (SAFETENSORS_NAMES[manifest.dtype], (shard.rows, manifest.n_features))
-    if size != shard.bytes or [(t.dtype, t.shape) for t in tensors] != [expected]:
-        return f"{path.name} is not the file that the manifest describes"
-    return tensors[0].start
-
-
-def _ids_problem(path: Path, expected: int) -> list[str]:
-    try:
-        size = path.stat().st_size
+        heads = place.heads([part.file for part in manifest.files])
     except OSError as error:
-        return [f"{path.name}: {error.strerror}"]
-    return [f"{path.name}: {size:,} bytes, {expected:,} expected"] if size != expected else []
+        return [_reason(error)]
+    for part, head in zip(manifest.files, heads, strict=True):
+        if isinstance(head, OSError):
+            found.append(f"{part.file}: {_reason(head)}")
+        elif head[0] < part.bytes:
+            found.append(f"{part.file} is cut short: {head[0]:,} bytes, {part.bytes:,} expected")
+        elif head[0] > part.bytes or not _is_described(part, head[1], manifest):
+            found.append(f"{part.file} is not the file that the manifest describes")
+    return found
 
 
-def _is_whole(path: Path, sha256: str) -> bool:
+def _is_described(part: ShardFile | IdsFile, head: bytes, manifest: Manifest) -> bool:
+    """Whether a file's size and first bytes are those of its rows."""
+    if isinstance(part, IdsFile):
+        return True
+    item = np.dtype(_STORED[manifest.dtype]).itemsize
+    size = DATA_START + part.rows * manifest.n_features * item
+    expected = shard_header(manifest.dtype, part.rows, manifest.n_features, item)
+    return (head, part.bytes) == (expected, size)
+
+
+def _is_whole(place: Place, name: str, sha256: str) -> bool:
     try:
-        return file_sha256(path) == sha256
+        return place.sha256(name) == sha256
     except OSError:
         return False
 
 
-def _damaged(folder: Path, problems: list[str]) -> FeatureStoreError:
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _damaged(path: object, problems: list[str]) -> FeatureStoreError:
     more = len(problems) - 3
     return FeatureStoreError(
-        f"the feature store '{folder}' is damaged.",
+        f"the feature store '{path}' is damaged.",
         found="; ".join(problems[:3]) + (f"; and {more:,} more files" if more > 0 else ""),
         remedy=_REMEDY,
     )

@@ -1,43 +1,46 @@
-"""Writing feature stores, block by block, whole or not at all."""
+"""Writing feature stores and adding rows to them, block by block, whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import numpy as np
 import torch
 
-from catwise._io import atomic_folder
-from catwise.errors import ConfigError, FeatureError, ShapeError
+from catwise._io import atomic_folder, growing_folder
+from catwise.errors import ConfigError, FeatureError, OutputError, ShapeError
 from catwise.features.arrays import bfloat16_bits
 from catwise.features.blocks import BLOCK_ROWS, block_of, feature_shape
+from catwise.features.id_files import IdsWriter
 from catwise.features.ids import as_ids
 from catwise.features.inputs import Features, check_finite
 from catwise.features.manifest import (
     DATA_START,
-    IDS_FILE,
     MANIFEST_FILE,
     IdsFile,
     Manifest,
     ShardFile,
     dtype_name,
+    file_number,
     file_sha256,
     manifest_text,
     shard_header,
 )
+from catwise.features.places import RemotePlace, is_url
 from catwise.features.store import FeatureStore, open_store
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Mapping
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
-__all__ = ["StoreWriter", "store_writer", "write_store"]
+__all__ = ["StoreWriter", "append_store", "store_writer", "write_store"]
 
 SHARD_BYTES: Final = 2**28
 _ITEM_SIZES: Final = {"float16": 2, "bfloat16": 2, "float32": 4}
@@ -56,9 +59,11 @@ def write_store(
     """Write features as a store; a reader never sees half of one.
 
     The bytes depend on the rows, ids, dtype and origin only, not on how the rows are cut in blocks.
+    At an URL, a file is copied as soon as it is full, and the manifest last.
 
     Args:
-        path: the folder to make; the folder around it must exist.
+        path: the folder to make; the folder around it must exist. Or an URL that fsspec opens,
+            such as ``"s3://bucket/train"``.
         blocks: (N, D) features of any kind, or an iterable of (rows, D) blocks.
         ids: (N,) different texts or whole numbers; those of the features when not given.
         dtype: float16, bfloat16 or float32; when not given, float16 and bfloat16 features stay
@@ -73,7 +78,7 @@ def write_store(
         FeatureError: If there are no rows, or values are not finite numbers in that dtype.
         ShapeError: If blocks differ in columns, or the ids are not one for each row.
         IdError: If an id is empty or there twice.
-        ConfigError: If dtype or origin cannot be stored.
+        ConfigError: If dtype or origin cannot be stored, or what an URL needs is not installed.
         OutputError: If the folder has content, or cannot be written.
 
     >>> import tempfile
@@ -91,6 +96,80 @@ def write_store(
         if ids is not None:
             writer.set_ids(ids)
     return open_store(path)
+
+
+def append_store(
+    path: str | os.PathLike[str],
+    blocks: Any,
+    *,
+    ids: Any = None,
+    origin: Mapping[str, Any] | None = None,
+) -> FeatureStore:
+    """Add rows to a store. What is there is not written again.
+
+    The rows become new files; then a new manifest takes the place of the old one, so that a reader
+    sees the old store or the new one, and one that is open stays what it was. Stopped before that,
+    nothing was added.
+
+    Args:
+        path: the store's folder or URL. While a folder is added to, nobody else can add to it; at
+            an URL that is yours to see to.
+        blocks: features of any kind, or an iterable of (rows, D) blocks; they take the store's
+            dtype.
+        ids: ids of the new rows; those of the features when not given.
+        origin: where they come from; that of the features when not given. In the store's own
+            origin it is listed under "appended".
+
+    Returns:
+        The store with all rows, opened.
+
+    Raises:
+        FeatureStoreError: If there is no store.
+        ShapeError: If the rows differ from the store's in columns, or have ids where it has none,
+            or none where it has ids.
+        IdError: If an id is in the store already, or is there twice.
+        FeatureError: If there are no rows, or values are not finite numbers in the store's dtype.
+        OutputError: If the folder cannot be written, or somebody else adds to it.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = write_store(f"{folder}/train", np.eye(2), ids=["a", "b"])
+    ...     append_store(f"{folder}/train", [[5.0, 6.0]], ids=["c"]).rows([2, 0])
+    array([[5., 6.],
+           [1., 0.]], dtype=float32)
+    """
+    if not hasattr(blocks, "shape") and isinstance(blocks, (list, tuple)):
+        blocks = np.asarray(blocks) if np.ndim(blocks[0] if blocks else 0) == 1 else blocks
+    ids = getattr(blocks, "ids", None) if ids is None else ids
+    source = origin if origin is not None else getattr(blocks, "origin", None)
+    open_store(path)
+    with _destination(path, grow=True) as (folder, publish, _):
+        store = open_store(path)
+        _sweep(store)
+        writer = StoreWriter(
+            folder, dtype=store.dtype, origin=_origin_text(source), publish=publish, store=store
+        )
+        _fill(writer, blocks, ids)
+    return open_store(path)
+
+
+def _sweep(store: FeatureStore) -> None:
+    """Remove what an addition that was killed left in a local folder."""
+    listed = {part.file for part in store.manifest.files}
+    for path in store.path.iterdir() if isinstance(store.path, Path) else ():
+        if file_number(path.name) is not None and path.name not in listed:
+            path.unlink()
+
+
+def _fill(writer: StoreWriter, blocks: Any, ids: Any) -> None:
+    try:
+        for rows in _blocks(blocks):
+            writer.write(rows)
+        if ids is not None:
+            writer.set_ids(ids)
+        writer.finish()
+    finally:
+        writer.close()
 
 
 def _half(values: Any) -> str | None:
@@ -133,13 +212,68 @@ def store_writer(
     """
     name = None if dtype is None else dtype_name(dtype)
     text = _origin_text(origin)
-    with atomic_folder(path, overwrite=overwrite) as folder:
-        writer = StoreWriter(folder, dtype=name, origin=text)
+    with _destination(path, overwrite=overwrite) as (folder, publish, number):
+        writer = StoreWriter(folder, dtype=name, origin=text, publish=publish, number=number)
         try:
             yield writer
             writer.finish()
         finally:
             writer.close()
+
+
+@contextlib.contextmanager
+def _destination(
+    path: str | os.PathLike[str], *, overwrite: bool = False, grow: bool = False
+) -> Iterator[tuple[Path, Callable[[Path], None], int]]:
+    """A folder to write files in, what is to be done with each, and the number of the first."""
+    if is_url(path):
+        with _remote(str(path), overwrite=overwrite, grow=grow) as there:
+            yield there
+    elif grow:
+        with growing_folder(path, last=MANIFEST_FILE) as (folder, publish):
+            yield folder, publish, 0
+    else:
+        with atomic_folder(path, overwrite=overwrite) as folder:
+            yield folder, lambda _: None, 0
+
+
+@contextlib.contextmanager
+def _remote(
+    url: str, *, overwrite: bool, grow: bool
+) -> Iterator[tuple[Path, Callable[[Path], None], int]]:
+    """Files go to an URL one by one; those of a store that is replaced are removed at the end."""
+    place = RemotePlace(url)
+    try:
+        old = place.sizes()
+    except OSError as error:
+        raise OutputError(f"cannot write '{url}'.", found=str(error)) from error
+    if old and not (overwrite or grow):
+        raise OutputError(
+            f"'{url}' exists and is not empty.",
+            found=", ".join(sorted(old)[:3]),
+            remedy="choose another place, or ask to overwrite it",
+        )
+    numbers = [number for name in old if (number := file_number(name)) is not None]
+    sent: list[str] = []
+
+    def publish(file: Path) -> None:
+        sent.append(file.name)
+        place.put(file)
+        file.unlink()
+
+    with tempfile.TemporaryDirectory(prefix="catwise-") as folder:
+        try:
+            yield Path(folder), publish, max(numbers, default=-1) + 1
+        except BaseException:
+            if MANIFEST_FILE not in sent:
+                with contextlib.suppress(OSError):
+                    place.remove(sent)
+            raise
+    if not grow:
+        with contextlib.suppress(OSError):
+            place.remove(
+                [name for name in old if name not in sent and file_number(name) is not None]
+            )
 
 
 def _origin_text(origin: Mapping[str, Any] | None) -> str:
@@ -154,15 +288,30 @@ def _origin_text(origin: Mapping[str, Any] | None) -> str:
 
 
 class StoreWriter:
-    """Cuts rows into shards as they come. Made by :func:`store_writer`."""
+    """Cuts rows into shards as they come. Made by :func:`store_writer` and :func:`append_store`."""
 
-    def __init__(self, folder: Path, *, dtype: str | None, origin: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        dtype: str | None,
+        origin: str,
+        publish: Callable[[Path], None],
+        number: int = 0,
+        store: FeatureStore | None = None,
+    ) -> None:
         self.n_rows = 0
         self._folder = folder
         self._dtype = dtype
         self._origin = origin
-        self._n_features = 0
-        self._ids: list[Any] = []
+        self._publish = publish
+        self._store = store
+        self._number = number
+        if store is not None:
+            names = [part.file for part in store.manifest.files]
+            self._number = 1 + max(file_number(name) or 0 for name in names)
+        self._n_features = 0 if store is None else store.shape[1]
+        self._ids: IdsWriter | None = None
         self._shards: list[ShardFile] = []
         self._open: _Shard | None = None
 
@@ -187,7 +336,7 @@ class StoreWriter:
                 expected=f"{self._n_features:,} columns",
             )
         if ids is not None:
-            self._ids.extend(as_ids(ids, len(features)).tolist())
+            self._add_ids(as_ids(ids, len(features)))
         check_finite(features, first_row=self.n_rows)
         stored = self._stored(features)
         while len(stored):
@@ -206,7 +355,17 @@ class StoreWriter:
             ShapeError: If they are not one for each row.
             IdError: If one is empty or there twice.
         """
-        self._ids = as_ids(ids, self.n_rows).tolist()
+        if self._ids is not None:
+            self._ids.close()
+            self._ids = None
+        self._add_ids(as_ids(ids, self.n_rows))
+
+    def _add_ids(self, ids: NDArray[np.str_]) -> None:
+        if self._ids is None:
+            before = () if self._store is None else (self._store.id_files,)
+            self._ids = IdsWriter(self._folder / f"ids-{self._number:05d}.txt", *before)
+        for start in range(0, len(ids), BLOCK_ROWS):
+            self._ids.add(ids[start : start + BLOCK_ROWS].tolist())
 
     def finish(self) -> None:
         """Write what is left and the manifest."""
@@ -219,14 +378,33 @@ class StoreWriter:
             self.n_rows,
             self._n_features,
             tuple(self._shards),
-            self._write_ids(),
+            self._finished_ids(),
             self._origin,
         )
+        if self._store is not None:
+            manifest = _joined(self._store.manifest, manifest)
         path = self._folder / MANIFEST_FILE
         path.write_bytes(manifest_text(manifest).encode("utf-8"))
+        self._publish(path)
+
+    def _finished_ids(self) -> tuple[IdsFile, ...]:
+        had = self._store is not None and bool(self._store.manifest.ids)
+        if self._store is not None and had != (self._ids is not None):
+            raise ShapeError(
+                "the rows do not fit those that are there.",
+                found="no ids" if had else "ids",
+                expected="ids, as the store has them" if had else "no ids: the store has none",
+            )
+        if self._ids is None:
+            return ()
+        part = self._ids.finish(self.n_rows)
+        self._publish(self._folder / part.file)
+        return (part,)
 
     def close(self) -> None:
-        """Close the file that is open, finished or not."""
+        """Close the files that are open, finished or not."""
+        if self._ids is not None:
+            self._ids.close()
         if self._open is not None:
             with contextlib.suppress(OSError):
                 self._open.stream.close()
@@ -262,7 +440,8 @@ class StoreWriter:
 
     def _new_shard(self) -> _Shard:
         assert self._dtype is not None  # noqa: S101  # set by _start
-        path = self._folder / f"features-{len(self._shards):05d}.safetensors"
+        number = self._number + len(self._shards)
+        path = self._folder / f"features-{number:05d}.safetensors"
         self._open = _Shard(path, self._dtype, self._n_features)
         return self._open
 
@@ -270,13 +449,22 @@ class StoreWriter:
         assert self._open is not None  # noqa: S101  # asked by the callers
         self._shards.append(self._open.finish())
         self._open = None
+        self._publish(self._folder / self._shards[-1].file)
 
-    def _write_ids(self) -> IdsFile | None:
-        if not self._ids:
-            return None
-        raw = "".join(f"{text}\n" for text in as_ids(self._ids, self.n_rows).tolist()).encode()
-        (self._folder / IDS_FILE).write_bytes(raw)
-        return IdsFile(IDS_FILE, len(raw), hashlib.sha256(raw).hexdigest())
+
+def _joined(old: Manifest, new: Manifest) -> Manifest:
+    """The manifest of a store to which rows were added."""
+    origin = json.loads(old.origin)
+    part = {"first_row": old.n_rows, "rows": new.n_rows, "origin": json.loads(new.origin)}
+    origin["appended"] = [*origin.get("appended", []), part]
+    return Manifest(
+        old.dtype,
+        old.n_rows + new.n_rows,
+        old.n_features,
+        (*old.shards, *new.shards),
+        (*old.ids, *new.ids),
+        json.dumps(origin),
+    )
 
 
 class _Shard:
