@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from catwise.errors import CategoryError, IdError, ShapeError, nearest
-from catwise.features.blocks import RowBlocks, block_of, feature_shape
+from catwise.features.blocks import BLOCK_ROWS, RowBlocks, block_of, feature_shape
+from catwise.features.by_category import by_category, of_categories
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,6 +89,11 @@ class Aligned:
             return self.head
         return self.head.take_categories([int(i) for i in self.head_index])
 
+    def take(self, features: Any) -> Any:
+        """Features in the order of the labels' rows; category-specific ones of their columns."""
+        rows = aligned_features(features, self.rows)
+        return of_categories(rows, self.head_index.tolist(), self.head.n_categories)
+
     @property
     def categories(self) -> tuple[str, ...]:
         """C names: the head's, or the labels' where the head has only the default ones."""
@@ -122,7 +128,10 @@ def align(head: Head, features: Any, labels: PartialLabels, *, name: str = "data
     >>> align(head, np.ones((1, 3)), labels).head_index.tolist()
     [2, 0]
     """
-    n_features = feature_shape(features, name=f"{name} features")[1]
+    own = by_category(features)
+    if own is not None:
+        own.groups_of(head.n_categories)
+    n_features = own.n_features if own else feature_shape(features, name=f"{name} features")[1]
     if n_features != head.n_features:
         raise ShapeError(
             f"the {name} features do not feed this head.",
@@ -147,6 +156,7 @@ def join_rows(features: Any, labels: PartialLabels, *, name: str = "data") -> Jo
         IdError: If a labelled row has no features, or features have an id twice.
         ShapeError: If one side has no ids and the numbers of rows differ.
     """
+    features = by_category(features) or features
     n_rows = feature_shape(features, name=f"{name} features")[0]
     have, wanted = getattr(features, "ids", None), labels.ids
     if have is None or wanted is None:
@@ -347,6 +357,8 @@ def aligned_features(features: Any, rows: NDArray[np.int64] | None) -> Any:
     >>> aligned_features(np.array([[1.0], [2.0], [3.0]]), np.array([2, 0])).block(0, 2).tolist()
     [[3.0], [1.0]]
     """
+    if (own := by_category(features)) is not None:
+        return own if rows is None else own.take_rows(rows)
     if rows is not None:
         return _TakenRows(features if hasattr(features, "shape") else np.asarray(features), rows)
     return features if hasattr(features, "shape") else np.asarray(features)
@@ -423,7 +435,9 @@ class _Nameless:
     """Features without their ids, to be known by their content."""
 
     def __init__(self, features: Any) -> None:
+        features = by_category(features) or features
         self._features, self.shape = features, feature_shape(features)
+        self.block_rows = getattr(features, "block_rows", BLOCK_ROWS)
 
     def block(self, start: int, stop: int) -> Any:
         return block_of(self._features, start, stop)

@@ -221,9 +221,9 @@ def test_no_rows(tmp_path: Path, shape: tuple[int, int]) -> None:
         read_features(write(tmp_path / "a.npy", np.zeros(shape)))
 
 
-@pytest.mark.parametrize("shape", [(3,), (2, 2, 2)])
+@pytest.mark.parametrize("shape", [(3,), (2, 2, 2, 2)])
 def test_wrong_axes(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    """Features have two axes."""
+    """Features have two axes, or three with a vector for each category."""
     with pytest.raises(FeatureError, match=r"shape \(N, D\)"):
         read_features(write(tmp_path / "a.npy", np.zeros(shape)))
 

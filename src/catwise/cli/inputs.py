@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         TableOptions,
     )
     from catwise.data import Dataset
+    from catwise.features.by_category import CategoryFeatures
     from catwise.features.inputs import Features
     from catwise.heads import Head
     from catwise.labels import LabelPolicy, PartialLabels
@@ -195,7 +196,7 @@ def _read_dataset(source: LabelledOptions) -> Dataset:
 
 def load_features(
     path: Path | str, *, key: str | None = None, ids_key: str | None = None, check: bool = True
-) -> Features:
+) -> Features | CategoryFeatures:
     """Read features; NaN and infinity are refused, unless somebody else will check."""
     from catwise.features import read_features
 
@@ -262,7 +263,7 @@ def load_pair(data: PairOptions, table: TableOptions) -> Pair:
 
 
 def split_features(
-    features: Features,
+    features: Features | CategoryFeatures,
     labels: PartialLabels,
     path: Path,
     table: TableOptions,
@@ -427,11 +428,13 @@ def _uncertain(text: str) -> str | tuple[float, float]:
     return low, high
 
 
-def describe_features(path: Path | str, features: Features) -> dict[str, Any]:
+def describe_features(path: Path | str, features: Features | CategoryFeatures) -> dict[str, Any]:
     """What the report says about features."""
     n_rows, n_features = features.shape
     has_ids = features.ids is not None
-    return {"path": str(path), "rows": n_rows, "features": n_features, "ids": has_ids}
+    about = {"path": str(path), "rows": n_rows, "features": n_features, "ids": has_ids}
+    groups = getattr(features, "n_groups", 0)
+    return about | ({"vectors": groups, "features": n_features // groups} if groups else {})
 
 
 def describe_labels(path: Path, labels: PartialLabels, table: TableOptions) -> dict[str, Any]:

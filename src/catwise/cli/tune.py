@@ -174,7 +174,7 @@ def _rehearse(
 
 def _check_doors(head: Head, pair: Pair, settings: dict[str, Any]) -> list[str]:
     """All that `tune` refuses before it starts: options, rows, columns, values, a mismatch."""
-    from catwise.joining import align, aligned_features
+    from catwise.joining import align
     from catwise.metrics.mismatch import check_match
     from catwise.tuning.doors import check_logits, open_work
     from catwise.tuning.plan import make_plan
@@ -192,7 +192,7 @@ def _check_doors(head: Head, pair: Pair, settings: dict[str, Any]) -> list[str]:
     check_logits(work, settings["logits"])
     name, source = ("train", pair.train) if pair.valid is None else ("valid", pair.valid)
     aligned = align(head, *source, name=name)
-    logits = aligned.scored.logits(aligned_features(source[0], aligned.rows))
+    logits = aligned.scored.logits(aligned.take(source[0]))
     return work.notes + check_match(
         logits, source[1], name=name, categories=aligned.categories, force=settings["force"]
     )

@@ -59,7 +59,8 @@ def feature_shape(values: Values, *, name: str = "features") -> tuple[int, int]:
             f"{name} must have one row for each image.",
             found=f"shape {shape}",
             expected="shape (N, D)",
-            remedy="flatten or pool what the backbone gives to one vector for each image",
+            remedy="flatten or pool what the backbone gives to one vector for each image; a vector "
+            "for each category, (N, C, D), is CategoryFeatures(values, ids)",
         )
     return shape
 
@@ -120,5 +121,6 @@ def iterate_blocks(
     """
     values = _plain(values)
     n_rows, _ = feature_shape(values)
+    block_rows = min(block_rows, getattr(values, "block_rows", block_rows))
     for start in range(0, n_rows, block_rows):
         yield start, block_of(values, start, min(start + block_rows, n_rows), dtype=dtype)

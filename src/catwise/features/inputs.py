@@ -12,6 +12,7 @@ import torch
 from catwise.errors import ConfigError, FeatureError, FeatureStoreError, nearest
 from catwise.features.arrays import FileArray, list_arrays
 from catwise.features.blocks import BLOCK_ROWS, RowBlocks, feature_shape
+from catwise.features.by_category import CategoryFeatures, by_category
 from catwise.features.ids import as_ids, row_index
 from catwise.features.places import is_url
 
@@ -97,7 +98,7 @@ class Features:
 
 def read_features(
     source: Any, *, key: str | None = None, ids_key: str | None = None, check: bool = True
-) -> Features:
+) -> Features | CategoryFeatures:
     """Read features from a file, a feature store or an array.
 
     Files are memory-mapped where they are not compressed; nothing in them is executed.
@@ -112,7 +113,7 @@ def read_features(
         check: read all values once and refuse NaN and infinity.
 
     Returns:
-        The features, with ids if there are any.
+        The features, with ids if there are any; (N, C, D) ones as `CategoryFeatures`.
 
     Raises:
         FeatureStoreError: If the file is missing, empty, cut short, damaged, or lacks the array.
@@ -134,13 +135,15 @@ def read_features(
     elif isinstance(source, Features):
         features = source
     else:
-        features = Features(source, getattr(source, "ids", None))
+        features = by_category(source) or Features(source, getattr(source, "ids", None))
     if check:
         check_finite(features)
     return features
 
 
-def _from_path(source: str | os.PathLike[str], key: str | None, ids_key: str | None) -> Features:
+def _from_path(
+    source: str | os.PathLike[str], key: str | None, ids_key: str | None
+) -> Features | CategoryFeatures:
     path = Path(source)
     if is_url(source) or path.is_dir():
         from catwise.features.store import open_store
@@ -148,7 +151,7 @@ def _from_path(source: str | os.PathLike[str], key: str | None, ids_key: str | N
         if key is not None or ids_key is not None:
             raise ConfigError(f"'{source}' is a feature store, which has no keys.")
         store = open_store(source)
-        return Features(store, store.ids)
+        return by_category(store) or Features(store, store.ids)
     try:
         arrays = list_arrays(path)
         chosen = _choose(path, arrays, key)
@@ -161,6 +164,8 @@ def _from_path(source: str | os.PathLike[str], key: str | None, ids_key: str | N
         raise _unreadable(path, error) from error
     if 0 in chosen.shape:
         raise FeatureStoreError(f"'{path}' holds no features.", found=str(chosen))
+    if len(values.shape) == 3:
+        return CategoryFeatures(values, names)
     return Features(values, names)
 
 
@@ -180,13 +185,13 @@ def _choose(path: Path, arrays: list[FileArray], key: str | None) -> FileArray:
     if len(arrays) == 1:
         return arrays[0]
     named = [array for array in arrays if array.name == "features"]
-    fits = named or [a for a in arrays if len(a.shape) == 2 and a.kind == "f"]
+    fits = named or [a for a in arrays if len(a.shape) in {2, 3} and a.kind == "f"]
     if len(fits) == 1:
         return fits[0]
     raise FeatureStoreError(
         f"it is not clear which array of '{path}' holds the features.",
         found=_show(fits or arrays),
-        expected="one floating-point array of shape (N, D), or one called 'features'",
+        expected="one floating-point array of shape (N, D) or (N, C, D), or one called 'features'",
         remedy=f"name it with key={fits[0].name!r} or another" if fits else None,
     )
 
@@ -248,12 +253,10 @@ def check_finite(
       found:    1 row with NaN or infinite values; the first is row 1, column 0 (nan)
       ...
     """
-    features = (
-        features
-        if isinstance(features, Features)
-        else Features(features, getattr(features, "ids", None))
-    )
+    if not isinstance(features, Features):
+        features = by_category(features) or Features(features, getattr(features, "ids", None))
     n_rows, _ = features.shape
+    block_rows = min(block_rows, getattr(features, "block_rows", block_rows))
     n_bad, first = 0, ""
     for start in range(0, n_rows, block_rows):
         rows = features.block(start, min(start + block_rows, n_rows))

@@ -13,12 +13,15 @@ from catwise._io import write_bytes
 from catwise._safetensors import build
 from catwise.errors import CategoryError, HeadError, ShapeError, nearest
 from catwise.features.blocks import BLOCK_ROWS, feature_shape, iterate_blocks
+from catwise.features.by_category import by_category
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
+
+    from catwise.features.by_category import CategoryFeatures
 
 __all__ = ["HEAD_FORMAT", "Head", "head_bytes", "save_head"]
 
@@ -169,7 +172,8 @@ class Head:
         the products are taken.
 
         Args:
-            features: (N, D) numpy array or memmap, torch tensor, `Features` or feature store.
+            features: (N, D) numpy array or memmap, torch tensor, `Features` or feature store; or
+                (N, C, D), a vector for each category (`CategoryFeatures`).
             block_rows: rows at a time.
 
         Returns:
@@ -179,6 +183,8 @@ class Head:
             ShapeError: If the features have not D columns.
             FeatureError: If they are not an (N, D) array of real numbers.
         """
+        if (own := by_category(features)) is not None:
+            return self._logits_by_category(own)
         n_rows, n_features = feature_shape(features)
         if n_features != self.n_features:
             raise ShapeError(
@@ -197,6 +203,33 @@ class Head:
                 torch.mm(rows.to(self.device), weight, out=part)
                 if bias is not None:
                     part += bias
+        return out
+
+    def _logits_by_category(self, features: CategoryFeatures) -> torch.Tensor:
+        """(N, C) logits of features in which every category takes a vector of its own."""
+        n_rows, dtype = len(features), self.compute_dtype
+        if features.n_features != self.n_features:
+            raise ShapeError(
+                "features do not fit the head.",
+                found=f"vectors of {features.n_features:,} numbers",
+                expected=f"{self.n_features:,}, as the head's weight has",
+            )
+        groups = torch.from_numpy(features.groups_of(self.n_categories)).to(self.device)
+        weight = self.weight.to(dtype)
+        out = torch.empty((n_rows, self.n_categories), dtype=dtype, device=self.device)
+        plain = len(groups) == features.n_groups and bool((groups.diff() == 1).all())
+        with torch.no_grad():
+            for start, rows in iterate_blocks(features, dtype=dtype):
+                vectors = rows.to(self.device).view(len(rows), features.n_groups, self.n_features)
+                part = out[start : start + len(rows)]
+                if plain:
+                    part.copy_(torch.einsum("nkd,kd->nk", vectors, weight))
+                else:
+                    for group in sorted(set(groups.tolist())):
+                        at = (groups == group).nonzero().flatten()
+                        part[:, at] = vectors[:, group] @ weight[at].T
+                if self.bias is not None:
+                    part += self.bias.to(dtype)
         return out
 
     def take_categories(self, which: Iterable[str] | Iterable[int]) -> Head:

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from catwise.errors import ConfigError, InSampleWarning, ShapeError, nearest
-from catwise.joining import Aligned, align, aligned_features, source_digests
+from catwise.features import of_categories
+from catwise.joining import Aligned, align, source_digests
 from catwise.metrics._inputs import known_entries
 from catwise.metrics.bootstrap import Resampler, _groups
 from catwise.metrics.evaluation import Evaluation, Interval
@@ -69,7 +70,8 @@ def evaluate(
 
     Args:
         head: the head.
-        data: features (N, D) of any kind, and labels (N, C).
+        data: features (N, D) of any kind, or (N, C, D) with a vector for each category; and labels
+            (N, C).
         metrics: names of metrics.
         prevalence: share of positives to assume for average precision, precision and F1, in
             (0, 1); None: the share among the known labels. A number, (C,) numbers, or a mapping
@@ -113,7 +115,7 @@ def evaluate(
     chosen = _chosen(metrics, bootstrap, level)
     features, labels = data
     aligned = align(head, features, labels, name="data")
-    rows = aligned_features(features, aligned.rows)
+    rows = aligned.take(features)
     options = {
         "prevalence": _options(prevalence, aligned, "prevalence"),
         "threshold": _options(thresholds, aligned, "thresholds"),
@@ -206,7 +208,8 @@ def _blocks(
             yield block, aligned.labels, head.logits(rows)
             return
         index = range(block.start, block.stop)
-        yield block, aligned.labels.take_categories(index), head.take_categories(index).logits(rows)
+        logits = head.take_categories(index).logits(of_categories(rows, index, n_categories))
+        yield block, aligned.labels.take_categories(index), logits
 
 
 class _Pooled(NamedTuple):

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 import numpy as np
 import torch
 
+from catwise.features import of_categories
 from catwise.heads import Head
 from catwise.metrics._inputs import checked_logits
 from catwise.metrics.bootstrap import _groups
@@ -273,6 +274,7 @@ def _columns(heads: Sequence[Head], block: range, features: Any) -> _Columns:
     same = np.ones((len(heads), len(block)), dtype=bool)
     place = np.tile(np.arange(len(block)), (len(heads), 1))
     weights, biases, size = [base.weight[cut]], [_bias(base)[cut]], len(block)
+    rows = list(block)  # of the head, for each column
     for k, head in enumerate(heads[1:], 1):
         equal = (head.weight[cut] == base.weight[cut]).all(1) & (_bias(head) == _bias(base))[cut]
         same[k] = equal.cpu().numpy()
@@ -282,8 +284,9 @@ def _columns(heads: Sequence[Head], block: range, features: Any) -> _Columns:
         index = torch.from_numpy(changed).to(base.device)
         weights.append(head.weight[cut][index])
         biases.append(_bias(head)[cut][index])
+        rows += (changed + block.start).tolist()
     stacked = Head(torch.cat(weights), None if base.bias is None else torch.cat(biases))
-    logits = stacked.logits(features).cpu()
+    logits = stacked.logits(of_categories(features, rows, base.n_categories)).cpu()
     return _Columns(checked_logits(logits, (len(logits), size)), place, same, block.start)
 
 

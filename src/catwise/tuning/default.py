@@ -51,7 +51,7 @@ from catwise.tuning.recalibrate import fit_affine
 from catwise.tuning.rows import Counter, FoldScorer, Rows, category_blocks, moved
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -206,8 +206,8 @@ def fit_and_select(
     grid = _Grid.of(config, has_train=train is not None)
     n_categories, n_folds = fresh.logits.shape[0], int(fold.max()) + 1
     shape = (len(grid.settings), n_folds, n_categories)
-    deltas = fresh.x.new_zeros(*shape, fresh.x.shape[1])
-    intercepts = fresh.x.new_zeros(shape)
+    deltas = fresh.logits.new_zeros(*shape, fresh.x.shape[1])
+    intercepts = fresh.logits.new_zeros(shape)
     scorer = FoldScorer(fresh.codes, fold, metric)
     values = np.full((len(grid.settings), n_folds, n_categories), np.nan)
     blocks = list(category_blocks(fresh, train))
@@ -255,9 +255,12 @@ def fit_and_select(
     keep = torch.from_numpy(decision.chosen == 0).to(delta.device)
     best = decision.setting
     logits = fresh.logits.clone()
-    for f in range(n_folds):
-        _, at = _rows_of(fold, f, logits.device)
-        logits[:, at] = moved(fresh, table.deltas[best, f], table.intercepts[best, f], at)
+    for block in blocks:
+        part = fresh.take(block)
+        for f in range(n_folds):
+            _, at = _rows_of(fold, f, logits.device)
+            change = table.deltas[best, f, block], table.intercepts[best, f, block]
+            logits[block, at] = moved(part, *change, at)
     logits = torch.where(keep[:, None], fresh.logits, logits)
     scale = torch.ones(n_categories, dtype=torch.float64, device=delta.device)
     offset = torch.zeros_like(scale)
@@ -404,8 +407,8 @@ def _refit(
 ) -> tuple[Tensor, Tensor, int]:
     """The chosen setting on all rows: changes, intercepts, and how often the rows were read."""
     n_categories = fresh.logits.shape[0]
-    delta = fresh.x.new_zeros(n_categories, fresh.x.shape[1])
-    intercept, passes = fresh.x.new_zeros(n_categories), 0
+    delta = fresh.logits.new_zeros(n_categories, fresh.x.shape[1])
+    intercept, passes = fresh.logits.new_zeros(n_categories), 0
     if chosen == 0:
         return delta, intercept, passes
     options = table.settings[chosen].options
@@ -539,12 +542,13 @@ def only_select(
     metric: Metric,
     config: DefaultConfig,
     *,
-    variance: Tensor,
+    variance: Callable[[slice], Tensor],
     progress: ProgressCallback | None = None,
 ) -> DefaultResult:
     """Fit on the training labels alone; the fresh labels only choose.
 
-    Arguments as `fit_and_select`; `variance` (k,) is that of the coordinates.
+    Arguments as `fit_and_select`; `variance` gives the (k,) variance of the coordinates of a block
+    of categories.
     """
     train = train.known()
     grid = [(a, kt) for a in config.grid_powers for kt in config.grid_penalties]
@@ -560,7 +564,7 @@ def only_select(
     scorer = FoldScorer(fresh.codes, fold, metric)
     values = np.full((len(settings), n_folds, n_categories), np.nan)
     final = np.full((len(settings), n_categories), np.nan)
-    directions = fresh.x.new_zeros(len(grid), n_categories, fresh.x.shape[1])
+    directions = fresh.logits.new_zeros(len(grid), n_categories, fresh.x.shape[1])
     blocks = list(category_blocks(fresh, train))
     counter = Counter(progress, "candidates", len(blocks) * len(grid))
     passes = 0
@@ -573,7 +577,7 @@ def only_select(
         loss = config.losses[0] if config.losses else "bce"
         found: Iterator[PenalisedFit] = iter(())
         for g, (power, _) in enumerate(grid):
-            stretch = _stretch(variance, power).to(known.x)
+            stretch = _stretch(variance(block), power).to(known.x)
             if g % len(config.grid_penalties) == 0:
                 stretched = known if power == 0 else known._replace(x=known.x * stretch)
                 found = fit_directions(stretched, config.grid_penalties, config, loss)
@@ -598,7 +602,7 @@ def only_select(
     delta = directions[which, index] * steps[picked][:, None]
     return DefaultResult(
         delta,
-        fresh.x.new_zeros(n_categories),
+        fresh.logits.new_zeros(n_categories),
         settings,
         _signed(decision, metric),
         FoldScores(values, scorer.positives),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -12,12 +12,12 @@ from catwise.errors import (
     CategoryError,
     LabelError,
     MismatchError,
+    ShapeError,
 )
-from catwise.features import check_finite
+from catwise.features import by_category, check_finite
 from catwise.joining import (
     Aligned,
     align,
-    aligned_features,
     check_disjoint,
     has_default_names,
     source_digests,
@@ -47,7 +47,7 @@ class Data:
     @property
     def codes(self) -> torch.Tensor:
         """(C, n) int8."""
-        return torch.from_numpy(np.ascontiguousarray(self.labels.codes.T))
+        return torch.from_numpy(np.array(self.labels.codes.T, order="C"))
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,12 @@ def open_work(
 ) -> Work:
     """Check and join everything that `tune` was given; arguments and errors as there."""
     features, labels = train
+    features = by_category(features) or features
     place = getattr(features, "device", None)
     where = torch.device(device) if device is not None else place
     aligned = align(head, features, labels, name="train")
     notes = list(aligned.notes)
-    taken = aligned_features(features, aligned.rows)
+    taken = aligned.take(features)
     check_finite(taken, name="train features")
     data = _data(taken, labels, policy, seed)
     if not (labels.counts().known.sum() or (data.weight is not None and data.weight.any())):
@@ -91,11 +92,12 @@ def open_work(
         )
     fresh = None
     if valid is not None:
+        _check_kinds(features, valid[0])
         notes += check_disjoint(train, valid)
         fresh_aligned = align(head, *valid, name="valid")
         notes += fresh_aligned.notes
         ordered = _same_categories(aligned, fresh_aligned)
-        taken = aligned_features(valid[0], fresh_aligned.rows)
+        taken = replace(fresh_aligned, head_index=aligned.head_index).take(valid[0])
         check_finite(taken, name="valid features")
         fresh = _data(taken, ordered, policy, seed)
     if policy is not None:
@@ -113,13 +115,26 @@ def open_work(
     )
 
 
+def _check_kinds(train: Any, valid: Any) -> None:
+    """Both sources have one vector for an image, or both as many."""
+    kinds = [by_category(features) for features in (train, valid)]
+    counts = [0 if kind is None else kind.n_groups for kind in kinds]
+    if counts[0] != counts[1]:
+        told = [f"{n:,} vectors an image" if n else "one vector an image" for n in counts]
+        raise ShapeError(
+            "training and validation features are not of one kind.",
+            found=f"{told[0]} in training, {told[1]} in validation",
+            expected="features of one model",
+        )
+
+
 def _data(features: Any, labels: PartialLabels, policy: LabelPolicy | None, seed: int) -> Data:
     digests = source_digests(features, labels)
     if policy is None:
         return Data(features, labels, digests, None, None)
     given = labels.targets(policy, seed)
     target, weight = (
-        torch.from_numpy(np.ascontiguousarray(a.T)) for a in (given.target, given.weight)
+        torch.from_numpy(np.array(a.T, order="C")) for a in (given.target, given.weight)
     )
     return Data(features, labels, digests, target, weight)
 

@@ -5,14 +5,14 @@ Source: Chong et al., arXiv 2401.16991 (CFT_BP, CFT_GA, and "Greedy" over severa
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import torch
 
 from catwise.errors import ConfigError, nearest
-from catwise.features.blocks import feature_shape, iterate_blocks
+from catwise.features import category_runs, feature_shape, iterate_blocks
 from catwise.metrics.per_category import undefined_reason
 from catwise.tuning.backprop import BackpropConfig, ColumnMetric, TuningData, fit_backprop
 from catwise.tuning.evolution import EvolutionConfig
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from catwise.heads import Head
     from catwise.metrics import Metric
-    from catwise.progress import ProgressCallback
+    from catwise.progress import Progress, ProgressCallback
     from catwise.tuning.backprop import BackpropResult
 
 __all__ = ["METHODS", "PaperConfig", "PaperResult", "checked_methods", "run_paper"]
@@ -110,10 +110,13 @@ def run_paper(
 ) -> PaperResult:
     """Run the methods, and take per category the one that validation scores best.
 
+    Every category is fitted alone, so category-specific features are worked through vector by
+    vector, each with the categories that take it; nothing but the order of the work differs.
+
     Args:
         head: (C, D) rows that the labels speak about.
-        train: features (N, D) and codes (C, N) int8.
-        valid: features (M, D) and codes (C, M) int8.
+        train: features (N, D) or `CategoryFeatures`, and codes (C, N) int8.
+        valid: features (M, D) or `CategoryFeatures`, and codes (C, M) int8.
         methods: keys of `METHODS`.
         metric: what chooses.
         config: options.
@@ -122,6 +125,94 @@ def run_paper(
         device: where to compute.
         progress: called now and then, in steps.
     """
+    options: dict[str, Any] = {"metric": metric, "config": config, "seed": seed, "device": device}
+    runs = [category_runs(features, head.n_categories) for features, _ in (train, valid)]
+    parts = []
+    for number, ((run, one), (_, other)) in enumerate(zip(*runs, strict=True)):
+        index = range(run.start, run.stop)
+        found = _run_shared(
+            head if len(index) == head.n_categories else head.take_categories(index),
+            (one, train[1][run]),
+            (other, valid[1][run]),
+            methods,
+            names=[names[c] for c in index],
+            progress=_part_of(progress, number, len(runs[0])),
+            **options,
+        )
+        parts.append(found)
+    return parts[0] if len(parts) == 1 else _joined(parts)
+
+
+def _part_of(progress: ProgressCallback | None, number: int, total: int) -> ProgressCallback | None:
+    """Progress of one vector's categories as a part of all of them."""
+    if progress is None or total == 1:
+        return progress
+
+    def tell(now: Progress) -> None:
+        progress(now._replace(done=number * now.total + now.done, total=total * now.total))
+
+    return tell
+
+
+def _joined(parts: Sequence[PaperResult]) -> PaperResult:
+    """What was found for runs of categories, as one result; passes are of the longest."""
+    biases = [part.bias for part in parts if part.bias is not None]
+    columns = [asdict(part.scores) for part in parts]
+    texts = ("status", "reason", "candidate")
+    scores: dict[str, Any] = {
+        name: [text for column in columns for text in column[name]]
+        if name in texts
+        else np.concatenate([column[name] for column in columns])
+        for name in columns[0]
+    }
+    return PaperResult(
+        torch.cat([part.weight for part in parts]),
+        torch.cat(biases) if biases else None,
+        np.concatenate([part.replaced for part in parts]),
+        Scores(**scores),
+        _joined_history([part.history for part in parts]),
+        {key: max(part.passes[key] for part in parts) for key in parts[0].passes},
+    )
+
+
+def _joined_history(parts: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Means over the categories that were moving; "best" over all that were tuned."""
+    rows: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    tuned: dict[tuple[str, int], int] = {}  # by method and part
+    last: dict[tuple[str, int], float] = {}
+    for number, history in enumerate(parts):
+        for row in history:
+            rows.setdefault((row["method"], row["step"]), []).append({**row, "part": number})
+            tuned.setdefault((row["method"], number), row["active"])
+    found = []
+    for (method, step), group in sorted(rows.items(), key=lambda item: item[0][1]):
+        active = sum(row["active"] for row in group)
+        merged: dict[str, Any] = {"method": method, "step": step, "active": active}
+        for key in group[0].keys() - {"method", "step", "active", "part", "best"}:
+            merged[key] = sum(row["active"] * row[key] for row in group) / active
+        if "best" in group[0]:
+            last |= {(method, row["part"]): row["best"] for row in group}
+            total = sum(n for key, n in tuned.items() if key in last and key[0] == method)
+            merged["best"] = sum(tuned[k] * v for k, v in last.items() if k[0] == method) / total
+        found.append({key: merged[key] for key in group[0] if key != "part"})
+    order = list(dict.fromkeys(row["method"] for history in parts for row in history))
+    return sorted(found, key=lambda row: (order.index(row["method"]), row["step"]))
+
+
+def _run_shared(
+    head: Head,
+    train: tuple[Any, torch.Tensor],
+    valid: tuple[Any, torch.Tensor],
+    methods: Sequence[str],
+    *,
+    metric: Metric,
+    config: PaperConfig,
+    names: Sequence[str],
+    seed: int,
+    device: torch.device,
+    progress: ProgressCallback | None,
+) -> PaperResult:
+    """`run_paper` for categories that share their (N, D) features."""
     known = (train[1] >= 0).any(0).nonzero().flatten()
     data = TuningData(
         _dense(train[0], head.compute_dtype, device, known), train[1][:, known].T.contiguous()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,22 +13,72 @@ from catwise.metrics.ranking import RankingPlan
 from catwise.progress import Progress, ProgressCallback
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from catwise.metrics import Metric
 
-__all__ = ["Counter", "FoldScorer", "Rows", "category_blocks", "moved", "prepared_metric"]
+__all__ = [
+    "Counter",
+    "FoldScorer",
+    "OwnRows",
+    "Rows",
+    "category_blocks",
+    "moved",
+    "prepared_metric",
+]
 
 _BLOCK_ENTRIES = 1 << 24
+_KEPT = 1 << 27
+
+
+class OwnRows:
+    """Coordinates of category-specific features: one (n, k) for each run of categories.
+
+    They are made when a block of categories asks for them; what a few runs need is kept.
+
+    Args:
+        runs: neighbouring categories that share their features; together all categories.
+        project: the number of a run and some rows, or None for all → (rows, k) float32.
+        shape: (n, k).
+        device: where they are made.
+        index: (n,) int64 rows that are taken; None: all.
+    """
+
+    def __init__(
+        self,
+        runs: Sequence[slice],
+        project: Callable[[int, Tensor | None], Tensor],
+        shape: tuple[int, int],
+        device: torch.device,
+        index: Tensor | None = None,
+    ) -> None:
+        self.runs, self.shape, self.device = list(runs), torch.Size(shape), device
+        self._project, self._index = project, index
+        self._kept: dict[int, Tensor] = {}
+
+    def of(self, categories: slice) -> Tensor:
+        """(n, k) of a block of categories within one run."""
+        number = next(i for i, r in enumerate(self.runs) if r.start <= categories.start < r.stop)
+        if number not in self._kept:
+            while (len(self._kept) + 1) * self.shape.numel() > max(_KEPT, self.shape.numel()):
+                self._kept.pop(next(iter(self._kept)))
+            self._kept[number] = self._project(number, self._index)
+        return self._kept[number]
+
+    def take(self, rows: Tensor) -> OwnRows:
+        """Some of the rows."""
+        index = rows if self._index is None else self._index[rows]
+        shape = len(index), self.shape[1]
+        return OwnRows(self.runs, self._project, shape, self.device, index)
 
 
 class Rows(NamedTuple):
     """Rows of one source in coordinates, with the original logits and the known labels.
 
     Attributes:
-        x: (n, k) float32.
+        x: (n, k) float32, or `OwnRows`; those of a block of categories are always the former.
         logits: (C, n) float32, of the original head as stored.
         codes: (C, n) int8; 1 positive, 0 negative, all else unknown. They choose and score.
         intercept: whether the head has a bias to take an intercept up.
@@ -37,7 +87,7 @@ class Rows(NamedTuple):
         weight: (C, n) float32 of the targets, or None.
     """
 
-    x: Tensor
+    x: Any
     logits: Tensor
     codes: Tensor
     intercept: bool = True
@@ -52,13 +102,21 @@ class Rows(NamedTuple):
             return part if rows is None else part[:, rows]
 
         return Rows(
-            self.x if rows is None else self.x[rows],
+            self._coordinates(categories, rows),
             cut(self.logits),
             cut(self.codes),
             self.intercept,
             None if self.target is None else cut(self.target),
             None if self.weight is None else cut(self.weight),
         )
+
+    def _coordinates(self, categories: slice, rows: Tensor | None) -> Any:
+        x = self.x
+        if isinstance(x, OwnRows):
+            if categories == slice(None):
+                return x if rows is None else x.take(rows)
+            x = x.of(categories)
+        return x if rows is None else x[rows]
 
     def known(self) -> Rows:
         """The rows with any label to fit."""
@@ -122,16 +180,23 @@ def prepared_metric(metric: Metric, codes: Tensor) -> Callable[[Tensor], Tensor]
 
 def moved(rows: Rows, delta: Tensor, intercept: Tensor, at: Tensor) -> Tensor:
     """(C, m) logits of some rows after a change."""
+    if isinstance(rows.x, OwnRows):
+        parts = [moved(rows.take(run), delta[run], intercept[run], at) for run in rows.x.runs]
+        return torch.cat(parts)
     return rows.logits[:, at] + torch.addmm(intercept[:, None], delta, rows.x[at].T)
 
 
 def category_blocks(fresh: Rows, train: Rows | None) -> Iterator[slice]:
-    """Blocks of categories whose entries stay bounded, whatever the machine."""
+    """Blocks of categories whose entries stay bounded, whatever the machine.
+
+    Category-specific features cut them where the vector changes.
+    """
     n = fresh.x.shape[0] + (0 if train is None else train.x.shape[0])
     width = max(1, _BLOCK_ENTRIES // max(n, 1))
-    n_categories = fresh.logits.shape[0]
-    for start in range(0, n_categories, width):
-        yield slice(start, min(start + width, n_categories))
+    runs = fresh.x.runs if isinstance(fresh.x, OwnRows) else [slice(0, fresh.logits.shape[0])]
+    for run in runs:
+        for start in range(run.start, run.stop, width):
+            yield slice(start, min(start + width, run.stop))
 
 
 class Counter:

@@ -14,7 +14,7 @@ import torch
 
 from catwise._version import __version__
 from catwise.errors import ConfigError, HeadError, InSampleWarning, nearest
-from catwise.joining import Aligned, align, aligned_features, has_default_names, source_digests
+from catwise.joining import Aligned, align, has_default_names, source_digests
 from catwise.metrics.influence import t_quantile
 from catwise.metrics.per_category import undefined_reason
 from catwise.metrics.registry import Metric, resolve_metric
@@ -153,7 +153,7 @@ def select(
     digests = source_digests(features, labels, aligned.rows)
     made, capped = affordable_splits(labels, len(heads), splits)
     notes = [*aligned.notes, *_in_sample(names, heads, digests), *([capped] if capped else [])]
-    rows = aligned_features(features, aligned.rows)
+    rows = aligned.take(features)
     scored = score_candidates(
         [_aligned_head(head, aligned) for head in heads],
         rows,

@@ -26,12 +26,18 @@ from catwise.tuning.default import (
 )
 from catwise.tuning.doors import Data, Work, check_logits, open_work
 from catwise.tuning.folds import assign_folds
-from catwise.tuning.geometry import Coordinates, fit_coordinates, read_rows
+from catwise.tuning.geometry import (
+    Coordinates,
+    OwnCoordinates,
+    fit_coordinates,
+    read_rows,
+)
 from catwise.tuning.memorisation import MemorisationGap, memorisation_gap
 from catwise.tuning.plan import Plan, make_plan
 from catwise.tuning.records import LEVEL, GainInterval, Scores, gain_interval, make_records, number
 from catwise.tuning.results import FoldArtifacts, TuneResult, changed_head
 from catwise.tuning.rows import Rows
+from catwise.tuning.rows import moved as moved_logits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -146,7 +152,7 @@ class _Outcome:
     notes: list[str]
 
 
-def _rows(work: Work, data: Data, coordinates: Coordinates) -> Rows:
+def _rows(work: Work, data: Data, coordinates: Coordinates | OwnCoordinates) -> Rows:
     x, logits = read_rows(data.features, work.scored, coordinates, device=work.device)
     move = work.device
     return Rows(
@@ -167,7 +173,10 @@ def _run_default(
         raise ConfigError("the preset 'default' takes a DefaultConfig.")
     source = work.train if work.valid is None else work.valid
     coordinates = fit_coordinates(
-        source.features, centred=work.scored.bias is not None, device=work.device
+        source.features,
+        n_categories=work.scored.n_categories,
+        centred=work.scored.bias is not None,
+        device=work.device,
     )
     fresh = _rows(work, source, coordinates)
     train = None if work.valid is None else _rows(work, work.train, coordinates)
@@ -194,7 +203,7 @@ def _run_default(
             fold,
             plan.metric,
             config,
-            variance=coordinates.variance.to(work.device),
+            variance=coordinates.variance_of,
             progress=progress,
         )
         scored_on = f"validation, chosen without each of {n_folds} folds"
@@ -237,7 +246,7 @@ def _gap(work: Work, train: Rows, fresh: Rows) -> MemorisationGap | None:
     )
 
 
-def _add(work: Work, found: DefaultResult, coordinates: Coordinates) -> Head:
+def _add(work: Work, found: DefaultResult, coordinates: Coordinates | OwnCoordinates) -> Head:
     """The base head with the changes of the replaced categories."""
     rows = np.flatnonzero(found.decision.chosen > 0)
     at = torch.from_numpy(rows)
@@ -266,7 +275,8 @@ def _interval(
     """Error of the gain, from the logits of the chosen heads on rows that did not fit them."""
     moved = found.logits
     if moved is None:
-        moved = fresh.logits + torch.addmm(found.intercept[:, None], found.delta, fresh.x.T)
+        every = torch.arange(fresh.x.shape[0], device=fresh.logits.device)
+        moved = moved_logits(fresh, found.delta, found.intercept, every)
     keep = torch.from_numpy(found.decision.chosen == 0).to(moved.device)
     after = torch.where(keep[:, None], fresh.logits, moved)
     return gain_interval(
@@ -330,7 +340,7 @@ def _folds(
     work: Work,
     found: DefaultResult,
     fold: NDArray[np.int8],
-    coordinates: Coordinates,
+    coordinates: Coordinates | OwnCoordinates,
     source: Data,
 ) -> FoldArtifacts | None:
     if found.fold_delta is None or found.fold_intercept is None or found.logits is None:
