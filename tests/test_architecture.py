@@ -128,6 +128,7 @@ def test_public_names() -> None:
         "TuneResult",
         "__version__",
         "evaluate",
+        "extract",
         "list_heads",
         "load_head",
         "open_store",

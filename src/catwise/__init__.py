@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from catwise.labels import LabelPolicy, PartialLabels
     from catwise.metrics import Evaluation, evaluate
+    from catwise.models.extract import extract
     from catwise.tuning import SelectResult, TuneResult, select, tune
 
 _HOME = {
@@ -39,6 +40,7 @@ _HOME = {
     "SelectResult": "catwise.tuning",
     "TuneResult": "catwise.tuning",
     "evaluate": "catwise.metrics",
+    "extract": "catwise.models.extract",
     "list_heads": "catwise.heads",
     "load_head": "catwise.heads",
     "open_store": "catwise.features",
@@ -62,6 +64,7 @@ __all__ = [
     "TuneResult",
     "__version__",
     "evaluate",
+    "extract",
     "list_heads",
     "load_head",
     "open_store",

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from catwise.errors import ConfigError, FeatureStoreError, OutputError, ShapeError
+from catwise.errors import (
+    ConfigError,
+    FeatureStoreError,
+    MissingExtraError,
+    OutputError,
+    ShapeError,
+)
 from catwise.features import (
     append_store,
     check_finite,
@@ -170,7 +176,7 @@ def test_no_store_there() -> None:
 def test_fsspec_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without it the line that installs it is shown."""
     monkeypatch.setitem(sys.modules, "fsspec.core", None)
-    with pytest.raises(ConfigError, match=r"catwise\[remote\]"):
+    with pytest.raises(MissingExtraError, match=r"catwise\[remote\]"):
         open_store("s3://bucket/train")
 
 

@@ -2,81 +2,177 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import dataclasses
+import os
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from catwise.cli.inputs import check_device
 from catwise.cli.models import load_the_model, model_options
-from catwise.cli.options import output_options, path_type
+from catwise.cli.options import output_options, path_type, place_type
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from catwise.cli.console import Output
     from catwise.cli.models import ModelOptions
+    from catwise.models import LoadedModel
+    from catwise.models.sources import ImageSource
 
 __all__ = ["command"]
+
+_TRIED: Final = 4
 
 
 @click.command("extract", short_help="Cache what goes into a model's classification layer.")
 @model_options
 @click.option(
+    "--table",
+    type=path_type(),
+    metavar="FILE",
+    help="Only the images of this table (CSV, TSV, Parquet, JSON lines), in its order.",
+)
+@click.option(
+    "--path-column",
+    metavar="NAME",
+    default="path",
+    show_default=True,
+    help="Column of their paths below --images.",
+)
+@click.option("--id-column", metavar="NAME", help="Column of their ids.  [default: the paths]")
+@click.option(
     "--dtype",
     type=click.Choice(["float16", "bfloat16", "float32"]),
     default="float16",
     show_default=True,
+    help="Of the features.",
 )
+@click.option("--dry-run", is_flag=True, help="Run the model on a few images; write nothing.")
 @click.option("--overwrite", is_flag=True, help="Replace another store there.")
+@click.option("--no-resume", is_flag=True, help="Begin anew; with --overwrite if it is finished.")
 @click.option(
-    "--out", type=path_type(), required=True, metavar="DIR", help="The feature store to make."
+    "--out",
+    type=place_type(),
+    required=True,
+    metavar="DIR",
+    help="The feature store to make: a folder or an URL.",
+)
+@click.option(
+    "--parts", type=path_type(), metavar="DIR", help="Unfinished work, if --out is an URL."
 )
 @output_options
-def command(*, model: ModelOptions, dtype: str, overwrite: bool, out: Path, output: Output) -> None:
+def command(
+    *,
+    model: ModelOptions,
+    table: Path | None,
+    path_column: str,
+    id_column: str | None,
+    dtype: str,
+    dry_run: bool,
+    overwrite: bool,
+    no_resume: bool,
+    out: Path | str,
+    parts: Path | None,
+    output: Output,
+) -> None:
     """Stream images through a model and keep what goes into its classification layer.
 
-    Ids are the images' paths below the folder (the samples' names in tar shards). Stopped, it goes
-    on where it was; several processes under torchrun share the work.
+    Ids are the images' paths below the folder, the samples' names in tar shards, or a column of
+    --table. Stopped, it goes on where it was; several processes under torchrun share the work.
     """
     check_device(model.device)
+    if os.environ.get("RANK", "0") != "0":  # of torchrun: one process talks
+        output = dataclasses.replace(output, json=False, quiet=True)
     from catwise.models.extract import extract
-    from catwise.models.preprocess import ImageRows
-    from catwise.models.sources import FolderImages, ImageSource, TarImages
 
     loaded = load_the_model(model)
+    source = _images(model.images, table, path_column, id_column)
     output.line(f"{loaded.name}: classification layer {loaded.layer}")
     output.line(f"preprocessing: {loaded.preprocessing}")
     for note in loaded.notes:
         output.line(note)
-    shards = [model.images] if model.images.suffix == ".tar" else sorted(model.images.glob("*.tar"))
-    source: ImageSource = TarImages(shards) if shards else FolderImages.scan(model.images)
+    about = {"command": "extract", "layer": loaded.layer, "images": len(source)}
+    about["preprocessing"] = loaded.preprocessing.to_dict()
+    if dry_run:
+        width = _tried(loaded, source, model)
+        output.line(f"dry run: {len(source):,} images, {width:,} features; nothing was written")
+        output.document({**about, "dry_run": True, "features": width})
+        return
     with output.progress() as progress:
-        store = extract(
+        store: Any = extract(
             loaded,
-            ImageRows(source, loaded.preprocessing),
+            source,
             out,
-            ids=source.ids,
             device=model.device,
             flips=model.flips,
             dtype=dtype,
             undecodable=model.undecodable,  # type: ignore[arg-type]  # a choice
             overwrite=overwrite,
+            resume=not no_resume,
             batch_rows=model.batch_size,
+            parts=parts,
             num_workers=model.workers,
             progress=progress,
         )
-    rows, n_features = store.shape  # type: ignore[union-attr]  # a folder was given
-    skipped = store.origin["extract"].get("skipped", [])  # type: ignore[union-attr]
+    rows, n_features = store.shape
+    skipped = store.origin["extract"]["skipped"]
     output.line(f"{rows:,} rows of {n_features:,} features, {len(skipped):,} images skipped")
+    for name in skipped[: output.rows or None]:
+        output.line(f"  {name}")
     output.line(str(out))
-    output.document(
-        {
-            "command": "extract",
-            "out": str(out),
-            "rows": rows,
-            "features": n_features,
-            "skipped": skipped,
-            "layer": loaded.layer,
-            "preprocessing": loaded.preprocessing.to_dict(),
-        }
+    counts = {"rows": rows, "features": n_features, "skipped": skipped}
+    output.document({**about, "out": str(out), **counts})
+
+
+def _images(root: Path, table: Path | None, path_column: str, id_column: str | None) -> ImageSource:
+    """The images of a folder, of a table over a folder, or of tar shards."""
+    from catwise.errors import ConfigError
+    from catwise.models.sources import FolderImages, TarImages
+
+    shards = [root] if root.suffix == ".tar" else sorted(root.glob("*.tar"))
+    if table is None:
+        if id_column is not None:
+            raise click.UsageError("--id-column belongs to --table.")
+        return TarImages(shards) if shards else FolderImages.scan(root)
+    if shards:
+        raise ConfigError(
+            "--table names images of a folder, and there are tar shards.",
+            found=", ".join(map(str, shards[:3])),
+        )
+    paths, ids = _columns(table, path_column, id_column)
+    return FolderImages(root, paths, ids)
+
+
+def _columns(table: Path, path_column: str, id_column: str | None) -> tuple[Any, Any]:
+    """The paths and, if their column is named, the ids."""
+    import numpy as np
+
+    from catwise.data.source import texts_of
+    from catwise.data.table import open_labels
+
+    names = [path_column] if id_column is None else [path_column, id_column]
+    file = open_labels(table, names)
+    for name, role in zip(names, ("the paths of the images", "the ids"), strict=False):
+        file.require(name, role)
+    found: dict[str, list[Any]] = {name: [] for name in names}
+    for batch in file.batches(names):
+        for name, texts in found.items():
+            texts.append(texts_of(batch.column(name), name, file))
+    columns = {name: np.concatenate(texts) for name, texts in found.items()}
+    return columns[path_column], None if id_column is None else columns[id_column]
+
+
+def _tried(loaded: LoadedModel, source: ImageSource, model: ModelOptions) -> int:
+    """The number of features of the first images."""
+    from catwise.models.extract import extract
+    from catwise.models.preprocess import ImageRows
+
+    few = ImageRows(source, loaded.preprocessing, rows=range(min(len(source), _TRIED)))
+    found: Any = extract(
+        loaded,
+        few,
+        device=model.device,
+        undecodable=model.undecodable,  # type: ignore[arg-type]  # a choice
     )
+    return int(found.features[0].numel())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import pyarrow as pa
 
 from catwise.errors import IdError, ShapeError
 
@@ -13,10 +15,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["as_ids", "check_distinct", "id_text", "row_index"]
+__all__ = ["as_ids", "check_distinct", "compact", "digest_of", "id_text", "row_index"]
 
 _SHOWN: Final = 3
 _BLOCK_LETTERS: Final = 2**20
+_BLOCK_TEXTS: Final = 2**16
 _LINE_BREAK: Final = np.uint32(10)
 _SURROGATE: Final = np.uint32(0xD800 >> 11)
 
@@ -169,3 +172,25 @@ def row_index(index: Any) -> NDArray[Any]:
     """
     array = np.asarray(index)
     return array if array.size else array.astype(np.int64)
+
+
+def compact(texts: Any) -> Any:
+    """Texts as one block of memory, an Arrow array: a Python object for none of them.
+
+    >>> compact(np.array(["a", "b"])).slice(1, 1).to_pylist()
+    ['b']
+    """
+    return pa.array(np.asarray(texts, dtype=np.str_), type=pa.large_string())
+
+
+def digest_of(texts: Any) -> str:
+    """A short digest of an Arrow array of texts.
+
+    >>> digest_of(compact(["a", "b"]))
+    '8fb20ef63ced4145'
+    """
+    total = hashlib.sha256()
+    for start in range(0, len(texts), _BLOCK_TEXTS):
+        lines = (f"{text}\0" for text in texts.slice(start, _BLOCK_TEXTS).to_pylist())
+        total.update("".join(lines).encode("utf-8", "surrogatepass"))
+    return total.hexdigest()[:16]

@@ -11,7 +11,8 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
-from catwise.errors import ConfigError, OutputError
+from catwise._extras import import_extra
+from catwise.errors import ConfigError, MissingExtraError, OutputError
 from catwise.features.manifest import DATA_START, file_sha256
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ def place_of(path: str | os.PathLike[str]) -> Place:
     """The place that a path or an URL names; a ``file://`` one is local.
 
     Raises:
-        ConfigError: If fsspec, or what it needs for this kind of place, is missing.
+        MissingExtraError: If fsspec, or what it needs for this kind of place, is missing.
+        ConfigError: If it is no URL that fsspec knows.
     """
     if is_url(path):
         return RemotePlace(str(path))
@@ -103,26 +105,24 @@ class RemotePlace:
     """A folder that fsspec opens; only the rows that are asked for are fetched.
 
     Raises:
-        ConfigError: If fsspec, or what it needs for this kind of place, is missing.
+        MissingExtraError: If fsspec, or what it needs for this kind of place, is missing.
+        ConfigError: If it is no URL that fsspec knows.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
+        core = import_extra("fsspec.core", "remote", f"opening '{url}'")
         try:
-            from fsspec.core import url_to_fs
+            self._files, self._root = core.url_to_fs(self.url)
         except ImportError as error:
-            raise ConfigError(
-                f"'{url}' needs the package 'fsspec', which is not installed.",
-                remedy="pip install 'catwise[remote]'",
-            ) from error
-        try:
-            self._files, self._root = url_to_fs(self.url)
-        except (ImportError, ValueError) as error:
-            raise ConfigError(
-                f"'{url}' cannot be opened.",
+            raise MissingExtraError(
+                f"opening '{url}' needs a package that is not installed.",
                 found=" ".join(str(error).split()),
-                remedy="install what fsspec asks for, such as s3fs or gcsfs; or check the URL",
+                remedy="install what fsspec asks for: s3fs for s3://, gcsfs for gs://",
             ) from error
+        except ValueError as error:
+            found = " ".join(str(error).split())
+            raise ConfigError(f"'{url}' cannot be opened.", found=found) from error
 
     def __str__(self) -> str:
         return self.url

@@ -228,7 +228,7 @@ def open_store(path: str | os.PathLike[str], *, verify: bool = False) -> Feature
 
     Raises:
         FeatureStoreError: If it is no store, or files are missing or damaged; all are named.
-        ConfigError: If what an URL needs is not installed.
+        MissingExtraError: If what an URL needs is not installed.
 
     >>> import tempfile
     >>> from catwise.features import write_store

@@ -78,7 +78,8 @@ def write_store(
         FeatureError: If there are no rows, or values are not finite numbers in that dtype.
         ShapeError: If blocks differ in columns, or the ids are not one for each row.
         IdError: If an id is empty or there twice.
-        ConfigError: If dtype or origin cannot be stored, or what an URL needs is not installed.
+        ConfigError: If dtype or origin cannot be stored.
+        MissingExtraError: If what an URL needs is not installed.
         OutputError: If the folder has content, or cannot be written.
 
     >>> import tempfile

@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.utils import data as torch_data
 
 from catwise.errors import ConfigError, ShapeError
-from catwise.features.ids import as_ids, id_text
+from catwise.features.ids import as_ids, compact, id_text
 from catwise.models import layers
-from catwise.models.sources import ImageRows
+from catwise.models.preprocess import ImageLoader, ImageRows, reading
 
 __all__ = ["BatchSource", "ImageBatch", "merge_batches"]
 
@@ -94,23 +95,39 @@ def _uneven(n_ids: int, found: str) -> ShapeError:
     )
 
 
+def _ids_of(ids: Any) -> pa.Array:
+    return compact(as_ids(ids if hasattr(ids, "shape") else list(ids)))
+
+
 class BatchSource:
-    """Batches of images from any row on, whatever the loader is."""
+    """Batches of images from any row on, whatever the loader is.
+
+    Attributes:
+        ids: of all images, an Arrow array, if they are known beforehand.
+        n_rows: how many images there are, if that is known.
+        batch_rows: images in a batch.
+        origin: where the images are, if that is known.
+    """
 
     def __init__(self, loader: Any, batch_rows: int | None, workers: int, ids: Any) -> None:
         self._options: dict[str, Any] = {"num_workers": workers, "collate_fn": _collate}
+        if isinstance(loader, ImageLoader):
+            batch_rows = batch_rows or loader.batch_size
+            self._options["num_workers"] = workers or loader.workers
+            loader = loader.dataset
         self._loader = loader
         if isinstance(loader, torch_data.DataLoader):
             batch_rows = batch_rows or loader.batch_size
             self._take_apart(loader)
         rows = self._loader
+        self.origin = rows.source.origin if isinstance(rows, ImageRows) else None
         mapped = isinstance(rows, torch_data.Dataset)
         if mapped and not isinstance(rows, torch_data.IterableDataset):
-            ids = rows.source.ids[rows.rows] if ids is None and isinstance(rows, ImageRows) else ids
+            ids = rows.compact_ids if ids is None and isinstance(rows, ImageRows) else ids
             self._loader, batch_rows = self._read, batch_rows or 64
             self._dataset, n_rows = rows, len(rows)
         self._opens = callable(self._loader) and not hasattr(self._loader, "__iter__")
-        self.ids: list[str] | None = None if ids is None else as_ids(list(ids)).tolist()
+        self.ids = ids if ids is None or isinstance(ids, pa.Array) else _ids_of(ids)
         self.n_rows: int | None = None if self.ids is None else len(self.ids)
         if self._loader == self._read:
             if self.n_rows not in {None, n_rows}:
@@ -139,6 +156,7 @@ class BatchSource:
         ):
             self._loader = loader.dataset
             own = loader.collate_fn is not torch_data.default_collate
+            own = own and not isinstance(loader.dataset, ImageRows)
             self._options = {name: getattr(loader, name) for name in _READER_OPTIONS}
             self._options["collate_fn"] = loader.collate_fn if own else _collate
 
@@ -149,11 +167,12 @@ class BatchSource:
         reader: Any = torch_data.DataLoader(
             self._dataset, batch_sampler=spans, generator=torch.Generator(), **self._options
         )
-        for span, batch in zip(spans, reader, strict=True):
-            rows = _rows_of(batch)
-            if len(rows.images) != len(span):
-                raise _uneven(len(span), f"{len(rows.images):,} (of collate_fn)")
-            yield rows
+        with reading():
+            for span, batch in zip(spans, reader, strict=True):
+                rows = _rows_of(batch)
+                if len(rows.images) != len(span):
+                    raise _uneven(len(span), f"{len(rows.images):,} (of collate_fn)")
+                yield rows
 
     def batches(
         self, parts: Iterable[int], part_rows: int

@@ -8,14 +8,9 @@ an uninterrupted run with the same machine and threads. Parts are in `<out>.part
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
-import math
 import os
-import secrets
-import shutil
-import struct
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,16 +19,18 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from catwise._io import atomic_path, write_json
-from catwise.errors import ConfigError, FeatureError, FeatureStoreError, OutputError
+from catwise.errors import ConfigError, FeatureError
 from catwise.features.blocks import BLOCK_ROWS
-from catwise.features.ids import as_ids
+from catwise.features.ids import as_ids, digest_of
 from catwise.features.manifest import dtype_name
+from catwise.features.places import LocalPlace, place_of
 from catwise.features.store import FeatureStore, open_store
-from catwise.features.writer import store_writer
 from catwise.models import layers
 from catwise.models.batches import BatchSource, ImageBatch, merge_batches
 from catwise.models.core import LoadedModel
+from catwise.models.parts import PartWork, Rows
+from catwise.models.preprocess import ImageRows
+from catwise.models.sources import ImageSource
 from catwise.progress import Progress, ProgressCallback
 
 if TYPE_CHECKING:
@@ -42,13 +39,11 @@ if TYPE_CHECKING:
     import numpy as np
 
     from catwise.heads.core import Head
+    from catwise.models.core import Preprocessing
 
 __all__ = ["Extracted", "extract"]
 
-_LENGTH: Final = struct.Struct("<Q")
-_POLL_SECONDS: Final = 0.2
 _SHOWN: Final = 5
-_BLOCK_BYTES: Final = 2**24
 
 
 class Extracted(NamedTuple):
@@ -81,6 +76,7 @@ def extract(
     overwrite: bool = False,
     batch_rows: int | None = None,
     part_rows: int | None = None,
+    parts: str | os.PathLike[str] | None = None,
     num_workers: int = 0,
     ranks: tuple[int, int] | None = None,
     progress: ProgressCallback | None = None,
@@ -98,10 +94,12 @@ def extract(
 
     Args:
         model: any module, or a model as an adapter loads it.
-        loader: a map-style `Dataset` of images, such as `ImageRows`; a `DataLoader`, not shuffled;
-            a function that gives batches from a row on; or any iterable of batches, whose finished
-            rows are read again when a run is resumed.
-        out: the folder of the store; None keeps all in memory.
+        loader: images of a folder, of tar shards or of a Hugging Face data set, from
+            `catwise.models.sources`, preprocessed as a `LoadedModel` says; a map-style `Dataset`
+            of tensors, such as `ImageRows`; a `DataLoader`, not shuffled; a function that gives
+            batches from a row on; or any iterable of batches, whose finished rows are read again
+            when a run is resumed.
+        out: the folder of the store, or an URL that fsspec opens; None keeps all in memory.
         layer: name of the classification layer, where it cannot be told.
         device: where to run; None: where the model is. ``"cuda"`` is the process's own GPU.
         amp: "auto": float16 on CUDA, otherwise none; False: none; or a half-precision dtype.
@@ -115,6 +113,8 @@ def extract(
         overwrite: replace a store, or unfinished work, that differs.
         batch_rows: images in a batch; as the loader has it (64 for a `Dataset`) when not given.
         part_rows: rows in a part, a multiple of `batch_rows`; about 4,096 when not given.
+        parts: a folder for unfinished work, which a store at an URL needs; others have it in
+            "<out>.parts".
         num_workers: worker processes that read a `Dataset`.
         ranks: (number of this process, number of processes); None: from RANK and WORLD_SIZE, which
             torchrun sets. Parts are shared out; the first process joins them, all return.
@@ -138,6 +138,9 @@ def extract(
     >>> extract(model, [torch.tensor([[[[1.0, -2.0]]]])], ids=["a"]).features
     tensor([[1., 0.]], dtype=torch.float16)
     """
+    given = model if isinstance(model, LoadedModel) else None
+    if isinstance(loader, ImageSource):
+        loader = ImageRows(loader, _preprocessing(given))
     source = BatchSource(loader, batch_rows, num_workers, ids)
     rows = source.batch_rows
     part_rows = -(-BLOCK_ROWS // rows) * rows if part_rows is None else part_rows
@@ -147,7 +150,6 @@ def extract(
             found=f"undecodable={undecodable!r}, part_rows={part_rows}",
             expected=f"'refuse' or 'skip'; a multiple of the {rows:,} rows of a batch",
         )
-    given = model if isinstance(model, LoadedModel) else None
     module = given.module if given else model
     if not isinstance(module, nn.Module):
         raise ConfigError(
@@ -168,14 +170,49 @@ def extract(
     tell = _teller(progress, source.n_rows)
     if out is None:
         return _in_memory(job, source, tell)
-    items = _items(model, job, source, origin)
-    work = _Work(
-        Path(os.path.realpath(out)), items, *(ranks or layers.ranks_of()), overwrite=overwrite
+    rank, world = ranks or layers.ranks_of()
+    work = PartWork(
+        *_places(out, parts),
+        items=_items(model, job, source, origin),
+        part_rows=part_rows,
+        n_rows=source.n_rows,
+        rank=rank,
+        world=world,
+        overwrite=overwrite,
     )
     if not work.is_finished(resume=resume):
-        work.fill(job, source, tell)
-        work.join(job, source)
+        _fill(work, job, source, tell)
+        work.join()
     return open_store(out)
+
+
+def _places(
+    out: str | os.PathLike[str], parts: str | os.PathLike[str] | None
+) -> tuple[Path | str, Path]:
+    """The store's folder or URL, and the folder of its parts."""
+    place = place_of(out)
+    if not isinstance(place, LocalPlace):
+        if parts is None:
+            raise ConfigError(
+                f"'{out}' is no folder of this machine, and unfinished work needs one.",
+                remedy="name one with parts='…'; several machines must share it",
+            )
+        return str(place), Path(os.path.realpath(parts), f"{str(place).rpartition('/')[2]}.parts")
+    if parts is not None:
+        raise ConfigError(
+            "parts is for a store at an URL.", expected=f"unfinished work in '{out}.parts'"
+        )
+    folder = Path(os.path.realpath(place.folder))
+    return folder, folder.with_name(f"{folder.name}.parts")
+
+
+def _preprocessing(model: LoadedModel | None) -> Preprocessing:
+    if model is None:
+        raise ConfigError(
+            "a bare module does not say how images become its input.",
+            remedy="give ImageRows(images, Preprocessing(…)), or a model from load_model",
+        )
+    return model.preprocessing
 
 
 @dataclass(frozen=True)
@@ -192,24 +229,13 @@ class _Job:
     check: bool
     dtype: str
     part_rows: int
-    ids: list[str] | None
+    ids: Any
 
 
-class _Done(NamedTuple):
-    """What comes of a batch. `seen` counts its images, decoded or not."""
-
-    seen: int
-    features: Tensor | None
-    logits: Tensor | None
-    ids: list[str] | None
-    skipped: list[str]
-    gap: float
-
-
-def _compute(job: _Job, forward: layers.Forward, head: Head, row: int, rows: ImageBatch) -> _Done:
+def _compute(job: _Job, forward: layers.Forward, head: Head, row: int, rows: ImageBatch) -> Rows:
     """Features and logits of a batch; the first of a part is checked against the head."""
     seen = len(rows.images)
-    names = rows.ids if job.ids is None else job.ids[row : row + seen]
+    names = rows.ids if job.ids is None else job.ids.slice(row, seen).to_pylist()
     if names is None and job.skip:
         names = [str(row + at) for at in range(seen)]
     images, skipped = rows.images, []
@@ -218,7 +244,7 @@ def _compute(job: _Job, forward: layers.Forward, head: Head, row: int, rows: Ima
         kept = [at for at, image in enumerate(images) if isinstance(image, Tensor)]
         names = names and [names[at] for at in kept]
         if not kept:
-            return _Done(seen, None, None, names, skipped, 0.0)
+            return Rows(seen, None, None, names, skipped, 0.0)
         images = layers.stacked(torch.stack, [images[at] for at in kept])
     features, output = forward(images, job.amp)
     gap = 0.0
@@ -240,7 +266,7 @@ def _compute(job: _Job, forward: layers.Forward, head: Head, row: int, rows: Ima
             expected=f"finite numbers that {job.dtype} can hold",
             remedy="dtype='bfloat16' or 'float32' holds larger ones; amp=False computes in float32",
         )
-    return _Done(seen, stored, logits.float().cpu(), names, skipped, gap)
+    return Rows(seen, stored, logits.float().cpu(), names, skipped, gap)
 
 
 def _lost(job: _Job, row: int, images: list[Any], names: list[str] | None) -> list[str]:
@@ -279,7 +305,7 @@ def _teller(report: ProgressCallback | None, total: int | None) -> Callable[...,
 
 
 def _in_memory(job: _Job, source: BatchSource, tell: Callable[..., None]) -> Extracted:
-    every: list[_Done] = []
+    every: list[Rows] = []
     with layers.running(job.module, job.layer, job.device, job.argument) as (forward, head):
         for _, row, rows in source.batches(itertools.count(), job.part_rows):
             every.append(_compute(job, forward, head, row, rows))
@@ -297,201 +323,32 @@ def _in_memory(job: _Job, source: BatchSource, tell: Callable[..., None]) -> Ext
     )
 
 
-def _write_part(path: Path, batches: Iterable[_Done]) -> None:
-    """Rows, then what is to be known about them as JSON, then the length of that."""
-    about: dict[str, Any] = {"rows": 0, "seen": 0, "shape": [], "ids": [], "skipped": [], "gap": 0}
-    with atomic_path(path) as temporary, temporary.open("wb") as stream:
-        for done in batches:
-            about["seen"] += done.seen
-            about["skipped"] += done.skipped
-            about["gap"] = max(about["gap"], done.gap)
-            named = done.ids is not None and about["ids"] is not None
-            about["ids"] = about["ids"] + done.ids if named else None
-            if done.features is not None:
-                about["rows"] += len(done.features)
-                about["shape"] = list(done.features.shape[1:])
-                stream.write(done.features.reshape(-1).view(torch.uint8).numpy().data)
-        text = json.dumps(about).encode()
-        stream.write(text + _LENGTH.pack(len(text)))
+def _fill(work: PartWork, job: _Job, source: BatchSource, tell: Callable[..., None]) -> None:
+    """Make those of this process's parts that are not there."""
+    known = work.known()
+    batches = source.batches(work.missing(known), job.part_rows)
+    tell(0, sum(about["seen"] for about in known.values()))
+    with layers.running(job.module, job.layer, job.device, job.argument) as (forward, head):
 
+        def made(batches: Iterable[tuple[int, int, ImageBatch]]) -> Iterator[Rows]:
+            for _, row, rows in batches:
+                yield _compute(job, forward, head, row, rows)
+                tell(len(rows.images))
 
-def _read_about(path: Path, dtype: str) -> dict[str, Any] | None:
-    """What a part says about its rows; None if it is not whole."""
-    try:
-        with path.open("rb") as stream:
-            stream.seek(-_LENGTH.size, os.SEEK_END)
-            (length,) = _LENGTH.unpack(stream.read())
-            size = stream.seek(-_LENGTH.size - length, os.SEEK_END)
-            about: dict[str, Any] = json.loads(stream.read(length))
-    except (OSError, ValueError):
-        return None
-    row_bytes = getattr(torch, dtype).itemsize * math.prod(about["shape"])
-    return about if about["rows"] * row_bytes == size else None
-
-
-def _blocks(path: Path, dtype: str) -> Iterator[tuple[Tensor, Any]]:
-    """The rows of a part and their ids, some at a time."""
-    about = _read_about(path, dtype) or {"rows": 0, "shape": [1], "ids": []}
-    kind, width, ids = getattr(torch, dtype), math.prod(about["shape"]), about["ids"]
-    step = max(1, _BLOCK_BYTES // (width * kind.itemsize))
-    with path.open("rb") as stream:
-        for start in range(0, about["rows"], step):
-            stop = min(start + step, about["rows"])
-            raw = bytearray(stream.read((stop - start) * width * kind.itemsize))
-            yield torch.frombuffer(raw, dtype=kind).reshape(-1, width), ids and ids[start:stop]
-
-
-def _end(known: Mapping[int, Mapping[str, Any]], job: _Job, source: BatchSource) -> int | None:
-    """How many parts there will be: where the number of images is not known, a short one ends."""
-    if source.n_rows is not None:
-        return -(-source.n_rows // job.part_rows)
-    ends = [part + 1 for part, about in known.items() if about["seen"] < job.part_rows]
-    return min(ends, default=None)
-
-
-@dataclass(frozen=True)
-class _Work:
-    """The folder of the store to be, and the one of its parts."""
-
-    out: Path
-    items: dict[str, Any]
-    rank: int
-    world: int
-    overwrite: bool
-
-    @property
-    def parts(self) -> Path:
-        return self.out.with_name(f"{self.out.name}.parts")
-
-    @property
-    def folder(self) -> Path:
-        text = json.dumps(self.items, sort_keys=True).encode()
-        return self.parts / hashlib.sha256(text).hexdigest()[:16]
-
-    @property
-    def ready(self) -> list[Path]:
-        return [self.folder / f"ready-{rank}-of-{self.world}" for rank in range(self.world)]
-
-    def is_finished(self, *, resume: bool) -> bool:
-        """Whether the store is there; otherwise make place for the parts, or refuse."""
-        found = _stored_items(self.out)
-        if resume and found == self.items:
-            if self.rank == 0:
-                shutil.rmtree(self.parts, ignore_errors=True)
-            return True
-        begun = [json.loads(path.read_bytes()) for path in self.parts.glob("*/progress.json")]
-        others = [items for items in (found, *begun) if items not in (None, self.items)]
-        exists = self.out.exists() and not (self.out.is_dir() and not any(self.out.iterdir()))
-        if (exists or others) and not self.overwrite:
-            raise OutputError(
-                f"'{self.out}' " + ("was extracted otherwise." if others else "exists."),
-                found=_differences(others[0] or {}, self.items) if others else None,
-                remedy="choose another folder, repeat the options, or ask to overwrite it",
-            )
-        if not resume and self.world > 1:
-            raise ConfigError("resume=False works in one process only.", remedy="overwrite=True")
-        try:
-            if not resume and self.folder.exists():
-                shutil.rmtree(self.folder)
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"cannot write '{self.folder}'.", found=error.strerror) from error
-        write_json(self.folder / "progress.json", self.items)
-        return False
-
-    def known(self, dtype: str) -> dict[int, dict[str, Any]]:
-        """The parts that are there, in order, and what they say."""
-        read = ((path, _read_about(path, dtype)) for path in sorted(self.folder.glob("part-*")))
-        return {int(path.name[5:]): about | {"ids": None} for path, about in read if about}
-
-    def fill(self, job: _Job, source: BatchSource, tell: Callable[..., None]) -> None:
-        """Make those of this process's parts that are not there."""
-        known = self.known(job.dtype)
-        end = _end(known, job, source)
-        mine: Iterable[int] = itertools.count(self.rank, self.world)
-        if source.n_rows is not None and end:  # neighbours, so that reading begins once
-            mine = range(self.rank * end // self.world, (self.rank + 1) * end // self.world)
-        mine = itertools.takewhile(lambda part: end is None or part < end, mine)
-        batches = source.batches((part for part in mine if part not in known), job.part_rows)
-        tell(0, sum(about["seen"] for about in known.values()))
-        with layers.running(job.module, job.layer, job.device, job.argument) as (forward, head):
-
-            def made(batches: Iterable[tuple[int, int, ImageBatch]]) -> Iterator[_Done]:
-                for _, row, rows in batches:
-                    yield _compute(job, forward, head, row, rows)
-                    tell(len(rows.images))
-
-            for part, rows in itertools.groupby(batches, key=lambda batch: batch[0]):
-                _write_part(self.folder / f"part-{part:06d}", made(rows))
-        write_json(self.ready[self.rank], None)
-
-    def join(self, job: _Job, source: BatchSource) -> None:
-        """Make the store, once every process has made its parts; the others wait for it."""
-        if self.rank:
-            while _stored_items(self.out) != self.items:
-                time.sleep(_POLL_SECONDS)
-            return
-        while (
-            not all(path.exists() for path in self.ready)
-            or (end := _end(known := self.known(job.dtype), job, source)) is None
-            or not known.keys() >= set(range(end))
-        ):
-            time.sleep(_POLL_SECONDS)
-        about = [known[part] for part in range(end)]
-        made = {
-            "fingerprint": self.folder.name,
-            "items": {key: value for key, value in self.items.items() if key != "origin"},
-            "images": sum(part["seen"] for part in about),
-            "shape": next((part["shape"] for part in about if part["rows"]), []),
-            "gap": max(part["gap"] for part in about) if job.check else None,
-            "skipped": [name for part in about for name in part["skipped"]],
-        }
-        for stale in self.folder.glob(".catwise-*"):  # of a join that was killed
-            shutil.rmtree(stale, ignore_errors=True)
-        origin = {**self.items["origin"], "extract": made}
-        path = self.folder / "store"
-        with store_writer(path, dtype=job.dtype, origin=origin, overwrite=True) as writer:
-            for part in range(end):
-                for rows, ids in _blocks(self.folder / f"part-{part:06d}", job.dtype):
-                    writer.write(rows, ids=ids)
-        try:
-            if self.out.exists():
-                self.out.rename(self.folder / f"old-{secrets.token_hex(8)}")
-            path.rename(self.out)
-            descriptor = os.open(self.out.parent, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
-        except OSError as error:
-            raise OutputError(f"cannot write '{self.out}'.", found=error.strerror) from error
-        shutil.rmtree(self.parts, ignore_errors=True)
-
-
-def _stored_items(out: Path) -> dict[str, Any] | None:
-    """What made the store that is there; None if there is none, or it was made otherwise."""
-    try:
-        origin = open_store(out).origin
-        made = origin.pop("extract")
-        return {**made["items"], "origin": origin}
-    except (FeatureStoreError, KeyError, TypeError):
-        return None
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    text = {key: [json.dumps(side.get(key))[:40] for side in (old, new)] for key in keys}
-    return "; ".join(f"{key}: {was}, now {now}" for key, (was, now) in text.items())
+        for part, rows in itertools.groupby(batches, key=lambda batch: batch[0]):
+            work.write(part, made(rows))
 
 
 def _items(model: Any, job: _Job, source: BatchSource, origin: Any) -> dict[str, Any]:
     """The fingerprint's parts: what decides the bytes of the store."""
-    ids = None if source.ids is None else hashlib.sha256("\n".join(source.ids).encode()).hexdigest()
     items = {
         "model": model.name if isinstance(model, LoadedModel) else type(model).__name__,
         "weights": layers.weights_digest(job.module),
         "layer": job.layer,
         "preprocessing": model.preprocessing.to_dict() if isinstance(model, LoadedModel) else None,
+        "images": source.origin,
         "rows": source.n_rows,
-        "ids": ids,
+        "ids": None if source.ids is None else digest_of(source.ids),
         "amp": None if job.amp is None else str(job.amp).removeprefix("torch."),
         "device": job.device.type,
         "dtype": job.dtype,

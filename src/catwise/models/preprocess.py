@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from catwise.errors import CatwiseError, ConfigError, FeatureError, IdError
+from catwise.features.ids import as_ids, compact
 from catwise.models.images import as_channels, import_extra
 
 if TYPE_CHECKING:
@@ -28,7 +29,15 @@ if TYPE_CHECKING:
     from catwise.models.core import Preprocessing
     from catwise.models.sources import ImageSource
 
-__all__ = ["ImageBatch", "ImageLoader", "ImageRow", "ImageRows", "Undecodable", "preprocess"]
+__all__ = [
+    "ImageBatch",
+    "ImageLoader",
+    "ImageRow",
+    "ImageRows",
+    "Undecodable",
+    "preprocess",
+    "reading",
+]
 
 _SHOWN: Final = 3
 
@@ -229,6 +238,18 @@ class ImageRows(Dataset[ImageRow]):
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def compact_ids(self) -> Any:
+        """Ids of the rows, an Arrow array.
+
+        Raises:
+            IdError: If a row is there twice.
+        """
+        ids = self.source.compact_ids
+        if np.array_equal(self.rows, np.arange(len(ids))):
+            return ids
+        return compact(as_ids(ids.take(self.rows).to_pylist()))
+
     def __getitem__(self, index: int) -> ImageRow:
         row = int(self.rows[index])
         try:
@@ -316,7 +337,7 @@ class ImageLoader:
             pin_memory=self.pin_memory,
             generator=torch.Generator(),  # or it would draw from the global one
         )
-        with _workers():
+        with reading():
             for batch in loader:
                 self.undecodable += batch.undecodable
                 self._judge(batch.undecodable)
@@ -339,7 +360,8 @@ class ImageLoader:
 
 
 @contextmanager
-def _workers() -> Iterator[None]:
+def reading() -> Iterator[None]:
+    """Tell what happened where a worker process died."""
     try:
         yield
     except RuntimeError as error:

@@ -17,6 +17,7 @@ A source of your own gives the ids to `ImageSource` and says where the bytes of 
 from __future__ import annotations
 
 import abc
+import hashlib
 import operator
 import os
 import tarfile
@@ -26,10 +27,9 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import pyarrow as pa
 
 from catwise.errors import CatwiseError, ConfigError, FeatureError, IdError, ShapeError
-from catwise.features.ids import as_ids
+from catwise.features.ids import as_ids, compact, digest_of
 from catwise.models.images import DICOM_SUFFIXES, import_extra, read_image
 from catwise.models.preprocess import (
     ImageBatch,
@@ -75,12 +75,15 @@ class ImageSource(abc.ABC):
     Args:
         ids: (N,) different texts or whole numbers.
 
+    Attributes:
+        compact_ids: the ids as an Arrow array.
+
     Raises:
         IdError: If an id is empty or there twice.
     """
 
     def __init__(self, ids: Any) -> None:
-        self._ids = _compact(as_ids(ids))
+        self.compact_ids = compact(as_ids(ids))
 
     @abc.abstractmethod
     def locate(self, row: int) -> tuple[ImageInput, str]:
@@ -91,16 +94,21 @@ class ImageSource(abc.ABC):
         """
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self.compact_ids)
+
+    @property
+    def origin(self) -> str | None:
+        """Where the images are, in a line: what tells two sources with the same ids apart."""
+        return None
 
     @property
     def ids(self) -> NDArray[np.str_]:
         """(N,) ids in the order of the rows, a new array."""
-        return np.array(self._ids.to_pylist(), dtype=np.str_)
+        return np.array(self.compact_ids.to_pylist(), dtype=np.str_)
 
     def id(self, row: int) -> str:
         """Id of one image."""
-        return str(self._ids[row].as_py())
+        return str(self.compact_ids[row].as_py())
 
     def read(self, row: int, *, channels: int = 3, white: float | None = None) -> Image:
         """Decode one image; options and errors are those of :func:`read_image`."""
@@ -120,11 +128,6 @@ class ImageSource(abc.ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(n_images={len(self)})"
-
-
-def _compact(texts: Any) -> Any:
-    """Texts as one block of memory that forked workers do not copy by counting references."""
-    return pa.array(np.asarray(texts, dtype=np.str_), type=pa.large_string())
 
 
 class FolderImages(ImageSource):
@@ -164,7 +167,7 @@ class FolderImages(ImageSource):
         if not self.root.is_dir():
             raise ConfigError(f"the image folder '{root}' is not there.", remedy="check the path")
         super().__init__(as_ids(names if ids is None else ids, len(names)))
-        self._paths = _compact(names)
+        self._paths = compact(names)
 
     @classmethod
     def from_dataset(cls, dataset: Dataset) -> FolderImages:
@@ -196,6 +199,11 @@ class FolderImages(ImageSource):
                 expected="files that end in " + ", ".join(wanted),
             )
         return cls(root, sorted(found))
+
+    @property
+    def origin(self) -> str:
+        """The folder, and a digest of the paths."""
+        return f"{self.root.absolute()} (paths {digest_of(self._paths)})"
 
     def locate(self, row: int) -> tuple[ImageInput, str]:
         """Path of one image."""
@@ -255,8 +263,15 @@ class TarImages(ImageSource):
             )
         _refuse_repeated(ids, shard_in_id=shard_in_id)
         super().__init__(ids)
-        self._names = _compact(names)
+        self._names = compact(names)
         self._places = np.array(places, dtype=np.int64)
+
+    @property
+    def origin(self) -> str:
+        """The first shard, how many there are, and a digest of them and of what is in them."""
+        inside = hashlib.sha256(self._places.tobytes()).hexdigest()[:16]
+        shards = f"{len(self.paths):,} shards, {digest_of(self._names)}, {inside}"
+        return f"{self.paths[0].absolute()} (of {shards})"
 
     def locate(self, row: int) -> tuple[ImageInput, str]:
         """Bytes of one image."""
@@ -388,6 +403,11 @@ class HuggingFaceImages(ImageSource):
             images = images.cast_column(image_column, datasets.Image(decode=False))
         self._images = images
         self._column = image_column
+
+    @property
+    def origin(self) -> str:
+        """The column, and the fingerprint that `datasets` has for its data sets."""
+        return f"column {self._column!r} ({getattr(self._images, '_fingerprint', None)})"
 
     def locate(self, row: int) -> tuple[ImageInput, str]:
         """Bytes or path of one image."""

@@ -1,0 +1,267 @@
+"""Parts of a store to be: files that are written whole, found again, and joined at the end."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import os
+import secrets
+import shutil
+import struct
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from catwise._io import atomic_path, write_json
+from catwise.errors import ConfigError, FeatureStoreError, OutputError
+from catwise.features.places import RemotePlace, is_url
+from catwise.features.store import open_store
+from catwise.features.writer import store_writer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+__all__ = ["PartWork", "Rows"]
+
+_LENGTH: Final = struct.Struct("<Q")
+_POLL_SECONDS: Final = 0.2
+_REMOTE_POLL_SECONDS: Final = 2.0
+_BLOCK_BYTES: Final = 2**24
+
+
+class Rows(NamedTuple):
+    """What comes of a batch. `seen` counts its images, decoded or not."""
+
+    seen: int
+    features: Tensor | None
+    logits: Tensor | None
+    ids: list[str] | None
+    skipped: list[str]
+    gap: float
+
+
+@dataclass(frozen=True)
+class PartWork:
+    """The store to be, and the folder of its parts.
+
+    Args:
+        out: the folder of the store, or its URL.
+        parts: the folder of the parts, which several processes share.
+        items: what decides the store's bytes; `origin` and `dtype` are among them.
+        part_rows: images in a part.
+        n_rows: images in all; None where that is not known.
+        rank: number of this process.
+        world: number of processes.
+        overwrite: replace a store, or unfinished work, that differs.
+    """
+
+    out: Path | str
+    parts: Path
+    items: dict[str, Any]
+    part_rows: int
+    n_rows: int | None
+    rank: int
+    world: int
+    overwrite: bool
+
+    @property
+    def fingerprint(self) -> str:
+        """A short digest of the items."""
+        text = json.dumps(self.items, sort_keys=True).encode()
+        return hashlib.sha256(text).hexdigest()[:16]
+
+    @property
+    def folder(self) -> Path:
+        """Where these parts are."""
+        return self.parts / self.fingerprint
+
+    @property
+    def _ready(self) -> list[Path]:
+        return [self.folder / f"ready-{rank}-of-{self.world}" for rank in range(self.world)]
+
+    def is_finished(self, *, resume: bool) -> bool:
+        """Whether the store is there; otherwise make place for the parts, or refuse."""
+        found = _stored_items(self.out)
+        if resume and found == self.items:
+            if self.rank == 0:
+                shutil.rmtree(self.parts, ignore_errors=True)
+            return True
+        begun = [json.loads(path.read_bytes()) for path in self.parts.glob("*/progress.json")]
+        others = [items for items in (found, *begun) if items not in (None, self.items)]
+        if (others or _has_content(self.out)) and not self.overwrite:
+            raise OutputError(
+                f"'{self.out}' " + ("was extracted otherwise." if others else "exists."),
+                found=_differences(others[0] or {}, self.items) if others else None,
+                remedy="choose another folder, repeat the options, or ask to overwrite it",
+            )
+        if not resume and self.world > 1:
+            raise ConfigError("resume=False works in one process only.", remedy="overwrite=True")
+        try:
+            if not resume and self.folder.exists():
+                shutil.rmtree(self.folder)
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot write '{self.folder}'.", found=error.strerror) from error
+        write_json(self.folder / "progress.json", self.items)
+        return False
+
+    def known(self) -> dict[int, dict[str, Any]]:
+        """The parts that are there, in order, and what they say, but for the ids."""
+        dtype = self.items["dtype"]
+        read = ((path, _read_about(path, dtype)) for path in sorted(self.folder.glob("part-*")))
+        return {int(path.name[5:]): about | {"ids": None} for path, about in read if about}
+
+    def _end(self, known: Mapping[int, Mapping[str, Any]]) -> int | None:
+        """How many parts there will be; where images are not counted, a short part is the last."""
+        if self.n_rows is not None:
+            return -(-self.n_rows // self.part_rows)
+        ends = [part + 1 for part, about in known.items() if about["seen"] < self.part_rows]
+        return min(ends, default=None)
+
+    def missing(self, known: Mapping[int, Mapping[str, Any]]) -> Iterator[int]:
+        """Those of this process's parts that are not there; without an end if that is not known."""
+        end = self._end(known)
+        mine: Iterable[int] = itertools.count(self.rank, self.world)
+        if self.n_rows is not None and end:  # neighbours, so that reading begins once
+            mine = range(self.rank * end // self.world, (self.rank + 1) * end // self.world)
+        mine = itertools.takewhile(lambda part: end is None or part < end, mine)
+        return (part for part in mine if part not in known)
+
+    def write(self, part: int, batches: Iterable[Rows]) -> None:
+        """Write a part, whole or not at all."""
+        _write_part(self._path(part), batches)
+
+    def _path(self, part: int) -> Path:
+        return self.folder / f"part-{part:06d}"
+
+    def join(self, **facts: Any) -> None:
+        """Make the store, once every process has made its parts; the others wait for it.
+
+        Args:
+            facts: what else to remember of the extraction.
+        """
+        write_json(self._ready[self.rank], None)
+        if self.rank:
+            while _stored_items(self.out) != self.items:
+                time.sleep(_REMOTE_POLL_SECONDS if is_url(self.out) else _POLL_SECONDS)
+            return
+        while (
+            not all(path.exists() for path in self._ready)
+            or (end := self._end(known := self.known())) is None
+            or not known.keys() >= set(range(end))
+        ):
+            time.sleep(_POLL_SECONDS)
+        about = [known[part] for part in range(end)]
+        made = {
+            "fingerprint": self.fingerprint,
+            "items": {key: value for key, value in self.items.items() if key != "origin"},
+            "images": sum(part["seen"] for part in about),
+            "shape": next((part["shape"] for part in about if part["rows"]), []),
+            "gap": max(part["gap"] for part in about) if self.items["check"] else None,
+            "skipped": [name for part in about for name in part["skipped"]],
+        }
+        origin = {**self.items["origin"], "extract": {**made, **facts}}
+        if isinstance(self.out, Path):
+            self._join_here(self.out, end, origin)
+        else:
+            self._write_store(self.out, end, origin)
+        shutil.rmtree(self.parts, ignore_errors=True)
+
+    def _write_store(self, path: Path | str, end: int, origin: Mapping[str, Any]) -> None:
+        dtype = self.items["dtype"]
+        with store_writer(path, dtype=dtype, origin=origin, overwrite=True) as writer:
+            for part in range(end):
+                for rows, ids in _blocks(self._path(part), dtype):
+                    writer.write(rows, ids=ids)
+
+    def _join_here(self, out: Path, end: int, origin: Mapping[str, Any]) -> None:
+        """Make the store among the parts and put it in its place by one rename."""
+        for stale in self.folder.glob(".catwise-*"):  # of a join that was killed
+            shutil.rmtree(stale, ignore_errors=True)
+        path = self.folder / "store"
+        self._write_store(path, end, origin)
+        try:
+            if out.exists():
+                out.rename(self.folder / f"old-{secrets.token_hex(8)}")
+            path.rename(out)
+            descriptor = os.open(out.parent, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+        except OSError as error:
+            raise OutputError(f"cannot write '{out}'.", found=error.strerror) from error
+
+
+def _has_content(out: Path | str) -> bool:
+    """Whether something is there that must not be lost."""
+    if isinstance(out, Path):
+        return out.exists() and not (out.is_dir() and not any(out.iterdir()))
+    try:
+        return bool(RemotePlace(out).sizes())
+    except OSError as error:
+        raise OutputError(f"cannot write '{out}'.", found=str(error)) from error
+
+
+def _write_part(path: Path, batches: Iterable[Rows]) -> None:
+    """Rows, then what is to be known about them as JSON, then the length of that."""
+    about: dict[str, Any] = {"rows": 0, "seen": 0, "shape": [], "ids": [], "skipped": [], "gap": 0}
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        for done in batches:
+            about["seen"] += done.seen
+            about["skipped"] += done.skipped
+            about["gap"] = max(about["gap"], done.gap)
+            named = done.ids is not None and about["ids"] is not None
+            about["ids"] = about["ids"] + done.ids if named else None
+            if done.features is not None:
+                about["rows"] += len(done.features)
+                about["shape"] = list(done.features.shape[1:])
+                stream.write(done.features.reshape(-1).view(torch.uint8).numpy().data)
+        text = json.dumps(about).encode()
+        stream.write(text + _LENGTH.pack(len(text)))
+
+
+def _read_about(path: Path, dtype: str) -> dict[str, Any] | None:
+    """What a part says about its rows; None if it is not whole."""
+    try:
+        with path.open("rb") as stream:
+            stream.seek(-_LENGTH.size, os.SEEK_END)
+            (length,) = _LENGTH.unpack(stream.read())
+            size = stream.seek(-_LENGTH.size - length, os.SEEK_END)
+            about: dict[str, Any] = json.loads(stream.read(length))
+    except (OSError, ValueError):
+        return None
+    row_bytes = getattr(torch, dtype).itemsize * math.prod(about["shape"])
+    return about if about["rows"] * row_bytes == size else None
+
+
+def _blocks(path: Path, dtype: str) -> Iterator[tuple[Tensor, Any]]:
+    """The rows of a part and their ids, some at a time."""
+    about = _read_about(path, dtype) or {"rows": 0, "shape": [1], "ids": []}
+    kind, width, ids = getattr(torch, dtype), math.prod(about["shape"]), about["ids"]
+    step = max(1, _BLOCK_BYTES // (width * kind.itemsize))
+    with path.open("rb") as stream:
+        for start in range(0, about["rows"], step):
+            stop = min(start + step, about["rows"])
+            raw = bytearray(stream.read((stop - start) * width * kind.itemsize))
+            yield torch.frombuffer(raw, dtype=kind).reshape(-1, width), ids and ids[start:stop]
+
+
+def _stored_items(out: Path | str) -> dict[str, Any] | None:
+    """What made the store that is there; None if there is none, or it was made otherwise."""
+    try:
+        origin = open_store(out).origin
+        made = origin.pop("extract")
+        return {**made["items"], "origin": origin}
+    except (FeatureStoreError, KeyError, TypeError):
+        return None
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    text = {key: [json.dumps(side.get(key))[:40] for side in (old, new)] for key in keys}
+    return "; ".join(f"{key}: {was}, now {now}" for key, (was, now) in text.items())
