@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from catwise.cli import main
 from catwise.cli.options import LabelledOptions, TableOptions
-from catwise.cli.simulate import _Writer
+from catwise.cli.tables import TableWriter
 from catwise.data import Dataset, apply_mask, read_mask
 from catwise.errors import IdError, LabelError, OutputError, ShapeError
 from catwise.labels import PartialLabels, drop_uniform, keep_per_category, keep_single_positive
@@ -272,6 +272,20 @@ def test_a_data_set() -> None:
     assert table.read_text() == "id_,cat,id\na,1,0\nb,,\n"
 
 
+def test_published_streams() -> None:
+    """The stream is named in files and masks, and gives the labels that the library gives."""
+    found = document(*SOURCE, "--keep", "0.3", "--draws", "mlcpl", "--seed", "526", "--out", "out")
+    mask = read_mask(found["files"][0]["mask"])
+    assert Path(found["files"][0]["mask"]).name == "uniform_0.3_seed526_mlcpl.mask.safetensors"
+    assert mask.protocol == {"name": "drop_uniform", "keep": 0.3, "seed": 526, "draws": "mlcpl"}
+    assert apply_mask(found["files"][0]["mask"], full()) == drop_uniform(
+        full(), 0.3, 526, draws="mlcpl"
+    )
+    wrong = run(*SOURCE, "--n", "3", "--draws", "matrix", "--out", "other")
+    assert wrong.exit_code == 2
+    assert "--draws belongs to" in wrong.output
+
+
 def options(**given: Any) -> tuple[TableOptions, LabelledOptions]:
     """The options of a table without any option."""
     none = dict.fromkeys(TableOptions.__slots__)
@@ -279,10 +293,21 @@ def options(**given: Any) -> tuple[TableOptions, LabelledOptions]:
     return table, LabelledOptions(Path("x"), None, None, (), None, None)
 
 
-def writer_of(labels: PartialLabels, layout: str = "wide", **given: Any) -> _Writer:
+def writer_of(labels: PartialLabels, layout: str = "wide", **given: Any) -> TableWriter:
     blank: Any = [""] * labels.n_rows
     dataset = Dataset("it", Path(), blank, labels, blank)
-    return _Writer(dataset, *options(**given), "codes", layout)
+    return TableWriter(dataset, *options(**given), "codes", layout)
+
+
+def test_a_single_column_with_marks_in_its_name(tmp_path: Path) -> None:
+    """Another delimiter is suspected, unless the one that holds is named."""
+    labels = PartialLabels([[1], [-1]], categories=["a;b|c"])
+    writer, path = writer_of(labels), tmp_path / "one.csv"
+    writer.write(labels, path)
+    assert writer.reading == "--encoding codes --delimiter ,"
+    with pytest.raises(LabelError, match="a single column"):
+        PartialLabels.from_table(path, encoding="codes")
+    assert PartialLabels.from_table(path, encoding="codes", delimiter=",") == labels
 
 
 def test_tables_that_cannot_be() -> None:
@@ -333,5 +358,6 @@ def test_what_is_written_is_read(
         encoding="codes",
         id_column=writer.columns.get("id"),
         group_column=writer.columns.get("group"),
+        delimiter="," if "--delimiter" in writer.reading else None,
     )
     assert read == labels

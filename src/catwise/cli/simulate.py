@@ -16,23 +16,21 @@ from catwise.cli.options import (
     seed_option,
     table_options,
 )
-from catwise.errors import LabelError, OutputError, ShapeError
+from catwise.cli.tables import TableWriter
+from catwise.errors import OutputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
-    from typing import TextIO
 
     from catwise.cli.console import Output
     from catwise.cli.options import LabelledOptions, TableOptions
-    from catwise.data import Dataset
     from catwise.labels import PartialLabels
 
 __all__ = ["command"]
 
+DRAW_NAMES: Final = ("keyed", "mlcpl", "matrix")
+"""Written here a second time, since their home loads numpy; a test compares them."""
 SERIES: Final = tuple(i / 10 for i in range(1, 10))
-MAX_CELLS: Final = 1 << 31
-"""Cells that a wide table may have: more are some gigabytes of commas."""
 MASK_ENDING: Final = ".mask.safetensors"
 
 
@@ -54,7 +52,8 @@ class Step:
             return apply_mask(self.mask, full, same_labels=not self.corrected)
         name, seed = self.protocol["name"], self.protocol["seed"]
         if name == "drop_uniform":
-            return drop_uniform(full, self.protocol["keep"], seed)
+            draws = self.protocol.get("draws", "keyed")
+            return drop_uniform(full, self.protocol["keep"], seed, draws=draws)
         if name == "keep_per_category":
             return keep_per_category(full, self.protocol["n"], seed)
         return keep_single_positive(full, seed)
@@ -71,6 +70,14 @@ class Step:
     help="Keep each label with this probability (repeatable; what 0.1 keeps, 0.2 keeps too).",
 )
 @click.option("--series", is_flag=True, help="--keep 0.1, 0.2, … 0.9, as the field reports them.")
+@click.option(
+    "--draws",
+    type=click.Choice(DRAW_NAMES),
+    default="keyed",
+    show_default=True,
+    help="How --keep and --series draw. mlcpl and matrix: the stream of published code, which with "
+    "its seed (526 and 0) keeps the same labels.",
+)
 @click.option(
     "--n",
     type=click.IntRange(min=0),
@@ -112,6 +119,7 @@ def command(
     table: TableOptions,
     keep: tuple[float, ...],
     series: bool,
+    draws: str,
     n: tuple[int, ...],
     single_positive: bool,
     mask: Path | None,
@@ -129,7 +137,7 @@ def command(
     For each protocol DIR gets a label table and a mask: a small file that says which labels stay
     and applies to the same labels wherever they are (--mask). The same seed gives the same masks,
     checksum for checksum. Draws hang on the names of categories and the ids of rows, not on their
-    order.
+    order, unless --draws names a published stream.
     """
     if corrected and mask is None:
         raise click.UsageError("--corrected belongs to --mask.")
@@ -139,9 +147,11 @@ def command(
         raise click.UsageError(
             "give one of --keep SHARE or --series, --n N, --single-positive, --mask FILE."
         )
-    steps = _steps(shares, n, mask, seed, corrected=corrected)
+    if draws != "keyed" and not shares:
+        raise click.UsageError("--draws belongs to --keep and --series.")
+    steps = _steps(shares, n, mask, seed, draws=draws, corrected=corrected)
     dataset = load_dataset(source, table)
-    writer = _Writer(dataset, table, source, out_encoding, out_layout)
+    writer = TableWriter(dataset, table, source, out_encoding, out_layout)
     writer.check(dataset.labels if shares else steps[-1].kept(dataset.labels))
     if not dry_run:
         _make_folder(out, steps, source, force=force)
@@ -164,7 +174,13 @@ def command(
 
 
 def _steps(
-    shares: list[float], n: tuple[int, ...], mask: Path | None, seed: int, *, corrected: bool
+    shares: list[float],
+    n: tuple[int, ...],
+    mask: Path | None,
+    seed: int,
+    *,
+    draws: str,
+    corrected: bool,
 ) -> list[Step]:
     if mask is not None:
         from catwise.data import read_mask
@@ -172,10 +188,11 @@ def _steps(
         protocol = read_mask(mask).protocol
         return [Step(mask.name.removesuffix(MASK_ENDING), protocol, mask, corrected)]
     if shares:
+        said, end = ({}, "") if draws == "keyed" else ({"draws": draws}, f"_{draws}")
         return [
             Step(
-                f"uniform_{share}_seed{seed}",
-                {"name": "drop_uniform", "keep": share, "seed": seed},
+                f"uniform_{share}_seed{seed}{end}",
+                {"name": "drop_uniform", "keep": share, "seed": seed, **said},
             )
             for share in sorted(shares)
         ]
@@ -215,7 +232,7 @@ def _paths(step: Step, out: Path) -> list[Path]:
 
 
 def _carry_out(
-    step: Step, writer: _Writer, out: Path, *, dry_run: bool, output: Output
+    step: Step, writer: TableWriter, out: Path, *, dry_run: bool, output: Output
 ) -> dict[str, Any]:
     """Drop, write and tell."""
     from catwise.data import save_mask
@@ -264,127 +281,3 @@ def _numbers(full: PartialLabels, kept: PartialLabels) -> dict[str, Any]:
         "n_negative": int(after.negative.sum()),
         "n_categories_both": int(((after.positive > 0) & (after.negative > 0)).sum()),
     }
-
-
-class _Writer:
-    """Writes label tables that read back as the labels they were made from."""
-
-    def __init__(
-        self,
-        dataset: Dataset,
-        table: TableOptions,
-        source: LabelledOptions,
-        encoding: str,
-        layout: str,
-    ) -> None:
-        from catwise.labels import ENCODINGS
-
-        labels = dataset.labels
-        self.dataset, self.encoding, self.layout = dataset, encoding, layout
-        self.texts = {
-            code: "" if raw is None else f"{raw:g}" for raw, code in ENCODINGS[encoding].codes
-        }
-        taken = {"category", "value"} if layout == "long" else set(labels.categories)
-        self.columns: dict[str, str] = {}
-        values = {"id": labels.ids, "group": labels.groups, "split": dataset.splits}
-        names = {"id": table.id_column, "group": table.group_column, "split": source.split_column}
-        for role, column in values.items():
-            if column is None or (role == "split" and not (column != "").any()):
-                continue
-            name = names[role] or role
-            while name in taken:
-                name += "_"
-            taken.add(name)
-            self.columns[role] = name
-        self.rows = [
-            column for role, column in values.items() if role in self.columns and column is not None
-        ]
-
-    @property
-    def reading(self) -> str:
-        """The options that read such a table."""
-        import shlex
-
-        options = ["--encoding", self.encoding]
-        if self.layout == "long":
-            options += ["--layout", "long"]
-        for role, name in self.columns.items():
-            options += [f"--{role}-column", name]
-        return shlex.join(options)
-
-    def check(self, kept: PartialLabels) -> None:
-        """Refuse labels that a table cannot hold."""
-        n_uncertain = int(kept.counts().uncertain.sum())
-        if n_uncertain and -2 not in self.texts:
-            raise LabelError(
-                f"the encoding {self.encoding!r} has no value for uncertain labels.",
-                found=f"{n_uncertain:,} uncertain labels",
-                remedy="--out-encoding minus_one_uncertain or codes",
-            )
-        if self.layout == "long" and kept.ids is None:
-            raise LabelError("a long table needs ids.", remedy="--id-column, or --out-layout wide")
-        if self.layout == "wide" and kept.n_rows * kept.n_categories > MAX_CELLS:
-            raise ShapeError(
-                "these labels are too many for a wide table.",
-                found=f"{kept.n_rows:,} rows × {kept.n_categories:,} categories",
-                expected=f"at most {MAX_CELLS:,} cells",
-                remedy="--out-layout long",
-            )
-
-    def write(self, kept: PartialLabels, path: Path) -> None:
-        """Write a table, whole or not at all."""
-        from catwise._io import atomic_path
-
-        write = self._write_long if self.layout == "long" else self._write_wide
-        try:
-            with atomic_path(path) as new, new.open("w", encoding="utf-8", newline="") as file:
-                write(kept, file)
-        except UnicodeEncodeError as error:
-            raise OutputError(
-                f"cannot write '{path}'.",
-                found=f"a name that is no Unicode text: {error.object!r}",
-                remedy="correct the ids or names",
-            ) from error
-
-    def _write_wide(self, kept: PartialLabels, file: TextIO) -> None:
-        file.write(_line([*self.columns.values(), *kept.categories]))
-        text = self.texts.__getitem__
-        alone = kept.n_categories == 1 and not self.rows
-        for start, codes in kept.blocks():
-            for at, row in enumerate(codes.tolist(), start):
-                values = ",".join(map(text, row))
-                if self.rows:
-                    values = ",".join([*(_field(column[at]) for column in self.rows), values])
-                file.write((values or '""' if alone else values) + "\n")
-
-    def _write_long(self, kept: PartialLabels, file: TextIO) -> None:
-        """Image after image, so that rows read back come in their order."""
-        file.write(_line([*self.columns.values(), "category", "value"]))
-        for at, j, code in _entries(kept):
-            names = [*(str(column[at]) for column in self.rows), kept.categories[j]]
-            file.write(_line([*names, self.texts[code]]))
-
-
-def _line(fields: list[str]) -> str:
-    return ",".join(map(_field, fields)) + "\n"
-
-
-def _field(text: str) -> str:
-    """A field of a CSV file; csv.writer leaves a lone carriage return unquoted."""
-    if any(sign in text for sign in ',"\r\n') or text != text.strip():
-        return '"' + text.replace('"', '""') + '"'
-    return text
-
-
-def _entries(labels: PartialLabels) -> Iterator[tuple[int, int, int]]:
-    """(row, category, code) of the labels that are not unknown, row after row."""
-    import numpy as np
-
-    columns = labels.as_columns()
-    category = np.repeat(np.arange(columns.n_columns), np.diff(columns.starts))
-    order = np.argsort(columns.rows, kind="stable")
-    step = 1 << 20
-    for start in range(0, len(order), step):
-        at = order[start : start + step]
-        parts = (columns.rows[at], category[at], columns.codes[at])
-        yield from zip(*(part.tolist() for part in parts), strict=True)

@@ -9,6 +9,7 @@ Readers (`read_chexpert`, `read_coco`, …) and conversions load on first use:
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
 from catwise.data import readers
@@ -18,6 +19,13 @@ from catwise.data.masks import Mask, apply_mask, read_mask, save_mask
 from catwise.data.table import read_label_table, split_counts
 
 if TYPE_CHECKING:
+    from catwise.data.convert import (
+        fiftyone_samples,
+        to_cleanlab,
+        to_cleanlab_lists,
+        to_fiftyone,
+        to_huggingface,
+    )
     from catwise.data.readers import (
         read_celeba,
         read_chestxray14,
@@ -41,6 +49,7 @@ __all__ = [
     "Mask",
     "TableFile",
     "apply_mask",
+    "fiftyone_samples",
     "open_table",
     "read_celeba",
     "read_chestxray14",
@@ -62,13 +71,27 @@ __all__ = [
     "readers",
     "save_mask",
     "split_counts",
+    "to_cleanlab",
+    "to_cleanlab_lists",
+    "to_fiftyone",
+    "to_huggingface",
 ]
+
+_CONVERSIONS = (
+    "fiftyone_samples",
+    "to_cleanlab",
+    "to_cleanlab_lists",
+    "to_fiftyone",
+    "to_huggingface",
+)
 
 
 def __getattr__(name: str) -> object:
-    """Load a reader the first time that it is asked for."""
+    """Load a reader or a conversion the first time that it is asked for."""
     if name in readers.__all__:
         return getattr(readers, name)
+    if name in _CONVERSIONS:
+        return getattr(importlib.import_module("catwise.data.convert"), name)
     msg = f"module 'catwise.data' has no attribute {name!r}"
     raise AttributeError(msg)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -112,3 +113,26 @@ class Dataset:
                 expected=" or ".join(sorted(set(self.splits.tolist()))) or "images",
             )
         return self.take(rows)
+
+    def with_splits(self, shares: Any, *, seed: int = 0) -> Dataset:
+        """The same images dealt into new splits.
+
+        Groups stay whole; positives and negatives of every category are spread as the shares say,
+        as far as they are known.
+
+        Args:
+            shares: the share of each split, such as {"train": 0.8, "valid": 0.2}; their sum is 1.
+            seed: another one gives another split.
+
+        Raises:
+            ConfigError: If shares or seed cannot be used, or there are too few rows or groups.
+
+        >>> from pathlib import Path
+        >>> from catwise.labels import PartialLabels
+        >>> labels = PartialLabels([[1], [0], [1], [0]], groups=["p", "p", "q", "q"])
+        >>> Dataset("mine", Path("."), [""] * 4, labels, [""] * 4).with_splits([0.5, 0.5])
+        Dataset('mine', n_images=4, n_categories=1, splits={'0': 2, '1': 2})
+        """
+        from catwise.labels.splits import split_labels
+
+        return dataclasses.replace(self, splits=split_labels(self.labels, shares, seed=seed))

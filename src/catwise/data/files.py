@@ -198,6 +198,7 @@ def open_table(path: str | os.PathLike[str], *, delimiter: str | None = None) ->
     ('image', 'cat', 'dog')
     """
     path = Path(path)
+    said = delimiter is not None
     delimiter = _delimiter(path, delimiter)
     try:
         size = path.stat().st_size
@@ -211,7 +212,10 @@ def open_table(path: str | os.PathLike[str], *, delimiter: str | None = None) ->
         raise LabelError(
             f"'{path}' is empty.", found="0 bytes", remedy="write or download the file again"
         )
-    names = _parquet_names(path, head) if delimiter is None else _csv_names(path, head, delimiter)
+    if delimiter is None:
+        names = _parquet_names(path, head)
+    else:
+        names = _csv_names(path, head, delimiter, said=said)
     file = TableFile(path, names, delimiter)
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
@@ -284,13 +288,13 @@ def _parquet_names(path: Path, head: bytes) -> tuple[str, ...]:
         ) from error
 
 
-def _csv_names(path: Path, head: bytes, delimiter: str) -> tuple[str, ...]:
+def _csv_names(path: Path, head: bytes, delimiter: str, *, said: bool) -> tuple[str, ...]:
     if head.startswith(UTF16_MARKS):
         raise _not_utf8(path, 1, "UTF-16")
     try:
         with _text(path) as text:
             for line, names in _records(text, delimiter):
-                _check_names(path, line, names, delimiter)
+                _check_names(path, line, names, None if said else delimiter)
                 return tuple(names)
     except TEXT_ERRORS as error:
         raise _text_fault(path, error) from error
@@ -299,12 +303,12 @@ def _csv_names(path: Path, head: bytes, delimiter: str) -> tuple[str, ...]:
     raise LabelError(f"'{path}' is empty.", found="blank lines only")
 
 
-def _check_names(path: Path, line: int, names: list[str], delimiter: str) -> None:
-    """Refuse a header that is no UTF-8 or holds NUL, or has another delimiter."""
+def _check_names(path: Path, line: int, names: list[str], delimiter: str | None) -> None:
+    """Refuse a header that is no UTF-8 or holds NUL, or has another delimiter than its suffix."""
     if any(mark == "\0" or "\udc80" <= mark <= "\udcff" for name in names for mark in name):
         _look_at_bytes(path)
     others = [other for other in ";\t,|" if other != delimiter and other in names[0]]
-    if others and len(names) == 1:
+    if others and len(names) == 1 and delimiter is not None:
         raise LabelError(
             f"'{path}', line {line:,}: a single column when it is separated by {delimiter!r}.",
             found=f"the header {names[0]!r}",

@@ -12,7 +12,7 @@ from __future__ import annotations
 from catwise.labels.audit import REASONS, LabelAudit, audit_labels
 from catwise.labels.codes import NEGATIVE, POSITIVE, UNCERTAIN, UNKNOWN
 from catwise.labels.core import LabelCounts, PartialLabels
-from catwise.labels.dropping import drop_uniform, keep_per_category, keep_single_positive
+from catwise.labels.dropping import DRAWS, drop_uniform, keep_per_category, keep_single_positive
 from catwise.labels.encodings import ENCODINGS, Encoding, fitting_encodings
 from catwise.labels.findings import FINDINGS, find_suspicious, unknown_together
 from catwise.labels.policy import LabelPolicy, Targets
@@ -28,6 +28,7 @@ from catwise.labels.splits import split_labels
 
 __all__ = [
     "ASSUMPTIONS",
+    "DRAWS",
     "ENCODINGS",
     "FINDINGS",
     "NEGATIVE",

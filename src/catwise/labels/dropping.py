@@ -2,18 +2,20 @@
 
 Draws are keyed by seed, category name and row id (its position where rows have no ids), so
 that neither the order of categories, nor the storage, nor taking some of the categories or named
-rows changes which labels stay.
+rows changes which labels stay. Only the published streams of `drop_uniform` hang on the order of
+rows and categories, as the code does that they repeat.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
-from catwise.errors import ConfigError
+from catwise.errors import ConfigError, nearest
 from catwise.labels.codes import NEGATIVE, POSITIVE
-from catwise.labels.draws import category_keys, draws, row_keys, uniform
+from catwise.labels.draws import category_keys, row_keys, uniform
+from catwise.labels.draws import draws as draw
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,10 +23,34 @@ if TYPE_CHECKING:
     from catwise.labels.codes import Codes, Rows
     from catwise.labels.core import PartialLabels
 
-__all__ = ["drop_uniform", "keep_per_category", "keep_single_positive"]
+__all__ = ["DRAWS", "drop_uniform", "keep_per_category", "keep_single_positive"]
+
+DRAWS: Final = {
+    "keyed": "By seed, category name and row id, whatever the order of rows and categories.",
+    "mlcpl": (
+        "As in mlcpl, by the authors of CFT (their seed is 526): one stream of numpy's PCG64 over "
+        "the labels, row after row; in a row positives, negatives, then uncertain labels, each by "
+        "position."
+    ),
+    "matrix": (
+        "As in the code of SST, SARB and their kin (their seed is 0): one number of numpy's legacy "
+        "generator for every entry, known or not, row after row."
+    ),
+}
+"""Way to draw → what it means."""
+
+PLACES: Final = np.array([1, 0, 2, 3])
+"""In a row of "mlcpl": of the codes 0 (negative), 1 (positive), -2 (uncertain) and -1."""
+BLOCK_DRAWS: Final = 1 << 22
 
 
-def drop_uniform(labels: PartialLabels, keep: float, seed: int = 0) -> PartialLabels:
+def drop_uniform(
+    labels: PartialLabels,
+    keep: float,
+    seed: int = 0,
+    *,
+    draws: Literal["keyed", "mlcpl", "matrix"] = "keyed",
+) -> PartialLabels:
     """Keep every label with the same probability; the others become unknown.
 
     Nested: what is kept at 10% is kept at 20% too, with the same seed. Uncertain labels are dropped
@@ -34,9 +60,11 @@ def drop_uniform(labels: PartialLabels, keep: float, seed: int = 0) -> PartialLa
         labels: the labels.
         keep: probability, 0 to 1, with which a label stays.
         seed: another one gives another choice.
+        draws: a key of `DRAWS`. With the same seed, and rows and categories in the order that the
+            published code has them in, "mlcpl" and "matrix" keep the very labels that it keeps.
 
     Raises:
-        ConfigError: If `keep` is no probability.
+        ConfigError: If `keep` is no probability, or there are no such draws or seed.
 
     Source: the protocol of Durand et al., "Learning a deep ConvNet for multi-label classification
     with partial labels", CVPR 2019; nested as in Chong et al., Neurocomputing 647, 2025.
@@ -52,13 +80,47 @@ def drop_uniform(labels: PartialLabels, keep: float, seed: int = 0) -> PartialLa
             found=f"keep={keep}",
             expected="0 to 1, such as 0.1 for 10%",
         )
+    if draws not in DRAWS:
+        raise ConfigError(
+            "there are no such draws.",
+            found=f"draws={draws!r}{nearest(str(draws), DRAWS)}",
+            expected=", ".join(map(repr, DRAWS)),
+        )
     categories = category_keys(seed, "drop_uniform", labels.categories)
+    if draws != "keyed":
+        return _drop_by_stream(labels, keep, seed, draws)
     keys = row_keys(labels)
 
     def kept(j: int, rows: Rows, _: Codes) -> NDArray[np.bool_]:
-        return uniform(draws(keys[rows], categories[j])) < keep
+        return uniform(draw(keys[rows], categories[j])) < keep
 
     return labels.keep_entries(kept)
+
+
+def _drop_by_stream(labels: PartialLabels, keep: float, seed: int, draws: str) -> PartialLabels:
+    """Drop labels by one stream of random numbers over all of them."""
+    if not 0 <= seed < 1 << 32:
+        raise ConfigError(
+            "this stream has no such seed.", found=f"seed={seed}", expected="0 to 2³² − 1"
+        )
+    columns = labels.as_columns()
+    category = np.repeat(np.arange(columns.n_columns), np.diff(columns.starts))
+    stays = np.empty(len(category), dtype=np.bool_)
+    if draws == "mlcpl":
+        order = columns.rows.astype(np.int64) * len(PLACES) + PLACES[columns.codes]
+        order = order * columns.n_columns + category
+        random = np.random.Generator(np.random.PCG64(seed)).random(len(category))
+        stays[np.argsort(order)] = random < keep
+    else:
+        stream = np.random.RandomState(seed)
+        order = np.argsort(columns.rows, kind="stable")
+        rows, step = columns.rows[order], max(1, BLOCK_DRAWS // max(columns.n_columns, 1))
+        for start in range(0, labels.n_rows, step):
+            size = min(step, labels.n_rows - start)
+            block = stream.random_sample((size, columns.n_columns)) < keep
+            at = order[slice(*np.searchsorted(rows, (start, start + size)))]
+            stays[at] = block[columns.rows[at] - start, category[at]]
+    return labels.keep_entries(lambda j, _, __: stays[columns.span(j)])
 
 
 def keep_per_category(labels: PartialLabels, n: int, seed: int = 0) -> PartialLabels:
@@ -96,7 +158,7 @@ def keep_per_category(labels: PartialLabels, n: int, seed: int = 0) -> PartialLa
         mask = np.zeros(len(rows), dtype=bool)
         for code in (POSITIVE, NEGATIVE):
             at = np.flatnonzero(codes == code)
-            order = np.argsort(draws(keys[rows[at]], categories[j]), kind="stable")
+            order = np.argsort(draw(keys[rows[at]], categories[j]), kind="stable")
             mask[at[order[:n]]] = True
         return mask
 
@@ -126,7 +188,7 @@ def keep_single_positive(labels: PartialLabels, seed: int = 0) -> PartialLabels:
     for j in range(labels.n_categories):
         rows, positive = labels.known(j)
         rows = rows[positive]
-        drawn = draws(keys[rows], categories[j])
+        drawn = draw(keys[rows], categories[j])
         better = drawn < lowest[rows]
         lowest[rows[better]] = drawn[better]
         chosen[rows[better]] = j

@@ -279,7 +279,7 @@ def estimate_prevalence(
     array([0.4])
     """
     _check_choice(assumption, estimator)
-    values = _checked_scores(scores, labels, probabilities=estimator == "mean")
+    values = checked_scores(scores, labels, probabilities=estimator == "mean")
     counts = labels.counts()
     frequency = np.full(labels.n_categories, np.nan)
     for j in range(labels.n_categories):
@@ -321,7 +321,7 @@ def _check_choice(assumption: str | None, estimator: str) -> None:
         )
 
 
-def _checked_scores(scores: Any, labels: PartialLabels, *, probabilities: bool) -> NDArray[Any]:
+def checked_scores(scores: Any, labels: PartialLabels, *, probabilities: bool) -> NDArray[Any]:
     if hasattr(scores, "detach"):
         scores = scores.detach().cpu()
         scores = scores.float() if str(scores.dtype) == "torch.bfloat16" else scores
