@@ -2,13 +2,15 @@
 
     python benches/quality.py --data TASKS [--final] [--keep-valid 0.3] [--seed 0] [--json FILE]
     python benches/quality.py --data TASKS --metric auroc [--final]
+    python benches/quality.py --data TASKS --methods bp_bce bp_asl select default
 
 TASKS is a folder of .npz files: z_train, z_valid, z_test (n, D), weight (C, D), bias (C,), y_train
 int8 (1 / 0 / -1 unknown), y_train_full, y_valid, y_test. The test rows are cut in two by a
 hash of the row index: half 1 is for decisions on the design, half 2 (`--final`) for the
 published table. Shares are (method - base) / (ceiling - base), summed over the tasks of a data
-set (the name up to the first underscore), then averaged over data sets. Finished tasks are
-kept in the JSON file: an interrupted run goes on.
+set (the name up to the first underscore), then averaged over data sets. Where task names end in
+_s1, _s2, …, the seeds that dropped their labels, shares are shown for each seed too. Finished
+tasks are kept in the JSON file: an interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -130,7 +133,8 @@ def run_task(path: Path, args: argparse.Namespace) -> dict:
     head = Head(task["weight"].astype(np.float32), task["bias"].astype(np.float32))
     base = test_logits(task, head.weight, head.bias)
     logits, row = {"base": base}, {"task": path.stem, "methods": {}}
-    for name, options in METHODS.items():
+    for name in args.methods:
+        options = METHODS[name]
         print(f"  {path.stem}: {name}", file=sys.stderr, flush=True)
         start = time.perf_counter()
         result = tune(
@@ -206,24 +210,27 @@ def show(rows: list[dict], args: argparse.Namespace) -> None:
         f"\nhalf {2 if args.final else 1} of the test rows; {args.keep_valid:.0%} of the validation"
     )
     print(f"labels, seed {args.seed}; mean {args.metric} over categories\n")
-    names = list(METHODS)
-    print(f"| task | base | {' | '.join(LABELS.values())} | ceiling | s |")
+    names = args.methods
+    print(f"| task | base | {' | '.join(LABELS[n] for n in names)} | ceiling | s |")
     print("|---" * (len(names) + 4) + "|")
     for row in rows:
         cells = [f"{row['methods'][n]['score']:.4f}" for n in names]
         seconds = " / ".join(f"{row['methods'][n]['seconds']:.1f}" for n in names)
         top = f"{row['ceiling']:.4f}" if "ceiling" in row else "–"
         print(f"| {row['task']} | {row['base']:.4f} | {' | '.join(cells)} | {top} | {seconds} |")
-    show_stage(rows)
-    if args.metric == "average_precision":
+    if "bp" in names:
+        show_stage(rows, names)
+    if args.metric == "average_precision" and {"bp_bce", "bp_asl"} <= set(names):
         show_shares(rows, args)
+        show_seeds(rows, names)
 
 
-def show_stage(rows: list[dict]) -> None:
+def show_stage(rows: list[dict], names: list[str]) -> None:
     """The metric stage against the fit that it starts from, and every method against the base."""
     print("\n| method | mean | minus BP alone | 95% interval | worst task (errors) | worse |")
     print("|---|---|---|---|---|---|")
-    for name, label in LABELS.items():
+    for name in names:
+        label = LABELS[name]
         scores = np.array([row["methods"][name]["score"] for row in rows])
         fit = np.array([row["methods"]["bp"]["score"] for row in rows])
         drawn = np.mean(
@@ -256,20 +263,39 @@ def show_shares(rows: list[dict], args: argparse.Namespace) -> None:
         "\n| method | share | 95% interval | minus P | 95% interval | worst task (errors) | worse |"
     )
     print("|---|---|---|---|---|---|---|")
-    for name in ("bp_bce", "bp_asl", "paper", "ga", "select", "stage", "bp", "default"):
+    for name in (*args.methods, "paper"):
         print(summary_line(rows, name))
     print("\nIntervals: rows of each task resampled, positives and negatives apart.")
     bars = {"default": 0.10 if args.keep_valid < 1 else 0.25}
     if args.keep_valid >= 1:
         bars["select"] = 0.05
     p = share(rows, "paper")
-    for name, bar in bars.items():
+    for name, bar in ((name, bar) for name, bar in bars.items() if name in args.methods):
         got = share(rows, name) - p
         print(f"{name} - P = {got:.3f}, bar {bar}: {'met' if got >= bar else 'NOT met'}")
         changed = sum(row["methods"][name]["n_changed"] for row in rows)
         bad = sum(row["methods"][name]["n_worse"] for row in rows)
         met = "met" if bad <= WORSE_BAR * changed else "NOT met"
         print(f"{name}: {bad} of {changed} changed categories worse, bar {WORSE_BAR:.0%}: {met}")
+
+
+def show_seeds(rows: list[dict], names: list[str]) -> None:
+    """Print the shares by the seed at the end of the tasks' names, where there are several."""
+    seeds: dict[str, list[dict]] = {}
+    for row in rows:
+        found = re.search(r"_s(\d+)$", row["task"])
+        seeds.setdefault(found[1] if found else "0", []).append(row)
+    if len(seeds) < 2:
+        return
+    shown = [*names, "paper"]
+    print(f"\n| seed | tasks | {' | '.join(shown)} |")
+    print("|---" * (len(shown) + 2) + "|")
+    found = np.array([[share(mine, name) for name in shown] for mine in seeds.values()])
+    for (seed, mine), shares in zip(seeds.items(), found, strict=True):
+        print(f"| {seed} | {len(mine)} | {' | '.join(f'{s:.3f}' for s in shares)} |")
+    means, spreads = found.mean(0), found.std(0, ddof=1)
+    cells = [f"{mean:.3f} ± {spread:.3f}" for mean, spread in zip(means, spreads, strict=True)]
+    print(f"| mean ± standard deviation | {len(rows)} | {' | '.join(cells)} |")
 
 
 def summary_line(rows: list[dict], name: str) -> str:
@@ -299,6 +325,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tasks", default="*.npz", help="glob of the tasks to run")
     parser.add_argument("--keep-valid", type=float, default=1.0, help="share of labels kept")
     parser.add_argument("--seed", type=int, default=0, help="of the labels dropped")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--metric", choices=list(SCORES), default="average_precision")
     parser.add_argument("--json", type=Path, help="keep finished tasks there, and go on from it")
     args = parser.parse_args()
@@ -336,6 +363,8 @@ def main() -> None:
     args = parse()
     kept = read(args.json)
     key = f"{args.metric} final={args.final} keep={args.keep_valid} seed={args.seed}"
+    if args.methods != list(METHODS):
+        key += f" methods={','.join(args.methods)}"
     done = kept.setdefault(key, {})
     for path in sorted(Path(args.data).glob(args.tasks)):
         if path.stem not in done:
