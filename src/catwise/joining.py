@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
-from catwise.errors import CategoryError, IdError, ShapeError, nearest
+from catwise.errors import CategoryError, IdError, LabelError, ShapeError, nearest
 from catwise.features.blocks import BLOCK_ROWS, RowBlocks, block_of, feature_shape
 from catwise.features.by_category import by_category, of_categories
 
@@ -237,6 +237,24 @@ def _id_remedy(labels: NDArray[np.str_], features: NDArray[np.str_]) -> str:
             "give the id column's prefix and suffix (--id-prefix, --id-suffix)"
         )
     return "name the column that holds the ids of the features (--id-column), or extract the rest"
+
+
+def require_known(labels: PartialLabels, what: str = "label") -> None:
+    """Refuse labels of which none is known.
+
+    Args:
+        labels: (N, C).
+        what: what to call one of them in the error.
+
+    Raises:
+        LabelError: If no label is known.
+    """
+    if not labels.counts().known.any():
+        raise LabelError(
+            f"no {what} is known.",
+            found=f"{labels.shape[0]:,} rows, {labels.shape[1]:,} categories, all unknown",
+            remedy="check the encoding: `catwise audit` shows what was read",
+        )
 
 
 def has_default_names(categories: Sequence[str]) -> bool:

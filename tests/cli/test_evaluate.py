@@ -19,6 +19,7 @@ from catwise.errors import (
     IdError,
     LabelError,
     MismatchError,
+    OutputError,
     ShapeError,
 )
 from catwise.heads import read_head, save_head
@@ -128,6 +129,20 @@ def test_in_sample_is_said(tmp_path: Path) -> None:
     assert result.stderr.startswith("warning: 7 of 400 rows fitted or selected this head")
     assert "in sample: 7 of these rows" in result.stdout
     assert document("evaluate", *TEST, "--head", str(path))["in_sample"] is True
+
+
+@pytest.mark.parametrize("command", ["evaluate", "audit"])
+def test_the_csv_is_no_input(command: str, case: Path) -> None:
+    """The table is not written over the labels that it is made from, by whatever name."""
+    options = [*TEST, *MODEL] if command == "evaluate" else TEST[2:]
+    link = case / f"{command}.csv"
+    link.symlink_to("test.csv")
+    before = (case / "test.csv").read_bytes()
+    for path in ("test.csv", str(link)):
+        result = run(command, *options, "--csv", path)
+        assert result.exit_code == OutputError.exit_code
+        assert "is one of the inputs" in result.stderr
+    assert (case / "test.csv").read_bytes() == before
 
 
 def test_quiet_and_few_rows() -> None:

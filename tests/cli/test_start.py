@@ -176,6 +176,39 @@ def test_terminal_without_the_signs() -> None:
     assert done.stdout.decode("cp1252").splitlines() == ["?1", "{", '  "a": "\\u22121"', "}"]
 
 
+TALKS = (
+    "import click, catwise.cli.audit as m\n"
+    "m.command = click.Command('audit', callback=lambda: click.echo('x' * 200_000))\n"
+    "from catwise.cli import main\n"
+    "main(['audit'])"
+)
+
+
+def test_a_reader_that_goes_away() -> None:
+    """What nobody reads to its end, as in `catwise … | head -1`, ends with 141 and no message."""
+    pipe = subprocess.PIPE
+    buffered = os.environ | {"PYTHONUNBUFFERED": ""}  # without a buffer Python drops the rest
+    with subprocess.Popen(
+        [sys.executable, "-c", TALKS], stdout=pipe, stderr=pipe, env=buffered
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(1)
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == (b"", 141)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no shell of this kind")
+def test_no_stdout_at_all() -> None:
+    """A stdout that is closed from the start is no reason to fail."""
+    done = subprocess.run(
+        ["/bin/sh", "-c", 'exec "$0" -c "$1" >&-', sys.executable, TALKS],
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")  # noqa: PTH110
 def test_full_stdout() -> None:
     """A document that does not fit where stdout goes is an error, not a silence."""

@@ -378,6 +378,7 @@ def test_interrupt_of_a_process(tmp_path: Path) -> None:
     """SIGINT while the work runs ends a real process with 130 and leaves no folder."""
     code = (
         "import os, signal, sys, catwise.tuning as t\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in the background
         "t.tune = lambda *a, **k: os.kill(os.getpid(), signal.SIGINT)\n"
         "from catwise.cli import main\n"
         "main(sys.argv[1:])"

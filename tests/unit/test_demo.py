@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -256,6 +257,20 @@ def test_other_files_are_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"thesis\.tex"):
         run_demo(tmp_path)
     assert (tmp_path / "thesis.tex").read_text() == "precious"
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    """Files that do not fit are an error about the output, and no part of a demo stays."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    small = replace(SMALL, n_train=200, n_valid=100, n_test=100, epochs=1)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 12, limits[1]))
+    try:
+        with pytest.raises(OutputError, match="File too large"):
+            run_demo(tmp_path / "demo", config=small)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:

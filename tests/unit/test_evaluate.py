@@ -15,6 +15,7 @@ from catwise.errors import (
     ConfigError,
     FeatureError,
     InSampleWarning,
+    LabelError,
     MismatchError,
     ShapeError,
 )
@@ -80,14 +81,24 @@ def test_categories_without_both_classes_are_left_out_of_the_mean():
     assert result.records()[1]["auroc"] is None
 
 
-def test_nothing_known_gives_nan_and_none():
-    """No category, no mean."""
+def test_no_category_that_can_be_scored_gives_nan_and_none():
+    """No category with both classes, no mean."""
     head, features, _ = case()
-    result = evaluate(head, (features, PartialLabels(np.full((120, 5), -1))), bootstrap=3)
+    result = evaluate(
+        head, (features, PartialLabels(np.zeros((120, 5), dtype=np.int8))), bootstrap=3
+    )
     assert result.means["auroc"]["n_categories"] == 0
     assert np.isnan(result.means["auroc"]["macro"])
     assert result.to_dict()["means"]["auroc"]["macro"] is None
     json.dumps(result.to_dict(), allow_nan=False)
+
+
+def test_no_known_label_is_an_error():
+    """Labels of which none is known were read wrongly, or are the wrong ones."""
+    head, features, labels = case()
+    blank = PartialLabels(np.full_like(labels.codes, -1), categories=NAMES)
+    with pytest.raises(LabelError, match="no label is known"):
+        evaluate(head, (features, blank))
 
 
 def test_rows_join_by_id_and_columns_by_name():

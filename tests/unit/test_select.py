@@ -15,6 +15,7 @@ from catwise.errors import (
     HeadError,
     IdError,
     InSampleWarning,
+    LabelError,
     MismatchError,
     ShapeError,
 )
@@ -270,6 +271,14 @@ def test_few_positives_follow_the_pooled_decision():
     assert result.summary["n_scored"] == 3
     assert np.isfinite(result.summary["gain_high"])
     json.dumps(result.records, allow_nan=False)
+
+
+def test_no_known_label_is_an_error():
+    """With nothing to judge by there is nothing to choose."""
+    _, truth, base, z, labels = case()
+    blank = PartialLabels(np.full_like(labels.codes, -1), categories=NAMES)
+    with pytest.raises(LabelError, match="no validation label is known"):
+        select({"base": base, "truth": base.replace(weight=truth)}, (z, blank))
 
 
 def test_one_class_only_is_skipped_with_a_reason():

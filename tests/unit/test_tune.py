@@ -413,6 +413,19 @@ def test_features_of_another_model_are_seen():
         catwise.tune(made.head, made.train.pair, valid)
 
 
+@pytest.mark.parametrize("options", [{}, {"preset": "paper", "config": QUICK}])
+def test_training_rows_in_another_order_are_seen(options):
+    """Training features that are not those of their labels stop it, though validation fits."""
+    made = make_task(2000, 150, 1, 16, 5)
+    values = np.random.default_rng(0).permutation(np.asarray(made.train.features.values))
+    train = Features(values, ids=made.train.features.ids), made.train.labels
+    with pytest.raises(MismatchError, match="train: columns or features look mismatched"):
+        catwise.tune(made.head, train, made.valid.pair, **options)
+    result = catwise.tune(made.head, train, made.valid.pair, force=True, **options)
+    assert any(note.startswith("train: columns or features") for note in result.notes)
+    assert "worse than fresh ones" in result.gap["advice"]
+
+
 @pytest.mark.parametrize("where", ["train", "valid"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_features_that_are_no_numbers(where, value):
@@ -455,12 +468,22 @@ def test_all_training_labels_unknown():
 
 
 @pytest.mark.parametrize("options", [{}, {"validation": "select"}, {"preset": "paper"}])
-def test_all_validation_labels_unknown_skips_all(options):
-    """Without a known validation label nothing can be judged, and nothing changes."""
+def test_all_validation_labels_unknown(options):
+    """Nothing to judge by is an error about labels."""
     made = task()
     blank = with_codes(made.valid, np.full((150, 5), -1, dtype=np.int8))
-    result = catwise.tune(made.head, made.train.pair, blank, **options)
-    assert {r["reason"] for r in result.records} == {"no_known_label_in_valid"}
+    with pytest.raises(LabelError, match="no validation label is known"):
+        catwise.tune(made.head, made.train.pair, blank, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"validation": "select"}, {"preset": "paper"}])
+def test_no_positive_for_validation_skips_all(options):
+    """Without a known positive of any category nothing can be judged, and nothing changes."""
+    made = task()
+    codes = np.where(made.valid.labels.codes == 1, -1, made.valid.labels.codes)
+    negative = with_codes(made.valid, codes.astype(np.int8))
+    result = catwise.tune(made.head, made.train.pair, negative, **options)
+    assert {r["reason"] for r in result.records} == {"no_known_positive_in_valid"}
     assert {r["status"] for r in result.records} == {"skipped"}
     assert_same_head(result.head, made.head)
     assert result.summary["before"] is result.summary["gain"] is None

@@ -264,9 +264,9 @@ def test_records_turn_what_is_not_known_into_none():
         np.array([np.nan, -np.inf]),
         nan,
     )
-    codes = np.array([[1, 0], [1, -1], [0, -2]], dtype=np.int8)
+    known = PartialLabels([[1, 0], [1, -1], [0, -2]]).counts()
     records = make_records(
-        ["a", "b"], scores, metric="auroc", scored_on="here", train=codes, fresh=None, gaps=None
+        ["a", "b"], scores, metric="auroc", scored_on="here", train=known, fresh=None, gaps=None
     )
     assert [r["before"] for r in records] == [None, 0.5]
     assert [r["gain"] for r in records] == [None, 0.25]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from catwise.cli.inputs import describe_dataset, load_dataset
+from catwise.cli.inputs import describe_dataset, load_dataset, refuse_inputs
 from catwise.cli.options import labelled_options, output_options, path_type, table_options
 from catwise.errors import ConfigError
 
@@ -59,6 +59,8 @@ def command(
     """
     from catwise.labels import find_suspicious, selection_bias, unknown_together
 
+    if csv_path is not None:
+        refuse_inputs(csv_path, source.labels)
     shares = load_prevalence(prevalence)
     dataset = load_dataset(source, table)
     labels = dataset.labels

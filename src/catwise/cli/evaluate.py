@@ -13,6 +13,7 @@ from catwise.cli.inputs import (
     describe_labels,
     load_source,
     load_the_head,
+    refuse_inputs,
 )
 from catwise.cli.options import (
     METRIC_NAMES,
@@ -96,6 +97,8 @@ def command(
     from catwise.metrics.evaluate import evaluate
 
     check_device(device)
+    if csv_path is not None:
+        refuse_inputs(csv_path, data.features, data.labels, source.head, source.checkpoint)
     head = load_the_head(source)
     features, labels = load_source(data, table)
     result = evaluate(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from catwise.cli.options import option_value
-from catwise.errors import ConfigError, IdError, ShapeError, nearest
+from catwise.errors import ConfigError, IdError, OutputError, ShapeError, nearest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,6 +49,7 @@ __all__ = [
     "load_the_head",
     "name_rows",
     "read_names",
+    "refuse_inputs",
 ]
 
 POLICIES: Final = ("unknown", "negative", "positive")
@@ -308,11 +309,12 @@ def load_logits(path: Path, data: PairOptions, table: TableOptions, pair: Pair) 
     Returns:
         (N, C) float32 tensor.
     """
-    from catwise.features import Features, block_of
+    from catwise.features import Features, block_of, check_finite
     from catwise.joining import aligned_features, join_rows
 
     features, labels = pair.train
-    logits = load_features(path)
+    logits = load_features(path, check=False)
+    check_finite(logits, name="logits")
     if logits.ids is None and features.ids is not None and logits.shape[0] == features.shape[0]:
         logits = Features(logits.values, features.ids)
     if data.split_column is not None:
@@ -360,6 +362,21 @@ def check_device(name: str | None) -> str | None:
             expected="cpu" + (", cuda" if torch.cuda.is_available() else ""),
         ) from error
     return name
+
+
+def refuse_inputs(out: Path, *inputs: Path | None) -> None:
+    """Refuse to write over a file that is read.
+
+    Raises:
+        OutputError: If it is one of them, by whatever name.
+    """
+    for path in inputs:
+        if path is not None and out.exists() and path.exists() and out.samefile(path):
+            raise OutputError(
+                f"'{out}' is one of the inputs.",
+                expected="a new file: an input is never changed",
+                remedy="choose another name",
+            )
 
 
 def name_rows(head: Head, labels: PartialLabels) -> tuple[Head, bool]:

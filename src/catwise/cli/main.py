@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
+import os
 import sys
 import warnings
 from typing import TYPE_CHECKING, Any, Final
@@ -34,13 +36,16 @@ COMMANDS: Final = (
 INTERRUPTED: Final = 130
 """The exit code after Ctrl-C: 128 + SIGINT, as in a shell."""
 
+NO_READER: Final = 141
+"""The exit code where nobody reads the output to its end: 128 + SIGPIPE, as in a shell."""
+
 _DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
 
 _EPILOG: Final = """\b
 Exit codes: 0 done; 2 wrong use; 3 labels; 4 shapes; 5 categories; 6 ids;
 7 feature values; 8 feature files; 9 head; 10 checkpoint; 11 head, features
 and labels do not belong together; 12 options; 13 output; 14 missing extra;
-130 interrupted; 1 anything else.
+130 interrupted; 141 the reader of the output went away; 1 anything else.
 """
 
 
@@ -67,9 +72,7 @@ class _LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        for stream in (sys.stdout, sys.stderr):
-            if hasattr(stream, "reconfigure"):  # a sign that a terminal lacks is no reason to fail
-                stream.reconfigure(errors="replace")
+        _prepare_streams()
         with warnings.catch_warnings():
             warnings.simplefilter("always", UserWarning)
             warnings.showwarning = _show_warning(warnings.showwarning)
@@ -83,11 +86,33 @@ class _LazyGroup(click.Group):
                 _complain("interrupted")
                 ctx.exit(INTERRUPTED)
             except OSError as error:
-                if error.errno == errno.EPIPE:
-                    raise
-                _complain(f"{type(error).__name__}: {error}")
-                ctx.exit(OutputError.exit_code if error.errno in _DISK_FULL else 1)
+                ctx.exit(_ended_by(error))
             return result
+
+
+def _prepare_streams() -> None:
+    """A stream that is closed, or a sign that a terminal lacks, is no reason to fail."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed before the start, as by >&-
+            stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - until the end
+            setattr(sys, name, stream)
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+def _ended_by(error: OSError) -> int:
+    """Say what the operating system refused, and give the exit code for it."""
+    if error.errno == errno.EPIPE:  # what was asked for is done; only the telling is cut short
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return NO_READER
+    if error.errno in _DISK_FULL:
+        where = f" '{error.filename}'" if error.filename else " the output"
+        _complain(f"OutputError: cannot write{where}: {error.strerror}")
+        return OutputError.exit_code
+    _complain(f"{type(error).__name__}: {error}")
+    return 1
 
 
 def _complain(text: str) -> None:

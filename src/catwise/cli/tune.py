@@ -174,9 +174,7 @@ def _rehearse(
 
 def _check_doors(head: Head, pair: Pair, settings: dict[str, Any]) -> list[str]:
     """All that `tune` refuses before it starts: options, rows, columns, values, a mismatch."""
-    from catwise.joining import align
-    from catwise.metrics.mismatch import check_match
-    from catwise.tuning.doors import check_logits, open_work
+    from catwise.tuning.doors import check_logits, check_sources, open_work
     from catwise.tuning.plan import make_plan
 
     make_plan(
@@ -190,9 +188,8 @@ def _check_doors(head: Head, pair: Pair, settings: dict[str, Any]) -> list[str]:
     fitting = {name: settings[name] for name in ("policy", "seed", "device")}
     work = open_work(head, pair.train, pair.valid, **fitting)
     check_logits(work, settings["logits"])
-    name, source = ("train", pair.train) if pair.valid is None else ("valid", pair.valid)
-    aligned = align(head, *source, name=name)
-    logits = aligned.scored.logits(aligned.take(source[0]))
-    return work.notes + check_match(
-        logits, source[1], name=name, categories=aligned.categories, force=settings["force"]
+    train, valid = (
+        None if data is None else work.scored.logits(data.features)
+        for data in (work.train, work.valid)
     )
+    return work.notes + check_sources(work, train, valid, force=settings["force"])

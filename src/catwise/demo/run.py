@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 import torch
 
-from catwise._io import atomic_folder, atomic_path, write_json, write_text
+from catwise._io import atomic_folder, atomic_path, write_bytes, write_json, write_text
 from catwise.demo.model import HEAD_KEY, SceneNet, extract_features, fit_ceiling, train_network
 from catwise.demo.scenes import CATEGORIES, SceneSet, make_scenes, read_digits, split_digits
 from catwise.errors import ConfigError, OutputError
@@ -296,8 +296,9 @@ def _write_inputs(
     folder: Path, network: SceneNet, splits: dict[str, _Split], features: dict[str, Features]
 ) -> None:
     """What a user would bring: a checkpoint, cached features, a label table full of blanks."""
-    with atomic_path(folder / _FILES["checkpoint"]) as temporary:
-        torch.save(network.state_dict(), temporary)
+    saved = io.BytesIO()  # torch.save tells of a full disk as a RuntimeError
+    torch.save(network.state_dict(), saved)
+    write_bytes(folder / _FILES["checkpoint"], saved.getvalue())
     with atomic_path(folder / _FILES["features"]) as temporary:
         np.savez(
             temporary,

@@ -11,7 +11,7 @@ import torch
 
 from catwise.errors import ConfigError, InSampleWarning, ShapeError, nearest
 from catwise.features import of_categories
-from catwise.joining import Aligned, align, source_digests
+from catwise.joining import Aligned, align, require_known, source_digests
 from catwise.metrics._inputs import known_entries
 from catwise.metrics.bootstrap import Resampler, _groups
 from catwise.metrics.evaluation import Evaluation, Interval
@@ -94,6 +94,7 @@ def evaluate(
         CategoryError: If the head lacks a category of the labels.
         MismatchError: If the head's rows rank the labels' columns no better than chance, or
             better in another order.
+        LabelError: If no label is known.
         FeatureError: If a logit is NaN.
         ConfigError: If an option is out of range.
 
@@ -115,6 +116,7 @@ def evaluate(
     chosen = _chosen(metrics, bootstrap, level)
     features, labels = data
     aligned = align(head, features, labels, name="data")
+    require_known(labels)
     rows = aligned.take(features)
     options = {
         "prevalence": _options(prevalence, aligned, "prevalence"),

@@ -10,7 +10,6 @@ import torch
 
 from catwise.errors import (
     CategoryError,
-    LabelError,
     MismatchError,
     ShapeError,
 )
@@ -20,8 +19,10 @@ from catwise.joining import (
     align,
     check_disjoint,
     has_default_names,
+    require_known,
     source_digests,
 )
+from catwise.metrics.mismatch import check_match
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from catwise.heads import Head
     from catwise.labels import LabelPolicy, PartialLabels
 
-__all__ = ["Data", "Work", "check_logits", "open_work"]
+__all__ = ["Data", "Work", "check_logits", "check_sources", "open_work"]
 
 _LOGITS_TOLERANCE: Final = 1e-2
 
@@ -84,17 +85,14 @@ def open_work(
     taken = aligned.take(features)
     check_finite(taken, name="train features")
     data = _data(taken, labels, policy, seed)
-    if not (labels.counts().known.sum() or (data.weight is not None and data.weight.any())):
-        raise LabelError(
-            "no training label is known.",
-            found=f"{labels.shape[0]:,} rows, {labels.shape[1]:,} categories, all unknown",
-            remedy="check the encoding: `catwise audit` shows what was read",
-        )
+    if not (data.weight is not None and data.weight.any()):
+        require_known(labels, "training label")
     fresh = None
     if valid is not None:
         _check_kinds(features, valid[0])
         notes += check_disjoint(train, valid)
         fresh_aligned = align(head, *valid, name="valid")
+        require_known(valid[1], "validation label")
         notes += fresh_aligned.notes
         ordered = _same_categories(aligned, fresh_aligned)
         taken = replace(fresh_aligned, head_index=aligned.head_index).take(valid[0])
@@ -165,6 +163,26 @@ def _same_categories(train: Aligned, valid: Aligned) -> PartialLabels:
     return valid.labels.take_categories(index)
 
 
+def check_sources(work: Work, train: Any, valid: Any, *, force: bool) -> list[str]:
+    """Head, features and columns must look as if they belonged together, in either source.
+
+    Args:
+        work: what was opened.
+        train: (N, C) logits of the training rows.
+        valid: (M, C) logits of the validation rows, or None without them.
+        force: go on, and return what was seen as notes.
+
+    Raises:
+        MismatchError: If they look mismatched.
+    """
+    notes = []
+    for name, data, logits in (("valid", work.valid, valid), ("train", work.train, train)):
+        if data is not None:
+            names = work.categories
+            notes += check_match(logits, data.labels, name=name, categories=names, force=force)
+    return notes
+
+
 def check_logits(work: Work, logits: Any) -> None:
     """The model's own logits must be the head's on these features."""
     if logits is None:
@@ -182,6 +200,7 @@ def check_logits(work: Work, logits: Any) -> None:
             found=f"logits {tuple(given.shape)}",
             expected=f"{tuple(own.shape)}",
         )
+    probable = "probabilities are no logits; " if bool(((given >= 0) & (given <= 1)).all()) else ""
     error = (given - own).abs()
     scale = _LOGITS_TOLERANCE * (1 + own.abs())
     if not bool((error <= scale).all()):  # NaN is not equal either
@@ -191,5 +210,6 @@ def check_logits(work: Work, logits: Any) -> None:
             found=f"row {row}, {work.categories[column]!r}: given {given[row, column]:.4g}, "
             f"head {own[row, column]:.4g}",
             expected=f"equal to {_LOGITS_TOLERANCE:g} (relative)",
-            remedy="use the input of the classification layer as features, in evaluation mode",
+            remedy=f"{probable}use the input of the classification layer as features, "
+            "in evaluation mode",
         )

@@ -295,6 +295,11 @@ def _advice(pooled: PooledGap) -> str:
             "labels, so how much was memorised is not known."
         )
     size = f"AUROC gap {pooled.gap:.3f} ({pooled.low:.3f} to {pooled.high:.3f})"
+    if pooled.high < -_SOME:
+        return (
+            f"The original head ranks training images worse than fresh ones ({size}): look whether "
+            "the training features and labels are those of this model."
+        )
     if pooled.low <= 0.0 or pooled.gap < _SOME:
         return (
             f"Little was memorised ({size}): "

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from catwise.labels import LabelCounts
+
 __all__ = ["EXPLANATIONS", "GainInterval", "Scores", "gain_interval", "make_records"]
 
 LEVEL: Final = 0.95
@@ -77,8 +79,8 @@ def make_records(
     *,
     metric: str,
     scored_on: str,
-    train: NDArray[np.int8],
-    fresh: NDArray[np.int8] | None,
+    train: LabelCounts,
+    fresh: LabelCounts | None,
     gaps: Sequence[dict[str, Any]] | None,
 ) -> list[dict[str, Any]]:
     """One JSON-ready dict for each category.
@@ -88,15 +90,14 @@ def make_records(
         scores: see there.
         metric: name of the metric.
         scored_on: which data gave the scores, in words.
-        train: (N, C) codes.
-        fresh: (M, C) codes, or None without a validation set.
+        train: how many labels of each category are known.
+        fresh: the same of the validation set, or None without one.
         gaps: per category dicts with `gap_auroc` and `gap_average_precision`, or None.
     """
     counts: dict[str, NDArray[np.int64] | None] = {}
-    for name, codes in (("train", train), ("valid", fresh)):
-        for word, code in (("positive", 1), ("negative", 0)):
-            key = f"n_{word}_{name}"
-            counts[key] = None if codes is None else np.count_nonzero(codes == code, axis=0)
+    for name, known in (("train", train), ("valid", fresh)):
+        for word in ("positive", "negative"):
+            counts[f"n_{word}_{name}"] = None if known is None else getattr(known, word)
     records = []
     for c, category in enumerate(categories):
         before, after = number(scores.before[c]), number(scores.after[c])

@@ -14,7 +14,7 @@ import torch
 
 from catwise._version import __version__
 from catwise.errors import ConfigError, HeadError, InSampleWarning, nearest
-from catwise.joining import Aligned, align, has_default_names, source_digests
+from catwise.joining import Aligned, align, has_default_names, require_known, source_digests
 from catwise.metrics.influence import t_quantile
 from catwise.metrics.per_category import undefined_reason
 from catwise.metrics.registry import Metric, resolve_metric
@@ -124,6 +124,7 @@ def select(
         IdError: If a labelled row has no features.
         CategoryError: If the heads lack a category of the labels.
         MismatchError: If the data look as if they were not the heads' own.
+        LabelError: If no validation label is known.
         FeatureError: If a logit is NaN.
 
     Warns:
@@ -150,6 +151,7 @@ def select(
     names, heads = _candidates(candidates)
     features, labels = valid
     aligned = align(heads[0], features, labels, name="valid")
+    require_known(labels, "validation label")
     digests = source_digests(features, labels, aligned.rows)
     made, capped = affordable_splits(labels, len(heads), splits)
     notes = [*aligned.notes, *_in_sample(names, heads, digests), *([capped] if capped else [])]

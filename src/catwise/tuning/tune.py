@@ -13,7 +13,6 @@ import torch
 from catwise._version import __version__
 from catwise.errors import ConfigError, InSampleWarning
 from catwise.joining import source_ids
-from catwise.metrics.mismatch import check_match
 from catwise.metrics.per_category import undefined_reason
 from catwise.progress import Progress
 from catwise.tuning import paper
@@ -24,7 +23,7 @@ from catwise.tuning.default import (
     fit_and_select,
     only_select,
 )
-from catwise.tuning.doors import Data, Work, check_logits, open_work
+from catwise.tuning.doors import Data, Work, check_logits, check_sources, open_work
 from catwise.tuning.folds import assign_folds
 from catwise.tuning.geometry import (
     Coordinates,
@@ -106,7 +105,7 @@ def tune(
         IdError: If ids do not match, or an id or group is in both sources.
         CategoryError: If the head lacks a category of the labels.
         FeatureError: If a feature is NaN or infinite.
-        LabelError: If no label is known.
+        LabelError: If no label is known in one of the sources.
         MismatchError: If head, features and columns look as if they did not belong together.
 
     >>> import numpy as np, catwise
@@ -181,8 +180,8 @@ def _run_default(
     fresh = _rows(work, source, coordinates)
     train = None if work.valid is None else _rows(work, work.train, coordinates)
     name = "train" if work.valid is None else "valid"
-    notes = check_match(
-        fresh.logits.T, source.labels, name=name, categories=work.categories, force=force
+    notes = check_sources(
+        work, (fresh if train is None else train).logits.T, fresh.logits.T, force=force
     )
     if work.valid is None:
         note = (
@@ -370,9 +369,7 @@ def _run_paper(
     if work.valid is None or not isinstance(plan.config, paper.PaperConfig):  # checked in make_plan
         raise ConfigError("the preset 'paper' needs validation data and a PaperConfig.")
     logits = [work.scored.logits(d.features).cpu() for d in (work.train, work.valid)]
-    notes = check_match(
-        logits[1], work.valid.labels, name="valid", categories=work.categories, force=force
-    )
+    notes = check_sources(work, *logits, force=force)
     codes = [_fitted_codes(d) for d in (work.train, work.valid)]
     found = paper.run_paper(
         work.scored,
@@ -447,8 +444,8 @@ def _result(
         scores,
         metric=plan.metric.name,
         scored_on=outcome.scored_on,
-        train=work.train.labels.codes,
-        fresh=None if work.valid is None else work.valid.labels.codes,
+        train=work.train.labels.counts(),
+        fresh=None if work.valid is None else work.valid.labels.counts(),
         gaps=gaps,
     )
     for record, row in zip(records, work.index, strict=True):
