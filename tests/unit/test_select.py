@@ -304,10 +304,10 @@ def test_one_class_only_is_skipped_with_a_reason():
     assert result.summary["n_skipped"] == 3
 
 
-def test_nothing_known_at_all_keeps_the_head():
+def test_no_category_that_can_be_scored_keeps_the_head():
     """No score, no choice, no crash."""
     _, truth, base, z, _ = case()
-    labels = PartialLabels(np.full((400, 4), -1), categories=NAMES)
+    labels = PartialLabels(np.zeros((400, 4), dtype=np.int8), categories=NAMES)
     result = select({"base": base, "truth": base.replace(weight=truth)}, (z, labels))
     assert torch.equal(result.head.weight, base.weight)
     assert result.summary["after"] is None

@@ -364,14 +364,16 @@ def check_device(name: str | None) -> str | None:
     return name
 
 
-def refuse_inputs(out: Path, *inputs: Path | None) -> None:
+def refuse_inputs(out: Path, *inputs: Path | str | None) -> None:
     """Refuse to write over a file that is read.
 
     Raises:
         OutputError: If it is one of them, by whatever name.
     """
+    from pathlib import Path
+
     for path in inputs:
-        if path is not None and out.exists() and path.exists() and out.samefile(path):
+        if path is not None and out.exists() and Path(path).exists() and out.samefile(path):
             raise OutputError(
                 f"'{out}' is one of the inputs.",
                 expected="a new file: an input is never changed",
