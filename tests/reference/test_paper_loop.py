@@ -7,12 +7,21 @@ from functools import cache
 import pytest
 import torch
 
+from catwise.tuning import regimes
 from catwise.tuning.backprop import BackpropConfig, ColumnMetric, TuningData, fit_backprop
 from reference.paper_loop import asl, bce, paper_loop, plain_average_precision
 
+REGIMES = ["dense", "sparse", "gathered"]
 KEPT = (1, 2, 3, 10, 25, 50)
 STOPPING = {"lr": 3e-3, "max_steps": 100, "patience": 25}
 LOSS = {"bce": bce, "asl_published": asl}
+
+
+@pytest.fixture(autouse=True)
+def _small_tiles(monkeypatch):
+    """Known entries come in many tiles: 16 rows by 4 categories."""
+    monkeypatch.setattr(regimes, "_TILE_BYTES", 16 * 12 * 8)
+    monkeypatch.setattr(regimes, "_HEAD_BYTES", 4 * 12 * 8)
 
 
 def task(*, seed=0, n=160, m=70, d=12, c=9, uneven=True):
@@ -55,7 +64,7 @@ def plain_metric():
 
 @cache
 def expected(loss, *, bias):
-    """Result of the plain loop with early stopping, computed once for both regimes."""
+    """Result of the plain loop with early stopping, computed once for all regimes."""
     weight, b, train, valid = task()
     return paper_loop(weight, b if bias else None, train, valid, loss=LOSS[loss], **STOPPING)
 
@@ -68,7 +77,7 @@ def expected_first_steps(loss, *, uneven):
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
-@pytest.mark.parametrize("regime", ["dense", "gathered"])
+@pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.parametrize("loss", list(LOSS))
 def test_batched_equals_the_plain_loop(loss, regime, bias):
     """Every one of the first 50 steps' heads, the final head, its step and its stop agree."""
@@ -97,7 +106,7 @@ def test_batched_equals_the_plain_loop(loss, regime, bias):
 
 
 @pytest.mark.parametrize("uneven", [True, False], ids=["ragged", "even"])
-@pytest.mark.parametrize("regime", ["dense", "gathered"])
+@pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.parametrize("loss", list(LOSS))
 def test_each_of_the_first_50_steps_agrees(loss, regime, uneven):
     """A metric that always improves makes the best head that of the last step."""

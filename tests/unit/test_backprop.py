@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
 from catwise.errors import ConfigError, ShapeError
 from catwise.losses import LOSSES
 from catwise.metrics import METRICS
+from catwise.tuning import regimes
 from catwise.tuning.backprop import (
     BackpropConfig,
     ColumnMetric,
     TuningData,
-    choose_regime,
     fit_backprop,
 )
+from catwise.tuning.regimes import choose_regime
+
+REGIMES = ("dense", "sparse", "gathered")
 
 
 def separation():
@@ -79,10 +84,12 @@ def test_inputs_are_not_changed():
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
-def test_same_call_same_bytes():
+@pytest.mark.parametrize("regime", REGIMES)
+def test_same_call_same_bytes(regime):
     """Two runs agree in every bit."""
-    weight, bias, train, valid = data()
-    one, two = (fit_backprop(weight, bias, train, valid, config()) for _ in range(2))
+    weight, bias, train, valid = data(n=600, d=40, dtype=torch.float32)
+    options = config(regime=regime, dtype=torch.float32)
+    one, two = (fit_backprop(weight, bias, train, valid, options) for _ in range(2))
     assert torch.equal(one.weight, two.weight)
     assert one.history == two.history
 
@@ -198,18 +205,30 @@ def test_a_missing_bias_stays_missing():
 @pytest.mark.parametrize("known", [0.2, 0.9], ids=["sparse", "dense"])
 @pytest.mark.parametrize("loss", list(LOSSES))
 def test_regimes_agree(loss, known):
-    """Shared products and gathered rows find the same heads."""
+    """Shared products, known entries and gathered rows find the same heads."""
     weight, bias, train, valid = data(n=300, m=200, known=known)
-    one, two = (
+    one, *others = (
         fit_backprop(weight, bias, train, valid, config(regime=regime, loss=loss))
-        for regime in ("dense", "gathered")
+        for regime in REGIMES
     )
-    assert (one.regime.name, two.regime.name) == ("dense", "gathered")
+    for name, other in zip(REGIMES[1:], others, strict=True):
+        assert other.regime.name == name
+        torch.testing.assert_close(one.weight, other.weight, rtol=1e-9, atol=1e-12)
+        assert torch.equal(one.best_step, other.best_step)
+
+
+@pytest.mark.parametrize("tile", [1, 60, 1_000])
+def test_the_size_of_the_tiles_changes_nothing(tile, monkeypatch):
+    """Tiles of a row and a category, or of some, find what one tile finds."""
+    weight, bias, train, valid = data(n=300, m=200, known=0.1)
+    one = fit_backprop(weight, bias, train, valid, config(regime="sparse"))
+    monkeypatch.setattr(regimes, "_TILE_BYTES", tile)
+    monkeypatch.setattr(regimes, "_HEAD_BYTES", tile)
+    two = fit_backprop(weight, bias, train, valid, config(regime="sparse"))
     torch.testing.assert_close(one.weight, two.weight, rtol=1e-9, atol=1e-12)
-    assert torch.equal(one.best_step, two.best_step)
 
 
-@pytest.mark.parametrize("regime", ["dense", "gathered"])
+@pytest.mark.parametrize("regime", REGIMES)
 def test_permuted_categories_give_permuted_results(regime):
     """The order of the categories does not matter."""
     weight, bias, train, valid = data(c=7)
@@ -241,12 +260,14 @@ def test_progress_is_told():
 
 
 def test_regime_follows_density_and_memory():
-    """Few known labels are gathered, unless the copies would be too large."""
+    """Few known labels call for the known entries alone; on a GPU for copies, if they fit."""
     few = torch.full((80,), 200)
-    assert choose_regime(20_000, few, 2_048).name == "gathered"
-    assert choose_regime(20_000, few, 2_048, gather_bytes=1_000).name == "dense"
+    assert choose_regime(20_000, few, 2_048).name == "sparse"
     assert choose_regime(20_000, few * 20, 2_048).name == "dense"
-    assert choose_regime(20_000, few, 2_048).gathered_bytes == 80 * 200 * 2_048 * 4
+    on_gpu = partial(choose_regime, 20_000, device="cuda")
+    assert on_gpu(few, 2_048).name == "gathered"
+    assert on_gpu(few, 2_048, gather_bytes=1_000).name == "dense"
+    assert on_gpu(few, 2_048).gathered_bytes == 80 * 200 * 2_048 * 4
 
 
 def test_longest_columns_do_not_pad_the_others():
@@ -294,7 +315,7 @@ def test_unknown_metric_names_the_nearest():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("regime", ["dense", "gathered"])
+@pytest.mark.parametrize("regime", REGIMES)
 def test_gpu_agrees_with_cpu(regime):
     """The same data on a GPU gives the same heads."""
     weight, bias, train, valid = data(n=300, m=200)

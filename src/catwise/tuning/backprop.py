@@ -2,10 +2,9 @@
 
 Each category is a logistic regression of its own on that category's known labels, started
 at the model's own weights and moved by full-batch Adam. Validation decides, after every
-step, which step to keep. Here the categories are the columns of one batch: an epoch is two
-matrix products over the shared training features (forward and backward) and one over the
-validation features, whatever the number of categories. A column that has stopped leaves
-the batch.
+step, which step to keep. Here the categories are the columns of one batch: an epoch is one
+product forward and one backward over the training rows (`regimes`) and one over the validation
+rows, whatever the number of categories. A column that has stopped leaves the batch.
 
 Source: Chong et al., Category-wise Fine-Tuning: Resisting incorrect pseudo-labels in
 multi-label image classification with partial labels, Neurocomputing 647, 2025,
@@ -16,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -34,33 +33,22 @@ from catwise.tuning.columns import (
     resolve_column_metric,
     skip_reasons,
 )
+from catwise.tuning.regimes import RegimeName, lay_out
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from catwise.tuning.regimes import Regime, TrainingRows
 
 __all__ = [
     "BackpropConfig",
     "BackpropResult",
     "ColumnMetric",
     "Passes",
-    "Regime",
     "TuningData",
-    "choose_regime",
     "fit_backprop",
-    "group_by_length",
 ]
 
-_NEGATIVE = 0
 _STAGE = "backprop"
 _COMPACT_SHARE = 1 / 8
-_INDEXED_BELOW = 0.5
-_BUCKET_SHARE = 0.8
-
-# Arithmetic and memory rates of one core of a current x86 server; see `choose_regime`. A
-# GPU has other rates with much the same ratio (H200: 50 Tflop/s, 4 TB/s), and only the
-# ratio decides.
-_FLOPS_PER_SECOND = 1.0e11
-_BYTES_PER_SECOND = 1.0e10
 
 
 @dataclass(frozen=True)
@@ -78,7 +66,7 @@ class BackpropConfig:
         max_steps: bound on the steps of every category.
         patience: a category stops that many steps after its best one.
         dtype: precision of the arithmetic, float32 or float64.
-        regime: "dense", "gathered", or "auto", which chooses by cost.
+        regime: "dense", "sparse", "gathered" (see `regimes`), or "auto", which chooses by cost.
         gather_bytes: "auto" does not gather copies of features beyond that size.
         progress_every: steps between two calls of the progress callback.
     """
@@ -91,13 +79,13 @@ class BackpropConfig:
     max_steps: int = 5_000
     patience: int = 300
     dtype: torch.dtype = torch.float32
-    regime: Literal["auto", "dense", "gathered"] = "auto"
+    regime: RegimeName | Literal["auto"] = "auto"
     gather_bytes: int = 1 << 30
     progress_every: int = 20
 
     def __post_init__(self) -> None:
         resolve_loss(self.loss)
-        regimes = ("auto", "dense", "gathered")
+        regimes = ("auto", "dense", "sparse", "gathered")
         if self.regime not in regimes:
             raise ConfigError(
                 f"There is no regime {self.regime!r}{nearest(self.regime, regimes)}.",
@@ -119,22 +107,6 @@ class BackpropConfig:
                 found=", ".join(f"{n}={getattr(self, n)}" for n in (r.split()[0] for r in failed)),
                 expected="; ".join(failed),
             )
-
-
-class Regime(NamedTuple):
-    """How the products over the training features are done, and what each way would cost.
-
-    Attributes:
-        name: "dense" or "gathered".
-        dense_seconds: modelled time of one epoch's products, dense.
-        gathered_seconds: the same, gathered.
-        gathered_bytes: size of the gathered copies.
-    """
-
-    name: Literal["dense", "gathered"]
-    dense_seconds: float
-    gathered_seconds: float
-    gathered_bytes: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,41 +139,6 @@ class BackpropResult:
     history: list[dict[str, float | int]]
     regime: Regime
     passes: Passes
-
-
-def choose_regime(
-    n_rows: int, counts: Tensor, n_features: int, *, itemsize: int = 4, gather_bytes: int = 1 << 30
-) -> Regime:
-    """Choose between one shared product and gathered rows, by modelled time.
-
-    Dense: forward and backward take ``4 N D C`` operations at the rate of a matrix-matrix
-    product. Gathered: each category reads its own copy of its known rows, padded to its
-    group's longest, forward and backward, ``2 sum(n_c) D itemsize`` bytes at the rate of
-    memory. Measured on one x86 core: 100 Gflop/s and 10 GB/s, so that in float32 gathering
-    wins where under some 5% of the labels are known. Only the ratio matters; on GPUs it is
-    much the same.
-
-    Args:
-        n_rows: training rows with any known label.
-        counts: (C,) known training labels of each category.
-        n_features: D.
-        itemsize: bytes of one feature in the arithmetic's precision.
-        gather_bytes: copies beyond that size are never made.
-
-    Returns:
-        The regime with both costs.
-
-    >>> choose_regime(20_000, torch.full((80,), 2_000), 2_048).name
-    'dense'
-    >>> choose_regime(20_000, torch.full((80,), 200), 2_048).name
-    'gathered'
-    """
-    padded = sum(length * len(members) for length, members in group_by_length(counts))
-    size = padded * n_features * itemsize
-    dense = 4.0 * n_rows * n_features * len(counts) * (itemsize / 4) / _FLOPS_PER_SECOND
-    gathered = 2.0 * size / _BYTES_PER_SECOND
-    fits = size <= gather_bytes
-    return Regime("gathered" if fits and gathered < dense else "dense", dense, gathered, size)
 
 
 def fit_backprop(
@@ -248,7 +185,13 @@ def fit_backprop(
         head_weight.detach().to(device, dtype, copy=True),
         None if head_bias is None else head_bias.detach().to(device, dtype, copy=True),
     )
-    rows, regime = _rows(train.features, codes, config)
+    rows, regime = lay_out(
+        train.features,
+        codes,
+        dtype,
+        regime=config.regime,
+        gather_bytes=config.gather_bytes,
+    )
     scorer = Validation(valid.features.to(device, dtype), codes_valid, metric)
     outcome = _Outcome.start(base, len(skipped))
     history: list[dict[str, float | int]] = []
@@ -367,7 +310,7 @@ class _Columns:
 
 def _descend(
     columns: _Columns,
-    rows: _DenseRows | _GatheredRows,
+    rows: TrainingRows,
     scorer: Validation,
     outcome: _Outcome,
     config: BackpropConfig,
@@ -430,144 +373,6 @@ class _Track:
             {"step": step, "active": active, "score": score, "best": best}
             for (step, active), (score, best) in zip(self._steps, means, strict=True)
         ]
-
-
-# ---------------------------------------------------------------- products over the rows
-
-
-class _DenseRows:
-    """Rows shared by all categories: two matrix products, slopes only at known labels."""
-
-    def __init__(self, features: Tensor, codes: Tensor) -> None:
-        self._features, self._codes = features, codes
-        known = codes >= _NEGATIVE
-        shape = codes.shape
-        self._logits = features.new_empty(shape)
-        self._slopes = features.new_zeros(shape)
-        self._index: Tensor | None = None
-        if float(known.float().mean()) < _INDEXED_BELOW:
-            self._index = known.flatten().nonzero().flatten()
-            self._column = self._index % codes.shape[1]
-            self._target = torch.take(codes, self._index).to(features.dtype)
-        else:
-            self._target = codes.clamp(min=0).to(features.dtype)
-            self._known = known.to(features.dtype)
-
-    def take(self, keep: Tensor) -> _DenseRows:
-        return _DenseRows(self._features, self._codes[:, keep])
-
-    def gradients(
-        self, head: HeadColumns, slope: Callable[[Tensor, Tensor], Tensor]
-    ) -> list[Tensor]:
-        """Gradient of the summed loss by weight (A, D) and, if there is one, bias (A,)."""
-        torch.mm(self._features, head.weight.T, out=self._logits)
-        if self._index is None:
-            logits = self._logits if head.bias is None else self._logits.add_(head.bias)
-            torch.mul(slope(logits, self._target), self._known, out=self._slopes)
-        else:
-            known = torch.take(self._logits, self._index)
-            if head.bias is not None:
-                known += torch.take(head.bias, self._column)
-            self._slopes.view(-1)[self._index] = slope(known, self._target)
-        gradients = [self._slopes.T @ self._features]
-        return gradients if head.bias is None else [*gradients, self._slopes.sum(0)]
-
-
-class _Group(NamedTuple):
-    """Categories with about as many known rows each: their rows, padded to one length."""
-
-    columns: Tensor  # (g,) position in the batch
-    block: Tensor  # (g, n, D)
-    target: Tensor  # (g, n)
-    known: Tensor  # (g, n), 0 where padded
-
-
-class _GatheredRows:
-    """A copy of its known rows for every category, in groups padded to one length."""
-
-    def __init__(self, groups: list[_Group]) -> None:
-        self._groups = groups
-
-    @classmethod
-    def build(cls, features: Tensor, codes: Tensor, dtype: torch.dtype) -> _GatheredRows:
-        counts = (codes >= _NEGATIVE).sum(0)
-        groups = []
-        for length, members in group_by_length(counts):
-            columns = torch.tensor(members, device=codes.device)
-            part = codes[:, columns].T
-            order = torch.argsort((part < _NEGATIVE).to(torch.int8), dim=1, stable=True)
-            order = order[:, :length]
-            picked = part.gather(1, order)
-            known = (picked >= _NEGATIVE).to(dtype)
-            block = features.new_empty((len(members), length, features.shape[1]), dtype=dtype)
-            for row, source in zip(block, order, strict=True):
-                row.copy_(features[source])
-            groups.append(_Group(columns, block, picked.clamp(min=0).to(dtype), known))
-        return cls(groups)
-
-    def take(self, keep: Tensor) -> _GatheredRows:
-        place = {int(old): new for new, old in enumerate(keep)}
-        groups = []
-        for group in self._groups:
-            rows = [i for i, c in enumerate(group.columns.tolist()) if c in place]
-            if rows:
-                columns = torch.tensor([place[int(group.columns[i])] for i in rows])
-                part = [t if len(rows) == len(t) else t[rows] for t in group[1:]]
-                groups.append(_Group(columns.to(keep.device), part[0], part[1], part[2]))
-        return _GatheredRows(groups)
-
-    def gradients(
-        self, head: HeadColumns, slope: Callable[[Tensor, Tensor], Tensor]
-    ) -> list[Tensor]:
-        """Gradient of the summed loss by weight (A, D) and, if there is one, bias (A,)."""
-        gradients = [torch.zeros_like(p) for p in head.parameters()]
-        for columns, block, target, known in self._groups:
-            logits = torch.bmm(block, head.weight[columns][:, :, None]).squeeze(2)
-            if head.bias is not None:
-                logits += head.bias[columns][:, None]
-            slopes = slope(logits, target) * known
-            gradients[0][columns] = torch.bmm(slopes[:, None], block).squeeze(1)
-            if head.bias is not None:
-                gradients[1][columns] = slopes.sum(1)
-        return gradients
-
-
-def _rows(
-    features: Tensor, codes: Tensor, config: BackpropConfig
-) -> tuple[_DenseRows | _GatheredRows, Regime]:
-    """Lay the training rows out in the regime that the config or the costs ask for."""
-    known = codes >= _NEGATIVE
-    any_known = known.any(1)
-    n_rows = int(any_known.sum())
-    regime = choose_regime(
-        n_rows,
-        known.sum(0),
-        features.shape[1],
-        itemsize=config.dtype.itemsize,
-        gather_bytes=config.gather_bytes,
-    )
-    if config.regime != "auto":
-        regime = regime._replace(name=config.regime)
-    if regime.name == "gathered":
-        return _GatheredRows.build(features, codes, config.dtype), regime
-    if n_rows < len(features):
-        features, codes = features[any_known], codes[any_known]
-    return _DenseRows(features.to(config.dtype), codes.contiguous()), regime
-
-
-def group_by_length(counts: Tensor) -> list[tuple[int, list[int]]]:
-    """Cut categories, longest first, into groups whose shortest is 80% of the longest.
-
-    Returns:
-        For each group its padded length and its categories in ascending order.
-    """
-    values = counts.tolist()
-    groups: list[tuple[int, list[int]]] = []
-    for c in sorted(range(len(values)), key=lambda i: (-values[i], i)):
-        if not groups or values[c] < _BUCKET_SHARE * groups[-1][0]:
-            groups.append((values[c], []))
-        groups[-1][1].append(c)
-    return [(length, sorted(members)) for length, members in groups]
 
 
 # ------------------------------------------------------------------------------- reasons

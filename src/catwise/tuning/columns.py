@@ -12,6 +12,7 @@ from torch import Tensor
 from catwise.errors import ShapeError
 from catwise.metrics import Metric, resolve_metric
 from catwise.metrics.ranking import RankingPlan
+from catwise.tuning.products import product
 
 __all__ = [
     "ColumnMetric",
@@ -100,7 +101,6 @@ class Validation:
     def __init__(self, features: Tensor, codes: Tensor, metric: ColumnMetric) -> None:
         self._features, self._codes, self._metric = features, codes, metric
         self._scores = metric.prepare(codes)
-        self._logits = features.new_empty((features.shape[0], codes.shape[0]))
 
     def take(self, keep: Tensor) -> Validation:
         """The scorer of some categories."""
@@ -108,10 +108,10 @@ class Validation:
 
     def __call__(self, head: HeadColumns) -> Tensor:
         """(A,) float64 scores of a block of head rows."""
-        torch.mm(self._features, head.weight.T, out=self._logits)
+        logits = product(head.weight, self._features.T)
         if head.bias is not None:
-            self._logits += head.bias
-        scores = self._scores(self._logits.T).to(torch.float64)
+            logits += head.bias[:, None]
+        scores = self._scores(logits).to(torch.float64)
         return scores if self._metric.higher_is_better else -scores
 
 

@@ -30,7 +30,6 @@ from torch import Tensor
 
 from catwise.errors import ConfigError
 from catwise.losses import resolve_loss
-from catwise.tuning.backprop import choose_regime
 from catwise.tuning.decide import (
     Decision,
     FoldScores,
@@ -48,6 +47,7 @@ from catwise.tuning.penalised import (
     index_known,
 )
 from catwise.tuning.recalibrate import fit_affine
+from catwise.tuning.regimes import choose_regime
 from catwise.tuning.rows import Counter, FoldScorer, Rows, category_blocks, moved
 
 if TYPE_CHECKING:
@@ -503,10 +503,11 @@ def _source(rows: Rows, weight: float, offset: Tensor, anchor: Tensor | None) ->
     if anchor is not None:
         offset = offset + anchor @ rows.x.T
     counts = (rows.codes >= 0).sum(1)
-    regime = choose_regime(rows.x.shape[0], counts.cpu(), rows.x.shape[1])
+    sizes = rows.x.shape[0], counts.cpu(), rows.x.shape[1]
+    regime = choose_regime(*sizes, device=rows.x.device.type)
     if rows.target is not None and rows.weight is not None:
         source = Source(rows.x, offset, rows.target, rows.weight)
-    elif regime.name == "gathered":
+    elif regime.gathered_seconds < regime.dense_seconds:
         source = gather_known(rows.x, rows.codes, offset)
     elif int(counts.max()) <= _INDEXED_BELOW * rows.x.shape[0]:
         source = index_known(rows.x, rows.codes, offset)

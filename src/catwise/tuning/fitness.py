@@ -23,7 +23,7 @@ from torch import Tensor
 
 from catwise.metrics import METRICS, Metric
 from catwise.metrics.ranking import RankingPlan
-from catwise.tuning.backprop import group_by_length
+from catwise.tuning.regimes import group_by_length
 
 if TYPE_CHECKING:
     from catwise.tuning.columns import HeadColumns

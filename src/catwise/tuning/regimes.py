@@ -1,0 +1,348 @@
+"""Products of head rows with training rows, counted at known labels only: three ways, one result.
+
+An epoch needs the logits of the known labels and, from their slopes, the gradient. Dense: two
+matrix products over rows that all categories share, most of which is thrown away where few
+labels are known. Sparse: the known entries only, in tiles of rows and categories small enough
+to stay in the processor's cache, so that every row is read from memory once. Gathered: each
+category's rows laid out in a copy of their own, for very few known labels.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from catwise.tuning.products import product
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from catwise.tuning.columns import HeadColumns
+
+__all__ = ["Regime", "RegimeName", "TrainingRows", "choose_regime", "group_by_length", "lay_out"]
+
+RegimeName = Literal["dense", "sparse", "gathered"]
+
+_NEGATIVE = 0
+_INDEXED_BELOW = 0.5
+_BUCKET_SHARE = 0.8
+# A tile: its rows stay in the last cache until they are read again, its head rows in the core's.
+_TILE_BYTES = 4 << 20
+_HEAD_BYTES = 1 << 20
+
+
+class _Rates(NamedTuple):
+    """What a machine does in a second; only the ratios matter."""
+
+    dense: float  # multiply-adds of a product of float32 matrices
+    sampled: float  # multiply-adds of known entries, in tiles
+    gathered: float  # bytes of gathered copies
+
+
+_RATES = {"cpu": _Rates(1.0e11, 1.6e10, 1.0e10)}  # measured on a core of a Zen 5 server
+_GPU = _Rates(2.5e13, 0.0, 4.0e12)  # data sheet of an H200; sampled products bring nothing there
+
+
+class Regime(NamedTuple):
+    """How the products over the training features are done, and what each way would cost.
+
+    Attributes:
+        name: "dense", "sparse" or "gathered".
+        dense_seconds: modelled time of one epoch's products, dense.
+        sparse_seconds: the same, over known entries in tiles.
+        gathered_seconds: the same, gathered.
+        gathered_bytes: size of the gathered copies.
+    """
+
+    name: RegimeName
+    dense_seconds: float
+    sparse_seconds: float
+    gathered_seconds: float
+    gathered_bytes: int
+
+
+def choose_regime(
+    n_rows: int,
+    counts: Tensor,
+    n_features: int,
+    *,
+    itemsize: int = 4,
+    gather_bytes: int = 1 << 30,
+    device: str = "cpu",
+) -> Regime:
+    """Choose between shared products, known entries in tiles, and gathered rows, by modelled time.
+
+    Dense: forward and backward take ``2 N D C`` multiply-adds at the rate of a matrix product.
+    Sparse: ``2 sum(n_c) D`` of them at the rate of a sampled product, which loads an operand from
+    the cache for each. Gathered: each category reads its own copy of its known rows, padded to its
+    group's longest, forward and backward, ``2 sum(n_c) D itemsize`` bytes at the rate of memory.
+    Measured on one x86 core: 100 and 16 G multiply-adds a second, and 10 GB/s; so sparse wins where
+    under some 16% of the labels are known. On a GPU the choice is between the other two.
+
+    Args:
+        n_rows: training rows with any known label.
+        counts: (C,) known training labels of each category.
+        n_features: D.
+        itemsize: bytes of one feature in the arithmetic's precision.
+        gather_bytes: copies beyond that size are never made.
+        device: its type, such as "cpu" or "cuda".
+
+    Returns:
+        The regime with all costs.
+
+    >>> choose_regime(20_000, torch.full((80,), 10_000), 2_048).name
+    'dense'
+    >>> choose_regime(20_000, torch.full((80,), 2_000), 2_048).name
+    'sparse'
+    >>> choose_regime(20_000, torch.full((80,), 200), 2_048, device="cuda").name
+    'gathered'
+    """
+    padded = sum(length * len(members) for length, members in group_by_length(counts))
+    size = padded * n_features * itemsize
+    rates, wide = _RATES.get(device, _GPU), itemsize / 4
+    dense = 2.0 * n_rows * n_features * len(counts) * wide / rates.dense
+    entries = 2.0 * int(counts.sum()) * n_features * wide
+    sparse = entries / rates.sampled if rates.sampled else math.inf
+    gathered = 2.0 * size / rates.gathered
+    costs: dict[RegimeName, float] = {"dense": dense, "sparse": sparse}
+    if size <= gather_bytes:
+        costs["gathered"] = gathered
+    return Regime(min(costs, key=costs.__getitem__), dense, sparse, gathered, size)
+
+
+def group_by_length(counts: Tensor) -> list[tuple[int, list[int]]]:
+    """Cut categories, longest first, into groups whose shortest is 80% of the longest.
+
+    Returns:
+        For each group its padded length and its categories in ascending order.
+    """
+    values = counts.tolist()
+    groups: list[tuple[int, list[int]]] = []
+    for c in sorted(range(len(values)), key=lambda i: (-values[i], i)):
+        if not groups or values[c] < _BUCKET_SHARE * groups[-1][0]:
+            groups.append((values[c], []))
+        groups[-1][1].append(c)
+    return [(length, sorted(members)) for length, members in groups]
+
+
+class TrainingRows(Protocol):
+    """Training rows of a batch of categories, laid out in one of the ways."""
+
+    def take(self, keep: Tensor) -> TrainingRows:
+        """The rows for some of the categories."""
+
+    def gradients(
+        self, head: HeadColumns, slope: Callable[[Tensor, Tensor], Tensor]
+    ) -> list[Tensor]:
+        """Gradient of the summed loss by weight (A, D) and, if there is one, bias (A,)."""
+
+
+def lay_out(
+    features: Tensor,
+    codes: Tensor,
+    dtype: torch.dtype,
+    *,
+    regime: RegimeName | Literal["auto"] = "auto",
+    gather_bytes: int = 1 << 30,
+) -> tuple[TrainingRows, Regime]:
+    """Lay the training rows out in the way that is asked for, or that costs least.
+
+    Args:
+        features: (N, D).
+        codes: (N, C) int8; 1 positive, 0 negative, all else is not known.
+        dtype: of the arithmetic.
+        regime: the way, or "auto".
+        gather_bytes: "auto" makes no copies beyond that size.
+
+    Returns:
+        The rows and the regime chosen.
+    """
+    known = codes >= _NEGATIVE
+    any_known = known.any(1)
+    n_rows = int(any_known.sum())
+    chosen = choose_regime(
+        n_rows,
+        known.sum(0),
+        features.shape[1],
+        itemsize=dtype.itemsize,
+        gather_bytes=gather_bytes,
+        device=features.device.type,
+    )
+    if regime != "auto":
+        chosen = chosen._replace(name=regime)
+    if chosen.name == "gathered":
+        return _GatheredRows.build(features, codes, dtype), chosen
+    if n_rows < len(features):
+        features, codes = features[any_known], codes[any_known]
+    kind = _SparseRows if chosen.name == "sparse" else _DenseRows
+    return kind(features.to(dtype), codes.contiguous()), chosen
+
+
+class _Tile(NamedTuple):
+    """The known entries of some rows and some categories, by row and by category."""
+
+    rows: slice
+    columns: slice
+    pattern: Tensor  # (n, a) sparse by rows, zero at the known entries
+    column: Tensor  # (e,) category of each entry, in order of the rows
+    target: Tensor  # (e,) in the same order
+    turned: Tensor  # (e,) places of the entries in order of the categories
+    row: Tensor  # (e,) row of each entry, in order of the categories
+    start: Tensor  # (a,) where each category's entries begin
+
+
+class _SparseRows:
+    """The known entries of all categories, in tiles that stay in the cache."""
+
+    def __init__(self, features: Tensor, codes: Tensor) -> None:
+        self._features, self._codes = features.contiguous(), codes
+        row_bytes = max(1, features.shape[1] * features.element_size())
+        height, width = max(1, _TILE_BYTES // row_bytes), max(1, _HEAD_BYTES // row_bytes)
+        self._tiles = [
+            _tile(codes, slice(i, i + height), slice(j, j + width), features.dtype)
+            for i in range(0, codes.shape[0], height)
+            for j in range(0, codes.shape[1], width)
+        ]
+
+    def take(self, keep: Tensor) -> _SparseRows:
+        return _SparseRows(self._features, self._codes[:, keep])
+
+    def gradients(
+        self, head: HeadColumns, slope: Callable[[Tensor, Tensor], Tensor]
+    ) -> list[Tensor]:
+        """Gradient of the summed loss by weight (A, D) and, if there is one, bias (A,)."""
+        gradients = [torch.zeros_like(p) for p in head.parameters()]
+        for tile in self._tiles:
+            z, weight = self._features[tile.rows], head.weight[tile.columns]
+            logits = torch.sparse.sampled_addmm(tile.pattern, z, weight.T, beta=0.0).values()
+            if head.bias is not None:
+                logits = logits + head.bias[tile.columns][tile.column]
+            slopes = slope(logits, tile.target)
+            gradients[0][tile.columns] += embedding_bag(
+                tile.row, z, tile.start, mode="sum", per_sample_weights=slopes[tile.turned]
+            )
+            if head.bias is not None:
+                gradients[1][tile.columns].index_add_(0, tile.column, slopes)
+        return gradients
+
+
+def _tile(codes: Tensor, rows: slice, columns: slice, dtype: torch.dtype) -> _Tile:
+    part = codes[rows, columns]
+    known = part >= _NEGATIVE
+    row, column = known.nonzero().T.contiguous()
+    turned = column.argsort(stable=True)
+    ends = known.sum(1).cumsum(0)
+    starts = known.sum(0).cumsum(0)
+    with warnings.catch_warnings():  # that sparse rows are in beta: what is used here is tested
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
+        pattern = torch.sparse_csr_tensor(
+            torch.nn.functional.pad(ends, (1, 0)),
+            column,
+            torch.zeros(len(column), dtype=dtype, device=codes.device),
+            part.shape,
+            check_invariants=True,
+        )
+    target = part[row, column].to(dtype)
+    start = torch.nn.functional.pad(starts, (1, 0))[:-1]
+    return _Tile(rows, columns, pattern, column, target, turned, row[turned], start)
+
+
+class _DenseRows:
+    """Rows shared by all categories: two matrix products, slopes only at known labels."""
+
+    def __init__(self, features: Tensor, codes: Tensor) -> None:
+        self._features, self._codes = features, codes
+        known = codes >= _NEGATIVE
+        shape = codes.shape
+        self._slopes = features.new_zeros(shape)
+        self._index: Tensor | None = None
+        if float(known.float().mean()) < _INDEXED_BELOW:
+            self._index = known.flatten().nonzero().flatten()
+            self._column = self._index % codes.shape[1]
+            self._target = torch.take(codes, self._index).to(features.dtype)
+        else:
+            self._target = codes.clamp(min=0).to(features.dtype)
+            self._known = known.to(features.dtype)
+
+    def take(self, keep: Tensor) -> _DenseRows:
+        return _DenseRows(self._features, self._codes[:, keep])
+
+    def gradients(
+        self, head: HeadColumns, slope: Callable[[Tensor, Tensor], Tensor]
+    ) -> list[Tensor]:
+        """Gradient of the summed loss by weight (A, D) and, if there is one, bias (A,)."""
+        logits = product(self._features, head.weight.T)
+        if self._index is None:
+            logits = logits if head.bias is None else logits.add_(head.bias)
+            torch.mul(slope(logits, self._target), self._known, out=self._slopes)
+        else:
+            known = torch.take(logits, self._index)
+            if head.bias is not None:
+                known += torch.take(head.bias, self._column)
+            self._slopes.view(-1)[self._index] = slope(known, self._target)
+        gradients = [product(self._slopes.T, self._features)]
+        return gradients if head.bias is None else [*gradients, self._slopes.sum(0)]
+
+
+class _Group(NamedTuple):
+    """Categories with about as many known rows each: their rows, padded to one length."""
+
+    columns: Tensor  # (g,) position in the batch
+    block: Tensor  # (g, n, D)
+    target: Tensor  # (g, n)
+    known: Tensor  # (g, n), 0 where padded
+
+
+class _GatheredRows:
+    """A copy of its known rows for every category, in groups padded to one length."""
+
+    def __init__(self, groups: list[_Group]) -> None:
+        self._groups = groups
+
+    @classmethod
+    def build(cls, features: Tensor, codes: Tensor, dtype: torch.dtype) -> _GatheredRows:
+        counts = (codes >= _NEGATIVE).sum(0)
+        groups = []
+        for length, members in group_by_length(counts):
+            columns = torch.tensor(members, device=codes.device)
+            part = codes[:, columns].T
+            order = torch.argsort((part < _NEGATIVE).to(torch.int8), dim=1, stable=True)
+            order = order[:, :length]
+            picked = part.gather(1, order)
+            known = (picked >= _NEGATIVE).to(dtype)
+            block = features.new_empty((len(members), length, features.shape[1]), dtype=dtype)
+            for row, source in zip(block, order, strict=True):
+                row.copy_(features[source])
+            groups.append(_Group(columns, block, picked.clamp(min=0).to(dtype), known))
+        return cls(groups)
+
+    def take(self, keep: Tensor) -> _GatheredRows:
+        place = {int(old): new for new, old in enumerate(keep)}
+        groups = []
+        for group in self._groups:
+            rows = [i for i, c in enumerate(group.columns.tolist()) if c in place]
+            if rows:
+                columns = torch.tensor([place[int(group.columns[i])] for i in rows])
+                part = [t if len(rows) == len(t) else t[rows] for t in group[1:]]
+                groups.append(_Group(columns.to(keep.device), part[0], part[1], part[2]))
+        return _GatheredRows(groups)
+
+    def gradients(
+        self, head: HeadColumns, slope: Callable[[Tensor, Tensor], Tensor]
+    ) -> list[Tensor]:
+        """Gradient of the summed loss by weight (A, D) and, if there is one, bias (A,)."""
+        gradients = [torch.zeros_like(p) for p in head.parameters()]
+        for columns, block, target, known in self._groups:
+            logits = torch.bmm(block, head.weight[columns][:, :, None]).squeeze(2)
+            if head.bias is not None:
+                logits += head.bias[columns][:, None]
+            slopes = slope(logits, target) * known
+            gradients[0][columns] = torch.bmm(slopes[:, None], block).squeeze(1)
+            if head.bias is not None:
+                gradients[1][columns] = slopes.sum(1)
+        return gradients
