@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from catwise.cli import main
-from catwise.errors import CategoryError, CheckpointError, ConfigError, OutputError, ShapeError
-from catwise.heads import Head, save_head
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from catwise.errors import (
+    CategoryError,
+    CheckpointError,
+    ConfigError,
+    MismatchError,
+    OutputError,
+    ShapeError,
+)
+from catwise.heads import Head, read_head, save_head
+from catwise.models import registry
 
 
 def apply(folder: Path, *more: str) -> Result:
@@ -95,3 +102,179 @@ def test_overwrite(folder: Path) -> None:
     assert apply(folder).exit_code == 0
     assert apply(folder).exit_code == OutputError.exit_code
     assert apply(folder, "--overwrite").exit_code == 0
+
+
+# With the model
+
+
+class Net(torch.nn.Module):
+    """A network with something that is not its head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = torch.nn.Conv2d(3, 5, 3)
+        self.fc = torch.nn.Linear(5, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.body(images).relu().mean((2, 3)))
+
+
+def build() -> Net:
+    return Net()
+
+
+def build_sigmoid() -> torch.nn.Module:
+    class Squashed(Net):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return super().forward(images).sigmoid()
+
+    return Squashed()
+
+
+NAMES = ["ant", "bee", "cat"]
+TUNED = Head(
+    [[1.0] * 5, [0.0] * 5, [-1.0] * 5],
+    [0.5, 1.0, 2.0],
+    categories=NAMES,
+    provenance={"catwise": {"preset": "default", "metric": "auroc", "seed": 7}},
+)
+
+
+@pytest.fixture
+def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    torch.manual_seed(0)
+    state = Net().state_dict()
+    torch.save({"model": state, "epoch": 3}, tmp_path / "in.pt")
+    save_file(state, tmp_path / "in.safetensors", {"format": "pt", "made": "by me"})
+    save_head(TUNED, tmp_path / "head.safetensors")
+    return tmp_path
+
+
+def apply_model(folder: Path, source: str, *more: str, build: str = "build") -> Result:
+    kind = f"python:{Path(__file__).stem}:{build}"
+    suffix = Path(source).suffix
+    words = ["apply", "--head", "head.safetensors", "--checkpoint", source, "--model", kind]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return CliRunner().invoke(main, [*words, "--out", f"out{suffix}", *more])
+
+
+@pytest.mark.parametrize("source", ["in.safetensors", "in.pt"])
+def test_model_runs_before_and_after(net: Path, source: str) -> None:
+    """Features are identical, logits the new head's, all other tensors the same; it is told."""
+    result = apply_model(net, source)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "verified: 2 other tensors and the features of 4 images are identical" in result.stdout
+    assert "preprocessing: " in result.stdout
+    document = json.loads(apply_model(net, source, "--json", "--overwrite").stdout)
+    assert document["verified"]["gap"] < 1e-5 < document["verified"]["change"]
+
+
+def test_provenance_is_in_the_metadata(net: Path) -> None:
+    """A safetensors file says where its head comes from; its other texts and tensors stay."""
+    assert apply_model(net, "in.safetensors").exit_code == 0
+    with safe_open(net / "out.safetensors", "pt") as file:
+        metadata = file.metadata()
+    told = json.loads(metadata.pop("catwise"))
+    assert metadata == {"format": "pt", "made": "by me"}
+    assert told["head"] == TUNED.digest
+    assert told["tuned"] == {"preset": "default", "metric": "auroc", "seed": 7}
+    old, new = load_file(net / "in.safetensors"), load_file(net / "out.safetensors")
+    assert list(old) == list(new)
+    assert torch.equal(old["body.weight"], new["body.weight"])
+    raw = (net / "in.safetensors").read_bytes(), (net / "out.safetensors").read_bytes()
+    data = [part[8 + int.from_bytes(part[:8], "little") :] for part in raw]
+    assert sum(a != b for a, b in zip(*data, strict=True)) <= (15 + 3) * 4
+
+
+def test_provenance_is_beside_an_archive(net: Path) -> None:
+    """What `torch.save` wrote has no place for it: it is a file of its own."""
+    assert apply_model(net, "in.pt").exit_code == 0
+    told = json.loads((net / "out.pt.catwise.json").read_text())
+    assert told["head"] == TUNED.digest
+    assert torch.load(net / "out.pt", weights_only=True)["epoch"] == 3
+    assert apply_model(net, "in.pt").exit_code == OutputError.exit_code
+
+
+def test_unchanged_head_says_nothing(net: Path) -> None:
+    """The head that was read makes the same file, byte for byte."""
+    save_head(read_head(net / "in.safetensors").replace(categories=NAMES), net / "head.safetensors")
+    assert apply_model(net, "in.safetensors").exit_code == 0
+    assert (net / "out.safetensors").read_bytes() == (net / "in.safetensors").read_bytes()
+
+
+def test_images_of_a_folder(net: Path) -> None:
+    """The images that are given run; ones that cannot be read are passed over."""
+    pillow = pytest.importorskip("PIL.Image")
+    (net / "images").mkdir()
+    for i in range(3):
+        pillow.new("RGB", (20, 30), (90 * i, 20, 30)).save(net / "images" / f"{i}.png")
+    (net / "images" / "3.png").write_bytes(b"no image")
+    result = apply_model(net, "in.safetensors", "--images", "images")
+    assert "the features of 3 images" in result.stdout
+    (net / "none").mkdir()
+    (net / "none" / "3.png").write_bytes(b"no image")
+    refused = apply_model(net, "in.safetensors", "--images", "none", "--overwrite")
+    assert refused.exit_code == ConfigError.exit_code
+
+
+def test_a_model_with_something_behind_its_layer(net: Path) -> None:
+    """Behind a sigmoid the layer itself is compared."""
+    assert apply_model(net, "in.safetensors", build="build_sigmoid").exit_code == 0
+
+
+def test_what_does_not_hold_is_not_left(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy that differs in more than its head is an error, and no file."""
+    write = registry.write_model
+
+    def tampered(model: Any, head: Head, out: Path, **more: Any) -> Any:
+        reports = write(model, head, out, **more)
+        state = load_file(out)
+        state["body.bias"] += 1
+        save_file(state, out)
+        return reports
+
+    monkeypatch.setattr(registry, "write_model", tampered)
+    result = apply_model(net, "in.safetensors")
+    assert result.exit_code == MismatchError.exit_code
+    assert "the features of 'out.safetensors' are not those of the original" in result.stderr
+    assert not (net / "out.safetensors").exists()
+
+
+def test_card(net: Path) -> None:
+    """Lines for the model's card say what was written, how it was tuned and what was seen."""
+    (net / "summary.json").write_text(
+        json.dumps({"summary": {"n_replaced": 2, "n_categories": 3, "metric": "auroc",
+                                "before": 0.5, "after": 0.75}})
+    )  # fmt: skip
+    assert apply_model(net, "in.safetensors", "--card", "card.md").exit_code == 0
+    text = (net / "card.md").read_text()
+    assert "3 of the 3 rows of `fc.weight`" in text
+    assert "preset default, metric auroc, seed 7" in text
+    assert (
+        "replaced 2 of 3 categories; auroc on the labels that chose 0.5000 before, 0.7500" in text
+    )
+    assert "verified: 2 other tensors" in text
+    assert f"sha256 {TUNED.digest}" in text
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        (["--name", "fc.weight"], "--name is for a file without --model"),
+        (["--model", "transformers:folder"], "is its own checkpoint"),
+    ],
+)
+def test_options_that_do_not_go_together(net: Path, more: list[str], text: str) -> None:
+    """What names a tensor is for files alone; a folder is its own checkpoint."""
+    result = apply_model(net, "in.safetensors", *more)
+    assert result.exit_code == 2
+    assert text in result.stderr
+
+
+def test_options_of_a_model_need_one(folder: Path) -> None:
+    """Without a model nothing runs; without a checkpoint nothing can be written."""
+    assert "--images needs --model" in apply(folder, "--images", ".").stderr
+    words = ["apply", "--head", str(folder / "head.safetensors"), "--out", "x"]
+    assert "Missing option '--checkpoint'" in CliRunner().invoke(main, words).stderr

@@ -32,6 +32,7 @@ from catwise.heads.catalog import (
     view_of,
 )
 from catwise.heads.locate import Found, HeadLocation, find_head
+from catwise.heads.provenance import put_beside, side_file, stamp
 from catwise.heads.saved import head_of_layout
 
 if TYPE_CHECKING:
@@ -83,13 +84,15 @@ def write_head(
     key: str | None = None,
     bias_key: str | None = None,
     categories: Sequence[str] | None = None,
+    provenance: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> WriteReport:
     """Write a head into a copy of a checkpoint file; the input is never touched.
 
     Only the head's bytes change: in a safetensors file the tensors' range; in a `torch.save`
     archive the storage's range and the record's CRC-32. Names, dtypes, metadata, the pickle and all
-    other tensors stay byte for byte. `write_head(m, read_head(m), n)` makes an identical file.
+    other tensors stay byte for byte, but for the text that `provenance` adds. Without it,
+    `write_head(m, read_head(m), n)` makes an identical file.
 
     Args:
         source: the checkpoint.
@@ -99,6 +102,9 @@ def write_head(
         bias_key: the bias's key, when it is not named like the weight's.
         categories: the names of the checkpoint's rows. With them the head's categories are matched
             by name and may be some of the rows; without them the head must have all rows in order.
+        provenance: what to say of the head, JSON-ready; None: nothing. In a safetensors file it is
+            the text ``catwise`` of the metadata; a `torch.save` archive has no place for it: there
+            it is the file ``NAME.catwise.json`` beside it.
         overwrite: replace a file that is at `destination`.
 
     Returns:
@@ -135,6 +141,9 @@ def write_head(
         )
     catalog = open_catalog(source)
     _check_destination(Path(source), Path(destination), overwrite=overwrite)
+    beside = provenance is not None and not isinstance(catalog.origin, FileLayout)
+    if beside:
+        _check_destination(Path(source), side_file(Path(destination)), overwrite=overwrite)
     found, patches, report = _plan(catalog, head, key=key, bias_key=bias_key, categories=categories)
     starts = [storage_start(catalog, patch.entry) for patch in patches]
     for patch in patches:
@@ -145,6 +154,10 @@ def write_head(
             _overwrite(temporary, patch, start)
         _fix_checksums(temporary, catalog, patches)
         _verify(temporary, catalog, found, patches)
+        if provenance is not None and not beside:
+            stamp(temporary, provenance)
+    if provenance is not None and beside:
+        put_beside(Path(destination), provenance)
     return report
 
 

@@ -171,7 +171,7 @@ def open_onnx(path: str | os.PathLike[str]) -> OnnxFile:
 
     Raises:
         CheckpointError: If the file is missing, cut short, or no ONNX model.
-        ConfigError: If the onnx package is absent or broken.
+        MissingExtraError: If the onnx package is absent or broken.
     """
     onnx = import_optional("onnx", extra="onnx")
     empty = OnnxFile(Path(path), b"", None)

@@ -32,9 +32,11 @@ from catwise.errors import (
     ShapeError,
 )
 from catwise.heads import Head, HeadLocation, WriteReport, write_head_to_state_dict
+from catwise.heads.provenance import side_file
 from catwise.models import onnx_graph
 from catwise.models.core import LoadedModel, Preprocessing
 from catwise.models.onnx_graph import Linear, OnnxFile, Span, Stored, find_linear, open_onnx
+from catwise.models.onnx_module import OnnxModule
 from catwise.models.registry import first_line, import_optional
 
 if TYPE_CHECKING:
@@ -76,12 +78,13 @@ def load_onnx(
         preprocessing: how images become its input; by default what the file's metadata say.
 
     Returns:
-        The model, without a module: :func:`extract_onnx` runs it.
+        The model; its module runs the file by onnxruntime, and so does :func:`extract_onnx`.
 
     Raises:
         CheckpointError: If the file is missing, cut short, or no ONNX model.
         HeadError: If the layer is not clear (its candidates are listed), quantised, or not finite.
-        ConfigError: If the onnx package is absent or broken, or the metadata cannot be used.
+        MissingExtraError: If onnx or onnxruntime is absent or broken.
+        ConfigError: If the metadata cannot be used.
         ShapeError: If the names do not fit the layer.
     """
     file = open_onnx(path)
@@ -98,19 +101,36 @@ def load_onnx(
     if preprocessing.source == "assumed":
         size = " x ".join(map(str, preprocessing.size))
         notes.append(f"the preprocessing is assumed: {size} pixels, ImageNet's mean and std.")
+    given = {key: getattr(found, key) for key in ("output", "features", "activations", "op")}
+    extra = {**given, "node": found.name, "logits": found.results[-1], "input": images[0].name}
     return LoadedModel(
         name=f"onnx:{path}",
-        module=None,
-        layer=found.name,
+        module=_module(file.path, head, extra),
+        layer="head",
         preprocessing=preprocessing,
         head=head,
         weight_key=found.weight.name,
         bias_key=found.bias.name if found.bias else None,
         checkpoint=file.path,
-        image_argument=images[0].name,
         notes=notes,
-        extra={key: getattr(found, key) for key in ("output", "features", "activations", "op")},
+        extra=extra,
     )
+
+
+def _module(path: Path, head: Head, extra: Mapping[str, Any]) -> OnnxModule:
+    """What runs the file: features and logits of images, in the model's dtype."""
+
+    def session() -> Any:
+        file = _open_for_images(path)
+        return file, _session(file, [extra["features"], extra["logits"]], None, None)
+
+    def run(made: Any, images: Any) -> tuple[Any, Any]:
+        file, ready = made
+        sizes = head.n_features, head.n_categories
+        features, logits = _outputs(file, ready, _as_input(images, file.inputs[0], file), sizes)
+        return features, logits
+
+    return OnnxModule(path, head, session=session, run=run)
 
 
 def _read_head(file: OnnxFile, layer: Linear, categories: Sequence[str] | None = None) -> Head:
@@ -133,14 +153,10 @@ def _times(values: torch.Tensor, factor: float) -> torch.Tensor:
     return exact if values.dtype == torch.float64 else exact.float()
 
 
-def _side_file(path: Path) -> Path:
-    return path.with_name(f"{path.name}.catwise.json")
-
-
 def _stored_names(file: OnnxFile, head: Head) -> list[str] | None:
     """Names of the rows, from the side file if it was written with this head."""
     with suppress(OSError, ValueError, TypeError, KeyError, CatwiseError):
-        side = json.loads(_side_file(file.path).read_text(encoding="utf-8"))
+        side = json.loads(side_file(file.path).read_text(encoding="utf-8"))
         if head.replace(categories=side["categories"]).digest == side["head"]:
             return list(side["categories"])
     return None  # no side file, or one of another head
@@ -195,14 +211,23 @@ def extract_onnx(
         An iterator of (K, D) features, one array for each batch, in the model's dtype.
 
     Raises:
-        ConfigError: If onnxruntime is absent or broken, lacks the provider, or the model has
+        MissingExtraError: If onnxruntime is absent or broken.
+        ConfigError: If it lacks the provider, or the model has
             further inputs or takes no floats.
         CheckpointError: If onnxruntime cannot load or run the model.
         ShapeError: If the batches do not fit the input, or the features are not (N, D).
     """
     if model.checkpoint is None or model.head is None or "features" not in model.extra:
         raise ConfigError(f"{model.name} is no ONNX model.", expected="what load_onnx gave")
-    file = open_onnx(model.checkpoint)
+    file = _open_for_images(model.checkpoint)
+    session = _session(file, [str(model.extra["features"])], threads, providers)
+    image, sizes = file.inputs[0], (model.head.n_features,)
+    return (_outputs(file, session, _as_input(x, image, file), sizes)[0] for x in batches)
+
+
+def _open_for_images(path: Path) -> OnnxFile:
+    """A file that takes nothing but images."""
+    file = open_onnx(path)
     kinds = {value.name: value.type.tensor_type.elem_type for value in file.inputs}
     if len(kinds) != 1 or not set(kinds.values()) <= _INPUTS.keys():
         raise ConfigError(
@@ -211,32 +236,31 @@ def extract_onnx(
             expected="one input of float16 (10), float32 (1) or float64 (11)",
             remedy="export the model so that it takes the images alone",
         )
-    session = _session(file, str(model.extra["features"]), threads, providers)
-    image, size = file.inputs[0], model.head.n_features
-    return (_features(file, session, image, _as_input(x, image, file), size) for x in batches)
+    return file
 
 
-def _session(file: OnnxFile, features: str, threads: int | None, providers: Any) -> Any:
-    """The graph up to the features, ready to run."""
+def _session(file: OnnxFile, wanted: Sequence[str], threads: int | None, providers: Any) -> Any:
+    """The graph up to some of its tensors, ready to run."""
     onnx = import_optional("onnx", extra="onnx")
     runtime = import_optional("onnxruntime", extra="onnx")
-    wanted, there = list(providers or ["CPUExecutionProvider"]), runtime.get_available_providers()
-    if not set(wanted) <= set(there):
-        raise ConfigError("onnxruntime lacks a provider.", found=str(wanted), expected=str(there))
+    asked, there = list(providers or ["CPUExecutionProvider"]), runtime.get_available_providers()
+    if not set(asked) <= set(there):
+        raise ConfigError("onnxruntime lacks a provider.", found=str(asked), expected=str(there))
     graph = file.model.graph
-    name = "catwise_features"
-    while name in file.makers or name in file.uses:
-        name += "_"
-    graph.node.append(onnx.helper.make_node("Identity", [features], [name]))
     del graph.output[:]
-    graph.output.append(onnx.ValueInfoProto(name=name))
+    for position, tensor in enumerate(wanted):
+        name = f"catwise_{position}"
+        while name in file.makers or name in file.uses:
+            name += "_"
+        graph.node.append(onnx.helper.make_node("Identity", [tensor], [name]))
+        graph.output.append(onnx.ValueInfoProto(name=name))
     options = runtime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads or 0
     folder = "session.model_external_initializers_file_folder_path"
     options.add_session_config_entry(folder, str(file.path.parent.resolve()))
     try:
-        return runtime.InferenceSession(file.model.SerializeToString(), options, wanted)
+        return runtime.InferenceSession(file.model.SerializeToString(), options, asked)
     except Exception as error:
         raise _not_run(file, "load", error) from error
 
@@ -265,28 +289,31 @@ def _as_input(batch: Any, image: Any, file: OnnxFile) -> NDArray[Any]:
     return np.ascontiguousarray(values, dtype=_INPUTS[image.type.tensor_type.elem_type])
 
 
-def _features(
-    file: OnnxFile, session: Any, image: Any, batch: NDArray[Any], n_features: int
-) -> NDArray[Any]:
-    """Features of one batch, in pieces of the size that the model takes."""
+def _outputs(
+    file: OnnxFile, session: Any, batch: NDArray[Any], sizes: Sequence[int]
+) -> list[NDArray[Any]]:
+    """What a session gives for a batch, a row for each image, in pieces that the model takes."""
+    image = file.inputs[0]
     fixed = (_sizes(image) or [0])[0]
-    parts = []
+    parts = [[np.empty((0, size), batch.dtype)] for size in sizes]
     for start in range(0, len(batch), fixed or max(1, len(batch))):
         piece = batch[start : start + (fixed or len(batch))]
         filled = np.resize(piece, (fixed, *piece.shape[1:])) if fixed else piece
         try:
-            given = np.asarray(session.run(None, {image.name: filled})[0])
+            made = session.run(None, {image.name: filled})
         except Exception as error:
             raise _not_run(file, "run", error) from error
-        if given.shape[:2] != (len(filled), n_features) or math.prod(given.shape[2:]) != 1:
-            raise ShapeError(
-                f"what the classification layer of '{file.path}' takes is no row for each image.",
-                found=f"shape {given.shape} for {len(filled):,} images",
-                expected=f"({len(filled)}, {n_features}), or with sizes of 1 behind",
-                remedy="name another layer with node='…'",
-            )
-        parts.append(given[: len(piece)].reshape(len(piece), n_features))
-    return np.concatenate(parts) if parts else np.empty((0, n_features), batch.dtype)
+        for given, size, kept in zip(map(np.asarray, made), sizes, parts, strict=True):
+            if given.shape[:2] != (len(filled), size) or math.prod(given.shape[2:]) != 1:
+                raise ShapeError(
+                    f"what the classification layer of '{file.path}' takes or gives is no row for "
+                    "each image.",
+                    found=f"shape {given.shape} for {len(filled):,} images",
+                    expected=f"({len(filled)}, {size}), or with sizes of 1 behind",
+                    remedy="name another layer with node='…'",
+                )
+            kept.append(given[: len(piece)].reshape(len(piece), size))
+    return [np.concatenate(part[1:] or part) for part in parts]
 
 
 def _spans(file: OnnxFile, stored: Stored) -> tuple[Path, list[Span]]:
@@ -372,7 +399,7 @@ def write_onnx_head(
         _refuse_shared(file, part)
     patches, after, report = _plan(file, layer, head, categories)
     copies = _plan_copies(file, target, changed={path for path, _, _ in patches})
-    side = _side_file(target)
+    side = side_file(target)
     for path in (*copies.values(), side):
         _check_target(path, copies, overwrite=overwrite)
     record = {

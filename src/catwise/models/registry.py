@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from catwise._io import atomic_path
-from catwise.errors import CatwiseError, ConfigError, OutputError, ShapeError, nearest
+from catwise.errors import (
+    CatwiseError,
+    ConfigError,
+    MissingExtraError,
+    OutputError,
+    ShapeError,
+    nearest,
+)
 from catwise.models.core import LoadedModel, Preprocessing
 
 if TYPE_CHECKING:
@@ -27,7 +34,9 @@ __all__ = [
     "KINDS",
     "building",
     "import_optional",
+    "is_new",
     "load_model",
+    "reload_model",
     "take_options",
     "write_file",
     "write_model",
@@ -50,6 +59,8 @@ KINDS: Final = {
     "onnx": Kind("onnx_models", "load_onnx", "FILE"),
     "python": Kind("registry", "load_python", "package.module:function"),
 }
+OWN_CHECKPOINT: Final = frozenset({"transformers", "onnx"})
+"""The kinds whose name is the checkpoint."""
 BROKEN: Final = (ImportError, RuntimeError, OSError, AttributeError)
 """What an absent package raises on import, and one whose parts do not fit together."""
 FAILS: Final = (
@@ -145,6 +156,13 @@ def load_model(
         )
     loaded: LoadedModel = adapter(name, **given)
     loaded.name = spec
+    loaded.extra["loaded_with"] = {
+        "n_categories": n_categories,
+        "categories": categories,
+        "layer": layer,
+        "prefix": prefix,
+        "model_args": model_args,
+    }
     _check_count(loaded, n_categories)
     return loaded
 
@@ -179,6 +197,9 @@ def write_model(
 ) -> list[WriteReport]:
     """Write a head into a copy of what a model was loaded from: a file, or a transformers folder.
 
+    The head that was read gives a copy that is equal byte for byte. Any other is told of in the
+    copy: see `catwise.heads.provenance`.
+
     Args:
         model: what `load_model` gave.
         head: the new head; its categories are matched by name.
@@ -198,10 +219,10 @@ def write_model(
             remedy="load it with checkpoint='…'",
         )
     destination = Path(destination)
-    if model.module is None:
+    if "node" in model.extra:
         from catwise.models.onnx_models import write_onnx_head
 
-        place = {"node": model.layer, "output": model.extra.get("output")}
+        place = {key: model.extra[key] for key in ("node", "output")}
         names = None if model.head is None else model.head.categories
         report = write_onnx_head(
             model.checkpoint, destination, head, categories=names, overwrite=overwrite, **place
@@ -217,7 +238,7 @@ def write_model(
 def write_file(
     model: LoadedModel, head: Head, source: Path, destination: Path, *, overwrite: bool = False
 ) -> list[WriteReport]:
-    """Write a head into a copy of one file; see `write_model`.
+    """Write a head into a copy of one file, with its provenance; see `write_model`.
 
     Args:
         model: says where in the file the head is.
@@ -230,28 +251,82 @@ def write_file(
         CatwiseError: As :func:`catwise.heads.write_head`.
     """
     from catwise.heads import read_head, write_head
+    from catwise.heads.provenance import describe, side_file
     from catwise.models.torch_models import split_head
 
+    told = describe(head, model.head) if is_new(head, model.head) else None
     rows = model.extra.get("row_names") or (model.head.categories if model.head else None)
     if "heads" not in model.extra:
-        keys = {"key": model.weight_key, "bias_key": model.bias_key}
-        return [write_head(source, head, destination, categories=rows, overwrite=overwrite, **keys)]
+        report = write_head(
+            source,
+            head,
+            destination,
+            key=model.weight_key,
+            bias_key=model.bias_key,
+            categories=rows,
+            provenance=told,
+            overwrite=overwrite,
+        )
+        return [report]
     if destination.exists() and (not overwrite or destination.samefile(source)):
         raise OutputError(
             f"'{destination}' exists.", remedy="choose another name, or ask to overwrite it"
         )
     if rows is not None:
         head = head.take_categories(rows)
-    places = [{"key": at["weight_key"], "bias_key": at["bias_key"]} for at in model.extra["heads"]]
+    places: list[dict[str, Any]] = [
+        {"key": at["weight_key"], "bias_key": at["bias_key"]} for at in model.extra["heads"]
+    ]
     first, second = split_head(head, [read_head(source, **place) for place in places])
     with atomic_path(destination) as temporary:
         between = temporary.with_name(f"{temporary.stem}-first{temporary.suffix}")
         try:
             reports = [write_head(source, first, between, categories=rows, **places[0])]
-            reports.append(write_head(between, second, temporary, categories=rows, **places[1]))
+            last = {**places[1], "provenance": told}
+            reports.append(write_head(between, second, temporary, categories=rows, **last))
         finally:
             between.unlink(missing_ok=True)
+            if (beside := side_file(temporary)).exists():
+                beside.replace(side_file(destination))
     return reports
+
+
+def is_new(head: Head, base: Head | None) -> bool:
+    """Whether a head has other numbers than the one that was read, in the precision of that."""
+    if base is None or not set(head.categories) <= set(base.categories):
+        return True
+    same = base.take_categories(head.categories)
+    pairs = [(head.weight, same.weight), (head.bias, same.bias)]
+    return any(
+        (new is None) != (old is None)
+        or (new is not None and old is not None and bool((new.to(old) != old).any()))
+        for new, old in pairs
+    )
+
+
+def reload_model(model: LoadedModel, path: Path) -> LoadedModel:
+    """Load a written copy as the original was loaded, strictly.
+
+    Args:
+        model: what `load_model` gave.
+        path: the copy: a file, or a transformers folder.
+
+    Raises:
+        ConfigError: If the model was not loaded by `load_model`.
+        CatwiseError: As `load_model`.
+    """
+    if "loaded_with" not in model.extra:
+        raise ConfigError(
+            f"{model.name} cannot be loaded again: it was not loaded by load_model.",
+            remedy="load_model('python:MODULE:FUNCTION', …) loads by a function of yours",
+        )
+    kind, options = model.name.partition(":")[0], model.extra["loaded_with"]
+    if kind in OWN_CHECKPOINT:
+        again = load_model(f"{kind}:{path}", **options)
+    else:
+        again = load_model(model.name, checkpoint=path, **options)
+    again.preprocessing = model.preprocessing
+    return again
 
 
 def import_optional(name: str, *, extra: str) -> Any:
@@ -262,7 +337,7 @@ def import_optional(name: str, *, extra: str) -> Any:
         extra: the extra of catwise that installs it.
 
     Raises:
-        ConfigError: If it is absent, or one that it needs is broken.
+        MissingExtraError: If it is absent, or one that it needs is broken.
     """
     try:
         with warnings.catch_warnings():
@@ -271,10 +346,10 @@ def import_optional(name: str, *, extra: str) -> Any:
     except BROKEN as error:
         package = name.partition(".")[0]
         if isinstance(error, ModuleNotFoundError) and error.name == package:
-            raise ConfigError(
+            raise MissingExtraError(
                 f"{package} is not installed.", remedy=f"pip install 'catwise[{extra}]'"
             ) from error
-        raise ConfigError(
+        raise MissingExtraError(
             f"{package} is installed, and cannot be imported.",
             found=f"{type(error).__name__}: {first_line(error)}",
             remedy=f"pip install 'catwise[{extra}]' in a fresh environment: {_FIT}",

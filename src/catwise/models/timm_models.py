@@ -60,7 +60,8 @@ def load_timm(
         model_args: further arguments of `timm.create_model`, and `heads`.
 
     Raises:
-        ConfigError: If timm is absent or broken, or has no such architecture or option.
+        MissingExtraError: If timm is absent or broken.
+        ConfigError: If it has no such architecture or option.
         CheckpointError: If the checkpoint is not this model's.
         HeadError: If the classification layer cannot be used.
     """

@@ -396,7 +396,8 @@ def load_torchvision(
         model_args: further arguments of the architecture, and `weights`.
 
     Raises:
-        ConfigError: If torchvision is absent or broken, or has no such architecture or option.
+        MissingExtraError: If torchvision is absent or broken.
+        ConfigError: If it has no such architecture or option.
         CheckpointError: If the checkpoint is not this model's.
         HeadError: If the classification layer cannot be used.
     """

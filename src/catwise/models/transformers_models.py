@@ -59,7 +59,8 @@ def load_transformers(
             `from_pretrained`.
 
     Raises:
-        ConfigError: If transformers is absent or broken, or the model is no image classifier.
+        MissingExtraError: If transformers is absent or broken.
+        ConfigError: If the model is no image classifier.
         CheckpointError: If the folder lacks a file, or its weights are not this model's.
         HeadError: If the classification layer cannot be used.
     """

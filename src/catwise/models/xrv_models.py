@@ -55,8 +55,9 @@ def load_xrv(
             `adapt_xrv`.
 
     Raises:
-        ConfigError: If torchxrayvision is absent or broken, has no such model, or the model has
-            operating points and `op_threshs` says nothing about them.
+        MissingExtraError: If torchxrayvision is absent or broken.
+        ConfigError: If it has no such model, or the model has operating points and `op_threshs`
+            says nothing about them.
         CheckpointError: If the checkpoint is a pickle of a module, or not this model's.
     """
     xrv = import_optional("torchxrayvision", extra="xrv")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import subprocess
@@ -27,6 +28,8 @@ from catwise.errors import (  # noqa: E402
 )
 from catwise.heads import Head  # noqa: E402
 from catwise.models.core import Preprocessing  # noqa: E402
+from catwise.models.extract import extract  # noqa: E402
+from catwise.models.layers import weights_digest  # noqa: E402
 from catwise.models.onnx_models import extract_onnx, load_onnx, write_onnx_head  # noqa: E402
 
 if TYPE_CHECKING:
@@ -178,7 +181,7 @@ def test_head_is_read_as_it_acts(tmp_path: Path, kind: str) -> None:
     path = made(tmp_path, kind)
     model = load_onnx(path)
     no_bias = KINDS[kind][2] is None
-    assert (model.layer, model.module, model.weight_key) == ("head", None, "w")
+    assert (model.layer, model.extra["node"], model.weight_key) == ("head", "head", "w")
     assert model.bias_key == (None if no_bias else "b")
     assert model.head is not None
     assert (model.head.bias is None) == no_bias
@@ -357,7 +360,7 @@ def test_two_outputs_are_not_clear(tmp_path: Path) -> None:
     with pytest.raises(HeadError, match=r"not clear[\s\S]*'labels'[\s\S]*'embedding'"):
         load_onnx(path)
     for options in ({"output": "y"}, {"node": "labels"}, {"node": "y"}, {"n_categories": C}):
-        assert load_onnx(path, **options).layer == "labels"  # type: ignore[arg-type]
+        assert load_onnx(path, **options).extra["node"] == "labels"  # type: ignore[arg-type]
     assert head_of(path, layer="embedding").n_categories == 3
     for wrong, reason in (
         ({"n_categories": 9}, "another number of categories"),
@@ -547,6 +550,30 @@ def test_files_that_are_something_else(tmp_path: Path) -> None:
         extract_onnx(load_onnx(save(tmp_path / "m.onnx", model)), [IMAGES])
 
 
+def test_module_runs_the_file(tmp_path: Path) -> None:
+    """`extract` streams images through onnxruntime: features of the graph, logits of its layer."""
+    path = made(tmp_path, "sigmoid")
+    model = load_onnx(path)
+    found = extract(model, [torch.from_numpy(IMAGES[:4]), torch.from_numpy(IMAGES[4:])])
+    np.testing.assert_array_equal(found.features.float(), np.float16(features_of(path)))
+    np.testing.assert_allclose(found.logits, features_of(path) @ WEIGHT.T + BIAS, atol=1e-5)
+    copied = copy.deepcopy(model.module)
+    assert torch.equal(copied(torch.from_numpy(IMAGES)), found.logits)
+
+
+def test_module_is_known_by_the_files(tmp_path: Path) -> None:
+    """A resumed extraction must not go on with another backbone: its bytes are in the digest."""
+    first = load_onnx(made(tmp_path))
+    other = tmp_path / "other.onnx"
+    shutil.copy(first.checkpoint, other)
+    assert weights_digest(load_onnx(other).module) == weights_digest(first.module)
+    model = onnx.load(other)
+    kernel = next(x for x in model.graph.initializer if list(x.dims) == list(KERNEL.shape))
+    kernel.CopyFrom(tensor(KERNEL + 1, kernel.name))
+    onnx.save(model, other)
+    assert weights_digest(load_onnx(other).module) != weights_digest(first.module)
+
+
 def test_batches(tmp_path: Path) -> None:
     """Any batch size gives the same rows; sizes that do not fit are refused."""
     path = made(tmp_path)
@@ -578,7 +605,7 @@ def test_features_that_are_no_rows(tmp_path: Path) -> None:
     del model.graph.input[0].type.tensor_type.shape.dim[2:]
     model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = D
     alone = load_onnx(save(path, model))
-    assert alone.layer == "y"
+    assert alone.extra["node"] == "y"
     rows = np.eye(D, dtype=np.float32)
     np.testing.assert_array_equal(next(extract_onnx(alone, [rows])), rows)
 
@@ -645,7 +672,7 @@ def test_without_the_packages(tmp_path: Path, package: str, raised: str) -> None
     made(tmp_path)
     code = f"""if True:
         import sys
-        from catwise.errors import ConfigError
+        from catwise.errors import MissingExtraError
         from catwise.models.onnx_models import extract_onnx, load_onnx
         class Finder:
             def find_spec(self, name, path=None, target=None):
@@ -654,7 +681,7 @@ def test_without_the_packages(tmp_path: Path, package: str, raised: str) -> None
         sys.meta_path.insert(0, Finder())
         try:
             extract_onnx(load_onnx('m.onnx'), [])
-        except ConfigError as error:
+        except MissingExtraError as error:
             print(error)"""
     command = [sys.executable, "-c", code]
     told = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True).stdout

@@ -20,6 +20,7 @@ from catwise.errors import (
     CatwiseError,
     ConfigError,
     HeadError,
+    MissingExtraError,
     OutputError,
     ShapeError,
 )
@@ -45,7 +46,7 @@ def need(package: str) -> Any:
         importlib.import_module("stubs.sitecustomize")
     try:
         return import_optional(package, extra="test")
-    except ConfigError as error:
+    except MissingExtraError as error:
         pytest.skip(str(error), allow_module_level=True)
 
 
@@ -180,7 +181,7 @@ def test_option_of_another_kind(tmp_path: Path) -> None:
 def test_absent_package(monkeypatch: pytest.MonkeyPatch) -> None:
     """An absent package is one error with the line that installs it."""
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ConfigError, match=r"pip install 'catwise\[timm\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'catwise\[timm\]'"):
         load_model("timm:resnet18")
 
 
@@ -189,14 +190,14 @@ def test_broken_package(error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """A package that fails while it is imported is the same kind of error, with its reason."""
     (tmp_path / "broken_package.py").write_text(f"raise {error}\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ConfigError, match=r"cannot be imported") as caught:
+    with pytest.raises(MissingExtraError, match=r"cannot be imported") as caught:
         import_optional("broken_package", extra="thing")
     assert "operator missing" in str(caught.value) or "no library" in str(caught.value)
 
 
 def test_a_module_within_a_package_that_is_absent() -> None:
     """What an installed package lacks is not called 'not installed'."""
-    with pytest.raises(ConfigError, match="json is installed, and cannot be imported"):
+    with pytest.raises(MissingExtraError, match="json is installed, and cannot be imported"):
         import_optional("json.absent", extra="json")
 
 

@@ -1,0 +1,212 @@
+"""A written checkpoint beside the original: the same model but for its classification layer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import torch
+
+from catwise.errors import MismatchError
+from catwise.features.manifest import file_sha256
+from catwise.heads.catalog import load_tensor, open_catalog
+from catwise.models.layers import call, capture, evaluating, logits_of, scores
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from catwise.heads import Head
+    from catwise.models.core import LoadedModel
+
+__all__ = ["Verified", "compare_tensors", "compare_written", "noise", "verify_written"]
+
+_TOLERANCE: Final = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
+_SHOWN: Final = 5
+
+
+class Verified(NamedTuple):
+    """What was seen when a model ran before and after.
+
+    Attributes:
+        images: how many.
+        gap: largest difference between the new logits and what the new head predicts, divided by
+            the largest of them.
+        change: largest difference between old and new logits.
+        tensors: other tensors that were compared, bit for bit; None where that was not possible.
+    """
+
+    images: int
+    gap: float
+    change: float
+    tensors: int | None
+
+    def __str__(self) -> str:
+        tensors = "" if self.tensors is None else f"{self.tensors:,} other tensors and "
+        return (
+            f"verified: {tensors}the features of {self.images} images are identical; logits are "
+            f"those of the new head within {self.gap:.0e} and change by up to {self.change:.3g}"
+        )
+
+
+def noise(model: LoadedModel, n: int = 4) -> torch.Tensor:
+    """Made-up images of the size that a model takes."""
+    take = model.preprocessing
+    generator = torch.Generator().manual_seed(0)
+    shape = (n, take.channels, *take.size)
+    mean, std = (torch.tensor(x).view(-1, 1, 1) for x in (take.mean, take.std))
+    return (torch.rand(shape, generator=generator) - mean) / std
+
+
+def verify_written(
+    before: LoadedModel, after: LoadedModel, head: Head, images: torch.Tensor
+) -> Verified:
+    """Run the original and the written model on a few images, and compare.
+
+    Features must be identical, and the classification layer must give what the new head predicts,
+    to float tolerance. So must the model, unless something lies behind that layer in the original
+    too (``extra["output_is"]``). Rows that the head does not name must not have changed.
+
+    Args:
+        before: the original.
+        after: the written copy, loaded as the original was.
+        head: what was written; some or all of the rows.
+        images: (N, channels, height, width), preprocessed.
+
+    Raises:
+        MismatchError: If one of this is not so.
+    """
+    (old_features, old), (features, new) = (_run(model, images) for model in (before, after))
+    if not torch.equal(old_features, features):
+        raise MismatchError(
+            f"the features of '{after.checkpoint}' are not those of the original.",
+            found=f"up to {float((old_features - features).abs().max()):.2g} apart",
+            remedy="something but the head differs: do not use this file, and report this",
+        )
+    assert before.head is not None  # noqa: S101  # it was written
+    whole = _whole(before.head, head)
+    if names := before.extra.get("row_names"):  # some rows of the layer are no categories
+        rows = [names.index(name) for name in whole.categories]
+        old, new = old[:, rows], new[:, rows]
+    wanted = scores(whole, features.to(whole.device)).to(new)
+    gap = float((wanted - new).abs().max() / wanted.abs().max().clamp_min(1e-30))
+    if not gap <= _TOLERANCE.get(before.head.dtype, 1e-3):
+        raise MismatchError(
+            f"'{after.checkpoint}' does not say what its head says.",
+            found=f"logits that differ by {gap:.2g} of the largest",
+            expected="features @ weight.T + bias, to float tolerance",
+            remedy="do not use this file, and report this",
+        )
+    return Verified(len(images), gap, float((new - old).abs().max()), None)
+
+
+def _whole(base: Head, head: Head) -> Head:
+    """All rows: the base's, with those of the new head in their places."""
+    if not set(head.categories) <= set(base.categories):
+        return head.replace(categories=base.categories)
+    rows = [base.categories.index(name) for name in head.categories]
+    weight = base.weight.double().clone()
+    weight[rows] = head.weight.to(weight)
+    bias = None if base.bias is None else base.bias.double().clone()
+    if bias is not None and head.bias is not None:
+        bias[rows] = head.bias.to(bias)
+    rounded = None if bias is None or base.bias is None else bias.to(base.bias.dtype)
+    return base.replace(weight=weight.to(base.weight.dtype), bias=rounded)
+
+
+def _run(model: LoadedModel, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features, and logits of the model, or of its layer where something lies behind that."""
+    module = model.module
+    assert module is not None  # noqa: S101  # every adapter makes one
+    seen: list[Any] = []
+    handle = module.get_submodule(model.layer).register_forward_hook(
+        lambda _, __, output: seen.append(output)
+    )
+    try:
+        with evaluating(module), capture(module, model.layer) as captured:
+            output = call(module, images, model.image_argument)
+            features = captured.take()
+    finally:
+        handle.remove()
+    logits = logits_of(seen[-1] if "output_is" in model.extra else output)
+    return features.float(), logits.double()
+
+
+def compare_written(model: LoadedModel, path: Path) -> int:
+    """Compare all that a written copy holds with what the model was loaded from, but for the head.
+
+    Args:
+        model: the original.
+        path: the copy: a file, or a transformers folder.
+
+    Returns:
+        How many tensors were compared.
+
+    Raises:
+        MismatchError: If something else differs.
+    """
+    source = model.checkpoint
+    assert source is not None  # noqa: S101  # it was written from
+    if "node" in model.extra:  # the writer has compared all bytes of the file
+        from catwise.models.onnx_graph import list_tensors, open_onnx
+
+        return len(list(list_tensors(open_onnx(path)))) - (1 if model.bias_key is None else 2)
+    if weights := model.extra.get("weights_file"):
+        _compare_files(source, path, but=weights)
+        source, path = source / weights, path / weights
+    heads = model.extra.get("heads", [{"weight_key": model.weight_key, "bias_key": model.bias_key}])
+    names = [at[key] for at in heads for key in ("weight_key", "bias_key") if at[key]]
+    return compare_tensors(source, path, but=names)
+
+
+def _compare_files(old: Path, new: Path, *, but: str) -> None:
+    """Compare the files of two folders byte for byte, but for one."""
+    names = [
+        {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+        for folder in (old, new)
+    ]
+    wrong = sorted(names[0] ^ names[1])
+    common = sorted((names[0] & names[1]) - {but})
+    wrong += [name for name in common if file_sha256(old / name) != file_sha256(new / name)]
+    if wrong:
+        raise MismatchError(
+            f"'{new}' differs from '{old}' in more than its head.",
+            found=f"{len(wrong):,} files: {', '.join(wrong[:_SHOWN])}",
+            remedy="do not use this folder, and report this",
+        )
+
+
+def compare_tensors(old: Path, new: Path, *, but: Sequence[str]) -> int:
+    """Compare all tensors of two checkpoints bit for bit, but for the head's own.
+
+    Args:
+        old: a safetensors file or `torch.save` archive.
+        new: the same.
+        but: names of the tensors that may differ.
+
+    Returns:
+        How many were compared.
+
+    Raises:
+        MismatchError: If tensors are missing, added or differ; they are named.
+        CheckpointError: If a file cannot be read.
+    """
+    before, after = open_catalog(old), open_catalog(new)
+    theirs = {entry.name: entry for entry in after.entries}
+    wrong = sorted({entry.name for entry in before.entries} ^ theirs.keys())
+    compared = 0
+    for entry in before.entries:
+        if entry.name in but or entry.name not in theirs or entry.dtype is None:
+            continue
+        values = load_tensor(before, entry), load_tensor(after, theirs[entry.name])
+        raw = [part.contiguous().flatten().view(torch.uint8) for part in values]
+        same = values[0].shape == values[1].shape and values[0].dtype == values[1].dtype
+        if not same or not torch.equal(*raw):
+            wrong.append(entry.name)
+        compared += 1
+    if wrong:
+        raise MismatchError(
+            f"'{new}' differs from '{old}' in more than its head.",
+            found=f"{len(wrong):,} tensors: {', '.join(wrong[:_SHOWN])}",
+            remedy="do not use this file, and report this",
+        )
+    return compared
