@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import random
@@ -118,6 +119,20 @@ def test_tar_shards(names: list[str]) -> None:
     after = sorted(str(path) for path in Path().rglob("*") if path.parts[0] != "store")
     assert after == before
     assert not Path("../../../escaped").exists()
+
+
+def test_shards_and_what_else(names: list[str]) -> None:
+    """Beside shards, loose images or a table leave open what is meant; packed shards are named."""
+    with tarfile.open("images/0.tar", "w") as archive:
+        archive.add(f"images/{names[0]}", arcname="x.png")
+    result = run("--out", "store", code=ConfigError.exit_code)
+    assert "1 shards, and image files" in result.output
+    Path("t.csv").write_text("path\nx.png\n", encoding="utf-8")
+    line = ["--images", "images/0.tar", "--out", "store"]
+    assert "a table" in run(*line, "--table", "t.csv", code=ConfigError.exit_code).output
+    Path("images/0.tar.gz").write_bytes(gzip.compress(Path("images/0.tar").read_bytes()))
+    line[1] = "images/0.tar.gz"
+    assert "unpack it to a plain .tar" in run(*line, code=FeatureError.exit_code).output
 
 
 def test_dry_run(names: list[str]) -> None:

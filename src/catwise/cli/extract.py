@@ -130,18 +130,31 @@ def _images(root: Path, table: Path | None, path_column: str, id_column: str | N
     from catwise.errors import ConfigError
     from catwise.models.sources import FolderImages, TarImages
 
-    shards = [root] if root.suffix == ".tar" else sorted(root.glob("*.tar"))
-    if table is None:
-        if id_column is not None:
-            raise click.UsageError("--id-column belongs to --table.")
-        return TarImages(shards) if shards else FolderImages.scan(root)
-    if shards:
+    shards = [root] if root.is_file() else sorted(root.glob("*.tar"))
+    if table is not None and not shards:
+        paths, ids = _columns(table, path_column, id_column)
+        return FolderImages(root, paths, ids)
+    if id_column is not None and table is None:
+        raise click.UsageError("--id-column belongs to --table.")
+    if not shards:
+        return FolderImages.scan(root)
+    if table is not None or _holds_images(root):
         raise ConfigError(
-            "--table names images of a folder, and there are tar shards.",
-            found=", ".join(map(str, shards[:3])),
+            f"'{root}' holds tar shards: what else is meant is not clear.",
+            found=f"{len(shards):,} shards, and " + ("a table" if table else "image files"),
+            remedy="give a folder that holds either shards or images; shards take no --table",
         )
-    paths, ids = _columns(table, path_column, id_column)
-    return FolderImages(root, paths, ids)
+    return TarImages(shards)
+
+
+def _holds_images(root: Path) -> bool:
+    from catwise.errors import ConfigError
+    from catwise.models.sources import FolderImages
+
+    try:
+        return len(FolderImages.scan(root)) > 0
+    except ConfigError:
+        return False
 
 
 def _columns(table: Path, path_column: str, id_column: str | None) -> tuple[Any, Any]:
