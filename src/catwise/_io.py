@@ -25,6 +25,7 @@ __all__ = [
     "atomic_folder",
     "atomic_path",
     "growing_folder",
+    "make_folder",
     "write_bytes",
     "write_json",
     "write_text",
@@ -260,6 +261,16 @@ def _swap(temporary: Path, target: Path) -> None:
         aside.rename(target)
         raise
     _remove(aside)
+
+
+def make_folder(path: str | os.PathLike[str]) -> None:
+    """Make a folder and its parents, if they are not there.
+
+    Raises:
+        OutputError: If the operating system refuses, or a file has this name.
+    """
+    with _translated(Path(path)):
+        Path(path).mkdir(parents=True, exist_ok=True)
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:

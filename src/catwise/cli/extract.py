@@ -81,6 +81,8 @@ def command(
     Ids are the images' paths below the folder, the samples' names in tar shards, or a column of
     --table. Stopped, it goes on where it was; several processes under torchrun share the work.
     """
+    if model.images is None:
+        raise click.UsageError("Missing option '--images'.")
     check_device(model.device)
     if os.environ.get("RANK", "0") != "0":  # of torchrun: one process talks
         output = dataclasses.replace(output, json=False, quiet=True)

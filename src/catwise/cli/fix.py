@@ -6,16 +6,33 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from catwise.cli.inputs import check_device, describe_labels, environment, load_labels
-from catwise.cli.models import load_options, model_options, preprocessing_of
-from catwise.cli.options import metric_option, output_options, path_type, seed_option, table_options
+from catwise.cli.inputs import (
+    check_device,
+    describe_dataset,
+    environment,
+    load_dataset,
+    load_policy,
+)
+from catwise.cli.models import load_the_model, model_options
+from catwise.cli.options import (
+    labelled_options,
+    metric_option,
+    output_options,
+    path_type,
+    policy_options,
+    seed_option,
+    table_options,
+)
+from catwise.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from catwise.cli.console import Output
     from catwise.cli.models import ModelOptions
-    from catwise.cli.options import TableOptions
+    from catwise.cli.options import LabelledOptions, PolicyOptions, TableOptions
+    from catwise.data import Dataset
+    from catwise.fixing import FixConfig, FixResult, FoundImages, PreparedFix
 
 __all__ = ["command"]
 
@@ -23,24 +40,52 @@ __all__ = ["command"]
 @click.command("fix", short_help="From checkpoint, images and labels to a better checkpoint.")
 @model_options
 @click.option(
-    "--labels", type=path_type(), required=True, metavar="FILE", help="CSV, TSV or Parquet."
+    "--missing",
+    type=click.Choice(["refuse", "skip"]),
+    default="refuse",
+    show_default=True,
+    help="Labelled images that are not there.",
 )
-@table_options
-@click.option("--split-column", metavar="NAME", help="Column that tells the split of each row.")
+@labelled_options
 @click.option("--train-split", metavar="VALUE", default="train", show_default=True)
 @click.option("--valid-split", metavar="VALUE", default="valid", show_default=True)
 @click.option(
-    "--test-split", metavar="VALUE", default="test", show_default=True, help="Chooses nothing."
+    "--test-split",
+    metavar="VALUE",
+    default="test",
+    show_default=True,
+    help="Images that choose nothing and judge at the end.",
 )
+@table_options
+@policy_options
 @metric_option()
 @click.option(
-    "--preset", type=click.Choice(["default", "paper"]), default="default", show_default=True
+    "--preset",
+    type=click.Choice(["default", "paper"]),
+    default="default",
+    show_default=True,
+    help="paper: as published, step for step.",
 )
-@click.option("--method", "methods", multiple=True, metavar="NAME", help="For paper.")
-@click.option("--validation", type=click.Choice(["fit_and_select", "select"]))
+@click.option(
+    "--method",
+    "methods",
+    multiple=True,
+    metavar="NAME",
+    help="For paper: bp_bce, bp_asl or ga (repeatable).  [default: the preset's]",
+)
+@click.option(
+    "--validation",
+    type=click.Choice(["fit_and_select", "select"]),
+    help="What validation labels are used for.  [default: fit_and_select; paper: select]",
+)
 @seed_option
 @click.option("--force", is_flag=True, help="Go on although head and labels look mismatched.")
-@click.option("--dry-run", is_flag=True, help="Check model and labels, say what would run.")
+@click.option("--dry-run", is_flag=True, help="Check model, labels and images, say what would run.")
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Replace a run with other inputs; its features stay if they would be the same.",
+)
 @click.option(
     "--out",
     type=path_type(),
@@ -52,12 +97,13 @@ __all__ = ["command"]
 def command(
     *,
     model: ModelOptions,
-    labels: Path,
-    table: TableOptions,
-    split_column: str | None,
+    missing: str,
+    source: LabelledOptions,
     train_split: str,
     valid_split: str,
     test_split: str,
+    table: TableOptions,
+    policy: PolicyOptions,
     metric: str,
     preset: str,
     methods: tuple[str, ...],
@@ -65,125 +111,178 @@ def command(
     seed: int,
     force: bool,
     dry_run: bool,
+    overwrite: bool,
     out: Path,
     output: Output,
 ) -> None:
     """Read, extract, tune, write back, verify, evaluate and report, in one command.
 
-    DIR gets the features, the run with its report, the new checkpoint under the old one's name, the
-    scores on the test rows and a snippet for the model's card. Stopped, it goes on where it was.
+    DIR gets the new checkpoint under the old one's name, report.html, a snippet for the model's
+    card, the scores on the test images, the run and the features. Stopped, the same command goes on
+    where it was.
     """
     check_device(model.device)
-    from catwise.data import split_counts
-    from catwise.fixing import FixConfig, find_images, fix
-    from catwise.models.registry import load_model
+    from catwise.fixing import FixConfig
 
-    names = {"train": train_split, "valid": valid_split, "test": test_split}
-    if split_column is None:
-        parts = {"train": load_labels(labels, table)}
-    else:
-        there = split_counts(labels, split_column, delimiter=table.delimiter)
-        parts = {
-            name: load_labels(labels, table, split_column=split_column, split=value)
-            for name, value in names.items()
-            if name == "train" or value in there
-        }
-    about = {f"{name} labels": describe_labels(labels, part, table) for name, part in parts.items()}
-    given = load_options(model)
-    loaded = load_model(model.model, checkpoint=model.checkpoint, **given)
-    preprocessing = preprocessing_of(model, loaded.preprocessing)
-    output.line(f"{loaded.name}: classification layer {loaded.layer}")
-    output.line(f"preprocessing: {_preprocessing(preprocessing.to_dict())}")
-    for note in loaded.notes:
-        output.line(note)
-    if dry_run:
-        every = [one for part in parts.values() if part.ids is not None for one in part.ids]
-        find_images(model.images, _array(every))
-        output.line("dry run: model, labels and images fit; nothing was written")
-        output.document({"command": "fix", "dry_run": True, "inputs": about})
-        return
     config = FixConfig(
         metric=metric,
         preset=preset,
         methods=methods or None,
         validation=validation,
+        policy=load_policy(policy),
         seed=seed,
         force=force,
         batch_rows=model.batch_size,
         workers=model.workers,
         flips=model.flips,
         device=model.device,
-        undecodable=model.undecodable,
+        undecodable=model.undecodable,  # type: ignore[arg-type]  # click.Choice
+        missing=missing,  # type: ignore[arg-type]  # click.Choice
     )
-    with output.progress() as progress:
-        result = fix(
-            model.model,
-            model.images,
-            parts,
-            out,
-            checkpoint=model.checkpoint,
-            model_options=given,
-            preprocessing=preprocessing,
-            config=config,
-            inputs={**about, "environment": environment()},
-            progress=progress,
+    if source.split is not None:
+        raise click.UsageError("fix takes --train-split, --valid-split and --test-split.")
+    dataset = load_dataset(source, table)
+    wanted = {"train": train_split, "valid": valid_split, "test": test_split}
+    parts = _splits(dataset, wanted)
+    about = {
+        "labels": describe_dataset(source, dataset, table),
+        "splits": {
+            name: {"images": len(part), "called": str(part.splits[0])}
+            for name, part in parts.items()
+        },
+        "images": str(model.images or dataset.root),
+        "environment": environment(),
+    }
+    job = _prepare(model, dataset, parts, config, about, out=out, overwrite=overwrite)
+    _introduce(job, output)
+    if dry_run:
+        output.line(f"dry run: all fits; would run {', '.join(job.ahead) or 'nothing'}")
+        output.line(f"nothing was written to '{out}'")
+        output.document(
+            {
+                "command": "fix",
+                "dry_run": True,
+                "out": str(out),
+                "steps": job.ahead,
+                "inputs": about,
+                "left_out": job.left_out,
+                "notes": job.notes,
+            }
         )
-    for step, what in result.steps.items():
-        output.line(f"{step}: {what}")
-    _show(result.summary, result.evaluation, metric, output)
+        return
+    with output.progress() as progress:
+        result = job.run(progress)
+    _tell(result, output)
+
+
+def _splits(dataset: Dataset, wanted: dict[str, str]) -> dict[str, Dataset]:
+    """Training, validation and test rows; all are training rows where there are no splits."""
+    there = set(dataset.splits.tolist())
+    if there == {""}:
+        return {"train": dataset}
+    if wanted["train"] not in there:
+        raise ConfigError(
+            f"no row is in the split {wanted['train']!r}{nearest(wanted['train'], there)}.",
+            expected=" or ".join(sorted(there)),
+            remedy="--train-split, --valid-split and --test-split name the splits",
+        )
+    if len(set(wanted.values())) < len(wanted):
+        raise ConfigError("one split cannot serve twice.", found=", ".join(wanted.values()))
+    return {name: dataset.split(value) for name, value in wanted.items() if value in there}
+
+
+def _images(
+    model: ModelOptions, dataset: Dataset, parts: dict[str, Dataset], *, skip_missing: bool
+) -> FoundImages:
+    """The images: the files that the data set names, or those named after the ids."""
+    import numpy as np
+
+    from catwise.fixing import find_images, listed_images
+
+    every = [one for part in parts.values() for one in _ids(part)]
+    if any(dataset.paths):
+        paths = [path for part in parts.values() for path in part.paths.tolist()]
+        return listed_images(model.images or dataset.root, paths, every, skip_missing=skip_missing)
+    if model.images is None:
+        raise click.UsageError("Missing option '--images'.")
+    return find_images(model.images, np.array(every, dtype=np.str_), skip_missing=skip_missing)
+
+
+def _ids(part: Dataset) -> list[str]:
+    if part.labels.ids is None:
+        raise ConfigError(
+            "the labels have no ids to find the images by.",
+            remedy="name the column of the ids: --id-column",
+        )
+    return part.labels.ids.tolist()  # type: ignore[no-any-return]
+
+
+def _prepare(
+    model: ModelOptions,
+    dataset: Dataset,
+    parts: dict[str, Dataset],
+    config: FixConfig,
+    about: dict[str, Any],
+    *,
+    out: Path,
+    overwrite: bool,
+) -> PreparedFix:
+    from catwise.fixing import prepare
+
+    return prepare(
+        load_the_model(model),
+        _images(model, dataset, parts, skip_missing=config.missing == "skip"),
+        {name: part.labels for name, part in parts.items()},
+        out,
+        config=config,
+        inputs=about,
+        overwrite=overwrite,
+    )
+
+
+def _introduce(job: PreparedFix, output: Output) -> None:
+    """What was understood, before the work begins."""
+    from catwise.fixing.account import preprocessing_text
+
+    output.line(f"{job.model.name}: classification layer {job.model.layer}")
+    output.line(f"input: {preprocessing_text(job.model.preprocessing)}")
+    sizes = [f"{part.n_rows:,} {name}" for name, part in job.splits.items()]
+    output.line(f"labelled images: {', '.join(sizes)}")
+    for note in job.notes:
+        output.line(note)
+
+
+def _tell(result: FixResult, output: Output) -> None:
+    """What came of it, and where it is."""
+    from catwise.fixing.account import result_lines
+    from catwise.reporting import records_table
+
+    resumed = [step for step, what in result.steps.items() if what == "was there"]
+    if resumed:
+        output.line(f"there already: {', '.join(resumed)}")
+    output.table(records_table(result.run["records"], limit=output.rows))
+    for line in result_lines(result.run, result.evaluation):
+        output.line(line)
+    for line in result.run["notes"]:
+        output.line(line)
+    if result.left_out:
+        where = result.out / "left_out.csv"
+        output.line(f"{len(result.left_out):,} labelled images were left out; they are in {where}")
     output.line()
     output.line(f"checkpoint: {result.checkpoint}")
-    output.line(f"report: {result.report}")
+    output.line(f"model card: {result.card}")
+    output.line(f"report:     {result.report}")
     output.document(
         {
             "command": "fix",
             "out": str(result.out),
             "checkpoint": str(result.checkpoint),
             "report": str(result.report),
+            "card": str(result.card),
             "steps": result.steps,
-            "summary": result.summary,
             "evaluation": result.evaluation,
+            **result.run,
+            "left_out": result.left_out,
             "notes": result.notes,
         }
     )
-
-
-def _array(ids: list[str]) -> Any:
-    import numpy as np
-
-    return np.array(ids, dtype=np.str_)
-
-
-def _preprocessing(values: dict[str, Any]) -> str:
-    height, width = values["size"]
-    return (
-        f"{height} x {width} pixels (height x width), {values['crop_mode']} crop of "
-        f"{values['crop_pct']:g}, {values['interpolation']}, mean {_list(values['mean'])}, "
-        f"std {_list(values['std'])}; from {values['source']}"
-    )
-
-
-def _list(values: Any) -> str:
-    return ", ".join(f"{value:g}" for value in values)
-
-
-def _show(summary: Any, evaluation: Any, metric: str, output: Output) -> None:
-    """What came of it, in two lines."""
-    output.line(
-        f"{summary['n_replaced']} of {summary['n_categories']} categories replaced; mean {metric} "
-        f"on fresh labels {_number(summary['before'])} -> {_number(summary['after'])}"
-    )
-    if evaluation is None:
-        output.line("no test split: score the new checkpoint on images that chose nothing")
-        return
-    before, after = evaluation["before"][metric], evaluation["after"][metric]
-    gain = (evaluation.get("gain") or {}).get(metric) or {}
-    span = gain.get("interval")
-    told = "" if not span else f" (gain {span[0]:+.4f} to {span[1]:+.4f})"
-    output.line(
-        f"on {evaluation['rows']:,} test images: {_number(before)} -> {_number(after)}{told}"
-    )
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"

@@ -33,7 +33,7 @@ class ModelOptions:
     crop_pct: float | None
     crop_mode: str | None
     interpolation: str | None
-    images: Path
+    images: Path | None
     device: str | None
     batch_size: int
     workers: int
@@ -78,9 +78,8 @@ model_options = grouped(
         click.option(
             "--images",
             type=path_type(),
-            required=True,
             metavar="DIR",
-            help="Images named after the ids of the labels; or tar shards.",
+            help="A folder of images, a folder of tar shards, or one shard.",
         ),
         click.option("--device", help="Such as cpu or cuda:0.  [default: cpu]"),
         click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True),

@@ -31,7 +31,8 @@ def render_report(document: Mapping[str, Any]) -> str:
 
     Args:
         document: what :func:`~catwise.reporting.run_document` gives: `kind`, `summary`, `records`,
-            `config`, `inputs`, `gap`, `notes`, `catwise`; what is absent is left out of the page.
+            `config`, `inputs`, `gap`, `notes`, `catwise`; and of `fix`: `test`, the scores on
+            images that chose nothing, and `checkpoint`. What is absent is left out of the page.
 
     Returns:
         HTML that is well-formed XML too. Every text from outside is escaped.
@@ -93,13 +94,15 @@ def _view(document: Mapping[str, Any]) -> dict[str, Any]:
         "version": document.get("catwise", ""),
         "headline": headline(document),
         "facts": facts(summary, records),
-        "table": _table(records),
+        "test": _test(document.get("test")),
+        "table": _table(_with_test(records, document.get("test"))),
         "reasons": _reasons(records),
         "gap": _gap(document.get("gap")),
         "notes": [str(note) for note in document.get("notes") or []],
         "groups": [
             (name, _flat(document[key]))
             for name, key in (
+                ("Checkpoint", "checkpoint"),
                 ("Inputs", "inputs"),
                 ("Choices", "choices"),
                 ("Configuration", "config"),
@@ -149,6 +152,8 @@ def _columns(candidates: Sequence[str]) -> list[tuple[str, str, _Maker]]:
         ("gain", "number", of("gain", gain)),
         ("interval", "number", bounds),
         ("raw", "number", of("selected_on", score)),
+        ("test before", "number", of("test_before", score)),
+        ("test after", "number", of("test_after", score)),
         ("train +", "number", of("n_positive_train", count)),
         ("train −", "number", of("n_negative_train", count)),
         ("fresh +", "number", of("n_positive_valid", count)),
@@ -215,6 +220,36 @@ def _reasons(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             }
         )
     return result
+
+
+def _test(test: object) -> dict[str, Any] | None:
+    """The means before and after on test images."""
+    if not isinstance(test, Mapping) or not test:
+        return None
+    rows = [
+        [
+            metric_label(name),
+            score(mean.get("before")),
+            score(mean.get("after")),
+            gain(mean.get("gain")),
+            interval(mean.get("gain_low"), mean.get("gain_high")),
+            f"{count(mean.get('n_categories'))} of {count(test.get('n_categories'))}",
+        ]
+        for name, mean in (test.get("means") or {}).items()
+    ]
+    level = f"{test.get('level') or 0.95:.0%}"
+    return {"images": count(test.get("images")), "rows": rows, "level": level}
+
+
+def _with_test(records: Sequence[Mapping[str, Any]], test: object) -> list[Mapping[str, Any]]:
+    """The records with each category's scores on the test images."""
+    if not isinstance(test, Mapping) or not test:
+        return list(records)
+    metric, found = test.get("metric"), {}
+    for row in test.get("categories") or []:
+        sides = {f"test_{side}": row.get(f"{metric}_{side}") for side in ("before", "after")}
+        found[str(row["category"])] = sides
+    return [{**record, **found.get(str(record.get("category")), {})} for record in records]
 
 
 def _gap(gap: object) -> dict[str, Any] | None:

@@ -1,0 +1,24 @@
+"""`fix`: a model's checkpoint, images and labels in; a better checkpoint and its account out.
+
+images.py    an image file for each labelled id
+folder.py    the output folder: which steps are finished, with which inputs
+run.py       read → extract → tune → apply → verify → evaluate → report
+verify.py    the written checkpoint, run beside the original
+account.py   scores on test rows, report, model card
+"""
+
+from __future__ import annotations
+
+from catwise.fixing.images import FoundImages, find_images, listed_images
+from catwise.fixing.run import FixConfig, FixResult, PreparedFix, fix, prepare
+
+__all__ = [
+    "FixConfig",
+    "FixResult",
+    "FoundImages",
+    "PreparedFix",
+    "find_images",
+    "fix",
+    "listed_images",
+    "prepare",
+]

@@ -1,0 +1,239 @@
+"""The folder that `fix` fills: which steps are finished in it, and with which inputs."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from catwise._io import make_folder, write_json
+from catwise.errors import OutputError
+from catwise.heads.provenance import side_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from catwise.labels import PartialLabels
+
+__all__ = [
+    "CARD",
+    "EVALUATION",
+    "FEATURES",
+    "LEFT_OUT",
+    "REPORT",
+    "RUN",
+    "STATE",
+    "State",
+    "checkpoint_name",
+    "labels_digest",
+]
+
+STATE: Final = "fix.json"
+FEATURES: Final = "features"
+RUN: Final = "run"
+EVALUATION: Final = "evaluation.json"
+REPORT: Final = "report.html"
+CARD: Final = "MODEL_CARD.md"
+LEFT_OUT: Final = "left_out.csv"
+_OURS: Final = (STATE, FEATURES, RUN, EVALUATION, REPORT, CARD, LEFT_OUT)
+
+
+def checkpoint_name(name: str) -> str:
+    """What the new checkpoint is called: as the old one, unless a file of ours has that name."""
+    taken = {*_OURS, f"{FEATURES}.parts"}
+    return f"model-{name}" if name in taken or name.startswith(".catwise-") else name
+
+
+@dataclass
+class State:
+    """What `fix.json` says.
+
+    Attributes:
+        folder: the output folder.
+        inputs: what the results depend on: names to short texts or digests.
+        target: name of the new checkpoint.
+        finished: the steps that are done, and what each noted.
+        steps: what this call did: "ran" or "was there".
+    """
+
+    folder: Path
+    inputs: dict[str, str]
+    target: str
+    finished: dict[str, dict[str, Any]] = field(default_factory=dict)
+    steps: dict[str, str] = field(default_factory=dict)
+    stale: dict[str, Any] | None = None
+
+    @classmethod
+    def look(
+        cls, folder: Path, inputs: dict[str, str], target: str, *, overwrite: bool = False
+    ) -> State:
+        """Read what is there, and refuse what is not this run; nothing is written.
+
+        Raises:
+            OutputError: If the folder is a file, holds other files, or a run with other inputs.
+        """
+        state = cls(folder, inputs, target)
+        inside = _inside(folder)
+        kept = _read(folder / STATE)
+        if kept is None:
+            if inside:
+                raise OutputError(
+                    f"'{folder}' holds files of something else.",
+                    found=", ".join(inside[:3]),
+                    expected="an empty folder, a new one, or an unfinished run",
+                    remedy="choose another folder",
+                )
+            return state
+        changed = _differences(kept["inputs"], inputs)
+        if not changed:
+            state.finished = kept["finished"]
+        elif overwrite:
+            state.stale = kept
+        else:
+            raise OutputError(
+                f"'{folder}' holds a run with other inputs.",
+                found="; ".join(changed),
+                expected="the inputs and options that the run was begun with",
+                remedy="choose another folder, or begin anew with --overwrite (overwrite=True)",
+            )
+        return state
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[State]:
+        """Make the folder, keep other processes out, and tidy up after a run that was killed.
+
+        Raises:
+            OutputError: If the folder cannot be made or written to, or another is at work in it.
+        """
+        make_folder(self.folder)
+        with _only_process(self.folder):
+            for name in _inside(self.folder):
+                if name.startswith(".catwise-"):  # half of something, of a process that was killed
+                    _remove(self.folder / name)
+            if self.stale is not None:
+                self._write()  # first: nothing may count as finished once its files are gone
+                old = str(self.stale.get("target", RUN))
+                names = {*_OURS, Path(old).name, side_file(Path(old)).name}
+                for name in names - {STATE, FEATURES}:
+                    _remove(self.folder / name)
+            self._write()
+            yield self
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What finished steps noted."""
+        return {key: value for facts in self.finished.values() for key, value in facts.items()}
+
+    def has(self, step: str) -> bool:
+        """Whether a step is finished and what it made is there."""
+        made = {"extract": FEATURES, "tune": RUN, "apply": self.target, "evaluate": EVALUATION}
+        return step in self.finished and (self.folder / made.get(step, "")).exists()
+
+    def done(self, step: str) -> bool:
+        """The same, and note it for this call."""
+        there = self.has(step)
+        self.steps[step] = "was there" if there else "ran"
+        return there
+
+    def finish(self, step: str, facts: Mapping[str, Any] | None = None) -> None:
+        """Note that a step is finished."""
+        self.finished[step] = dict(facts or {})
+        self._write()
+
+    def _write(self) -> None:
+        document = {"inputs": self.inputs, "target": self.target, "finished": self.finished}
+        write_json(self.folder / STATE, document)
+
+
+def _inside(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder)) if folder.exists() else []  # noqa: PTH208 - names alone
+    except NotADirectoryError as error:
+        raise OutputError(
+            f"'{folder}' is a file.", expected="a folder", remedy="choose another name"
+        ) from error
+    except OSError as error:
+        raise OutputError(f"'{folder}' cannot be read.", found=error.strerror) from error
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """The document, or None if there is none."""
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, str(error)) from error
+    parts = [kept.get(key) for key in ("inputs", "finished")] if isinstance(kept, dict) else []
+    if not parts or not all(isinstance(part, dict) for part in parts):
+        raise _unreadable(path, "another document")
+    return kept  # type: ignore[no-any-return]
+
+
+def _unreadable(path: Path, found: str) -> OutputError:
+    return OutputError(
+        f"'{path}' is not what fix writes.", found=found, remedy="choose a new folder"
+    )
+
+
+def _differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """A text for each input that is another one."""
+    found = []
+    for key in {**before, **now}:
+        old, new = before.get(key), now.get(key)
+        if old == new:
+            continue
+        if old is None or new is None:
+            found.append(f"{key}: {'not there before' if old is None else 'not there now'}")
+        elif old.startswith("sha256:"):
+            found.append(f"{key}: other content")
+        else:
+            found.append(f"{key}: {old}, now {new}")
+    return found
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+@contextlib.contextmanager
+def _only_process(folder: Path) -> Iterator[None]:
+    """Hold the folder for this process, where the system has such locks; a kill lets it go."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OutputError(
+                f"another process is at work in '{folder}'.",
+                remedy="wait for it, or choose another folder",
+            ) from error
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def labels_digest(labels: PartialLabels) -> str:
+    """Of ids, groups, categories and codes."""
+    digest = hashlib.sha256()
+    for names in (labels.categories, labels.ids, labels.groups):
+        digest.update(json.dumps(None if names is None else list(map(str, names))).encode())
+    for start, codes in labels.blocks():
+        digest.update(f"{start} {codes.shape}".encode() + codes.tobytes())
+    return f"sha256:{digest.hexdigest()}"

@@ -1,0 +1,514 @@
+"""`catwise fix`."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import tarfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from sklearn.metrics import average_precision_score
+
+from catwise.cli import main
+from catwise.errors import ConfigError, FeatureError, IdError, MismatchError, OutputError
+from catwise.fixing import run as steps
+from catwise.models.preprocess import preprocess
+from cli.fix_case import INPUT, NAMES, SPLITS, TinyNet, arguments, contents, make_case
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+INTERRUPTED = 130
+
+
+def fix(folder: Path, *more: str, **given: str) -> Result:
+    return CliRunner().invoke(main, arguments(folder, *more, **given))
+
+
+def done(folder: Path, *more: str, **given: str) -> dict[str, Any]:
+    """Run it, it must succeed, and give the JSON document."""
+    result = fix(folder, "--json", *more, **given)
+    assert (result.exit_code, result.stderr) == (0, ""), result.output
+    document: dict[str, Any] = json.loads(result.stdout)
+    return document
+
+
+def refused(result: Result, error: type[Exception], *texts: str) -> None:
+    """It ends with that error's code, and its message holds these texts."""
+    assert result.exit_code == error.exit_code, result.output  # type: ignore[attr-defined]
+    assert result.stderr.startswith(f"{error.__name__}: ")
+    for text in texts:
+        assert text in result.stderr
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "labels.csv").read_text().splitlines()))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where every case of this module is: a store remembers where its images were."""
+    return tmp_path_factory.mktemp("place") / "case"
+
+
+@pytest.fixture(scope="module")
+def finished(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of a case whose run is finished; not to be changed."""
+    make_case(place)
+    done(place)
+    return Path(shutil.copytree(place, tmp_path_factory.mktemp("finished") / "case"))
+
+
+@pytest.fixture
+def again(finished: Path, place: Path) -> Path:
+    """The case after its run."""
+    shutil.rmtree(place)
+    return Path(shutil.copytree(finished, place))
+
+
+@pytest.fixture
+def case(again: Path) -> Path:
+    """The case before its run."""
+    shutil.rmtree(again / "out")
+    return again
+
+
+# ------------------------------------------------------------------------------ what comes out
+
+
+def test_checkpoint_is_a_better_drop_in(finished: Path) -> None:
+    """The new file loads strictly, only the head differs, and scores as the document says."""
+    old, new = load_file(finished / "net.safetensors"), load_file(finished / "out/net.safetensors")
+    assert [name for name in old if not torch.equal(old[name], new[name])] == [
+        "fc.bias",
+        "fc.weight",
+    ]
+    rows = table(finished)
+    test = [row for row in rows if row["split"] == "test"]
+    inputs = []
+    for row in test:
+        with Image.open(finished / "images" / f"{row['image']}.png") as file:
+            inputs.append(preprocess(file, INPUT))
+    images = torch.stack(inputs)
+    truth = np.array([[int(row[name]) for name in NAMES] for row in test])
+    evaluation = json.loads((finished / "out/evaluation.json").read_text())
+    mean = evaluation["means"]["average_precision"]
+    for state, side in ((old, "before"), (new, "after")):
+        module = TinyNet().eval()
+        module.load_state_dict(state, strict=True)
+        with torch.no_grad():
+            scores = module(images).numpy()
+        assert mean[side] == pytest.approx(average_precision_score(truth, scores), abs=2e-3)
+    assert mean["after"] > mean["before"] + 0.05
+    assert mean["gain_low"] < mean["gain"] < mean["gain_high"]
+
+
+def test_what_is_printed(again: Path) -> None:
+    """A person reads what was understood, the gain on test images, and where everything is."""
+    result = fix(again)
+    assert (result.exit_code, result.stderr) == (0, "")
+    mean = json.loads((again / "out/evaluation.json").read_text())["means"]["average_precision"]
+    for text in (
+        "classification layer fc",
+        "input: 8 x 8 pixels",
+        "labelled images: 120 train, 100 valid, 80 test",
+        f"on 80 test images, which chose nothing: {mean['before']:.4f} → {mean['after']:.4f}, +",
+        "(95% interval +",
+        "rows of the head: 4 replaced, 0 kept, 0 skipped",
+        f"checkpoint: {again}/out/net.safetensors",
+        f"model card: {again}/out/MODEL_CARD.md",
+        f"report:     {again}/out/report.html",
+    ):
+        assert text in result.stdout, text
+
+
+def test_json_is_one_document(again: Path) -> None:
+    """All that people read is there for machines too, and nothing else is on stdout."""
+    document = done(again)
+    assert document["steps"] == dict.fromkeys(steps.STEPS, "was there")
+    assert document["checkpoint"] == f"{again}/out/net.safetensors"
+    assert [row["category"] for row in document["evaluation"]["categories"]] == list(NAMES)
+    assert document["summary"]["n_replaced"] == len(document["records"]) == 4
+    assert document["left_out"] == []
+
+
+def test_report_and_card(finished: Path) -> None:
+    """Both tell the test score, what was verified, and how images become input."""
+    mean = json.loads((finished / "out/evaluation.json").read_text())["means"]["average_precision"]
+    report = (finished / "out/report.html").read_text()
+    card = (finished / "out/MODEL_CARD.md").read_text()
+    for text in (report, card):
+        assert f"{mean['after']:.4f}" in text
+        assert "the features of 8 images are identical" in text
+        assert "8 x 8 pixels" in text
+    assert "On images that chose nothing" in report
+    assert "classification layer of python:cli.fix_case:tiny_net was repaired" in card
+
+
+def test_inputs_are_not_touched(case: Path) -> None:
+    """Every file of the user is as it was."""
+    before = contents(case)
+    done(case)
+    after = contents(case)
+    assert {name: data for name, data in after.items() if not name.startswith("out/")} == before
+
+
+def test_dry_run(case: Path) -> None:
+    """It checks, says which steps are ahead, and writes nothing."""
+    before = contents(case)
+    document = done(case, "--dry-run")
+    assert document["steps"] == list(steps.STEPS)
+    assert "dry run: all fits; would run extract, tune, apply, verify, evaluate" in (
+        fix(case, "--dry-run").stdout
+    )
+    assert contents(case) == before
+    (case / "labels.csv").write_text((case / "labels.csv").read_text() + "nobody,test,0,0,0,1\n")
+    refused(fix(case, "--dry-run"), IdError, "1 of 301 labelled images are not there", "'nobody'")
+
+
+# ------------------------------------------------------------------------------- going on
+
+
+def stop_at(patch: pytest.MonkeyPatch, name: str) -> None:
+    def stop(*args: object, **given: object) -> None:
+        raise KeyboardInterrupt
+
+    patch.setattr(steps, name, stop)
+
+
+@pytest.mark.parametrize(
+    "name", ["extract", "tune", "write_model", "verify", "_evaluated", "_account"]
+)
+def test_stopped_run_goes_on(name: str, finished: Path, case: Path) -> None:
+    """Stopped before any step, the same command ends with the bytes of an uninterrupted run."""
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, name)
+        assert fix(case).exit_code == INTERRUPTED
+    document = done(case)
+    order = ["extract", "tune", "write_model", "verify", "_evaluated", "_account"]
+    expected = ["was there"] * order.index(name) + ["ran"] * (5 - order.index(name))
+    assert list(document["steps"].values()) == expected
+    assert contents(case / "out") == contents(finished / "out")
+
+
+@pytest.mark.parametrize(
+    ("gone", "step"),
+    [
+        ("features", "extract"),
+        ("run", "tune"),
+        ("net.safetensors", "apply"),
+        ("evaluation.json", "evaluate"),
+        ("report.html", None),
+    ],
+)
+def test_lost_files_are_made_again(
+    gone: str, step: str | None, finished: Path, again: Path
+) -> None:
+    """A step whose result is gone runs again; the rest stays."""
+    path = again / "out" / gone
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    ran = [name for name, what in done(again)["steps"].items() if what == "ran"]
+    assert ran == ([] if step is None else [step])
+    assert contents(again / "out") == contents(finished / "out")
+
+
+def test_left_overs_of_a_kill_are_removed(finished: Path, again: Path) -> None:
+    """Half-written files under temporary names do not stay."""
+    (again / "out/.catwise-0123.json").write_text("{")
+    (again / "out/.catwise-4567").mkdir()
+    done(again)
+    assert contents(again / "out") == contents(finished / "out")
+
+
+def edit(path: Path, change: Callable[[str], str]) -> None:
+    path.write_text(change(path.read_text()))
+
+
+def other_checkpoint(folder: Path) -> None:
+    state = load_file(folder / "net.safetensors")
+    save_file({**state, "body.1.bias": state["body.1.bias"] + 1}, folder / "net.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "more", "told"),
+    [
+        (other_checkpoint, [], "checkpoint: other content"),
+        (
+            lambda folder: edit(
+                folder / "labels.csv", lambda text: text.replace(",1\n", ",0\n", 1)
+            ),
+            [],
+            "train labels: other content",
+        ),
+        (None, ["--seed", "7"], "seed: 0, now 7"),
+        (None, ["--metric", "auroc"], "metric: average_precision, now auroc"),
+        (None, ["--input-size", "8x9"], "preprocessing size: (8, 8), now (8, 9)"),
+        (None, ["--test-split", "none"], "test labels: not there now"),
+        (None, ["--flips"], "flips: False, now True"),
+        (None, ["--uncertain", "negative"], "policy: None, now Uncertain labels count as negative"),
+    ],
+)
+def test_other_inputs_are_named(change: Any, more: list[str], told: str, again: Path) -> None:
+    """A folder with a run of other inputs is refused, what differs is named, nothing changes."""
+    if change is not None:
+        change(again)
+    before = contents(again / "out")
+    result = fix(again, *more)
+    refused(result, OutputError, "holds a run with other inputs", told, "--overwrite")
+    assert contents(again / "out") == before
+
+
+def test_overwrite_begins_anew(again: Path) -> None:
+    """The old run's files go, features that would be the same stay."""
+    stamp = (again / "out/features/features-00000.safetensors").stat().st_mtime_ns
+    document = done(again, "--seed", "7", "--test-split", "none", "--overwrite")
+    assert document["steps"] == {"extract": "ran", "tune": "ran", "apply": "ran", "verify": "ran"}
+    assert not (again / "out/evaluation.json").exists()
+    assert document["config"]["seed"] == 7
+    done(again, "--metric", "auroc", "--overwrite")
+    assert (again / "out/evaluation.json").exists()
+    assert (again / "out/features/features-00000.safetensors").stat().st_mtime_ns != stamp
+    stamp = (again / "out/features/features-00000.safetensors").stat().st_mtime_ns
+    done(again, "--overwrite")
+    assert (again / "out/features/features-00000.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_foreign_folders_are_left_alone(case: Path) -> None:
+    """A folder with other files, a file, and a broken fix.json are refused."""
+    out = case / "out"
+    out.mkdir()
+    (out / "thesis.tex").write_text("mine")
+    refused(fix(case, "--overwrite"), OutputError, "holds files of something else", "thesis.tex")
+    assert (out / "thesis.tex").read_text() == "mine"
+    refused(fix(case, "--out", str(out / "thesis.tex")), OutputError, "is a file")
+    (out / "fix.json").write_text('{"finished": 3}')
+    refused(fix(case, "--overwrite"), OutputError, "is not what fix writes")
+
+
+def test_no_other_process(again: Path) -> None:
+    """While one process is at work in a folder, another one is refused."""
+    fcntl = pytest.importorskip("fcntl")
+    descriptor = os.open(again / "out", os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        refused(fix(again), OutputError, "another process is at work")
+    finally:
+        os.close(descriptor)
+    done(again)
+
+
+# -------------------------------------------------------------------------- images and labels
+
+
+def spoil(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / "images" / f"{name}.png").write_bytes(b"\x89PNG\r\n\x1a\n no image")
+
+
+def test_undecodable_images(case: Path) -> None:
+    """They are refused by name, or skipped, listed and counted."""
+    spoil(case, "train_003", "valid_004", "test_005")
+    refused(fix(case), FeatureError, "cannot be decoded", "'train_003'")
+    refused(fix(case, "--undecodable", "skip"), OutputError, "undecodable: refuse, now skip")
+    document = done(case, "--undecodable", "skip", "--overwrite")
+    lost = [{"id": f"{split}_00{n}", "split": split} for split, n in
+            (("train", 3), ("valid", 4), ("test", 5))]  # fmt: skip
+    assert document["left_out"] == [{**row, "reason": "cannot be decoded"} for row in lost]
+    assert (case / "out/left_out.csv").read_text().splitlines()[1:] == [
+        f"{row['id']},{row['split']},cannot be decoded" for row in lost
+    ]
+    assert document["evaluation"]["images"] == SPLITS["test"] - 1
+    printed = fix(case, "--undecodable", "skip").stdout
+    assert f"3 labelled images were left out; they are in {case}/out/left_out.csv" in printed
+    assert "3: cannot be decoded" in (case / "out/report.html").read_text()
+
+
+def test_labels_without_images(case: Path) -> None:
+    """They are refused by name with a remedy, or skipped, listed and counted."""
+    for name in ("train_000", "test_079"):
+        (case / "images" / f"{name}.png").unlink()
+    refused(
+        fix(case),
+        IdError,
+        "2 of 300 labelled images are not there",
+        "'train_000' (did you mean 'train_",
+        "--missing skip",
+    )
+    document = done(case, "--missing", "skip")
+    assert [row["reason"] for row in document["left_out"]] == ["no image", "no image"]
+    assert document["evaluation"]["images"] == SPLITS["test"] - 1
+    shutil.rmtree(case / "images")
+    (case / "images").mkdir()
+    refused(fix(case, "--missing", "skip"), ConfigError, "there are no images in")
+
+
+def test_images_without_labels(case: Path) -> None:
+    """They are counted and not used."""
+    for name in ("extra_1", "extra_2"):
+        shutil.copy(case / "images/train_000.png", case / "images" / f"{name}.png")
+    document = done(case, "--dry-run")
+    assert "2 images have no labels and are not used." in document["notes"]
+
+
+def test_no_test_split(case: Path) -> None:
+    """Without test labels nothing is claimed, and people are told what to do."""
+    result = fix(case, "--test-split", "absent")
+    assert result.exit_code == 0
+    assert "no test labels: score the new checkpoint on images that chose nothing" in result.stdout
+    assert not (case / "out/evaluation.json").exists()
+    assert "On images that chose nothing" not in (case / "out/report.html").read_text()
+
+
+def test_no_valid_split(case: Path) -> None:
+    """Training labels are cross-fitted, and it is said what that is worth."""
+    result = fix(case, "--valid-split", "absent")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "No validation data: the known training labels were cross-fitted." in result.stdout
+    assert "on 80 test images" in result.stdout
+    refused(
+        fix(case, "--valid-split", "absent", "--validation", "select", "--overwrite"),
+        ConfigError,
+        "validation data are needed",
+    )
+
+
+def test_no_splits_at_all(case: Path) -> None:
+    """Without a split column every row is a training row."""
+    lines = [line.split(",") for line in (case / "labels.csv").read_text().splitlines()]
+    text = "\n".join(",".join([line[0], *line[2:]]) for line in lines)
+    (case / "plain.csv").write_text(text + "\n")
+    given = arguments(case, "--json", "--labels", str(case / "plain.csv"))
+    at = given.index("--split-column")
+    result = CliRunner().invoke(main, given[:at] + given[at + 2 :])
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["inputs"]["splits"] == {"train": {"images": 300, "called": ""}}
+
+
+def test_split_names(case: Path) -> None:
+    """Splits have any names; a wrong one is met with those that there are."""
+    edit(case / "labels.csv", lambda text: text.replace(",train,", ",fit,"))
+    refused(fix(case), ConfigError, "no row is in the split 'train'", "fit or test or valid")
+    assert done(case, "--train-split", "fit", "--dry-run")["steps"] == list(steps.STEPS)
+    refused(
+        fix(case, "--train-split", "fit", "--valid-split", "fit"),
+        ConfigError,
+        "one split cannot serve twice",
+    )
+
+
+def add_groups(folder: Path, group: Callable[[str, int], str]) -> None:
+    rows = list(csv.reader((folder / "labels.csv").read_text().splitlines()))
+    rows[0].append("patient")
+    for number, row in enumerate(rows[1:]):
+        row.append(group(row[1], number // 2))
+    (folder / "labels.csv").write_text("\n".join(",".join(row) for row in rows) + "\n")
+
+
+def test_groups(case: Path) -> None:
+    """Groups are kept whole in the folds; a group in two splits is refused."""
+    add_groups(case, lambda split, number: f"{split}{number}")
+    document = done(case, "--group-column", "patient")
+    assert document["inputs"]["labels"]["groups"] is True
+    edit(case / "labels.csv", lambda text: text.replace(",test110", ",train5"))
+    refused(
+        fix(case, "--group-column", "patient"),
+        IdError,
+        "groups are in the train and the test labels",
+        "'train5'",
+    )
+
+
+def test_an_image_in_two_splits(case: Path) -> None:
+    """What was tuned on must not judge."""
+    edit(case / "labels.csv", lambda text: text + "train_000,test,0,0,0,1\n")
+    result = fix(case)
+    assert result.exit_code == IdError.exit_code
+    assert "train_000" in result.stderr
+
+
+def test_a_dataset_in_its_own_layout(case: Path) -> None:
+    """The readers of data sets serve as well: labels, splits and image files as they name them."""
+    rows = table(case)
+    root = case / "celeba"
+    shutil.copytree(case / "images", root / "faces")
+    lines = [f"{row['image']}.png " + " ".join("1" if row[n] == "1" else "-1" for n in NAMES)
+             for row in rows]  # fmt: skip
+    text = "\n".join([str(len(rows)), " ".join(NAMES), *lines])
+    (root / "list_attr_celeba.txt").write_text(text + "\n")
+    numbers = {"train": 0, "valid": 1, "test": 2}
+    parts = [f"{row['image']}.png {numbers[row['split']]}" for row in rows]
+    (root / "list_eval_partition.txt").write_text("\n".join(parts) + "\n")
+    call = ["fix", "--model", "python:cli.fix_case:tiny_net", "--json", "--out", str(case / "out")]
+    call += ["--checkpoint", str(case / "net.safetensors"), "--dataset", "celeba"]
+    call += ["--root", str(root), "--option", "groups=none", "--option", "images=faces"]
+    result = CliRunner().invoke(main, call)
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert document["inputs"]["labels"]["dataset"] == "celeba"
+    assert document["evaluation"]["images"] == SPLITS["test"]
+    (root / "faces/train_001.png").unlink()
+    refused(CliRunner().invoke(main, call), IdError, "1 of 300", "faces/train_001.png")
+
+
+def test_tar_shards(case: Path, finished: Path) -> None:
+    """The same images in shards give the same checkpoint."""
+    (case / "shards").mkdir()
+    for number, split in enumerate(SPLITS):
+        with tarfile.open(case / "shards" / f"{number}.tar", "w") as shard:
+            for path in sorted((case / "images").glob(f"{split}_*.png")):
+                shard.add(path, path.name)
+    done(case, "--images", str(case / "shards"))
+    assert (case / "out/net.safetensors").read_bytes() == (
+        finished / "out/net.safetensors"
+    ).read_bytes()
+    shutil.rmtree(case / "out")
+    (case / "shards/2.tar").unlink()
+    refused(fix(case, "--images", str(case / "shards")), IdError, "80 of 300", "'test_000'")
+
+
+# -------------------------------------------------------------------------------- refusals
+
+
+def test_wrong_options_cost_no_time(case: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot work is refused before the first image is read."""
+    stop_at(monkeypatch, "extract")
+    refused(fix(case, "--method", "ga"), ConfigError, "takes no methods")
+    refused(fix(case, "--model", "python:cli.fix_case:nothing"), ConfigError, "no function")
+    result = fix(case, "--category", "ant", "--category", "bee")
+    assert result.exit_code == 4
+    assert "4 rows of the head, 2 columns of labels" in result.stderr
+    assert fix(case, "--split", "train").exit_code == 2
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    refused(fix(case), ConfigError, "one process", "torchrun")
+    assert not (case / "out").exists()
+
+
+def test_labels_of_another_model(case: Path) -> None:
+    """A head that ranks no better than chance is met with a mismatch; --force goes on."""
+    rows = list(csv.reader((case / "labels.csv").read_text().splitlines()))
+    random = np.random.default_rng(0)
+    for row in rows[1:]:
+        row[2:] = [str(int(one)) for one in random.random(4) < 0.4]
+    (case / "labels.csv").write_text("\n".join(",".join(row) for row in rows) + "\n")
+    refused(fix(case), MismatchError)
+    result = fix(case, "--force", "--overwrite")
+    assert result.exit_code == 0
+    if " 0 replaced" in result.stdout:
+        assert "the new checkpoint is a copy of the old one" in result.stdout
+
+
+def test_model_without_checkpoint(case: Path) -> None:
+    """There must be something to repair."""
+    given = arguments(case, model="python:cli.fix_case:TinyNet")
+    at = given.index("--checkpoint")
+    result = CliRunner().invoke(main, given[:at] + given[at + 2 :])
+    refused(result, ConfigError, "loaded without a checkpoint", "--checkpoint")
