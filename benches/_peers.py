@@ -15,6 +15,7 @@ import itertools
 import sys
 import time
 import types
+from importlib.machinery import ModuleSpec
 from typing import NamedTuple
 
 import torch
@@ -29,6 +30,7 @@ _UNUSED = (
     "pandas",
     "PIL",
     "torchvision",
+    "torchvision.models",
     "xmltodict",
     "torch.utils.tensorboard",
     "lvis",
@@ -101,10 +103,10 @@ def plain_loop(task: types.SimpleNamespace, *, epochs: int, loss: str = "bce") -
 
 def import_mlcpl() -> types.ModuleType | str:
     """Import mlcpl's fine-tuning, with empty stand-ins for what it never uses; or say why not."""
-    _imports("torchmetrics.functional.classification")  # looks around for what is installed
     stubs = [name for name in _UNUSED if not _imports(name)]
     sys.modules.update({name: _Stub(name) for name in stubs})
     try:
+        importlib.import_module("torchmetrics.functional.classification")
         return importlib.import_module("mlcpl")
     except ImportError as error:
         return f"{error}; {HOW_TO_GET_MLCPL}"
@@ -134,6 +136,10 @@ class _Stub(types.ModuleType):
     """A module in which every name is a class that does nothing."""
 
     __path__: list[str] = []  # noqa: RUF012 -- marks it as a package
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__spec__ = ModuleSpec(name, loader=None)  # others ask whether it is installed
 
     def __getattr__(self, name: str) -> _Nothing:
         if name.startswith("__"):

@@ -7,6 +7,7 @@ sum is exact in float64: the populations must be identical, generation by genera
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,22 +27,21 @@ def dyadic(rng: np.random.Generator, shape: tuple[int, ...], bits: int = 3) -> n
     return rng.integers(-(2**bits), 2**bits + 1, size=shape) / 2.0**bits
 
 
-def data(seed: int, *, known: float = 0.6):
+def data(seed: int, *, known: float = 0.6, n: int = N, d: int = D):
     rng = np.random.default_rng(seed)
-    codes = np.where(rng.random((K, N)) < 0.35, 1, 0).astype(np.int8)
-    codes[rng.random((K, N)) > known] = -1
+    codes = np.where(rng.random((K, n)) < 0.35, 1, 0).astype(np.int8)
+    codes[rng.random((K, n)) > known] = -1
     codes[:, :2] = [0, 1]
-    return dyadic(rng, (N, D)), codes, dyadic(rng, (K, D)), dyadic(rng, (K,))
+    return dyadic(rng, (n, d)), codes, dyadic(rng, (K, d)), dyadic(rng, (K,))
 
 
 def drawn(rng: np.random.Generator, config: EvolutionConfig, n_genes: int) -> Draws:
     n = config.population_size - config.n_elite
-    mutates = rng.random(n) < config.mutation_probability
     return Draws(
-        rng.random((n, 2, 2)),
+        rng.random((K, n, 2, 2)),
+        rng.random((K, n)) < config.mutation_probability,
         rng.random((n, n_genes)) < config.crossover,
-        mutates,
-        dyadic(rng, (int(mutates.sum()), n_genes), bits=6),
+        dyadic(rng, (n, n_genes), bits=6),
     )
 
 
@@ -62,29 +62,27 @@ def plain_auroc(scores: list[float], codes: list[int]) -> float:
 
 
 def plain_fitness(genome, features, codes, metric) -> float:
-    scores = [
-        sum(w * x for w, x in zip(genome[:-1], row, strict=True)) + genome[-1] for row in features
-    ]
+    scores = [float(np.dot(row, genome[:-1])) + genome[-1] for row in features]  # exact: dyadic
     return metric(scores, codes)
 
 
-def plain_generation(population, fitness, draws: Draws, config: EvolutionConfig):
-    """One generation of one category, individual by individual."""
+def plain_generation(population, fitness, draws: Draws, k: int, config: EvolutionConfig):
+    """One generation of category k, individual by individual."""
     order = sorted(range(len(population)), key=lambda i: -fitness[i])
     edges = list(itertools.accumulate(fitness))
     bred = [list(population[i]) for i in order[: config.n_elite]]
-    noise = iter(draws.noise)
     for b in range(config.population_size - config.n_elite):
         parents = []
-        for u in draws.parents[b, :, 0]:
+        for u in draws.parents[k, b, :, 0]:
             hit = next((i for i, edge in enumerate(edges) if edge > u * edges[-1]), len(edges) - 1)
             parents.append(population[hit])
         child = [
             one if first else other
             for one, other, first in zip(*parents, draws.from_first[b], strict=True)
         ]
-        if draws.mutates[b]:
-            child = [g + e * config.mutation_scale for g, e in zip(child, next(noise), strict=True)]
+        if draws.mutates[k, b]:
+            steps = draws.noise[b] * config.mutation_scale
+            child = [g + e for g, e in zip(child, steps, strict=True)]
         bred.append(child)
     return bred
 
@@ -110,13 +108,45 @@ def test_populations_are_those_of_the_plain_loop(name: str, plain, known: float)
     plain_populations = [[list(g)] * CONFIG.population_size for g in genomes.numpy()]
     rng = np.random.default_rng(11)
     for _ in range(6):
-        draws = [drawn(rng, CONFIG, D + 1) for _ in range(K)]
+        draws = drawn(rng, CONFIG, D + 1)
         state = tell(state, fitness(ask(state)), CONFIG, draws=draws)
         for k in range(K):
             scores = [plain_fitness(g, features, codes[k], plain) for g in plain_populations[k]]
-            plain_populations[k] = plain_generation(plain_populations[k], scores, draws[k], CONFIG)
+            plain_populations[k] = plain_generation(plain_populations[k], scores, draws, k, CONFIG)
         assert np.array_equal(np.array(plain_populations), state.population.numpy())
     assert np.unique(state.population.numpy(), axis=1).shape[1] > CONFIG.population_size // 2
+
+
+@pytest.mark.parametrize("crossover", [0.2, 0.9])
+def test_scores_that_follow_the_parents_are_those_of_the_plain_loop(crossover: float) -> None:
+    """Rows shared, more than one chunk of them, wide genomes: still bit for bit, with the elite."""
+    config = replace(CONFIG, population_size=8, crossover=crossover, n_elite=2)
+    features, codes, weight, bias = data(9, known=0.95, n=300, d=96)
+    head = HeadColumns(torch.from_numpy(weight), torch.from_numpy(bias))
+    fitness = PopulationFitness(
+        torch.from_numpy(features),
+        torch.from_numpy(codes),
+        head,
+        METRICS["average_precision"],
+        population_size=8,
+    )
+    genomes = torch.cat([head.weight, head.bias[:, None]], 1)
+    state = init(genomes, [str(k) for k in range(K)], config=config)
+    plain_populations = [[g] * 8 for g in genomes.numpy()]
+    rng = np.random.default_rng(12)
+    for generation in range(5):
+        scores = fitness.follow(state)
+        assert torch.equal(scores, fitness(ask(state)))
+        draws = drawn(rng, config, 97)
+        state = tell(state, scores, config, draws=draws)
+        for k in range(K):
+            plain = [
+                plain_fitness(g, features, codes[k], plain_average_precision)
+                for g in plain_populations[k]
+            ]
+            plain_populations[k] = plain_generation(plain_populations[k], plain, draws, k, config)
+        assert np.array_equal(np.array(plain_populations), state.population.numpy())
+        assert fitness.kept_generation == (generation or None)
 
 
 def test_the_whole_run_is_that_of_the_plain_loop() -> None:
@@ -148,8 +178,8 @@ def test_the_whole_run_is_that_of_the_plain_loop() -> None:
         assert result.base_score[k] == pytest.approx(best, abs=1e-12)
         best_step, genome, step = 0, population[0], 0
         while step < 40 and step - best_step < 7:
-            draws = draw(int(state.keys[k]), step, state.population, CONFIG)
-            population = plain_generation(population, scores, draws, CONFIG)
+            draws = draw(state._replace(generation=step), CONFIG)
+            population = plain_generation(population, scores, draws, k, CONFIG)
             step += 1
             scores = [
                 plain_fitness(g, features, codes[k], plain_average_precision) for g in population

@@ -16,6 +16,7 @@ from catwise.tuning.evolution import (
     EvolutionConfig,
     EvolutionState,
     ask,
+    draw,
     init,
     keep_categories,
     tell,
@@ -72,6 +73,38 @@ def test_draws_do_not_depend_on_order_or_company() -> None:
     assert not torch.equal(whole.population[0], whole.population[1])
     other = evolve(init(torch.zeros(3, 4), names, seed=6, config=SMALL), SMALL, 6)
     assert not torch.equal(whole.population, other.population)
+
+
+def test_a_saved_state_goes_on_to_the_same_bytes(tmp_path) -> None:
+    """Population and generation on disk are enough; the draws come back with names and seed."""
+    names = ["cat", "dog", "cow"]
+    first = torch.zeros(3, 4)
+    half = evolve(init(first, names, seed=5, config=SMALL), SMALL, 3)
+    np.savez(tmp_path / "state.npz", population=half.population, generation=half.generation)
+    kept = np.load(tmp_path / "state.npz")
+    resumed = init(first, names, seed=5, config=SMALL)._replace(
+        population=torch.from_numpy(kept["population"]), generation=int(kept["generation"])
+    )
+    assert torch.equal(evolve(half, SMALL, 4).population, evolve(resumed, SMALL, 4).population)
+
+
+def test_within_a_category_draws_are_as_published() -> None:
+    """Shares of crossover and mutation, uniform noise; categories share genes and noise only."""
+    config = EvolutionConfig()
+    state = init(torch.zeros(40, 500), [str(k) for k in range(40)], config=config)
+    one, other = draw(state, config), draw(state._replace(generation=1), config)
+    assert abs(one.from_first.mean() - 0.2) < 0.01
+    assert abs(one.mutates.mean() - 0.5) < 0.04
+    assert abs(one.noise.mean()) < 0.02
+    assert abs((one.noise**2).mean() - 1 / 3) < 0.01
+    assert one.noise.min() >= -1
+    assert one.noise.max() < 1
+    assert abs(one.parents.mean() - 0.5) < 0.01
+    rows = one.parents.reshape(40, -1)
+    assert np.abs(np.corrcoef(rows) - np.eye(40)).max() < 0.35  # 196 draws each
+    for a, b in zip(one, other, strict=True):
+        assert a.shape == b.shape
+        assert not np.array_equal(a, b)
 
 
 def test_seeded_populations_repeat_their_genomes() -> None:
@@ -175,6 +208,47 @@ def test_bfloat16_only_rounds_the_change() -> None:
     assert torch.equal(fitness(base), direct(metric, x.float(), codes, base))
     gap = (fitness(near) - direct(metric, x.float(), codes, near)).abs()
     assert float(gap.max()) < 2e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "bias"), [("average_precision", True), ("auroc", False), ("log_loss", True)]
+)
+def test_following_the_parents_is_scoring_anew(name: str, bias: bool) -> None:
+    """Generation after generation, when categories leave, and when one generation was missed."""
+    rng = np.random.default_rng(2)
+    x = torch.from_numpy(rng.normal(size=(600, 80)))
+    head = HeadColumns(torch.from_numpy(rng.normal(size=(6, 80))), torch.zeros(6) if bias else None)
+    codes = (head.weight @ x.T + 9 * torch.from_numpy(rng.normal(size=(6, 600))) > 8).to(torch.int8)
+    codes[torch.from_numpy(rng.random((6, 600)) > 0.9)] = -1
+    metric = METRICS[name]
+    config = replace(SMALL, mutation_scale=0.3, higher_is_better=metric.higher_is_better)
+    genomes = head.weight if head.bias is None else torch.cat([head.weight, head.bias[:, None]], 1)
+    state = init(genomes, list("abcdef"), config=config)
+    fitness = PopulationFitness(x, codes, head, metric, population_size=8)
+    follows = []
+    for generation in range(8):
+        scores = fitness.follow(state)
+        follows.append(fitness.kept_generation)
+        torch.testing.assert_close(scores, fitness(ask(state)), rtol=0, atol=1e-12)
+        if generation == 3:
+            keep = torch.tensor([0, 1, 3, 4, 5])
+            state, fitness = keep_categories(state, keep), fitness.take(keep)
+            scores = scores[keep]
+        state = tell(state, scores, config)
+        if generation == 5:
+            state = tell(state, fitness(ask(state)), config)
+    assert follows == [None, 1, 2, 3, 4, 5, 7, 8]
+
+
+def test_few_categories_or_features_are_scored_anew() -> None:
+    """Where nothing would be saved, nothing is kept."""
+    x, codes, head, _ = problem(known=0.95)
+    fitness = PopulationFitness(x, codes, head, METRICS["auroc"], population_size=8)
+    genomes = torch.cat([head.weight, head.bias[:, None]], 1)
+    state = init(genomes, list("abcd"), config=SMALL)
+    state = tell(state, fitness.follow(state), SMALL)
+    assert torch.equal(fitness.follow(state), fitness(ask(state)))
+    assert fitness.kept_generation is None
 
 
 # ---------------------------------------------------------------------------------- run

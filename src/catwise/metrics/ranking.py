@@ -61,8 +61,8 @@ __all__ = [
 #: False-positive rate up to which the partial AUROC goes, unless told.
 MAX_FPR = 0.1
 
-#: Categories that one task transposes and ranks: a cache line of float32 columns.
-_BLOCK = 16
+#: Categories that one task ranks, and transposes where rows come first: a cache line of float32.
+_BLOCK, _TRANSPOSED = 4, 16
 
 
 def average_precision_columns(
@@ -368,8 +368,10 @@ class RankingPlan:
         flat = score.reshape(math.prod(score.shape[:-2]), *score.shape[-2:])
         result = np.full((flat.shape[0], self.n_categories), np.nan)
 
+        width = _TRANSPOSED if rows_first else _BLOCK
+
         def work(start: int) -> None:
-            stop = min(start + _BLOCK, self.n_categories)
+            stop = min(start + width, self.n_categories)
             block = flat[:, :, start:stop].mT.contiguous() if rows_first else flat[:, start:stop]
             for c in range(start, stop):
                 if self.defined[c]:
@@ -378,7 +380,7 @@ class RankingPlan:
                     counts = _count(own.numpy(), self._columns[c], strict=strict)
                     result[:, c] = one(c, counts)
 
-        _in_threads(work, range(0, self.n_categories, _BLOCK), self.n_threads)
+        _in_threads(work, range(0, self.n_categories, width), self.n_threads)
         return torch.from_numpy(result.reshape(*score.shape[:-2], self.n_categories))
 
     def _batch(self, device: torch.device) -> _Batch:
@@ -406,25 +408,53 @@ def _count(scores: NDArray[Any], column: _Column, *, strict: bool) -> _Counts:
     known = np.sort(known, axis=1)
     positives = np.sort(scores.take(column.positives, axis=1), axis=1)
     n, k = column.n_known, positives.shape[1]
-    ge = n - _search(known, positives, "left")
+    below = _search(known, positives)
+    ge = (n - below).astype(np.float64)
     bad = np.isnan(known[:, -1])
     if bad.any():
         ge[bad] = np.nan
     none = ge[:, :0]
     if strict:
-        return _Counts(ge, n - _search(known, positives, "right"), none)
-    return _Counts(ge, none, k - _search(positives, positives, "left"))
+        return _Counts(ge, (n - _after(known, positives, below)).astype(np.float64), none)
+    tied = bool((positives[:, 1:] == positives[:, :-1]).any())
+    first = _search(positives, positives) if tied else np.arange(k)
+    return _Counts(ge, none, (k - first).astype(np.float64))
 
 
-def _search(ordered: NDArray[Any], values: NDArray[Any], side: str) -> NDArray[np.float64]:
-    """Row-wise `searchsorted`, as float64 (P, K)."""
+def _search(ordered: NDArray[Any], values: NDArray[Any]) -> NDArray[np.int64]:
+    """How many of each sorted row (P, n) are below each value (P, K), by bisection.
+
+    All values take the same steps: numpy's own search takes one row at a time, and torch's
+    reads no faster.
+    """
     if len(ordered) == 1:
-        found = ordered[0].searchsorted(values[0], side=side)[None]
-        return np.asarray(found, dtype=np.float64)
-    found = torch.searchsorted(
-        torch.from_numpy(ordered), torch.from_numpy(values), right=side == "right"
-    )
-    return found.to(torch.float64).numpy()
+        return np.asarray(ordered[0].searchsorted(values[0]))[None]
+    left = ordered.shape[1]
+    flat, start = ordered.reshape(-1), (np.arange(len(ordered)) * left)[:, None]
+    low = np.broadcast_to(start, values.shape).copy()
+    while left > 1:
+        half = left // 2
+        low += half * (flat.take(low + (half - 1)) < values)
+        left -= half
+    low += flat.take(low) < values
+    found: NDArray[np.int64] = low - start
+    return found
+
+
+def _after(
+    ordered: NDArray[Any], values: NDArray[Any], below: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """How many of each sorted row are not above each of its own values, of which some are below.
+
+    Where the next in the row differs, a value has no equal; where some do not, it is searched.
+    """
+    after, last = below + 1, ordered.shape[1] - 1
+    place = np.minimum(after, last) + (np.arange(len(ordered)) * (last + 1))[:, None]
+    tied = (ordered.reshape(-1).take(place) == values) & (below < last)
+    if not bool(tied.any()):
+        return after
+    searched: NDArray[np.int64] = ordered.shape[1] - _search(-ordered[:, ::-1], -values)
+    return searched
 
 
 def _ap_counts(counts: _Counts, k: int, n_negative: int, share: float | None) -> Any:

@@ -8,9 +8,13 @@ A state holds one population for every category, (K, P, G), and nothing else tha
 the generation. `ask` gives the genomes to score, `tell` breeds the next generation from their
 (K, P) scores. Nothing is known here about heads, labels or metrics.
 
-Random draws are keyed by seed, category name and generation. So they depend neither on the
-order of the categories nor on how they are cut into blocks, and a state that was put aside
-goes on as if it never had been.
+Random draws are keyed. Parents, and which offspring mutate, are drawn for each category, by
+seed, category name and generation. The genes that come from the first parent, and the noise,
+are drawn once a generation, by seed and generation, and serve all categories: within a category
+everything is independent, as published; between categories only the luck is shared, and scores
+can be computed for all of them at once (`fitness`). No draw depends on the order of the
+categories or on how they are cut into blocks, and a state that was put aside goes on as if it
+never had been.
 
 Source of the operators and constants: Chong et al., Category-wise Fine-Tuning, arXiv
 2401.16991 (CFT_GA). Rank and tournament selection: Eiben & Smith, Introduction to
@@ -19,11 +23,8 @@ Evolutionary Computing, 2nd ed., 2015, section 5.2.
 
 from __future__ import annotations
 
-import hashlib
 import math
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import numpy as np
@@ -31,6 +32,7 @@ import torch
 from torch import Tensor
 
 from catwise.errors import ConfigError, ShapeError, nearest
+from catwise.labels.draws import category_keys, mix, uniform
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,6 +44,7 @@ __all__ = [
     "Draws",
     "EvolutionConfig",
     "EvolutionState",
+    "Origin",
     "ask",
     "draw",
     "init",
@@ -49,6 +52,7 @@ __all__ = [
     "tell",
 ]
 
+_BLOCK_GENES: Final = 1 << 20
 SELECTIONS: Final = ("roulette", "rank", "tournament")
 
 
@@ -100,35 +104,62 @@ class EvolutionConfig:
             )
 
 
+class Draws(NamedTuple):
+    """The random draws of one generation, for B = P − n_elite offspring of K categories.
+
+    Attributes:
+        parents: (K, B, 2, 2) float64 in [0, 1): for each parent two draws, of which only
+            "tournament" uses the second.
+        mutates: (K, B) bool.
+        from_first: (B, G) bool: the gene comes from the first parent.
+        noise: (B, G) in [−1, 1), for the offspring that mutate.
+    """
+
+    parents: NDArray[np.float64]
+    mutates: NDArray[np.bool_]
+    from_first: NDArray[np.bool_]
+    noise: NDArray[np.floating]
+
+
+class Origin(NamedTuple):
+    """How a population came from the one before; the elite first, then the offspring.
+
+    Attributes:
+        before: (K, P, G) the population before.
+        elite: (K, n_elite) int64 places in it.
+        parents: (K, B, 2) int64 places in it.
+        mutates: (K, B) bool.
+        from_first: (B, G) bool: the gene comes from the first parent.
+        steps: (B, G) what is added to the genes of an offspring that mutates.
+    """
+
+    before: Tensor
+    elite: Tensor
+    parents: Tensor
+    mutates: Tensor
+    from_first: Tensor
+    steps: Tensor
+
+
 class EvolutionState(NamedTuple):
     """All there is between two generations.
+
+    To go on elsewhere, keep `population` and `generation`; the rest comes back with
+    ``init(genomes, names, seed=seed)._replace(population=…, generation=…)``.
 
     Attributes:
         population: (K, P, G) genomes.
         generation: how many times `tell` was called.
-        keys: (K,) uint64, of seed and category name, for the draws.
+        keys: (K,) uint64, of seed and category name, for the draws of one category.
+        key: of the seed, for the draws that serve all categories.
+        origin: how `tell` bred the population; None at the start. Nothing depends on it.
     """
 
     population: Tensor
     generation: int
     keys: NDArray[np.uint64]
-
-
-class Draws(NamedTuple):
-    """The random draws of one category in one generation, for B = P − n_elite offspring.
-
-    Attributes:
-        parents: (B, 2, 2) float64 in [0, 1): for each parent two draws, of which only
-            "tournament" uses the second.
-        from_first: (B, G) bool: the gene comes from the first parent.
-        mutates: (B,) bool.
-        noise: (mutating, G) in [−1, 1), of the mutating offspring in order.
-    """
-
-    parents: NDArray[np.float64]
-    from_first: NDArray[np.bool_]
-    mutates: NDArray[np.bool_]
-    noise: NDArray[Any]
+    key: int
+    origin: Origin | None = None
 
 
 def init(
@@ -163,8 +194,9 @@ def init(
             expected=f"({len(names)}, G), or ({len(names)}, S, G) with S from 1 to {size}",
         )
     places = torch.arange(size, device=seeds.device) % seeds.shape[1]
-    keys = np.array([_key(seed, name) for name in names], dtype=np.uint64)
-    return EvolutionState(seeds[:, places].contiguous(), 0, keys)
+    keys = category_keys(seed, "genetic", names)
+    (key,) = category_keys(seed, "genetic, for all categories", [""])
+    return EvolutionState(seeds[:, places].contiguous(), 0, keys, int(key))
 
 
 def ask(state: EvolutionState) -> Tensor:
@@ -177,18 +209,17 @@ def tell(
     fitness: Tensor,
     config: EvolutionConfig | None = None,
     *,
-    draws: Sequence[Draws] | None = None,
+    draws: Draws | None = None,
 ) -> EvolutionState:
     """Breed the next generation.
 
-    The elite comes first, best first (ties: in order); the offspring follow. On the CPU every
-    category is bred in a thread of its own; on another device all at once.
+    The elite comes first, best first (ties: in order); the offspring follow.
 
     Args:
         state: the state that was scored.
         fitness: (K, P) scores of `ask(state)`; NaN is never selected.
         config: operators; the published ones if None.
-        draws: K draws to use instead of those keyed by seed, name and generation.
+        draws: to use instead of `draw(state, config)`.
 
     Raises:
         ShapeError: If the fitness is not (K, P).
@@ -201,79 +232,66 @@ def tell(
             found=f"fitness {tuple(fitness.shape)}",
             expected=f"{tuple(population.shape[:2])}",
         )
+    drawn = draw(state, config) if draws is None else draws
     scores = fitness.detach().to("cpu", torch.float64).numpy()
-    bred = torch.empty_like(population)
-
-    def one(k: int) -> None:
-        given = draw(int(state.keys[k]), state.generation, population, config)
-        _breed(population[k], scores[k], given if draws is None else draws[k], config, bred[k])
-
-    for done in _pool(max(torch.get_num_threads(), 1)).map(one, range(len(population))):
-        assert done is None  # noqa: S101  (iterating re-raises what a thread raised)
-    return EvolutionState(bred, state.generation + 1, state.keys)
-
-
-def keep_categories(state: EvolutionState, keep: Tensor) -> EvolutionState:
-    """The state of some categories, by (k,) positions; their course stays what it was."""
-    return EvolutionState(state.population[keep], state.generation, state.keys[keep.cpu().numpy()])
-
-
-def draw(key: int, generation: int, population: Tensor, config: EvolutionConfig) -> Draws:
-    """The draws of one category in one generation.
-
-    Args:
-        key: of seed and category.
-        generation: from 0.
-        population: (K, P, G), for its sizes and its precision.
-        config: operators.
-    """
-    _, size, n_genes = population.shape
-    n = size - config.n_elite
-    dtype = np.float64 if population.dtype == torch.float64 else np.float32
-    source = np.random.Generator(np.random.SFC64(np.random.SeedSequence((key, generation))))
-    parents = source.random((n, 2, 2))
-    mutates = source.random(n) < config.mutation_probability
-    from_first = source.random((n, n_genes), dtype=np.float32) < np.float32(config.crossover)
-    noise = source.random((int(mutates.sum()), n_genes), dtype=dtype)
-    noise *= 2
-    noise -= 1
-    return Draws(parents, from_first, mutates, noise)
-
-
-def _key(seed: int, name: str) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
-        raise ConfigError("a seed must be a whole number.", found=repr(seed))
-    text = f"{int(seed)}\0genetic\0{name}".encode("utf-8", "surrogatepass")
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
-
-
-def _breed(
-    population: Tensor,
-    fitness: NDArray[np.float64],
-    draws: Draws,
-    config: EvolutionConfig,
-    out: Tensor,
-) -> None:
-    """Fill (P, G) `out` with the elite and the offspring of one category."""
-    order = np.argsort(-_upward(fitness, config), kind="stable")
-    pick = _selection(fitness, order, draws.parents, config)
-    n_elite = config.n_elite
-    on_cpu = population.device.type == "cpu"
-    genes: Any = population.numpy() if on_cpu else population
-    children: Any = out.numpy() if on_cpu else out
-    children[:n_elite] = genes[order[:n_elite].copy()]
-    rows = n_elite + np.flatnonzero(draws.mutates)
-    if on_cpu:
-        children[n_elite:] = np.where(draws.from_first, genes[pick[:, 0]], genes[pick[:, 1]])
-        children[rows] += draws.noise * genes.dtype.type(config.mutation_scale)
-        return
+    order = np.argsort(-_upward(scores, config), axis=1, kind="stable")
+    parents = _selection(scores, order, drawn.parents, config)
 
     def moved(array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(population.device)
 
-    first, second = (genes[moved(pick[:, i])] for i in (0, 1))
-    children[n_elite:] = torch.where(moved(draws.from_first), first, second)
-    children[moved(rows)] += moved(draws.noise) * config.mutation_scale
+    origin = Origin(
+        population,
+        moved(order[:, : config.n_elite]),
+        moved(parents),
+        moved(drawn.mutates),
+        moved(drawn.from_first),
+        moved(drawn.noise).to(population.dtype) * config.mutation_scale,
+    )
+    bred = _breed(origin)
+    return EvolutionState(bred, state.generation + 1, state.keys, state.key, origin)
+
+
+def keep_categories(state: EvolutionState, keep: Tensor) -> EvolutionState:
+    """The state of some categories, by (k,) positions; their course stays what it was."""
+    keys = state.keys[keep.cpu().numpy()]
+    return state._replace(population=state.population[keep], keys=keys, origin=None)
+
+
+def draw(state: EvolutionState, config: EvolutionConfig) -> Draws:
+    """The draws of a generation: keyed, so that they depend on nothing else."""
+    n_categories, size, n_genes = state.population.shape
+    n = size - config.n_elite
+    place = np.arange(5 * n, dtype=np.uint64)
+    own: NDArray[np.uint64] = mix(state.keys ^ mix(np.full(1, state.generation, np.uint64)))
+    drawn = uniform(mix(own[:, None] + place))
+    dtype = np.float64 if state.population.dtype == torch.float64 else np.float32
+    shared = np.random.SFC64(np.random.SeedSequence((state.key, state.generation)))
+    source = np.random.Generator(shared)
+    from_first = source.random((n, n_genes), dtype=np.float32) < np.float32(config.crossover)
+    noise = 2 * source.random((n, n_genes), dtype=dtype) - 1
+    return Draws(
+        drawn[:, : 4 * n].reshape(n_categories, n, 2, 2),
+        drawn[:, 4 * n :] < config.mutation_probability,
+        from_first,
+        noise,
+    )
+
+
+def _breed(origin: Origin) -> Tensor:
+    """(K, P, G): the elite and the offspring, some categories at a time."""
+    before, n_elite = origin.before, origin.elite.shape[1]
+    bred = torch.empty_like(before)
+    width = max(_BLOCK_GENES // max(before[0].numel(), 1), 1)
+    for start in range(0, len(before), width):
+        k = slice(start, start + width)
+        genes, place = before[k], torch.arange(len(before[k]), device=before.device)[:, None]
+        bred[k, :n_elite] = genes[place, origin.elite[k]]
+        first, second = genes[place, origin.parents[k, :, 0]], genes[place, origin.parents[k, :, 1]]
+        children = torch.where(origin.from_first, first, second, out=first)
+        mutates = origin.mutates[k, :, None].to(children.dtype)
+        bred[k, n_elite:] = children.addcmul_(mutates, origin.steps)
+    return bred
 
 
 def _upward(fitness: NDArray[np.float64], config: EvolutionConfig) -> NDArray[np.float64]:
@@ -288,25 +306,22 @@ def _selection(
     drawn: NDArray[np.float64],
     config: EvolutionConfig,
 ) -> NDArray[np.int64]:
-    """(B, 2) parents of every offspring."""
-    size = len(fitness)
+    """(K, B, 2) parents of every offspring."""
+    n_categories, size = fitness.shape
+    rank = np.empty((n_categories, size), dtype=np.int64)
+    np.put_along_axis(rank, order, np.arange(size)[None], axis=1)
     if config.selection == "tournament":
-        rank = np.empty(size, dtype=np.int64)
-        rank[order] = np.arange(size)
         rivals = np.minimum((drawn * size).astype(np.int64), size - 1)
-        ranks = rank[rivals]
+        ranks = np.take_along_axis(rank[:, None, None], rivals, axis=-1)
         winners: NDArray[np.int64] = np.where(
             ranks[..., 0] <= ranks[..., 1], rivals[..., 0], rivals[..., 1]
         )
         return winners
-    if config.selection == "rank":
-        share = np.empty(size)
-        share[order] = np.arange(size, 0, -1)
-    else:
-        share = _proportions(fitness, config)
-    edges = np.cumsum(share)
-    found = np.searchsorted(edges, drawn[..., 0] * edges[-1], side="right")
-    pick: NDArray[np.int64] = np.minimum(found, size - 1)
+    share = size - rank if config.selection == "rank" else _proportions(fitness, config)
+    edges = np.cumsum(share, axis=1)
+    sought = drawn[..., 0] * edges[:, -1, None, None]
+    passed = (edges[:, None, None] <= sought[..., None]).sum(-1)
+    pick: NDArray[np.int64] = np.minimum(passed, size - 1)
     return pick
 
 
@@ -314,17 +329,14 @@ def _proportions(fitness: NDArray[np.float64], config: EvolutionConfig) -> NDArr
     """What roulette shares out: the fitness itself; mirrored in its range where less is better.
 
     A fitness below zero is measured from the worst; where nothing differs from zero all are
-    equal.
+    equal, and where nothing is known too.
     """
     known = np.isfinite(fitness)
-    if not known.any():
-        return np.ones(len(fitness))
-    low, high = fitness[known].min(), fitness[known].max()
+    low = np.where(known, fitness, np.inf).min(axis=1, keepdims=True)
+    high = np.where(known, fitness, -np.inf).max(axis=1, keepdims=True)
+    low, high = np.where(np.isfinite(low), low, 0.0), np.where(np.isfinite(high), high, 0.0)
     share = fitness if config.higher_is_better else low + high - fitness
-    share = np.where(known, share - min(low, 0.0), 0.0)
-    return share if share.sum() > 0 else known.astype(np.float64)
-
-
-@lru_cache(maxsize=2)
-def _pool(n_threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(n_threads, thread_name_prefix="catwise-evolution")
+    share = np.where(known, share - np.minimum(low, 0.0), 0.0)
+    some = share.sum(axis=1, keepdims=True) > 0
+    equal = known | ~known.any(axis=1, keepdims=True)
+    return np.where(some, share, equal.astype(np.float64))

@@ -2,15 +2,21 @@
 
 For K categories with P individuals each, (K, P, G) genomes ``[w, b]`` or ``[w]``, scores are
 ``offset + (w − w0) · x`` on the category's known rows, where `offset` are the logits of the
-first head (w0, b0). Written so, the product holds only what has changed: it may run in
-bfloat16, whose rounding is then relative to the change and not to the logits.
+first head (w0, b0). The bias of an individual shifts all its scores alike: it is left out where
+the metric only ranks.
 
-Cost of one call, with n known rows a category: ``2 K P n D`` operations for the scores, one
-sort of n numbers and a binary search of its positives for each individual. The bias of an
-individual shifts all its scores alike: it is left out where the metric only ranks.
+Rows are shared by all categories where most of their labels are known, and gathered category by
+category where few are, padded to groups of like length. A call then costs ``K P n D``
+multiply-adds for the scores (n known rows), one sort of n numbers for each individual and a
+binary search of its positives.
 
-Rows are shared by all categories where most of their labels are known (one matrix product),
-and gathered category by category where few are, padded to groups of like length.
+`follow` needs far fewer. An offspring is its second parent but for the genes of the first, a
+share s of all (0.2 as published), plus noise; and the places of these genes and the noise are the
+same in all categories (`evolution`). So its scores are those of the second parent, which are
+kept, plus ``K B n D s`` multiply-adds for the genes that differ, in B products with only these
+features, plus ``B n D`` for the noise of all categories at once. Rounding adds up from generation
+to generation, but only in the last digits of the *change*; every 128 generations all is computed
+anew.
 """
 
 from __future__ import annotations
@@ -23,15 +29,20 @@ from torch import Tensor
 
 from catwise.metrics import METRICS, Metric
 from catwise.metrics.ranking import RankingPlan
+from catwise.tuning.evolution import ask
 from catwise.tuning.regimes import group_by_length
 
 if TYPE_CHECKING:
     from catwise.tuning.columns import HeadColumns
+    from catwise.tuning.evolution import EvolutionState, Origin
 
-__all__ = ["PopulationFitness", "gathered_size"]
+__all__ = ["SHARED_FROM", "PopulationFitness", "gathered_size", "kept_bytes"]
 
 _BLOCK_ENTRIES = 1 << 24
-_SHARED_FROM = 0.7
+SHARED_FROM = 0.7
+_CHUNK_ROWS = 256
+_ANEW = 128
+_FOLLOW_BELOW = 0.6
 
 
 def gathered_size(codes: Tensor) -> int:
@@ -40,23 +51,36 @@ def gathered_size(codes: Tensor) -> int:
     return sum(length * len(members) for length, members in groups)
 
 
+def kept_bytes(n_rows: int, population_size: int, dtype: torch.dtype) -> int:
+    """Bytes that `PopulationFitness.follow` keeps for one category."""
+    return n_rows * population_size * dtype.itemsize
+
+
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """Categories whose rows have one length.
+    """Categories that are scored together.
 
     Attributes:
-        index: (g,) positions in the population.
-        x: (N, D) shared or (g, L, D) gathered features, in the product's precision.
+        index: (g,) ascending positions in the population.
+        x: (g, L, D) gathered features, in the product's precision; None where rows are shared.
         offset: (g, L) logits of the first head.
         codes: (g, L) int8; −1 where padded.
         plan: for metrics that have one.
     """
 
     index: Tensor
-    x: Tensor
+    x: Tensor | None
     offset: Tensor
     codes: Tensor
     plan: RankingPlan | None
+
+
+@dataclass
+class _Kept:
+    """The scores of a population, without the offset: (P, K, n), and its generation."""
+
+    change: Tensor
+    generation: int
 
 
 class PopulationFitness:
@@ -68,7 +92,7 @@ class PopulationFitness:
         head: the first head: (K, D) weights and (K,) biases, or None.
         metric: what is computed.
         population_size: P; blocks of categories are cut so that a block of scores stays bounded.
-        product: precision of the matrix product; the head's if None.
+        product: precision of the matrix product; the head's if None. A coarser one changes ranks.
 
     Attributes:
         shared: whether the rows are shared by all categories.
@@ -88,21 +112,31 @@ class PopulationFitness:
         self._head, self._metric = head, metric
         self._product = product or head.weight.dtype
         self._entries = max(_BLOCK_ENTRIES // population_size, 1)
-        self.shared = gathered_size(codes) >= _SHARED_FROM * codes.numel()
-        self._parts = (self._share if self.shared else self._gather_all)(features, codes)
+        self._chunks: list[Tensor] = []  # (D, at most 256 rows) each, of shared rows
+        self._kept: _Kept | None = None
+        rows = (codes >= 0).any(0)
+        n_rows = int(rows.sum())
+        self.shared = 0 < SHARED_FROM * n_rows * len(codes) <= gathered_size(codes)
+        if self.shared:
+            self._parts = self._share(features[rows], codes[:, rows].contiguous())
+        else:
+            self._parts = self._gather_all(features, codes)
         self.multiply_adds = sum(p.offset.numel() for p in self._parts) * features.shape[1]
 
-    def _share(self, features: Tensor, codes: Tensor) -> list[_Part]:
-        rows = (codes >= 0).any(0)
-        x, codes = features[rows].to(self._head.weight.dtype), codes[:, rows].contiguous()
+    def _share(self, x: Tensor, codes: Tensor) -> list[_Part]:
+        x = x.to(self._head.weight.dtype)
         offset = (x @ self._head.weight.T).T.contiguous()
         if self._head.bias is not None:
             offset += self._head.bias[:, None]
-        x = x.to(self._product)
-        width = max(1, self._entries // max(codes.shape[1], 1))
+        self._chunks = [
+            part.T.to(self._product).contiguous() for part in torch.split(x, _CHUNK_ROWS)
+        ]
+        width = max(1, self._entries // codes.shape[1])
         every = torch.arange(len(codes), device=x.device)
-        blocks = [every[start : start + width] for start in range(0, len(codes), width)]
-        return [_Part(b, x, offset[b], codes[b], self._plan(codes[b])) for b in blocks]
+        return [
+            _Part(b, None, offset[b], codes[b], self._plan(codes[b]))
+            for b in torch.split(every, width)
+        ]
 
     def _gather_all(self, features: Tensor, codes: Tensor) -> list[_Part]:
         parts = []
@@ -135,6 +169,9 @@ class PopulationFitness:
         new._head, new._metric = self._head.take(keep), self._metric
         new._product, new._entries = self._product, self._entries
         new.shared, new.multiply_adds = self.shared, self.multiply_adds
+        new._chunks, new._kept = self._chunks, None
+        if self._kept is not None:
+            new._kept = _Kept(self._kept.change[:, keep], self._kept.generation)
         place = {int(old): i for i, old in enumerate(keep)}
         parts = [self._taken(part, place) for part in self._parts]
         new._parts = [part for part in parts if part is not None]
@@ -149,36 +186,130 @@ class PopulationFitness:
         if len(rows) == len(part.index):
             return replace(part, index=index)
         codes = part.codes[at]
-        x = part.x if self.shared else part.x[at]
+        x = None if part.x is None else part.x[at]
         return _Part(index, x, part.offset[at], codes, self._plan(codes))
 
     def _plan(self, codes: Tensor) -> RankingPlan | None:
         planned = METRICS["average_precision"], METRICS["auroc"]
         return RankingPlan(codes) if self._metric in planned else None
 
+    @property
+    def kept_generation(self) -> int | None:
+        """The generation whose scores `follow` keeps, if it does."""
+        return None if self._kept is None else self._kept.generation
+
+    # -------------------------------------------------------------------------- scoring
+
     def __call__(self, population: Tensor) -> Tensor:
         """(K, P) float64 scores of (K, P, G) genomes; NaN where a class is not known."""
         result = torch.empty(population.shape[:2], dtype=torch.float64, device=population.device)
         for part in self._parts:
-            result[part.index] = self._score(part, population[part.index])
+            genomes = population[part.index]
+            delta = self._delta(genomes, part.index)
+            if part.x is None:
+                change = self._changes(delta)
+            else:
+                change = torch.bmm(delta, part.x.mT).transpose(0, 1)
+            result[part.index] = self._rank(part, change, genomes)
         return result
 
-    def _score(self, part: _Part, population: Tensor) -> Tensor:
-        """(g, P) scores of one block."""
-        n_features = part.x.shape[-1]
-        head = self._head
-        delta = population[..., :n_features] - head.weight[part.index][:, None]
-        delta = delta.to(self._product)
-        if self.shared:
-            scores = (delta.flatten(0, 1) @ part.x.T).view(*delta.shape[:2], -1)
+    def follow(self, state: EvolutionState) -> Tensor:
+        """(K, P) float64 scores of a state's population, with those of the last call in mind.
+
+        Where that pays, the scores of all rows are kept (`kept_bytes` for each category) and only
+        what has changed is computed, if the last call was for the generation before. Else, and
+        every 128 generations, this is the same as ``self(ask(state))``.
+        """
+        origin, kept = state.origin, self._kept
+        if not self.shared or origin is None or not self._pays(origin):
+            self._kept = None
+            return self(ask(state))
+        if kept is None or kept.generation != state.generation - 1 or not state.generation % _ANEW:
+            every = torch.arange(len(state.population), device=state.population.device)
+            kept = _Kept(self._changes(self._delta(state.population, every)), state.generation)
         else:
-            scores = torch.bmm(delta, part.x.mT)
+            self._advance(kept, origin)
+        self._kept = kept
+        shape = state.population.shape[:2]
+        result = torch.empty(shape, dtype=torch.float64, device=state.population.device)
+        for part in self._parts:
+            at = slice(int(part.index[0]), int(part.index[-1]) + 1)  # all there is between them
+            result[at] = self._rank(part, kept.change[:, at], state.population[at])
+        return result
+
+    def _pays(self, origin: Origin) -> bool:
+        """Whether clearly fewer multiply-adds are left, in products that are wide enough."""
+        share = float(origin.from_first.float().mean())
+        share = min(share, 1 - share) + 1 / len(origin.parents)
+        plain = self._product == self._head.weight.dtype
+        return plain and share < _FOLLOW_BELOW and origin.steps.shape[1] > _CHUNK_ROWS // 4
+
+    def _delta(self, genomes: Tensor, index: Tensor) -> Tensor:
+        """(g, P, D) change of the weights since the first head."""
+        n_features = self._head.weight.shape[1]
+        delta = genomes[..., :n_features] - self._head.weight[index][:, None]
+        return delta.to(self._product)
+
+    def _changes(self, delta: Tensor) -> Tensor:
+        """(P, g, n) scores of (g, P, D) changes of the weights on shared rows."""
+        flat = delta.transpose(0, 1).flatten(0, 1)
+        change = flat.new_empty(len(flat), sum(chunk.shape[1] for chunk in self._chunks))
+        start = 0
+        for chunk in self._chunks:
+            change[:, start : start + chunk.shape[1]] = flat @ chunk
+            start += chunk.shape[1]
+        return change.view(delta.shape[1], len(delta), -1)
+
+    def _advance(self, kept: _Kept, origin: Origin) -> None:
+        """Move the scores kept to the next generation, some rows at a time."""
+        genes, differ, like = _differences(origin, self._head.weight.shape[1])
+        n_offspring, n_categories, width = differ.shape
+        every = torch.arange(n_categories, device=differ.device)
+        elite, parent = ((p.T * n_categories + every).flatten() for p in (origin.elite, like))
+        steps = origin.steps[:, : self._head.weight.shape[1]]
+        flat = kept.change.view(-1, kept.change.shape[2])
+        start = 0
+        for chunk in self._chunks:
+            rows = flat[:, start : start + chunk.shape[1]]
+            best, moved = rows.index_select(0, elite), rows.index_select(0, parent)
+            x = torch.cat([chunk, steps @ chunk]).index_select(0, genes.flatten())
+            product = moved.view(n_offspring, n_categories, -1)
+            product.baddbmm_(differ, x.view(n_offspring, width, -1))
+            rows[: len(best)], rows[len(best) :] = best, moved
+            start += chunk.shape[1]
+        kept.generation += 1
+
+    def _rank(self, part: _Part, change: Tensor, genomes: Tensor) -> Tensor:
+        """(g, P) scores by the metric, from (P, g, L) scores without the offset."""
         if part.plan is not None:
-            by_individual = scores.transpose(0, 1)
             if self._metric is METRICS["auroc"]:
-                return part.plan.auroc(by_individual, offset=part.offset).T
-            return part.plan.average_precision(by_individual, offset=part.offset).T
-        logits = scores + part.offset[:, None]
-        if head.bias is not None:
-            logits += (population[..., n_features] - head.bias[part.index][:, None])[..., None]
+                return part.plan.auroc(change, offset=part.offset).T
+            return part.plan.average_precision(change, offset=part.offset).T
+        logits = change.transpose(0, 1) + part.offset[:, None]
+        if self._head.bias is not None:
+            logits += (genomes[..., -1] - self._head.bias[part.index][:, None])[..., None]
         return self._metric.columns(logits, part.codes[:, None].expand(logits.shape))
+
+
+def _differences(origin: Origin, n_features: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What an offspring adds to one of its parents, of all features and, behind them, all noise.
+
+    Returns:
+        (B, m) places of the genes that differ, padded, and last the place of its noise; (B, K, m)
+        by how much (0 where padded; for the noise 1 if it mutates); (K, B) places of the parent:
+        the second, or the first if most genes come from there.
+    """
+    minor = origin.from_first[:, :n_features]
+    like, other = origin.parents[..., 1], origin.parents[..., 0]
+    if float(minor.float().mean()) > 0.5:
+        minor, like, other = ~minor, other, like
+    width = max(int(minor.sum(1).max()), 1)
+    genes = minor.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :width]
+    n_categories, size, n_genes = origin.before.shape
+    flat, device = origin.before.flatten(), genes.device
+    first = torch.arange(n_categories, device=device) * size
+    at = [((p.T + first) * n_genes)[:, :, None] + genes[:, None] for p in (other, like)]
+    differ = (flat.take(at[0]) - flat.take(at[1])) * minor.gather(1, genes)[:, None]
+    noise = n_features + torch.arange(len(genes), device=device)
+    mutates = origin.mutates.T[:, :, None].to(differ.dtype)
+    return torch.cat([genes, noise[:, None]], 1), torch.cat([differ, mutates], 2), like

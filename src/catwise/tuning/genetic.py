@@ -15,6 +15,7 @@ arXiv 2401.16991 (CFT_GA).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -40,7 +41,7 @@ from catwise.tuning.evolution import (
     keep_categories,
     tell,
 )
-from catwise.tuning.fitness import PopulationFitness, gathered_size
+from catwise.tuning.fitness import SHARED_FROM, PopulationFitness, gathered_size, kept_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -64,7 +65,8 @@ class GeneticConfig:
         dtype: precision of genomes and validation, float32 or float64.
         product: precision of the fitness's matrix product, such as `torch.bfloat16`; None: as
             `dtype`. Only the change from the original head passes through it.
-        gather_bytes: categories evolve in blocks whose gathered rows are not larger than that.
+        gather_bytes: categories evolve in blocks whose gathered rows, or scores kept of shared
+            rows, are not larger than that.
         progress_every: generations between two calls of the progress callback.
         seed: of all draws.
 
@@ -332,7 +334,7 @@ class _Run:
         scores = fitness(ask(state)[:, :1]).expand(-1, operators.population_size)
         for step in range(1, config.max_generations + 1):
             state = tell(state, scores, operators)
-            scores = fitness(ask(state))
+            scores = fitness.follow(state)
             leader, upward = _leader(ask(state), scores, higher=operators.higher_is_better)
             valid = scorer(self._rows(leader))
             best.offer(leader, valid, step)
@@ -373,15 +375,18 @@ def _blocks(
     """Blocks of categories: all at once, or as many as their gathered rows allow."""
     if not len(index):
         return
-    size = (config.product or config.dtype).itemsize * n_features
-    shared = int((codes[:, index] >= 0).any(1).sum()) * len(index)
-    padded = gathered_size(codes[:, index].T)
-    if padded >= shared or padded * size <= config.gather_bytes:
-        yield index
-        return
-    width = max(1, int(len(index) * config.gather_bytes / (padded * size)))
-    for start in range(0, len(index), width):
-        yield index[start : start + width]
+    known = codes[:, index] >= 0
+    n_rows, padded = int(known.any(1).sum()), gathered_size(codes[:, index].T)
+    shared = padded >= SHARED_FROM * n_rows * len(index)
+    bytes_each = (
+        kept_bytes(n_rows, config.operators.population_size, config.dtype)
+        if shared
+        else padded / len(index) * (config.product or config.dtype).itemsize * n_features
+    )
+    n_blocks = min(
+        max(math.ceil(len(index) * bytes_each / max(config.gather_bytes, 1)), 1), len(index)
+    )
+    yield from index.tensor_split(n_blocks)
 
 
 def _told(
