@@ -143,7 +143,8 @@ def test_the_paper_preset_takes_the_best_method_per_category():
         tuned(preset="paper", methods=m, config=QUICK)
         for m in (["bp_bce"], ["bp_asl"], ["bp_bce", "bp_asl"])
     )
-    assert both.summary["choice"] == {"methods": ["bp_bce", "bp_asl"]}
+    assert both.summary["choice"]["methods"] == ["bp_bce", "bp_asl"]
+    assert set(both.summary["choice"]["stopped"]) == {"bp_bce", "bp_asl"}
     assert both.folds is None
     assert any("chose among all steps" in note for note in both.notes)
     for c, record in enumerate(both.records):

@@ -351,8 +351,8 @@ class RankingPlan:
             )
         if offset is not None and score.device.type != "cpu":
             return score + offset
-        if offset is None and score.dtype in (torch.float16, torch.bfloat16):
-            score = score.to(torch.float32)
+        if score.dtype in (torch.float16, torch.bfloat16):
+            score = score.to(torch.float32 if offset is None else offset.dtype)
         return score.mT if rows_first and score.device.type != "cpu" else score
 
     def _each(
@@ -365,20 +365,24 @@ class RankingPlan:
         strict: bool = False,
     ) -> Tensor:
         """Count and reduce category by category, blocks of them in threads."""
-        flat = score.reshape(math.prod(score.shape[:-2]), *score.shape[-2:])
+        flat = score.reshape(math.prod(score.shape[:-2]), *score.shape[-2:]).numpy()
         result = np.full((flat.shape[0], self.n_categories), np.nan)
-
         width = _TRANSPOSED if rows_first else _BLOCK
+        shift = None if offset is None else offset.numpy()
+        dtype = flat.dtype if shift is None else np.result_type(flat, shift)
 
-        def work(start: int) -> None:
-            stop = min(start + width, self.n_categories)
-            block = flat[:, :, start:stop].mT.contiguous() if rows_first else flat[:, start:stop]
-            for c in range(start, stop):
-                if self.defined[c]:
-                    own = block[:, c - start]
-                    own = own if offset is None else own + offset[c]
-                    counts = _count(own.numpy(), self._columns[c], strict=strict)
-                    result[:, c] = one(c, counts)
+        def work(starts: range) -> None:
+            room = np.empty((2, flat.shape[0] * self.n_rows), dtype=dtype)
+            for start in starts:
+                stop = min(start + width, self.n_categories)
+                block = flat[..., start:stop].swapaxes(1, 2) if rows_first else flat[:, start:stop]
+                block = np.ascontiguousarray(block) if rows_first else block
+                for c in range(start, stop):
+                    if self.defined[c]:
+                        own = None if shift is None else shift[c]
+                        column = self._columns[c]
+                        counts = _count(block[:, c - start], own, column, room, strict=strict)
+                        result[:, c] = one(c, counts)
 
         _in_threads(work, range(0, self.n_categories, width), self.n_threads)
         return torch.from_numpy(result.reshape(*score.shape[:-2], self.n_categories))
@@ -398,15 +402,31 @@ def _column(codes: NDArray[np.int8]) -> _Column:
     )
 
 
-def _count(scores: NDArray[Any], column: _Column, *, strict: bool) -> _Counts:
+def _count(
+    scores: NDArray[Any],
+    offset: NDArray[Any] | None,
+    column: _Column,
+    room: NDArray[Any],
+    *,
+    strict: bool,
+) -> _Counts:
     """Counts for the positives of one category, (P, K), ascending by score.
 
     `strict` counts the strictly greater scores instead of the positives among themselves:
     AUROC needs only those. A NaN among the known scores sorts last and makes its row NaN.
+    `room` (2, P · M) is written over, so that threads do not wait for fresh memory.
     """
-    known = scores if column.known is None else scores.take(column.known, axis=1)
-    known = np.sort(known, axis=1)
-    positives = np.sort(scores.take(column.positives, axis=1), axis=1)
+    whole = room[0].reshape(scores.shape)
+    if offset is None:
+        whole[:] = scores
+    else:
+        np.add(scores, offset, out=whole)
+    positives = np.sort(whole.take(column.positives, axis=1), axis=1)
+    known = whole
+    if column.known is not None:
+        known = room[1, : len(scores) * column.n_known].reshape(len(scores), -1)
+        whole.take(column.known, axis=1, out=known, mode="clip")
+    known.sort(axis=1)
     n, k = column.n_known, positives.shape[1]
     below = _search(known, positives)
     ge = (n - below).astype(np.float64)
@@ -476,13 +496,12 @@ def _pool(n_threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(n_threads, thread_name_prefix="catwise-ranking")
 
 
-def _in_threads(work: Callable[[int], None], starts: range, n_threads: int | None) -> None:
+def _in_threads(work: Callable[[range], None], starts: range, n_threads: int | None) -> None:
     threads = min(n_threads or torch.get_num_threads(), len(starts))
     if threads <= 1:
-        for start in starts:
-            work(start)
+        work(starts)
         return
-    for done in _pool(threads).map(work, starts):
+    for done in _pool(threads).map(work, [starts[i::threads] for i in range(threads)]):
         assert done is None  # noqa: S101  (iterating re-raises what a thread raised)
 
 

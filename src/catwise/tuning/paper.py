@@ -5,6 +5,7 @@ Source: Chong et al., arXiv 2401.16991 (CFT_BP, CFT_GA, and "Greedy" over severa
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -67,6 +68,7 @@ class PaperResult(NamedTuple):
         scores: for the records.
         history: a dict per method and step.
         passes: how often the rows were read.
+        stopped: per method, how many categories stopped for which reason.
     """
 
     weight: torch.Tensor
@@ -75,6 +77,7 @@ class PaperResult(NamedTuple):
     scores: Scores
     history: list[dict[str, Any]]
     passes: dict[str, int]
+    stopped: dict[str, dict[str, int]]
 
 
 def checked_methods(methods: Sequence[str] | None) -> tuple[str, ...]:
@@ -322,6 +325,13 @@ def _best(
         "valid": sum(r.passes.valid for r in found),
     }
     scores = Scores(status, reason, candidate, before, after, best, nothing, nothing)
+    stopped = {n: dict(Counter(sorted(r.stop_reason))) for n, r in results.items()}
     return PaperResult(
-        weight.cpu(), None if bias is None else bias.cpu(), replaced, scores, history, passes
+        weight.cpu(),
+        None if bias is None else bias.cpu(),
+        replaced,
+        scores,
+        history,
+        passes,
+        stopped,
     )

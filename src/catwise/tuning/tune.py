@@ -404,7 +404,7 @@ def _run_paper(
         float("nan"),
         float("nan"),
         memorisation_gap(logits[0], work.train.labels, logits[1], work.valid.labels),
-        {"methods": list(plan.methods)},
+        {"methods": list(plan.methods), "stopped": found.stopped},
         found.passes,
         found.history,
         None,
