@@ -175,6 +175,10 @@ def _joined(parts: Sequence[PaperResult]) -> PaperResult:
         Scores(**scores),
         _joined_history([part.history for part in parts]),
         {key: max(part.passes[key] for part in parts) for key in parts[0].passes},
+        {
+            method: dict(sum((Counter(part.stopped[method]) for part in parts), Counter()))
+            for method in parts[0].stopped
+        },
     )
 
 
