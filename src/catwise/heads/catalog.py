@@ -68,6 +68,31 @@ class Entry:
         return f"{self.container}:{self.key}" if self.container else self.key
 
     @property
+    def layout(self) -> str:
+        """How the rows of a head lie in it.
+
+        "matrix": (C, D), also of a 1×1 convolution; "one": (1, C, D), as in Query2Label; "groups":
+        (K, D, C / K), as in ML-Decoder, whose category c is column c % (C / K) of group
+        c // (C / K); "": in no way that is known.
+        """
+        shape = self.shape
+        if 0 in shape:
+            return ""
+        if len(shape) == 2 or (len(shape) == 4 and shape[2:] == (1, 1)):
+            return "matrix"
+        if len(shape) == 3 and self.key.rpartition(".")[2] == "duplicate_pooling":
+            return "groups"
+        return "one" if len(shape) == 3 and shape[0] == 1 else ""
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        """(C, D) of a head."""
+        if self.layout == "groups":
+            return self.shape[0] * self.shape[2], self.shape[1]
+        first, second = self.shape[-2:] if self.layout == "one" else self.shape[:2]
+        return first, second
+
+    @property
     def extent(self) -> tuple[int, int]:
         """First and last byte + 1 within the storage."""
         if self.dtype is None or 0 in self.shape:

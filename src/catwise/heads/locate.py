@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -237,8 +238,7 @@ def _candidates(catalog: Catalog) -> list[Entry]:
 
 
 def _is_matrix(entry: Entry) -> bool:
-    shape = entry.shape
-    return (len(shape) == 2 or (len(shape) == 4 and shape[2:] == (1, 1))) and 0 not in shape
+    return entry.layout == "matrix"
 
 
 def _matrices(entries: Sequence[Entry]) -> list[Entry]:
@@ -298,22 +298,27 @@ def _natural(key: str) -> list[tuple[int, str]]:
 
 def _describe(catalog: Catalog, entry: Entry, *, bias_key: str | None = None) -> Found:
     """Where an entry's bias is, and what is special or wrong about the two."""
-    if not _is_matrix(entry):
+    if not entry.layout:
         raise HeadError(
             f"the tensor {entry.name!r} of {catalog.label} is no head's weight.",
             found=f"shape {entry.shape}",
-            expected="shape (C, D), or (C, D, 1, 1) of a 1×1 convolution",
+            expected="shape (C, D), (C, D, 1, 1) of a 1×1 convolution, (1, C, D) of a group-wise "
+            "layer, or (K, D, C / K) of ML-Decoder's duplicate_pooling",
         )
     bias = _bias(catalog, entry, bias_key)
-    notes = ["1×1 convolution"] if len(entry.shape) == 4 else []
+    kind = {4: "1×1 convolution", 3: "category-specific features"}.get(len(entry.shape))
+    notes = [kind] if kind else []
+    n_categories, n_features = entry.rows
+    if entry.layout == "groups" and bias is not None:
+        n_categories = math.prod(bias.shape)
     if _EMA.search(entry.name):
         notes.append("a moving average (EMA)")
     location = HeadLocation(
         entry.key,
         bias.key if bias else None,
         entry.container,
-        entry.shape[0],
-        entry.shape[1],
+        n_categories,
+        n_features,
         entry.dtype_name,
         ", ".join(notes),
         _problem(catalog, entry, bias),
@@ -329,16 +334,24 @@ def _bias(catalog: Catalog, entry: Entry, bias_key: str | None) -> Entry | None:
     else:
         prefix = _prefix(entry.key)
         wanted = None if prefix is None else prefix + "bias"
+        if entry.layout == "groups":
+            wanted = entry.key + "_bias"
         beside = (e for e in catalog.entries if (e.container, e.key) == (entry.container, wanted))
         found = next(beside, None)
         if found is None:
             return None
         bias = found
-    if bias.shape != entry.shape[:1]:
+    size, most = math.prod(bias.shape), entry.rows[0]
+    fits = len(bias.shape) == 1 or (len(bias.shape) == 2 and bias.shape[0] == 1)
+    if entry.layout == "groups":  # the last group may be short
+        fits = fits and -(-size // entry.shape[0]) == entry.shape[2]
+    elif size != most or (entry.layout == "matrix" and len(bias.shape) != 1):
+        fits = False
+    if not fits:
         raise HeadError(
             f"the bias {bias.name!r} does not fit the weight {entry.name!r}.",
             found=f"shapes {bias.shape} and {entry.shape}",
-            expected=f"a bias of shape ({entry.shape[0]},)",
+            expected=f"a bias of shape ({most},)",
             remedy="name the bias with bias_key='…'",
         )
     return bias

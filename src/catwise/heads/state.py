@@ -63,8 +63,11 @@ def read_head(
 def head_at(catalog: Catalog, found: Found, *, categories: Sequence[str] | None = None) -> Head:
     """Read the head at a place that is already found."""
     location = found.location
-    weight = load_tensor(catalog, found.weight).reshape(location.n_categories, location.n_features)
-    bias = None if found.bias is None else load_tensor(catalog, found.bias)
+    weight = load_tensor(catalog, found.weight)
+    if found.weight.layout == "groups":
+        weight = weight.permute(0, 2, 1)
+    weight = weight.reshape(-1, location.n_features)[: location.n_categories]
+    bias = None if found.bias is None else load_tensor(catalog, found.bias).reshape(-1)
     provenance = {
         "checkpoint": catalog.path.name if catalog.path else "state_dict",
         "key": location.name,

@@ -73,7 +73,18 @@ class _Patch:
     values: torch.Tensor
 
     def apply(self, view: torch.Tensor) -> None:
-        view[list(self.rows)] = self.values.reshape(len(self.rows), *self.entry.shape[1:])
+        rows, layout = torch.tensor(self.rows), self.entry.layout
+        if layout == "groups":
+            size = self.entry.shape[2]
+            view.permute(0, 2, 1)[rows // size, rows % size] = self.values
+            return
+        target = view[0] if layout == "one" or self.is_flat else view
+        target[rows] = self.values.reshape(len(self.rows), *target.shape[1:])
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether this is a bias of shape (1, C)."""
+        return self.values.ndim == 1 and len(self.entry.shape) == 2
 
 
 def write_head(

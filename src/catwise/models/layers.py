@@ -20,22 +20,20 @@ from catwise.errors import CatwiseError, ConfigError, HeadError, MismatchError, 
 from catwise.heads.catalog import open_catalog
 from catwise.heads.core import Head
 from catwise.heads.locate import find_head
+from catwise.models.logits import TOLERANCE, check_logits, logits_gap, logits_of, scores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = [
     "Captured", "Forward", "call", "capture", "check_logits", "evaluating", "find_layer", "head_of",
-    "home_of", "logits_gap", "logits_of", "place_of", "put_head", "ranks_of", "running", "scores",
-    "stacked", "weights_digest",
+    "home_of", "logits_gap", "logits_of", "place_of", "put_head", "ranks_of", "row_names",
+    "running", "scores", "stacked", "weights_digest",
 ]  # fmt: skip
 
 Forward = Callable[[Tensor, "torch.dtype | None"], tuple[Tensor, object]]
 """Images and the dtype of autocast, or None → features and what the model returned."""
 
-_TOLERANCE: Final = {
-    torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2,
-}  # fmt: skip
 _STAND_INS: Final = {
     "weight_g": "weight-normed", "weight_v": "weight-normed",
     "weight_orig": "pruned or spectrally normed",
@@ -129,6 +127,15 @@ def _own_rows(layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
     if rows.ndim != 2 or any(part.squeeze().shape != rows.shape[:1] for part in rest):
         return None
     return weight, rest[0] if rest else None
+
+
+def row_names(layer: nn.Module) -> tuple[str, str | None] | None:
+    """What a layer that takes (N, C, D) calls its vectors and numbers; None for other layers."""
+    own = _own_rows(layer)
+    if own is None:
+        return None
+    names = {id(part): name for name, part in layer.named_parameters(recurse=False)}
+    return names[id(own[0])], None if own[1] is None else names[id(own[1])]
 
 
 def _tail(module: nn.Module) -> str | None:
@@ -330,8 +337,8 @@ def _problem(layer: nn.Module) -> tuple[str, str | None]:
         return "without numbers (on the meta device)", "load the weights first"
     weight = getattr(layer, "weight", None)
     quantised = "quantized" in type(layer).__module__ or callable(weight)
-    floats = all(part.dtype in _TOLERANCE for part in parts)
-    if quantised or not floats or (isinstance(weight, Tensor) and weight.dtype not in _TOLERANCE):
+    floats = all(part.dtype in TOLERANCE for part in parts)
+    if quantised or not floats or (isinstance(weight, Tensor) and weight.dtype not in TOLERANCE):
         return "quantised, or no float tensor", "use the model from before it was quantised"
     if isinstance(layer, nn.Linear) or _is_conv(layer) or _own_rows(layer) is not None:
         return "", None
@@ -342,7 +349,7 @@ def _probe(layer: nn.Module, head: Head, name: str) -> None:
     """Refuse a layer that computes something else than its numbers say."""
     shape: tuple[int, ...] = (_PROBES, head.n_features)
     if _own_rows(layer) is not None:
-        shape = (_PROBES, head.n_categories, head.n_features)
+        shape = (_PROBES, getattr(layer, "n_groups", head.n_categories), head.n_features)
     rows = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     rows = rows.to(head.device, head.dtype)
     given = rows[:, :, None, None] if isinstance(layer, nn.Conv2d) else rows
@@ -353,7 +360,7 @@ def _probe(layer: nn.Module, head: Head, name: str) -> None:
         gap, reason = float("inf"), f"{type(error).__name__}: {error}".splitlines()[0]
     else:
         reason = f"outputs that differ by {gap:.2g} of the largest"
-    if not gap <= _TOLERANCE[head.dtype]:
+    if not gap <= TOLERANCE[head.dtype]:
         raise HeadError(
             f"{_shown_name(layer, name)} cannot be used: it is not linear.",
             found=reason,
@@ -390,10 +397,10 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 class Captured:
     """What went into the layer. Made by :func:`capture`."""
 
-    __slots__ = ("_inputs", "_layer", "_name")
+    __slots__ = ("_inputs", "_layer", "_name", "_pool", "is_pooled")
 
-    def __init__(self, layer: nn.Module, name: str) -> None:
-        self._layer = layer
+    def __init__(self, layer: nn.Module, name: str, *, pool: bool = False) -> None:
+        self._layer, self._pool, self.is_pooled = layer, pool, False
         self._name = _shown_name(layer, name)
         self._inputs: list[Any] = []
 
@@ -427,9 +434,12 @@ class Captured:
         features = inputs[0].detach()
         if _own_rows(self._layer) is not None and features.ndim == 3:
             return features
+        if self._pool and features.ndim == 4 and features.shape[2:] != (1, 1):
+            self.is_pooled = True
+            features = features.mean((2, 3))
         flat = features.flatten(1) if features.ndim > 1 else features
         width = flat.shape[-1]
-        axis = 1 if isinstance(self._layer, nn.Conv2d) else -1
+        axis = 1 if isinstance(self._layer, nn.Conv2d) and features.ndim == 4 else -1
         if features.ndim < 2 or features.shape[axis] != width:
             raise HeadError(
                 f"the input of {self._name} are not the features of an image.",
@@ -441,7 +451,7 @@ class Captured:
 
 
 @contextlib.contextmanager
-def capture(module: nn.Module, layer: str | nn.Module) -> Iterator[Captured]:
+def capture(module: nn.Module, layer: str | nn.Module, *, pool: bool = False) -> Iterator[Captured]:
     """Catch the features: what goes into a layer whenever the model runs.
 
     Inside, the model is in evaluation mode and no gradients are kept; afterwards every training
@@ -450,6 +460,8 @@ def capture(module: nn.Module, layer: str | nn.Module) -> Iterator[Captured]:
     Args:
         module: the model.
         layer: its classification layer, or the name of it.
+        pool: for a 1×1 convolution that sees several positions, give their mean, which is what its
+            model must score; `Captured.is_pooled` tells.
 
     Yields:
         What is caught: `take()` it after each forward pass.
@@ -465,7 +477,7 @@ def capture(module: nn.Module, layer: str | nn.Module) -> Iterator[Captured]:
     """
     name = layer if isinstance(layer, str) else ""
     found = find_layer(module, layer)[1] if isinstance(layer, str) else layer
-    captured = Captured(found, name)
+    captured = Captured(found, name, pool=pool)
     handle = found.register_forward_pre_hook(captured._hook, with_kwargs=True)  # noqa: SLF001  # ours
     try:
         with evaluating(module):
@@ -580,12 +592,15 @@ def running(
         if home != device:
             module.to(device)
         head = head_of(find_layer(module, layer)[1], name=layer)
-        with capture(module, layer) as captured:
+        with capture(module, layer, pool=True) as captured:
 
             def forward(images: Tensor, half: torch.dtype | None) -> tuple[Tensor, object]:
                 with torch.autocast(device.type, half, enabled=half is not None):
                     output = call(module, images, argument)
-                return captured.take(), output
+                features = captured.take()
+                if captured.is_pooled:  # whether the mean is what counts is for the model to show
+                    check_logits(head, features, output, name=layer)
+                return features, output
 
             yield forward, head
     finally:
@@ -600,84 +615,3 @@ def weights_digest(module: nn.Module) -> str:
         total.update(f"{name} {part.dtype} {tuple(part.shape)}".encode())
         total.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return total.hexdigest()
-
-
-# Comparing
-
-
-def logits_of(output: object) -> Tensor:
-    """The logits in what a model returns: (N, C).
-
-    Args:
-        output: a tensor; something with `logits`; a table with ``"logits"``; or a tuple that begins
-            with one of these.
-
-    Raises:
-        HeadError: If there are none.
-
-    >>> logits_of({"logits": torch.zeros(2, 3, 1, 1)}).shape
-    torch.Size([2, 3])
-    """
-    found = output
-    if isinstance(found, (tuple, list)) and found and not hasattr(found, "logits"):
-        found = found[0]
-    if isinstance(found, Mapping) and "logits" in found:
-        found = found["logits"]
-    found = getattr(found, "logits", found)
-    if isinstance(found, Tensor) and found.ndim >= 2:
-        return found.detach().flatten(1)
-    raise HeadError(
-        "the model returns no logits.",
-        found=type(output).__name__
-        + (f" of shape {tuple(found.shape)}" if isinstance(found, Tensor) else ""),
-        expected="a tensor (N, C), or something with `logits`",
-    )
-
-
-def scores(head: Head, features: Tensor) -> Tensor:
-    """The head's logits: (N, C), of (N, D) or (N, C, D) features."""
-    if features.ndim != 3:
-        return head.logits(features)
-    rows = features.to(head.device, head.compute_dtype)
-    logits = (rows * head.weight.to(rows)).sum(-1)
-    return logits if head.bias is None else logits + head.bias.to(rows)
-
-
-def logits_gap(head: Head, features: Tensor, output: object) -> float:
-    """How far a model's logits are from what the head gives for the features.
-
-    Args:
-        head: the head.
-        features: (N, D), or (N, C, D) with one vector for each category.
-        output: what the model returned.
-
-    Returns:
-        The largest difference, divided by the largest logit; infinity if the shapes differ.
-
-    >>> logits_gap(Head([[2.0]]), torch.ones(1, 1), torch.full((1, 1), 1.5))
-    0.25
-    """
-    expected, logits = scores(head, features).double(), logits_of(output)
-    if expected.shape != logits.shape:
-        return float("inf")
-    gap = (expected - logits.to(expected)).abs().max()
-    return float(gap / expected.abs().max().clamp_min(1e-30))
-
-
-def check_logits(head: Head, features: Tensor, output: object, *, name: str) -> float:
-    """Refuse a layer, called `name`, that does not make the model's logits; give the gap.
-
-    Raises:
-        HeadError: If the gap is more than rounding explains, or there are no logits.
-    """
-    gap, logits = logits_gap(head, features, output), logits_of(output)
-    if not gap <= max(1e-3, *(_TOLERANCE.get(dtype, 0) for dtype in (head.dtype, logits.dtype))):
-        raise HeadError(
-            f"the layer {name!r} does not make the model's logits.",
-            found=f"logits {tuple(logits.shape)}, and {head.n_categories:,} categories from the "
-            f"layer; they differ by {gap:.2g} of the largest",
-            expected="features @ weight.T + bias, to float tolerance",
-            remedy="name the right layer with layer='…'; take out a sigmoid, a scaling or a mean "
-            "of heads behind it, or use check=False if only the features matter",
-        )
-    return gap

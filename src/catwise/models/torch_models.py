@@ -15,7 +15,9 @@ from catwise.heads import Head
 from catwise.heads.catalog import open_catalog
 from catwise.heads.locate import find_head
 from catwise.heads.state import head_at
+from catwise.models.category_heads import DecodedGroups, find_decoder
 from catwise.models.core import LoadedModel, Preprocessing
+from catwise.models.layers import row_names
 from catwise.models.lightning_models import (
     Placed,
     count_categories,
@@ -177,7 +179,8 @@ def adapt_module(
     else:
         placed = load_weights(module, catalog, prefix=prefix, loaded=loaded)
     module.eval()
-    names = _layer_names(module, layers, n_categories)
+    decoder = find_decoder(module, layers) if isinstance(layers, str | None) else None
+    names = [decoder] if decoder else _layer_names(module, layers, n_categories)
     _check_policy(name, names, heads)
     if len(names) > 1 and heads == "first":
         notes.append(f"of the two heads only {names[0]!r} is used: the model still averages both.")
@@ -189,6 +192,12 @@ def adapt_module(
         categories = categories or stored_categories(catalog, head.n_categories)
         head = head.replace(categories=categories or head.categories)
     layer, extra = names[0], {}
+    if decoder and head is not None:
+        module, layer = DecodedGroups(module, decoder, head).eval(), "joined"
+        notes.append(
+            f"ML-Decoder: the features are what {f'{decoder}.decoder'.lstrip('.')!r} gives, "
+            f"{module.joined.n_groups} vectors an image."
+        )
     if len(found) > 1 and head is not None:
         module, layer = TwoHeads(module, names, head).eval(), "joined"
         extra["heads"] = [{"layer": key, **_keys(part)} for key, part in found.items()]
@@ -205,7 +214,7 @@ def adapt_module(
         extra=extra,
     )
     if len(found) == 1:
-        adapted.weight_key, adapted.bias_key = _keys(found[layer]).values()
+        adapted.weight_key, adapted.bias_key = _keys(found[names[0]]).values()
     adapted.notes.extend(_trial(adapted))
     return adapted
 
@@ -249,6 +258,13 @@ def _part(module: nn.Module, layer: str, catalog: Catalog, placed: Placed) -> Fo
             f"the model has no layer {layer!r}{nearest(layer, known)}.",
             remedy="print(model) shows the layers' names",
         )
+    own = row_names(known[layer])
+    if getattr(known[layer], "duplicate_pooling", None) is not None:
+        own = "duplicate_pooling", "duplicate_pooling_bias"
+    if own is not None:
+        key, bias_key = (placed.names.get(f"{layer}.{n}".lstrip(".")) for n in own)
+        if key is not None:
+            return find_head(catalog, key=key, bias_key=bias_key)
     weight = getattr(known[layer], "weight", None)
     key = placed.names.get(f"{layer}.weight")
     if is_linear(known[layer]) and key is None:
@@ -325,37 +341,65 @@ def split_head(joined: Head, olds: Sequence[Head]) -> list[Head]:
 
 def _trial(model: LoadedModel) -> list[str]:
     """Run the model once on noise; say where its output is not what its layer gives."""
-    assert model.module is not None  # noqa: S101  # made from a module
-    layer = model.module.get_submodule(model.layer)
-    take = model.preprocessing
-    noise = torch.rand((1, take.channels, *take.size), generator=torch.Generator().manual_seed(0))
-    seen: list[tuple[Any, Any]] = []
-    handle = layer.register_forward_hook(lambda _, inputs, out: seen.append((inputs[0], out)))
     try:
-        with torch.no_grad():
-            kwargs = {model.image_argument: noise} if model.image_argument else {}
-            out = model.module(*([] if kwargs else [noise]), **kwargs)
+        seen, out = _try(model)
     except FAILS as error:
+        take = model.preprocessing
         reason = f"{type(error).__name__}: {first_line(error)}"
-        return [f"a trial image of {tuple(noise.shape)} fails: {reason}."]
-    finally:
-        handle.remove()
-    if not seen:
-        return [f"the layer {model.layer!r} is not used when the model runs."]
-    features, logits = seen[-1]
-    if len(seen) > 1:
-        return [f"the layer {model.layer!r} runs {len(seen)} times for one image."]
+        return [f"a trial image of {(1, take.channels, *take.size)} fails: {reason}."]
+    name = f"the layer {model.layer!r}"
+    if len(seen) != 1:
+        times = f"runs {len(seen)} times for one image"
+        times = times if seen else "is not used when the model runs"
+        return [f"{name} {times}."]
+    ((features, logits),) = seen
     if features.ndim == 4 and features.shape[2:] != (1, 1):
-        place = f"{features.shape[2]}×{features.shape[3]}"
+        each = f"{name} scores each of {features.shape[2]}×{features.shape[3]} places"
+        means = logits.flatten(2).mean(2)
+        if _agree(out, means) and _agree(_try(model, sign=-1)[1], -means):  # no ReLU between them
+            return [f"{each} and the model takes their mean: features are means over the places."]
         model.extra["output_is"] = "not linear"
-        return [f"the layer {model.layer!r} scores each of {place} places: its input is no vector."]
-    out = _logits_of(out)
-    if out is None or out.numel() != logits.numel() or not torch.allclose(
-        out.reshape(-1), logits.reshape(-1), rtol=1e-4, atol=1e-5
-    ):  # fmt: skip
+        return [f"{each}: its input is no vector."]
+    if not _agree(out, logits):
         model.extra["output_is"] = "not the layer's"
         return [f"the model's output is not what its layer {model.layer!r} gives."]
     return []
+
+
+def _try(model: LoadedModel, sign: int = 1) -> tuple[list[tuple[Any, Any]], torch.Tensor | None]:
+    """Noise through the model: what its layer takes and gives, and what the model itself gives.
+
+    Joined heads stand beside the model's own; it is the model that tells. With `sign` −1 the model
+    goes on with the opposite of what the layer gives.
+    """
+    module, take = model.module, model.preprocessing
+    assert module is not None  # noqa: S101  # made from a module
+    noise = torch.rand((1, take.channels, *take.size), generator=torch.Generator().manual_seed(0))
+    seen: list[tuple[Any, Any]] = []
+
+    def hook(_: nn.Module, inputs: Any, output: Any) -> Any:
+        seen.append((inputs[0], output))
+        return None if sign == 1 else -output
+
+    kwargs = {model.image_argument: noise} if model.image_argument else {}
+    args = () if kwargs else (noise,)
+    handle = module.get_submodule(model.layer).register_forward_hook(hook)
+    try:
+        with torch.no_grad():
+            out = module(*args, **kwargs)
+            if isinstance(module, (TwoHeads, DecodedGroups)):
+                out = module.model(*args, **kwargs)
+    finally:
+        handle.remove()
+    return seen, _logits_of(out)
+
+
+def _agree(out: torch.Tensor | None, logits: torch.Tensor) -> bool:
+    return (
+        out is not None
+        and out.numel() == logits.numel()
+        and torch.allclose(out.reshape(-1), logits.reshape(-1), rtol=1e-4, atol=1e-5)
+    )
 
 
 def _logits_of(output: Any) -> torch.Tensor | None:

@@ -122,7 +122,7 @@ def _run(model: LoadedModel, images: torch.Tensor) -> tuple[torch.Tensor, torch.
         lambda _, __, output: seen.append(output)
     )
     try:
-        with evaluating(module), capture(module, model.layer) as captured:
+        with evaluating(module), capture(module, model.layer, pool=True) as captured:
             output = call(module, images, model.image_argument)
             features = captured.take()
     finally:

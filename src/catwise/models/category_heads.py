@@ -1,0 +1,115 @@
+"""Models whose categories, or groups of categories, have a vector each: ML-Decoder and its like.
+
+A layer that itself takes (N, C, D) and holds a vector for each category, such as Query2Label's
+group-wise layer or SSGRL's element-wise one, is used as it is (`catwise.models.layers`).
+ML-Decoder has no such layer: its module multiplies what its decoder gives by ``duplicate_pooling``.
+There the decoder's output is caught, and a layer of the same numbers put beside it.
+
+Source: Ridnik et al., "ML-Decoder: Scalable and Versatile Classification Head", WACV 2023,
+section 3.2: with g = C / K categories a group, category c is column c % g of group c // g.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+
+from catwise.errors import HeadError
+
+if TYPE_CHECKING:
+    from catwise.heads import Head
+
+__all__ = ["CategoryLinear", "DecodedGroups", "find_decoder"]
+
+
+class CategoryLinear(nn.Module):
+    """``logits[n, c] = features[n, group of c] · weight[c] + bias[c]``.
+
+    Args:
+        weight: (C, D).
+        bias: (C,) or None.
+        n_groups: K vectors for each image; category c takes number ``c // ceil(C / K)``.
+
+    >>> layer = CategoryLinear(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), None, n_groups=1)
+    >>> layer(torch.tensor([[[3.0, 4.0]]]))
+    tensor([[3., 4.]])
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, *, n_groups: int) -> None:
+        super().__init__()
+        self.n_groups = n_groups
+        self.weight = nn.Parameter(weight.detach().clone())
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+
+    def extra_repr(self) -> str:
+        """Shape and groups."""
+        n_categories, n_features = self.weight.shape
+        return f"{n_categories} categories, {n_features} features, {self.n_groups} groups"
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Logits (N, C) of (N, K, D) features."""
+        size = -(-len(self.weight) // self.n_groups)
+        group = torch.arange(len(self.weight), device=self.weight.device) // size
+        logits = (features[:, group] * self.weight).sum(2)
+        return logits if self.bias is None else logits + self.bias
+
+
+def find_decoder(module: nn.Module, layer: str | None) -> str | None:
+    """The name of the module that holds ML-Decoder's numbers, if the model has one.
+
+    Args:
+        module: the model.
+        layer: the classification layer's name where it is given: the module's own, or ''.
+
+    Raises:
+        HeadError: If there are several and no name.
+    """
+    found = [
+        name
+        for name, part in module.named_modules()
+        if getattr(part, "duplicate_pooling", torch.empty(0)).ndim == 3
+        and isinstance(getattr(part, "decoder", None), nn.Module)
+    ]
+    if layer is not None:
+        return layer if layer in found else None
+    if len(found) > 1:
+        raise HeadError(
+            "the model has several ML-Decoder heads.",
+            found=", ".join(map(repr, found)),
+            remedy="name the one that is meant with layer='…'",
+        )
+    return found[0] if found else None
+
+
+class DecodedGroups(nn.Module):
+    """A model with an ML-Decoder head, as a layer `joined` over what its decoder gives.
+
+    Args:
+        model: the model, unchanged.
+        name: of its ML-Decoder.
+        head: C rows of ``duplicate_pooling``.
+    """
+
+    def __init__(self, model: nn.Module, name: str, head: Head) -> None:
+        super().__init__()
+        self.model = model
+        self.name = name
+        decoder = cast("Any", model.get_submodule(name))
+        n_groups = int(decoder.duplicate_pooling.shape[0])
+        self.joined = CategoryLinear(head.weight, head.bias, n_groups=n_groups)
+        inner = (m for m in decoder.decoder.modules() if isinstance(m, nn.MultiheadAttention))
+        self.batch_first = any(part.batch_first for part in inner)
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Run the model, catch what its decoder gives, and score that."""
+        seen: list[torch.Tensor] = []
+        decoder = cast("Any", self.model.get_submodule(self.name)).decoder
+        handle = decoder.register_forward_hook(lambda _, __, output: seen.append(output))
+        try:
+            self.model(*args, **kwargs)
+        finally:
+            handle.remove()
+        features = seen[-1] if self.batch_first else seen[-1].transpose(0, 1)
+        return cast("torch.Tensor", self.joined(features))
