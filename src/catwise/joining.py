@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
-from catwise.errors import CategoryError, IdError, LabelError, ShapeError, nearest
+from catwise.errors import CategoryError, HeadError, IdError, LabelError, ShapeError, nearest
 from catwise.features.blocks import BLOCK_ROWS, RowBlocks, block_of, feature_shape
 from catwise.features.by_category import by_category, of_categories
+from catwise.labels import PartialLabels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from catwise.heads import Head
-    from catwise.labels import PartialLabels
 
 __all__ = [
     "Aligned",
@@ -36,6 +36,8 @@ __all__ = [
     "has_default_names",
     "join_rows",
     "match_categories",
+    "open_source",
+    "require_known",
     "source_digests",
     "source_ids",
 ]
@@ -128,6 +130,13 @@ def align(head: Head, features: Any, labels: PartialLabels, *, name: str = "data
     >>> align(head, np.ones((1, 3)), labels).head_index.tolist()
     [2, 0]
     """
+    if not hasattr(head, "n_features"):
+        raise HeadError(
+            "this is no head.",
+            found=type(head).__name__,
+            expected="a Head: weight (C, D), bias (C,) or none, and categories",
+            remedy="catwise.Head(weight, bias), or catwise.read_head(checkpoint)",
+        )
     own = by_category(features)
     if own is not None:
         own.groups_of(head.n_categories)
@@ -142,6 +151,34 @@ def align(head: Head, features: Any, labels: PartialLabels, *, name: str = "data
     joined = join_rows(features, labels, name=name)
     index, notes = match_categories(head.categories, labels.categories, name=name)
     return Aligned(head, joined.rows, labels, index, [*joined.notes, *notes])
+
+
+def open_source(data: Any, *, name: str) -> tuple[Any, PartialLabels]:
+    """Features and labels of one source, as they were given.
+
+    Args:
+        data: a pair of features (N, D) of any kind and labels (N, C).
+        name: what to call this source in an error.
+
+    Raises:
+        ShapeError: If it is no pair.
+        LabelError: If the labels are raw values, whose meaning nobody has named.
+    """
+    if not (isinstance(data, (tuple, list)) and len(data) == 2):
+        raise ShapeError(
+            f"{name} must be a pair of features and labels.",
+            found=type(data).__name__,
+            expected=f"{name}=(features, labels)",
+        )
+    features, labels = data
+    if not isinstance(labels, PartialLabels):
+        raise LabelError(
+            f"the labels of {name!r} are raw values.",
+            found=type(labels).__name__,
+            expected="PartialLabels, in which every value has a meaning",
+            remedy="PartialLabels.from_array(y, encoding=…)",
+        )
+    return features, labels
 
 
 def join_rows(features: Any, labels: PartialLabels, *, name: str = "data") -> Joined:

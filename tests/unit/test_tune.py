@@ -16,6 +16,7 @@ from catwise.errors import (
     CategoryError,
     ConfigError,
     FeatureError,
+    HeadError,
     IdError,
     InSampleWarning,
     LabelError,
@@ -425,6 +426,46 @@ def test_training_rows_in_another_order_are_seen(options):
     result = catwise.tune(made.head, train, made.valid.pair, force=True, **options)
     assert any(note.startswith("train: columns or features") for note in result.notes)
     assert "worse than fresh ones" in result.gap["advice"]
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "says"),
+    [
+        ({"train": "features alone"}, ShapeError, r"expected: train=\(features, labels\)"),
+        ({"valid": "raw labels"}, LabelError, "labels of 'valid' are raw values"),
+        ({"head": "a pair"}, HeadError, r"catwise\.Head\(weight, bias\)"),
+        ({"device": "warp"}, ConfigError, "device 'warp' cannot be used"),
+        ({"seed": "one"}, ConfigError, "seed='one'"),
+    ],
+)
+def test_arguments_of_another_kind(given, kind, says):
+    """What is no head, pair, device or seed is refused with what it should be."""
+    made = task()
+    values = {
+        "features alone": made.train.features,
+        "raw labels": (made.valid.features, made.valid.labels.codes),
+        "a pair": (made.head.weight, made.head.bias),
+    }
+    known = {"head": made.head, "train": made.train.pair, "valid": made.valid.pair}
+    options = known | {key: values.get(value, value) for key, value in given.items()}
+    with pytest.raises(kind, match=says):
+        catwise.tune(**options)
+
+
+@pytest.mark.parametrize("groups", [False, True])
+def test_one_unit_cannot_be_cross_fitted(groups):
+    """A single row or group cannot both fit and judge."""
+    made = task()
+    rows = range(150) if groups else range(1)
+    labels = PartialLabels(
+        made.valid.labels.codes[rows],
+        categories=made.valid.labels.categories,
+        groups=["p"] * 150 if groups else None,
+    )
+    features = np.asarray(made.valid.features.values)[rows]
+    says = "one group cannot be cross-fitted" if groups else "one row cannot be cross-fitted"
+    with pytest.raises(LabelError, match=says):
+        catwise.tune(made.head, made.train.pair, (features, labels))
 
 
 @pytest.mark.parametrize("where", ["train", "valid"])

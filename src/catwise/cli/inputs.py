@@ -351,16 +351,9 @@ def check_device(name: str | None) -> str | None:
     """
     if name is None:
         return None
-    import torch
+    from catwise._device import resolve_device
 
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(
-            f"the device {name!r} cannot be used.",
-            found=str(error).strip().split("\n")[0],
-            expected="cpu" + (", cuda" if torch.cuda.is_available() else ""),
-        ) from error
+    resolve_device(name)
     return name
 
 

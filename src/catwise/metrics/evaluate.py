@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 import numpy as np
 import torch
 
+from catwise._device import resolve_device
 from catwise.errors import ConfigError, InSampleWarning, ShapeError, nearest
 from catwise.features import of_categories
-from catwise.joining import Aligned, align, require_known, source_digests
+from catwise.joining import Aligned, align, open_source, require_known, source_digests
 from catwise.metrics._inputs import known_entries
 from catwise.metrics.bootstrap import Resampler, _groups
 from catwise.metrics.evaluation import Evaluation, Interval
@@ -114,7 +115,7 @@ def evaluate(
     {'macro': 0.5, 'micro': 0.666..., 'n_categories': 1}
     """
     chosen = _chosen(metrics, bootstrap, level)
-    features, labels = data
+    features, labels = open_source(data, name="data")
     aligned = align(head, features, labels, name="data")
     require_known(labels)
     rows = aligned.take(features)
@@ -127,7 +128,7 @@ def evaluate(
     n_in_sample = _count_in_sample(head, features, aligned)
     scored = _Scores(chosen, options, aligned, bootstrap=bootstrap, seed=seed)
     notes = list(aligned.notes)
-    for block, part_labels, logits in _blocks(aligned, rows, torch.device(device)):
+    for block, part_labels, logits in _blocks(aligned, rows, resolve_device(device)):
         if block.start == 0:
             names = aligned.categories[block]
             notes += check_match(logits, part_labels, categories=names, force=force)

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
+from catwise._device import resolve_device
 from catwise.errors import (
     CategoryError,
+    ConfigError,
     MismatchError,
     ShapeError,
 )
@@ -19,6 +21,7 @@ from catwise.joining import (
     align,
     check_disjoint,
     has_default_names,
+    open_source,
     require_known,
     source_digests,
 )
@@ -76,10 +79,12 @@ def open_work(
     device: str | torch.device | None,
 ) -> Work:
     """Check and join everything that `tune` was given; arguments and errors as there."""
-    features, labels = train
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
+        raise ConfigError("the seed must be a whole number.", found=f"seed={seed!r}")
+    train = features, labels = open_source(train, name="train")
     features = by_category(features) or features
     place = getattr(features, "device", None)
-    where = torch.device(device) if device is not None else place
+    where = resolve_device(device) if device is not None else place
     aligned = align(head, features, labels, name="train")
     notes = list(aligned.notes)
     taken = aligned.take(features)
@@ -89,6 +94,7 @@ def open_work(
         require_known(labels, "training label")
     fresh = None
     if valid is not None:
+        valid = open_source(valid, name="valid")
         _check_kinds(features, valid[0])
         notes += check_disjoint(train, valid)
         fresh_aligned = align(head, *valid, name="valid")

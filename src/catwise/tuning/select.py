@@ -14,7 +14,14 @@ import torch
 
 from catwise._version import __version__
 from catwise.errors import ConfigError, HeadError, InSampleWarning, nearest
-from catwise.joining import Aligned, align, has_default_names, require_known, source_digests
+from catwise.joining import (
+    Aligned,
+    align,
+    has_default_names,
+    open_source,
+    require_known,
+    source_digests,
+)
 from catwise.metrics.influence import t_quantile
 from catwise.metrics.per_category import undefined_reason
 from catwise.metrics.registry import Metric, resolve_metric
@@ -149,7 +156,7 @@ def select(
     started = time.perf_counter()
     chosen_metric = _checked(metric, rule, level, splits)
     names, heads = _candidates(candidates)
-    features, labels = valid
+    features, labels = open_source(valid, name="valid")
     aligned = align(heads[0], features, labels, name="valid")
     require_known(labels, "validation label")
     digests = source_digests(features, labels, aligned.rows)

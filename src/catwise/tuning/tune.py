@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from catwise._version import __version__
-from catwise.errors import ConfigError, InSampleWarning
+from catwise.errors import ConfigError, InSampleWarning, LabelError
 from catwise.joining import source_ids
 from catwise.metrics.per_category import undefined_reason
 from catwise.progress import Progress
@@ -105,7 +105,7 @@ def tune(
         IdError: If ids do not match, or an id or group is in both sources.
         CategoryError: If the head lacks a category of the labels.
         FeatureError: If a feature is NaN or infinite.
-        LabelError: If no label is known in one of the sources.
+        LabelError: If no label is known in one of the sources, or labels are raw values.
         MismatchError: If head, features and columns look as if they did not belong together.
 
     >>> import numpy as np, catwise
@@ -190,7 +190,7 @@ def _run_default(
         )
         warnings.warn(note, InSampleWarning, stacklevel=4)
         notes.append(note)
-    n_folds = min(config.n_folds, _n_units(source.labels))
+    n_folds = min(config.n_folds, _n_units(source.labels, name))
     fold = assign_folds(source.labels, n_folds=n_folds, seed=work.seed, digests=source.digests)
     gap = None if train is None or work.valid is None else _gap(work, train, fresh)
     if plan.validation == "select":
@@ -233,8 +233,17 @@ def _run_default(
     )
 
 
-def _n_units(labels: PartialLabels) -> int:
-    return labels.shape[0] if labels.groups is None else int(np.unique(labels.groups).size)
+def _n_units(labels: PartialLabels, name: str) -> int:
+    """How many rows or groups there are to deal to folds."""
+    n_rows = labels.shape[0]
+    n_units = n_rows if labels.groups is None else int(np.unique(labels.groups).size)
+    if n_units < 2:
+        raise LabelError(
+            f"{name}: one {'row' if labels.groups is None else 'group'} cannot be cross-fitted.",
+            found=f"{n_rows:,} rows" + ("" if labels.groups is None else " of one group"),
+            expected="two rows or groups at least: one part fits, the other judges",
+        )
+    return n_units
 
 
 def _gap(work: Work, train: Rows, fresh: Rows) -> MemorisationGap | None:

@@ -1,0 +1,38 @@
+"""Where to compute: a device by its name, refused with a reason where it cannot be used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from catwise.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["resolve_device"]
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """The device of that name.
+
+    Args:
+        device: such as "cpu" or "cuda:0".
+
+    Raises:
+        ConfigError: If torch does not know it or cannot use it here.
+
+    >>> resolve_device("cpu")
+    device(type='cpu')
+    """
+    import torch
+
+    try:
+        place = torch.device(device)
+        torch.empty(1, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        raise ConfigError(
+            f"the device {str(device)!r} cannot be used.",
+            found=str(error).strip().split("\n")[0],
+            expected="cpu" + (", cuda" if torch.cuda.is_available() else ""),
+        ) from error
+    return place
