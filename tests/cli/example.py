@@ -9,12 +9,23 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from cli.tiny import make_images
+
 if TYPE_CHECKING:
     from pathlib import Path
 
 NAMES = ("ant", "bee", "cat", "dog", "eel", "fox")
 SPLITS = {"train": 400, "valid": 240, "test": 400}
 N_FEATURES = 8
+NETWORK = """
+from torch import nn
+from catwise.models import LoadedModel, Preprocessing
+
+def load():
+    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    module = nn.Sequential(*layers, nn.Linear(8, 6))
+    return LoadedModel("mynet", module, "4", Preprocessing((16, 16)))
+"""
 
 
 def make_example(folder: Path, *, known: float = 0.5) -> None:
@@ -43,6 +54,9 @@ def make_example(folder: Path, *, known: float = 0.5) -> None:
     }
     save_file(tensors, folder / "model.safetensors")
     (folder / "names.txt").write_text("\n".join(NAMES) + "\n")
+    (folder / "mynet.py").write_text(NETWORK, encoding="utf-8")
+    make_images(folder / "photos", 5)
+    (folder / "photos" / "b" / "001.png").write_bytes(b"no image")
     _join(folder)
 
 

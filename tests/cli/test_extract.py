@@ -70,7 +70,7 @@ def test_a_folder(names: list[str]) -> None:
     result = run("--out", "store")
     check(open_store("store", verify=True), [f"images/{name}" for name in names], names)
     assert "python:cli.tiny:load: classification layer 6" in result.output
-    assert "10 rows of 8 features, 0 images skipped\nstore\n" in result.output
+    assert "10 rows of 8 features; images skipped: 0\nstore\n" in result.output
     assert there() == ["images", "store"]
 
 
@@ -154,7 +154,7 @@ def test_undecodable_images(names: list[str]) -> None:
     result = run("--out", "store", "--undecodable", "skip", code=OutputError.exit_code)
     assert 'undecodable: "refuse", now "skip"' in result.output
     result = run("--out", "store", "--undecodable", "skip", "--overwrite")
-    assert f"9 rows of 8 features, 1 images skipped\n  {names[4]}\n" in result.output
+    assert f"9 rows of 8 features; images skipped: 1\n  {names[4]}\n" in result.output
     kept = [name for name in names if name != names[4]]
     store = open_store("store")
     assert store.ids is not None

@@ -119,7 +119,7 @@ def command(
         )
     rows, n_features = store.shape
     skipped = store.origin["extract"]["skipped"]
-    output.line(f"{rows:,} rows of {n_features:,} features, {len(skipped):,} images skipped")
+    output.line(f"{rows:,} rows of {n_features:,} features; images skipped: {len(skipped):,}")
     for name in skipped[: output.rows or None]:
         output.line(f"  {name}")
     output.line(str(out))

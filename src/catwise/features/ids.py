@@ -49,7 +49,10 @@ def as_ids(ids: Any, n_rows: int | None = None, *, name: str = "ids") -> NDArray
             found=f"shape {array.shape}",
             expected="shape (N,)" if n_rows is None else f"shape ({n_rows},)",
         )
-    texts = np.array(array if array.dtype.kind == "U" else _texts(array, name), dtype=np.str_)
+    texts = array
+    if array.dtype.kind != "U" or array.flags.writeable or not array.flags.c_contiguous:
+        values = array if array.dtype.kind == "U" else _texts(array, name)
+        texts = np.array(values, dtype=np.str_)  # a copy that nobody else can change
     if len(texts):
         _check(texts, name)
     texts.flags.writeable = False

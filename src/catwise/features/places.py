@@ -190,8 +190,11 @@ class RemotePlace:
             OutputError: If that fails.
         """
         try:
-            self._files.makedirs(self._root, exist_ok=True)
-            self._files.put_file(str(path), self._path(path.name))
+            try:
+                self._files.put_file(str(path), self._path(path.name))
+            except FileNotFoundError:  # where folders are made, and this one was not yet
+                self._files.makedirs(self._root, exist_ok=True)
+                self._files.put_file(str(path), self._path(path.name))
         except Exception as error:  # a file system may raise anything
             raise OutputError(
                 f"cannot write '{self.url}/{path.name}'.", found=str(error)

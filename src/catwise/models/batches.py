@@ -115,6 +115,8 @@ class BatchSource:
             batch_rows = batch_rows or loader.batch_size
             self._options["num_workers"] = workers or loader.workers
             loader = loader.dataset
+        if isinstance(loader, Tensor):
+            loader = torch_data.TensorDataset(loader)
         self._loader = loader
         if isinstance(loader, torch_data.DataLoader):
             batch_rows = batch_rows or loader.batch_size

@@ -95,10 +95,10 @@ def extract(
     Args:
         model: any module, or a model as an adapter loads it.
         loader: images of a folder, of tar shards or of a Hugging Face data set, from
-            `catwise.models.sources`, preprocessed as a `LoadedModel` says; a map-style `Dataset`
-            of tensors, such as `ImageRows`; a `DataLoader`, not shuffled; a function that gives
-            batches from a row on; or any iterable of batches, whose finished rows are read again
-            when a run is resumed.
+            `catwise.models.sources`, preprocessed as a `LoadedModel` says; one tensor; a map-style
+            `Dataset` of tensors, such as `ImageRows`; a `DataLoader`, not shuffled; a function that
+            gives batches from a row on; or any iterable of batches, whose finished rows are read
+            again when a run is resumed.
         out: the folder of the store, or an URL that fsspec opens; None keeps all in memory.
         layer: name of the classification layer, where it cannot be told.
         device: where to run; None: where the model is. ``"cuda"`` is the process's own GPU.
@@ -278,8 +278,9 @@ def _lost(job: _Job, row: int, images: list[Any], names: list[str] | None) -> li
     if lost and not job.skip:
         shown = [repr(names[at]) if names else f"row {row + at:,}" for at in lost[:_SHOWN]]
         why = [getattr(images[at], "reason", "") for at in lost]
+        rows = f"rows {row:,} to {row + len(images) - 1:,}"
         raise FeatureError(
-            f"{len(lost):,} images cannot be decoded, of row {row:,} and on.",
+            f"{len(lost):,} of the images in {rows} cannot be decoded.",
             found="; ".join(
                 f"{name} {text}".strip() for name, text in zip(shown, why, strict=False)
             ),

@@ -143,6 +143,7 @@ LOADERS: dict[str, Callable[[], Any]] = {
     "loader": lambda: DataLoader(Images(), batch_size=BATCH),
     "workers": lambda: DataLoader(Images(), batch_size=BATCH, num_workers=2),
     "tensors": lambda: TensorDataset(tensors()),
+    "tensor": tensors,
     "function": lambda: lambda start: batches(7, start),
     "aligned": lambda: list(batches(BATCH)),
     "odd": lambda: list(batches(5)),
@@ -425,7 +426,10 @@ LOST = {0, 5, 12, 13, 14, 15, N - 1}
 @pytest.mark.parametrize("workers", [0, 1])
 def test_undecodable_images_are_refused(workers: int) -> None:
     """The first batch with such images stops the work and names them."""
-    with pytest.raises(FeatureError, match=r"4 images cannot be decoded(.|\n)*'img12'; 'img13'"):
+    with pytest.raises(
+        FeatureError,
+        match=r"4 of the images in rows 12 to 15 cannot be decoded(.|\n)*'img12'; 'img13'",
+    ):
         extract(net(), Broken(LOST - {0, 5}), num_workers=workers, **SMALL)
 
 
@@ -474,7 +478,8 @@ def test_images_of_a_folder(tmp_path: Path) -> None:
     assert found.ids is not None
     assert (found.ids.tolist(), found.skipped) == (["a.png", "c.png"], ("b.png",))
     with pytest.raises(
-        FeatureError, match=r"1 images cannot be decoded(.|\n)*'b\.png'.*known format"
+        FeatureError,
+        match=r"1 of the images in rows 0 to 2 cannot be decoded(.|\n)*'b\.png'.*known format",
     ):
         extract(net(), rows)
 
