@@ -263,16 +263,20 @@ def _some(values: Sequence[Any] | NDArray[Any]) -> str:
 
 
 def _id_remedy(labels: NDArray[np.str_], features: NDArray[np.str_]) -> str:
-    """Say so when the ids would match without their folder and suffix."""
+    """Say so when the ids would match with another folder and suffix, and by which options."""
     left, right = (
-        {PurePath(value).stem for value in side[:_LOOKED_AT].tolist()}
+        {PurePath(value).stem: str(value) for value in side[:_LOOKED_AT].tolist()}
         for side in (labels, features)
     )
-    if left & right:
-        return (
-            "the names agree without folder and suffix: "
-            "give the id column's prefix and suffix (--id-prefix, --id-suffix)"
-        )
+    common = min(left.keys() & right.keys(), default=None)
+    if common is not None:
+        options = []
+        cut, put = left[common].rpartition(common), right[common].rpartition(common)
+        for place, end in ((0, "prefix"), (2, "suffix")):
+            if cut[place] != put[place]:
+                options += [f"--strip-{end} '{cut[place]}'"] if cut[place] else []
+                options += [f"--id-{end} '{put[place]}'"] if put[place] else []
+        return f"the names agree but for folder and suffix: {' '.join(options)}"
     return "name the column that holds the ids of the features (--id-column), or extract the rest"
 
 

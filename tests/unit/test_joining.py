@@ -72,11 +72,23 @@ def test_unmatched_ids_show_three_of_each_side_and_counts():
     assert "features without labels (4): 'q', 'r', 's', …" in text
 
 
-def test_ids_that_differ_by_folder_and_suffix_get_a_remedy():
-    """The commonest mismatch is named."""
-    features = Store(rows_of(1), ids=["train/0001.jpg"])
-    with pytest.raises(IdError, match="without folder and suffix"):
-        join_rows(features, labelled(1, ids=["0001"]))
+@pytest.mark.parametrize(
+    ("of_features", "of_labels", "says"),
+    [
+        ("images/{}.jpg", "{}", "--id-prefix 'images/' --id-suffix '.jpg'"),
+        ("{}", "images/{}.jpg", "--strip-prefix 'images/' --strip-suffix '.jpg'"),
+        ("new/{}.jpg", "old/{}.jpg", "--strip-prefix 'old/' --id-prefix 'new/'"),
+    ],
+)
+def test_ids_that_differ_by_folder_and_suffix_get_a_remedy(
+    of_features: str, of_labels: str, says: str
+) -> None:
+    """The options that make the ids of the table those of the features are named."""
+    names = ["a", "b"]
+    features = Features(np.ones((2, 3)), ids=[of_features.format(name) for name in names])
+    labels = PartialLabels([[1], [0]], ids=[of_labels.format(name) for name in names])
+    with pytest.raises(IdError, match=f"but for folder and suffix: {says}$"):
+        join_rows(features, labels)
 
 
 def test_no_features_at_all_is_an_id_error():
