@@ -53,7 +53,10 @@ def table(*arguments: str) -> list[str]:
 
 def test_the_names_of_data_sets_are_the_readers() -> None:
     """What --dataset offers is what the library reads."""
-    assert tuple(f"read_{name}" for name in DATASET_NAMES) == tuple(readers.__all__)
+    tables = {"read_jsonl_table", "read_label_lists", "read_table"}  # what --labels reads
+    assert [f"read_{name}" for name in DATASET_NAMES] == [
+        name for name in readers.__all__ if name not in tables
+    ]
 
 
 def test_a_data_set() -> None:
@@ -89,13 +92,18 @@ def test_options_and_splits_go_to_the_reader() -> None:
 
 
 def test_lists_of_labels() -> None:
-    """Readers of files are data sets too."""
-    Path("lists.jsonl").write_text('{"id": "a", "positive": ["cat"]}\n{"id": "b"}\n')
-    source = ["--dataset", "label_lists", "--root", "lists.jsonl"]
-    found = document(*source, "--option", "others=negative")
+    """Tables of lists, and JSON lines of every layout, are tables too."""
+    Path("lists.jsonl").write_text(
+        '{"id": "a", "positive": ["cat"], "split": "x"}\n{"id": "b", "split": "y"}\n'
+    )
+    lists = ["--labels", "lists.jsonl", "--layout", "lists", "--others", "negative"]
+    found = document(*lists, "--split-column", "split")
     assert found["categories"][0]["negative"] == 1
-    assert found["dataset"]["splits"] == {}
-    assert found["inputs"]["labels"]["dataset"] == "lists.jsonl"
+    assert found["dataset"]["splits"] == {"x": 1, "y": 1}
+    assert document(*lists, "--split-column", "split", "--split", "y")["summary"]["n_rows"] == 1
+    Path("wide.jsonl").write_text('{"id": "a", "cat": 1}\n{"id": "b", "cat": null}\n')
+    wide = document("--labels", "wide.jsonl", "--encoding", "nan", "--id-column", "id")
+    assert (wide["summary"]["n_known"], wide["summary"]["n_rows"]) == (1, 2)
 
 
 @pytest.mark.parametrize(
@@ -127,6 +135,8 @@ def test_options_that_are_not_possible(option: str, words: str) -> None:
         ([*CHEXPERT, "--split-column", "x"], "belongs to --labels"),
         ([*CHEXPERT, "--encoding", "nan"], "--encoding belongs to --labels"),
         ([*CHEXPERT, "--layout", "long"], "--layout belongs to --labels"),
+        ([*CHEXPERT, "--others", "unknown"], "belong to --layout lists"),
+        (["--labels", "table.csv", "--layout", "lists", "--encoding", "nan"], "does not belong to"),
         (["--dataset", "chexprt", "--root", "x"], "is not one of"),
     ],
 )
@@ -178,7 +188,7 @@ def test_values_of_no_meaning(texts: list[str], annotation: str) -> None:
         option_value("it", texts, annotation)
 
 
-@pytest.mark.parametrize("reader", readers.__all__)
+@pytest.mark.parametrize("reader", [f"read_{name}" for name in DATASET_NAMES])
 def test_every_option_of_every_reader_has_a_value(reader: str) -> None:
     """Each option has an annotation by which some text is a value."""
     for option in list(inspect.signature(getattr(readers, reader)).parameters.values())[1:]:
@@ -228,7 +238,7 @@ def test_splits_of_a_long_table() -> None:
     Path("long.csv").write_text(rows + "b,p,x,dog,1\n")
     result = run(*arguments)
     assert result.exit_code == IdError.exit_code
-    assert "'b' in 'y' and 'x'" in result.stderr
+    assert "'b': 'y' in 'long.csv', line 4 and 'x' in 'long.csv', line 5" in result.stderr
 
 
 def test_unknown_together() -> None:

@@ -265,7 +265,7 @@ def test_a_data_set() -> None:
     Path("lists.jsonl").write_text(
         '{"id": "a", "positive": ["cat"], "negative": ["id"], "split": "x"}\n{"id": "b"}\n'
     )
-    source = ["--dataset", "label_lists", "--root", "lists.jsonl", "--option", "others=unknown"]
+    source = ["--labels", "lists.jsonl", "--layout", "lists", "--others", "unknown"]
     found = document(*source, "--keep", "1", "--out", "out")
     assert found["columns"] == {"id": "id_"}  # a category has the name "id"
     table = Path(found["files"][0]["table"])

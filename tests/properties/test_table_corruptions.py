@@ -31,6 +31,8 @@ JSON lines (.jsonl), as `json.loads` reads them:
   split are refused. Categories come in the order of the records and, in a record, of positive,
   negative, uncertain.
 - One key a category: numbers, texts (as in tables), true, false, null; absent is null.
+- One record a label: id, category and group as ids above, a value as before; the rest as in long
+  tables.
 
 A refusal names the file and one of its lines, unless it speaks of the file as a whole (`WHOLE`).
 """
@@ -80,7 +82,8 @@ WORDS |= {"true": 1.0, "false": 0.0}
 #: What says something of the file as a whole, where no line is to blame.
 WHOLE_TABLE = r"is empty|has a header but no rows"
 WHOLE_RECORDS = (
-    r"holds no records|names no category|has no lists|has no column '(id|group)'|of labels"
+    r"holds no records|names no category|has no lists|of labels"
+    r"|has no column '(id|group|category|value)'"
 )
 
 
@@ -173,19 +176,24 @@ def strict_long(data: bytes, case: Case) -> Cells:
     header, rows = rows_of(data, case)
     keys = ["id", "category", *([case.group] if case.group else [])]
     demand({*keys, "value"} <= set(header), "no such column")
+    cells = [dict(zip(header, row, strict=True)) for row in rows]
+    demand(all(cell[key] for cell in cells for key in keys), "a blank name")
+    names = [[cell[key] for cell in cells] for key in keys]
+    return joined(case, names, [value_of(cell["value"]) for cell in cells])
+
+
+def joined(case: Case, names: list[list[str]], values: list[float | None]) -> Cells:
+    """The labels of a long table, from its ids, categories and groups, and its values."""
     table: dict[str, dict[str, int]] = {}
     groups: dict[str, str] = {}
     categories: dict[str, None] = {}
-    for row in rows:
-        cell = dict(zip(header, row, strict=True))
-        demand(all(cell[key] for key in keys), "a blank name")
-        image, category = cell["id"], cell["category"]
+    for (image, category, *group), value in zip(zip(*names, strict=True), values, strict=True):
         of_image = table.setdefault(image, {})
         demand(category not in of_image, "a label twice")
-        of_image[category] = codes_of([[value_of(cell["value"])]], case.encoding)[0][0]
+        of_image[category] = codes_of([[value]], case.encoding)[0][0]
         categories[category] = None
-        if case.group:
-            demand(groups.setdefault(image, cell[case.group]) == cell[case.group], "two groups")
+        if group:
+            demand(groups.setdefault(image, group[0]) == group[0], "two groups")
     codes = [[labels.get(name, -1) for name in categories] for labels in table.values()]
     return Cells(list(categories), list(table), list(groups.values()) or None, codes)
 
@@ -225,8 +233,12 @@ def check_inside(value: Any) -> None:
 def names_in(records: list[dict[str, Any]], key: str) -> list[str]:
     values = [record.get(key) for record in records]
     demand(all(type(value) in (str, int) and value != "" for value in values), f"no {key}")
-    demand(key != "id" or len(set(map(str, values))) == len(values), "an id twice")
     return [str(value) for value in values]
+
+
+def unique(names: list[str]) -> list[str]:
+    demand(len(set(names)) == len(names), "an id twice")
+    return names
 
 
 def strict_lists(data: bytes, case: Case) -> Cells:
@@ -246,7 +258,7 @@ def strict_lists(data: bytes, case: Case) -> Cells:
                 demand(name.strip() not in found, "a category twice")
                 found[name.strip()] = code
         labels.append(found)
-    ids = names_in(records, "id")
+    ids = unique(names_in(records, "id"))
     groups = names_in(records, "group") if "group" in keys else None
     categories = list(dict.fromkeys(chain.from_iterable(labels)))
     demand(categories, "no categories")
@@ -256,23 +268,33 @@ def strict_lists(data: bytes, case: Case) -> Cells:
 
 def strict_jsonl(data: bytes, case: Case) -> Cells:
     records = strict_records(data)
-    ids = names_in(records, "id")
+    ids = unique(names_in(records, "id"))
     groups = None if case.group is None else names_in(records, case.group)
     keys = dict.fromkeys(chain.from_iterable(records))
     categories = [key for key in keys if key not in {"id", case.group}]
     demand(categories, "no categories")
-
-    def plain(raw: Any) -> float | None:
-        if isinstance(raw, str):
-            return value_of(raw)
-        demand(raw is None or isinstance(raw, (int, float)), "no value")
-        return None if raw != raw else raw  # noqa: PLR0124 - NaN
-
     values = [[plain(record.get(name)) for name in categories] for record in records]
     return Cells(categories, ids, groups, codes_of(values, case.encoding))
 
 
+def plain(raw: Any) -> float | None:
+    """The number that a value of JSON stands for; None for a blank."""
+    if isinstance(raw, str):
+        return value_of(raw)
+    demand(raw is None or isinstance(raw, (int, float)), "no value")
+    return None if raw != raw else raw  # noqa: PLR0124 - NaN
+
+
+def strict_pairs(data: bytes, case: Case) -> Cells:
+    records = strict_records(data)
+    demand("value" in set(chain.from_iterable(records)), "no values")
+    keys = ["id", "category", *([case.group] if case.group else [])]
+    names = [names_in(records, key) for key in keys]
+    return joined(case, names, [plain(record.get("value")) for record in records])
+
+
 STRICT = {"wide": strict_wide, "long": strict_long, "lists": strict_lists, "jsonl": strict_jsonl}
+STRICT["pairs"] = strict_pairs
 
 
 # ---------------------------------------------------------------------------------- catwise's turn
@@ -285,7 +307,8 @@ def read(path: Path, case: Case) -> Cells:
     elif case.kind == "jsonl":
         labels = read_jsonl_table(path, encoding=case.encoding, group_key=case.group)
     else:
-        options: dict[str, Any] = {"encoding": case.encoding, "layout": case.kind}
+        layout = "wide" if case.kind == "wide" else "long"
+        options: dict[str, Any] = {"encoding": case.encoding, "layout": layout}
         options |= {"group_column": case.group, "categories": case.wanted}
         labels = read_label_table(path, id_column=case.id_name, **options)
     names = [None if part is None else part.tolist() for part in (labels.ids, labels.groups)]
@@ -357,7 +380,7 @@ PLAIN = {"nan": (1, 0), "minus_one_uncertain": (1, 0, -1), "codes": (1, 0, -1, -
 
 def make(rng: random.Random) -> Case:
     """A good file (a few are not: they are checked alike)."""
-    kind = rng.choice(("wide", "wide", "long", "lists", "jsonl"))
+    kind = rng.choice(("wide", "wide", "long", "lists", "jsonl", "pairs"))
     encoding = rng.choice(list(MAPS))
     some = [f"{rng.choice(NAMES)}{j or ''}" for j in range(rng.randint(1, 4))]
     ids = [f"{rng.choice(NAMES)}{i or ''}" for i in range(rng.randint(1, 8))]
@@ -370,6 +393,10 @@ def make(rng: random.Random) -> Case:
         record: dict[str, Any] = {"id": i}
         if group:
             record[group] = rng.choice(("p", "q", 7))
+        if kind == "pairs":
+            one = [*PLAIN[encoding], *((None, True, "1") if encoding != "codes" else ())]
+            records += [record | {"category": c, "value": rng.choice(one)} for c in some]
+            continue
         records.append(record)
         if kind == "jsonl":
             values: tuple[Any, ...] = VALUES[encoding] if rng.random() < 0.3 else PLAIN[encoding]
@@ -563,6 +590,8 @@ def run_case(index: int, folder: Path, seed: int = SEED) -> Outcome:
         if rng.randrange(3) == 0:
             patch.setattr(files, "BLOCK_BYTES", longest_record(data) + 8)
         found = verdict(folder / f"labels{case.suffix}", case, data)
+        if found == "HANGS":  # a busy machine stalls too: what hangs, hangs again
+            found = verdict(folder / f"labels{case.suffix}", case, data)
     return Outcome(index, corruption, case.kind, found, time.perf_counter() - start, data)
 
 

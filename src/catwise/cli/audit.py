@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from catwise.cli.inputs import describe_dataset, load_dataset, refuse_inputs
+from catwise.cli.inputs import refuse_inputs
+from catwise.cli.labelled import describe_labels, load_dataset
 from catwise.cli.options import labelled_options, output_options, path_type, table_options
-from catwise.errors import ConfigError
+from catwise.cli.prevalence import PREVALENCE_HELP, load_prevalence
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from catwise.cli.console import Output
     from catwise.cli.options import LabelledOptions, TableOptions
     from catwise.data import Dataset
+    from catwise.labels import PartialLabels
 
 __all__ = ["command"]
+
+ASSUMPTION_NAMES: Final = ("scar",)
+"""Written here a second time, since their home loads numpy; a test compares them."""
 
 
 @click.command("audit", short_help="Say what is known of each category.")
@@ -37,8 +41,19 @@ __all__ = ["command"]
     "--prevalence",
     metavar="NAME=VALUE",
     multiple=True,
-    help="The true share of positives of a category, known from elsewhere (repeatable); or a file: "
-    "CSV with the columns category and prevalence, or JSON.",
+    help="The true share of positives, known from elsewhere. " + PREVALENCE_HELP,
+)
+@click.option(
+    "--assume",
+    type=click.Choice(ASSUMPTION_NAMES),
+    help="Estimate the share of positives where none is known, under this assumption (with "
+    "--logits). scar: every positive had the same chance to become known.",
+)
+@click.option(
+    "--logits",
+    type=path_type(),
+    metavar="PATH",
+    help="For --assume: logits (N, C) of a head that was not fitted on these rows.",
 )
 @click.option("--csv", "csv_path", type=path_type(), metavar="FILE", help="Write the table as CSV.")
 @output_options
@@ -48,6 +63,8 @@ def command(
     table: TableOptions,
     few: int,
     prevalence: tuple[str, ...],
+    assume: str | None,
+    logits: Path | None,
     csv_path: Path | None,
     output: Output,
 ) -> None:
@@ -59,13 +76,16 @@ def command(
     """
     from catwise.labels import find_suspicious, selection_bias, unknown_together
 
+    if (assume is None) != (logits is None):
+        raise click.UsageError("--assume and --logits belong together.")
     if csv_path is not None:
-        refuse_inputs(csv_path, source.labels)
+        refuse_inputs(csv_path, source.labels, logits)
     shares = load_prevalence(prevalence)
     dataset = load_dataset(source, table)
     labels = dataset.labels
     audit = labels.audit(few=few)
     bias = selection_bias(labels, shares) if shares else None
+    estimate = None if assume is None else _estimate(labels, logits, assume)
     suspicious = find_suspicious(
         labels, splits=dataset.splits, paths=dataset.paths, counts=dataset.counts
     )
@@ -77,17 +97,19 @@ def command(
         write_text(csv_path, rows_csv(audit.rows))
     _show_audit(dataset, audit.rows, [*dataset.notes, *audit.notes], output)
     _show_bias(bias, output)
+    _show_estimate(estimate, assume, output)
     _show_together(together, output)
     _show_findings(suspicious, output)
     _show_counts(dataset, output)
     output.document(
         {
             "command": "audit",
-            "inputs": {"labels": describe_dataset(source, dataset, table)},
+            "inputs": {"labels": describe_labels(source, dataset.labels, table)},
             **audit.to_dict(),
             "findings": suspicious,
             "unknown_together": together,
             "selection": bias,
+            "estimated_prevalence": estimate and {"assumption": assume, "categories": estimate},
             "dataset": {
                 "splits": _split_sizes(dataset),
                 "counts": dataset.counts,
@@ -148,6 +170,50 @@ def _show_bias(bias: list[dict[str, Any]] | None, output: Output) -> None:
     output.table(_table(rows, output.rows))
     for verdict, text in {row["verdict"]: row["explanation"] for row in given}.items():
         output.line(f"{verdict}: {text}")
+
+
+def _estimate(labels: PartialLabels, path: Path | None, assumption: str) -> list[dict[str, Any]]:
+    """What the share of positives of each category would be under an assumption."""
+    from catwise.cli.inputs import load_features
+    from catwise.features import block_of
+    from catwise.joining import aligned_features, join_rows
+    from catwise.labels import estimate_prevalence
+
+    assert path is not None  # noqa: S101 - the options say so
+    given = load_features(path)
+    rows = join_rows(given, labels, name="logits").rows
+    scores = block_of(aligned_features(given, rows), 0, labels.n_rows)
+    found = estimate_prevalence(scores, labels, assumption=assumption)
+    names = ("prevalence", "label_frequency", "lowest", "highest")
+    columns = [getattr(found, name).tolist() for name in names]
+    return [
+        {"category": category, **dict(zip(names, row, strict=True))}
+        for category, *row in zip(labels.categories, *columns, strict=True)
+    ]
+
+
+def _show_estimate(
+    estimate: list[dict[str, Any]] | None, assumption: str | None, output: Output
+) -> None:
+    """What the share of positives would be; where it cannot be told, a dash."""
+    if estimate is None:
+        return
+    from catwise.labels import ASSUMPTIONS
+    from catwise.reporting.text import score
+
+    titles = {
+        "prevalence": "prevalence",
+        "label_frequency": "known | positive",
+        "lowest": "at least",
+        "highest": "at most",
+    }
+    rows = [
+        {"category": row["category"], **{title: score(row[key]) for key, title in titles.items()}}
+        for row in estimate
+    ]
+    output.line()
+    output.line(f"Estimated, if this holds: {ASSUMPTIONS[str(assumption)]}")
+    output.table(_table(rows, output.rows))
 
 
 def _show_together(together: Mapping[str, Any], output: Output) -> None:
@@ -225,84 +291,3 @@ def _table(rows: Sequence[Mapping[str, str]], limit: int) -> Any:
     if len(rows) > len(shown):
         table.caption = f"{len(rows) - len(shown):,} further rows are not shown"
     return table
-
-
-def load_prevalence(given: tuple[str, ...]) -> dict[str, float]:
-    """True shares of positives from files and from NAME=VALUE; what comes later counts.
-
-    A file is a table with the columns "category" and "prevalence", or JSON: an object of shares.
-
-    Raises:
-        ConfigError: If one is no share, or a file holds none.
-        LabelError: If a table cannot be read.
-    """
-    shares: dict[str, float] = {}
-    for text in given:
-        name, equals, value = text.rpartition("=")
-        path = Path(text)
-        if equals and not path.is_file():
-            shares[name] = _share(value, f"--prevalence {text}")
-        elif not path.is_file():
-            raise ConfigError(
-                "a prevalence must be NAME=VALUE or a file.",
-                found=f"--prevalence {text}",
-                expected="such as cat=0.1, or a file that is there",
-            )
-        elif path.suffix.lower() == ".json":
-            shares |= _json_shares(path)
-        else:
-            shares |= _table_shares(path)
-    return shares
-
-
-def _json_shares(path: Path) -> dict[str, float]:
-    import json
-
-    try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(
-            f"cannot read prevalences from '{path}'.",
-            found=getattr(error, "strerror", None) or str(error),
-            expected='JSON such as {"cat": 0.1}',
-        ) from error
-    if not isinstance(found, dict):
-        raise ConfigError(
-            f"'{path}' holds no prevalences.",
-            found=type(found).__name__,
-            expected='a JSON object such as {"cat": 0.1}',
-        )
-    return {name: _share(value, f"{name!r} in '{path}'") for name, value in found.items()}
-
-
-def _table_shares(path: Path) -> dict[str, float]:
-    from catwise.data.files import open_table
-    from catwise.data.source import texts_of
-
-    file = open_table(path)
-    file.require("category", "the names of the categories")
-    file.require("prevalence", "the share of positives of each")
-    shares: dict[str, float] = {}
-    row = 0
-    for batch in file.batches(["category", "prevalence"]):
-        values = batch.column("prevalence").to_pylist()
-        for name, value in zip(texts_of(batch.column("category")).tolist(), values, strict=True):
-            where = file.place(row, "prevalence")
-            row += 1
-            if name in shares:
-                raise ConfigError(f"{where}: {name!r} is there twice.")
-            if value is not None and str(value).strip():
-                shares[name] = _share(value, where)
-    return shares
-
-
-def _share(value: Any, where: str) -> float:
-    with contextlib.suppress(TypeError, ValueError):
-        share = float(value)
-        if not isinstance(value, bool) and 0 < share < 1:
-            return share
-    raise ConfigError(
-        "a prevalence is a share of positives.",
-        found=f"{value!r} ({where})",
-        expected="a number inside (0, 1), such as cat=0.1",
-    )

@@ -24,6 +24,7 @@ from catwise.cli.options import (
     source_options,
     table_options,
 )
+from catwise.cli.prevalence import PREVALENCE_HELP, one_or_many
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,8 +50,10 @@ _DEFAULT_METRICS = ("average_precision", "auroc")
 )
 @click.option(
     "--prevalence",
-    type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True),
-    help="Average precision, precision and F1 as they would be at this share of positives.",
+    metavar="SHARE",
+    multiple=True,
+    help="Average precision, precision and F1 as they would be at this share of positives: one "
+    "number for all categories, " + PREVALENCE_HELP,
 )
 @click.option("--threshold", type=float, help="Logit for precision, recall and F1.  [default: 0]")
 @click.option(
@@ -79,7 +82,7 @@ def command(
     table: TableOptions,
     source: HeadOptions,
     metrics: tuple[str, ...],
-    prevalence: float | None,
+    prevalence: tuple[str, ...],
     threshold: float | None,
     bootstrap: int,
     level: float,
@@ -105,7 +108,7 @@ def command(
         head,
         (features, labels),
         metrics=metrics,
-        prevalence=prevalence,
+        prevalence=one_or_many(prevalence),
         thresholds=threshold,
         bootstrap=bootstrap,
         level=level,
@@ -122,7 +125,7 @@ def command(
     _show(document, metrics, output)
     inputs = {
         "features": describe_features(data.features, features),
-        "labels": describe_labels(data.labels, labels, table),
+        "labels": describe_labels(data.labelled, labels, table),
         "head": describe_head(source, head),
     }
     output.document({"command": "evaluate", "inputs": inputs, **document})

@@ -8,11 +8,10 @@ import click
 
 from catwise.cli.inputs import (
     check_device,
-    describe_dataset,
     environment,
-    load_dataset,
     load_policy,
 )
+from catwise.cli.labelled import describe_labels, load_dataset
 from catwise.cli.models import load_the_model, model_options
 from catwise.cli.options import (
     labelled_options,
@@ -145,7 +144,7 @@ def command(
     wanted = {"train": train_split, "valid": valid_split, "test": test_split}
     parts = _splits(dataset, wanted)
     about = {
-        "labels": describe_dataset(source, dataset, table),
+        "labels": describe_labels(source, dataset.labels, table),
         "splits": {
             name: {"images": len(part), "called": str(part.splits[0])}
             for name, part in parts.items()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from catwise.cli.options import option_value
-from catwise.errors import ConfigError, IdError, OutputError, ShapeError, nearest
+from catwise.cli.labelled import describe_labels, load_dataset, load_labels
+from catwise.errors import ConfigError, OutputError, ShapeError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,13 +18,11 @@ if TYPE_CHECKING:
 
     from catwise.cli.options import (
         HeadOptions,
-        LabelledOptions,
         PairOptions,
         PolicyOptions,
         SourceOptions,
         TableOptions,
     )
-    from catwise.data import Dataset
     from catwise.features.by_category import CategoryFeatures
     from catwise.features.inputs import Features
     from catwise.heads import Head
@@ -34,12 +31,10 @@ if TYPE_CHECKING:
 __all__ = [
     "Pair",
     "check_device",
-    "describe_dataset",
     "describe_features",
     "describe_head",
     "describe_labels",
     "environment",
-    "load_dataset",
     "load_features",
     "load_labels",
     "load_logits",
@@ -55,146 +50,6 @@ __all__ = [
 POLICIES: Final = ("unknown", "negative", "positive")
 
 
-def load_labels(
-    path: Path, table: TableOptions, *, split_column: str | None = None, split: str | None = None
-) -> PartialLabels:
-    """Read a label table, or one split of it."""
-    from catwise.labels import PartialLabels
-
-    return PartialLabels.from_table(
-        path,
-        encoding=table.encoding,
-        layout=table.layout,  # type: ignore[arg-type]  # click.Choice
-        id_column=table.id_column,
-        group_column=table.group_column,
-        split_column=split_column,
-        split=split,
-        categories=_categories(path, table, split_column),
-        category_column=table.category_column,
-        value_column=table.value_column,
-        id_prefix=table.id_prefix,
-        id_suffix=table.id_suffix,
-        strip_prefix=table.strip_prefix,
-        strip_suffix=table.strip_suffix,
-        delimiter=table.delimiter,
-    )
-
-
-def _categories(path: Path, table: TableOptions, split_column: str | None) -> list[str] | None:
-    """The categories to read; None leaves it to the reader."""
-    if table.category or not table.ignore_column:
-        return list(table.category) or None
-    from catwise.data.files import open_table
-
-    file = open_table(path, delimiter=table.delimiter)
-    for column in table.ignore_column:
-        file.require(column, "no category")
-    others = {table.id_column, table.group_column, split_column, *table.ignore_column}
-    return [name for name in file.names if name not in others]
-
-
-def load_dataset(source: LabelledOptions, table: TableOptions) -> Dataset:
-    """Read a label table, or a data set in its official layout, with all that is told of its rows.
-
-    Splits of a table are those of its split column; without one they are blank, as its paths are.
-    """
-    if source.labels is not None:
-        return _table_dataset(source.labels, table, source.split_column, source.split)
-    for field in dataclasses.fields(table):
-        value = getattr(table, field.name)
-        if field.name != "category" and value and (field.name, value) != ("layout", "wide"):
-            name = field.name.replace("_", "-")
-            raise click.UsageError(
-                f"--{name} belongs to --labels; --option NAME=VALUE is for the data set's reader."
-            )
-    dataset = _read_dataset(source)
-    if table.category:
-        labels = dataset.labels.take_categories(table.category)
-        dataset = dataclasses.replace(dataset, labels=labels)
-    return dataset
-
-
-def _table_dataset(
-    path: Path, table: TableOptions, split_column: str | None, split: str | None
-) -> Dataset:
-    if split is not None or split_column is None:
-        labels = load_labels(path, table, split_column=split_column, split=split)
-        return _without_paths(path, labels, [split or ""] * labels.n_rows)
-    if table.layout == "wide" and not table.category:
-        ignored = (*table.ignore_column, split_column)
-        labels = load_labels(path, dataclasses.replace(table, ignore_column=ignored))
-    else:
-        labels = load_labels(path, table)
-    return _without_paths(path, labels, _splits_of_table(path, table, split_column))
-
-
-def _without_paths(path: Path, labels: PartialLabels, splits: Any) -> Dataset:
-    from catwise.data import Dataset
-
-    blank: Any = [""] * labels.n_rows
-    return Dataset(path.name, path.parent, blank, labels, splits)
-
-
-def _splits_of_table(path: Path, table: TableOptions, column: str) -> list[str]:
-    """The split of each image of a table."""
-    from catwise.data.files import open_table
-    from catwise.data.source import texts_of
-
-    file = open_table(path, delimiter=table.delimiter)
-    file.require(column, "the split of each row")
-    id_column = (table.id_column or "id") if table.layout == "long" else None
-    columns = [column] if id_column is None else list(dict.fromkeys([column, id_column]))
-    splits: list[str] = []
-    of_image: dict[str, str] = {}
-    for batch in file.batches(columns):
-        found = texts_of(batch.column(column), column, file).tolist()
-        splits += found
-        if id_column is None:
-            continue
-        for image, split in zip(texts_of(batch.column(id_column)).tolist(), found, strict=True):
-            if of_image.setdefault(image, split) != split:
-                raise IdError(
-                    f"'{path}' has an image in two splits.",
-                    found=f"{image!r} in {of_image[image]!r} and {split!r}",
-                    expected="every image in one split",
-                )
-    return splits if id_column is None else list(of_image.values())
-
-
-def _read_dataset(source: LabelledOptions) -> Dataset:
-    """Call the reader of a data set with the options that were given."""
-    import inspect
-
-    from catwise.data import Dataset, readers
-
-    reader = getattr(readers, f"read_{source.dataset}")
-    parameters = dict(inspect.signature(reader).parameters)
-    first, *_ = parameters
-    del parameters[first]
-    given: dict[str, list[str]] = {} if source.split is None else {"split": [source.split]}
-    for text in source.option:
-        name, equals, value = text.partition("=")
-        name = name.replace("-", "_")
-        if not equals or name not in parameters:
-            raise ConfigError(
-                f"the reader of {source.dataset!r} has no such option."
-                if equals
-                else "an option of a reader must be NAME=VALUE.",
-                found=f"--option {text}{nearest(name, parameters)}",
-                expected=", ".join(parameters),
-            )
-        given.setdefault(name, []).append(value)
-    options = {
-        name: option_value(name, texts, str(parameters[name].annotation))
-        for name, texts in given.items()
-    }
-    assert source.root is not None  # noqa: S101 - the options say so
-    found: Any = reader(source.root, **options)
-    if isinstance(found, Dataset):
-        return found
-    return _without_paths(source.root, found, [source.split or ""] * found.n_rows)
-
-
 def load_features(
     path: Path | str, *, key: str | None = None, ids_key: str | None = None, check: bool = True
 ) -> Features | CategoryFeatures:
@@ -206,9 +61,9 @@ def load_features(
 
 def load_source(data: SourceOptions, table: TableOptions) -> tuple[Any, PartialLabels]:
     """Read features and labels of one source."""
-    labels = load_labels(data.labels, table, split_column=data.split_column, split=data.split)
+    labels = load_dataset(data.labelled, table).labels
     features = load_features(data.features, key=data.features_key, ids_key=data.ids_key)
-    if data.split is None or data.split_column is None:
+    if data.labels is None or data.split is None or data.split_column is None:
         return features, labels
     return split_features(
         features, labels, data.labels, table, split_column=data.split_column, split=data.split
@@ -232,33 +87,31 @@ class Pair:
 
 def load_pair(data: PairOptions, table: TableOptions) -> Pair:
     """Read training and validation data; what checks them looks at their values."""
-    column = data.split_column
-    train_split, valid_split = (data.train_split, data.valid_split) if column else (None, None)
     features = load_features(
         data.features, key=data.features_key, ids_key=data.ids_key, check=False
     )
-    labels = load_labels(data.labels, table, split_column=column, split=train_split)
+    labels = load_dataset(data.train, table).labels
     about = {
         "train features": describe_features(data.features, features),
-        "train labels": describe_labels(data.labels, labels, table),
+        "train labels": describe_labels(data.train, labels, table),
     }
-    valid_path = data.valid_labels or (data.labels if column else None)
-    if valid_path is None:
+    if data.valid is None:
         return Pair((features, labels), None, about)
     other = features
     if data.valid_features is not None:
         other = load_features(
             data.valid_features, key=data.features_key, ids_key=data.ids_key, check=False
         )
-    valid = load_labels(valid_path, table, split_column=column, split=valid_split)
+    valid = load_dataset(data.valid, table).labels
     about |= {
         "valid features": describe_features(data.valid_features or data.features, other),
-        "valid labels": describe_labels(valid_path, valid, table),
+        "valid labels": describe_labels(data.valid, valid, table),
     }
-    if column and train_split and valid_split and data.valid_features is None:
+    column, path = data.split_column, data.labels
+    if path is not None and column is not None and data.valid_features is None:
         features, other = (
-            split_features(features, part, data.labels, table, split_column=column, split=split)
-            for part, split in ((labels, train_split), (valid, valid_split))
+            split_features(features, part, path, table, split_column=column, split=split)
+            for part, split in ((labels, data.train_split), (valid, data.valid_split or "valid"))
         )
     return Pair((features, labels), (other, valid), about)
 
@@ -278,13 +131,13 @@ def split_features(
     from catwise.joining import aligned_features
 
     rows, n_rows = _rows_of_split(path, table, split_column, split)
-    if table.layout == "wide" and n_rows != features.shape[0]:
+    if table.layout != "long" and n_rows != features.shape[0]:
         raise ShapeError(
             f"'{path}' and its features differ in their number of rows, and there are no ids.",
             found=f"{features.shape[0]:,} rows of features, {n_rows:,} rows of labels",
             expected="equal numbers, or ids on both sides to join them by",
         )
-    return aligned_features(features, rows) if table.layout == "wide" else features
+    return features if table.layout == "long" else aligned_features(features, rows)
 
 
 def _rows_of_split(
@@ -293,10 +146,10 @@ def _rows_of_split(
     """The rows of a table that are in a split, and how many rows there are in all."""
     import numpy as np
 
-    from catwise.data.files import open_table
+    from catwise.data.table import open_labels
 
     names: list[str] = []
-    for batch in open_table(path, delimiter=table.delimiter).batches([column]):
+    for batch in open_labels(path, [column], delimiter=table.delimiter).batches([column]):
         names += map(str, batch.column(0).to_pylist())
     return np.flatnonzero(np.array(names) == split), len(names)
 
@@ -317,7 +170,7 @@ def load_logits(path: Path, data: PairOptions, table: TableOptions, pair: Pair) 
     check_finite(logits, name="logits")
     if logits.ids is None and features.ids is not None and logits.shape[0] == features.shape[0]:
         logits = Features(logits.values, features.ids)
-    if data.split_column is not None:
+    if data.labels is not None and data.split_column is not None:
         logits = split_features(
             logits,
             labels,
@@ -447,35 +300,6 @@ def describe_features(path: Path | str, features: Features | CategoryFeatures) -
     about = {"path": str(path), "rows": n_rows, "features": n_features, "ids": has_ids}
     groups = getattr(features, "n_groups", 0)
     return about | ({"vectors": groups, "features": n_features // groups} if groups else {})
-
-
-def describe_labels(path: Path, labels: PartialLabels, table: TableOptions) -> dict[str, Any]:
-    """What the report says about labels."""
-    counts = labels.counts()
-    return {
-        "path": str(path),
-        "encoding": table.encoding,
-        "rows": labels.shape[0],
-        "categories": labels.shape[1],
-        "positive": int(counts.positive.sum()),
-        "negative": int(counts.negative.sum()),
-        "uncertain": int(counts.uncertain.sum()),
-        "ids": labels.ids is not None,
-        "groups": labels.groups is not None,
-    }
-
-
-def describe_dataset(
-    source: LabelledOptions, dataset: Dataset, table: TableOptions
-) -> dict[str, Any]:
-    """What the report says about labels and where they came from."""
-    path = source.labels if source.labels is not None else source.root
-    assert path is not None  # noqa: S101 - the options say so
-    about = describe_labels(path, dataset.labels, table)
-    if source.dataset is None:
-        return about
-    del about["encoding"]
-    return {"dataset": dataset.name, "options": list(source.option), **about}
 
 
 def describe_head(source: HeadOptions, head: Head) -> dict[str, Any]:

@@ -25,6 +25,7 @@ COMMANDS: Final = (
     "extract",
     "audit",
     "simulate",
+    "split",
     "tune",
     "select",
     "evaluate",

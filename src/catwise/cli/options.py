@@ -68,8 +68,6 @@ DATASET_NAMES: Final = (
     "chestxray14",
     "chexpert",
     "coco",
-    "jsonl_table",
-    "label_lists",
     "lvis",
     "mimic_cxr",
     "nuswide",
@@ -136,8 +134,16 @@ class TableOptions:
     category_column: str | None
     value_column: str | None
     delimiter: str | None
+    others: str | None
+    separator: str | None
 
     def __post_init__(self) -> None:
+        if self.layout == "lists":
+            if self.encoding is not None:
+                raise click.UsageError("--encoding does not belong to --layout lists.")
+            return
+        if self.others is not None or self.separator is not None:
+            raise click.UsageError("--others and --separator belong to --layout lists.")
         if self.category and self.ignore_column:
             raise click.UsageError("give either --category or --ignore-column.")
         if self.ignore_column and self.layout == "long":
@@ -155,10 +161,11 @@ table_options = grouped(
         ),
         click.option(
             "--layout",
-            type=click.Choice(["wide", "long"]),
+            type=click.Choice(["wide", "long", "lists"]),
             default="wide",
             show_default=True,
-            help="wide: one row an image, one column a category. long: one row a label.",
+            help="wide: one row an image, one column a category. long: one row a label. lists: one "
+            "row an image, columns positive, negative and uncertain that list categories.",
         ),
         click.option("--id-column", metavar="NAME", help="Column of the image ids."),
         click.option(
@@ -203,6 +210,14 @@ table_options = grouped(
         click.option(
             "--delimiter", metavar="TEXT", help="Between fields, if not as the file's suffix says."
         ),
+        click.option(
+            "--others",
+            type=click.Choice(["unknown", "negative"]),
+            help="What a category is that is in no list of an image. Never guessed.",
+        ),
+        click.option(
+            "--separator", metavar="TEXT", help="Between the categories of a list in a text table."
+        ),
     ],
 )
 
@@ -235,31 +250,35 @@ class LabelledOptions:
             )
 
 
+LABELS_HELP: Final = "Label table: CSV, TSV, Parquet or JSON lines."
+
+DATASET_OPTIONS: Final = [
+    click.option(
+        "--dataset",
+        type=click.Choice(DATASET_NAMES),
+        metavar="NAME",
+        help="Or a data set in its official layout: " + ", ".join(DATASET_NAMES) + ".",
+    ),
+    click.option(
+        "--root",
+        type=path_type(),
+        metavar="FOLDER",
+        help="Where the data set is.",
+    ),
+    click.option(
+        "--option",
+        metavar="NAME=VALUE",
+        multiple=True,
+        help="An option of the data set's reader, such as views=frontal (repeatable).",
+    ),
+]
+
 labelled_options = grouped(
     LabelledOptions,
     "source",
     [
-        click.option(
-            "--labels", type=path_type(), metavar="FILE", help="Label table: CSV, TSV or Parquet."
-        ),
-        click.option(
-            "--dataset",
-            type=click.Choice(DATASET_NAMES),
-            metavar="NAME",
-            help="Or a data set in its official layout: " + ", ".join(DATASET_NAMES) + ".",
-        ),
-        click.option(
-            "--root",
-            type=path_type(),
-            metavar="FOLDER",
-            help="Where the data set is (label_lists and jsonl_table: the file).",
-        ),
-        click.option(
-            "--option",
-            metavar="NAME=VALUE",
-            multiple=True,
-            help="An option of the data set's reader, such as views=frontal (repeatable).",
-        ),
+        click.option("--labels", type=path_type(), metavar="FILE", help=LABELS_HELP),
+        *DATASET_OPTIONS,
         click.option(
             "--split-column",
             metavar="NAME",
@@ -356,16 +375,27 @@ def _annotated(annotation: str) -> tuple[list[Any], set[str]]:
 class SourceOptions:
     """One labelled source: features, labels, and which rows of them."""
 
-    features: Path | str
-    labels: Path
+    features: Path
+    labels: Path | None
+    dataset: str | None
+    root: Path | None
+    option: tuple[str, ...]
     features_key: str | None
     ids_key: str | None
     split_column: str | None
     split: str | None
 
     def __post_init__(self) -> None:
-        if (self.split is None) != (self.split_column is None):
+        if self.labels is not None and (self.split is None) != (self.split_column is None):
             raise click.UsageError("--split and --split-column belong together.")
+        _ = self.labelled
+
+    @property
+    def labelled(self) -> LabelledOptions:
+        """Where the labels come from."""
+        return LabelledOptions(
+            self.labels, self.dataset, self.root, self.option, self.split_column, self.split
+        )
 
 
 FEATURE_KEYS: Final = [
@@ -391,13 +421,9 @@ def source_options(prefix: str = "") -> Callable[[Function], Function]:
                 help="A feature store's folder or URL, or .npy, .npz, .safetensors.",
             ),
             click.option(
-                f"--{prefix}labels",
-                "labels",
-                type=path_type(),
-                required=True,
-                metavar="FILE",
-                help="Label table: CSV, TSV or Parquet.",
+                f"--{prefix}labels", "labels", type=path_type(), metavar="FILE", help=LABELS_HELP
             ),
+            *DATASET_OPTIONS,
             *FEATURE_KEYS,
             click.option(
                 "--split-column", metavar="NAME", help="Column that tells the split of each row."
@@ -411,21 +437,49 @@ def source_options(prefix: str = "") -> Callable[[Function], Function]:
 class PairOptions:
     """Training data, and validation data if there are any."""
 
-    features: Path | str
-    labels: Path
-    valid_features: Path | str | None
+    features: Path
+    labels: Path | None
+    dataset: str | None
+    root: Path | None
+    option: tuple[str, ...]
+    valid_features: Path | None
     valid_labels: Path | None
     features_key: str | None
     ids_key: str | None
     split_column: str | None
     train_split: str
-    valid_split: str
+    valid_split: str | None
 
     def __post_init__(self) -> None:
         if self.split_column is not None and self.valid_labels is not None:
             raise click.UsageError("give either --valid-labels or --split-column.")
-        if self.valid_features is not None and not (self.valid_labels or self.split_column):
-            raise click.UsageError("--valid-features needs --valid-labels or --split-column.")
+        if self.dataset is not None and self.valid_labels is not None:
+            raise click.UsageError("give either --valid-labels or --dataset with --valid-split.")
+        if self.valid_features is not None and self.valid is None:
+            raise click.UsageError("--valid-features needs validation labels or --split-column.")
+        _ = self.train
+
+    @property
+    def train(self) -> LabelledOptions:
+        """Where the training labels come from."""
+        split = self.train_split if self.split_column or self.dataset else None
+        return self._labelled(self.labels, split)
+
+    @property
+    def valid(self) -> LabelledOptions | None:
+        """Where the validation labels come from; None without any."""
+        if self.valid_labels is not None:
+            return LabelledOptions(self.valid_labels, None, None, (), None, None)
+        if self.dataset is not None:
+            return None if self.valid_split is None else self._labelled(None, self.valid_split)
+        if self.split_column is None:
+            return None
+        return self._labelled(self.labels, self.valid_split or "valid")
+
+    def _labelled(self, labels: Path | None, split: str | None) -> LabelledOptions:
+        return LabelledOptions(
+            labels, self.dataset, self.root, self.option, self.split_column, split
+        )
 
 
 pair_options = grouped(
@@ -442,10 +496,10 @@ pair_options = grouped(
         click.option(
             "--labels",
             type=path_type(),
-            required=True,
             metavar="FILE",
-            help="Training labels: CSV, TSV or Parquet.",
+            help="Training labels: CSV, TSV, Parquet or JSON lines.",
         ),
+        *DATASET_OPTIONS,
         click.option(
             "--valid-features",
             type=place_type(),
@@ -459,8 +513,19 @@ pair_options = grouped(
             metavar="NAME",
             help="Column of --labels that tells training and validation rows apart.",
         ),
-        click.option("--train-split", metavar="VALUE", default="train", show_default=True),
-        click.option("--valid-split", metavar="VALUE", default="valid", show_default=True),
+        click.option(
+            "--train-split",
+            metavar="VALUE",
+            default="train",
+            show_default=True,
+            help="Of --split-column or --dataset.",
+        ),
+        click.option(
+            "--valid-split",
+            metavar="VALUE",
+            help="The same for validation; with --dataset there is none unless it is named.  "
+            "[default: valid]",
+        ),
     ],
 )
 

@@ -115,7 +115,7 @@ def command(
             for name, path in candidates.items()
         },
         "valid features": describe_features(data.features, features),
-        "valid labels": describe_labels(data.labels, labels, table),
+        "valid labels": describe_labels(data.labelled, labels, table),
         "environment": environment(),
     }
     finish("select", result, out, inputs=inputs, overwrite=overwrite, output=output)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from catwise.cli.inputs import describe_dataset, load_dataset
+from catwise.cli.labelled import describe_labels, load_dataset
 from catwise.cli.options import (
     ENCODING_NAMES,
     labelled_options,
@@ -164,7 +164,7 @@ def command(
         {
             "command": "simulate",
             "dry_run": dry_run,
-            "inputs": {"labels": describe_dataset(source, dataset, table)},
+            "inputs": {"labels": describe_labels(source, dataset.labels, table)},
             "encoding": out_encoding,
             "layout": out_layout,
             "columns": writer.columns,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from catwise.labels.core import LabelCounts, PartialLabels
 
-__all__ = ["REASONS", "LabelAudit", "audit_labels", "known_per_row"]
+__all__ = ["REASONS", "LabelAudit", "audit_labels", "known_per_row", "labelled_part"]
 
 REASONS: Final = {
     "no_known_label": (
@@ -185,13 +185,30 @@ def _notes(labels: PartialLabels, summary: dict[str, Any]) -> list[str]:
     if known and summary["n_rows_without_label"]:
         n = summary["n_rows_without_label"]
         notes.append(f"{n:,} of {labels.n_rows:,} rows have no known label and take no part.")
-    if known and summary["n_unknown"]:
-        share = summary["n_unknown"] / (labels.n_rows * labels.n_categories)
-        notes.append(
-            f"{share:.1%} of the labels are unknown: metrics speak of the labelled part only. "
-            "Whether the rest is like it cannot be told from known labels; a prevalence from "
-            "elsewhere can tell."
-        )
+    if known:
+        notes += [
+            f"{note} Whether the rest is like it cannot be told from known labels; a prevalence "
+            "from elsewhere can tell."
+            for note in labelled_part(labels)
+        ]
     if labels.ids is None:
         notes.append("Rows have no ids: they join features by position.")
     return notes
+
+
+def labelled_part(labels: PartialLabels) -> list[str]:
+    """The sentence that goes with every metric of labels of which some are unknown.
+
+    >>> from catwise.labels import PartialLabels
+    >>> labelled_part(PartialLabels([[1, 0, -1, -1]]))
+    ['50.0% of the labels are unknown: metrics speak of the labelled part only.']
+    >>> labelled_part(PartialLabels([[1, 0]]))
+    []
+    """
+    counts, n_entries = labels.counts(), labels.n_rows * labels.n_categories
+    n_unknown = n_entries - int(counts.known.sum() + counts.uncertain.sum())
+    if not n_unknown:
+        return []
+    share = n_unknown / n_entries
+    text = f"{share:.1%}" if share >= 0.001 else f"{n_unknown:,}"
+    return [f"{text} of the labels are unknown: metrics speak of the labelled part only."]

@@ -13,6 +13,7 @@ from catwise._device import resolve_device
 from catwise.errors import ConfigError, InSampleWarning, ShapeError, nearest
 from catwise.features import of_categories
 from catwise.joining import Aligned, align, open_source, require_known, source_digests
+from catwise.labels.audit import labelled_part
 from catwise.metrics._inputs import known_entries
 from catwise.metrics.bootstrap import Resampler, _groups
 from catwise.metrics.evaluation import Evaluation, Interval
@@ -127,7 +128,7 @@ def evaluate(
         device = features.device if isinstance(features, torch.Tensor) else head.device
     n_in_sample = _count_in_sample(head, features, aligned)
     scored = _Scores(chosen, options, aligned, bootstrap=bootstrap, seed=seed)
-    notes = list(aligned.notes)
+    notes = [*labelled_part(aligned.labels), *aligned.notes]
     for block, part_labels, logits in _blocks(aligned, rows, resolve_device(device)):
         if block.start == 0:
             names = aligned.categories[block]

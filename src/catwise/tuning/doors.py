@@ -25,6 +25,7 @@ from catwise.joining import (
     require_known,
     source_digests,
 )
+from catwise.labels.audit import labelled_part
 from catwise.metrics.mismatch import check_match
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ def open_work(
         taken = replace(fresh_aligned, head_index=aligned.head_index).take(valid[0])
         check_finite(taken, name="valid features")
         fresh = _data(taken, ordered, policy, seed)
+    notes += labelled_part(data.labels if fresh is None else fresh.labels)
     if policy is not None:
         notes.append(f"fitting: {policy}")
     return Work(

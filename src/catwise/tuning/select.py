@@ -22,6 +22,7 @@ from catwise.joining import (
     require_known,
     source_digests,
 )
+from catwise.labels.audit import labelled_part
 from catwise.metrics.influence import t_quantile
 from catwise.metrics.per_category import undefined_reason
 from catwise.metrics.registry import Metric, resolve_metric
@@ -161,7 +162,8 @@ def select(
     require_known(labels, "validation label")
     digests = source_digests(features, labels, aligned.rows)
     made, capped = affordable_splits(labels, len(heads), splits)
-    notes = [*aligned.notes, *_in_sample(names, heads, digests), *([capped] if capped else [])]
+    notes = [*labelled_part(aligned.labels), *aligned.notes]
+    notes += [*_in_sample(names, heads, digests), *([capped] if capped else [])]
     rows = aligned.take(features)
     scored = score_candidates(
         [_aligned_head(head, aligned) for head in heads],

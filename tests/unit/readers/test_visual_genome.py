@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from catwise.data import Dataset
 
+read_500 = partial(read_visual_genome, n_categories=500)
 TRAIN = {"107899.jpg": [0, 5, 499], "2.jpg": [7, 7, 199]}
 TEST = {"2417997.jpg": [], "61540.jpg": [300]}
 
@@ -53,7 +55,7 @@ def positives(dataset: Dataset) -> dict[str, list[int]]:
 
 def test_golden(tmp_path):
     """The miniature of VG-500."""
-    dataset = read_visual_genome(write_vg(tmp_path))
+    dataset = read_500(write_vg(tmp_path))
     assert dataset.name == "visual_genome_500"
     assert dataset.labels.shape == (4, 500)
     assert dataset.labels.ids.tolist() == ["107899.jpg", "2.jpg", "2417997.jpg", "61540.jpg"]
@@ -96,7 +98,7 @@ def test_vg_200(tmp_path):
     assert small.labels.shape == (4, 200)
     assert positives(small)["61540.jpg"] == []
     assert small.counts["images_without_positives"] == 2
-    whole = read_visual_genome(tmp_path)
+    whole = read_500(tmp_path)
     assert whole.labels.take_categories(range(200)) == small.labels
 
 
@@ -105,7 +107,7 @@ def test_vg_200(tmp_path):
 def test_options(tmp_path, absent, split):
     """One split or both, and what a category is that is not listed."""
     write_vg(tmp_path)
-    dataset = read_visual_genome(tmp_path, split=split, absent=absent)
+    dataset = read_500(tmp_path, split=split, absent=absent)
     expected = {**(TRAIN if split != "test" else {}), **(TEST if split != "train" else {})}
     assert list(positives(dataset)) == list(expected)
     assert positives(dataset) == {name: sorted(set(v)) for name, v in expected.items()}
@@ -114,8 +116,7 @@ def test_options(tmp_path, absent, split):
     assert f"is read as {absent}" in dataset.notes[0]
     if split is None:
         assert (
-            dataset.split("test").labels
-            == read_visual_genome(tmp_path, split="test", absent=absent).labels
+            dataset.split("test").labels == read_500(tmp_path, split="test", absent=absent).labels
         )
 
 
@@ -151,9 +152,9 @@ def test_large_is_sparse(tmp_path):
     """Where absent is unknown and there are many images, labels are stored as columns."""
     train = {f"{i}.jpg": [i % 500, (i * 7 + 1) % 500] for i in range(3000)}
     write_vg(tmp_path, train, TEST, images=False)
-    dataset = read_visual_genome(tmp_path, absent="unknown")
+    dataset = read_500(tmp_path, absent="unknown")
     assert dataset.labels.storage == "columns"
-    negative = read_visual_genome(tmp_path)
+    negative = read_500(tmp_path)
     assert negative.labels.storage == "dense"
     assert positives(dataset) == positives(negative)
 
@@ -161,17 +162,17 @@ def test_large_is_sparse(tmp_path):
 def test_images(tmp_path):
     """Images may be elsewhere, in one folder only, in both, or absent; all of it is counted."""
     write_vg(tmp_path, images=False)
-    dataset = read_visual_genome(tmp_path)
+    dataset = read_500(tmp_path)
     assert dataset.paths.tolist() == [""] * 4
     assert dataset.counts["images_without_files"] == 4
     assert "There is no folder VG_100K or VG_100K_2: paths are blank." in dataset.notes
     other = tmp_path / "images"
     with pytest.raises(LabelError, match="holds no images of Visual Genome"):
-        read_visual_genome(tmp_path, images=other)
+        read_500(tmp_path, images=other)
     (other / "VG_100K").mkdir(parents=True)
     for name in TRAIN:
         (other / "VG_100K" / name).touch()
-    dataset = read_visual_genome(tmp_path, images=other)
+    dataset = read_500(tmp_path, images=other)
     assert dataset.root == other
     assert dataset.paths.tolist() == ["VG_100K/107899.jpg", "VG_100K/2.jpg", "", ""]
     assert dataset.counts["images_without_files"] == 2
@@ -179,7 +180,7 @@ def test_images(tmp_path):
     (other / "VG_100K_2").mkdir()
     for name in ("2.jpg", *TEST):
         (other / "VG_100K_2" / name).touch()
-    dataset = read_visual_genome(tmp_path, images=other)
+    dataset = read_500(tmp_path, images=other)
     assert dataset.paths.tolist()[1:3] == ["VG_100K/2.jpg", "VG_100K_2/2417997.jpg"]
     assert dataset.counts["images_in_both_folders"] == 1
     assert dataset.counts["images_without_files"] == 0
@@ -188,10 +189,10 @@ def test_images(tmp_path):
 def test_line_ends(tmp_path):
     """Windows line ends, blank lines and a missing last line end do no harm."""
     write_vg(tmp_path)
-    before = read_visual_genome(tmp_path)
+    before = read_500(tmp_path)
     path = tmp_path / "train_list_500.txt"
     path.write_bytes(b"\xef\xbb\xbf107899.jpg\r\n\r\n2.jpg")
-    assert read_visual_genome(tmp_path).labels == before.labels
+    assert read_500(tmp_path).labels == before.labels
 
 
 @pytest.mark.parametrize("suffix", [".txt", "list", "index"])
@@ -205,7 +206,7 @@ def test_names(tmp_path, suffix):
         if suffix == ".txt"
         else json.dumps(names if suffix == "list" else turned)
     )
-    dataset = read_visual_genome(write_vg(tmp_path), names=str(path))
+    dataset = read_500(write_vg(tmp_path), names=str(path))
     assert dataset.labels.categories == tuple(names)
     assert not any("called by position" in note for note in dataset.notes)
     assert dataset.labels.column("thing 5").tolist() == [1, 0, 0, 0]
@@ -249,7 +250,7 @@ def test_bad_names(tmp_path, file, content, error, words):
 def test_bad_options(tmp_path, options, words):
     """Options that are not possible are named."""
     with pytest.raises(ConfigError, match=words):
-        read_visual_genome(tmp_path, **options)
+        read_500(tmp_path, **options)
 
 
 def test_missing_files(tmp_path):
@@ -259,10 +260,10 @@ def test_missing_files(tmp_path):
         read_visual_genome(tmp_path, n_categories=200)
     (tmp_path / "vg_category_500_labels_index.json").unlink()
     with pytest.raises(LabelError, match=r"expected: +vg_category_500_labels_index\.json"):
-        read_visual_genome(tmp_path)
+        read_500(tmp_path)
     (tmp_path / "test_list_500.txt").unlink()
     with pytest.raises(LabelError, match=r"no file '.*test_list_500\.txt'"):
-        read_visual_genome(tmp_path)
+        read_500(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -282,7 +283,7 @@ def test_bad_lists(tmp_path, content, error, words):
     path = write_vg(tmp_path) / "train_list_500.txt"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(error, match=words) as caught:
-        read_visual_genome(tmp_path)
+        read_500(tmp_path)
     assert "train_list_500.txt" in str(caught.value)
 
 
@@ -311,7 +312,7 @@ def test_bad_labels(tmp_path, content, words):
     path = write_vg(tmp_path) / "vg_category_500_labels_index.json"
     path.write_text(json.dumps(content))
     with pytest.raises(LabelError, match=words) as caught:
-        read_visual_genome(tmp_path)
+        read_500(tmp_path)
     assert path.name in str(caught.value)
 
 
@@ -328,9 +329,9 @@ def test_labels_of_the_other_size(tmp_path):
 def test_unlisted_images_are_not_looked_at(tmp_path):
     """The labels of images in neither list are left out, whatever they are."""
     path = write_vg(tmp_path) / "vg_category_500_labels_index.json"
-    before = read_visual_genome(tmp_path).labels
+    before = read_500(tmp_path).labels
     path.write_text(json.dumps({**GOOD, "3.jpg": ["?"]}))
-    assert read_visual_genome(tmp_path).labels == before
+    assert read_500(tmp_path).labels == before
 
 
 @pytest.mark.parametrize(
@@ -361,4 +362,4 @@ def test_truncation(tmp_path):
     for n in range(len(content)):
         path.write_bytes(content[:n])
         with pytest.raises(LabelError, match=r"is truncated|is empty"):
-            read_visual_genome(tmp_path)
+            read_500(tmp_path)

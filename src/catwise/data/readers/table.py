@@ -60,8 +60,8 @@ def read_table(
             long); or of `read_label_lists`, such as `others`, which must be given (lists).
 
     Returns:
-        One row an image, in the order of the file. `counts` tells how many images there are and
-        how many have no known label; these stay.
+        One row an image, in the order of the file. `counts` tells how many images
+        have no known label; these stay.
 
     Raises:
         LabelError: As for `read_label_table` and `read_label_lists`.
@@ -89,19 +89,19 @@ def read_table(
         file.require(split_column, "the split of each row")
     if path_column is not None:
         file.require(path_column, "the paths of the images")
-    others = [*(name for name in (split_column, path_column) if name is not None), *ignore]
+    others = [*([] if path_column is None else [path_column]), *ignore]
     if layout == "lists":
         options |= {"id_key": id_column, "split": split}
         options |= {} if group_column is None else {"group_key": group_column}
         options |= {} if split_column is None else {"split_key": split_column}
-        beyond = [name for name in others if name != split_column]
-        labels = read_label_lists(path, ignore=beyond, delimiter=delimiter, **options)
+        labels = read_label_lists(path, ignore=others, delimiter=delimiter, **options)
     else:
         if layout == "wide" and options.get("categories") is None:
             for column in ignore:
                 file.require(column, "no category")
             names = [name for name in file.names if name not in (*keys, *ignore)]
-            options |= {"categories": names} if others and names else {}
+            beyond = others or (split_column is not None and split is None)
+            options |= {"categories": names} if beyond and names else {}
         labels = read_label_table(
             path,
             layout=layout,
@@ -115,7 +115,7 @@ def read_table(
     told = (split_column, path_column)
     splits, paths = _told(file, told, labels, id_column if layout == "long" else None, split)
     n_blank = int(np.count_nonzero(known_per_row(labels) == 0))
-    counts = {"images": labels.n_rows, "images_without_known_label": n_blank}
+    counts = {"images_without_known_label": n_blank}
     return Dataset(path.name, path.parent, paths, labels, splits, counts)
 
 

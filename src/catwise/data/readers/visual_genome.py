@@ -41,7 +41,7 @@ def read_visual_genome(
     root: str | os.PathLike[str],
     *,
     split: Literal["train", "test"] | None = None,
-    n_categories: Literal[200, 500] = 500,
+    n_categories: Literal[200, 500] = 200,
     absent: Literal["negative", "unknown"] = "negative",
     names: str | os.PathLike[str] | None = None,
     images: str | os.PathLike[str] | None = None,
@@ -55,7 +55,7 @@ def read_visual_genome(
     Args:
         root: the folder of the lists and the labels.
         split: "train" or "test"; None: both.
-        n_categories: 500 or 200. VG-200 is the first 200 of the 500 categories.
+        n_categories: 200 or 500. VG-200 is the first 200 of the 500 categories.
         absent: what a category is that is not listed for an image: "negative", as the field
             evaluates it, or "unknown".
         names: a file of the categories' names in the order of their positions: a name a line, or
@@ -84,7 +84,7 @@ def read_visual_genome(
     ...     _ = Path(folder, "test_list_500.txt").write_text("7.jpg")
     ...     file = Path(folder, "vg_category_200_labels_index.json")
     ...     _ = file.write_text('{"7.jpg": [0, 199]}')
-    ...     dataset = read_visual_genome(folder, split="test", n_categories=200)
+    ...     dataset = read_visual_genome(folder, split="test")
     >>> dataset.labels.codes[0, [0, 1, 199]]
     array([1, 0, 1], dtype=int8)
     """

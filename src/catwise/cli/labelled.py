@@ -1,0 +1,161 @@
+"""Reading the labels that options name: a table, or a data set in its official layout."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from catwise.cli.options import option_value
+from catwise.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from catwise.cli.options import LabelledOptions, TableOptions
+    from catwise.data import Dataset
+    from catwise.labels import PartialLabels
+
+__all__ = ["describe_labels", "load_dataset", "load_labels"]
+
+FOR_ALL: Final = ("category", "id_prefix", "id_suffix", "strip_prefix", "strip_suffix")
+"""Options of tables that hold for data sets too."""
+
+
+def load_labels(
+    path: Path, table: TableOptions, *, split_column: str | None = None, split: str | None = None
+) -> PartialLabels:
+    """Read a label table, or one split of it."""
+    return _read_table(path, table, split_column if split is not None else None, split).labels
+
+
+def load_dataset(source: LabelledOptions, table: TableOptions) -> Dataset:
+    """Read a label table, or a data set in its official layout, with all that is told of its rows.
+
+    Splits of a table are those of its split column; without one they are blank, as its paths are.
+    """
+    if source.labels is not None:
+        return _read_table(source.labels, table, source.split_column, source.split)
+    for field in dataclasses.fields(table):
+        value = getattr(table, field.name)
+        if field.name not in FOR_ALL and value and (field.name, value) != ("layout", "wide"):
+            name = field.name.replace("_", "-")
+            raise click.UsageError(
+                f"--{name} belongs to --labels; --option NAME=VALUE is for the data set's reader."
+            )
+    dataset = _read_dataset(source)
+    if table.category:
+        labels = dataset.labels.take_categories(table.category)
+        dataset = dataclasses.replace(dataset, labels=labels)
+    return _with_edges(dataset, table)
+
+
+def _read_table(
+    path: Path, table: TableOptions, split_column: str | None, split: str | None
+) -> Dataset:
+    from catwise.data import read_table
+
+    options: dict[str, Any] = {"encoding": table.encoding}
+    if table.layout == "lists":
+        options = {"others": table.others, "separator": table.separator}
+    elif table.layout == "long":
+        columns = {"category_column": table.category_column, "value_column": table.value_column}
+        options |= {name: column for name, column in columns.items() if column is not None}
+    if table.category:
+        options["categories"] = list(table.category)
+    return read_table(
+        path,
+        layout=table.layout,  # type: ignore[arg-type]  # click.Choice
+        id_column=table.id_column,
+        group_column=table.group_column,
+        split_column=split_column,
+        split=split,
+        ignore=table.ignore_column,
+        delimiter=table.delimiter,
+        id_prefix=table.id_prefix,
+        id_suffix=table.id_suffix,
+        strip_prefix=table.strip_prefix,
+        strip_suffix=table.strip_suffix,
+        **options,
+    )
+
+
+def _read_dataset(source: LabelledOptions) -> Dataset:
+    """Call the reader of a data set with the options that were given."""
+    import inspect
+
+    from catwise.data import readers
+
+    reader = getattr(readers, f"read_{source.dataset}")
+    parameters = dict(inspect.signature(reader).parameters)
+    first, *_ = parameters
+    del parameters[first]
+    given: dict[str, list[str]] = {} if source.split is None else {"split": [source.split]}
+    for text in source.option:
+        name, equals, value = text.partition("=")
+        name = name.replace("-", "_")
+        if not equals or name not in parameters:
+            raise ConfigError(
+                f"the reader of {source.dataset!r} has no such option."
+                if equals
+                else "an option of a reader must be NAME=VALUE.",
+                found=f"--option {text}{nearest(name, parameters)}",
+                expected=", ".join(parameters),
+            )
+        given.setdefault(name, []).append(value)
+    options = {
+        name: option_value(name, texts, str(parameters[name].annotation))
+        for name, texts in given.items()
+    }
+    assert source.root is not None  # noqa: S101 - the options say so
+    found: Dataset = reader(source.root, **options)
+    return found
+
+
+def _with_edges(dataset: Dataset, table: TableOptions) -> Dataset:
+    """The ids of a data set as the features have them."""
+    from catwise.data.source import Edges
+    from catwise.labels import PartialLabels
+
+    edges = Edges(table.id_prefix, table.id_suffix, table.strip_prefix, table.strip_suffix)
+    labels = dataset.labels
+    if labels.ids is None or not any(edges):
+        return dataset
+    ids = edges.apply(labels.ids, lambda i: f"image {i + 1:,} of {dataset.name}")
+    content: Any = labels.as_columns() if labels.storage == "columns" else labels.codes
+    renamed = PartialLabels.from_content(
+        content,
+        labels.n_rows,
+        labels.categories,
+        ids=ids,
+        groups=labels.groups,
+        storage=labels.storage,
+    )
+    return dataclasses.replace(dataset, labels=renamed)
+
+
+def describe_labels(
+    source: LabelledOptions | Path, labels: PartialLabels, table: TableOptions
+) -> dict[str, Any]:
+    """What the report says about labels and where they came from."""
+    from pathlib import Path
+
+    counts = labels.counts()
+    about: dict[str, Any] = {"path": str(source), "encoding": table.encoding}
+    if not isinstance(source, Path):
+        about["path"] = str(source.labels if source.labels is not None else source.root)
+        if source.dataset is not None:
+            about = {"dataset": source.dataset, "options": list(source.option), **about}
+            del about["encoding"]
+            about |= {} if source.split is None else {"split": source.split}
+    return {
+        **about,
+        "rows": labels.shape[0],
+        "categories": labels.shape[1],
+        "positive": int(counts.positive.sum()),
+        "negative": int(counts.negative.sum()),
+        "uncertain": int(counts.uncertain.sum()),
+        "ids": labels.ids is not None,
+        "groups": labels.groups is not None,
+    }
