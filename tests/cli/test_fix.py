@@ -5,8 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shlex
 import shutil
+import subprocess
+import sys
 import tarfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +23,17 @@ from safetensors.torch import load_file, save_file
 from sklearn.metrics import average_precision_score
 
 from catwise.cli import main
-from catwise.errors import ConfigError, FeatureError, IdError, MismatchError, OutputError
+from catwise.errors import (
+    ConfigError,
+    FeatureError,
+    FeatureStoreError,
+    IdError,
+    MismatchError,
+    OutputError,
+)
 from catwise.fixing import run as steps
+from catwise.heads import load_head
+from catwise.models import Preprocessing
 from catwise.models.preprocess import preprocess
 from cli.fix_case import INPUT, NAMES, SPLITS, TinyNet, arguments, contents, make_case
 
@@ -28,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 INTERRUPTED = 130
+TESTS = Path(__file__).parents[1]
 
 
 def fix(folder: Path, *more: str, **given: str) -> Result:
@@ -512,3 +526,165 @@ def test_model_without_checkpoint(case: Path) -> None:
     at = given.index("--checkpoint")
     result = CliRunner().invoke(main, given[:at] + given[at + 2 :])
     refused(result, ConfigError, "loaded without a checkpoint", "--checkpoint")
+
+
+# ------------------------------------------------------------------------------- other models
+
+
+def test_timm(tmp_path: Path) -> None:
+    """An architecture of timm with options; timm itself loads the result strictly."""
+    timm = pytest.importorskip("timm")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = timm.create_model("test_vit", num_classes=len(NAMES), img_size=32).eval()
+    take = Preprocessing(size=(32, 32), mean=(0.5,) * 3, std=(0.5,) * 3)
+    make_case(tmp_path, module, "head", take)
+    options = ["--model-arg", "img_size=32", "--mean", "0.5", "--std", "0.5", "--crop-pct", "1"]
+    document = done(tmp_path, *options, "--interpolation", "bilinear", model="timm:test_vit")
+    mean = document["evaluation"]["means"]["average_precision"]
+    assert mean["gain"] > 0.05
+    module.load_state_dict(load_file(document["checkpoint"]), strict=True)
+    old, new = load_file(tmp_path / "net.safetensors"), load_file(document["checkpoint"])
+    assert {name for name in old if not torch.equal(old[name], new[name])} == {
+        "head.weight",
+        "head.bias",
+    }
+
+
+def test_transformers_folder(tmp_path: Path) -> None:
+    """A folder in, a folder of the same files out; transformers loads it."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        image_size=16, patch_size=8, num_labels=len(NAMES),
+        id2label=dict(enumerate(NAMES)), problem_type="multi_label_classification",
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.ViTForImageClassification(config).eval()
+    take = Preprocessing(size=(16, 16), mean=(0.5,) * 3, std=(0.5,) * 3)
+    make_case(tmp_path / "case", Logits(model), "model.classifier", take)
+    model.save_pretrained(tmp_path / "vit")
+    call = arguments(tmp_path / "case", "--json", model=f"transformers:{tmp_path / 'vit'}")
+    del call[3:5]
+    call += ["--input-size", "16x16", "--mean", "0.5", "--std", "0.5", "--crop-pct", "1"]
+    call += ["--crop-mode", "center", "--interpolation", "bilinear"]
+    result = CliRunner().invoke(main, call)
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert document["evaluation"]["means"]["average_precision"]["gain"] > 0.05
+    assert document["checkpoint"] == f"{tmp_path}/case/out/vit"
+    again = transformers.ViTForImageClassification.from_pretrained(document["checkpoint"])
+    assert again.config.id2label == dict(enumerate(NAMES))
+    assert sorted(contents(tmp_path / "vit")) == sorted(contents(tmp_path / "case/out/vit"))
+    steps_again = json.loads(CliRunner().invoke(main, call).stdout)["steps"]
+    assert set(steps_again.values()) == {"was there"}
+
+
+class Logits(torch.nn.Module):
+    """A model of transformers that returns a tensor."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.model(pixel_values=images).logits
+
+
+def test_onnx_file(tmp_path: Path) -> None:
+    """An ONNX file in, one with other numbers in its last layer out; onnxruntime agrees."""
+    onnx = pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    module = make_case(tmp_path / "case")
+    save_onnx(onnx, module, tmp_path / "net.onnx")
+    call = arguments(tmp_path / "case", "--json", model=f"onnx:{tmp_path / 'net.onnx'}")
+    del call[3:5]
+    result = CliRunner().invoke(main, [*call, "--crop-pct", "1"])
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert document["evaluation"]["means"]["average_precision"]["gain"] > 0.05
+    images = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    session = runtime.InferenceSession(document["checkpoint"], providers=["CPUExecutionProvider"])
+    with torch.no_grad():
+        features = module.get_submodule("body")(images)
+    tuned = load_head(tmp_path / "case/out/run/head.safetensors")
+    found = session.run(None, {"x": images.numpy()})[0]
+    assert np.allclose(found, tuned.logits(features).numpy(), atol=1e-4)
+
+
+def save_onnx(onnx: Any, module: torch.nn.Module, path: Path) -> None:
+    """The tiny network as a graph."""
+    node, state = onnx.helper.make_node, module.state_dict()
+    names = {"w": "body.1.weight", "b": "body.1.bias", "hw": "fc.weight", "hb": "fc.bias"}
+    graph = onnx.helper.make_graph(
+        [
+            node("Flatten", ["x"], ["flat"]),
+            node("Gemm", ["flat", "w", "b"], ["z"], transB=1),
+            node("Tanh", ["z"], ["f"]),
+            node("Gemm", ["f", "hw", "hb"], ["y"], name="head", transB=1),
+        ],
+        "tiny",
+        [onnx.helper.make_tensor_value_info("x", 1, ["n", 3, 8, 8])],
+        [onnx.helper.make_tensor_value_info("y", 1, ["n", len(NAMES)])],
+        [onnx.numpy_helper.from_array(state[key].numpy(), name) for name, key in names.items()],
+    )
+    opset = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), path)
+
+
+# ------------------------------------------------------------------------------- a hard world
+
+
+def spawn(folder: Path, *, lead: str = "", more: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
+    """The command in a process of its own; `lead` is a line of shell before it."""
+    call = shlex.join([sys.executable, "-m", "catwise", *arguments(folder, "--quiet", *more)])
+    path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
+    return subprocess.Popen(
+        ["/bin/sh", "-c", f"{lead}exec {call}"],
+        env={**os.environ, "PYTHONPATH": path},
+        stderr=subprocess.PIPE,
+    )
+
+
+def test_killed_at_some_moments(finished: Path, case: Path) -> None:
+    """SIGKILL at moments that are not chosen; the last run ends with the same bytes.
+
+    benches/kills.py does it at twenty moments.
+    """
+    for seen in ("fix.json", "features", "run"):
+        process = spawn(case)
+        deadline = time.monotonic() + 60
+        while not (case / "out" / seen).exists() and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        process.kill()
+        process.communicate()
+    last = spawn(case)
+    message = last.communicate()[1]
+    assert (last.returncode, message) == (0, b"")
+    assert contents(case / "out") == contents(finished / "out")
+
+
+def test_full_disk(case: Path) -> None:
+    """Where no more can be written, one error says so, and nothing half-written is left."""
+    pytest.importorskip("resource")
+    process = spawn(case, lead="ulimit -f 8; ")
+    message = process.communicate()[1].decode()
+    assert process.returncode in {OutputError.exit_code, FeatureStoreError.exit_code}, message
+    assert "Traceback" not in message
+    assert "cannot" in message
+    assert not [path for path in (case / "out").rglob(".catwise-*") if path.is_file()]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_read_only_folder(case: Path) -> None:
+    """A folder that cannot be written to is refused at once."""
+    (case / "out").mkdir(mode=0o500)
+    refused(fix(case), OutputError, "may write to")
+
+
+def test_folder_cannot_be_made(case: Path) -> None:
+    """A file where a folder of the path should be."""
+    (case / "file").write_text("")
+    refused(fix(case, "--out", str(case / "file" / "out")), OutputError, "file")
