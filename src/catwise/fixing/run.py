@@ -256,7 +256,7 @@ def prepare(
         state,
         dict(inputs or {}),
         left_out,
-        [*loaded.notes, *notes],
+        [*loaded.notes, *_input_note(loaded.preprocessing), *notes],
         overwrite=overwrite,
     )
 
@@ -388,6 +388,18 @@ def _loaded(
     for name, part in splits.items():
         match_categories(loaded.head.categories, part.categories, name=name)
     return loaded
+
+
+def _input_note(take: Preprocessing) -> list[str]:
+    """A word of warning where nobody said what the model was trained on."""
+    if not take.source.endswith(("(untrained)", "assumed")):
+        return []
+    note = (
+        "the checkpoint does not say what input it was trained on, so this is the architecture's "
+        "default. If it is not right (the score before is then too low), say so: --input-size, "
+        "--crop-pct, --mean, --std."
+    )
+    return [note]
 
 
 def _joined(
