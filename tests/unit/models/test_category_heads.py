@@ -132,13 +132,15 @@ class MLDecoderModel(Backbone):
 class Csra(Backbone):
     """Zhu & Wu, ICCV 2021 (CSRA), equations 2 to 5: the mean, and lam times an attention."""
 
-    def __init__(self, lam: float, temperature: float = 1.0) -> None:
+    def __init__(self, lam: float, temperature: float = 1.0, *, normed: bool = False) -> None:
         super().__init__()
-        self.lam, self.temperature = lam, temperature
+        self.lam, self.temperature, self.normed = lam, temperature, normed
         self.classifier = nn.Conv2d(WIDTH, C, 1, bias=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         scores = self.classifier(self.maps(images)).flatten(2)
+        if self.normed:  # as the authors' code does
+            scores = scores / self.classifier.weight.flatten(1).norm(dim=1)[:, None]
         attended = (scores * (self.temperature * scores).softmax(2)).sum(2)
         return scores.mean(2) + self.lam * attended
 
@@ -170,6 +172,10 @@ def csra_mean() -> nn.Module:
 
 def csra() -> nn.Module:
     return Csra(lam=0.2)
+
+
+def csra_normed() -> nn.Module:
+    return Csra(lam=0.0, normed=True)
 
 
 def csra_uniform() -> nn.Module:
@@ -383,7 +389,7 @@ def test_csra_where_it_is_linear(tmp_path: Path) -> None:
     assert verify_written(model, again, another(model.head), images(4)).gap < 1e-5
 
 
-@pytest.mark.parametrize("kind", ["csra", "csra_uniform"])
+@pytest.mark.parametrize("kind", ["csra", "csra_normed", "csra_uniform"])
 def test_csra_where_it_is_not(kind: str, tmp_path: Path) -> None:
     """Its attention is made with the very weights that are to be tuned: that is refused, and why.
 

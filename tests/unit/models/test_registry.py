@@ -6,6 +6,7 @@ The check that the tests of the adapters share is here, too.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import subprocess
 import sys
 import types
@@ -199,6 +200,39 @@ def test_a_module_within_a_package_that_is_absent() -> None:
     """What an installed package lacks is not called 'not installed'."""
     with pytest.raises(MissingExtraError, match="json is installed, and cannot be imported"):
         import_optional("json.absent", extra="json")
+
+
+@pytest.mark.parametrize(
+    ("spec", "extra"),
+    [("torchvision:resnet18", "torchvision"), ("timm:test_vit", "timm"), ("xrv:densenet", "xrv")],
+)
+def test_torchvision_of_another_torch(spec: str, extra: str, tmp_path: Path) -> None:
+    """One that fails on import, as it does beside a torch that it was not built for, is told of.
+
+    Packages that import it in their turn fail with it.
+    """
+    kind = {"xrv": "torchxrayvision"}.get(extra, extra)
+    if importlib.util.find_spec(kind) is None:
+        pytest.skip(f"{kind} is not installed")
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text(
+        "raise RuntimeError('operator torchvision::nms does not exist')\n"
+    )
+    code = f"""if True:
+        import sys
+        sys.path.insert(0, {str(tmp_path)!r})
+        from catwise.errors import MissingExtraError
+        from catwise.models.registry import load_model
+        try:
+            load_model({spec!r})
+        except MissingExtraError as error:
+            print(error)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert f"{kind} is installed, and cannot be imported" in done.stdout
+    assert "RuntimeError: operator torchvision::nms does not exist" in done.stdout
+    assert f"pip install 'catwise[{extra}]'" in done.stdout
+    assert "Traceback" not in done.stderr
 
 
 def test_adapters_import_nothing_optional() -> None:
