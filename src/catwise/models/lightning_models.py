@@ -20,6 +20,7 @@ from catwise.errors import CheckpointError, ConfigError, HeadError, nearest
 from catwise.heads.archive import Archive
 from catwise.heads.catalog import Catalog, Entry, load_tensor, open_catalog
 from catwise.heads.locate import find_head
+from catwise.heads.provenance import KEY
 
 if TYPE_CHECKING:
     import os
@@ -326,6 +327,8 @@ def _notes(catalog: Catalog, lead: str, outside: Sequence[Entry]) -> list[str]:
     if lead.rpartition(":")[2] and outside:
         found = _some([entry.name for entry in outside])
         notes.append(f"{len(outside):,} tensors beside the model's are left as they are: {found}.")
+    if KEY in catalog.metadata:
+        notes.append(f"its head was written by catwise: {catalog.metadata[KEY]}")
     if is_lightning(catalog):
         content = _content(catalog)
         version = next(content[key] for key in _VERSION_KEYS if key in content)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from torch import nn
+
 from catwise._safetensors import FileLayout
 from catwise.errors import ConfigError, nearest
+from catwise.heads.provenance import KEY
 from catwise.models.core import LoadedModel, Preprocessing
 from catwise.models.lightning_models import count_categories, open_weights
 from catwise.models.registry import building, import_optional, take_options
@@ -14,8 +17,6 @@ from catwise.models.torch_models import adapt_module, inner_layer
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
-
-    from torch import nn
 
     from catwise.heads.catalog import Catalog
 
@@ -137,7 +138,7 @@ def _metadata_notes(catalog: Catalog) -> list[str]:
     """What else a safetensors header says of the model, to be printed."""
     if not isinstance(catalog.origin, FileLayout):
         return []
-    skipped = {*_STORED_OPTIONS, "format"}
+    skipped = {*_STORED_OPTIONS, "format", KEY}
     return [
         f"the checkpoint says {key}: {value[:_MAX_TEXT]}"
         for key, value in sorted(catalog.metadata.items())
@@ -150,7 +151,7 @@ def _classifier(module: nn.Module, name: str) -> list[str]:
     getter: Any = getattr(module, "get_classifier", lambda: None)
     given = getter()
     names = {id(layer): key for key, layer in module.named_modules()}
-    layers = given if isinstance(given, (tuple, list)) else [given]
+    layers = list(given) if isinstance(given, (tuple, list, nn.ModuleList)) else [given]
     found = [names[id(layer)] for layer in layers if id(layer) in names]
     if not found:
         raise ConfigError(

@@ -283,6 +283,12 @@ def _join(parts: Sequence[Head]) -> Head | None:
     """One head over the inputs of several that are averaged; see `TwoHeads`."""
     if len(parts) < 2:
         return parts[0] if parts else None
+    if len(parts) > 2:
+        raise HeadError(
+            "more than two heads are not joined.",
+            found=f"{len(parts)} heads",
+            remedy="model_args={'heads': 'first'}",
+        )
     if len({part.n_categories for part in parts}) != 1 or any(p.bias is None for p in parts):
         raise HeadError(
             "two heads are joined when they have as many categories, and biases.",

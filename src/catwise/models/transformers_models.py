@@ -86,8 +86,17 @@ def load_transformers(
         categories, said = _labels(config)
         notes += said
     layers: Any = layer or _classifiers(module)
-    first = layers if isinstance(layers, str) else layers[0]
-    weights = _file_of(files, f"{first}.weight", folder)
+    places = {
+        _file_of(files, f"{name}.weight", folder)
+        for name in ([layers] if isinstance(layers, str) else layers)
+    }
+    weights = min(places)
+    if len(places) > 1:
+        raise HeadError(
+            f"the heads in '{folder}' lie in several files.",
+            found=", ".join(sorted(path.name for path in places)),
+            remedy="model.save_pretrained(folder, max_shard_size='1TB') puts them in one",
+        )
     if others := sorted(p.name for form in _OTHER_COPIES for p in folder.glob(form)):
         notes.append(f"{', '.join(others)}: other copies of the weights, which keep the old head.")
     preprocessing, said = read_processor(folder, settings)
@@ -206,7 +215,18 @@ def _build(transformers: Any, folder: Path, args: Mapping[str, Any]) -> Any:
             expected="every tensor of the model, and no other",
             remedy="check num_labels and architectures in config.json",
         )
+    _own_memory(module)
     return module
+
+
+def _own_memory(module: Any) -> None:
+    """Move tensors out of the mapped file, to where every tensor of torch's begins.
+
+    A file's tensors begin anywhere, and where one begins decides on the last bits of some
+    convolutions: the same weights out of two files would give features that differ in those.
+    """
+    for part in (*module.parameters(), *module.buffers()):
+        part.data = part.data.clone()
 
 
 def _problem_note(config: Any) -> str:

@@ -32,7 +32,10 @@ LAYERS = {
     "resnetv2_18": "head.fc",  # a 1×1 convolution
     "dpn48b": "classifier",  # another
 }
-TWO_HEADS = ["deit_tiny_distilled_patch16_224", "levit_128s", "efficientformerv2_s0", "repvit_m0_9"]
+TWO_HEADS = [
+    "deit_tiny_distilled_patch16_224", "levit_128s", "efficientformerv2_s0", "repvit_m0_9",
+    "crossvit_9_240",
+]  # fmt: skip
 
 
 def build(name: str, **args: Any) -> Any:

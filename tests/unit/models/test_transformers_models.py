@@ -11,7 +11,14 @@ import pytest
 import safetensors.torch
 import torch
 
-from catwise.errors import CatwiseError, CheckpointError, ConfigError, OutputError, ShapeError
+from catwise.errors import (
+    CatwiseError,
+    CheckpointError,
+    ConfigError,
+    HeadError,
+    OutputError,
+    ShapeError,
+)
 from catwise.heads import list_heads, read_head
 from catwise.models.registry import load_model, write_model
 from catwise.models.transformers_models import read_processor, write_folder
@@ -115,6 +122,8 @@ def check_folder(family: str, kind: str, settings: dict[str, Any], tmp_path: Pat
     assert torch.equal(features, same_features)
     assert torch.allclose(head.logits(features.flatten(1)), out, rtol=1e-4, atol=1e-4)
     theirs = getattr(transformers, kind).from_pretrained(tmp_path / "new").eval()
+    told = again.notes[-1] if "written by catwise" in again.notes[-1] else str(again.notes)
+    assert head.digest in told
     with torch.no_grad():
         assert torch.allclose(theirs(images).logits, out, rtol=1e-4, atol=1e-4)
     heads = model.extra.get("heads", [{"weight_key": model.weight_key}])
@@ -220,6 +229,25 @@ def test_sharded_weights(tmp_path: Path) -> None:
     before, after = contents(folder), contents(tmp_path / "new")
     assert before.keys() == after.keys()
     assert [n for n in before if before[n] != after[n]] == ["model-00002-of-00002.safetensors"]
+
+
+def test_heads_in_two_shards(tmp_path: Path) -> None:
+    """Two heads are written in one file; where a folder's shards part them, that is said."""
+    kind, settings = TWO_HEADS["DeiT"]
+    folder = make("DeiT", kind, settings, tmp_path / "old")
+    state = safetensors.torch.load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    shards: dict[str, dict[str, torch.Tensor]] = {"a.safetensors": {}, "b.safetensors": {}}
+    for key, part in state.items():
+        shards[f"{'b' if key.startswith('distillation') else 'a'}.safetensors"][key] = part
+    for name, tensors in shards.items():
+        safetensors.torch.save_file(tensors, folder / name, {"format": "pt"})
+    places = {key: name for name, tensors in shards.items() for key in tensors}
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {"total_size": 0}, "weight_map": places})
+    )
+    with pytest.raises(HeadError, match="lie in several files"):
+        load_model(f"transformers:{folder}", model_args={"heads": "both"})
 
 
 def test_links_are_followed(tmp_path: Path) -> None:
