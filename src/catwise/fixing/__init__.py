@@ -9,8 +9,9 @@ account.py   scores on test rows, report, model card
 
 from __future__ import annotations
 
+from catwise.fixing.config import FixConfig, FixResult
 from catwise.fixing.images import FoundImages, find_images, listed_images
-from catwise.fixing.run import FixConfig, FixResult, PreparedFix, fix, prepare
+from catwise.fixing.run import PreparedFix, fix, prepare
 
 __all__ = [
     "FixConfig",

@@ -6,19 +6,17 @@ on where it was, and ends with the same bytes.
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import torch
 
 from catwise._io import write_text
-from catwise._version import __version__
 from catwise.errors import ConfigError, HeadError, IdError, InSampleWarning
 from catwise.fixing import account
+from catwise.fixing.config import FixConfig, FixResult
 from catwise.fixing.folder import (
     CARD,
     EVALUATION,
@@ -27,18 +25,24 @@ from catwise.fixing.folder import (
     REPORT,
     RUN,
     State,
-    checkpoint_name,
-    labels_digest,
 )
-from catwise.fixing.images import FoundImages, find_images, places
+from catwise.fixing.images import FoundImages, places
+from catwise.fixing.inputs import (
+    checked_model,
+    checked_splits,
+    ids_of,
+    input_note,
+    joined_images,
+    target_name,
+    what_decides,
+    without,
+)
 from catwise.fixing.verify import verify
-from catwise.joining import aligned_features, has_default_names, match_categories
-from catwise.models import LoadedModel
+from catwise.joining import aligned_features
 from catwise.models.extract import extract
-from catwise.models.layers import ranks_of, weights_digest
+from catwise.models.layers import ranks_of
 from catwise.models.preprocess import ImageRows
-from catwise.models.registry import load_model, write_model
-from catwise.models.sources import ImageSource
+from catwise.models.registry import write_model
 from catwise.progress import Progress
 from catwise.reporting import rows_csv, write_run
 from catwise.reporting.run import RUN_FILES
@@ -49,18 +53,16 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
 
-    from numpy.typing import NDArray
-
     from catwise.features import FeatureStore
     from catwise.heads import Head
-    from catwise.labels import LabelPolicy, PartialLabels
-    from catwise.models import Preprocessing
+    from catwise.labels import PartialLabels
+    from catwise.models import LoadedModel, Preprocessing
+    from catwise.models.sources import ImageSource
     from catwise.progress import ProgressCallback
 
-__all__ = ["STEPS", "FixConfig", "FixResult", "PreparedFix", "fix", "prepare"]
+__all__ = ["STEPS", "PreparedFix", "fix", "prepare"]
 
 STEPS: Final = ("extract", "tune", "apply", "verify", "evaluate")
-SPLITS: Final = ("train", "valid", "test")
 _SAYS: Final = {
     "extract": "images through the model",
     "tune": "tuning the head",
@@ -68,91 +70,6 @@ _SAYS: Final = {
     "verify": "running the new checkpoint",
     "evaluate": "scoring the test images",
 }
-_NOT_IN_RESULTS: Final = ("workers", "device")
-
-
-@dataclass(frozen=True)
-class FixConfig:
-    """Options of `fix`.
-
-    Args:
-        metric: what is to become better.
-        preset: as in `tune`.
-        methods: as in `tune`.
-        validation: as in `tune`.
-        policy: as in `tune`.
-        seed: as in `tune`.
-        force: go on although head and labels look mismatched.
-        batch_rows: images in a batch.
-        workers: processes that read images.
-        flips: average the features with those of the images flipped left to right.
-        device: where to run the model; None: the CPU.
-        undecodable: "refuse" or "skip" images that cannot be decoded.
-        missing: "refuse" or "skip" ids without an image.
-        bootstrap: resamples for the intervals on test images; 0 for none.
-
-    Raises:
-        ConfigError: If an option is not possible.
-    """
-
-    metric: str = "average_precision"
-    preset: str = "default"
-    methods: tuple[str, ...] | None = None
-    validation: str | None = None
-    policy: LabelPolicy | None = None
-    seed: int = 0
-    force: bool = False
-    batch_rows: int = 64
-    workers: int = 0
-    flips: bool = False
-    device: str | None = None
-    undecodable: Literal["refuse", "skip"] = "refuse"
-    missing: Literal["refuse", "skip"] = "refuse"
-    bootstrap: int = 1000
-
-    def __post_init__(self) -> None:
-        wrong = {
-            "undecodable 'refuse' or 'skip'": self.undecodable not in ("refuse", "skip"),
-            "missing 'refuse' or 'skip'": self.missing not in ("refuse", "skip"),
-            "batch_rows of 1 or more": self.batch_rows < 1,
-            "workers, bootstrap and seed of 0 or more": min(self.workers, self.bootstrap) < 0
-            or self.seed < 0,
-        }
-        if failed := [rule for rule, broken in wrong.items() if broken]:
-            raise ConfigError(
-                "the options of fix are not possible.",
-                found=str(self),
-                expected="; ".join(failed),
-            )
-
-
-@dataclass(frozen=True, eq=False)
-class FixResult:
-    """What `fix` leaves.
-
-    Attributes:
-        out: the folder.
-        checkpoint: the new checkpoint, a file or a folder.
-        report: one page: what changed, how sure that is, what was left alone and why.
-        card: a snippet for the model's card.
-        evaluation: JSON-ready: the means before and after on the test images and the gains; None
-            without test labels.
-        run: the account of the tuning as `run_document` gives it: summary, records, gap, notes.
-        left_out: what became of labelled images that could not be used: a table of id, split and
-            reason, one row each.
-        steps: which steps ran now, and which were there already.
-        notes: what to know, a sentence each.
-    """
-
-    out: Path
-    checkpoint: Path
-    report: Path
-    card: Path
-    evaluation: dict[str, Any] | None
-    run: dict[str, Any]
-    left_out: list[dict[str, str]]
-    steps: dict[str, str]
-    notes: list[str]
 
 
 def fix(
@@ -228,7 +145,7 @@ def prepare(
             found=f"WORLD_SIZE={n_processes}",
             remedy="start it without torchrun; catwise extract shares out its work",
         )
-    splits = _checked(labels)
+    splits = checked_splits(labels)
     make_plan(
         config.preset,
         config.methods,
@@ -237,15 +154,15 @@ def prepare(
         config=None,
         has_valid="valid" in splits,
     )
-    loaded = _loaded(model, checkpoint, model_options, splits, preprocessing)
-    source, left_out, notes = _joined(images, splits, config)
-    kept = {name: _without(part, left_out) for name, part in splits.items()}
+    loaded = checked_model(model, checkpoint, model_options, splits, preprocessing)
+    source, left_out, notes = joined_images(images, splits, config)
+    kept = {name: without(part, left_out) for name, part in splits.items()}
     if empty := [name for name, part in kept.items() if not part.n_rows]:
         raise IdError(f"no image of the {empty[0]} labels is there.")
     state = State.look(
         Path(out),
-        _what_decides(loaded, source, splits, left_out, config),
-        _target(loaded),
+        what_decides(loaded, source, splits, left_out, config),
+        target_name(loaded),
         overwrite=overwrite,
     )
     return PreparedFix(
@@ -256,7 +173,7 @@ def prepare(
         state,
         dict(inputs or {}),
         left_out,
-        [*loaded.notes, *_input_note(loaded.preprocessing), *notes],
+        [*loaded.notes, *input_note(loaded.preprocessing), *notes],
         overwrite=overwrite,
     )
 
@@ -321,172 +238,6 @@ class PreparedFix:
             return _account(self, left_out, evaluation)
 
 
-# ------------------------------------------------------------------------------- inputs
-
-
-def _checked(labels: Mapping[str, PartialLabels]) -> dict[str, PartialLabels]:
-    if wrong := [name for name in labels if name not in SPLITS]:
-        raise ConfigError(f"there is no split {wrong[0]!r}.", expected=", ".join(SPLITS))
-    if "train" not in labels:
-        raise ConfigError("training labels are needed.", found=", ".join(labels) or "no split")
-    if unnamed := [name for name, part in labels.items() if part.ids is None]:
-        raise ConfigError(
-            f"the {unnamed[0]} labels have no ids.",
-            expected="an id of each image, to find its file by",
-            remedy="name the column of the ids: --id-column",
-        )
-    splits = {name: labels[name] for name in SPLITS if name in labels}
-    for what in ("ids", "groups"):
-        _refuse_common(what, {name: getattr(part, what) for name, part in splits.items()})
-    return splits
-
-
-def _refuse_common(what: str, names: Mapping[str, NDArray[Any] | None]) -> None:
-    """An image or a patient in two splits makes the scores too good."""
-    seen: dict[str, str] = {}
-    for split, values in names.items():
-        unique = [] if values is None else np.unique(values).tolist()
-        if common := [one for one in unique if one in seen]:
-            raise IdError(
-                f"{len(common):,} {what} are in the {seen[common[0]]} and the {split} labels.",
-                found=", ".join(map(repr, common[:3])),
-                expected="each image and each group (patient) in one split only",
-                remedy="split anew by group" if what == "groups" else "correct the split column",
-            )
-        seen |= dict.fromkeys(unique, split)
-
-
-def _loaded(
-    model: str | LoadedModel,
-    checkpoint: str | os.PathLike[str] | None,
-    options: Mapping[str, Any] | None,
-    splits: Mapping[str, PartialLabels],
-    preprocessing: Preprocessing | None,
-) -> LoadedModel:
-    if isinstance(model, LoadedModel):
-        loaded = dataclasses.replace(model, notes=list(model.notes))
-    else:
-        loaded = load_model(model, checkpoint=checkpoint, **dict(options or {}))
-    if loaded.head is None:
-        raise HeadError(f"the classification layer of {loaded.name} cannot be read.")
-    if loaded.checkpoint is None:
-        raise ConfigError(
-            f"{loaded.name} was loaded without a checkpoint: there is nothing to repair.",
-            remedy="give the file with its weights: --checkpoint",
-        )
-    if "loaded_with" not in loaded.extra:
-        raise ConfigError(
-            f"{loaded.name} cannot be loaded again to verify what is written.",
-            remedy="let load_model load it: 'python:MODULE:FUNCTION' calls a function of yours",
-        )
-    if preprocessing is not None:
-        loaded.preprocessing = preprocessing
-    columns = splits["train"].categories
-    if has_default_names(loaded.head.categories) and len(columns) == loaded.head.n_categories:
-        loaded.head = loaded.head.replace(categories=columns)
-        loaded.notes.append("the rows of the head were named after the label columns, in order.")
-    for name, part in splits.items():
-        match_categories(loaded.head.categories, part.categories, name=name)
-    return loaded
-
-
-def _input_note(take: Preprocessing) -> list[str]:
-    """A word of warning where nobody said what the model was trained on."""
-    if not take.source.endswith(("(untrained)", "assumed")):
-        return []
-    note = (
-        "the checkpoint does not say what input it was trained on, so this is the architecture's "
-        "default. If it is not right (the score before is then too low), say so: --input-size, "
-        "--crop-pct, --mean, --std."
-    )
-    return [note]
-
-
-def _joined(
-    images: ImageSource | FoundImages | str | os.PathLike[str],
-    splits: Mapping[str, PartialLabels],
-    config: FixConfig,
-) -> tuple[ImageSource, list[dict[str, str]], list[str]]:
-    """The images, the labelled ones that are not there, and what to know."""
-    every = np.concatenate([_ids(part) for part in splits.values()])
-    if isinstance(images, FoundImages):
-        found = images
-    elif isinstance(images, ImageSource):
-        found = _among(images, every, skip_missing=config.missing == "skip")
-    else:
-        found = find_images(images, every, skip_missing=config.missing == "skip")
-    notes = []
-    if found.n_unlabelled:
-        notes.append(f"{found.n_unlabelled:,} images have no labels and are not used.")
-    missing = set(found.missing)
-    left_out = [
-        {"id": one, "split": name, "reason": "no image"}
-        for name, part in splits.items()
-        for one in (_ids(part).tolist() if missing else ())
-        if one in missing
-    ]
-    if left_out:
-        notes.append(f"{len(left_out):,} labelled images are not there and are left out.")
-    return found.source, left_out, notes
-
-
-def _among(source: ImageSource, ids: NDArray[np.str_], *, skip_missing: bool) -> FoundImages:
-    missing = ids[places(source, ids) < 0].tolist()
-    if missing and not (skip_missing and len(missing) < len(ids)):
-        raise IdError(
-            f"{len(missing):,} of {len(ids):,} labelled images are not among the images.",
-            found=", ".join(map(repr, missing[:3])),
-        )
-    return FoundImages(source, tuple(missing), len(source) - (len(ids) - len(missing)))
-
-
-def _ids(labels: PartialLabels) -> NDArray[np.str_]:
-    return np.empty(0, dtype=np.str_) if labels.ids is None else labels.ids
-
-
-def _without(labels: PartialLabels, left_out: list[dict[str, str]]) -> PartialLabels:
-    """The labels of images that can be used."""
-    gone = {row["id"] for row in left_out}
-    kept = [row for row, one in enumerate(_ids(labels).tolist()) if one not in gone]
-    return (
-        labels if len(kept) == labels.n_rows else labels.take_rows(np.array(kept, dtype=np.int64))
-    )
-
-
-def _what_decides(
-    model: LoadedModel,
-    source: ImageSource,
-    splits: Mapping[str, PartialLabels],
-    left_out: list[dict[str, str]],
-    config: FixConfig,
-) -> dict[str, str]:
-    """What the results depend on, by the names that users know."""
-    decides = {"catwise": __version__, "torch": torch.__version__}
-    decides |= {"model": model.name, "classification layer": model.layer}
-    if model.checkpoint is not None:
-        decides["checkpoint's name"] = model.checkpoint.name
-    if model.module is not None:
-        decides["checkpoint"] = f"sha256:{weights_digest(model.module)}"
-    for key, value in model.preprocessing.to_dict().items():
-        if key != "source":
-            decides[f"preprocessing {key.replace('_', ' ')}"] = str(value)
-    decides["images"] = str(source.origin)
-    for name, part in splits.items():
-        decides[f"{name} labels"] = labels_digest(part)
-    if left_out:
-        decides["images that are not there"] = f"{len(left_out):,}"
-    for field in dataclasses.fields(config):
-        if field.name not in _NOT_IN_RESULTS:
-            decides[field.name.replace("_", " ")] = str(getattr(config, field.name))
-    return decides
-
-
-def _target(model: LoadedModel) -> str:
-    if model.checkpoint is None:  # checked in _loaded
-        raise ConfigError(f"{model.name} was loaded without a checkpoint.")
-    return checkpoint_name(model.checkpoint.resolve().name)
-
-
 # -------------------------------------------------------------------------------- steps
 
 
@@ -507,7 +258,7 @@ def _extract(
     """The features of all labelled images, and which images are left out."""
     state, config = job.state, job.config
     state.done("extract")
-    ids = np.concatenate([_ids(part) for part in job.splits.values()])
+    ids = np.concatenate([ids_of(part) for part in job.splits.values()])
     rows = ImageRows(job.source, job.model.preprocessing, rows=places(job.source, ids))
     store: Any = extract(
         job.model,
@@ -526,7 +277,7 @@ def _extract(
     left_out = job.left_out + [
         {"id": one, "split": name, "reason": "cannot be decoded"}
         for name, part in job.splits.items()
-        for one in _ids(part).tolist()
+        for one in ids_of(part).tolist()
         if one not in there
     ]
     if left_out:
@@ -580,12 +331,12 @@ def _data(job: PreparedFix, split: str, store: FeatureStore) -> Any:
         return None
     labels = job.splits[split]
     at = {} if store.ids is None else {name: row for row, name in enumerate(store.ids.tolist())}
-    kept = [row for row, one in enumerate(_ids(labels).tolist()) if one in at]
+    kept = [row for row, one in enumerate(ids_of(labels).tolist()) if one in at]
     if not kept:
         raise IdError(f"no image of the {split} labels could be decoded.")
     if len(kept) < labels.n_rows:
         labels = labels.take_rows(np.array(kept, dtype=np.int64))
-    rows = np.array([at[one] for one in _ids(labels).tolist()], dtype=np.int64)
+    rows = np.array([at[one] for one in ids_of(labels).tolist()], dtype=np.int64)
     return aligned_features(store, rows), labels
 
 
