@@ -436,9 +436,12 @@ def _count(
     none = ge[:, :0]
     if strict:
         return _Counts(ge, (n - _after(known, positives, below)).astype(np.float64), none)
-    tied = bool((positives[:, 1:] == positives[:, :-1]).any())
-    first = _search(positives, positives) if tied else np.arange(k)
-    return _Counts(ge, none, (k - first).astype(np.float64))
+    place = np.arange(k)
+    change = positives[:, 1:] != positives[:, :-1]
+    if not change.all():  # tied positives share the place of the first
+        place = np.where(np.pad(change, ((0, 0), (1, 0))), place, 0)
+        np.maximum.accumulate(place, axis=1, out=place)
+    return _Counts(ge, none, (k - place).astype(np.float64))
 
 
 def _search(ordered: NDArray[Any], values: NDArray[Any]) -> NDArray[np.int64]:
@@ -454,7 +457,7 @@ def _search(ordered: NDArray[Any], values: NDArray[Any]) -> NDArray[np.int64]:
     low = np.broadcast_to(start, values.shape).copy()
     while left > 1:
         half = left // 2
-        low += half * (flat.take(low + (half - 1)) < values)
+        low += half * (flat[half - 1 :].take(low) < values)
         left -= half
     low += flat.take(low) < values
     found: NDArray[np.int64] = low - start
