@@ -33,7 +33,7 @@ from catwise.tuning.metric_stage import Stage, climb
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-GENERATIONS, POPULATION = 200, 50
+GENERATIONS, POPULATION = 100, 50
 GRID = torch.cat([torch.linspace(-2, 2, 401), torch.tensor([0.0])])
 
 
@@ -163,8 +163,6 @@ SEARCHES: dict[str, Callable[[Problem], Tensor]] = {
     "line, along the class means": lambda p: along(p, basis(p)[:, 2] * p.fit.norm(dim=1)[:, None]),
     "smooth, then line": lambda p: smooth(p) + along(_moved(p, smooth(p)), smooth(p)),
     "CMA-ES, 8 directions": cma,
-    "GA, roulette": lambda p: genetic(p, "roulette"),
-    "GA, rank": lambda p: genetic(p, "rank"),
     "GA, tournament": lambda p: genetic(p, "tournament"),
     "GA, tournament, adapted step": lambda p: genetic(p, "tournament", adapt=True),
     "GA, tournament, seeded": seeded,
@@ -229,14 +227,17 @@ def main() -> None:
     parser.add_argument("--keep-valid", type=float, default=1.0, help="share of labels kept")
     parser.add_argument("--seed", type=int, default=0, help="of the labels dropped")
     parser.add_argument("--penalty", type=float, default=3.0, help="mu, of the pull to the fit")
-    parser.add_argument("--json", type=Path, help="write all gains there")
+    parser.add_argument("--json", type=Path, help="keep finished tasks there, and go on from it")
     args = parser.parse_args()
     if args.data is None:
         parser.error("name the folder of tasks: --data, or CATWISE_TASKS")
-    done = {path.stem: run(path, args) for path in sorted(Path(args.data).glob(args.tasks))}
+    done = json.loads(args.json.read_text()) if args.json and args.json.exists() else {}
+    for path in sorted(Path(args.data).glob(args.tasks)):
+        if path.stem not in done:
+            done[path.stem] = run(path, args)
+            if args.json:
+                args.json.write_text(json.dumps(done, indent=2) + "\n", encoding="utf-8")
     show(done, args)
-    if args.json:
-        args.json.write_text(json.dumps(done, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
