@@ -43,6 +43,7 @@ SHARED_FROM = 0.7
 _CHUNK_ROWS = 256
 _ANEW = 128
 _FOLLOW_BELOW = 0.6
+_GROUPS = 4
 
 
 def gathered_size(codes: Tensor) -> int:
@@ -111,8 +112,8 @@ class PopulationFitness:
     ) -> None:
         self._head, self._metric = head, metric
         self._product = product or head.weight.dtype
-        self._entries = max(_BLOCK_ENTRIES // population_size, 1)
-        self._chunks: list[Tensor] = []  # (D, at most 256 rows) each, of shared rows
+        self._size, self._entries = population_size, max(_BLOCK_ENTRIES // population_size, 1)
+        self._chunks: list[Tensor] = []  # (D + P, at most 256 rows) each: x.T, and room for noise
         self._kept: _Kept | None = None
         rows = (codes >= 0).any(0)
         n_rows = int(rows.sum())
@@ -128,9 +129,10 @@ class PopulationFitness:
         offset = (x @ self._head.weight.T).T.contiguous()
         if self._head.bias is not None:
             offset += self._head.bias[:, None]
-        self._chunks = [
-            part.T.to(self._product).contiguous() for part in torch.split(x, _CHUNK_ROWS)
-        ]
+        for part in torch.split(x, _CHUNK_ROWS):
+            chunk = x.new_zeros(x.shape[1] + self._size, len(part), dtype=self._product)
+            chunk[: x.shape[1]] = part.T
+            self._chunks.append(chunk)
         width = max(1, self._entries // codes.shape[1])
         every = torch.arange(len(codes), device=x.device)
         return [
@@ -167,7 +169,7 @@ class PopulationFitness:
         """The fitness of some categories, by (k,) ascending positions."""
         new = object.__new__(PopulationFitness)
         new._head, new._metric = self._head.take(keep), self._metric
-        new._product, new._entries = self._product, self._entries
+        new._product, new._size, new._entries = self._product, self._size, self._entries
         new.shared, new.multiply_adds = self.shared, self.multiply_adds
         new._chunks, new._kept = self._chunks, None
         if self._kept is not None:
@@ -256,26 +258,32 @@ class PopulationFitness:
         change = flat.new_empty(len(flat), sum(chunk.shape[1] for chunk in self._chunks))
         start = 0
         for chunk in self._chunks:
-            change[:, start : start + chunk.shape[1]] = flat @ chunk
+            change[:, start : start + chunk.shape[1]] = flat @ chunk[: flat.shape[1]]
             start += chunk.shape[1]
         return change.view(delta.shape[1], len(delta), -1)
 
     def _advance(self, kept: _Kept, origin: Origin) -> None:
         """Move the scores kept to the next generation, some rows at a time."""
-        genes, differ, like = _differences(origin, self._head.weight.shape[1])
-        n_offspring, n_categories, width = differ.shape
-        every = torch.arange(n_categories, device=differ.device)
+        n_features, n_categories = self._head.weight.shape[1], len(origin.elite)
+        order, like, groups = _differences(origin, n_features)
+        n_elite, n_offspring = origin.elite.shape[1], len(order)
+        every = torch.arange(n_categories, device=order.device)
         elite, parent = ((p.T * n_categories + every).flatten() for p in (origin.elite, like))
-        steps = origin.steps[:, : self._head.weight.shape[1]]
+        place = ((n_elite + order)[:, None] * n_categories + every).flatten()
+        steps = origin.steps[:, :n_features]
         flat = kept.change.view(-1, kept.change.shape[2])
         start = 0
         for chunk in self._chunks:
             rows = flat[:, start : start + chunk.shape[1]]
             best, moved = rows.index_select(0, elite), rows.index_select(0, parent)
-            x = torch.cat([chunk, steps @ chunk]).index_select(0, genes.flatten())
-            product = moved.view(n_offspring, n_categories, -1)
-            product.baddbmm_(differ, x.view(n_offspring, width, -1))
-            rows[: len(best)], rows[len(best) :] = best, moved
+            torch.mm(steps, chunk[:n_features], out=chunk[n_features : n_features + n_offspring])
+            product, first = moved.view(n_offspring, n_categories, -1), 0
+            for genes, differ in groups:
+                x = chunk.index_select(0, genes.flatten()).view(*genes.shape, -1)
+                product[first : first + len(genes)].baddbmm_(differ, x)
+                first += len(genes)
+            rows[: len(best)] = best
+            rows.index_copy_(0, place, moved)
             start += chunk.shape[1]
         kept.generation += 1
 
@@ -291,25 +299,36 @@ class PopulationFitness:
         return self._metric.columns(logits, part.codes[:, None].expand(logits.shape))
 
 
-def _differences(origin: Origin, n_features: int) -> tuple[Tensor, Tensor, Tensor]:
+def _differences(
+    origin: Origin, n_features: int
+) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
     """What an offspring adds to one of its parents, of all features and, behind them, all noise.
 
     Returns:
-        (B, m) places of the genes that differ, padded, and last the place of its noise; (B, K, m)
-        by how much (0 where padded; for the noise 1 if it mutates); (K, B) places of the parent:
-        the second, or the first if most genes come from there.
+        (B,) the order of the offspring, from few to many genes that differ; (K, B) in this order,
+        the place of the parent: the second, or the first if most genes come from there; and for a
+        few groups of offspring in this order, padded: (g, m) places of the genes that differ, the
+        last that of the noise, and (g, K, m) by how much (0 where padded; for the noise 1 if the
+        offspring mutates).
     """
     minor = origin.from_first[:, :n_features]
     like, other = origin.parents[..., 1], origin.parents[..., 0]
     if float(minor.float().mean()) > 0.5:
         minor, like, other = ~minor, other, like
-    width = max(int(minor.sum(1).max()), 1)
-    genes = minor.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :width]
+    counts = minor.sum(1)
+    order = counts.argsort(stable=True)
+    sorted_genes = minor.to(torch.int8).argsort(dim=1, descending=True, stable=True)
     n_categories, size, n_genes = origin.before.shape
-    flat, device = origin.before.flatten(), genes.device
-    first = torch.arange(n_categories, device=device) * size
-    at = [((p.T + first) * n_genes)[:, :, None] + genes[:, None] for p in (other, like)]
-    differ = (flat.take(at[0]) - flat.take(at[1])) * minor.gather(1, genes)[:, None]
-    noise = n_features + torch.arange(len(genes), device=device)
-    mutates = origin.mutates.T[:, :, None].to(differ.dtype)
-    return torch.cat([genes, noise[:, None]], 1), torch.cat([differ, mutates], 2), like
+    flat, first = origin.before.flatten(), torch.arange(n_categories, device=order.device) * size
+    groups = []
+    for own in order.tensor_split(_GROUPS):
+        if not len(own):
+            continue
+        genes = sorted_genes[own, : max(int(counts[own[-1]]), 1)]
+        at = [((p[:, own].T + first) * n_genes)[:, :, None] + genes[:, None] for p in (other, like)]
+        differ = (flat.take(at[0]) - flat.take(at[1])) * minor[own].gather(1, genes)[:, None]
+        noise, mutates = n_features + own[:, None], origin.mutates[:, own].T[:, :, None]
+        groups.append(
+            (torch.cat([genes, noise], 1), torch.cat([differ, mutates.to(differ.dtype)], 2))
+        )
+    return order, like[:, order], groups
