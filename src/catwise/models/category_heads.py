@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from catwise.errors import HeadError
+from catwise.models.logits import logits_of
 
 if TYPE_CHECKING:
     from catwise.heads import Head
@@ -103,13 +104,13 @@ class DecodedGroups(nn.Module):
         self.batch_first = any(part.batch_first for part in inner)
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Run the model, catch what its decoder gives, and score that."""
+        """Run the model, catch what its decoder gives, and score that beside it."""
         seen: list[torch.Tensor] = []
         decoder = cast("Any", self.model.get_submodule(self.name)).decoder
         handle = decoder.register_forward_hook(lambda _, __, output: seen.append(output))
         try:
-            self.model(*args, **kwargs)
+            output = self.model(*args, **kwargs)
         finally:
             handle.remove()
-        features = seen[-1] if self.batch_first else seen[-1].transpose(0, 1)
-        return cast("torch.Tensor", self.joined(features))
+        self.joined(seen[-1] if self.batch_first else seen[-1].transpose(0, 1))
+        return logits_of(output)

@@ -172,7 +172,11 @@ def _by_running(module: nn.Module, run: Callable[[], object] | None) -> str | No
         stack.enter_context(evaluating(module))
         for name, layer in _candidates(module).items():
             seen = outputs.setdefault(name, [])
-            handle = layer.register_forward_hook(lambda _, __, out, seen=seen: seen.append(out))
+            handle = layer.register_forward_hook(  # a copy: what follows may work in place
+                lambda _, __, out, seen=seen: seen.append(
+                    out.clone() if isinstance(out, Tensor) else out
+                )
+            )
             stack.callback(handle.remove)
         logits = logits_of(run())
     fits = [

@@ -25,6 +25,7 @@ from catwise.models.lightning_models import (
     open_weights,
     stored_categories,
 )
+from catwise.models.logits import logits_of
 from catwise.models.registry import FAILS, building, first_line, import_optional, take_options
 
 if TYPE_CHECKING:
@@ -87,7 +88,8 @@ class TwoHeads(nn.Module):
     """A model whose output is the mean of two heads, as one head over both inputs.
 
     ``(W₁x₁ + b₁ + W₂x₂ + b₂) / 2`` is one layer of weight ``[W₁ W₂]`` and bias ``(b₁ + b₂) / 2``
-    over the features ``[x₁ x₂] / 2``. The layer is called `joined`.
+    over the features ``[x₁ x₂] / 2``. The layer is called `joined`; what is returned is what the
+    model itself gives, so that the two can be compared.
 
     Args:
         model: the model, unchanged.
@@ -106,7 +108,7 @@ class TwoHeads(nn.Module):
                 self.joined.bias.copy_(head.bias)
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Run the model, catch what enters its heads, and score that."""
+        """Run the model, catch what enters its heads, and score that beside it."""
         seen: dict[str, torch.Tensor] = {}
         handles = [
             self.model.get_submodule(name).register_forward_pre_hook(
@@ -115,12 +117,13 @@ class TwoHeads(nn.Module):
             for name in self.layers
         ]
         try:
-            self.model(*args, **kwargs)
+            output = self.model(*args, **kwargs)
         finally:
             for handle in handles:
                 handle.remove()
         parts = [seen[name].flatten(1) for name in self.layers]
-        return cast("torch.Tensor", self.joined(torch.cat(parts, dim=1) / len(parts)))
+        self.joined(torch.cat(parts, dim=1) / len(parts))
+        return logits_of(output)
 
 
 def adapt_module(
@@ -375,8 +378,7 @@ def _trial(model: LoadedModel) -> list[str]:
 def _try(model: LoadedModel, sign: int = 1) -> tuple[list[tuple[Any, Any]], torch.Tensor | None]:
     """Noise through the model: what its layer takes and gives, and what the model itself gives.
 
-    Joined heads stand beside the model's own; it is the model that tells. With `sign` −1 the model
-    goes on with the opposite of what the layer gives.
+    With `sign` −1 the model goes on with the opposite of what the layer gives.
     """
     module, take = model.module, model.preprocessing
     assert module is not None  # noqa: S101  # made from a module
@@ -384,7 +386,7 @@ def _try(model: LoadedModel, sign: int = 1) -> tuple[list[tuple[Any, Any]], torc
     seen: list[tuple[Any, Any]] = []
 
     def hook(_: nn.Module, inputs: Any, output: Any) -> Any:
-        seen.append((inputs[0], output))
+        seen.append((inputs[0], output.clone()))  # what follows may work in place
         return None if sign == 1 else -output
 
     kwargs = {model.image_argument: noise} if model.image_argument else {}
@@ -393,8 +395,6 @@ def _try(model: LoadedModel, sign: int = 1) -> tuple[list[tuple[Any, Any]], torc
     try:
         with torch.no_grad():
             out = module(*args, **kwargs)
-            if isinstance(module, (TwoHeads, DecodedGroups)):
-                out = module.model(*args, **kwargs)
     finally:
         handle.remove()
     return seen, _logits_of(out)

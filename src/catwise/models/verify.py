@@ -119,7 +119,7 @@ def _run(model: LoadedModel, images: torch.Tensor) -> tuple[torch.Tensor, torch.
     assert module is not None  # noqa: S101  # every adapter makes one
     seen: list[Any] = []
     handle = module.get_submodule(model.layer).register_forward_hook(
-        lambda _, __, output: seen.append(output)
+        lambda _, __, output: seen.append(output.clone())  # what follows may work in place
     )
     try:
         with evaluating(module), capture(module, model.layer, pool=True) as captured:
@@ -127,8 +127,9 @@ def _run(model: LoadedModel, images: torch.Tensor) -> tuple[torch.Tensor, torch.
             features = captured.take()
     finally:
         handle.remove()
-    logits = logits_of(seen[-1] if "output_is" in model.extra else output)
-    return features.float(), logits.double()
+    if "output_is" in model.extra:  # the mean over the places where it scores several
+        output = seen[-1].flatten(2).mean(2) if seen[-1].ndim == 4 else seen[-1]
+    return features.float(), logits_of(output).double()
 
 
 def compare_written(model: LoadedModel, path: Path) -> int:

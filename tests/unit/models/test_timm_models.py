@@ -8,7 +8,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from catwise.errors import CheckpointError, ConfigError
+from catwise.errors import CheckpointError, ConfigError, HeadError
+from catwise.models.extract import extract
 from catwise.models.registry import load_model
 from unit.models.test_registry import NAMES, check_file_round_trip, need
 
@@ -58,6 +59,19 @@ def test_two_heads_as_one(name: str, tmp_path: Path) -> None:
     )
     assert model.layer == "joined"
     assert len(model.extra["heads"]) == 2
+
+
+def test_two_heads_that_are_not_averaged() -> None:
+    """The joined head is compared with what the model itself gives; `extract` refuses a gap."""
+    model = load_model(
+        "timm:deit_tiny_distilled_patch16_224", n_categories=7, model_args={"heads": "both"}
+    )
+    assert "output_is" not in model.extra
+    extract(model, [torch.rand(1, 3, 224, 224)])
+    handle = model.module.model.register_forward_hook(lambda _, __, output: 2 * output)
+    with pytest.raises(HeadError, match="does not make the model's logits"):
+        extract(model, [torch.rand(1, 3, 224, 224)])
+    handle.remove()
 
 
 def test_two_heads_are_refused() -> None:

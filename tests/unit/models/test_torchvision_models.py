@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from catwise.errors import ConfigError
-from catwise.models.registry import load_model, write_model
+from catwise.errors import ConfigError, MismatchError
+from catwise.models.registry import load_model, reload_model, write_model
+from catwise.models.verify import noise, verify_written
 from unit.models.test_registry import NAMES, another, check_file_round_trip, need, scramble
 
 if TYPE_CHECKING:
@@ -57,6 +58,18 @@ def test_layer_that_scores_every_place() -> None:
     model = load_model("torchvision:squeezenet1_1", n_categories=7)
     assert model.extra["output_is"] == "not linear"
     assert any("13×13 places: its input is no vector" in note for note in model.notes)
+
+
+def test_layer_that_scores_every_place_is_compared(tmp_path: Path) -> None:
+    """What the layer itself gives is verified, where the model's output says something else."""
+    torch.save(scramble(build("squeezenet1_1")).state_dict(), tmp_path / "old.pt")
+    model = load_model("torchvision:squeezenet1_1", checkpoint=tmp_path / "old.pt")
+    head = another(model.head)
+    write_model(model, head, tmp_path / "new.pt")
+    again = reload_model(model, tmp_path / "new.pt")
+    assert verify_written(model, again, head, noise(model, 2)).gap < 1e-4
+    with pytest.raises(MismatchError, match="does not say what its head says"):
+        verify_written(model, again, head.replace(weight=2 * head.weight), noise(model, 2))
 
 
 @pytest.mark.parametrize("aux", [True, False])
