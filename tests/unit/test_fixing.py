@@ -215,6 +215,7 @@ def test_from_python(case: Path, tmp_path: Path) -> None:
         "writing the checkpoint",
         "running the new checkpoint",
         "scoring the test images",
+        "done",
     ]
     assert any("images/s" in one.message and "left" in one.message for one in seen)
     assert loaded.head is not None

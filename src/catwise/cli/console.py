@@ -106,7 +106,9 @@ def _drawer(bars: Any) -> ProgressCallback:
 
     def draw(progress: Progress) -> None:
         if progress.stage not in tasks:
-            for task in tasks.values():  # work may end early
+            for task in list(tasks.values())[
+                1:
+            ]:  # work may end early; the first may hold the others
                 bars.stop_task(task)
             tasks[progress.stage] = bars.add_task(progress.stage, message="")
         bars.update(

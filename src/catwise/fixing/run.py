@@ -63,6 +63,7 @@ if TYPE_CHECKING:
 __all__ = ["STEPS", "PreparedFix", "fix", "prepare"]
 
 STEPS: Final = ("extract", "tune", "apply", "verify", "evaluate")
+_DONE: Final = "done"
 _SAYS: Final = {
     "extract": "images through the model",
     "tune": "tuning the head",
@@ -235,7 +236,9 @@ class PreparedFix:
                 state.finish("verify", {"verified": verify(self, target, head)._asdict()})
             tell("evaluate")
             evaluation = _evaluated(self, head, store)
-            return _account(self, left_out, evaluation)
+            result = _account(self, left_out, evaluation)
+            tell(_DONE)
+            return result
 
 
 # -------------------------------------------------------------------------------- steps
@@ -246,8 +249,9 @@ def _teller(report: ProgressCallback | None, ahead: list[str]) -> Any:
 
     def tell(step: str) -> None:
         if report is not None and step in ahead:
-            at = ahead.index(step)
-            report(Progress("fix", at, len(ahead), _SAYS[step]))
+            report(Progress("fix", ahead.index(step), len(ahead), _SAYS[step]))
+        elif report is not None and step == _DONE:
+            report(Progress("fix", len(ahead), len(ahead), _DONE))
 
     return tell
 
