@@ -129,6 +129,7 @@ def test_public_names() -> None:
         "__version__",
         "evaluate",
         "extract",
+        "fix",
         "list_heads",
         "load_head",
         "open_store",

@@ -18,6 +18,7 @@ from catwise.errors import CatwiseError, InSampleWarning
 
 if TYPE_CHECKING:
     from catwise.features import FeatureStore, open_store, read_features
+    from catwise.fixing import fix
     from catwise.heads import (
         Head,
         list_heads,
@@ -41,6 +42,7 @@ _HOME = {
     "TuneResult": "catwise.tuning",
     "evaluate": "catwise.metrics",
     "extract": "catwise.models.extract",
+    "fix": "catwise.fixing",
     "list_heads": "catwise.heads",
     "load_head": "catwise.heads",
     "open_store": "catwise.features",
@@ -65,6 +67,7 @@ __all__ = [
     "__version__",
     "evaluate",
     "extract",
+    "fix",
     "list_heads",
     "load_head",
     "open_store",

@@ -191,6 +191,18 @@ def test_an_input_that_nobody_named(case: Path, tmp_path: Path) -> None:
     assert ["does not say what input" in " ".join(one) for one in notes] == [True, False]
 
 
+def test_what_changes_no_result_may_change(case: Path, tmp_path: Path) -> None:
+    """A run goes on with other workers, or with the default device by its name."""
+    model, images, labels = given(case)
+    states = [
+        prepare(
+            model, images, labels, tmp_path, checkpoint=case / "net.safetensors", config=config
+        ).state.inputs
+        for config in (FixConfig(), FixConfig(workers=2, device="cpu"), FixConfig(flips=True))
+    ]
+    assert states[0] == states[1] != states[2]
+
+
 # ---------------------------------------------------------------------------------- the whole
 
 

@@ -207,6 +207,7 @@ def what_decides(
     decides["images"] = str(source.origin)
     for name, part in splits.items():
         decides[f"{name} labels"] = labels_digest(part)
+    decides["device"] = (config.device or "cpu").partition(":")[0]
     if left_out:
         decides["images that are not there"] = f"{len(left_out):,}"
     for field in dataclasses.fields(config):
