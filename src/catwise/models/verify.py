@@ -42,9 +42,10 @@ class Verified(NamedTuple):
 
     def __str__(self) -> str:
         tensors = "" if self.tensors is None else f"{self.tensors:,} other tensors and "
+        near = f" within {self.gap:.0e}" if self.gap else ""
         return (
             f"verified: {tensors}the features of {self.images} images are identical; logits are "
-            f"those of the new head within {self.gap:.0e} and change by up to {self.change:.3g}"
+            f"those of the new head{near} and change by up to {self.change:.3g}"
         )
 
 

@@ -238,8 +238,9 @@ def test_torchvision_of_another_torch(spec: str, extra: str, tmp_path: Path) -> 
 def test_adapters_import_nothing_optional() -> None:
     """All adapters are imported without the packages that they adapt."""
     modules = [f"catwise.models.{name}_models" for name in
-               ("timm", "torch", "transformers", "xrv", "lightning")]  # fmt: skip
-    packages = ("timm", "torchvision", "transformers", "torchxrayvision", "PIL", "onnx")
+               ("timm", "torch", "transformers", "xrv", "lightning", "onnx")]  # fmt: skip
+    packages = ("timm", "torchvision", "transformers", "torchxrayvision", "PIL", "onnx",
+                "onnxruntime")  # fmt: skip
     code = (
         f"import sys, importlib\nfor m in {modules!r}: importlib.import_module(m)\n"
         f"print(*(set({packages!r}) & set(sys.modules)))"
