@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import pickle
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -465,3 +466,29 @@ def test_rows_out_of_range(tmp_path: Path) -> None:
     """A row number that is not there is an IndexError."""
     with pytest.raises(IndexError):
         write_store(tmp_path / "s", VALUES).rows([11])
+
+
+def resident(path: Path) -> int:
+    """KiB of a file that this process holds in memory."""
+    text = Path("/proc/self/smaps").read_text(encoding="utf-8")
+    parts = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", text, flags=re.MULTILINE)
+    here = [part for part in parts if str(path) in part.partition("\n")[0]]
+    return sum(int(re.search(r"^Rss:\s+(\d+) kB", part, re.MULTILINE)[1]) for part in here)  # type: ignore[index]
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux")
+def test_memory_of_shards_that_were_read_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading on in another shard gives back the memory of the one before; views stay valid."""
+    monkeypatch.setattr("catwise.features.writer.SHARD_BYTES", 2**20)
+    values = np.random.default_rng(0).standard_normal((4096, 256)).astype(np.float32)
+    store = write_store(tmp_path / "s", values)
+    first, second = (tmp_path / "s" / shard.file for shard in store.shards[:2])
+    view = store.block(0, 1024)
+    np.testing.assert_array_equal(view, values[:1024])
+    assert resident(first) >= 1000
+    np.testing.assert_array_equal(store.rows(range(1024, 1100)), values[1024:1100])
+    assert resident(first) == 0
+    assert resident(second) > 0
+    np.testing.assert_array_equal(view, values[:1024])

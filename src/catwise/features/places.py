@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import re
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["LocalPlace", "Place", "RemotePlace", "is_url", "place_of"]
+__all__ = ["LocalPlace", "Place", "RemotePlace", "forget", "is_url", "place_of"]
 
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(://|::)")
 _GAP_BYTES: Final = 2**16
@@ -65,6 +66,13 @@ def place_of(path: str | os.PathLike[str]) -> Place:
         return RemotePlace(str(path))
     text = str(path)
     return LocalPlace(Path(unquote(urlsplit(text).path) if text.startswith("file://") else text))
+
+
+def forget(rows: Any) -> None:
+    """Let the system take back the memory of a mapped shard; views of it stay what they are."""
+    mapped = getattr(getattr(rows, "base", None), "base", None)
+    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 class LocalPlace:

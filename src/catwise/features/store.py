@@ -24,7 +24,7 @@ from catwise.features.manifest import (
     parse_manifest,
     shard_header,
 )
-from catwise.features.places import LocalPlace, Place, place_of
+from catwise.features.places import LocalPlace, Place, forget, place_of
 
 if TYPE_CHECKING:
     import os
@@ -55,6 +55,7 @@ class FeatureStore:
     _manifest: Manifest
     _starts: tuple[int, ...]
     _mapped: dict[int, Any] = field(default_factory=dict)
+    _latest: list[int] = field(default_factory=list)
     _ids: list[NDArray[np.str_]] = field(default_factory=list)
 
     def __repr__(self) -> str:
@@ -181,9 +182,16 @@ class FeatureStore:
         return widen_bfloat16(stored) if self.dtype == "bfloat16" else stored
 
     def _take(self, at: int, key: slice | NDArray[np.int64]) -> NDArray[Any]:
-        """Rows of one shard. A mapping holds a file open, so that only so many are kept."""
+        """Rows of one shard.
+
+        A mapping holds a file open, so that only so many are kept, and memory where it was read,
+        so that this is given back when another shard is read.
+        """
         shard = self.shards[at]
         try:
+            if (latest := self._latest[:]) not in ([], [at]):
+                forget(self._mapped.get(latest[0]))
+            self._latest[:] = [at]
             rows = self._mapped.get(at)
             if rows is None:
                 shape = (shard.rows, self.shape[1])
