@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,7 +124,7 @@ def test_checkpoint_is_a_better_drop_in(finished: Path) -> None:
             scores = module(images).numpy()
         assert mean[side] == pytest.approx(average_precision_score(truth, scores), abs=2e-3)
     assert mean["after"] > mean["before"] + 0.05
-    assert mean["gain_low"] < mean["gain"] < mean["gain_high"]
+    assert mean["change_low"] < mean["change"] < mean["change_high"]
 
 
 def test_what_is_printed(again: Path) -> None:
@@ -164,6 +165,7 @@ def test_report_and_card(finished: Path) -> None:
         assert f"{mean['after']:.4f}" in text
         assert "the features of 8 images are identical" in text
         assert "8 x 8 pixels" in text
+    ET.fromstring(report.split("\n", 1)[1])  # noqa: S314  # well-formed; our own text
     assert "On images that chose nothing" in report
     assert "classification layer of python:cli.fix_case:tiny_net was repaired" in card
 
@@ -542,7 +544,7 @@ def test_timm(tmp_path: Path) -> None:
     options = ["--model-arg", "img_size=32", "--mean", "0.5", "--std", "0.5", "--crop-pct", "1"]
     document = done(tmp_path, *options, "--interpolation", "bilinear", model="timm:test_vit")
     mean = document["evaluation"]["means"]["average_precision"]
-    assert mean["gain"] > 0.05
+    assert mean["change"] > 0.05
     module.load_state_dict(load_file(document["checkpoint"]), strict=True)
     old, new = load_file(tmp_path / "net.safetensors"), load_file(document["checkpoint"])
     assert {name for name in old if not torch.equal(old[name], new[name])} == {
@@ -572,7 +574,7 @@ def test_transformers_folder(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, call)
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
-    assert document["evaluation"]["means"]["average_precision"]["gain"] > 0.05
+    assert document["evaluation"]["means"]["average_precision"]["change"] > 0.05
     assert document["checkpoint"] == f"{tmp_path}/case/out/vit"
     again = transformers.ViTForImageClassification.from_pretrained(document["checkpoint"])
     assert again.config.id2label == dict(enumerate(NAMES))
@@ -603,7 +605,7 @@ def test_onnx_file(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, [*call, "--crop-pct", "1"])
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
-    assert document["evaluation"]["means"]["average_precision"]["gain"] > 0.05
+    assert document["evaluation"]["means"]["average_precision"]["change"] > 0.05
     images = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     session = runtime.InferenceSession(document["checkpoint"], providers=["CPUExecutionProvider"])
     with torch.no_grad():

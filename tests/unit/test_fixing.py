@@ -216,7 +216,7 @@ def test_from_python(case: Path, tmp_path: Path) -> None:
     result = fix(loaded, source, labels, tmp_path / "out", progress=seen.append)
     assert isinstance(loaded, LoadedModel)
     assert result.evaluation is not None
-    assert result.evaluation["means"]["average_precision"]["gain"] > 0.05
+    assert result.evaluation["means"]["average_precision"]["change"] > 0.05
     assert result.checkpoint.is_file()
     assert set(result.steps.values()) == {"ran"}
     stages = list(dict.fromkeys(one.stage for one in seen))
@@ -257,7 +257,7 @@ def test_lines_where_nothing_could_be_scored() -> None:
         "summary": {"metric": "auroc", "before": None},
         "records": [{"status": "skipped", "category": name} for name in NAMES],
     }
-    mean = dict.fromkeys(("before", "after", "gain", "gain_low", "gain_high"))
+    mean = dict.fromkeys(("before", "after", "change", "change_low", "change_high"))
     evaluation = {"metric": "auroc", "images": 3, "n_categories": 4, "level": 0.95,
                   "means": {"auroc": {**mean, "n_categories": 0}}}  # fmt: skip
     assert account.result_lines(run, evaluation) == [

@@ -50,7 +50,7 @@ def score(
     bootstrap: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Both heads on test images, with paired bootstrap intervals of the gains; JSON-ready.
+    """Both heads on test images, with paired bootstrap intervals of the changes; JSON-ready.
 
     Args:
         base: the head as it was.
@@ -68,9 +68,9 @@ def score(
         name: {
             "before": one.mean_a,
             "after": one.mean_b,
-            "gain": one.difference,
-            "gain_low": one.interval[0] if one.interval else None,
-            "gain_high": one.interval[1] if one.interval else None,
+            "change": one.difference,
+            "change_low": one.interval[0] if one.interval else None,
+            "change_high": one.interval[1] if one.interval else None,
             "n_categories": one.n_categories,
         }
         for name, one in found.items()
@@ -151,11 +151,13 @@ def test_line(evaluation: Mapping[str, Any]) -> str:
     images = f"{count(evaluation['images'])} test images, which chose nothing"
     if mean["before"] is None:
         return f"on {images}: no category could be scored"
-    bounds = interval(mean["gain_low"], mean["gain_high"])
-    sure = f" ({evaluation['level']:.0%} interval {bounds})" if mean["gain_low"] is not None else ""
+    bounds = interval(mean["change_low"], mean["change_high"])
+    sure = (
+        f" ({evaluation['level']:.0%} interval {bounds})" if mean["change_low"] is not None else ""
+    )
     return (
         f"mean {metric_label(metric)} on {images}: {number(mean['before'])} → "
-        f"{number(mean['after'])}, {gain(mean['gain'])}{sure}; "
+        f"{number(mean['after'])}, {gain(mean['change'])}{sure}; "
         f"{mean['n_categories']} of {plural(evaluation['n_categories'], 'category', 'categories')}"
     )
 

@@ -231,8 +231,8 @@ def _test(test: object) -> dict[str, Any] | None:
             metric_label(name),
             score(mean.get("before")),
             score(mean.get("after")),
-            gain(mean.get("gain")),
-            interval(mean.get("gain_low"), mean.get("gain_high")),
+            gain(mean.get("change")),
+            interval(mean.get("change_low"), mean.get("change_high")),
             f"{count(mean.get('n_categories'))} of {count(test.get('n_categories'))}",
         ]
         for name, mean in (test.get("means") or {}).items()
