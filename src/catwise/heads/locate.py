@@ -122,6 +122,7 @@ def list_heads(source: str | os.PathLike[str] | Mapping[str, Any]) -> list[HeadL
     catalog = open_catalog(source)
     candidates = _candidates(catalog)
     likely = [entry for group in _groups(candidates) for entry in reversed(group)]
+    likely = _decoders(catalog) + likely
     return [_describe(catalog, entry).location for entry in likely or _matrices(candidates)]
 
 
@@ -174,8 +175,8 @@ def _choose(catalog: Catalog, n_categories: int | None) -> Entry:
     """The only head that fits; several or none are an error that shows them."""
     candidates = _candidates(catalog)
     likely = [group[-1] for group in _groups(candidates)]
-    for pool in (likely, _matrices(candidates)):
-        fits = [e for e in pool if n_categories is None or e.shape[0] == n_categories]
+    for pool in (_decoders(catalog), likely, _matrices(candidates)):
+        fits = [e for e in pool if n_categories in {None, _n_rows(catalog, e)}]
         if len(fits) == 1:
             return fits[0]
         if len(fits) > 1:
@@ -235,6 +236,20 @@ def _candidates(catalog: Catalog) -> list[Entry]:
         and not _NO_HEADS.search(entry.container)
         and (_prefix(entry.key) is not None)
     ]
+
+
+def _decoders(catalog: Catalog) -> list[Entry]:
+    """The heads of ML-Decoder: where one is, the matrices beside it are none."""
+    return [
+        e for e in catalog.entries if e.layout == "groups" and not _NO_HEADS.search(e.container)
+    ]
+
+
+def _n_rows(catalog: Catalog, entry: Entry) -> int:
+    """How many categories a head has; those of ML-Decoder are as many as its biases."""
+    if entry.layout == "groups":
+        return _describe(catalog, entry).location.n_categories
+    return entry.shape[0]
 
 
 def _is_matrix(entry: Entry) -> bool:

@@ -17,7 +17,7 @@ from torch import nn
 import catwise
 from catwise.errors import HeadError
 from catwise.features import CategoryFeatures
-from catwise.heads import read_head, write_head_to_state_dict
+from catwise.heads import list_heads, read_head, write_head_to_state_dict
 from catwise.models.extract import extract
 from catwise.models.registry import load_model, reload_model, write_model
 from catwise.models.verify import compare_written, verify_written
@@ -322,6 +322,17 @@ def test_heads_of_a_state_dict() -> None:
         assert torch.equal(again.weight, another(head).weight)
         assert torch.equal(again.bias, another(head).bias)
         assert all(torch.equal(kept[name], part) for name, part in state.items())
+
+
+def test_head_of_a_decoder_is_found() -> None:
+    """Without a key: the matrices of a module called `head` are not taken for it."""
+    state = ml_decoder_uneven().state_dict()
+    head = read_head(state)
+    assert torch.equal(head.weight, read_head(state, key="head.duplicate_pooling").weight)
+    place = list_heads(state)[0]
+    assert (place.key, place.bias_key) == ("head.duplicate_pooling", "head.duplicate_pooling_bias")
+    assert "category-specific features" in place.note
+    assert read_head(state, categories=NAMES).categories == tuple(NAMES)
 
 
 def test_row_of_a_group_is_its_column() -> None:
