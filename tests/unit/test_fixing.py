@@ -237,7 +237,7 @@ def test_from_python(case: Path, tmp_path: Path) -> None:
 def test_a_checkpoint_that_does_not_hold(
     case: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the written file is not what it should be, that is an error, now and on the next call."""
+    """It is an error, now and on the next call, and the file is not left behind."""
     model, images, labels = given(case)
 
     def other(model: LoadedModel, path: Path) -> LoadedModel:
@@ -249,6 +249,7 @@ def test_a_checkpoint_that_does_not_hold(
     for _ in range(2):
         with pytest.raises(MismatchError, match=r"features of .* are not those of the original"):
             fix(model, images, labels, tmp_path / "out", checkpoint=case / "net.safetensors")
+        assert not (tmp_path / "out/net.safetensors").exists()
 
 
 def test_lines_where_nothing_could_be_scored() -> None:

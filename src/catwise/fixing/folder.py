@@ -28,9 +28,11 @@ __all__ = [
     "REPORT",
     "RUN",
     "STATE",
+    "STEPS",
     "State",
     "checkpoint_name",
     "labels_digest",
+    "remove",
 ]
 
 STATE: Final = "fix.json"
@@ -40,6 +42,9 @@ EVALUATION: Final = "evaluation.json"
 REPORT: Final = "report.html"
 CARD: Final = "MODEL_CARD.md"
 LEFT_OUT: Final = "left_out.csv"
+STEPS: Final = ("extract", "tune", "apply", "verify", "evaluate")
+"""In order; each needs those before it."""
+
 _OURS: Final = (STATE, FEATURES, RUN, EVALUATION, REPORT, CARD, LEFT_OUT)
 
 
@@ -114,13 +119,13 @@ class State:
         with _only_process(self.folder):
             for name in _inside(self.folder):
                 if name.startswith(".catwise-"):  # half of something, of a process that was killed
-                    _remove(self.folder / name)
+                    remove(self.folder / name)
             if self.stale is not None:
                 self._write()  # first: nothing may count as finished once its files are gone
                 old = str(self.stale.get("target", RUN))
                 names = {*_OURS, Path(old).name, side_file(Path(old)).name}
                 for name in names - {STATE, FEATURES}:
-                    _remove(self.folder / name)
+                    remove(self.folder / name)
             self._write()
             yield self
 
@@ -135,9 +140,12 @@ class State:
         return step in self.finished and (self.folder / made.get(step, "")).exists()
 
     def done(self, step: str) -> bool:
-        """The same, and note it for this call."""
+        """The same, and note it for this call; what hangs on a step that must run is not done."""
         there = self.has(step)
         self.steps[step] = "was there" if there else "ran"
+        if not there:
+            for later in STEPS[STEPS.index(step) :]:
+                self.finished.pop(later, None)
         return there
 
     def finish(self, step: str, facts: Mapping[str, Any] | None = None) -> None:
@@ -197,7 +205,8 @@ def _differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]
     return found
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there and can be."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from catwise._io import write_text
-from catwise.errors import ConfigError, HeadError, IdError, InSampleWarning
+from catwise.errors import ConfigError, HeadError, IdError, InSampleWarning, MismatchError
 from catwise.fixing import account
 from catwise.fixing.config import FixConfig, FixResult
 from catwise.fixing.folder import (
@@ -24,7 +24,9 @@ from catwise.fixing.folder import (
     LEFT_OUT,
     REPORT,
     RUN,
+    STEPS,
     State,
+    remove,
 )
 from catwise.fixing.images import FoundImages, places
 from catwise.fixing.inputs import (
@@ -58,11 +60,11 @@ if TYPE_CHECKING:
     from catwise.labels import PartialLabels
     from catwise.models import LoadedModel, Preprocessing
     from catwise.models.sources import ImageSource
+    from catwise.models.verify import Verified
     from catwise.progress import ProgressCallback
 
 __all__ = ["STEPS", "PreparedFix", "fix", "prepare"]
 
-STEPS: Final = ("extract", "tune", "apply", "verify", "evaluate")
 _DONE: Final = "done"
 _SAYS: Final = {
     "extract": "images through the model",
@@ -233,7 +235,7 @@ class PreparedFix:
                 state.finish("apply")
             tell("verify")
             if not state.done("verify"):
-                state.finish("verify", {"verified": verify(self, target, head)._asdict()})
+                state.finish("verify", {"verified": _verified(self, target, head)._asdict()})
             tell("evaluate")
             evaluation = _evaluated(self, head, store)
             result = _account(self, left_out, evaluation)
@@ -342,6 +344,15 @@ def _data(job: PreparedFix, split: str, store: FeatureStore) -> Any:
         labels = labels.take_rows(np.array(kept, dtype=np.int64))
     rows = np.array([at[one] for one in ids_of(labels).tolist()], dtype=np.int64)
     return aligned_features(store, rows), labels
+
+
+def _verified(job: PreparedFix, target: Path, head: Head) -> Verified:
+    """What was seen; a checkpoint that does not hold is not left behind."""
+    try:
+        return verify(job, target, head)
+    except MismatchError:
+        remove(target)
+        raise
 
 
 def _evaluated(job: PreparedFix, head: Head, store: FeatureStore) -> dict[str, Any] | None:
