@@ -66,7 +66,7 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
     "Dinov2": ("", VIT),
     "Dinov2WithRegisters": ("", VIT),
     "EfficientNet": ("", {"image_size": 32, "width_coefficient": 0.2, "depth_coefficient": 0.1,
-                          "hidden_dim": 16}),
+                          "hidden_dim": 256}),
     "FocalNet": ("", {"embed_dim": 8, "depths": [1, 1], "focal_levels": [1, 1],
                       "focal_windows": [3, 3], "image_size": 32}),
     "IJepa": ("", VIT),
