@@ -77,9 +77,10 @@ def test_only_leading_directions_are_kept(monkeypatch):
     monkeypatch.setattr(geometry, "MAX_DIRECTIONS", 4)
     few = fit_coordinates(z)
     assert few.basis.shape == (9, 4)
-    torch.testing.assert_close(few.variance, whole.variance[:4])
+    torch.testing.assert_close(few.variance, whole.variance[:4], rtol=1e-5, atol=1e-6)
     weight, _ = few.fold_back(torch.ones(1, 4), torch.zeros(1))
-    assert (weight @ whole.basis[:, 4:]).abs().max() < 1e-9
+    rest = whole.basis[:, 4:]
+    assert (weight @ rest).abs().max() < 1e-5 * weight.norm() * rest.norm()
 
 
 def test_constant_features_are_no_division_by_zero():

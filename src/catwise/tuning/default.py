@@ -46,6 +46,7 @@ from catwise.tuning.penalised import (
     gather_known,
     index_known,
 )
+from catwise.tuning.products import product
 from catwise.tuning.recalibrate import fit_affine
 from catwise.tuning.regimes import choose_regime
 from catwise.tuning.rows import Counter, FoldScorer, Rows, category_blocks, moved
@@ -501,7 +502,7 @@ def _fit_path(
 def _source(rows: Rows, weight: float, offset: Tensor, anchor: Tensor | None) -> Source:
     """Rows as a source: all entries, the known ones, or gathered rows, whichever costs less."""
     if anchor is not None:
-        offset = offset + anchor @ rows.x.T
+        offset = offset + product(anchor, rows.x.T)
     counts = (rows.codes >= 0).sum(1)
     sizes = rows.x.shape[0], counts.cpu(), rows.x.shape[1]
     regime = choose_regime(*sizes, device=rows.x.device.type)
@@ -585,7 +586,7 @@ def only_select(
             fit = next(found)
             passes += fit.passes
             directions[g, block] = fit.delta * stretch
-            along = directions[g, block] @ part.x.T
+            along = product(directions[g, block], part.x.T)
             for s, step in enumerate(config.grid_steps):
                 k = 1 + g * len(config.grid_steps) + s
                 moved = part.logits + step * along

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from catwise.features import CategoryFeatures, category_runs
 from catwise.features.blocks import feature_shape, iterate_blocks
+from catwise.tuning.products import product
 from catwise.tuning.rows import OwnRows
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Coordinates:
     def project(self, rows: Tensor) -> Tensor:
         """(n, D) features to (n, k) coordinates, in the features' dtype."""
         basis = self.basis.to(rows.device, rows.dtype)
-        return (rows - self.mean.to(rows.device, rows.dtype)) @ basis
+        return product(rows - self.mean.to(rows.device, rows.dtype), basis)
 
     def fold_back(self, delta: Tensor, intercept: Tensor) -> tuple[Tensor, Tensor]:
         """A change in coordinates as the change of weights (C, D) and biases (C,), float64."""
@@ -129,15 +130,18 @@ def _fit_coordinates(features: Any, *, centred: bool, device: torch.device | Non
         shift = block.mean(0) if shift is None else shift
         block = block - shift
         total += block.sum(0, dtype=torch.float64)
-        gram += block.T @ block
+        gram += product(block.T, block)
     origin = torch.zeros_like(total) if shift is None else shift.double()
     offset = total / max(n_rows, 1)
     covariance = gram / max(n_rows, 1) - torch.outer(offset, offset)
     mean = origin + offset
     spread = covariance.diagonal().sum()
     spread = torch.where(spread > 0, spread, 1.0)
-    values, vectors = torch.linalg.eigh(covariance / spread)
     keep = min(n_features, MAX_DIRECTIONS)
+    # The leading of many directions need no more digits than float32 has, at half the time.
+    digits = torch.float64 if keep == n_features else torch.float32
+    values, vectors = torch.linalg.eigh((covariance / spread).to(digits))
+    values, vectors = values.double(), vectors.double()
     basis = vectors.flip(1)[:, :keep] / spread.sqrt()
     if not centred:
         mean = torch.zeros_like(mean)
@@ -170,7 +174,7 @@ def read_rows(
     for start, rows in iterate_blocks(features, dtype=head.compute_dtype):
         block = rows.to(device)
         stop = start + len(block)
-        scores = block @ weight.T
+        scores = product(block, weight.T)
         logits[:, start:stop] = (scores if bias is None else scores + bias).T
         x[start:stop] = coordinates.project(block.float())
     return x, logits

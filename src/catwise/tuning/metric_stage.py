@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from catwise.tuning.products import product
 from catwise.tuning.surrogate import SmoothRanking
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ class _Search:
         lost, slopes = loss.slope(logits)
         point = x.new_zeros(len(logits), x.shape[1])
         moving = torch.ones(len(logits), dtype=torch.bool, device=x.device)
-        return cls(x, loss, penalty, logits, point, lost, slopes @ x, [], [], moving)
+        return cls(x, loss, penalty, logits, point, lost, product(slopes, x), [], [], moving)
 
     def take(self, keep: Tensor) -> _Search:
         return _Search(
@@ -150,7 +151,7 @@ class _Search:
         downhill = slope < 0
         direction = torch.where(downhill[:, None], direction, -self.gradient)
         slope = torch.where(downhill, slope, -self.gradient.square().sum(1))
-        along = direction @ self.x.T
+        along = product(direction, self.x.T)
         length, found = self._line_search(direction, slope, along)
         length = torch.where(found & self.moving, length, 0.0)
         move = length[:, None] * direction
@@ -159,7 +160,7 @@ class _Search:
         before = self.lost + self.penalty / 2 * (self.point - move).square().sum(1)
         self.lost, slopes = self.loss.slope(self.logits)
         after = self.lost + self.penalty / 2 * self.point.square().sum(1)
-        gradient = slopes @ self.x + self.penalty * self.point
+        gradient = product(slopes, self.x).add_(self.point, alpha=self.penalty)
         self._remember(move, gradient - self.gradient)
         self.gradient = gradient
         self.moving = self.moving & found & (before - after > _SETTLED * before.clamp_min(1e-6))

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from catwise.errors import ShapeError
 from catwise.losses import LOSSES, Derivatives
+from catwise.tuning.products import product
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -86,20 +87,20 @@ class Source:
     def forward(self, delta: Tensor) -> Tensor:
         """(C, n) products of the coordinates with (C, k) weights."""
         if self.x.ndim == 2:
-            every = delta @ self.x.T
+            every = product(delta, self.x.T)
             return every if self.rows is None else every.gather(1, self.rows)
         return torch.bmm(self.x, delta[:, :, None])[:, :, 0]
 
     def backward(self, slope: Tensor) -> Tensor:
         """(C, k) sums over the rows of their coordinates times (C, n) slopes."""
         if self.x.ndim == 2:
-            return self._spread(slope) @ self.x
+            return product(self._spread(slope), self.x)
         return torch.bmm(slope[:, None, :], self.x)[:, 0, :]
 
     def squares(self, curvature: Tensor) -> Tensor:
         """(C, k) sums over the rows of their squared coordinates times (C, n) curvatures."""
         if self.x.ndim == 2:
-            return self._spread(curvature) @ self.x.square()
+            return product(self._spread(curvature), self.x.square())
         return torch.einsum("cn,cnk,cnk->ck", curvature, self.x, self.x)
 
     def _spread(self, entries: Tensor) -> Tensor:

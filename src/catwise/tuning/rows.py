@@ -11,6 +11,7 @@ from torch import Tensor
 from catwise.metrics import METRICS
 from catwise.metrics.ranking import RankingPlan
 from catwise.progress import Progress, ProgressCallback
+from catwise.tuning.products import product
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -183,7 +184,7 @@ def moved(rows: Rows, delta: Tensor, intercept: Tensor, at: Tensor) -> Tensor:
     if isinstance(rows.x, OwnRows):
         parts = [moved(rows.take(run), delta[run], intercept[run], at) for run in rows.x.runs]
         return torch.cat(parts)
-    return rows.logits[:, at] + torch.addmm(intercept[:, None], delta, rows.x[at].T)
+    return product(delta, rows.x[at].T).add_(intercept[:, None]).add_(rows.logits[:, at])
 
 
 def category_blocks(fresh: Rows, train: Rows | None) -> Iterator[slice]:

@@ -3,7 +3,9 @@
 A rank counts the rows that score more: ``Σ_j [z_j > z_i]``. Here the step becomes a sigmoid of
 temperature τ, so that the metric has a slope. Counting all pairs would take positives × rows;
 instead the logits of each class are put in bins (linearly, between the two nearest), and the
-bins are compared with each other: rows + bins². Slopes are the exact ones of the binned value.
+bins are compared with each other. How far one bin is above another depends on their distance alone,
+so that comparing is a convolution: rows + bins · log bins. Slopes are the exact ones of the binned
+value.
 
 Sources: Brown et al., "Smooth-AP: smoothing the path towards large-scale image retrieval", ECCV
 2020 (the sigmoid in the ranks); Yan et al., "Optimizing classifier performance via an
@@ -68,9 +70,9 @@ class SmoothRanking:
         top = torch.where(top.isfinite(), top, 0.0) + margin
         low = torch.where(low.isfinite(), low, top - 2 * margin) - margin
         self._low, self._width = low, (top - low) / (n_bins - 1)
-        place = torch.arange(n_bins, device=logits.device, dtype=logits.dtype)
-        gap = (place[None, :] - place[:, None]) * (self._width[:, :, None] / temperature)
-        self._above = torch.sigmoid(gap)  # [c, i, j]: how far bin j is above bin i
+        ahead = torch.arange(-n_bins, n_bins, device=logits.device, dtype=torch.float64)
+        above = torch.sigmoid(ahead * (self._width.double() / temperature))  # by bins ahead
+        self._above = torch.fft.rfft(above.roll(n_bins, 1))
         first = torch.arange(len(codes), device=codes.device)[:, None] * (2 * n_bins)
         self._shift = first + (~positive).to(torch.int64) * n_bins
         self._n_negative = (codes == 0).sum(1).clamp_min(1).to(logits.dtype)
@@ -120,13 +122,22 @@ class SmoothRanking:
         return both[:, 0], both[:, 1]
 
     def _lost(self, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(C,) what is lost, and its slopes by the (C, G) counts of both classes."""
+        """(C,) what is lost, and its slopes by the (C, G) counts of both classes.
+
+        Waves are of float64, so that a rank near 0 keeps its digits beside ranks of thousands.
+        """
+
+        def compared(counts: Tensor, kernel: Tensor) -> Tensor:
+            size = 2 * self._n_bins  # so that the ends of the bins do not meet
+            waves = torch.fft.rfft(counts.double(), size).mul_(kernel)
+            found: Tensor = torch.fft.irfft(waves, size)[:, : self._n_bins]
+            return found.to(counts.dtype)
 
         def above(counts: Tensor) -> Tensor:
-            return torch.bmm(self._above, counts[:, :, None])[:, :, 0]
+            return compared(counts, self._above.conj())
 
         def below(weights: Tensor) -> Tensor:
-            return torch.bmm(weights[:, None], self._above)[:, 0]
+            return compared(weights, self._above)
 
         false = above(negative)
         if self._kind == "auroc":
