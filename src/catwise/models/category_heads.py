@@ -34,7 +34,7 @@ class CategoryLinear(nn.Module):
         n_groups: K vectors for each image; category c takes number ``c // ceil(C / K)``.
 
     >>> layer = CategoryLinear(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), None, n_groups=1)
-    >>> layer(torch.tensor([[[3.0, 4.0]]]))
+    >>> layer(torch.tensor([[[3.0, 4.0]]])).detach()
     tensor([[3., 4.]])
     """
 

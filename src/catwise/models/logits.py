@@ -66,6 +66,7 @@ def logits_gap(head: Head, features: Tensor, output: object) -> float:
     Returns:
         The largest difference, divided by the largest logit; infinity if the shapes differ.
 
+    >>> from catwise import Head
     >>> logits_gap(Head([[2.0]]), torch.ones(1, 1), torch.full((1, 1), 1.5))
     0.25
     """
