@@ -93,6 +93,26 @@ def test_a_path_of_penalties_of_each_category() -> None:
         torch.testing.assert_close(fit.delta, alone.delta, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("penalties", [[5.0, 2.5, 1.25, 0.6], [1.0, 5.0, 1.0, 1.0, 0.1]])
+def test_looking_ahead_changes_the_way_not_the_end(penalties: list[float]) -> None:
+    """From the third on, fits start where the two before point to, in whatever order they come."""
+    sources = [problem(seed=1)[0], problem(n=200, seed=2)[0]]
+    for fit, penalty in zip(
+        fit_path(sources, penalties, tolerance=1e-9, max_iterations=300), penalties, strict=True
+    ):
+        alone = fit_penalised(sources, penalty, tolerance=1e-9, max_iterations=300)
+        torch.testing.assert_close(fit.delta, alone.delta, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(fit.intercepts, alone.intercepts, rtol=1e-6, atol=1e-8)
+
+
+def test_looking_ahead_saves_iterations() -> None:
+    """The last of a path takes fewer steps than the same fit from the one just before it."""
+    source, _ = problem(k=40)
+    path = list(fit_path([source], [4.0, 2.0, 1.0, 0.5], tolerance=1e-3))
+    short = list(fit_path([source], [1.0, 0.5], tolerance=1e-3))
+    assert path[-1].iterations.sum() < short[-1].iterations.sum()
+
+
 def test_category_without_labels_keeps_zeros() -> None:
     """Nothing known, nothing changed, no step taken."""
     source, _ = problem()

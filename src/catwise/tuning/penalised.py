@@ -220,14 +220,18 @@ def fit_path(
     slopes, curvatures = problem.derivatives(logits)
     here = _Here(zero, logits, curvatures, problem.gradient(slopes, zero))
     first, bend, passes = here.gradient, problem.bend(curvatures), 2
+    behind: tuple[_Here, Tensor] | None = None
     for penalty in penalties:
         given = torch.as_tensor(penalty, dtype=x.dtype, device=x.device).expand(n_columns)[:, None]
-        problem, before = _Problem(list(sources), given, pointwise), lam
-        here = here.at_penalty(given - before)
-        lam = given
-        scale = _Point((bend.delta + lam).clamp_min(torch.finfo(x.dtype).tiny), bend.intercepts)
+        problem = _Problem(list(sources), given, pointwise)
+        scale = _Point((bend.delta + given).clamp_min(torch.finfo(x.dtype).tiny), bend.intercepts)
+        start = here.at_penalty(given - lam)
+        if behind is not None:
+            start = _ahead(problem, behind, (here, lam), start, scale)
+            passes += 1
+        behind, lam = (here, lam), given
         reference = _norm(first, scale)
-        descent = _Descent.start(problem, here, scale)
+        descent = _Descent.start(problem, start, scale)
         result, steps = _descend(descent, reference, max_iterations, tolerance)
         relative = result.norm / reference.clamp_min(torch.finfo(x.dtype).tiny)
         yield PenalisedFit(
@@ -238,6 +242,31 @@ def fit_path(
             passes + 2 * steps,
         )
         here, passes = result.here, 0
+
+
+def _ahead(
+    problem: _Problem,
+    behind: tuple[_Here, Tensor],
+    now: tuple[_Here, Tensor],
+    start: _Here,
+    scale: _Point,
+) -> _Here:
+    """Where the path seems to lead: on the line through its last two fits, in log penalty.
+
+    A category for which the gradient is not smaller there than at the last fit starts at that.
+    """
+    (before, lam_before), (here, lam) = behind, now
+    share = (problem.lam / lam).log() / (lam / lam_before).log()
+    share = share.nan_to_num(0.0, 0.0, 0.0).clamp(0.0, 2.0)
+    point = _Point(
+        torch.lerp(before.point.delta, here.point.delta, 1 + share),
+        torch.lerp(before.point.intercepts, here.point.intercepts, 1 + share[:, 0]),
+    )
+    logits = [torch.lerp(a, b, 1 + share) for a, b in zip(before.logits, here.logits, strict=True)]
+    slopes, curvatures = problem.derivatives(logits)
+    gradient = problem.gradient(slopes, point)
+    better = _norm(gradient, scale) < _norm(start.gradient, scale)
+    return _Here(point, logits, curvatures, gradient).where(better, start)
 
 
 def _norm(gradient: _Point, scale: _Point) -> Tensor:
@@ -300,6 +329,26 @@ class _Here(NamedTuple):
             [z[keep] for z in self.logits],
             [c[keep] for c in self.curvatures],
             self.gradient.take(keep),
+        )
+
+    def where(self, keep: Tensor, other: _Here) -> _Here:
+        """This for some categories, (C,) bool, and another for the rest."""
+
+        def points(mine: _Point, theirs: _Point) -> _Point:
+            return _Point(
+                torch.where(keep[:, None], mine.delta, theirs.delta),
+                torch.where(keep, mine.intercepts, theirs.intercepts),
+            )
+
+        def arrays(mine: list[Tensor], theirs: list[Tensor]) -> list[Tensor]:
+            pairs = zip(mine, theirs, strict=True)
+            return [torch.where(keep[:, None], a, b) for a, b in pairs]
+
+        return _Here(
+            points(self.point, other.point),
+            arrays(self.logits, other.logits),
+            arrays(self.curvatures, other.curvatures),
+            points(self.gradient, other.gradient),
         )
 
     def at_penalty(self, more: Tensor) -> _Here:
