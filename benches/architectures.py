@@ -24,7 +24,8 @@ from typing import Any
 import torch
 
 from catwise.errors import CatwiseError
-from catwise.models.registry import import_optional, load_model, reload_model, write_model
+from catwise.models.packages import import_optional
+from catwise.models.registry import load_model, reload_model, write_model
 from catwise.models.verify import compare_written, noise, verify_written
 
 N_CATEGORIES = 7

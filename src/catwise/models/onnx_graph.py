@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from catwise.errors import CheckpointError, HeadError, nearest
-from catwise.models.registry import first_line, import_optional
+from catwise.models.packages import first_line, import_optional
 
 if TYPE_CHECKING:
     import os

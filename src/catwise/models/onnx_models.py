@@ -37,7 +37,7 @@ from catwise.models import onnx_graph
 from catwise.models.core import LoadedModel, Preprocessing
 from catwise.models.onnx_graph import Linear, OnnxFile, Span, Stored, find_linear, open_onnx
 from catwise.models.onnx_module import OnnxModule
-from catwise.models.registry import first_line, import_optional
+from catwise.models.packages import first_line, import_optional
 
 if TYPE_CHECKING:
     import os

@@ -11,7 +11,7 @@ from catwise.errors import ConfigError, nearest
 from catwise.heads.provenance import KEY
 from catwise.models.core import LoadedModel, Preprocessing
 from catwise.models.lightning_models import count_categories, open_weights
-from catwise.models.registry import building, import_optional, take_options
+from catwise.models.packages import building, import_optional, take_options
 from catwise.models.torch_models import adapt_module, inner_layer
 
 if TYPE_CHECKING:

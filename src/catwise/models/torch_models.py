@@ -26,7 +26,7 @@ from catwise.models.lightning_models import (
     stored_categories,
 )
 from catwise.models.logits import logits_of
-from catwise.models.registry import FAILS, building, first_line, import_optional, take_options
+from catwise.models.packages import FAILS, building, first_line, import_optional, take_options
 
 if TYPE_CHECKING:
     import os

@@ -14,7 +14,8 @@ from catwise._io import atomic_folder
 from catwise.errors import CheckpointError, ConfigError, HeadError, OutputError, ShapeError
 from catwise.heads.catalog import open_catalog
 from catwise.models.core import LoadedModel, Preprocessing
-from catwise.models.registry import building, import_optional, take_options, write_file
+from catwise.models.packages import building, import_optional, take_options
+from catwise.models.registry import write_file
 from catwise.models.torch_models import adapt_module, inner_layer, unique_names
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from catwise.errors import ConfigError, nearest
 from catwise.models.core import LoadedModel, Preprocessing
 from catwise.models.lightning_models import count_categories, load_weights, open_weights
-from catwise.models.registry import building, import_optional, take_options
+from catwise.models.packages import building, import_optional, take_options
 from catwise.models.torch_models import adapt_module, inner_layer
 
 if TYPE_CHECKING:

@@ -27,7 +27,8 @@ from catwise.errors import (
 )
 from catwise.heads import Head, read_head
 from catwise.models import LoadedModel, Preprocessing
-from catwise.models.registry import KINDS, import_optional, load_model, write_model
+from catwise.models.packages import import_optional
+from catwise.models.registry import KINDS, load_model, write_model
 from catwise.models.torch_models import split_head, unique_names
 
 if TYPE_CHECKING:
