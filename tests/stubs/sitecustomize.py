@@ -35,9 +35,9 @@ def binary_loads(folder: Path) -> bool:
 
 def define_operators() -> None:
     """Define the operators; the library that does it must stay alive."""
-    import torch
+    from torch.library import Library
 
-    library = torch.library.Library("torchvision", "DEF")
+    library = Library("torchvision", "DEF")
     for schema in OPERATORS:
         library.define(schema)
     KEPT.append(library)

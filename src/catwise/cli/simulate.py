@@ -9,14 +9,13 @@ import click
 
 from catwise.cli.labelled import describe_labels, load_dataset
 from catwise.cli.options import (
-    ENCODING_NAMES,
     labelled_options,
     output_options,
     path_type,
     seed_option,
     table_options,
 )
-from catwise.cli.tables import TableWriter
+from catwise.cli.tables import TableWriter, written_table_options
 from catwise.errors import OutputError
 
 if TYPE_CHECKING:
@@ -96,20 +95,7 @@ class Step:
 @click.option(
     "--out", type=path_type(), required=True, metavar="DIR", help="Where tables and masks shall be."
 )
-@click.option(
-    "--out-encoding",
-    type=click.Choice([name for name in ENCODING_NAMES if name != "complete"]),
-    default="nan",
-    show_default=True,
-    help="What the values of the written tables mean.",
-)
-@click.option(
-    "--out-layout",
-    type=click.Choice(["wide", "long"]),
-    default="wide",
-    show_default=True,
-    help="wide: one column a category. long: one row a label that stays.",
-)
+@written_table_options
 @click.option("--dry-run", is_flag=True, help="Say what would stay; write nothing.")
 @click.option("--force", is_flag=True, help="Replace files of these names.")
 @output_options

@@ -9,14 +9,13 @@ import click
 from catwise.cli.inputs import refuse_inputs
 from catwise.cli.labelled import describe_labels, load_dataset
 from catwise.cli.options import (
-    ENCODING_NAMES,
     labelled_options,
     output_options,
     path_type,
     seed_option,
     table_options,
 )
-from catwise.cli.tables import TableWriter
+from catwise.cli.tables import TableWriter, written_table_options
 from catwise.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
@@ -47,20 +46,7 @@ __all__ = ["command"]
     metavar="FILE",
     help="Where the label table with the column of splits shall be (.csv).",
 )
-@click.option(
-    "--out-encoding",
-    type=click.Choice([name for name in ENCODING_NAMES if name != "complete"]),
-    default="nan",
-    show_default=True,
-    help="What the values of the written table mean.",
-)
-@click.option(
-    "--out-layout",
-    type=click.Choice(["wide", "long"]),
-    default="wide",
-    show_default=True,
-    help="wide: one column a category. long: one row a label.",
-)
+@written_table_options
 @click.option("--force", is_flag=True, help="Replace a file of this name.")
 @output_options
 def command(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+import click
+
+from catwise.cli.options import ENCODING_NAMES
 from catwise.errors import LabelError, OutputError, ShapeError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
     from typing import TextIO
 
@@ -15,10 +18,28 @@ if TYPE_CHECKING:
     from catwise.data import Dataset
     from catwise.labels import PartialLabels
 
-__all__ = ["TableWriter"]
+__all__ = ["TableWriter", "written_table_options"]
 
 MAX_CELLS: Final = 1 << 31
 """Cells that a wide table may have: more are some gigabytes of commas."""
+
+
+def written_table_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What the values of a written table mean, and how it is laid out."""
+    function = click.option(
+        "--out-layout",
+        type=click.Choice(["wide", "long"]),
+        default="wide",
+        show_default=True,
+        help="wide: one column a category. long: one row a known label.",
+    )(function)
+    return click.option(
+        "--out-encoding",
+        type=click.Choice([name for name in ENCODING_NAMES if name != "complete"]),
+        default="nan",
+        show_default=True,
+        help="What the values of the written table mean.",
+    )(function)
 
 
 class TableWriter:
