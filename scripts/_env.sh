@@ -26,7 +26,12 @@ import pathlib
 import sys
 
 digest = hashlib.sha256(f"{sys.version} {sys.argv[1]} {pathlib.Path.cwd()}".encode())
-for name in ("pyproject.toml", "constraints.txt"):
+for name in (
+    "pyproject.toml",
+    "constraints.txt",
+    "hatch_build.py",
+    "src/catwise/_native/sampled.c",
+):
     digest.update(pathlib.Path(name).read_bytes())
 print(digest.hexdigest())
 PY

@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 import torch
 
-from catwise.tuning import regimes
+from catwise.tuning import regimes, sampled
 from catwise.tuning.backprop import BackpropConfig, ColumnMetric, TuningData, fit_backprop
 from reference.paper_loop import asl, bce, paper_loop, plain_average_precision
 
@@ -20,7 +20,7 @@ LOSS = {"bce": bce, "asl_published": asl}
 @pytest.fixture(autouse=True)
 def _small_tiles(monkeypatch):
     """Known entries come in many tiles: 16 rows by 4 categories."""
-    monkeypatch.setattr(regimes, "_TILE_BYTES", 16 * 12 * 8)
+    monkeypatch.setattr(sampled, "_TILE_BYTES", 16 * 12 * 8)
     monkeypatch.setattr(regimes, "_HEAD_BYTES", 4 * 12 * 8)
 
 

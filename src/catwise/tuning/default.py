@@ -440,7 +440,7 @@ class _Fit(NamedTuple):
 class _Fitter:
     """Both fits of a block of categories, along the path of penalties."""
 
-    train: Rows | None
+    train: Source | None
     direction: Tensor | None
     config: DefaultConfig
     loss: str
@@ -452,9 +452,10 @@ class _Fitter:
 
     @classmethod
     def build(cls, train: Rows | None, config: DefaultConfig, loss: str) -> _Fitter:
-        fitter = cls(train, None, config, loss)
-        if train is not None:
-            (found,) = fit_directions(train, [config.direction_penalty], config, loss)
+        fitter = cls(None if train is None else _source(train), None, config, loss)
+        if train is not None and fitter.train is not None:
+            penalties = [config.direction_penalty]
+            (found,) = fit_directions(train, penalties, config, loss, source=fitter.train)
             fitter.direction = config.direction_step * found.delta
             fitter.passes += found.passes
         return fitter
@@ -462,8 +463,9 @@ class _Fitter:
     def path(self, fresh: Rows, weight: float, penalties: Sequence[float]) -> Iterator[_Fit]:
         """The averaged fit for each penalty, each started from the one before."""
         anchors = [None] if self.direction is None or weight == 0 else [None, self.direction]
+        laid_out = _source(fresh)
         paths = [
-            _fit_path(self._sources(fresh, weight, a), penalties, self.config, self.loss)
+            _fit_path(self._sources(laid_out, weight, a), penalties, self.config, self.loss)
             for a in anchors
         ]
         for fits in zip(*paths, strict=True):
@@ -475,13 +477,13 @@ class _Fitter:
                 intercept = intercept + fit.intercepts[0] / len(anchors)
             yield _Fit(delta, intercept)
 
-    def _sources(self, fresh: Rows, weight: float, anchor: Tensor | None) -> list[Source]:
-        sources = [_source(fresh, 1.0, fresh.logits, anchor)]
-        if self.train is not None and weight > 0:
-            train = self.train
-            offset = train.logits if anchor is None else torch.zeros_like(train.logits)
-            sources.append(_source(train, weight, offset, anchor))
-        return sources
+    def _sources(self, fresh: Source, weight: float, anchor: Tensor | None) -> list[Source]:
+        """Fresh and training rows; with an anchor, the latter without their original logits."""
+        train = None if weight == 0 else self.train
+        if anchor is not None:
+            fresh = replace(fresh, offset=fresh.offset + fresh.forward(anchor))
+            train = None if train is None else replace(train, offset=train.forward(anchor))
+        return [fresh] if train is None else [fresh, replace(train, weight=weight * train.weight)]
 
 
 def _fit_path(
@@ -499,29 +501,31 @@ def _fit_path(
     )
 
 
-def _source(rows: Rows, weight: float, offset: Tensor, anchor: Tensor | None) -> Source:
+def _source(rows: Rows) -> Source:
     """Rows as a source: all entries, the known ones, or gathered rows, whichever costs less."""
-    if anchor is not None:
-        offset = offset + product(anchor, rows.x.T)
     counts = (rows.codes >= 0).sum(1)
     sizes = rows.x.shape[0], counts.cpu(), rows.x.shape[1]
     regime = choose_regime(*sizes, device=rows.x.device.type)
     if rows.target is not None and rows.weight is not None:
-        source = Source(rows.x, offset, rows.target, rows.weight)
+        source = Source(rows.x, rows.logits, rows.target, rows.weight)
     elif regime.gathered_seconds < regime.dense_seconds:
-        source = gather_known(rows.x, rows.codes, offset)
+        source = gather_known(rows.x, rows.codes, rows.logits)
     elif int(counts.max()) <= _INDEXED_BELOW * rows.x.shape[0]:
-        source = index_known(rows.x, rows.codes, offset)
+        source = index_known(rows.x, rows.codes, rows.logits)
     else:
         known = (rows.codes >= 0).to(rows.x.dtype)
         target = (rows.codes == 1).to(rows.x.dtype)
-        source = Source(rows.x, offset, target, known)
-    scaled = source.weight if weight == 1.0 else source.weight * weight
-    return replace(source, weight=scaled, intercept=rows.intercept)
+        source = Source(rows.x, rows.logits, target, known)
+    return replace(source, intercept=rows.intercept)
 
 
 def fit_directions(
-    train: Rows, penalties: Sequence[float], config: DefaultConfig, loss: str
+    train: Rows,
+    penalties: Sequence[float],
+    config: DefaultConfig,
+    loss: str,
+    *,
+    source: Source | None = None,
 ) -> Iterator[PenalisedFit]:
     """Where the known training labels alone point to, from zero logits, for each penalty.
 
@@ -529,7 +533,8 @@ def fit_directions(
     much the same length however many labels are known.
     """
     positives = (train.codes == 1).sum(1).clamp_min(1).to(train.x.dtype)
-    source = replace(_source(train, 1.0, torch.zeros_like(train.logits), None), intercept=True)
+    source = _source(train) if source is None else source
+    source = replace(source, offset=torch.zeros_like(source.offset), intercept=True)
     growth = (positives / 50.0).sqrt()
     return _fit_path([source], [penalty * growth for penalty in penalties], config, loss)
 

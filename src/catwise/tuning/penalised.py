@@ -29,6 +29,8 @@ from torch import Tensor
 from catwise.errors import ShapeError
 from catwise.losses import LOSSES, Derivatives
 from catwise.tuning.products import product
+from catwise.tuning.regimes import choose_regime
+from catwise.tuning.sampled import KnownEntries, is_compiled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -53,6 +55,7 @@ class Source:
         intercept: whether the source has an intercept of its own.
         rows: with shared coordinates of N rows, (C, n) int64: which of them the entries belong
             to, each once in a category; None: all of them, in order.
+        entries: with `rows`, the same entries for products that leave out the rest.
 
     Raises:
         ShapeError: If the arrays do not fit together.
@@ -64,6 +67,7 @@ class Source:
     weight: Tensor
     intercept: bool = True
     rows: Tensor | None = None
+    entries: KnownEntries | None = None
 
     def __post_init__(self) -> None:
         arrays = self.offset, self.target, self.weight, self.rows
@@ -82,10 +86,13 @@ class Source:
         x = self.x if self.x.ndim == 2 else self.x[keep]
         parts = self.offset[keep], self.target[keep], self.weight[keep]
         rows = None if self.rows is None else self.rows[keep]
-        return Source(x, *parts, intercept=self.intercept, rows=rows)
+        entries = None if self.entries is None else self.entries.take(keep)
+        return Source(x, *parts, intercept=self.intercept, rows=rows, entries=entries)
 
     def forward(self, delta: Tensor) -> Tensor:
         """(C, n) products of the coordinates with (C, k) weights."""
+        if self.entries is not None:
+            return self.entries.forward(self.x, delta).view(self.offset.shape)
         if self.x.ndim == 2:
             every = product(delta, self.x.T)
             return every if self.rows is None else every.gather(1, self.rows)
@@ -93,12 +100,16 @@ class Source:
 
     def backward(self, slope: Tensor) -> Tensor:
         """(C, k) sums over the rows of their coordinates times (C, n) slopes."""
+        if self.entries is not None:
+            return self.entries.backward(self.x, slope.flatten())
         if self.x.ndim == 2:
             return product(self._spread(slope), self.x)
         return torch.bmm(slope[:, None, :], self.x)[:, 0, :]
 
     def squares(self, curvature: Tensor) -> Tensor:
         """(C, k) sums over the rows of their squared coordinates times (C, n) curvatures."""
+        if self.entries is not None:
+            return self.entries.backward(self.x.square(), curvature.flatten())
         if self.x.ndim == 2:
             return product(self._spread(curvature), self.x.square())
         return torch.einsum("cn,cnk,cnk->ck", curvature, self.x, self.x)
@@ -146,10 +157,15 @@ def gather_known(x: Tensor, codes: Tensor, offset: Tensor) -> Source:
 def index_known(x: Tensor, codes: Tensor, offset: Tensor) -> Source:
     """A source that shares its coordinates but holds each category's known entries only.
 
-    Arguments as `gather_known`: products run over all rows, everything else over (C, L).
+    Arguments as `gather_known`. Everything is over (C, L), except for products, which run over all
+    rows unless few labels are known and those of `sampled` are compiled.
     """
     order, start, target, weight = _known_first(codes, offset)
-    return Source(x, start, target, weight, rows=order)
+    regime = choose_regime(x.shape[0], weight.sum(1), x.shape[1], device=x.device.type)
+    entries = None
+    if is_compiled() and regime.sparse_seconds < regime.dense_seconds:
+        entries = KnownEntries((codes >= 0).T, length=order.shape[1])
+    return Source(x, start, target, weight, rows=order, entries=entries)
 
 
 def _known_first(codes: Tensor, offset: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

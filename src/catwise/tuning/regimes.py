@@ -10,14 +10,13 @@ category's rows laid out in a copy of their own, for very few known labels.
 from __future__ import annotations
 
 import math
-import warnings
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag
 
 from catwise.tuning.products import product
+from catwise.tuning.sampled import KnownEntries, is_compiled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,9 +30,8 @@ RegimeName = Literal["dense", "sparse", "gathered"]
 _NEGATIVE = 0
 _INDEXED_BELOW = 0.5
 _BUCKET_SHARE = 0.8
-# A tile: its rows stay in the last cache until they are read again, its head rows in the core's.
-_TILE_BYTES = 4 << 20
-_HEAD_BYTES = 1 << 20
+# Head rows of a tile stay in the core's cache: whole, or a chunk of each where they are compiled.
+_HEAD_BYTES, _HEAD_ROWS = 1 << 20, 1_024
 
 
 class _Rates(NamedTuple):
@@ -44,7 +42,8 @@ class _Rates(NamedTuple):
     gathered: float  # bytes of gathered copies
 
 
-_RATES = {"cpu": _Rates(1.0e11, 1.6e10, 1.0e10)}  # measured on a core of a Zen 5 server
+_CPU = _Rates(1.0e11, 1.6e10, 1.0e10)  # measured on a core of a Zen 5 server
+_COMPILED = _CPU._replace(sampled=3.0e10)
 _GPU = _Rates(2.5e13, 0.0, 4.0e12)  # data sheet of an H200; sampled products bring nothing there
 
 
@@ -81,8 +80,9 @@ def choose_regime(
     Sparse: ``2 sum(n_c) D`` of them at the rate of a sampled product, which loads an operand from
     the cache for each. Gathered: each category reads its own copy of its known rows, padded to its
     group's longest, forward and backward, ``2 sum(n_c) D itemsize`` bytes at the rate of memory.
-    Measured on one x86 core: 100 and 16 G multiply-adds a second, and 10 GB/s; so sparse wins where
-    under some 16% of the labels are known. On a GPU the choice is between the other two.
+    Measured on one x86 core: 100 and 30 G multiply-adds a second, and 10 GB/s; so sparse wins where
+    under 30% of the labels are known (16 G, and under 16%, where its products are not compiled). On
+    a GPU the choice is between the other two.
 
     Args:
         n_rows: training rows with any known label.
@@ -104,7 +104,8 @@ def choose_regime(
     """
     padded = sum(length * len(members) for length, members in group_by_length(counts))
     size = padded * n_features * itemsize
-    rates, wide = _RATES.get(device, _GPU), itemsize / 4
+    on_cpu = _COMPILED if is_compiled() and itemsize == 4 else _CPU
+    rates, wide = on_cpu if device == "cpu" else _GPU, itemsize / 4
     dense = 2.0 * n_rows * n_features * len(counts) * wide / rates.dense
     entries = 2.0 * int(counts.sum()) * n_features * wide
     sparse = entries / rates.sampled if rates.sampled else math.inf
@@ -184,30 +185,32 @@ def lay_out(
 
 
 class _Tile(NamedTuple):
-    """The known entries of some rows and some categories, by row and by category."""
+    """The known entries of some categories."""
 
-    rows: slice
     columns: slice
-    pattern: Tensor  # (n, a) sparse by rows, zero at the known entries
-    column: Tensor  # (e,) category of each entry, in order of the rows
-    target: Tensor  # (e,) in the same order
-    turned: Tensor  # (e,) places of the entries in order of the categories
-    row: Tensor  # (e,) row of each entry, in order of the categories
-    start: Tensor  # (a,) where each category's entries begin
+    entries: KnownEntries
+    column: Tensor  # (e,) category of each entry, counted from the tile's first
+    target: Tensor  # (e,)
 
 
 class _SparseRows:
-    """The known entries of all categories, in tiles that stay in the cache."""
+    """The known entries of all categories, in tiles of categories that stay in the cache."""
 
     def __init__(self, features: Tensor, codes: Tensor) -> None:
         self._features, self._codes = features.contiguous(), codes
         row_bytes = max(1, features.shape[1] * features.element_size())
-        height, width = max(1, _TILE_BYTES // row_bytes), max(1, _HEAD_BYTES // row_bytes)
-        self._tiles = [
-            _tile(codes, slice(i, i + height), slice(j, j + width), features.dtype)
-            for i in range(0, codes.shape[0], height)
-            for j in range(0, codes.shape[1], width)
-        ]
+        compiled = is_compiled(features.dtype)
+        width = _HEAD_ROWS if compiled else max(1, _HEAD_BYTES // row_bytes)
+        columns = [slice(j, j + width) for j in range(0, codes.shape[1], width)]
+        self._tiles = [self._tile(part) for part in columns]
+
+    def _tile(self, columns: slice) -> _Tile:
+        part = self._codes[:, columns]
+        known = part >= _NEGATIVE
+        entries = KnownEntries(known)
+        return _Tile(
+            columns, entries, entries.category.long(), part[known].to(self._features.dtype)
+        )
 
     def take(self, keep: Tensor) -> _SparseRows:
         return _SparseRows(self._features, self._codes[:, keep])
@@ -217,39 +220,15 @@ class _SparseRows:
     ) -> list[Tensor]:
         """Gradient of the summed loss by weight (A, D) and, if there is one, bias (A,)."""
         gradients = [torch.zeros_like(p) for p in head.parameters()]
-        for tile in self._tiles:
-            z, weight = self._features[tile.rows], head.weight[tile.columns]
-            logits = torch.sparse.sampled_addmm(tile.pattern, z, weight.T, beta=0.0).values()
+        for columns, entries, column, target in self._tiles:
+            logits = entries.forward(self._features, head.weight[columns])
             if head.bias is not None:
-                logits = logits + head.bias[tile.columns][tile.column]
-            slopes = slope(logits, tile.target)
-            gradients[0][tile.columns] += embedding_bag(
-                tile.row, z, tile.start, mode="sum", per_sample_weights=slopes[tile.turned]
-            )
+                logits += head.bias[columns][column]
+            slopes = slope(logits, target)
+            gradients[0][columns] = entries.backward(self._features, slopes)
             if head.bias is not None:
-                gradients[1][tile.columns].index_add_(0, tile.column, slopes)
+                gradients[1][columns].index_add_(0, column, slopes)
         return gradients
-
-
-def _tile(codes: Tensor, rows: slice, columns: slice, dtype: torch.dtype) -> _Tile:
-    part = codes[rows, columns]
-    known = part >= _NEGATIVE
-    row, column = known.nonzero().T.contiguous()
-    turned = column.argsort(stable=True)
-    ends = known.sum(1).cumsum(0)
-    starts = known.sum(0).cumsum(0)
-    with warnings.catch_warnings():  # that sparse rows are in beta: what is used here is tested
-        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
-        pattern = torch.sparse_csr_tensor(
-            torch.nn.functional.pad(ends, (1, 0)),
-            column,
-            torch.zeros(len(column), dtype=dtype, device=codes.device),
-            part.shape,
-            check_invariants=True,
-        )
-    target = part[row, column].to(dtype)
-    start = torch.nn.functional.pad(starts, (1, 0))[:-1]
-    return _Tile(rows, columns, pattern, column, target, turned, row[turned], start)
 
 
 class _DenseRows:
