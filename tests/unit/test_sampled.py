@@ -138,6 +138,12 @@ def test_arrays_that_do_not_fit_are_refused(way):
         entries.backward(z, torch.ones(3))
 
 
+def test_more_entries_than_32_bits_count_are_refused_before_any_product(monkeypatch):
+    monkeypatch.setattr(sampled, "MAX_PLACES", 10)
+    with pytest.raises(ShapeError, match=r"(?s)12.*at most 10"):
+        KnownEntries(torch.ones(4, 3, dtype=torch.bool))
+
+
 def test_a_library_that_does_not_start_or_is_of_another_version_is_left_alone(
     tmp_path, monkeypatch
 ):

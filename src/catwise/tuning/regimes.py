@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from catwise.tuning.products import product
-from catwise.tuning.sampled import KnownEntries, is_compiled
+from catwise.tuning.sampled import MAX_PLACES, KnownEntries, is_compiled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -200,7 +200,8 @@ class _SparseRows:
         self._features, self._codes = features.contiguous(), codes
         row_bytes = max(1, features.shape[1] * features.element_size())
         compiled = is_compiled(features.dtype)
-        width = _HEAD_ROWS if compiled else max(1, _HEAD_BYTES // row_bytes)
+        width = _HEAD_ROWS if compiled else _HEAD_BYTES // row_bytes
+        width = max(1, min(width, MAX_PLACES // max(1, len(codes))))
         columns = [slice(j, j + width) for j in range(0, codes.shape[1], width)]
         self._tiles = [self._tile(part) for part in columns]
 

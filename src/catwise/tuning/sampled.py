@@ -14,7 +14,7 @@ import warnings
 from copy import copy
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +22,10 @@ from torch.nn.functional import embedding_bag, pad
 
 from catwise.errors import ShapeError
 
-__all__ = ["KnownEntries", "is_compiled"]
+__all__ = ["MAX_PLACES", "KnownEntries", "is_compiled"]
+
+MAX_PLACES: Final = (1 << 31) - 1
+"""Places are counted in 32 bits."""
 
 _FOLDER = Path(__file__).parents[1] / "_native"
 _ABI = 1
@@ -42,6 +45,9 @@ class KnownEntries:
         known: (n, C) bool.
         length: L, at least the number of entries of any category; None: in the order of the rows.
 
+    Raises:
+        ShapeError: If there are more places than 32 bits count.
+
     >>> known = torch.tensor([[True, False], [True, True]])
     >>> features = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     >>> KnownEntries(known).forward(features, torch.eye(2))
@@ -58,6 +64,12 @@ class KnownEntries:
         self.start = pad(known.sum(1).cumsum(0), (1, 0))
         self.category = known.nonzero()[:, 1].to(torch.int32)
         self.n_categories, self.length = known.shape[1], length
+        if self.n_places > MAX_PLACES:
+            raise ShapeError(
+                "too many known entries for one batch of categories.",
+                found=f"{self.n_places:,}",
+                expected=f"at most {MAX_PLACES:,}",
+            )
         if length is None:
             self.place = _count(self.category)
         else:
