@@ -67,6 +67,16 @@ def test_validation_select_only_chooses():
     assert gain >= 0  # one scale, and the raw score is the higher one
 
 
+def test_a_large_prior_lets_every_category_take_what_is_best_for_all():
+    """A category's own gain counts little then, and much under a small prior."""
+    candidates = []
+    for prior in (1e-3, 1e9):
+        found = tuned(validation="select", config=DefaultConfig(grid_prior=prior))
+        candidates.append({r["candidate"] for r in found.records})
+    assert len(candidates[0]) > 1
+    assert len(candidates[1]) == 1
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -76,6 +86,7 @@ def test_validation_select_only_chooses():
         {"source_weights": (0.3,)},
         {"source_weights": (0.0, -1.0)},
         {"n_folds": 1},
+        {"grid_prior": 0.0},
         {"tolerance": 0.0},
         {"max_iterations": 0},
         {"losses": ("hinge",)},

@@ -15,7 +15,8 @@ goes a little further along the slope of average precision or AUROC itself, if c
 says so; per category the result is kept or replaced.
 
 `select`: validation only chooses. Candidates are ``W + alpha T`` along a grid of penalties
-of T and of steps alpha; per category the best shrunk gain wins.
+of T and of steps alpha; per category the best gain wins, pulled strongly to what the candidate
+gains in all categories.
 """
 
 from __future__ import annotations
@@ -95,6 +96,8 @@ class DefaultConfig:
         grid_penalties: kt of the candidates of `select`.
         grid_steps: alpha of the candidates of `select`.
         grid_powers: a; T's coordinates are stretched by the a / 2-th power of their variance.
+        grid_prior: known positives with which a category's own gain counts as much as the mean
+            over all categories where `select` chooses.
         tolerance: of the fits, relative to the gradient's start.
         max_iterations: of each fit.
 
@@ -112,6 +115,7 @@ class DefaultConfig:
     grid_penalties: tuple[float, ...] = (30.0, 10.0, 5.0, 2.5, 1.25, 0.6, 0.3)
     grid_steps: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0, 8.0)
     grid_powers: tuple[float, ...] = (0.0, 0.5)
+    grid_prior: float = 200.0
     tolerance: float = 1e-2
     max_iterations: int = 60
 
@@ -125,6 +129,7 @@ class DefaultConfig:
             "source_weights >= 0 with 0 among them": 0.0 in self.source_weights
             and min(self.source_weights) >= 0,
             "losses named once": len(self.losses) == len(set(self.losses)),
+            "grid_prior > 0": self.grid_prior > 0,
             "n_folds in 2 … 100": 2 <= self.n_folds <= 100,
             "tolerance in (0, 1)": 0 < self.tolerance < 1,
             "max_iterations >= 1": self.max_iterations >= 1,
@@ -601,7 +606,8 @@ def only_select(
                 )
             counter.step(f"direction {g + 1} of {len(grid)}")
     sign = 1.0 if metric.higher_is_better else -1.0
-    decision = decide(FoldScores(sign * values, scorer.positives), choose_each, final=sign * final)
+    choose = partial(choose_each, prior=config.grid_prior)
+    decision = decide(FoldScores(sign * values, scorer.positives), choose, final=sign * final)
     picked = torch.from_numpy(decision.chosen).to(directions.device)
     steps = torch.tensor([0.0, *(s.options["step"] for s in settings[1:])]).to(directions)
     which = ((picked - 1).clamp_min(0)) // len(config.grid_steps)
