@@ -364,6 +364,7 @@ def coco_child(folder: Path, validation: str, device: str) -> None:
 def coco(device: str, folder: Path) -> list[dict[str, object]]:
     """Tune at MS-COCO's size in child processes; print seconds and peak memory."""
     start = time.perf_counter()
+    folder.mkdir(parents=True, exist_ok=True)
     # Written by a process of its own too: a child's peak memory starts at its parent's.
     run = partial(subprocess.run, check=False, text=True, stdout=subprocess.PIPE)
     me = [sys.executable, str(Path(__file__).resolve()), "--scale", "coco", "--device", device]
