@@ -63,6 +63,8 @@ MAX_FPR = 0.1
 
 #: Categories that one task ranks, and transposes where rows come first: a cache line of float32.
 _BLOCK, _TRANSPOSED = 4, 16
+#: Scores of a category from which threads win more than they lose by waiting for one another.
+_THREADED_FROM = 1 << 14
 
 
 def average_precision_columns(
@@ -384,7 +386,8 @@ class RankingPlan:
                         counts = _count(block[:, c - start], own, column, room, strict=strict)
                         result[:, c] = one(c, counts)
 
-        _in_threads(work, range(0, self.n_categories, width), self.n_threads)
+        few = flat.shape[0] * self.n_rows < _THREADED_FROM
+        _in_threads(work, range(0, self.n_categories, width), 1 if few else self.n_threads)
         return torch.from_numpy(result.reshape(*score.shape[:-2], self.n_categories))
 
     def _batch(self, device: torch.device) -> _Batch:

@@ -108,7 +108,8 @@ class Validation:
 
     def __call__(self, head: HeadColumns) -> Tensor:
         """(A,) float64 scores of a block of head rows."""
-        logits = product(head.weight, self._features.T)
+        # Rows first, then turned: the product is faster by more than turning takes.
+        logits = product(self._features, head.weight.T).T.contiguous()
         if head.bias is not None:
             logits += head.bias[:, None]
         scores = self._scores(logits).to(torch.float64)
