@@ -1,8 +1,8 @@
 """Compiles the sampled products (`src/catwise/_native/sampled.c`) while catwise is installed.
 
-They are an accelerator, never a need: without a C compiler, or on another platform, catwise is
-built without them, says so, and uses PyTorch's own operators. ``CC`` names the compiler;
-``CATWISE_NO_COMPILE=1`` asks for none.
+They are an accelerator, never a need: without a C compiler that knows `_VARIANTS` (GCC 11, Clang 12
+or newer), or on another platform than Linux on x86-64, catwise is built without them and uses
+PyTorch's own operators. ``CC`` names the compiler; ``CATWISE_NO_COMPILE=1`` asks for none.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,40 +30,59 @@ _VARIANTS = {"avx512": "-march=x86-64-v4", "avx2": "-march=x86-64-v3"}
 class CompileSampled(BuildHookInterface[Any]):
     """Adds a library for each kind of processor to the wheel, or to the source tree if editable."""
 
+    _made: tempfile.TemporaryDirectory[str] | None = None
+
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile; `version` is "standard" or "editable"."""
-        del version
-        if self.target_name != "wheel" or os.environ.get("CATWISE_NO_COMPILE"):
+        if self.target_name != "wheel":
             return
         source = Path(self.root) / _SOURCE
-        built = [
-            library
-            for name, flag in _VARIANTS.items()
-            if (library := self._compile(source, source.with_name(f"sampled_{name}.so"), flag))
-        ]
-        if built:
-            build_data["artifacts"] += [f"/{p.relative_to(self.root).as_posix()}" for p in built]
-            build_data["pure_python"] = False
-            build_data["infer_tag"] = True
-
-    def _compile(self, source: Path, target: Path, flag: str) -> Path | None:
-        target.unlink(missing_ok=True)
-        if sys.platform != "linux" or platform.machine() != "x86_64":
-            return None
-        compiler = os.environ.get("CC") or shutil.which("cc")
+        if version == "editable":
+            with suppress(OSError):  # of an earlier installation: of another source, it is not used
+                for old in source.parent.glob("*.so"):
+                    old.unlink()
+        compiler = _compiler()
         if compiler is None:
-            self.app.display_warning("catwise: no C compiler was found; PyTorch's operators serve")
-            return None
-        with tempfile.TemporaryDirectory(dir=source.parent) as folder:
-            made = Path(folder) / target.name
-            command = [*shlex.split(compiler), *_FLAGS, flag, "-o", str(made), str(source)]
+            return
+        self._made = tempfile.TemporaryDirectory(prefix="catwise-")
+        for name, flag in _VARIANTS.items():
+            made = Path(self._made.name) / f"sampled_{name}.so"
             try:
-                subprocess.run(  # noqa: S603 -- the compiler that the user named
-                    command, capture_output=True, text=True, check=True
-                )
-            except (OSError, subprocess.CalledProcessError) as error:
+                _compile(compiler, source, made, flag)
+                if version == "editable":
+                    shutil.copyfile(made, part := source.with_name(f"{made.name}.part"))
+                    part.replace(source.with_name(made.name))
+            except (OSError, ValueError, subprocess.SubprocessError) as error:
                 reason = getattr(error, "stderr", None) or error
-                self.app.display_warning(f"catwise: {target.name} was not built: {reason}")
-                return None
-            made.replace(target)
-        return target
+                self.app.display_warning(f"catwise: {made.name} was not built: {reason}")
+                continue
+            if version != "editable":
+                inside = f"catwise/{source.parent.name}/{made.name}"
+                build_data["force_include"][str(made)] = inside
+                build_data["pure_python"] = False
+                build_data["tag"] = "py3-none-linux_x86_64"  # nothing in it knows a Python
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        """Remove what was compiled and is packed now."""
+        del version, build_data, artifact_path
+        if self._made is not None:
+            self._made.cleanup()
+
+
+def _compiler() -> str | None:
+    """The command to call, if there is one, and if it is wanted."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return None
+    if os.environ.get("CATWISE_NO_COMPILE", "0") not in ("", "0"):
+        return None
+    return os.environ.get("CC", "").strip() or shutil.which("cc")
+
+
+def _compile(compiler: str, source: Path, target: Path, flag: str) -> None:
+    crc = f"-DSOURCE={zlib.crc32(source.read_bytes())}u"
+    command = [*shlex.split(compiler), *_FLAGS, flag, crc, "-o", str(target), str(source)]
+    subprocess.run(  # noqa: S603 -- the compiler that the user named
+        command, capture_output=True, text=True, errors="replace", check=True
+    )
+    if not target.is_file():
+        raise ValueError(f"{command[0]} made no library")

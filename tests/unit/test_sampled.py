@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import platform
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -132,7 +134,7 @@ def test_arrays_that_do_not_fit_are_refused(way):
     entries = KnownEntries(known)
     with pytest.raises(ShapeError, match=r"weight \(8, 40\)"):
         entries.forward(z, w[:8])
-    with pytest.raises(ShapeError, match=r"features \(299,\)"):
+    with pytest.raises(ShapeError, match=r"features \(299, 40\)"):
         entries.forward(z[:299], w)
     with pytest.raises(ShapeError, match="slopes"):
         entries.backward(z, torch.ones(3))
@@ -144,16 +146,61 @@ def test_more_entries_than_32_bits_count_are_refused_before_any_product(monkeypa
         KnownEntries(torch.ones(4, 3, dtype=torch.bool))
 
 
-def test_a_library_that_does_not_start_or_is_of_another_version_is_left_alone(
-    tmp_path, monkeypatch
-):
+def test_a_library_that_does_not_start_or_is_of_another_source_is_left_alone(tmp_path, monkeypatch):
+    shutil.copy(sampled._FOLDER / "sampled.c", tmp_path)
+    for path in sampled._FOLDER.glob("*.so"):
+        shutil.copy(path, tmp_path)
     monkeypatch.setattr(sampled, "_FOLDER", tmp_path)
-    for name in sampled._VARIANTS.values():
+    assert (sampled._compiled.__wrapped__() is not None) == is_compiled()
+    (tmp_path / "sampled.c").write_bytes(b"/* another */")
+    assert sampled._compiled.__wrapped__() is None
+    for name in ("avx2", "avx512"):
+        (tmp_path / f"sampled_{name}.so").unlink(missing_ok=True)  # a loaded file stays as it is
         (tmp_path / f"sampled_{name}.so").write_bytes(b"no library")
     assert sampled._compiled.__wrapped__() is None
-    monkeypatch.undo()
-    monkeypatch.setattr(sampled, "_ABI", 2)
+    (tmp_path / "sampled.c").unlink()
     assert sampled._compiled.__wrapped__() is None
+
+
+def test_a_processor_takes_the_lesser_library_where_the_better_one_is_missing(
+    monkeypatch, tmp_path
+):
+    if not is_compiled():
+        pytest.skip("the sampled products were not compiled here")
+    for name in ("sampled.c", "sampled_avx2.so"):
+        shutil.copy(sampled._FOLDER / name, tmp_path)
+    monkeypatch.setattr(sampled, "_FOLDER", tmp_path)
+    assert sampled._compiled.__wrapped__() is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_default_type_and_device_of_torch_are_nothing_to_it(dtype):
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype)
+        with torch.device("meta"):
+            found = sampled._compiled.__wrapped__()
+    finally:
+        torch.set_default_dtype(before)
+    assert (found is not None) == is_compiled()
+
+
+def test_types_and_devices_that_differ_are_refused(way):
+    known, z, w = draw((300, 40, 9))
+    entries = KnownEntries(known)
+    with pytest.raises(ShapeError, match="float64"):
+        entries.forward(z, w.double())
+    with pytest.raises(ShapeError, match="float16"):
+        entries.forward(z, w.half())
+    with pytest.raises(ShapeError, match="meta"):
+        entries.forward(z, w.to("meta"))
+    with pytest.raises(ShapeError, match="float64"):
+        entries.backward(z, torch.ones(entries.n_places, dtype=torch.float64))
+
+
+def test_products_take_no_gradient(way):
+    known, z, w = draw((300, 40, 9))
+    assert not KnownEntries(known).forward(z, w.clone().requires_grad_()).requires_grad
 
 
 class App:
@@ -179,30 +226,69 @@ def hook(tmp_path, monkeypatch):
     monkeypatch.delenv("CATWISE_NO_COMPILE", raising=False)
     app = App()
     made = module.CompileSampled(str(tmp_path), {}, None, None, "", "wheel", app)
-    return made, source.parent, app
+    yield made, source.parent, app
+    made.finalize("standard", build_data(), "")
 
 
-def test_installing_compiles_a_library_for_each_kind_of_processor(hook):
+def build_data():
+    return {"force_include": {}}
+
+
+needs_compiler = pytest.mark.skipif(
+    platform.machine() != "x86_64" or sys.platform != "linux" or shutil.which("cc") is None,
+    reason="no C compiler for this platform",
+)
+
+
+@needs_compiler
+def test_a_wheel_holds_a_library_for_each_kind_of_processor_and_the_source_tree_none(hook):
     made, folder, app = hook
-    if not is_compiled():
-        pytest.skip("no C compiler for this platform")
-    data = {"artifacts": []}
+    data = build_data()
     made.initialize("standard", data)
-    assert {p.name for p in folder.glob("*.so")} == {"sampled_avx512.so", "sampled_avx2.so"}
-    assert len(data["artifacts"]) == 2
-    assert data["infer_tag"] is True
+    inside = {"catwise/_native/sampled_avx512.so", "catwise/_native/sampled_avx2.so"}
+    assert set(data["force_include"].values()) == inside
+    built = [Path(p) for p in data["force_include"]]
+    assert all(p.is_file() for p in built)
+    assert data["tag"] == "py3-none-linux_x86_64"
     assert data["pure_python"] is False
     assert app.warnings == []
+    made.finalize("standard", data, "")
+    assert not any(p.exists() for p in built)
+    assert [p.name for p in folder.iterdir()] == ["sampled.c"]
 
 
-@pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
-def test_without_a_compiler_catwise_installs_and_says_so(hook, monkeypatch, compiler):
+@needs_compiler
+def test_an_editable_installation_has_them_beside_the_source(hook, monkeypatch):
+    made, folder, _ = hook
+    made.initialize("editable", build_data())
+    assert len(list(folder.glob("*.so"))) == 2
+    assert len(list(folder.iterdir())) == 3
+    monkeypatch.setattr(sampled, "_FOLDER", folder)
+    assert sampled._compiled.__wrapped__() is not None
+
+
+@needs_compiler
+@pytest.mark.parametrize("compiler", ["no-such-compiler", "false", "true", 'gcc "x', "cat"])
+def test_a_compiler_that_fails_is_said_and_stops_nothing(hook, monkeypatch, compiler):
     made, folder, app = hook
     (folder / "sampled_avx2.so").write_bytes(b"from an earlier version")
     monkeypatch.setenv("CC", compiler)
-    data = {"artifacts": []}
-    made.initialize("standard", data)
-    assert data == {"artifacts": []}
+    data = build_data()
+    made.initialize("editable", data)
+    assert data == build_data()
     assert not list(folder.glob("*.so"))
-    if is_compiled():
-        assert "was not built" in app.warnings[0]
+    assert len(app.warnings) == 2
+    assert "was not built" in app.warnings[0]
+
+
+@pytest.mark.parametrize(("name", "value"), [("CATWISE_NO_COMPILE", "1"), ("PATH", "")])
+def test_without_a_compiler_or_by_request_nothing_is_compiled(hook, monkeypatch, name, value):
+    made, folder, app = hook
+    (folder / "sampled_avx2.so").write_bytes(b"from an earlier version")
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv(name, value)
+    data = build_data()
+    made.initialize("editable", data)
+    assert data == build_data()
+    assert not list(folder.glob("*.so"))
+    assert app.warnings == []

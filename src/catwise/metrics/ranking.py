@@ -63,8 +63,8 @@ MAX_FPR = 0.1
 
 #: Categories that one task ranks, and transposes where rows come first: a cache line of float32.
 _BLOCK, _TRANSPOSED = 4, 16
-#: Scores of a category from which threads win more than they lose by waiting for one another.
-_THREADED_FROM = 1 << 14
+#: Scores of a category, and of all, below which threads lose by waiting for one another.
+_SERIAL_BELOW = 1 << 14, 1 << 20
 
 
 def average_precision_columns(
@@ -220,7 +220,8 @@ class RankingPlan:
 
     Args:
         codes: (C, M) int8; 1 positive, 0 negative, all other codes are unknown. Copied.
-        n_threads: CPU threads; by default torch's (`torch.get_num_threads()`).
+        n_threads: CPU threads; by default torch's (`torch.get_num_threads()`), or one where there
+            is little to rank.
 
     Attributes:
         n_categories: C.
@@ -386,8 +387,11 @@ class RankingPlan:
                         counts = _count(block[:, c - start], own, column, room, strict=strict)
                         result[:, c] = one(c, counts)
 
-        few = flat.shape[0] * self.n_rows < _THREADED_FROM
-        _in_threads(work, range(0, self.n_categories, width), 1 if few else self.n_threads)
+        each, whole = _SERIAL_BELOW
+        ranked = flat.shape[0] * self.n_rows
+        few = ranked < each and ranked * self.n_categories < whole
+        n_threads = 1 if few and self.n_threads is None else self.n_threads
+        _in_threads(work, range(0, self.n_categories, width), n_threads)
         return torch.from_numpy(result.reshape(*score.shape[:-2], self.n_categories))
 
     def _batch(self, device: torch.device) -> _Batch:

@@ -96,10 +96,10 @@ class DefaultConfig:
         grid_penalties: kt of the candidates of `select`.
         grid_steps: alpha of the candidates of `select`.
         grid_powers: a; T's coordinates are stretched by the a / 2-th power of their variance.
-        grid_prior: known positives with which a category's own gain counts as much as the mean
-            over all categories where `select` chooses.
         tolerance: of the fits, relative to the gradient's start.
         max_iterations: of each fit.
+        grid_prior: known positives with which a category's own gain counts as much as the mean
+            over all categories where `select` chooses.
 
     Raises:
         ConfigError: If an option is out of range.
@@ -115,9 +115,9 @@ class DefaultConfig:
     grid_penalties: tuple[float, ...] = (30.0, 10.0, 5.0, 2.5, 1.25, 0.6, 0.3)
     grid_steps: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0, 8.0)
     grid_powers: tuple[float, ...] = (0.0, 0.5)
-    grid_prior: float = 200.0
     tolerance: float = 1e-2
     max_iterations: int = 60
+    grid_prior: float = 200.0
 
     def __post_init__(self) -> None:
         for loss in self.losses:

@@ -30,7 +30,7 @@ from catwise.errors import ShapeError
 from catwise.losses import LOSSES, Derivatives
 from catwise.tuning.products import product
 from catwise.tuning.regimes import choose_regime
-from catwise.tuning.sampled import KnownEntries, is_compiled
+from catwise.tuning.sampled import MAX_PLACES, KnownEntries, is_compiled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -161,9 +161,11 @@ def index_known(x: Tensor, codes: Tensor, offset: Tensor) -> Source:
     rows unless few labels are known and those of `sampled` are compiled.
     """
     order, start, target, weight = _known_first(codes, offset)
-    regime = choose_regime(x.shape[0], weight.sum(1), x.shape[1], device=x.device.type)
+    sizes = x.shape[0], weight.sum(1), x.shape[1]
+    regime = choose_regime(*sizes, itemsize=x.element_size(), device=x.device.type)
+    few = regime.sparse_seconds < regime.dense_seconds and order.numel() <= MAX_PLACES
     entries = None
-    if is_compiled() and regime.sparse_seconds < regime.dense_seconds:
+    if few and is_compiled(x.dtype):
         entries = KnownEntries((codes >= 0).T, length=order.shape[1])
     return Source(x, start, target, weight, rows=order, entries=entries)
 

@@ -11,16 +11,21 @@ from __future__ import annotations
 
 import ctypes
 import warnings
+import zlib
 from copy import copy
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag, pad
 
 from catwise.errors import ShapeError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["MAX_PLACES", "KnownEntries", "is_compiled"]
 
@@ -28,8 +33,7 @@ MAX_PLACES: Final = (1 << 31) - 1
 """Places are counted in 32 bits."""
 
 _FOLDER = Path(__file__).parents[1] / "_native"
-_ABI = 1
-_VARIANTS = {"AVX512": "avx512", "AVX2": "avx2"}
+_VARIANTS = {"AVX512": ("avx512", "avx2"), "AVX2": ("avx2",)}  # the better one first
 _TILE_BYTES = 4 << 20
 _ENTRIES_PER_PART, _MAX_PARTS = 256, 16
 
@@ -101,8 +105,9 @@ class KnownEntries:
         by_rows = len(self.category)
         return by_rows if self.length is None else self.n_categories * self.length
 
+    @torch.no_grad()
     def forward(self, features: Tensor, weight: Tensor) -> Tensor:
-        """(n_places,) logits at the entries, zeros elsewhere.
+        """(n_places,) logits at the entries, zeros elsewhere; without a gradient.
 
         Args:
             features: (n, D) float, on the entries' device.
@@ -111,7 +116,7 @@ class KnownEntries:
         Raises:
             ShapeError: If the arrays do not fit the entries.
         """
-        self._check(features, weight=(tuple(weight.shape), (self.n_categories, features.shape[1])))
+        self._check(features, "weight", weight, (self.n_categories, *features.shape[1:]))
         logits = features.new_zeros(self.n_places)
         library = _library(features)
         if library is None:
@@ -124,6 +129,7 @@ class KnownEntries:
         )
         return logits if not failed else self._forward_tiles(features, weight, logits)
 
+    @torch.no_grad()
     def backward(self, features: Tensor, slopes: Tensor) -> Tensor:
         """(C, D) sums over the entries of a category of their slopes times their rows.
 
@@ -134,7 +140,7 @@ class KnownEntries:
         Raises:
             ShapeError: If the arrays do not fit the entries.
         """
-        self._check(features, slopes=(tuple(slopes.shape), (self.n_places,)))
+        self._check(features, "slopes", slopes, (self.n_places,))
         library = _library(features)
         if library is not None:
             z, s = features.contiguous(), slopes.contiguous()
@@ -155,14 +161,16 @@ class KnownEntries:
             )
         return gradient
 
-    def _check(self, features: Tensor, **others: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
-        shapes = {"features": (features.shape[:1], (len(self.start) - 1,)), **others}
-        if wrong := {k: v for k, v in shapes.items() if tuple(v[0]) != v[1]}:
-            raise ShapeError(
-                "arrays do not fit the known entries.",
-                found=", ".join(f"{k} {tuple(found)}" for k, (found, _) in wrong.items()),
-                expected=", ".join(f"{k} {right}" for k, (_, right) in wrong.items()),
-            )
+    def _check(self, features: Tensor, name: str, other: Tensor, shape: tuple[int, ...]) -> None:
+        rows = len(self.start) - 1
+        right = features.ndim == 2 and features.shape[0] == rows and tuple(other.shape) == shape
+        if right and other.dtype == features.dtype and other.device == features.device:
+            return
+        raise ShapeError(
+            "arrays do not fit the known entries.",
+            found=f"features {_described(features)}, {name} {_described(other)}",
+            expected=f"features ({rows}, D), {name} {shape}, of one type and on one device",
+        )
 
     def _forward_tiles(self, features: Tensor, weight: Tensor, logits: Tensor) -> Tensor:
         for tile in self._tiles(features):
@@ -180,10 +188,11 @@ class KnownEntries:
     def _tiles(self, features: Tensor) -> list[_Tile]:
         height = max(1, _TILE_BYTES // max(1, features.shape[1] * features.element_size()))
         n_rows = len(self.start) - 1
-        if self._tiled is None or self._tiled[0] != (height, features.dtype):
+        key, tiled = (height, features.dtype), self._tiled
+        if tiled is None or tiled[0] != key:
             rows = [slice(i, min(i + height, n_rows)) for i in range(0, n_rows, height)]
-            self._tiled = (height, features.dtype), [self._tile(r, features.dtype) for r in rows]
-        return self._tiled[1]
+            tiled = self._tiled = key, [self._tile(r, features.dtype) for r in rows]
+        return tiled[1]
 
     def _tile(self, rows: slice, dtype: torch.dtype) -> _Tile:
         start = self.start[rows.start : rows.stop + 1]
@@ -219,6 +228,10 @@ class _Tile(NamedTuple):
     first: Tensor  # (C,) where each category's entries begin in that order
 
 
+def _described(values: Tensor) -> str:
+    return f"{tuple(values.shape)} {str(values.dtype).removeprefix('torch.')} on {values.device}"
+
+
 def _count(values: Tensor) -> Tensor:
     return torch.arange(len(values), dtype=torch.int32, device=values.device)
 
@@ -239,34 +252,43 @@ def _pointers(*tensors: Tensor) -> list[ctypes.c_void_p]:
 
 @cache
 def _compiled() -> ctypes.CDLL | None:
-    """The library for this processor, if it was built, starts, is of this version, and is right."""
-    variant = _VARIANTS.get(torch.backends.cpu.get_cpu_capability())
-    path = _FOLDER / f"sampled_{variant}.so"
-    if variant is None or not path.is_file():
-        return None
+    """The best library for this processor that was built from this source, starts, and is right."""
+    for variant in _VARIANTS.get(torch.backends.cpu.get_cpu_capability(), ()):
+        library = _open(_FOLDER / f"sampled_{variant}.so")
+        if library is not None and _is_right(library):
+            return library
+    return None
+
+
+def _open(path: Path) -> ctypes.CDLL | None:
+    """A library, if it is there, starts, and was built from the source that lies beside it."""
     try:
+        source = path.with_name("sampled.c").read_bytes()
         library = ctypes.CDLL(str(path))
-        library.catwise_sampled_abi.restype = ctypes.c_int32
-        if library.catwise_sampled_abi() != _ABI:
+        library.catwise_sampled_source.restype = ctypes.c_uint32
+        if library.catwise_sampled_source() != zlib.crc32(source):
             return None
-    except (OSError, AttributeError):  # another platform's file, or a runtime that is not there
+    except (OSError, AttributeError):  # none, another platform's, or without its runtime
         return None
     arrays, sizes, counts = [ctypes.c_void_p], [ctypes.c_int64], [ctypes.c_int32]
     shared: list[Any] = 2 * arrays + 3 * sizes + 4 * arrays
     library.catwise_sampled_forward.argtypes = shared + counts
     library.catwise_sampled_backward.argtypes = shared + 2 * counts
-    return library if _is_right(library) else None
+    return library
 
 
 def _is_right(library: ctypes.CDLL) -> bool:
     """Whether both products of whole numbers come out exactly."""
+
+    def numbers(values: NDArray[Any]) -> Tensor:  # whatever torch's default type and device are
+        return torch.from_numpy(values.astype(np.float32))
+
     z, w, slopes = (
-        torch.arange(600.0).view(2, 300),
-        torch.ones(3, 300),
-        torch.tensor([1.0, 2.0, 3.0]),
+        numbers(a) for a in (np.arange(600).reshape(2, 300), np.ones((3, 300)), np.r_[1:4])
     )
-    start, category, place = torch.tensor([0, 1, 3]), *torch.tensor([[1, 0, 1], [0, 1, 2]]).int()
-    logits, gradient = torch.zeros(3), torch.zeros(3, 300)
+    start = torch.from_numpy(np.array([0, 1, 3]))
+    category, place = torch.from_numpy(np.array([[1, 0, 1], [0, 1, 2]], dtype=np.int32))
+    logits, gradient = numbers(np.zeros(3)), numbers(np.zeros((3, 300)))
     entries = 2, 300, 3, *_pointers(start, category, place)
     failed = library.catwise_sampled_forward(*_pointers(z, w), *entries, *_pointers(logits), 1)
     failed |= library.catwise_sampled_backward(
