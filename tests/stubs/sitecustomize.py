@@ -35,12 +35,12 @@ def binary_loads(folder: Path) -> bool:
 
 def define_operators() -> None:
     """Define the operators; the library that does it must stay alive."""
-    from torch.library import Library
+    from torch import library
 
-    library = Library("torchvision", "DEF")
+    torchvision = library.Library("torchvision", "DEF")
     for schema in OPERATORS:
-        library.define(schema)
-    KEPT.append(library)
+        torchvision.define(schema)
+    KEPT.append(torchvision)
 
 
 class TorchvisionFinder(importlib.abc.MetaPathFinder):

@@ -19,7 +19,7 @@ from catwise.errors import (
 from catwise.labels import LabelPolicy
 from catwise.metrics import METRICS
 from catwise.testing import Task, assert_same_head, make_task
-from catwise.tuning import rows
+from catwise.tuning import default, rows
 from catwise.tuning.default import DefaultConfig
 from catwise.tuning.paper import PaperConfig
 
@@ -268,6 +268,17 @@ def test_labels_stored_as_columns_are_the_same_task():
     ]
     result = catwise.tune(made.head, *pairs)
     assert_same_head(result.head, default_result().head, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["dense", "sparse", "gathered"])
+def test_the_way_in_which_rows_are_laid_out_changes_nothing(name, monkeypatch):
+    """All entries, the known ones and gathered rows lead to one head."""
+    plain = default_result()
+    choose = default.choose_regime
+    monkeypatch.setattr(
+        default, "choose_regime", lambda *a, **k: choose(*a, **k)._replace(name=name)
+    )
+    assert_same_head(tuned().head, plain.head, rtol=1e-3, atol=1e-4)
 
 
 def test_constant_features_change_nothing_but_the_level():

@@ -57,9 +57,10 @@ def test_gathered_rows_equal_dense_rows() -> None:
     source, codes = problem()
     gathered = gather_known(source.x, codes, source.offset)
     indexed = index_known(source.x, codes, source.offset)
+    sampled = index_known(source.x, codes, source.offset, sampled=True)
     dense = fit_penalised([source], 1.0, tolerance=1e-9)
     assert indexed.offset.shape[1] < source.offset.shape[1]
-    for other in (gathered, indexed):
+    for other in (gathered, indexed, sampled):
         torch.testing.assert_close(fit_penalised([other], 1.0, tolerance=1e-9).delta, dense.delta)
 
 

@@ -106,9 +106,8 @@ def _drawer(bars: Any) -> ProgressCallback:
 
     def draw(progress: Progress) -> None:
         if progress.stage not in tasks:
-            for task in list(tasks.values())[
-                1:
-            ]:  # work may end early; the first may hold the others
+            # Work may end early; the first stage may hold the others.
+            for task in list(tasks.values())[1:]:
                 bars.stop_task(task)
             tasks[progress.stage] = bars.add_task(progress.stage, message="")
         bars.update(

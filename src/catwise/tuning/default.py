@@ -51,6 +51,7 @@ from catwise.tuning.products import product
 from catwise.tuning.recalibrate import fit_affine
 from catwise.tuning.regimes import choose_regime
 from catwise.tuning.rows import Counter, FoldScorer, Rows, category_blocks, moved
+from catwise.tuning.sampled import is_compiled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -457,13 +458,11 @@ class _Fitter:
 
     @classmethod
     def build(cls, train: Rows | None, config: DefaultConfig, loss: str) -> _Fitter:
-        fitter = cls(None if train is None else _source(train), None, config, loss)
-        if train is not None and fitter.train is not None:
-            penalties = [config.direction_penalty]
-            (found,) = fit_directions(train, penalties, config, loss, source=fitter.train)
-            fitter.direction = config.direction_step * found.delta
-            fitter.passes += found.passes
-        return fitter
+        if train is None:
+            return cls(None, None, config, loss)
+        source = _source(train)
+        (found,) = fit_directions(train, source, [config.direction_penalty], config, loss)
+        return cls(source, config.direction_step * found.delta, config, loss, found.passes)
 
     def path(self, fresh: Rows, weight: float, penalties: Sequence[float]) -> Iterator[_Fit]:
         """The averaged fit for each penalty, each started from the one before."""
@@ -508,37 +507,32 @@ def _fit_path(
 
 def _source(rows: Rows) -> Source:
     """Rows as a source: all entries, the known ones, or gathered rows, whichever costs less."""
-    counts = (rows.codes >= 0).sum(1)
-    sizes = rows.x.shape[0], counts.cpu(), rows.x.shape[1]
-    regime = choose_regime(*sizes, device=rows.x.device.type)
+    x, codes, logits = rows.x, rows.codes, rows.logits
+    counts = (codes >= 0).sum(1)
+    regime = choose_regime(x.shape[0], counts.cpu(), x.shape[1], device=x.device.type)
+    sampled = regime.name == "sparse" and is_compiled(x.dtype)
     if rows.target is not None and rows.weight is not None:
-        source = Source(rows.x, rows.logits, rows.target, rows.weight)
-    elif regime.gathered_seconds < regime.dense_seconds:
-        source = gather_known(rows.x, rows.codes, rows.logits)
-    elif int(counts.max()) <= _INDEXED_BELOW * rows.x.shape[0]:
-        source = index_known(rows.x, rows.codes, rows.logits)
+        source = Source(x, logits, rows.target, rows.weight)
+    elif regime.name == "gathered":
+        source = gather_known(x, codes, logits)
+    elif sampled or int(counts.max()) <= _INDEXED_BELOW * x.shape[0]:
+        source = index_known(x, codes, logits, sampled=sampled)
     else:
-        known = (rows.codes >= 0).to(rows.x.dtype)
-        target = (rows.codes == 1).to(rows.x.dtype)
-        source = Source(rows.x, rows.logits, target, known)
+        source = Source(x, logits, (codes == 1).to(x.dtype), (codes >= 0).to(x.dtype))
     return replace(source, intercept=rows.intercept)
 
 
 def fit_directions(
-    train: Rows,
-    penalties: Sequence[float],
-    config: DefaultConfig,
-    loss: str,
-    *,
-    source: Source | None = None,
+    train: Rows, source: Source, penalties: Sequence[float], config: DefaultConfig, loss: str
 ) -> Iterator[PenalisedFit]:
     """Where the known training labels alone point to, from zero logits, for each penalty.
+
+    `source` is what `_source` makes of `train`.
 
     The penalty grows with the root of the number of positives, so that the direction keeps
     much the same length however many labels are known.
     """
     positives = (train.codes == 1).sum(1).clamp_min(1).to(train.x.dtype)
-    source = _source(train) if source is None else source
     source = replace(source, offset=torch.zeros_like(source.offset), intercept=True)
     growth = (positives / 50.0).sqrt()
     return _fit_path([source], [penalty * growth for penalty in penalties], config, loss)
@@ -592,7 +586,8 @@ def only_select(
             stretch = _stretch(variance(block), power).to(known.x)
             if g % len(config.grid_penalties) == 0:
                 stretched = known if power == 0 else known._replace(x=known.x * stretch)
-                found = fit_directions(stretched, config.grid_penalties, config, loss)
+                penalties = config.grid_penalties
+                found = fit_directions(stretched, _source(stretched), penalties, config, loss)
             fit = next(found)
             passes += fit.passes
             directions[g, block] = fit.delta * stretch

@@ -29,8 +29,7 @@ from torch import Tensor
 from catwise.errors import ShapeError
 from catwise.losses import LOSSES, Derivatives
 from catwise.tuning.products import product
-from catwise.tuning.regimes import choose_regime
-from catwise.tuning.sampled import MAX_PLACES, KnownEntries, is_compiled
+from catwise.tuning.sampled import KnownEntries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -154,19 +153,14 @@ def gather_known(x: Tensor, codes: Tensor, offset: Tensor) -> Source:
     return Source(x[order], start, target, weight)
 
 
-def index_known(x: Tensor, codes: Tensor, offset: Tensor) -> Source:
+def index_known(x: Tensor, codes: Tensor, offset: Tensor, *, sampled: bool = False) -> Source:
     """A source that shares its coordinates but holds each category's known entries only.
 
     Arguments as `gather_known`. Everything is over (C, L), except for products, which run over all
-    rows unless few labels are known and those of `sampled` are compiled.
+    rows, or with `sampled` over the known entries alone.
     """
     order, start, target, weight = _known_first(codes, offset)
-    sizes = x.shape[0], weight.sum(1), x.shape[1]
-    regime = choose_regime(*sizes, itemsize=x.element_size(), device=x.device.type)
-    few = regime.sparse_seconds < regime.dense_seconds and order.numel() <= MAX_PLACES
-    entries = None
-    if few and is_compiled(x.dtype):
-        entries = KnownEntries((codes >= 0).T, length=order.shape[1])
+    entries = KnownEntries((codes >= 0).T, length=order.shape[1]) if sampled else None
     return Source(x, start, target, weight, rows=order, entries=entries)
 
 
