@@ -197,6 +197,13 @@ def test_provenance_is_beside_an_archive(net: Path) -> None:
     assert apply_model(net, "in.pt").exit_code == OutputError.exit_code
 
 
+def test_where_its_provenance_cannot_be_no_archive_is_left(net: Path) -> None:
+    """Both are there, or neither."""
+    (net / "out.pt.catwise.json").mkdir()
+    assert apply_model(net, "in.pt").exit_code == OutputError.exit_code
+    assert not (net / "out.pt").exists()
+
+
 def test_unchanged_head_says_nothing(net: Path) -> None:
     """The head that was read makes the same file, byte for byte."""
     save_head(read_head(net / "in.safetensors").replace(categories=NAMES), net / "head.safetensors")

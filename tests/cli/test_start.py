@@ -29,6 +29,9 @@ finally:
 """
 
 
+TUNE = ["tune", "--features", "f", "--labels", "l", "--head", "h", "--out", "no-such-folder/o"]
+
+
 def start(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", PROBE, *arguments],
@@ -50,6 +53,13 @@ def start(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
         (["tune", "--features", "f", "--labels", "l", "--out", "o", "--valid-features", "v"], 2),
         (["evaluate", "--features", "f", "--labels", "l", "--split", "valid"], 2),
         (["select", "--candidate", "a"], 2),
+        ([*TUNE, "--method", "ga"], 12),
+        ([*TUNE, "--preset", "paper", "--method", "sga"], 2),
+        ([*TUNE, "--preset", "paper"], 12),
+        ([*TUNE, "--validation", "select"], 12),
+        ([*TUNE, "--valid-labels", "v", "--preset", "paper", "--validation", "fit_and_select"], 12),
+        ([*TUNE, "--uncertain", "bad"], 2),
+        (["evaluate", "--features", "f", "--labels", "l", "--head", "h", "--prevalence", "x"], 12),
         (["nothing"], 2),
     ],
 )
@@ -79,9 +89,12 @@ def test_module_is_the_command() -> None:
 
 def test_choices_are_those_of_the_library() -> None:
     """The names that the options repeat are the ones that the library knows."""
+    from catwise.cli.tune import METHODS
     from catwise.labels import ENCODINGS
     from catwise.metrics import METRICS
+    from catwise.tuning import paper
 
+    assert tuple(paper.METHODS) == METHODS
     assert tuple(METRICS) == METRIC_NAMES
     assert tuple(ENCODINGS) == ENCODING_NAMES
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from torch import nn
 
 from catwise.errors import CategoryError, CheckpointError, HeadError, OutputError, ShapeError
 from catwise.heads import (
@@ -384,6 +385,39 @@ def test_quantised_linear(tmp_path: Path) -> None:
         path = save({"fc.weight": weight}, tmp_path / "m.pt")
     with pytest.raises(HeadError, match="quantised"):
         read_head(path)
+
+
+def packed(body: nn.Module) -> dict[str, Any]:
+    """A state_dict of which torch has quantised the last layer: only its scale is a tensor."""
+    scale = {"fc.scale": torch.tensor(1.0), "fc.zero_point": torch.tensor(0)}
+    return {f"layer1.{name}": value for name, value in body.state_dict().items()} | scale
+
+
+@pytest.mark.parametrize("body", [nn.Linear(8, 16), nn.Conv2d(3, 4, 3)])
+@pytest.mark.parametrize("categories", [None, list("abcde")])
+def test_a_packed_head_is_not_mistaken_for_the_layer_before_it(
+    body: nn.Module, categories: list[str] | None
+) -> None:
+    """It is quantised, whatever else is there; a float layer must be named then."""
+    with pytest.raises(HeadError, match=r"(?s)cannot be told.*quantised.*fc.*key="):
+        read_head(packed(body), categories=categories)
+    if isinstance(body, nn.Linear):
+        assert read_head(packed(body), key="layer1").weight.shape == (16, 8)
+    named = packed(body) | {"head.weight": torch.ones(5, 16), "head.bias": torch.ones(5)}
+    assert read_head(named).n_categories == 5
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"fc.weight": torch.ones(40, 1, dtype=torch.uint8), "fc.weight.absmax": torch.ones(2)},
+        {"fc.qweight": torch.ones(2, 5, dtype=torch.int32), "fc.scales": torch.ones(1, 5)},
+    ],
+)
+def test_quantised_is_said_before_the_bias_is_looked_at(beside: dict[str, Any]) -> None:
+    """The shape of packed weights says nothing of the bias."""
+    with pytest.raises(HeadError, match="quantised"):
+        read_head(beside | {"fc.bias": torch.ones(5)})
 
 
 def test_state_dict_in_state_dict_out() -> None:

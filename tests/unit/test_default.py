@@ -126,6 +126,19 @@ def test_a_label_policy_changes_the_fit_and_is_said():
     )
 
 
+@pytest.mark.parametrize("options", [{}, {"validation": "select"}])
+def test_the_policy_that_nobody_named_is_said_where_it_matters(options):
+    """Uncertain labels are left out, and the result says so; without any it is silent."""
+    codes = task().train.labels.codes.copy()
+    codes[:3, 0] = -2
+    uncertain = with_codes(task().train, codes)
+    found = catwise.tune(task().head, uncertain, task().valid.pair, **options)
+    told = [note for note in found.notes if note.startswith("fitting: Uncertain labels")]
+    assert len(told) == 1
+    assert "left out" in told[0]
+    assert not [note for note in tuned(**options).notes if note.startswith("fitting")]
+
+
 def test_the_paper_preset_takes_hard_policies_only():
     """Blanks as negatives are fine, soft targets are not."""
     made = task()

@@ -97,6 +97,7 @@ def command(
     Rows that fitted or selected the head are found out, and the result is marked in-sample.
     """
     metrics = tuple(dict.fromkeys(metrics)) or _DEFAULT_METRICS
+    shares = one_or_many(prevalence)
     from catwise.metrics.evaluate import evaluate
 
     check_device(device)
@@ -108,7 +109,7 @@ def command(
         head,
         (features, labels),
         metrics=metrics,
-        prevalence=one_or_many(prevalence),
+        prevalence=shares,
         thresholds=threshold,
         bootstrap=bootstrap,
         level=level,

@@ -269,13 +269,13 @@ def load_policy(policy: PolicyOptions) -> LabelPolicy | None:
     """What uncertain and blank labels count as; None where nothing was said."""
     if policy.uncertain is None and policy.blank is None:
         return None
-    from catwise.labels import LabelPolicy
-
     given: dict[str, Any] = {}
     if policy.uncertain is not None:
         given["uncertain"] = _uncertain(policy.uncertain)
     if policy.blank is not None:
         given["blank"] = policy.blank
+    from catwise.labels import LabelPolicy
+
     return LabelPolicy(**given)
 
 

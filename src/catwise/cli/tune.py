@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
+METHODS: Final = ("bp_bce", "bp_asl", "ga")
+"""Written here a second time, since their home loads torch; a test compares them."""
+
 
 @click.command("tune", short_help="Make a trained head better with the labels that are known.")
 @pair_options
@@ -62,8 +65,8 @@ __all__ = ["command"]
     "--method",
     "methods",
     multiple=True,
-    metavar="NAME",
-    help="For paper: bp_bce, bp_asl or ga (repeatable).  [default: the preset's]",
+    type=click.Choice(METHODS),
+    help="For paper (repeatable).  [default: the preset's]",
 )
 @click.option(
     "--validation",
@@ -105,6 +108,10 @@ def command(
     Features are what the head is given by the model: one row for each image. DIR gets the tuned
     head, the records of all categories (JSON, CSV), the configuration and report.html.
     """
+    from catwise._choices import check_choices
+
+    check_choices(preset, methods, validation, has_valid=data.valid is not None)
+    fitting = load_policy(policy)
     from catwise.reporting.run import check_output
 
     check_output(out, overwrite=overwrite)
@@ -123,7 +130,7 @@ def command(
         "seed": seed,
         "device": device,
         "force": force,
-        "policy": load_policy(policy),
+        "policy": fitting,
         "logits": None if logits is None else load_logits(logits, data, table, pair),
     }
     if dry_run:

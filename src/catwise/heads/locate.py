@@ -173,16 +173,25 @@ remove_weight_norm, prune.remove), then save again"
 
 def _choose(catalog: Catalog, n_categories: int | None) -> Entry:
     """The only head that fits; several or none are an error that shows them."""
-    candidates = _candidates(catalog)
+    candidates, packed = _candidates(catalog), _packed(catalog)
     likely = [group[-1] for group in _groups(candidates)]
     for pool in (_decoders(catalog), likely, _matrices(candidates)):
         fits = [e for e in pool if n_categories in {None, _n_rows(catalog, e)}]
+        if len(fits) == 1 and packed and _head_stem(fits[0]) is None:
+            break
         if len(fits) == 1:
             return fits[0]
         if len(fits) > 1:
             raise _ambiguous(catalog, fits)
         if pool and n_categories is None:
             break
+    if packed:
+        raise HeadError(
+            f"the head of {catalog.label} cannot be told: layers of it are quantised.",
+            found=", ".join(packed[:_SHOWN]),
+            expected="a plain float weight (C, D) that nothing else shares",
+            remedy=_remedy("quantised") + "; or name the head with key='…'",
+        )
     every = likely or _matrices(candidates)
     rows = f" with {n_categories:,} rows" if n_categories is not None and every else ""
     raise HeadError(
@@ -242,6 +251,19 @@ def _decoders(catalog: Catalog) -> list[Entry]:
     """The heads of ML-Decoder: where one is, the matrices beside it are none."""
     return [
         e for e in catalog.entries if e.layout == "groups" and not _NO_HEADS.search(e.container)
+    ]
+
+
+def _packed(catalog: Catalog) -> list[str]:
+    """Quantised layers whose weight is packed: only their scale and zero point are tensors."""
+    names = {e.name for e in catalog.entries}
+    prefixes = [name.removesuffix("zero_point") for name in sorted(names) if "." in name]
+    return [
+        prefix.rstrip(".")
+        for prefix in prefixes
+        if {prefix + "zero_point", prefix + "scale"} <= names
+        and prefix + "weight" not in names
+        and not any(part in prefix.split(".")[-2] for part in ("quant", "post_process"))
     ]
 
 
@@ -320,7 +342,9 @@ def _describe(catalog: Catalog, entry: Entry, *, bias_key: str | None = None) ->
             expected="shape (C, D), (C, D, 1, 1) of a 1×1 convolution, (1, C, D) of a group-wise "
             "layer, or (K, D, C / K) of ML-Decoder's duplicate_pooling",
         )
-    bias = _bias(catalog, entry, bias_key)
+    problem = _problem(catalog, entry, None)
+    quantised = problem.startswith("quantised")  # its shape says nothing of the bias
+    bias = None if quantised else _bias(catalog, entry, bias_key)
     kind = {4: "1×1 convolution", 3: "category-specific features"}.get(len(entry.shape))
     notes = [kind] if kind else []
     n_categories, n_features = entry.rows
@@ -336,7 +360,7 @@ def _describe(catalog: Catalog, entry: Entry, *, bias_key: str | None = None) ->
         n_features,
         entry.dtype_name,
         ", ".join(notes),
-        _problem(catalog, entry, bias),
+        problem or _problem(catalog, entry, bias),
     )
     return Found(entry, bias, location)
 

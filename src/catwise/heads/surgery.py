@@ -167,8 +167,8 @@ def write_head(
         _verify(temporary, catalog, found, patches)
         if provenance is not None and not beside:
             stamp(temporary, provenance)
-    if provenance is not None and beside:
-        put_beside(Path(destination), provenance)
+        if provenance is not None and beside:  # first: on a full disk neither is left
+            put_beside(Path(destination), provenance)
     return report
 
 

@@ -25,6 +25,7 @@ from catwise.joining import (
     require_known,
     source_digests,
 )
+from catwise.labels import LabelPolicy
 from catwise.labels.audit import labelled_part
 from catwise.metrics.mismatch import check_match
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from catwise.heads import Head
-    from catwise.labels import LabelPolicy, PartialLabels
+    from catwise.labels import PartialLabels
 
 __all__ = ["Data", "Work", "check_logits", "check_sources", "open_work"]
 
@@ -106,8 +107,9 @@ def open_work(
         check_finite(taken, name="valid features")
         fresh = _data(taken, ordered, policy, seed)
     notes += labelled_part(data.labels if fresh is None else fresh.labels)
-    if policy is not None:
-        notes.append(f"fitting: {policy}")
+    fitted = [source.labels.counts().uncertain.any() for source in (data, fresh) if source]
+    if policy is not None or any(fitted):
+        notes.append(f"fitting: {policy or LabelPolicy()}")
     return Work(
         head,
         aligned.scored,

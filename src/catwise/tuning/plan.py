@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from catwise.errors import ConfigError, nearest
+from catwise._choices import check_choices
+from catwise.errors import ConfigError
 from catwise.metrics import resolve_metric
 from catwise.tuning import paper
 from catwise.tuning.default import DefaultConfig
@@ -15,10 +16,7 @@ if TYPE_CHECKING:
 
     from catwise.metrics import Metric
 
-__all__ = ["PRESETS", "Plan", "make_plan"]
-
-PRESETS: Final = ("default", "paper")
-_VALIDATIONS: Final = ("fit_and_select", "select")
+__all__ = ["Plan", "make_plan"]
 
 
 @dataclass(frozen=True)
@@ -42,24 +40,7 @@ def make_plan(
     has_valid: bool,
 ) -> Plan:
     """Check the options of `tune` and fill in the preset's own; arguments and errors as there."""
-    if preset not in PRESETS:
-        raise ConfigError(
-            f"there is no preset {preset!r}{nearest(preset, PRESETS)}.",
-            expected=" or ".join(PRESETS),
-        )
-    if validation is not None and validation not in _VALIDATIONS:
-        raise ConfigError(
-            f"validation cannot be used as {validation!r}{nearest(validation, _VALIDATIONS)}.",
-            expected=" or ".join(_VALIDATIONS),
-        )
-    chosen = validation or ("select" if preset == "paper" else "fit_and_select")
-    if not has_valid and (preset == "paper" or chosen == "select"):
-        raise ConfigError(
-            "validation data are needed to choose with.",
-            found=f"valid=None with preset={preset!r}, validation={chosen!r}",
-            remedy="give valid=(features, labels), or use preset='default' with "
-            "validation='fit_and_select'",
-        )
+    chosen = check_choices(preset, methods, validation, has_valid=has_valid)
     wanted = paper.PaperConfig if preset == "paper" else DefaultConfig
     if config is not None and not isinstance(config, wanted):
         raise ConfigError(
@@ -67,22 +48,5 @@ def make_plan(
             found=type(config).__name__,
             expected=wanted.__name__,
         )
-    if preset == "paper":
-        if chosen != "select":
-            raise ConfigError(
-                "the preset 'paper' uses validation for choosing only.",
-                found=f"validation={chosen!r}",
-                expected="validation='select' or None",
-                remedy="preset='default' fits on validation labels too",
-            )
-        names = paper.checked_methods(methods)
-    elif methods:
-        raise ConfigError(
-            "the preset 'default' takes no methods.",
-            found=f"methods={list(methods)}",
-            expected="methods=None",
-            remedy="preset='paper' takes methods=['bp_bce'], ['bp_asl'] or ['ga']",
-        )
-    else:
-        names = ()
+    names = paper.checked_methods(methods) if preset == "paper" else ()
     return Plan(preset, names, chosen, resolve_metric(metric), config or wanted())

@@ -1,0 +1,67 @@
+"""Which options of `tune` go together: checked before anything is read, and without torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from catwise.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["PRESETS", "check_choices"]
+
+PRESETS: Final = ("default", "paper")
+_VALIDATIONS: Final = ("fit_and_select", "select")
+
+
+def check_choices(
+    preset: str, methods: Sequence[str] | None, validation: str | None, *, has_valid: bool
+) -> str:
+    """Check what is chosen for `tune`, and return what validation labels are used for.
+
+    Args:
+        preset: as in `tune`.
+        methods: as in `tune`; their names are the preset's to check.
+        validation: as in `tune`; None is the preset's own.
+        has_valid: whether there are validation data.
+
+    Raises:
+        ConfigError: If one is unknown, or two do not go together.
+
+    >>> check_choices("paper", ["bp_bce"], None, has_valid=True)
+    'select'
+    """
+    if preset not in PRESETS:
+        raise ConfigError(
+            f"there is no preset {preset!r}{nearest(preset, PRESETS)}.",
+            expected=" or ".join(PRESETS),
+        )
+    if validation is not None and validation not in _VALIDATIONS:
+        raise ConfigError(
+            f"validation cannot be used as {validation!r}{nearest(validation, _VALIDATIONS)}.",
+            expected=" or ".join(_VALIDATIONS),
+        )
+    chosen = validation or ("select" if preset == "paper" else "fit_and_select")
+    if not has_valid and (preset == "paper" or chosen == "select"):
+        raise ConfigError(
+            "validation data are needed to choose with.",
+            found=f"valid=None with preset={preset!r}, validation={chosen!r}",
+            remedy="give valid=(features, labels), or use preset='default' with "
+            "validation='fit_and_select'",
+        )
+    if preset == "paper" and chosen != "select":
+        raise ConfigError(
+            "the preset 'paper' uses validation for choosing only.",
+            found=f"validation={chosen!r}",
+            expected="validation='select' or None",
+            remedy="preset='default' fits on validation labels too",
+        )
+    if preset == "default" and methods:
+        raise ConfigError(
+            "the preset 'default' takes no methods.",
+            found=f"methods={list(methods)}",
+            expected="methods=None",
+            remedy="preset='paper' takes methods=['bp_bce'], ['bp_asl'] or ['ga']",
+        )
+    return chosen
