@@ -317,6 +317,8 @@ def test_targets(storage, policy, target, weight):
     np.testing.assert_array_equal(made.weight, [weight])
     assert str(policy or LabelPolicy()) in made.description
     assert "1 uncertain, 1 unknown of 4" in made.description
+    for mine, whole in zip(made, (made.target, made.weight), strict=True):
+        assert mine is whole
 
 
 @STORAGES

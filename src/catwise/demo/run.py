@@ -268,7 +268,7 @@ def _train(
     train: _Split, config: DemoConfig, seed: int, progress: ProgressCallback | None
 ) -> tuple[SceneNet, float]:
     """The network, trained the assume-negative way, and the seconds it took."""
-    target, weight, _ = train.labels.targets(LabelPolicy(blank="negative"))
+    target, weight = train.labels.targets(LabelPolicy(blank="negative"))
     started = time.perf_counter()
 
     def told(epoch: int) -> None:

@@ -5,10 +5,10 @@ Metrics never see a policy: they use hard known labels only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -32,8 +32,9 @@ _WORDS = {
 }
 
 
-class Targets(NamedTuple):
-    """What a fit aims at.
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """What a fit aims at; ``target, weight = labels.targets(…)`` takes it apart.
 
     Attributes:
         target: (N, C) float32 in [0, 1]; 0 where the weight is 0.
@@ -44,6 +45,9 @@ class Targets(NamedTuple):
     target: NDArray[np.float32]
     weight: NDArray[np.float32]
     description: str
+
+    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+        return iter((self.target, self.weight))
 
 
 @dataclass(frozen=True, slots=True)
