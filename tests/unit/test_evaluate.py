@@ -32,8 +32,8 @@ from catwise.metrics import (
     paired_bootstrap,
 )
 from catwise.metrics.bootstrap import Resampler
-from catwise.metrics.intervals import metric_replicates
 from catwise.metrics.mismatch import check_match, cross_auroc
+from catwise.metrics.replicates import metric_replicates
 
 NAMES = ("ant", "bee", "cat", "dog", "eel")
 

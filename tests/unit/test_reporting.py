@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from catwise._text import clean
 from catwise.errors import OutputError
 from catwise.heads import Head, load_head
 from catwise.reporting import (
@@ -30,7 +31,6 @@ from catwise.reporting import (
     run_document,
     write_run,
 )
-from catwise.reporting.text import clean
 
 NASTY = "=HYPERLINK(\"x\")<script>alert('1')</script>&\x1b[31m{{ 7*7 }}"
 

@@ -122,8 +122,8 @@ def command(
 def _show_audit(
     dataset: Dataset, rows: list[dict[str, Any]], notes: Sequence[str], output: Output
 ) -> None:
+    from catwise._text import plural
     from catwise.reporting.tables import audit_table
-    from catwise.reporting.text import plural
 
     sizes = _split_sizes(dataset)
     n_categories = plural(dataset.labels.n_categories, "category", "categories")
@@ -150,7 +150,7 @@ def _show_bias(bias: list[dict[str, Any]] | None, output: Output) -> None:
     """How the known labels compare with the given prevalences."""
     if bias is None:
         return
-    from catwise.reporting.text import count, score
+    from catwise._text import count, score
 
     given = [row for row in bias if row["prevalence"] is not None]
     rows = [
@@ -198,8 +198,8 @@ def _show_estimate(
     """What the share of positives would be; where it cannot be told, a dash."""
     if estimate is None:
         return
+    from catwise._text import score
     from catwise.labels import ASSUMPTIONS
-    from catwise.reporting.text import score
 
     titles = {
         "prevalence": "prevalence",
@@ -218,7 +218,7 @@ def _show_estimate(
 
 def _show_together(together: Mapping[str, Any], output: Output) -> None:
     """Which categories are unknown in the same rows."""
-    from catwise.reporting.text import count, plural, score
+    from catwise._text import count, plural, score
 
     if together["n_categories"] < 2:
         return
@@ -258,7 +258,7 @@ def _show_findings(suspicious: Sequence[Mapping[str, Any]], output: Output) -> N
 
 def _show_counts(dataset: Dataset, output: Output) -> None:
     """What the reader met, as it counted it."""
-    from catwise.reporting.text import value_text
+    from catwise._text import value_text
 
     if dataset.counts:
         output.line()
@@ -277,7 +277,7 @@ def _table(rows: Sequence[Mapping[str, str]], limit: int) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    from catwise.reporting.text import clean
+    from catwise._text import clean
 
     table = Table(box=box.SIMPLE_HEAD)
     words = ("category", "and", "verdict")

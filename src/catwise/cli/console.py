@@ -63,7 +63,7 @@ class Output:
 
     def line(self, text: str = "") -> None:
         """Print a line on stdout, if people read; it is shown as it is, never as markup."""
-        from catwise.reporting.text import clean
+        from catwise._text import clean
 
         if self.talks:
             click.echo(clean(text))

@@ -118,7 +118,7 @@ def _ended_by(error: OSError) -> int:
 
 def _complain(text: str) -> None:
     """A message of several lines on stderr; control characters in names cannot act there."""
-    from catwise.reporting.text import clean
+    from catwise._text import clean
 
     click.echo("\n".join(clean(line) for line in text.split("\n")), err=True)
 

@@ -153,8 +153,8 @@ def _rehearse(
     output: Output,
 ) -> None:
     """Check all that `tune` would check before it starts, and say what it would do."""
+    from catwise._text import value_text
     from catwise.reporting.run import RUN_FILES
-    from catwise.reporting.text import value_text
 
     notes = _check_doors(head, pair, settings)
     shown = {**settings, "policy": settings["policy"] and str(settings["policy"])}

@@ -7,14 +7,14 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 from catwise._io import write_json
+from catwise._text import count, gain, interval, plural
+from catwise._text import score as number
 from catwise._version import __version__
 from catwise.features.manifest import file_sha256
 from catwise.metrics import compare, evaluate
 from catwise.models.verify import Verified
 from catwise.reporting import json_ready, render_report
 from catwise.reporting.summary import metric_label
-from catwise.reporting.text import count, gain, interval, plural
-from catwise.reporting.text import score as number
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

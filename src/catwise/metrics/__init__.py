@@ -15,6 +15,7 @@ from catwise.metrics.bootstrap import (
 from catwise.metrics.calibration import ECE_BINS, brier_columns, ece_columns, log_loss_columns
 from catwise.metrics.evaluate import DEFAULT_METRICS, evaluate
 from catwise.metrics.evaluation import Comparison, Evaluation, Interval, compare
+from catwise.metrics.paired import PairedComparison, compare_logits
 from catwise.metrics.per_category import (
     auroc,
     average_precision,
@@ -49,6 +50,7 @@ __all__ = [
     "Interval",
     "Metric",
     "PairedBootstrap",
+    "PairedComparison",
     "RankingPlan",
     "auroc",
     "auroc_columns",
@@ -63,6 +65,7 @@ __all__ = [
     "brier",
     "brier_columns",
     "compare",
+    "compare_logits",
     "ece",
     "ece_columns",
     "evaluate",

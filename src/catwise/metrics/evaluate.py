@@ -17,10 +17,10 @@ from catwise.labels.audit import labelled_part
 from catwise.metrics._inputs import known_entries
 from catwise.metrics.bootstrap import Resampler, _groups
 from catwise.metrics.evaluation import Evaluation, Interval
-from catwise.metrics.intervals import metric_replicates
 from catwise.metrics.mismatch import check_match
 from catwise.metrics.per_category import class_counts, undefined_reason
 from catwise.metrics.registry import Metric, resolve_metric
+from catwise.metrics.replicates import metric_replicates
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

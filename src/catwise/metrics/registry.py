@@ -53,6 +53,11 @@ class Metric:
     ranks_only: bool = False
     takes: frozenset[str] = frozenset()
 
+    @property
+    def text(self) -> str:
+        """The label as it stands inside a sentence: "average precision", "AUROC"."""
+        return self.label if self.label[1].isupper() or self.label == "F1" else _lower(self.label)
+
     def per_category(
         self, logits: Array, labels: PartialLabels | Array, **options: float | Array | None
     ) -> Tensor:
@@ -103,6 +108,10 @@ class Metric:
                     found=f"{name}={options[name]}",
                     expected=f"one of {sorted(self.takes)}" if self.takes else "no options",
                 )
+
+
+def _lower(label: str) -> str:
+    return label[0].lower() + label[1:]
 
 
 def _columns(value: float | Array | None, name: str, n_categories: int) -> Any:

@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from catwise.reporting.summary import STATUSES, facts, headline, metric_label
-from catwise.reporting.text import (
+from catwise._text import (
     clean,
     count,
     gain,
@@ -19,6 +18,7 @@ from catwise.reporting.text import (
     score,
     value_text,
 )
+from catwise.reporting.summary import STATUSES, facts, headline, metric_label
 
 __all__ = ["render_report"]
 

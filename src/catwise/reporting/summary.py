@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
-from catwise.reporting.text import count, gain, interval, score
+from catwise._text import count, gain, interval, score
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from catwise.reporting.text import NOTHING, clean, count, gain, interval, score
+from catwise._text import NOTHING, clean, count, gain, interval, score
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -1,0 +1,386 @@
+"""Two heads on the same rows: per category, in the mean, and in one sentence.
+
+Every account of a change (of `tune`, `select`, `fix`, `evaluate --against`) is made here: scores
+before and after, the difference with its paired interval (:mod:`catwise.metrics.intervals`), and
+what that shows. A category is better or worse if its two-sided paired test is rejected at a false
+discovery rate of 5% over the categories of one evaluation (Benjamini & Hochberg, JRSS B 57, 1995);
+with fewer than 3 known positives or negatives it is not judged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+
+from catwise._text import count, gain, interval, plural, score
+from catwise.metrics._inputs import checked_labels, checked_logits, label_shape
+from catwise.metrics.bootstrap import _groups, _known, benjamini_hochberg, category_names
+from catwise.metrics.intervals import (
+    LEVEL,
+    Estimate,
+    MeanError,
+    Units,
+    difference_of,
+    interval_of_difference,
+    p_value,
+    reason_without_interval,
+)
+from catwise.metrics.per_category import undefined_reason
+from catwise.metrics.registry import Metric, resolve_metric
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from catwise.labels import PartialLabels
+    from catwise.metrics._inputs import Array
+
+__all__ = ["OUTCOMES", "PairedComparison", "PairedScores", "compare_logits"]
+
+OUTCOMES: Final = ("better", "worse", "no_difference", "not_judged")
+"""What a category's scores show."""
+
+FALSE_DISCOVERIES: Final = 0.05
+"""Expected share of wrong ones among the categories called better or worse."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PairedComparison:
+    """A metric of two heads on the same rows; `difference` is after − before.
+
+    Attributes:
+        metric: name.
+        categories: C names.
+        before: (C,) float64 scores of the first head; NaN where a class is not known.
+        after: (C,) float64 of the second.
+        difference: (C,) float64; for a loss a negative one is an improvement.
+        low: (C,) float64 lower end of its interval; NaN where there is none.
+        high: (C,) float64 upper end.
+        p_value: (C,) float64, two-sided and paired; NaN where there is none.
+        outcome: C of `OUTCOMES`.
+        reason: C times None, or why there is no interval: as `undefined_reason`, "few_positives",
+            "few_negatives", "unchanged" (both heads score every row alike) or "order_unchanged"
+            (no known pair of rows changed its order).
+        n_positive: (C,) int64 known positives.
+        n_negative: (C,) int64 known negatives.
+        mean_before: mean over the `n_scored` categories with a score.
+        mean_after: likewise.
+        mean_low: lower end of the interval of the mean difference.
+        mean_high: upper end.
+        n_scored: categories that the means cover.
+        n_rows: rows that have labels.
+        level: confidence level of the intervals.
+        higher_is_better: False for losses.
+    """
+
+    metric: str
+    categories: tuple[str, ...]
+    before: NDArray[np.float64]
+    after: NDArray[np.float64]
+    difference: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    p_value: NDArray[np.float64]
+    outcome: tuple[str, ...]
+    reason: tuple[str | None, ...]
+    n_positive: NDArray[np.int64]
+    n_negative: NDArray[np.int64]
+    mean_before: float
+    mean_after: float
+    mean_low: float
+    mean_high: float
+    n_scored: int
+    n_rows: int
+    level: float
+    higher_is_better: bool
+
+    @property
+    def mean_difference(self) -> float:
+        """Mean after − mean before."""
+        return self.mean_after - self.mean_before
+
+    @property
+    def verdict(self) -> str:
+        """One of "helped", "harmed", "no_difference", and "not_judged" without an interval."""
+        if not math.isfinite(self.mean_low):
+            is_same = self.n_scored and set(self.reason) <= {"unchanged", *_UNDEFINED}
+            return "no_difference" if is_same else "not_judged"
+        if self.mean_low <= 0.0 <= self.mean_high:
+            return "no_difference"
+        return "helped" if (self.mean_low > 0.0) == self.higher_is_better else "harmed"
+
+    def __repr__(self) -> str:
+        return f"PairedComparison({self.sentence()!r})"
+
+    def counts(self) -> dict[str, int]:
+        """How many categories came to which outcome."""
+        found = Counter(self.outcome)
+        return {outcome: found[outcome] for outcome in OUTCOMES}
+
+    def sentence(self, rows: str = "test row") -> str:
+        """What the comparison shows, in plain words.
+
+        Args:
+            rows: what one row is called.
+        """
+        where = f"on {plural(self.n_rows, rows)}"
+        if not self.n_scored:
+            return f"Not judged: {where} no category has a known positive and a known negative."
+        change = (
+            f"mean {resolve_metric(self.metric).text} went from {score(self.mean_before)} to "
+            f"{score(self.mean_after)} ({gain(self.mean_difference)}"
+        )
+        if math.isfinite(self.mean_low):
+            bounds = interval(self.mean_low, self.mean_high)
+            change += f", {self.level:.0%} interval {bounds}"
+        return f"{_VERDICTS[self.verdict]}: {where} the {change}). {self._categories_text()}"
+
+    def _categories_text(self) -> str:
+        found = self.counts()
+        words = [f"{count(found['better'])} better", f"{count(found['worse'])} worse"]
+        words.append(f"{count(found['no_difference'])} without a difference shown")
+        if unchanged := self.reason.count("unchanged"):
+            words[-1] += f" ({count(unchanged)} unchanged)"
+        if found["not_judged"]:
+            words.append(f"{count(found['not_judged'])} not judged")
+        text = f"{', '.join(words[:-1])} and {words[-1]}"
+        return f"Of {plural(len(self.categories), 'category', 'categories')}: {text}."
+
+    def records(self) -> list[dict[str, Any]]:
+        """One JSON-ready dict for each category; None where a number is not defined."""
+        columns = {
+            "before": self.before,
+            "after": self.after,
+            "difference": self.difference,
+            "difference_low": self.low,
+            "difference_high": self.high,
+            "p_value": self.p_value,
+        }
+        return [
+            {
+                "category": category,
+                **{name: _number(values[c]) for name, values in columns.items()},
+                "outcome": self.outcome[c],
+                "reason": self.reason[c],
+                "n_positive": int(self.n_positive[c]),
+                "n_negative": int(self.n_negative[c]),
+            }
+            for c, category in enumerate(self.categories)
+        ]
+
+    def to_dict(self, rows: str = "test row") -> dict[str, Any]:
+        """Everything, JSON-ready; the sentence calls a row `rows`."""
+        return {
+            "metric": self.metric,
+            "verdict": self.verdict,
+            "sentence": self.sentence(rows),
+            **self.mean(),
+            "level": self.level,
+            "n_rows": self.n_rows,
+            "n_categories": len(self.categories),
+            "outcomes": self.counts(),
+            "categories": self.records(),
+        }
+
+    def mean(self) -> dict[str, Any]:
+        """The means, JSON-ready."""
+        return {
+            "before": _number(self.mean_before),
+            "after": _number(self.mean_after),
+            "difference": _number(self.mean_difference),
+            "difference_low": _number(self.mean_low),
+            "difference_high": _number(self.mean_high),
+            "n_scored": self.n_scored,
+        }
+
+
+_VERDICTS: Final = {
+    "helped": "Helped",
+    "harmed": "Harmed",
+    "no_difference": "No difference shown",
+    "not_judged": "Not judged",
+}
+_UNDEFINED: Final = frozenset({"no_known_label", "no_known_positive", "no_known_negative"})
+
+
+def compare_logits(
+    before: Array,
+    after: Array,
+    labels: PartialLabels | Array,
+    metric: str | Metric = "average_precision",
+    *,
+    level: float = LEVEL,
+) -> PairedComparison:
+    """Compare two sets of logits on the same labelled rows.
+
+    Args:
+        before: (N, C) float logits, for example of the original head.
+        after: (N, C) float logits, for example of the tuned head.
+        labels: (N, C); hard known labels count. Rows of a group are one unit.
+        metric: name or `Metric` with an influence function.
+        level: confidence level, in (0, 1).
+
+    Raises:
+        ShapeError: If logits and labels differ in shape.
+        FeatureError: If a logit is NaN.
+        ConfigError: If the metric has no influence function.
+
+    >>> rng = np.random.default_rng(0)
+    >>> codes = (rng.random((400, 2)) < 0.3).astype(np.int8)
+    >>> old, new = (rng.normal(size=(400, 2)) + shift * codes for shift in (0.5, 2.0))
+    >>> found = compare_logits(old, new, codes, "auroc")
+    >>> found.verdict, found.outcome
+    ('helped', ('better', 'better'))
+    """
+    labels = checked_labels(labels)
+    shape = label_shape(labels)
+    scores = PairedScores(metric, labels, level=level)
+    old, new = (checked_logits(one, shape) for one in (before, after))
+    scores.add(slice(0, shape[1]), old, new, labels)
+    return scores.result()
+
+
+class PairedScores:
+    """A comparison that is made block by block of categories.
+
+    Args:
+        metric: name or `Metric`.
+        labels: (N, C) all labels.
+        level: confidence level of the intervals.
+        categories: C names; by default the labels'.
+    """
+
+    def __init__(
+        self,
+        metric: str | Metric,
+        labels: PartialLabels | Array,
+        *,
+        level: float = LEVEL,
+        categories: Sequence[str] | None = None,
+    ) -> None:
+        self.metric, self.level = resolve_metric(metric), level
+        self.categories = tuple(category_names(labels) if categories is None else categories)
+        self.n_rows, n_categories = label_shape(labels)
+        self.reason: list[str | None] = list(undefined_reason(labels))
+        self.units = _groups(labels, None, self.n_rows)
+        self.is_grouped = getattr(labels, "groups", None) is not None
+        self.mean = MeanError(int(self.units.max(initial=-1)) + 1)
+        self.table = np.full((6, n_categories), np.nan)
+        self.counts = np.zeros((2, n_categories), dtype=np.int64)
+
+    def add(
+        self,
+        block: slice,
+        before: Array,
+        after: Array,
+        labels: PartialLabels | Array,
+        *,
+        prevalence: float | Sequence[float] | None = None,
+    ) -> None:
+        """Compare a block of categories.
+
+        Args:
+            block: which of the C categories these are.
+            before: (N, B) logits, from a threshold where the metric has one.
+            after: (N, B) likewise.
+            labels: (N, B).
+            prevalence: share of positives to assume, a number or (B,).
+        """
+        sides = [torch.as_tensor(one).cpu() for one in (before, after)]
+        for at, c in enumerate(range(block.start, block.stop)):
+            rows, positive = _known(checked_labels(labels), at)
+            self.counts[:, c] = positive.sum(), (~positive).sum()
+            if self.reason[c] is None:
+                share = prevalence if isinstance(prevalence, (float, int)) else None
+                if prevalence is not None and share is None:
+                    share = float(prevalence[at])  # type: ignore[index]
+                index = torch.from_numpy(rows)
+                old, new = (_plain(side[index, at]) for side in sides)
+                self._add_one(c, rows, (old, new), positive, share)
+
+    def _add_one(
+        self,
+        c: int,
+        rows: NDArray[np.int64],
+        sides: tuple[NDArray[Any], NDArray[Any]],
+        positive: NDArray[np.bool_],
+        prevalence: float | None,
+    ) -> None:
+        units = Units(self.units[rows], self.is_grouped)
+        found = difference_of(self.metric.name, *sides, positive, units, prevalence=prevalence)
+        if found is None:
+            return
+        self.mean.add(found.estimate, found.shares, units.of_row)
+        self.table[:3, c] = found.before, found.after, found.estimate.value
+        self.table[3:5, c] = interval_of_difference(found.estimate, self.level)
+        self.table[5, c] = p_value(found.estimate)
+        self.reason[c] = _reason(found.estimate, is_same=np.array_equal(*sides))
+
+    def result(self) -> PairedComparison:
+        """The comparison, when all categories are in."""
+        before, after, difference, low, high, p = self.table
+        scored = np.isfinite(difference)
+        means = [float(x[scored].mean()) if scored.any() else math.nan for x in (before, after)]
+        return PairedComparison(
+            self.metric.name,
+            self.categories,
+            before,
+            after,
+            difference,
+            low,
+            high,
+            p,
+            tuple(self._outcomes(difference, p)),
+            tuple(self.reason),
+            self.counts[0],
+            self.counts[1],
+            means[0],
+            means[1],
+            *self.mean.interval_of_difference(self.level),
+            int(scored.sum()),
+            self.n_rows,
+            self.level,
+            self.metric.higher_is_better,
+        )
+
+    def _outcomes(self, difference: NDArray[np.float64], p: NDArray[np.float64]) -> list[str]:
+        shown = benjamini_hochberg(p, FALSE_DISCOVERIES)
+        outcomes = []
+        for c, reason in enumerate(self.reason):
+            if reason in _NOT_JUDGED:
+                outcomes.append("not_judged")
+            elif not shown[c]:
+                outcomes.append("no_difference")
+            else:
+                is_better = (difference[c] > 0) == self.metric.higher_is_better
+                outcomes.append("better" if is_better else "worse")
+        return outcomes
+
+
+_NOT_JUDGED: Final = _UNDEFINED | {"few_positives", "few_negatives"}
+
+
+def _reason(estimate: Estimate, *, is_same: bool) -> str | None:
+    """Why a scored category has no interval, if it has none."""
+    if is_same:
+        return "unchanged"
+    few = reason_without_interval(estimate.n_positive, estimate.n_negative)
+    return few or ("order_unchanged" if estimate.error == 0.0 else None)
+
+
+def _plain(scores: torch.Tensor) -> NDArray[Any]:
+    """Scores in a dtype that numpy has."""
+    is_known = scores.dtype in (torch.float32, torch.float64)
+    plain: NDArray[Any] = (scores if is_known else scores.float()).numpy()
+    return plain
+
+
+def _number(value: float) -> float | None:
+    """JSON knows no NaN."""
+    return float(value) if math.isfinite(value) else None
