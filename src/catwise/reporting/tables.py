@@ -42,6 +42,7 @@ RECORD_COLUMNS: Final = (
     "gain",
     "gain_low",
     "gain_high",
+    "interval_reason",
     "selected_on",
     "scored_on",
     "n_positive_train",

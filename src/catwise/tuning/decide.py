@@ -4,8 +4,8 @@ A score is taken inside one fold, on rows that did not fit the candidate, and av
 folds by the fold's known positives. Choices are few: one setting for all categories, and per
 category only whether to replace the original head, with strength shared over categories.
 
-What was chosen is scored by the choice made without that fold: for fold f everything is
-chosen anew from the other folds' scores, and only its score on f counts. (Selection
+What was chosen is scored by the choice made without that fold (`gains`): for fold f everything is
+chosen anew from the other folds' scores, and only its rows on f count. (Selection
 repeated on every part, as in nested cross-validation; Cawley & Talbot, On Over-fitting in
 Model Selection, JMLR 11, 2010.)
 """
@@ -31,6 +31,7 @@ __all__ = [
     "choose_each",
     "choose_one",
     "choose_staged",
+    "clearly_worse",
     "decide",
     "pooled_gain",
     "shrunk",
@@ -76,9 +77,6 @@ class Decision(NamedTuple):
         chosen: (C,) int64 candidate of each category; 0 is the original head.
         setting: the candidate chosen for all, -1 where each category has its own.
         pooled: (K,) pooled mean gain of each candidate.
-        selected_on: (C,) float64 score of the chosen, on the rows that chose it.
-        before: (C,) float64 score of the original head.
-        after: (C,) float64 score of the chosen, each fold's chosen without it.
         chosen_without: (F, C) int64 what was chosen without each fold.
         settings_without: what was chosen for all without each fold; as `setting`.
     """
@@ -86,9 +84,6 @@ class Decision(NamedTuple):
     chosen: NDArray[np.int64]
     setting: int
     pooled: NDArray[np.float64]
-    selected_on: NDArray[np.float64]
-    before: NDArray[np.float64]
-    after: NDArray[np.float64]
     chosen_without: NDArray[np.int64]
     settings_without: tuple[int, ...]
 
@@ -210,44 +205,44 @@ def choose_each(
     return np.where(positives > 0, pulled.argmax(0), 0).astype(np.int64), -1
 
 
+def clearly_worse(
+    low: NDArray[np.float64], high: NDArray[np.float64], *, higher_is_better: bool = True
+) -> NDArray[np.bool_]:
+    """(C,) where an interval of the gain lies wholly on the wrong side of zero: keep the original.
+
+    Args:
+        low: (C,) lower ends of intervals of score after − before; NaN where there is none.
+        high: (C,) upper ends.
+        higher_is_better: of the metric.
+
+    >>> clearly_worse(np.array([-0.3, -0.3, np.nan]), np.array([-0.1, 0.1, np.nan]))
+    array([ True, False, False])
+    """
+    return np.asarray(high < 0.0 if higher_is_better else low > 0.0)
+
+
 def decide(
     scores: FoldScores,
     choose: Choose = choose_one,
     *,
     final: NDArray[np.float64] | None = None,
 ) -> Decision:
-    """Choose from all folds, and score the choosing by repeating it without each fold.
+    """Choose from all folds, and without each.
 
     Args:
         scores: of all candidates.
         choose: the rule, from (K, C) scores and (C,) positives.
         final: (K, C) scores to choose from, where the average over folds is not what
             chooses, such as the score on all validation rows.
-
-    Returns:
-        The choice and its scores: all averages over folds, so that they can be compared.
     """
-    averages = scores.mean()
-    total = averages if final is None else final
-    positives = scores.positives.sum(0)
-    chosen, setting = choose(total, positives)
+    total = scores.mean() if final is None else final
+    chosen, setting = choose(total, scores.positives.sum(0))
     n_folds, n_categories = scores.positives.shape
-    index = np.arange(n_categories)
     chosen_without = np.zeros((n_folds, n_categories), dtype=np.int64)
-    after = np.zeros((1, n_folds, n_categories))
     settings_without: list[int] = []
     for fold in range(n_folds):
         rest = scores.without(fold)
         chosen_without[fold], own = choose(scores.mean(rest), scores.positives[rest].sum(0))
         settings_without.append(own)
-        after[0, fold] = scores.values[chosen_without[fold], fold, index]
-    return Decision(
-        chosen,
-        setting,
-        pooled_gain(total - total[:1], positives),
-        averages[chosen, index],
-        averages[0],
-        FoldScores(after, scores.positives).mean()[0],
-        chosen_without,
-        tuple(settings_without),
-    )
+    pooled = pooled_gain(total - total[:1], scores.positives.sum(0))
+    return Decision(chosen, setting, pooled, chosen_without, tuple(settings_without))

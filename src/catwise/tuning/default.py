@@ -22,7 +22,7 @@ gains in all categories.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 import numpy as np
@@ -39,6 +39,7 @@ from catwise.tuning.decide import (
     choose_staged,
     decide,
 )
+from catwise.tuning.gains import Corrected, Scorer, on_one_scale, without_harm
 from catwise.tuning.metric_stage import Stage, climb
 from catwise.tuning.penalised import (
     PenalisedFit,
@@ -158,7 +159,7 @@ class DefaultResult:
         delta: (C, k) change of the weights; zeros where the original head is kept.
         intercept: (C,) change of the intercept.
         settings: the candidates; the first is the original head.
-        decision: what was chosen, and its scores.
+        corrected: what was chosen, without what it would clearly harm, and its gains.
         scores: of every candidate in every fold.
         fold_delta: (F, C, k) changes of the heads fitted without each fold, or None; zeros
             where the original head is kept.
@@ -174,7 +175,7 @@ class DefaultResult:
     delta: Tensor
     intercept: Tensor
     settings: list[Setting]
-    decision: Decision
+    corrected: Corrected
     scores: FoldScores
     fold_delta: Tensor | None
     fold_intercept: Tensor | None
@@ -182,6 +183,11 @@ class DefaultResult:
     scale: Tensor
     offset: Tensor
     passes: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def decision(self) -> Decision:
+        """What was chosen."""
+        return self.corrected.decision
 
 
 # ------------------------------------------------------------------------- fit and select
@@ -194,6 +200,7 @@ def fit_and_select(
     metric: Metric,
     config: DefaultConfig,
     *,
+    groups: NDArray[Any] | None = None,
     progress: ProgressCallback | None = None,
 ) -> DefaultResult:
     """Cross-fit over the fresh rows, choose once, decide per category, refit on all.
@@ -204,6 +211,7 @@ def fit_and_select(
         fold: (n,) of the fresh rows.
         metric: what is maximised (or minimised).
         config: options.
+        groups: (n,) of the fresh rows; those of one group count as one. None: every row does.
         progress: called after every fit.
 
     Returns:
@@ -259,16 +267,17 @@ def fit_and_select(
     delta, intercept, more = _refit(
         table, decision.setting, fresh=fresh, train=train, config=config, metric=metric
     )
+    held_out = lru_cache(1)(partial(table.held_out, fresh=fresh, fold=fold))
+    corrected = without_harm(
+        decision,
+        fresh.logits,
+        lambda _, setting: held_out(setting, metric=metric),
+        fold,
+        Scorer.of(metric, fresh.codes, groups),
+    )
+    decision, best = corrected.decision, decision.setting
     keep = torch.from_numpy(decision.chosen == 0).to(delta.device)
-    best = decision.setting
-    logits = fresh.logits.clone()
-    for block in blocks:
-        part = fresh.take(block)
-        for f in range(n_folds):
-            _, at = _rows_of(fold, f, logits.device)
-            change = table.deltas[best, f, block], table.intercepts[best, f, block]
-            logits[block, at] = moved(part, *change, at)
-    logits = torch.where(keep[:, None], fresh.logits, logits)
+    logits = torch.where(keep[:, None], fresh.logits, held_out(best))
     scale = torch.ones(n_categories, dtype=torch.float64, device=delta.device)
     offset = torch.zeros_like(scale)
     if "stage" in table.settings[decision.setting].options:
@@ -279,7 +288,7 @@ def fit_and_select(
         delta.masked_fill(keep[:, None], 0.0),
         intercept.masked_fill(keep, 0.0),
         table.settings,
-        _signed(decision, metric),
+        corrected,
         FoldScores(table.values, scorer.positives),
         table.deltas[best].masked_fill(keep[:, None], 0.0),
         table.intercepts[best].masked_fill(keep, 0.0),
@@ -331,6 +340,24 @@ class _Table:
         self.settings, self.values = list(settings), values
         self.deltas, self.intercepts = deltas, intercepts
         self.variants: dict[int, list[int]] = {}
+
+    def held_out(
+        self, setting: int, *, fresh: Rows, fold: NDArray[np.int8], metric: Metric | None = None
+    ) -> Tensor:
+        """(C, n) logits of the heads fitted without each row's fold; for a metric, on one scale."""
+        logits = torch.empty_like(fresh.logits)
+        every = torch.arange(fold.size, device=logits.device)
+        for block in category_blocks(fresh, None):
+            part = fresh.take(block)
+            for f in range(self.deltas.shape[1]):
+                _, own = _rows_of(fold, f, logits.device)
+                change = self.deltas[setting, f, block], self.intercepts[setting, f, block]
+                if metric is None:
+                    logits[block, own] = moved(part, *change, own)
+                else:
+                    whole = on_one_scale(moved(part, *change, every), metric)
+                    logits[block, own] = whole[:, own]
+        return logits
 
     def add_stages(
         self,
@@ -549,6 +576,7 @@ def only_select(
     config: DefaultConfig,
     *,
     variance: Callable[[slice], Tensor],
+    groups: NDArray[Any] | None = None,
     progress: ProgressCallback | None = None,
 ) -> DefaultResult:
     """Fit on the training labels alone; the fresh labels only choose.
@@ -594,31 +622,43 @@ def only_select(
             along = product(directions[g, block], part.x.T)
             for s, step in enumerate(config.grid_steps):
                 k = 1 + g * len(config.grid_steps) + s
-                moved = part.logits + step * along
+                out = part.logits + step * along
                 values[k, :, block], final[k, block] = (
-                    scorer(moved, block),
-                    scorer.whole(moved, block),
+                    scorer(out, block),
+                    scorer.whole(out, block),
                 )
             counter.step(f"direction {g + 1} of {len(grid)}")
     sign = 1.0 if metric.higher_is_better else -1.0
     choose = partial(choose_each, prior=config.grid_prior)
     decision = decide(FoldScores(sign * values, scorer.positives), choose, final=sign * final)
-    picked = torch.from_numpy(decision.chosen).to(directions.device)
     steps = torch.tensor([0.0, *(s.options["step"] for s in settings[1:])]).to(directions)
-    which = ((picked - 1).clamp_min(0)) // len(config.grid_steps)
     index = torch.arange(n_categories, device=directions.device)
-    delta = directions[which, index] * steps[picked][:, None]
+    intercept = fresh.logits.new_zeros(n_categories)
+
+    def change(chosen: NDArray[np.int64]) -> Tensor:
+        picked = torch.from_numpy(chosen).to(directions.device)
+        which = ((picked - 1).clamp_min(0)) // len(config.grid_steps)
+        return directions[which, index] * steps[picked][:, None]
+
+    def held_out(chosen: NDArray[np.int64], setting: int) -> Tensor:
+        del setting  # every category has its own
+        every = torch.arange(fold.size, device=directions.device)
+        return on_one_scale(moved(fresh, change(chosen), intercept, every), metric)
+
+    corrected = without_harm(
+        decision, fresh.logits, held_out, fold, Scorer.of(metric, fresh.codes, groups)
+    )
     return DefaultResult(
-        delta,
-        fresh.logits.new_zeros(n_categories),
+        change(corrected.decision.chosen),
+        intercept,
         settings,
-        _signed(decision, metric),
+        corrected,
         FoldScores(values, scorer.positives),
         None,
         None,
         None,
-        torch.ones(n_categories, dtype=torch.float64, device=delta.device),
-        torch.zeros(n_categories, dtype=torch.float64, device=delta.device),
+        torch.ones(n_categories, dtype=torch.float64, device=directions.device),
+        torch.zeros(n_categories, dtype=torch.float64, device=directions.device),
         {"fits": passes},
     )
 
@@ -628,15 +668,3 @@ def _stretch(variance: Tensor, power: float) -> Tensor:
     factor = variance.clamp_min(1e-12) ** (power / 2)
     total = (variance * factor.square()).sum().clamp_min(1e-12)
     return factor * (variance.sum() / total).sqrt()
-
-
-# ----------------------------------------------------------------------------- both
-
-
-def _signed(decision: Decision, metric: Metric) -> Decision:
-    """Scores back in the metric's own direction."""
-    if metric.higher_is_better:
-        return decision
-    return decision._replace(
-        selected_on=-decision.selected_on, before=-decision.before, after=-decision.after
-    )

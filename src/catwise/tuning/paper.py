@@ -161,10 +161,9 @@ def _joined(parts: Sequence[PaperResult]) -> PaperResult:
     """What was found for runs of categories, as one result; passes are of the longest."""
     biases = [part.bias for part in parts if part.bias is not None]
     columns = [asdict(part.scores) for part in parts]
-    texts = ("status", "reason", "candidate")
     scores: dict[str, Any] = {
         name: [text for column in columns for text in column[name]]
-        if name in texts
+        if isinstance(columns[0][name], list)
         else np.concatenate([column[name] for column in columns])
         for name in columns[0]
     }
@@ -328,7 +327,8 @@ def _best(
         "train": sum(r.passes.train for r in found),
         "valid": sum(r.passes.valid for r in found),
     }
-    scores = Scores(status, reason, candidate, before, after, best, nothing, nothing)
+    kept = [None if np.isnan(value) else "unchanged" for value in after]
+    scores = Scores(status, reason, candidate, before, after, best, nothing, nothing, kept)
     stopped = {n: dict(Counter(sorted(r.stop_reason))) for n, r in results.items()}
     return PaperResult(
         weight.cpu(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -13,10 +13,11 @@ import torch
 from catwise._version import __version__
 from catwise.errors import ConfigError, InSampleWarning, LabelError
 from catwise.joining import source_ids
+from catwise.metrics.intervals import LEVEL
 from catwise.metrics.per_category import undefined_reason
 from catwise.progress import Progress
 from catwise.tuning import paper
-from catwise.tuning.decide import MIN_POSITIVES, Decision
+from catwise.tuning.decide import MIN_POSITIVES
 from catwise.tuning.default import (
     DefaultConfig,
     DefaultResult,
@@ -25,6 +26,7 @@ from catwise.tuning.default import (
 )
 from catwise.tuning.doors import Data, Work, check_logits, check_sources, open_work
 from catwise.tuning.folds import assign_folds
+from catwise.tuning.gains import levels
 from catwise.tuning.geometry import (
     Coordinates,
     OwnCoordinates,
@@ -33,10 +35,9 @@ from catwise.tuning.geometry import (
 )
 from catwise.tuning.memorisation import MemorisationGap, memorisation_gap
 from catwise.tuning.plan import Plan, make_plan
-from catwise.tuning.records import LEVEL, GainInterval, Scores, gain_interval, make_records, number
+from catwise.tuning.records import Scores, make_records, number
 from catwise.tuning.results import FoldArtifacts, TuneResult, changed_head
 from catwise.tuning.rows import Rows
-from catwise.tuning.rows import moved as moved_logits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -141,8 +142,7 @@ class _Outcome:
     head: Head
     scores: Scores
     scored_on: str
-    mean_after: float
-    mean_error: float
+    mean_gain: tuple[float, float, float]  # and its interval
     gap: MemorisationGap | None
     choice: dict[str, Any]
     passes: dict[str, int]
@@ -203,11 +203,20 @@ def _run_default(
             plan.metric,
             config,
             variance=coordinates.variance_of,
+            groups=source.labels.groups,
             progress=progress,
         )
         scored_on = f"validation, chosen without each of {n_folds} folds"
     else:
-        found = fit_and_select(fresh, train, fold, plan.metric, config, progress=progress)
+        found = fit_and_select(
+            fresh,
+            train,
+            fold,
+            plan.metric,
+            config,
+            groups=source.labels.groups,
+            progress=progress,
+        )
         what = "training labels" if work.valid is None else "validation"
         scored_on = f"{what}, cross-fitted in {n_folds} folds"
     tuned = _add(work, found, coordinates)
@@ -216,14 +225,11 @@ def _run_default(
             f"{plan.metric.label} is blind to scale and offset, so both were refitted on "
             "out-of-fold logits after the metric stage. No rank changed."
         )
-    interval = _interval(found, fresh, fold, source.labels, plan)
-    scores = _scores(found, fresh, interval, name=name, metric=plan.metric)
     return _Outcome(
         tuned,
-        scores,
+        _scores(found, fresh, name=name, metric=plan.metric),
         scored_on,
-        _mean(found.decision.after),
-        interval.mean_error,
+        found.corrected.gains.mean,
         gap,
         _choice(found),
         {**found.passes, "coordinates": 1, "read": 1},
@@ -273,61 +279,34 @@ def _changed(
     return weight, scale * (work.scored.bias.double().cpu() + change[1].cpu()) + offset
 
 
-def _interval(
-    found: DefaultResult,
-    fresh: Rows,
-    fold: NDArray[np.int8],
-    labels: PartialLabels,
-    plan: Plan,
-) -> GainInterval:
-    """Error of the gain, from the logits of the chosen heads on rows that did not fit them."""
-    moved = found.logits
-    if moved is None:
-        every = torch.arange(fresh.x.shape[0], device=fresh.logits.device)
-        moved = moved_logits(fresh, found.delta, found.intercept, every)
-    keep = torch.from_numpy(found.decision.chosen == 0).to(moved.device)
-    after = torch.where(keep[:, None], fresh.logits, moved)
-    return gain_interval(
-        plan.metric.name,
-        fresh.logits.cpu().numpy(),
-        after.cpu().numpy(),
-        fresh.codes.cpu().numpy(),
-        fold,
-        groups=labels.groups,
-    )
-
-
-def _why_replaced(decision: Decision, c: int, *, positives: int, metric: Metric) -> str:
-    """The reason code of a replaced category."""
-    if positives < MIN_POSITIVES:
-        return "pooled_gain"
-    gain = decision.after[c] - decision.before[c]
-    return "gain" if (gain > 0) == metric.higher_is_better and gain != 0 else "shared_gain"
-
-
-def _scores(
-    found: DefaultResult, fresh: Rows, interval: GainInterval, *, name: str, metric: Metric
-) -> Scores:
-    decision = found.decision
+def _scores(found: DefaultResult, fresh: Rows, *, name: str, metric: Metric) -> Scores:
+    corrected, gains = found.corrected, found.corrected.gains
     reasons = undefined_reason(fresh.codes.T.cpu().numpy())
     positives = (fresh.codes == 1).sum(1).cpu().numpy()
     status, why, candidate = [], [], []
-    for c, taken in enumerate(decision.chosen):
+    for c, taken in enumerate(corrected.decision.chosen):
         if reasons[c] is not None and not taken:
             status.append("skipped")
             why.append(f"{reasons[c]}_in_{name}")
         elif taken:
             status.append("replaced")
-            why.append(_why_replaced(decision, c, positives=int(positives[c]), metric=metric))
+            better = (gains.gain[c] > 0) if metric.higher_is_better else (gains.gain[c] < 0)
+            own = "gain" if better else "shared_gain"
+            why.append("pooled_gain" if positives[c] < MIN_POSITIVES else own)
         else:
             status.append("kept")
-            why.append("no_pooled_gain" if decision.setting == 0 else "no_gain")
+            worse = "clearly_worse" if corrected.clearly_worse[c] else "no_gain"
+            why.append("no_pooled_gain" if corrected.decision.setting == 0 else worse)
         candidate.append(found.settings[int(taken)].name)
-    kept = decision.chosen == 0
-    after = np.where(kept, decision.before, decision.after)
-    selected_on = np.where(kept, decision.before, decision.selected_on)
-    low, high = interval.around(after - decision.before)
-    return Scores(status, why, candidate, decision.before, after, selected_on, low, high)
+    kept = corrected.decision.chosen == 0
+    before, after = levels(gains.before, np.where(kept, 0.0, gains.gain), metric)
+    _, selected_on = levels(before, corrected.selected_on, metric)
+    low, high = (np.where(kept, np.nan, end) for end in (gains.low, gains.high))
+    without = [
+        "unchanged" if kept[c] and not np.isnan(before[c]) else reason
+        for c, reason in enumerate(gains.why)
+    ]
+    return Scores(status, why, candidate, before, after, selected_on, low, high, without)
 
 
 def _choice(found: DefaultResult) -> dict[str, Any]:
@@ -405,13 +384,11 @@ def _run_paper(
     at = torch.from_numpy(rows)
     bias = None if found.bias is None else found.bias[at]
     tuned = changed_head(work.base, work.index[rows], found.weight[at], bias)
-    nothing = np.full(len(found.scores.status), np.nan)
     return _Outcome(
         tuned,
-        replace(found.scores, low=nothing, high=nothing),
+        found.scores,
         "validation, which chose the step",
-        float("nan"),
-        float("nan"),
+        (float("nan"), float("nan"), float("nan")),
         memorisation_gap(logits[0], work.train.labels, logits[1], work.valid.labels),
         {"methods": list(plan.methods), "stopped": found.stopped},
         found.passes,
@@ -472,17 +449,17 @@ def _result(
         "torch": torch.__version__,
         "base": work.base.digest,
     }
-    before, gain = _mean(scores.before), outcome.mean_after - _mean(scores.before)
+    before, (gain, low, high) = _mean(scores.before), outcome.mean_gain
     summary = {
         "metric": plan.metric.name,
         "n_categories": len(records),
         **{f"n_{word}": scores.status.count(word) for word in ("replaced", "kept", "skipped")},
         "n_scored": int(np.isfinite(scores.before).sum()),
         "before": number(before),
-        "after": number(outcome.mean_after),
+        "after": number(before + gain),
         "gain": number(gain),
-        "gain_low": number(gain - 1.96 * outcome.mean_error),
-        "gain_high": number(gain + 1.96 * outcome.mean_error),
+        "gain_low": number(low),
+        "gain_high": number(high),
         "level": LEVEL,
         "selected_on": number(_mean(scores.selected_on)),
         "choice": outcome.choice,
