@@ -13,7 +13,7 @@ from catwise.metrics import METRICS, Metric
 from catwise.metrics.levels import leave_one_out_precision
 from catwise.testing import make_task
 from catwise.tuning import gains
-from catwise.tuning.decide import Decision
+from catwise.tuning.decide import Decision, FoldScores
 from catwise.tuning.gains import Scorer, levels, on_one_scale, without_harm
 
 AP, AUROC = METRICS["average_precision"], METRICS["auroc"]
@@ -164,15 +164,18 @@ def test_a_metric_of_ones_own_has_gains_without_intervals():
     assert found.why == ["no_interval_for_metric"] * 3
     assert found.mean[0] == pytest.approx(found.gain.mean())
     assert np.isnan(found.mean[1:]).all()
-    assert not scorer(codes, own).harmed(found.gain, logits, logits - 1).any()
+    assert not scorer(codes, own).harmed(np.ones(3, bool), logits, logits - 1).any()
 
 
 # ------------------------------------------------------------------------------- no harm
 
 
 def chosen_for_all(categories=3, folds=4):
+    """One candidate for all, though it lost everywhere, so that everything is looked at."""
     chosen = np.ones(categories, dtype=np.int64)
-    return Decision(chosen, 1, np.array([0.0, 0.1]), np.tile(chosen, (folds, 1)), (1,) * folds)
+    decision = Decision(chosen, 1, np.array([0.0, 0.1]), np.tile(chosen, (folds, 1)), (1,) * folds)
+    values = np.stack([np.ones((folds, categories)), np.zeros((folds, categories))])
+    return decision, FoldScores(values, np.ones((folds, categories)))
 
 
 def same_for_all(logits, metric, chosen, setting):
@@ -198,7 +201,9 @@ def harmful(metric=AP, seed=0):
 def test_what_is_clearly_worse_is_kept(metric):
     """In the choice and in every fold's, so that the gain that is told has no harm in it either."""
     codes, base, held_out, fold = harmful(METRICS[metric])
-    found = without_harm(chosen_for_all(), base, held_out, fold, scorer(codes, METRICS[metric]))
+    found = without_harm(
+        *chosen_for_all(), base, held_out, fold=fold, scorer=scorer(codes, METRICS[metric])
+    )
     assert found.decision.chosen.tolist() == [0, 1, 1]
     assert found.clearly_worse.tolist() == [True, False, False]
     assert found.decision.chosen_without.tolist() == [[0, 1, 1]] * 4
@@ -215,7 +220,11 @@ def test_a_fold_does_not_veto_its_own_choice():
     base, taken = torch.from_numpy(logits), torch.from_numpy(logits.copy())
     taken[0, fold == 2] *= -1
     found = without_harm(
-        chosen_for_all(), base, partial(same_for_all, taken, AUROC), fold, scorer(codes, AUROC)
+        *chosen_for_all(),
+        base,
+        partial(same_for_all, taken, AUROC),
+        fold=fold,
+        scorer=scorer(codes, AUROC),
     )
     assert found.decision.chosen_without[:, 0].tolist() == [0, 0, 1, 0]
     assert found.gains.gain[0] < 0
@@ -226,7 +235,7 @@ def test_few_positives_are_no_veto():
     """Below three there is no interval, so there is no clear harm."""
     codes, base, held_out, fold = harmful()
     codes[0] = np.where(np.cumsum(codes[0]) > 2, 0, codes[0])
-    found = without_harm(chosen_for_all(), base, held_out, fold, scorer(codes))
+    found = without_harm(*chosen_for_all(), base, held_out, fold=fold, scorer=scorer(codes))
     assert found.decision.chosen[0] == 1
     assert found.gains.why[0] == "few_positives"
 

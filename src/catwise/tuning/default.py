@@ -263,17 +263,19 @@ def fit_and_select(
             progress=progress,
         )
     choose = partial(choose_staged, choose=plain, variants=table.variants, n_plain=len(values))
-    decision = decide(FoldScores(sign * table.values, scorer.positives), choose)
+    scores = FoldScores(sign * table.values, scorer.positives)
+    decision = decide(scores, choose)
     delta, intercept, more = _refit(
         table, decision.setting, fresh=fresh, train=train, config=config, metric=metric
     )
     held_out = lru_cache(1)(partial(table.held_out, fresh=fresh, fold=fold))
     corrected = without_harm(
         decision,
+        scores,
         fresh.logits,
         lambda _, setting: held_out(setting, metric=metric),
-        fold,
-        Scorer.of(metric, fresh.codes, groups),
+        fold=fold,
+        scorer=Scorer.of(metric, fresh.codes, groups),
     )
     decision, best = corrected.decision, decision.setting
     keep = torch.from_numpy(decision.chosen == 0).to(delta.device)
@@ -630,7 +632,8 @@ def only_select(
             counter.step(f"direction {g + 1} of {len(grid)}")
     sign = 1.0 if metric.higher_is_better else -1.0
     choose = partial(choose_each, prior=config.grid_prior)
-    decision = decide(FoldScores(sign * values, scorer.positives), choose, final=sign * final)
+    scores = FoldScores(sign * values, scorer.positives)
+    decision = decide(scores, choose, final=sign * final)
     steps = torch.tensor([0.0, *(s.options["step"] for s in settings[1:])]).to(directions)
     index = torch.arange(n_categories, device=directions.device)
     intercept = fresh.logits.new_zeros(n_categories)
@@ -646,7 +649,12 @@ def only_select(
         return on_one_scale(moved(fresh, change(chosen), intercept, every), metric)
 
     corrected = without_harm(
-        decision, fresh.logits, held_out, fold, Scorer.of(metric, fresh.codes, groups)
+        decision,
+        scores,
+        fresh.logits,
+        held_out,
+        fold=fold,
+        scorer=Scorer.of(metric, fresh.codes, groups),
     )
     return DefaultResult(
         change(corrected.decision.chosen),

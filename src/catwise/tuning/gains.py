@@ -29,7 +29,7 @@ from catwise.metrics.intervals import (
 )
 from catwise.metrics.levels import leave_one_out_precision
 from catwise.metrics.registry import METRICS
-from catwise.tuning.decide import Decision, clearly_worse
+from catwise.tuning.decide import Decision, FoldScores, clearly_worse
 from catwise.tuning.rows import prepared_metric
 
 if TYPE_CHECKING:
@@ -135,15 +135,14 @@ class Scorer(NamedTuple):
         centre = float(scored.mean()) if scored.size else float("nan")
         return Gains(level, gain, low, high, why, (centre, *mean.interval_of_difference()))
 
-    def harmed(self, gain: NDArray[np.float64], before: Logits, after: Logits) -> NDArray[np.bool_]:
+    def harmed(self, among: NDArray[np.bool_], before: Logits, after: Logits) -> NDArray[np.bool_]:
         """(C,) whether the interval of a gain lies wholly on the wrong side of zero."""
-        higher = self.metric.higher_is_better
-        low, high = np.full_like(gain, np.nan), np.full_like(gain, np.nan)
-        for c in np.flatnonzero(gain < 0 if higher else gain > 0).tolist():
+        low, high = np.full(among.size, np.nan), np.full(among.size, np.nan)
+        for c in np.flatnonzero(among).tolist():
             found = self._difference(before, after, c)
             if found is not None:
                 low[c], high[c] = interval_of_difference(found.estimate)
-        return clearly_worse(low, high, higher_is_better=higher)
+        return clearly_worse(low, high, higher_is_better=self.metric.higher_is_better)
 
     def _difference(self, before: Logits, after: Logits, c: int) -> Difference | None:
         """None where there is no interval for the metric."""
@@ -194,8 +193,10 @@ class Corrected(NamedTuple):
 
 def without_harm(
     decision: Decision,
+    scores: FoldScores,
     base: Tensor,
     held_out: HeldOut,
+    *,
     fold: NDArray[np.int8],
     scorer: Scorer,
 ) -> Corrected:
@@ -203,6 +204,7 @@ def without_harm(
 
     Args:
         decision: what was chosen, from all folds and without each.
+        scores: what it was chosen from; only what lost by them is looked at.
         base: (C, n) logits of the original head.
         held_out: of (C,) candidates and the one for all, (C, n) logits on rows that did not fit
             them, `on_one_scale`.
@@ -214,17 +216,22 @@ def without_harm(
     for f in np.argsort(decision.settings_without, kind="stable"):
         taken = held_out(chosen_without[f], decision.settings_without[f]).cpu().numpy()
         rest, own = np.flatnonzero(fold != f), np.flatnonzero(fold == f)
-        part, sides = scorer.take(rest), (before[:, rest], taken[:, rest])
-        gain = np.where(chosen_without[f] > 0, part.values(sides[1]) - part.values(sides[0]), 0.0)
-        chosen_without[f, part.harmed(gain, *sides)] = 0
+        lost = _lost(scores.mean(scores.without(f)), chosen_without[f])
+        worse = scorer.take(rest).harmed(lost, before[:, rest], taken[:, rest])
+        chosen_without[f, worse] = 0
         cells = np.ix_(chosen_without[f] > 0, own)
         after[cells] = taken[cells]
     gains, level = scorer.gains(before, after), scorer.values(before)
     taken = held_out(decision.chosen, decision.setting).cpu().numpy()
     raw = np.where(decision.chosen > 0, scorer.values(taken) - level, 0.0)
-    worse = scorer.harmed(raw, before, taken)
+    worse = scorer.harmed(_lost(scores.mean(), decision.chosen), before, taken)
     higher = scorer.metric.higher_is_better
     worse |= clearly_worse(gains.low, gains.high, higher_is_better=higher) & (decision.chosen > 0)
     chosen = np.where(worse, 0, decision.chosen)
     found = decision._replace(chosen=chosen, chosen_without=chosen_without)
     return Corrected(found, gains, np.where(worse, 0.0, raw), worse)
+
+
+def _lost(scores: NDArray[np.float64], chosen: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(C,) where the chosen candidate's score is below the original head's."""
+    return np.asarray(scores[chosen, np.arange(chosen.size)] < scores[0])
