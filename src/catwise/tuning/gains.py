@@ -115,7 +115,6 @@ class Scorer(NamedTuple):
     def gains(self, before: Logits, after: Logits) -> Gains:
         """What the second logits gain over the first."""
         level, gain = self.levels(before), self.values(after) - self.values(before)
-        gain[np.isnan(level)] = np.nan
         low, high = np.full_like(gain, np.nan), np.full_like(gain, np.nan)
         why: list[str | None] = [None] * gain.size
         mean = MeanError(int(self.units.of_row.max(initial=-1)) + 1)
@@ -125,12 +124,14 @@ class Scorer(NamedTuple):
                 why[c] = "no_interval_for_metric"
                 continue
             known = self.codes[c] >= 0
-            mean.add(found.estimate, found.shares, self.units.of_row[known])
             low[c], high[c] = interval_of_difference(found.estimate)
             why[c] = reason_without_interval(found.estimate.n_positive, found.estimate.n_negative)
+            if np.isfinite(level[c]):
+                mean.add(found.estimate, found.shares, self.units.of_row[known])
             if why[c] is None and np.isnan(low[c]):
                 same = np.array_equal(before[c, known], after[c, known])
                 why[c] = "unchanged" if same else "no_order_changed"
+        gain[np.isnan(level)] = np.nan
         scored = gain[np.isfinite(gain)]
         centre = float(scored.mean()) if scored.size else float("nan")
         return Gains(level, gain, low, high, why, (centre, *mean.interval_of_difference()))
@@ -171,8 +172,9 @@ def on_one_scale(logits: Tensor, metric: Metric) -> Tensor:
     """(C, n) logits of one head as a metric is to see them beside those of other heads."""
     if not metric.ranks_only:
         return logits
-    centred = logits - logits.mean(1, keepdim=True)
-    return centred / centred.square().mean(1, keepdim=True).sqrt().clamp_min(1e-30)
+    centred = logits.double() - logits.double().mean(1, keepdim=True)
+    spread = centred.square().mean(1, keepdim=True).sqrt().clamp_min(1e-300)
+    return (centred / spread).to(logits.dtype)
 
 
 class Corrected(NamedTuple):

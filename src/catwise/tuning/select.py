@@ -375,6 +375,7 @@ class _Account(NamedTuple):
             "gain": None,
             "gain_low": None,
             "gain_high": None,
+            "interval_reason": None,
             "selected_on": None,
             "scored_on": "",
             "n_positive_train": None,
