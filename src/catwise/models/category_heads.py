@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from catwise.errors import HeadError
-from catwise.models.logits import logits_of
+from catwise.models.logits import logits_of, settled
 
 if TYPE_CHECKING:
     from catwise.heads import Head
@@ -112,5 +112,5 @@ class DecodedGroups(nn.Module):
             output = self.model(*args, **kwargs)
         finally:
             handle.remove()
-        self.joined(seen[-1] if self.batch_first else seen[-1].transpose(0, 1))
-        return logits_of(output)
+        scored = self.joined(seen[-1] if self.batch_first else seen[-1].transpose(0, 1))
+        return logits_of(settled(output), scored)

@@ -251,10 +251,12 @@ def _compute(job: _Job, forward: layers.Forward, head: Head, row: int, rows: Ima
     if row % job.part_rows == 0 and job.check:
         exact = (features, output) if job.amp is None else forward(images, None)
         gap = float(f"{layers.check_logits(head, *exact, name=job.layer):.0e}")
-    logits = layers.logits_of(output) if job.check else layers.scores(head, features)
+    logits = layers.scores(head, features)
+    logits = layers.logits_of(output, logits) if job.check else logits
     if job.flips:
         mirrored, output = forward(images.flip(-1), job.amp)
-        others = layers.logits_of(output) if job.check else layers.scores(head, mirrored)
+        others = layers.scores(head, mirrored)
+        others = layers.logits_of(output, others) if job.check else others
         features = (features.float() + mirrored.float()) / 2
         logits = (logits.float() + others.float()) / 2
     stored = features.to(getattr(torch, job.dtype)).cpu().contiguous()

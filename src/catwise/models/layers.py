@@ -20,7 +20,15 @@ from catwise.errors import CatwiseError, ConfigError, HeadError, MismatchError, 
 from catwise.heads.catalog import open_catalog
 from catwise.heads.core import Head
 from catwise.heads.locate import find_head
-from catwise.models.logits import TOLERANCE, check_logits, logits_gap, logits_of, scores
+from catwise.models.logits import (
+    TOLERANCE,
+    check_logits,
+    logits_gap,
+    logits_of,
+    scores,
+    settled,
+    tensors_in,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -164,30 +172,45 @@ def _by_name(module: nn.Module) -> str | None:
 
 
 def _by_running(module: nn.Module, run: Callable[[], object] | None) -> str | None:
-    """The layer whose output the model returns, bit for bit; None unless it is one."""
+    """The layer whose output the model returns, bit for bit; None unless it is one.
+
+    Beside it nothing may be returned that could be the logits: features are those that go into the
+    layer. Where something is called `logits`, that is meant.
+    """
     if run is None:
         return None
-    outputs: dict[str, list[Any]] = {}
+    calls: dict[str, list[tuple[Any, Any]]] = {}
     with contextlib.ExitStack() as stack:
         stack.enter_context(evaluating(module))
         for name, layer in _candidates(module).items():
-            seen = outputs.setdefault(name, [])
+            seen = calls.setdefault(name, [])
             handle = layer.register_forward_hook(  # a copy: what follows may work in place
-                lambda _, __, out, seen=seen: seen.append(
-                    out.clone() if isinstance(out, Tensor) else out
+                lambda _, args, out, seen=seen: seen.append(
+                    (args, out.clone() if isinstance(out, Tensor) else out)
                 )
             )
             stack.callback(handle.remove)
-        logits = logits_of(run())
-    fits = [
-        name
-        for name, seen in outputs.items()
-        if len(seen) == 1
-        and isinstance(seen[0], Tensor)
-        and seen[0].ndim > 1
-        and torch.equal(seen[0].flatten(1), logits)
-    ]
-    return fits[0] if len(fits) == 1 else None
+        returned = {path: part for path, part in tensors_in(run()).items() if part.ndim > 1}
+    fits, named = [], []
+    for name, seen in calls.items():
+        args, out = seen[0] if len(seen) == 1 else ((), None)
+        left = {path for path, part in returned.items() if not _same_rows(part, out)}
+        features = args[0] if args else None
+        unclear = {at for at in left if returned[at].ndim == 2}
+        unclear = {at for at in unclear if not _same_rows(returned[at], features)}
+        if len(left) < len(returned):
+            fits += [(name, unclear)]
+            named += [name] if "logits" in returned.keys() - left else []
+    if len(named) == 1:
+        return named[0]
+    return fits[0][0] if len(fits) == 1 and not fits[0][1] else None
+
+
+def _same_rows(part: Tensor, other: object) -> bool:
+    """Whether two tensors hold the same rows, bit for bit."""
+    if not isinstance(other, Tensor) or other.ndim < 2:
+        return False
+    return torch.equal(part.flatten(1), other.flatten(1))
 
 
 def _ambiguous(module: nn.Module) -> HeadError:
@@ -568,7 +591,7 @@ def call(module: nn.Module, images: Tensor, argument: str | None = None) -> obje
     dtype = _float_of(module) if images.is_floating_point() else images.dtype
     given = images.to(home_of(module), dtype, non_blocking=True)
     try:
-        return module(given) if argument is None else module(**{argument: given})
+        return settled(module(given) if argument is None else module(**{argument: given}))
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         if isinstance(error, CatwiseError):
             raise

@@ -1,53 +1,201 @@
-"""The logits that a model returns, beside those that a head gives for its features."""
+"""The logits among what a model returns: the tensor that equals what its layer gives.
+
+Models return tensors, tuples, tables, dataclasses and nests of these, under any names. Names are
+not trusted where the layer's own output is at hand: the values decide.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterable, Iterator, Mapping
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from catwise.errors import HeadError
 
 if TYPE_CHECKING:
     from catwise.heads.core import Head
 
-__all__ = ["TOLERANCE", "check_logits", "logits_gap", "logits_of", "scores"]
+__all__ = [
+    "TOLERANCE", "Match", "check_logits", "described", "logits_gap", "logits_of",
+    "nearest_logits", "scores", "settled", "tensors_in",
+]  # fmt: skip
 
 TOLERANCE: Final = {
     torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2,
 }  # fmt: skip
 """What rounding explains, as a share of the largest logit."""
+_LEAST: Final = 1e-3
+_DEPTH: Final = 6
+_PARTS: Final = 10_000
+_SHOWN: Final = 6
+_CLOSED: Final = (str, bytes, bytearray, int, float, complex, type, ModuleType, nn.Module)
 
 
-def logits_of(output: object) -> Tensor:
+class Match(NamedTuple):
+    """A tensor of a model's output beside what its layer gives.
+
+    Attributes:
+        path: where it is in the output, such as ``"logits"`` or ``"aux[1]"``; "" is the output.
+        logits: (N, C).
+        gap: the largest difference, divided by the layer's largest logit; infinity for NaN.
+        is_same: whether rounding explains the gap.
+    """
+
+    path: str
+    logits: Tensor
+    gap: float
+    is_same: bool
+
+
+def settled(output: object) -> object:
+    """Run a model that gives its output piece by piece to its end: an iterator becomes a list."""
+    return list(output) if isinstance(output, Iterator) else output
+
+
+def tensors_in(output: object) -> dict[str, Tensor]:
+    """Every float tensor in what a model returns, by its place; the least nested come first.
+
+    Tables, tuples, lists, dataclasses and other objects are looked into.
+
+    >>> list(tensors_in({"out": torch.zeros(2, 3), "aux": [torch.zeros(2, 3), None]}))
+    ['out', 'aux[0]']
+    """
+    found: dict[str, Tensor] = {}
+    seen: dict[int, object] = {}  # kept, so that no other object gets the number of one of them
+    ahead: list[tuple[str, object, int]] = [("", output, 0)]
+    for path, part, depth in ahead:
+        if isinstance(part, Tensor):
+            if part.is_floating_point() and part.layout == torch.strided:
+                found[path] = part.detach()
+        elif depth < _DEPTH and id(part) not in seen and len(ahead) < _PARTS:
+            seen[id(part)] = part
+            ahead += [(path + mark, inner, depth + 1) for mark, inner in _parts(part, path)]
+    return found
+
+
+def _parts(part: Any, path: str) -> list[tuple[str, object]]:
+    """What an object holds, with how its place is written behind that of the object."""
+    if part is None or isinstance(part, (*_CLOSED, Iterator)) or callable(part):
+        return []
+    if isinstance(part, (list, tuple)) and not hasattr(part, "_fields"):
+        named = {f"[{at}]": inner for at, inner in enumerate(part)}
+    else:
+        told: Any = getattr(part, "_fields", None) or getattr(part, "__slots__", ())
+        fields: list[str] = [told] if isinstance(told, str) else list(told)
+        named = {name: getattr(part, name, None) for name in ("logits", *fields)}
+        named |= getattr(part, "__dict__", {})
+        if isinstance(part, Mapping) or (hasattr(part, "keys") and hasattr(part, "__getitem__")):
+            named |= {str(key): part[key] for key in part.keys()}  # noqa: SIM118  # no Mapping
+        elif isinstance(part, Iterable) and not fields and not getattr(part, "__dict__", {}):
+            named |= {f"[{at}]": inner for at, inner in enumerate(part)}
+    dot = "." if path else ""
+    return [(mark if mark[:1] == "[" else dot + mark, inner) for mark, inner in named.items()]
+
+
+def nearest_logits(
+    output: object, wanted: Tensor, *, dtype: torch.dtype | None = None
+) -> Match | None:
+    """Find the tensor of a model's output that equals what its layer gives, or comes nearest.
+
+    Args:
+        output: what the model returned.
+        wanted: (N, C), what its classification layer gives; sizes of 1 do not count.
+        dtype: of the layer's numbers, which decides what rounding explains; that of `wanted`.
+
+    Returns:
+        The nearest tensor of that shape; None where there is none.
+
+    >>> layer = torch.tensor([[1.0, -2.0]])
+    >>> nearest_logits((layer.sigmoid(), {"raw": layer}), layer).path
+    '[1].raw'
+    """
+    fits = [
+        _compared(path, part, wanted, dtype or wanted.dtype)
+        for path, part in tensors_in(output).items()
+        if _bare(part) == _bare(wanted)
+    ]
+    return min(fits, key=lambda match: match.gap, default=None)
+
+
+def _bare(part: Tensor) -> list[int]:
+    return [size for size in part.shape if size != 1]
+
+
+def _compared(path: str, part: Tensor, wanted: Tensor, dtype: torch.dtype) -> Match:
+    logits = part.reshape(wanted.flatten(1).shape)
+    given, right = logits.double(), wanted.detach().flatten(1).to(logits.device, torch.float64)
+    gap = float("inf")
+    if given.numel():
+        share = float((right - given).abs().max() / right.abs().max().clamp_min(1e-30))
+        gap = share if share >= 0 else gap  # NaN
+    near = max(_LEAST, *(TOLERANCE.get(kind, 0.0) for kind in (dtype, part.dtype)))
+    return Match(path, logits, gap, gap <= near)
+
+
+def described(output: object, wanted: Tensor) -> str:
+    """What a model makes of its layer's output, in words: its sigmoid, 0.5 times it, … or ''."""
+    rows = wanted.detach().flatten(1).double()
+    made = {
+        "the sigmoid of": rows.sigmoid(),
+        "the softmax of": rows.softmax(1),
+        "the log-softmax of": rows.log_softmax(1),
+    }
+    for words, values in made.items():
+        match = nearest_logits(output, values.to(wanted.dtype))
+        if match is not None and match.is_same:
+            return words
+    match = nearest_logits(output, wanted)
+    if match is not None and rows.numel():
+        factor = float((match.logits.to(rows) * rows).sum() / rows.square().sum().clamp_min(1e-30))
+        if factor and (scaled := nearest_logits(output, rows * factor)) and scaled.is_same:
+            return f"{factor:.4g} times"
+    return ""
+
+
+def logits_of(output: object, wanted: Tensor | None = None) -> Tensor:
     """The logits in what a model returns: (N, C).
 
     Args:
-        output: a tensor; something with `logits`; a table with ``"logits"``; or a tuple that begins
-            with one of these.
+        output: a tensor, or anything that holds tensors.
+        wanted: what the classification layer gives, where that is known: the tensor that equals
+            it, or comes nearest, is taken. Without it there must be one tensor of two or more
+            dimensions, or one called ``logits``.
 
     Raises:
-        HeadError: If there are none.
+        HeadError: If there are none, or several that may be meant; they are named.
 
-    >>> logits_of({"logits": torch.zeros(2, 3, 1, 1)}).shape
+    >>> logits_of({"logits": torch.zeros(2, 3, 1, 1), "features": torch.zeros(2, 8)}).shape
     torch.Size([2, 3])
     """
-    found = output
-    if isinstance(found, (tuple, list)) and found and not hasattr(found, "logits"):
-        found = found[0]
-    if isinstance(found, Mapping) and "logits" in found:
-        found = found["logits"]
-    found = getattr(found, "logits", found)
-    if isinstance(found, Tensor) and found.ndim >= 2:
-        return found.detach().flatten(1)
+    if wanted is not None and (match := nearest_logits(output, wanted)) is not None:
+        return match.logits
+    held = {} if wanted is not None else tensors_in(output)
+    rows = {path: part.flatten(1) for path, part in held.items() if part.ndim >= 2}
+    named = [part for path, part in rows.items() if path.rpartition(".")[2] == "logits"]
+    candidates = named[:1] or list(rows.values())
+    if len(candidates) == 1:
+        return candidates[0]
     raise HeadError(
-        "the model returns no logits.",
-        found=type(output).__name__
-        + (f" of shape {tuple(found.shape)}" if isinstance(found, Tensor) else ""),
-        expected="a tensor (N, C), or something with `logits`",
+        "the model returns several tensors that may be its logits."
+        if candidates
+        else "the model returns no logits.",
+        found=_listed(output),
+        expected="a tensor (N, C)"
+        + ("" if wanted is None else f" such as its layer gives, {tuple(wanted.shape)}"),
+        remedy="return them alone, or as `logits`" if candidates else None,
     )
+
+
+def _listed(output: object) -> str:
+    """The kind of an output, and its tensors with their shapes."""
+    parts = list(tensors_in(output).items())
+    texts = [f"{path or 'a tensor'} {tuple(part.shape)}" for path, part in parts[:_SHOWN]]
+    more = f" and {len(parts) - _SHOWN:,} more" if len(parts) > _SHOWN else ""
+    kind = "" if isinstance(output, Tensor) else type(output).__name__
+    return (kind + (": " if kind and texts else "") + ", ".join(texts) + more) or kind
 
 
 def scores(head: Head, features: Tensor) -> Tensor:
@@ -61,36 +209,38 @@ def logits_gap(head: Head, features: Tensor, output: object) -> float:
     Args:
         head: the head.
         features: (N, D), or (N, C, D) with one vector for each category.
-        output: what the model returned.
+        output: what the model returned; of several tensors the nearest counts.
 
     Returns:
-        The largest difference, divided by the largest logit; infinity if the shapes differ.
+        The largest difference, divided by the largest logit; infinity if no shape is right.
 
     >>> from catwise import Head
     >>> logits_gap(Head([[2.0]]), torch.ones(1, 1), torch.full((1, 1), 1.5))
     0.25
     """
-    expected, logits = scores(head, features).double(), logits_of(output)
-    if expected.shape != logits.shape:
-        return float("inf")
-    gap = (expected - logits.to(expected)).abs().max()
-    return float(gap / expected.abs().max().clamp_min(1e-30))
+    match = nearest_logits(output, scores(head, features))
+    return float("inf") if match is None else match.gap
 
 
 def check_logits(head: Head, features: Tensor, output: object, *, name: str) -> float:
-    """Refuse a layer, called `name`, that does not make the model's logits; give the gap.
+    """Refuse a layer, called `name`, whose output the model does not return; give the gap.
 
     Raises:
         HeadError: If the gap is more than rounding explains, or there are no logits.
     """
-    gap, logits = logits_gap(head, features, output), logits_of(output)
-    if not gap <= max(1e-3, *(TOLERANCE.get(dtype, 0) for dtype in (head.dtype, logits.dtype))):
-        raise HeadError(
-            f"the layer {name!r} does not make the model's logits.",
-            found=f"logits {tuple(logits.shape)}, and {head.n_categories:,} categories from the "
-            f"layer; they differ by {gap:.2g} of the largest",
-            expected="features @ weight.T + bias, to float tolerance",
-            remedy="name the right layer with layer='…'; take out a sigmoid, a scaling or a mean "
-            "of heads behind it, or use check=False if only the features matter",
-        )
-    return gap
+    wanted = scores(head, features)
+    match = nearest_logits(output, wanted, dtype=head.dtype)
+    if match is not None and match.is_same:
+        return match.gap
+    if not tensors_in(output):
+        logits_of(output, wanted)
+    made = described(output, wanted)
+    gap = "no tensor of that shape" if match is None else f"{match.gap:.2g} of the largest apart"
+    raise HeadError(
+        f"the layer {name!r} does not make the model's logits.",
+        found=f"{_listed(output)}; the layer gives {tuple(wanted.shape)}: "
+        + (f"the model returns {made} that" if made else gap),
+        expected="features @ weight.T + bias, to float tolerance",
+        remedy="name the right layer with layer='…'; take out a sigmoid, a scaling or a mean "
+        "of heads behind it, or use check=False if only the features matter",
+    )

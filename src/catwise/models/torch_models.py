@@ -25,7 +25,13 @@ from catwise.models.lightning_models import (
     open_weights,
     stored_categories,
 )
-from catwise.models.logits import logits_of
+from catwise.models.logits import (
+    described,
+    logits_of,
+    nearest_logits,
+    settled,
+    tensors_in,
+)
 from catwise.models.packages import FAILS, building, first_line, import_optional, take_options
 
 if TYPE_CHECKING:
@@ -122,8 +128,7 @@ class TwoHeads(nn.Module):
             for handle in handles:
                 handle.remove()
         parts = [seen[name].flatten(1) for name in self.layers]
-        self.joined(torch.cat(parts, dim=1) / len(parts))
-        return logits_of(output)
+        return logits_of(settled(output), self.joined(torch.cat(parts, dim=1) / len(parts)))
 
 
 def adapt_module(
@@ -371,11 +376,28 @@ def _trial(model: LoadedModel) -> list[str]:
         return [f"{each}: its input is no vector."]
     if not _agree(out, logits):
         model.extra["output_is"] = "not the layer's"
-        return [f"the model's output is not what its layer {model.layer!r} gives."]
-    return []
+        made = described(out, logits)
+        return [
+            f"the model's output is not what its layer {model.layer!r} gives"
+            + (f", but {made} that." if made else ".")
+        ]
+    return _others(model, out, features, logits)
 
 
-def _try(model: LoadedModel, sign: int = 1) -> tuple[list[tuple[Any, Any]], torch.Tensor | None]:
+def _others(
+    model: LoadedModel, out: object, features: torch.Tensor, logits: torch.Tensor
+) -> list[str]:
+    """What else the model returns for an image that might be taken for its logits."""
+    found = {path: part for path, part in tensors_in(out).items() if part.squeeze().ndim < 2}
+    same = [path for path, part in found.items() if _agree(part, logits)]
+    known = {*same, *(path for path, part in found.items() if _agree(part, features))}
+    others = [f"{path!r} {tuple(found[path].shape)}" for path in found if path not in known]
+    others = [text for text in others if not text.endswith("()")]  # losses
+    told = f"of what the model returns, {same[0]!r} is what its layer {model.layer!r} gives"
+    return [f"{told}, and not {', '.join(others)}."] if others else []
+
+
+def _try(model: LoadedModel, sign: int = 1) -> tuple[list[tuple[Any, Any]], object]:
     """Noise through the model: what its layer takes and gives, and what the model itself gives.
 
     With `sign` −1 the model goes on with the opposite of what the layer gives.
@@ -394,26 +416,15 @@ def _try(model: LoadedModel, sign: int = 1) -> tuple[list[tuple[Any, Any]], torc
     handle = module.get_submodule(model.layer).register_forward_hook(hook)
     try:
         with torch.no_grad():
-            out = module(*args, **kwargs)
+            out = settled(module(*args, **kwargs))
     finally:
         handle.remove()
-    return seen, _logits_of(out)
+    return seen, out
 
 
-def _agree(out: torch.Tensor | None, logits: torch.Tensor) -> bool:
-    return (
-        out is not None
-        and out.numel() == logits.numel()
-        and torch.allclose(out.reshape(-1), logits.reshape(-1), rtol=1e-4, atol=1e-5)
-    )
-
-
-def _logits_of(output: Any) -> torch.Tensor | None:
-    """The scores in what a model returns: itself, `.logits`, or the first of several."""
-    output = getattr(output, "logits", output)
-    if isinstance(output, (tuple, list)) and output:
-        output = output[0]
-    return output if isinstance(output, torch.Tensor) else None
+def _agree(out: object, logits: torch.Tensor) -> bool:
+    match = nearest_logits(out, logits)
+    return match is not None and match.is_same
 
 
 # torchvision

@@ -128,9 +128,9 @@ def _run(model: LoadedModel, images: torch.Tensor) -> tuple[torch.Tensor, torch.
             features = captured.take()
     finally:
         handle.remove()
-    if "output_is" in model.extra:  # the mean over the places where it scores several
-        output = seen[-1].flatten(2).mean(2) if seen[-1].ndim == 4 else seen[-1]
-    return features.float(), logits_of(output).double()
+    given = seen[-1].flatten(2).mean(2) if seen[-1].ndim == 4 else seen[-1].flatten(1)
+    logits = given if "output_is" in model.extra else logits_of(output, given)
+    return features.float(), logits.double()
 
 
 def compare_written(model: LoadedModel, path: Path) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -18,7 +16,6 @@ from catwise.models.layers import (
     find_layer,
     head_of,
     logits_gap,
-    logits_of,
     place_of,
     put_head,
     ranks_of,
@@ -354,27 +351,6 @@ def test_the_gap_counts(error: float) -> None:
     wrong[0, 0] += error * features.abs().max()
     with pytest.raises(HeadError, match="does not make"):
         check_logits(head, features, wrong, name="fc")
-
-
-def test_logits_in_what_models_return() -> None:
-    """Tensors, tables, tuples and objects with logits are read; other things are refused."""
-    logits = torch.zeros(2, 3)
-
-    class Output(dict[str, Any]):
-        logits = torch.zeros(2, 3)
-
-    for output in (
-        logits,
-        {"logits": logits},
-        (logits, 1),
-        [Output()],
-        Output(),
-        logits[..., None],
-    ):
-        assert logits_of(output).shape == (2, 3)
-    for output in (None, {"scores": logits}, (), torch.zeros(3)):
-        with pytest.raises(HeadError, match="no logits"):
-            logits_of(output)
 
 
 def test_what_fails_in_a_model() -> None:
