@@ -235,7 +235,8 @@ def preprocessing_text(preprocessing: Preprocessing) -> str:
         ", ".join(f"{one:.4g}" for one in values)
         for values in (preprocessing.mean, preprocessing.std)
     )
+    axes = "" if preprocessing.layout == "nchw" else f"; axes {preprocessing.layout}"
     return (
         f"{height} x {width} pixels (height x width), {kinds[preprocessing.crop_mode]}{crop}, "
-        f"{preprocessing.interpolation}; mean {mean}; std {std} (from {preprocessing.source})"
+        f"{preprocessing.interpolation}; mean {mean}; std {std}{axes} (from {preprocessing.source})"
     )

@@ -113,7 +113,7 @@ def checked_model(
             remedy="let load_model load it: 'python:MODULE:FUNCTION' calls a function of yours",
         )
     if preprocessing is not None:
-        loaded.preprocessing = preprocessing
+        loaded.preprocessing = preprocessing.for_layout(loaded.preprocessing.layout)
     columns = splits["train"].categories
     if has_default_names(loaded.head.categories) and len(columns) == loaded.head.n_categories:
         loaded.head = loaded.head.replace(categories=columns)

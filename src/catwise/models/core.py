@@ -15,9 +15,9 @@ nothing else of it. To adapt a model of your own:
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from catwise.errors import ConfigError
 
@@ -26,9 +26,32 @@ if TYPE_CHECKING:
 
     from catwise.heads import Head
 
-__all__ = ["LoadedModel", "Preprocessing"]
+__all__ = ["LoadedModel", "Preprocessing", "check_layout"]
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
+_LAYOUTS: Final = {"channels_first": "nchw", "channels_last": "nhwc"}
+
+
+def check_layout(text: object) -> str:
+    """The order of an input's axes as letters: n (images), c (channels), h (height), w (width).
+
+    Without n the model takes one image at a time, without c grey images.
+
+    Raises:
+        ConfigError: If it is none.
+
+    >>> check_layout("NHWC"), check_layout("channels_last")
+    ('nhwc', 'nhwc')
+    """
+    found = str(text).lower()
+    found = _LAYOUTS.get(found, found)
+    if set(found) - set("nchw") or len(set(found)) != len(found) or not {"h", "w"} <= set(found):
+        raise ConfigError(
+            f"the layout {text!r} is not the order of an image's axes.",
+            expected="n (images), c (channels), h (height) and w (width), each at most once, h and "
+            "w always: nchw, nhwc, nhw, chw …",
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -49,6 +72,8 @@ class Preprocessing:
             "border": resize the longer side, then pad.
         channels: 1 (greyscale) or 3 (RGB).
         source: where this was read, such as "timm pretrained_cfg"; printed.
+        layout: the order of the axes of the model's own input; see :func:`check_layout`. Images are
+            (N, channels, height, width) all the same: what runs the model turns them.
 
     Raises:
         ConfigError: If a number is out of range.
@@ -62,8 +87,10 @@ class Preprocessing:
     crop_mode: Literal["center", "squash", "border"] = "center"
     channels: int = 3
     source: str = "given"
+    layout: str = "nchw"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "layout", check_layout(self.layout))
         depth = self.channels in (1, 3) and len(self.mean) == len(self.std) == self.channels
         checks = {
             "size: two positive numbers": len(self.size) == 2 and min(self.size) > 0,
@@ -79,6 +106,21 @@ class Preprocessing:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         return asdict(self)
+
+    def for_layout(self, layout: str) -> Preprocessing:
+        """The same for a model whose input has another order of axes, which it says itself.
+
+        Raises:
+            ConfigError: If this one says an order of its own.
+        """
+        if self.layout not in {"nchw", layout}:
+            raise ConfigError(
+                "the preprocessing says another order of axes than the model has.",
+                found=self.layout,
+                expected=layout,
+                remedy="say it when the model is loaded: layout='…' (--model-arg layout=…)",
+            )
+        return replace(self, layout=layout)
 
 
 @dataclass(eq=False)

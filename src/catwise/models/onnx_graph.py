@@ -25,7 +25,7 @@ from catwise.models.packages import first_line, import_optional
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 __all__ = [
     "FLOATS",
@@ -35,6 +35,7 @@ __all__ = [
     "external_entry",
     "fields_of",
     "find_linear",
+    "list_nodes",
     "list_tensors",
     "open_onnx",
 ]
@@ -44,7 +45,7 @@ PASSED: Final = frozenset({"Identity", "Cast", "Dropout", "Flatten", "Reshape", 
 BEHIND: Final = ACTIVATIONS | PASSED
 RESHAPING: Final = frozenset({"Flatten", "Reshape", "Squeeze"})
 LAYERS: Final = frozenset({"Gemm", "MatMul", "Conv"})
-QUANTISED: Final = re.compile("Quant|QLinear|Integer|NBits|QGemm|Bnb4|FpQ4")
+QUANTISED: Final = re.compile("[Qq]uant|QLinear|Integer|NBits|QGemm|Bnb4|FpQ4")
 FLOATS: Final = {1: torch.float32, 10: torch.float16, 11: torch.float64, 16: torch.bfloat16}
 _MAX_PASSED: Final = 16
 _SHOWN: Final = 6
@@ -226,6 +227,11 @@ def list_tensors(file: OnnxFile) -> Iterator[Any]:
     return _inner(file.model, "TensorProto")
 
 
+def list_nodes(model: Any) -> Iterator[Any]:
+    """Every NodeProto of a model's graph, those of inner graphs too."""
+    return _inner(model.graph, "NodeProto")
+
+
 def find_linear(
     file: OnnxFile,
     *,
@@ -262,7 +268,10 @@ def find_linear(
         return named[0] if named else _by_name(file, node)
     fits = [layer for layer in layers if n_categories in {None, layer.shape[0]}]
     if len({layer.results[0] for layer in fits}) == 1:
-        return min(fits, key=lambda layer: len(layer.activations))
+        found = min(fits, key=lambda layer: len(layer.activations))
+        if output is None and n_categories is None:
+            _refuse_others(file, found, reasons)
+        return found
     if fits:
         raise HeadError(
             f"it is not clear which layer of '{file.path}' is the classification layer.",
@@ -278,6 +287,36 @@ def find_linear(
         expected=f"Gemm, MatMul (and Add) or a 1×1 Conv with constant weights at the end{rows}",
         remedy=f"name one with node='…', such as {_names(others[-_SHOWN:])}, or export again",
     )
+
+
+def _refuse_others(file: OnnxFile, layer: Linear, reasons: Sequence[str]) -> None:
+    """Refuse a layer beside which another output may be the logits.
+
+    An output before the layer (features, maps) or behind it is none.
+    """
+    before = _reached({layer.features}, {name: node.input for name, node in file.makers.items()})
+    behind: dict[str, list[str]] = {}
+    for node in file.model.graph.node:
+        for name in node.input:
+            behind.setdefault(name, []).extend(node.output)
+    known = before | _reached(set(layer.results), behind)
+    if others := [name for name in file.outputs if name not in known]:
+        why = [text for text in reasons if text.startswith(tuple(map(repr, others)))]
+        raise HeadError(
+            f"it is not clear which output of '{file.path}' are the logits.",
+            found="; ".join([str(layer), *(why or map(repr, others))][:_SHOWN]),
+            remedy=f"say it with output={layer.output!r} or another",
+        )
+
+
+def _reached(names: set[str], ways: Mapping[str, Sequence[str]]) -> set[str]:
+    """All names that lie on a way from some of them, these too."""
+    ahead = list(names)
+    for name in ahead:
+        fresh = [other for other in ways.get(name, ()) if other not in names]
+        names |= set(fresh)
+        ahead += fresh
+    return names
 
 
 def _names(names: Sequence[str]) -> str:
@@ -410,7 +449,8 @@ def _check_output(file: OnnxFile, layer: Linear) -> None:
     values = {value.name: value for value in file.model.graph.output}
     if layer.output in values and RESHAPING & set(layer.after):
         sizes = [dim.dim_value for dim in values[layer.output].type.tensor_type.shape.dim]
-        if len(sizes) > 1 and sizes[1] not in {0, layer.shape[0]}:
+        rows = [size for size in sizes[1:] if size != 1] or sizes[1:2]
+        if any(size not in {0, layer.shape[0]} for size in rows):
             raise ValueError(f"{layer.name!r} gives {layer.shape[0]:,} numbers, not {sizes}")
 
 

@@ -7,7 +7,7 @@ weight lies, grow with each head, and the head that was read would not give the 
 
 An ONNX file does not say how an image becomes its input; the entry ``catwise.preprocessing`` of
 its `metadata_props` does: the fields of `Preprocessing` as JSON, such as
-``{"size": [224, 224], "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}``.
+``{"size": [224, 224], "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "layout": "nhwc"}``.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from catwise.heads.provenance import side_file
 from catwise.models import onnx_graph
 from catwise.models.core import LoadedModel, Preprocessing
 from catwise.models.onnx_graph import Linear, OnnxFile, Span, Stored, find_linear, open_onnx
+from catwise.models.onnx_input import DTYPES, ImageInput, find_input
 from catwise.models.onnx_module import OnnxModule
 from catwise.models.packages import first_line, import_optional
 
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
 
 __all__ = ["extract_onnx", "load_onnx", "write_onnx_head"]
 
-_INPUTS: Final = {1: np.float32, 10: np.float16, 11: np.float64}
 _MEAN_STD: Final = {3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), 1: ((0.449,), (0.226,))}
 _CHUNK: Final = 2**22
 
@@ -61,6 +61,7 @@ def load_onnx(
     n_categories: int | None = None,
     categories: Sequence[str] | None = None,
     preprocessing: Preprocessing | None = None,
+    layout: str | None = None,
 ) -> LoadedModel:
     """Load an ONNX model: its head, and what extraction needs. Nothing is run.
 
@@ -76,6 +77,8 @@ def load_onnx(
         n_categories: how many rows the layer must have; tells outputs apart.
         categories: names of its rows; by default those that its side file knows.
         preprocessing: how images become its input; by default what the file's metadata say.
+        layout: the order of its input's axes, such as "nhwc" (channels last); by default what the
+            metadata say, else what the graph's first operators and the sizes tell.
 
     Returns:
         The model; its module runs the file by onnxruntime, and so does :func:`extract_onnx`.
@@ -84,25 +87,19 @@ def load_onnx(
         CheckpointError: If the file is missing, cut short, or no ONNX model.
         HeadError: If the layer is not clear (its candidates are listed), quantised, or not finite.
         MissingExtraError: If onnx or onnxruntime is absent or broken.
-        ConfigError: If the metadata cannot be used.
+        ConfigError: If the metadata cannot be used, or the layout is not clear.
         ShapeError: If the names do not fit the layer.
     """
     file = open_onnx(path)
     found = find_linear(file, output=output, node=node or layer, n_categories=n_categories)
     head = _read_head(file, found, categories)
-    images = [value for value in file.inputs if len(_sizes(value)) == 4] or list(file.inputs)
-    if not images:
-        raise file.damaged("the graph has no input")
-    notes = [f"the features are {found.features!r}, the input of {found}."]
+    preprocessing, image, said = _prepare(file, preprocessing, layout)
+    notes = [f"the features are {found.features!r}, the input of {found}.", *said]
     if found.activations:
         chain = " of the ".join(reversed(found.activations))
         notes.append(f"the output {found.output!r} is the {chain} of the logits.")
-    preprocessing = preprocessing or _read_preprocessing(file, images[0])
-    if preprocessing.source == "assumed":
-        size = " x ".join(map(str, preprocessing.size))
-        notes.append(f"the preprocessing is assumed: {size} pixels, ImageNet's mean and std.")
     given = {key: getattr(found, key) for key in ("output", "features", "activations", "op")}
-    extra = {**given, "node": found.name, "logits": found.results[-1], "input": images[0].name}
+    extra = {**given, "node": found.name, "logits": found.results[-1], "input": image}
     return LoadedModel(
         name=f"onnx:{path}",
         module=_module(file.path, head, extra),
@@ -121,16 +118,16 @@ def _module(path: Path, head: Head, extra: Mapping[str, Any]) -> OnnxModule:
     """What runs the file: features and logits of images, in the model's dtype."""
 
     def session() -> Any:
-        file = _open_for_images(path)
+        file = _open_for_images(path, extra["input"])
         return file, _session(file, [extra["features"], extra["logits"]], None, None)
 
     def run(made: Any, images: Any) -> tuple[Any, Any]:
         file, ready = made
         sizes = head.n_features, head.n_categories
-        features, logits = _outputs(file, ready, _as_input(images, file.inputs[0], file), sizes)
+        features, logits = _outputs(file, ready, extra["input"], images, sizes)
         return features, logits
 
-    return OnnxModule(path, head, session=session, run=run)
+    return OnnxModule(path, head, session=session, run=run, layout=extra["input"].layout)
 
 
 def _read_head(file: OnnxFile, layer: Linear, categories: Sequence[str] | None = None) -> Head:
@@ -162,29 +159,56 @@ def _stored_names(file: OnnxFile, head: Head) -> list[str] | None:
     return None  # no side file, or one of another head
 
 
-def _sizes(value: Any) -> list[int]:
-    """Declared sizes; 0 where one is free."""
-    return [max(0, int(dim.dim_value)) for dim in value.type.tensor_type.shape.dim]
+def _prepare(
+    file: OnnxFile, given: Preprocessing | None, layout: str | None
+) -> tuple[Preprocessing, ImageInput, list[str]]:
+    """How images become the input, what that takes, and what to know about it."""
+    fields = {} if given else _read_metadata(file)
+    if layout is None and given is not None and given.layout != "nchw":
+        layout = given.layout
+    image = find_input(file, fields.get("layout") if layout is None else layout)
+    order, notes = image.layout or "nchw", []
+    if order != "nchw":
+        notes.append(f"the input {image.name!r} is read as {order}: {image.reason}.")
+    if given is not None:
+        return given if given.layout == order else given.for_layout(order), image, notes
+    if fields:
+        return Preprocessing(**{**fields, "layout": order}), image, notes
+    size = (image.size("h") or 224, image.size("w") or 224)
+    channels = 1 if image.channels == 1 else 3
+    mean, std = _MEAN_STD[channels]
+    source, pixels = "assumed", "ImageNet's mean and std"
+    if image.white is not None:
+        mean, std = (0.0,) * channels, (1 / image.white,) * channels
+        source = "pixels by the graph, the rest assumed"
+        pixels = f"pixels go in as 0 to {image.white:.0f}"
+        if image.arithmetic:
+            pixels += f", for the graph normalises by itself ({', '.join(image.arithmetic)})"
+    elif image.arithmetic:
+        pixels += f", though the graph begins with {', '.join(image.arithmetic)}"
+    notes.append(f"the preprocessing is assumed: {size[0]} x {size[1]} pixels, {pixels}.")
+    if image.layout and image.channels not in {0, 1, 3}:
+        notes.append(f"the input takes {image.channels} channels: images have 1 or 3.")
+    made = Preprocessing(size, mean, std, channels=channels, source=source, layout=order)
+    return made, image, notes
 
 
-def _read_preprocessing(file: OnnxFile, image: Any) -> Preprocessing:
-    """What the metadata say, or ImageNet's usual for the size of the input."""
+def _read_metadata(file: OnnxFile) -> dict[str, Any]:
+    """The fields of the preprocessing that the metadata state; none where they state none."""
     texts = [p.value for p in file.model.metadata_props if p.key == "catwise.preprocessing"]
     if not texts:
-        _, channels, height, width = _sizes(image) if len(_sizes(image)) == 4 else (0, 3, 0, 0)
-        channels, size = 1 if channels == 1 else 3, (height or 224, width or 224)
-        mean, std = _MEAN_STD[channels]
-        return Preprocessing(size, mean, std, channels=channels, source="assumed")
+        return {}
     try:
         fields: dict[str, Any] = {"source": "ONNX metadata", **json.loads(texts[0])}
         fields |= {key: tuple(v) for key, v in fields.items() if isinstance(v, list)}
-        return Preprocessing(**fields)
+        Preprocessing(**fields)
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"the metadata catwise.preprocessing of '{file.path}' cannot be used.",
             found=first_line(error),
             expected="a JSON table with the fields of Preprocessing",
         ) from error
+    return fields
 
 
 def extract_onnx(
@@ -202,8 +226,8 @@ def extract_onnx(
 
     Args:
         model: what :func:`load_onnx` gave.
-        batches: (K, channels, height, width) arrays or tensors, preprocessed; cast to the model's
-            dtype.
+        batches: (K, channels, height, width) arrays or tensors, preprocessed; turned to the order
+            of axes that the model takes, and cast to its dtype.
         threads: of onnxruntime; its own choice when not given.
         providers: of onnxruntime, such as ["CUDAExecutionProvider"]; the CPU when not given.
 
@@ -219,21 +243,25 @@ def extract_onnx(
     """
     if model.checkpoint is None or model.head is None or "features" not in model.extra:
         raise ConfigError(f"{model.name} is no ONNX model.", expected="what load_onnx gave")
-    file = _open_for_images(model.checkpoint)
+    image: ImageInput = model.extra["input"]
+    file = _open_for_images(model.checkpoint, image)
     session = _session(file, [str(model.extra["features"])], threads, providers)
-    image, sizes = file.inputs[0], (model.head.n_features,)
-    return (_outputs(file, session, _as_input(x, image, file), sizes)[0] for x in batches)
+    sizes = (model.head.n_features,)
+    return (_outputs(file, session, image, x, sizes)[0] for x in batches)
 
 
-def _open_for_images(path: Path) -> OnnxFile:
+def _open_for_images(path: Path, image: ImageInput) -> OnnxFile:
     """A file that takes nothing but images."""
     file = open_onnx(path)
     kinds = {value.name: value.type.tensor_type.elem_type for value in file.inputs}
-    if len(kinds) != 1 or not set(kinds.values()) <= _INPUTS.keys():
+    is_code = image.kind == 2 and image.white is None
+    if len(kinds) != 1 or not set(kinds.values()) <= DTYPES.keys() or is_code:
         raise ConfigError(
             f"'{file.path}' takes something else than preprocessed images.",
-            found=", ".join(f"{name!r} of ONNX type {kind}" for name, kind in kinds.items()),
-            expected="one input of float16 (10), float32 (1) or float64 (11)",
+            found=", ".join(f"{name!r} of ONNX type {kind}" for name, kind in kinds.items())
+            + (", quantised by a scale of its own" if is_code else ""),
+            expected="one input of float16 (10), float32 (1), float64 (11), or of pixels as uint8 "
+            "(2)",
             remedy="export the model so that it takes the images alone",
         )
     return file
@@ -274,45 +302,85 @@ def _not_run(file: OnnxFile, what: str, error: Exception) -> CheckpointError:
     )
 
 
-def _as_input(batch: Any, image: Any, file: OnnxFile) -> NDArray[Any]:
-    """A batch in the model's dtype."""
+def _as_input(batch: Any, image: ImageInput, file: OnnxFile) -> NDArray[Any]:
+    """A batch in the model's dtype and its order of axes, an axis for the images first."""
     values = batch.detach().cpu().numpy() if isinstance(batch, torch.Tensor) else np.asarray(batch)
-    sizes = _sizes(image)
-    fits = (size in {0, given} for size, given in zip(sizes[1:], values.shape[1:], strict=False))
-    if (sizes and len(sizes) != values.ndim) or not all(fits):
+    layout, sizes = image.layout, image.sizes or ()
+    wanted = tuple(image.size(letter) for letter in "nchw") if layout else sizes
+    if layout:
+        wanted = (0, image.channels, *wanted[2:])
+    fits = (size in {0, given} for size, given in zip(wanted[1:], values.shape[1:], strict=False))
+    if (wanted and len(wanted) != values.ndim) or not all(fits):
         raise ShapeError(
             f"the images do not fit the input {image.name!r} of '{file.path}'.",
             found=f"shape {values.shape}",
-            expected=f"sizes {sizes}, where 0 is free",
+            expected=f"sizes {list(wanted)}, where 0 is free"
+            + (f"; the input itself is {layout}" if layout not in {"", "nchw"} else ""),
             remedy="say its preprocessing: load_onnx(…, preprocessing=Preprocessing(size=…))",
         )
-    return np.ascontiguousarray(values, dtype=_INPUTS[image.type.tensor_type.elem_type])
+    if layout:
+        values = values.transpose(
+            [0, *("nchw".index(letter) for letter in layout if letter != "n")]
+            + ([] if "c" in layout else [1])
+        )
+        values = values if "c" in layout else values[..., 0]
+    dtype = DTYPES[image.kind]
+    if dtype == np.uint8 and values.dtype != np.uint8:
+        values = _as_bytes(values, image, file)
+    return np.ascontiguousarray(values, dtype=dtype)
+
+
+def _as_bytes(values: NDArray[Any], image: ImageInput, file: OnnxFile) -> NDArray[Any]:
+    """Pixels from 0 to 255, rounded."""
+    rounded: NDArray[Any] = np.rint(values)
+    if values.size and not (rounded.min() >= 0 and rounded.max() <= 255):
+        raise ShapeError(
+            f"the images do not fit the input {image.name!r} of '{file.path}'.",
+            found=f"values from {values.min():.4g} to {values.max():.4g}",
+            expected="pixels from 0 to 255, as uint8",
+            remedy="mean 0 and std 1/255 (--mean 0 --std 0.00392156862745098) give these",
+        )
+    return rounded
+
+
+def _pieces(values: NDArray[Any], image: ImageInput) -> Iterator[tuple[NDArray[Any], int]]:
+    """What is run at once, filled up to the batch that the model takes, and how many are meant."""
+    layout = image.layout or "n"
+    fixed = (image.sizes[layout.index("n")] if image.sizes else 0) if "n" in layout else 1
+    at = layout.index("n") if "n" in layout else 0
+    for start in range(0, len(values), fixed or max(1, len(values))):
+        piece = values[start : start + (fixed or len(values))]
+        filled = np.resize(piece, (fixed, *piece.shape[1:])) if fixed else piece
+        given = np.moveaxis(filled, 0, at) if "n" in layout else filled[0]
+        yield np.ascontiguousarray(given), len(piece)
 
 
 def _outputs(
-    file: OnnxFile, session: Any, batch: NDArray[Any], sizes: Sequence[int]
+    file: OnnxFile, session: Any, image: ImageInput, batch: Any, sizes: Sequence[int]
 ) -> list[NDArray[Any]]:
     """What a session gives for a batch, a row for each image, in pieces that the model takes."""
-    image = file.inputs[0]
-    fixed = (_sizes(image) or [0])[0]
-    parts = [[np.empty((0, size), batch.dtype)] for size in sizes]
-    for start in range(0, len(batch), fixed or max(1, len(batch))):
-        piece = batch[start : start + (fixed or len(batch))]
-        filled = np.resize(piece, (fixed, *piece.shape[1:])) if fixed else piece
+    values = _as_input(batch, image, file)
+    empty = np.float32 if values.dtype == np.uint8 else values.dtype
+    parts = [[np.empty((0, size), empty)] for size in sizes]
+    for piece, n_meant in _pieces(values, image):
         try:
-            made = session.run(None, {image.name: filled})
+            made = session.run(None, {image.name: piece})
         except Exception as error:
             raise _not_run(file, "run", error) from error
+        layout = image.layout or "n"
+        n_images = piece.shape[layout.index("n")] if "n" in layout else 1
         for given, size, kept in zip(map(np.asarray, made), sizes, parts, strict=True):
-            if given.shape[:2] != (len(filled), size) or math.prod(given.shape[2:]) != 1:
+            rows = given[None] if given.ndim == 1 and "n" not in layout else given
+            one = rows.size == n_images * size and size in rows.shape[1:]
+            if rows.ndim < 2 or len(rows) != n_images or not one:
                 raise ShapeError(
                     f"what the classification layer of '{file.path}' takes or gives is no row for "
                     "each image.",
-                    found=f"shape {given.shape} for {len(filled):,} images",
-                    expected=f"({len(filled)}, {size}), or with sizes of 1 behind",
+                    found=f"shape {given.shape} for {n_images:,} images",
+                    expected=f"({n_images}, {size}), or with further sizes of 1",
                     remedy="name another layer with node='…'",
                 )
-            kept.append(given[: len(piece)].reshape(len(piece), size))
+            kept.append(rows[:n_meant].reshape(n_meant, size))
     return [np.concatenate(part[1:] or part) for part in parts]
 
 

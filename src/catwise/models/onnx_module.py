@@ -34,6 +34,7 @@ class OnnxModule(nn.Module):
         head: of its classification layer.
         session: makes the session.
         run: the session and images → features and logits, as arrays.
+        layout: the order of the axes of the graph's input.
     """
 
     def __init__(
@@ -43,9 +44,10 @@ class OnnxModule(nn.Module):
         *,
         session: Callable[[], Any],
         run: Callable[[Any, Any], tuple[Any, Any]],
+        layout: str,
     ) -> None:
         super().__init__()
-        self.path = path
+        self.path, self.layout = path, layout
         bias = head.bias is not None
         self.head = nn.Linear(head.n_features, head.n_categories, bias=bias, dtype=head.dtype)
         put_head(self.head, head)
@@ -57,7 +59,7 @@ class OnnxModule(nn.Module):
         return self.__dict__ | {"_session": None}
 
     def extra_repr(self) -> str:
-        """The digest of the file and of its external data: what the features depend on."""
+        """What the features depend on: a digest of the file and its external data; the layout."""
         if not self._digest:
             file = open_onnx(self.path)
             entries = (onnx_graph.external_entry(file, x) for x in onnx_graph.list_tensors(file))
@@ -65,7 +67,8 @@ class OnnxModule(nn.Module):
             for path in sorted({entry[0] for entry in entries if entry is not None}):
                 total.update(file_sha256(path).encode())
             self._digest = total.hexdigest()
-        return f"sha256={self._digest}"
+        turned = "" if self.layout in {"", "nchw"} else f", layout={self.layout}"
+        return f"sha256={self._digest}{turned}"
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits (N, C) of preprocessed images."""
