@@ -6,10 +6,13 @@ What is not plain 8-bit RGB, and the rule for each:
 - Alpha, transparent palette entries and colour keys are composited on white.
 - CMYK JPEGs are taken as Adobe writes them (inverted); no colour profile is applied.
 - Grey images of more than 8 bits become floats in [0, 1]: divided by the largest value that their
-  format states, or by `white`. They are never cut to 8 bits. Colour of 16 bits keeps the upper 8.
+  format states, or by `white`. They are never cut to 8 bits. Colour of 16 bits, and grey of 16 bits
+  with alpha, keeps the upper 8. Signed TIFFs of 8 bits are refused.
 - Of several frames or pages the first is read.
-- DICOM: modality rescale or table, then the first VOI table or window, then MONOCHROME1 inverted;
-  padding pixels are black. Without a window, images of up to 8 bits use the range of those bits,
+- DICOM: modality rescale or table, then the first VOI table or window, then the presentation table
+  if there is one; else inverted, once, for MONOCHROME1 or the presentation shape INVERSE (which go
+  together; IDENTITY beside MONOCHROME1 contradicts it and changes nothing). Padding pixels are
+  black. Without a window, images of up to 8 bits use the range of those bits,
   deeper ones stretch their own smallest to largest value. YBR and palettes become RGB.
 
 Only raster formats are opened: none that Pillow would hand to another program (EPS).
@@ -54,6 +57,8 @@ _TURNS: Final = (  # for orientations 2 to 8
 )
 _TIFF_BITS: Final = 258
 _TIFF_PHOTOMETRIC: Final = 262
+_TIFF_SAMPLES: Final = 339
+_SIGNED: Final = 2
 # What the operating system says of a path; anything else it says is about the machine.
 _OF_THE_FILE: Final = {
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES),
@@ -242,6 +247,12 @@ def _as_channels(
 ) -> Image:
     from PIL import Image
 
+    if _is_signed(image) and image.mode[0] not in "IF":
+        raise FeatureError(
+            "its whole numbers are signed, and state no range.",
+            found=f"signed samples, which Pillow reads as mode {image.mode!r}",
+            remedy="convert it to unsigned numbers",
+        )
     if image.mode[0] in "IF":
         levels = _levels(image, white)
         result = image if levels is None else Image.fromarray(levels)
@@ -250,6 +261,11 @@ def _as_channels(
         mode = "L" if channels == 1 else "RGB"
         result = result if result.mode == mode else result.convert(mode)
     return result.transpose(Image.Transpose[turn]) if turn else result
+
+
+def _is_signed(image: Image) -> bool:
+    """Whether a TIFF says that its numbers have a sign."""
+    return _SIGNED in getattr(image, "tag_v2", {}).get(_TIFF_SAMPLES, ())
 
 
 def _on_white(image: Image) -> Image:
@@ -265,6 +281,8 @@ def _levels(image: Image, white: float | None) -> NDArray[np.float32] | None:
     tags = getattr(image, "tag_v2", {})
     inverted = tags.get(_TIFF_PHOTOMETRIC) == 0
     stored = np.asarray(image)
+    if stored.dtype == np.int32 and tags.get(_TIFF_BITS) == (32,) and not _is_signed(image):
+        stored = stored.view(np.uint32)  # Pillow knows no unsigned mode of 32 bits
     if stored.dtype.kind == "f":
         _check_floats(stored, ranged=white is None)
         if white is None and not inverted:
@@ -399,10 +417,30 @@ def _dicom_grey(
         stated = not table and stored.dtype.kind in "iu" and int(data.BitsStored) <= 8
         shown = _stretched(values, padding, _limits(data, slope, intercept) if stated else None)
     result: NDArray[np.float32] = np.clip(shown, 0.0, 1.0).astype(np.float32)
-    if photometric == "MONOCHROME1":
-        result = np.float32(1.0) - result
+    result = _presented(result, data, photometric)
     result[padding] = 0.0
     return result
+
+
+def _presented(values: NDArray[np.float32], data: Any, photometric: str) -> NDArray[np.float32]:
+    """Values in [0, 1] as they are to be seen (PS3.3 C.7.6.1, C.7.6.3.1.2 and C.11.4)."""
+    if tables := data.get("PresentationLUTSequence"):
+        n_entries, _, bits = map(int, tables[0].LUTDescriptor)
+        told = tables[0].LUTData
+        wide = np.frombuffer(told, "<u2") if isinstance(told, bytes) else np.asarray(told)
+        table = wide.astype(np.float64) / (2**bits - 1)
+        places = np.rint(values * ((n_entries or 2**16) - 1)).astype(np.int64)
+        return np.asarray(np.clip(table[places], 0.0, 1.0), dtype=np.float32)
+    shape = str(data.get("PresentationLUTShape") or "IDENTITY").strip().upper()
+    if shape not in {"IDENTITY", "INVERSE"}:
+        raise FeatureError(
+            "the DICOM file is to be shown by a shape that is not known.",
+            found=f"Presentation LUT Shape {shape!r}",
+            expected="IDENTITY or INVERSE",
+        )
+    if shape == "INVERSE" or photometric == "MONOCHROME1":
+        values = np.float32(1.0) - values
+    return values
 
 
 def _number(value: Any, default: float) -> float:

@@ -34,10 +34,12 @@ def encoded(image: Any, form: str = "PNG", **options: Any) -> bytes:
     return file.getvalue()
 
 
-def tiff(bits: int, photometric: int, width: int, height: int, data: bytes) -> bytes:
+def tiff(
+    bits: int, photometric: int, width: int, height: int, data: bytes, samples: int = 1
+) -> bytes:
     """A TIFF of one strip of whole numbers, by hand."""
     entries = {256: width, 257: height, 258: bits, 259: 1, 262: photometric}
-    entries |= {273: 8, 277: 1, 278: height, 279: len(data)}
+    entries |= {273: 8, 277: 1, 278: height, 279: len(data), 339: samples}
     table = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries.items())
     head = b"II*\0" + struct.pack("<I", 8 + len(data))
     return head + data + struct.pack("<H", len(entries)) + table + b"\0\0\0\0"
@@ -405,6 +407,56 @@ def test_dicom_window(function: str | None, *, rescaled: bool) -> None:
     assert len(np.unique(found)) > 3
     inverted = shown(TWELVE, **elements, PhotometricInterpretation="MONOCHROME1")
     np.testing.assert_allclose(inverted, 1 - expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [None, "", "IDENTITY", "INVERSE", "INVERSE "])
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("how", ["window", "table", "stretched", "8 bits", "signed"])
+def test_dicom_polarity(photometric: str, shape: str | None, how: str) -> None:
+    """White is inverted once, behind the window, for MONOCHROME1 or INVERSE, and never twice."""
+    stored = {"8 bits": GREYS, "signed": TWELVE.astype(np.int16) - 2000}.get(how, TWELVE)
+    elements: dict[str, Any] = dict(WINDOW) if how == "window" else {}
+    if how == "table":
+        words = np.arange(4096, dtype="<u2").tobytes()
+        elements["VOILUTSequence"] = items(LUTDescriptor=[4096, 0, 12], LUTData=words)
+    plain = shown(stored, **elements)
+    assert plain.max() > plain.min()
+    said = {} if shape is None else {"PresentationLUTShape": shape}
+    found = shown(stored, **elements, **said, PhotometricInterpretation=photometric)
+    inverted = photometric == "MONOCHROME1" or "INVERSE" in (shape or "")
+    np.testing.assert_allclose(found, 1 - plain if inverted else plain, atol=1e-6)
+
+
+def test_dicom_polarity_of_padding_frames_and_colour() -> None:
+    """INVERSE leaves padding black and colour as it is; of several frames the first is inverted."""
+    inverse = {"PresentationLUTShape": "INVERSE"}
+    padded = np.where(TWELVE > 2000, 0, TWELVE).astype(np.uint16)
+    found = shown(padded, PixelPaddingValue=0, **inverse)
+    assert not found[padded == 0].any()
+    assert found[padded == padded[padded > 0].min()].min() == 1
+    two = dicom(GREYS, NumberOfFrames=2, PixelData=GREYS.tobytes() + bytes(GREYS.size), **inverse)
+    np.testing.assert_allclose(np.asarray(read_image(two)), 1 - GREYS / 255, atol=1e-6)
+    np.testing.assert_array_equal(np.asarray(read_image(dicom(COLOURS, **inverse))), COLOURS)
+    with pytest.raises(FeatureError, match="'LIN OD'"):
+        shown(GREYS, PresentationLUTShape="LIN OD")
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_dicom_presentation_table(photometric: str) -> None:
+    """A presentation table maps all that went before to what is seen, its own polarity included."""
+    words = (1023 - np.arange(256) * 4).astype("<u2").tobytes()
+    table = items(LUTDescriptor=[256, 0, 10], LUTData=words)
+    found = shown(GREYS, PresentationLUTSequence=table, PhotometricInterpretation=photometric)
+    np.testing.assert_allclose(found, (1023 - GREYS * 4.0) / 1023, atol=1e-6)
+
+
+def test_signs_of_tiffs() -> None:
+    """Signed bytes are refused, not taken for unsigned; unsigned numbers of 32 bits keep theirs."""
+    signed = tiff(8, 1, 2, 1, bytes([200, 100]), samples=2)
+    with pytest.raises(FeatureError, match="signed"):
+        read_image(signed)
+    wide = tiff(32, 1, 2, 1, np.array([0, 2**32 - 1], dtype="<u4").tobytes(), samples=1)
+    assert np.asarray(read_image(wide, white=2**32 - 1)).tolist() == [[0, 1]]
 
 
 def test_dicom_window_of_one_grey_and_of_none() -> None:
