@@ -23,6 +23,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import stat
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
     ImageInput: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 
-__all__ = ["DICOM_SUFFIXES", "as_channels", "import_extra", "read_image"]
+__all__ = ["DICOM_SUFFIXES", "as_channels", "import_extra", "open_file", "read_image"]
 
 DICOM_SUFFIXES: Final = (".dcm", ".dicom")
 _FORMATS: Final[tuple[str, ...]] = (
@@ -149,11 +150,30 @@ def _name(source: object) -> str:
     return named if isinstance(named, str) else f"<{type(source).__name__}>"
 
 
+def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file of bytes; a named pipe, a socket or a device, which may never end, is refused.
+
+    Raises:
+        FeatureError: If it is such a thing.
+        OSError: If it cannot be opened.
+    """
+    kind = Path(path).stat().st_mode
+    special = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+    special |= dict.fromkeys((stat.S_IFCHR, stat.S_IFBLK), "a device")
+    if found := special.get(stat.S_IFMT(kind)):
+        raise FeatureError(
+            "it is no file.",
+            found=f"{found}, '{path}'",
+            remedy="leave it out, or copy what it gives to a file",
+        )
+    return Path(path).open("rb")
+
+
 @contextmanager
 def _stream(source: ImageInput) -> Iterator[BinaryIO]:
     """A seekable file at its start; what the caller opened stays open."""
     if isinstance(source, (str, os.PathLike)):
-        with Path(source).open("rb") as file:
+        with open_file(source) as file:
             yield file
     elif isinstance(source, (bytes, bytearray, memoryview)):
         yield io.BytesIO(source)

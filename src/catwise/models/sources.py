@@ -23,14 +23,14 @@ import os
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from catwise.errors import CatwiseError, ConfigError, FeatureError, IdError, ShapeError
 from catwise.features.ids import as_ids, compact, digest_of
-from catwise.models.images import DICOM_SUFFIXES, import_extra, read_image
+from catwise.models.images import DICOM_SUFFIXES, import_extra, open_file, read_image
 from catwise.models.preprocess import (
     ImageBatch,
     ImageLoader,
@@ -135,11 +135,12 @@ class FolderImages(ImageSource):
 
     Args:
         root: the folder that paths start from.
-        paths: (N,) paths with "/", relative to `root`; absolute ones are taken as they are.
+        paths: (N,) paths with "/", relative to `root`, or absolute ones below it. Links in the
+            folder are followed, wherever they lead.
         ids: (N,) of the images; the paths when not given.
 
     Raises:
-        ConfigError: If `root` is no folder, or paths are empty.
+        ConfigError: If `root` is no folder, or paths are empty or lead out of it.
         IdError: If an id is empty or there twice.
         ShapeError: If ids and paths are not as many.
 
@@ -166,6 +167,7 @@ class FolderImages(ImageSource):
         self.root = Path(root)
         if not self.root.is_dir():
             raise ConfigError(f"the image folder '{root}' is not there.", remedy="check the path")
+        _refuse_outside(self.root, names)
         super().__init__(as_ids(names if ids is None else ids, len(names)))
         self._paths = compact(names)
 
@@ -209,6 +211,29 @@ class FolderImages(ImageSource):
         """Path of one image."""
         path = self.root / str(self._paths[row].as_py())
         return path, str(path)
+
+
+def _refuse_outside(root: Path, names: Sequence[str]) -> None:
+    """Refuse paths that lead out of the folder by "..", or by being absolute."""
+    odd = [name for name in names if ".." in name or ":" in name or name[0] in "/\\"]
+    real = os.path.realpath(root)
+    tops = (root.absolute(), real)
+
+    def is_inside(name: str) -> bool:
+        if "\0" in name:
+            return True  # no file has such a name
+        if ".." in PurePath(name).parts:  # behind a link it leads elsewhere than it seems
+            return Path(os.path.realpath(root / name)).is_relative_to(real)
+        path = Path(name)
+        return not path.is_absolute() or any(path.is_relative_to(top) for top in tops)
+
+    if outside := [name for name in odd if not is_inside(name)]:
+        raise ConfigError(
+            f"paths of images lead out of the folder '{root}'.",
+            found=f"{len(outside):,} of {len(names):,}: {', '.join(map(repr, outside[:3]))}",
+            expected="paths below the folder",
+            remedy="name the folder that holds all of them ('/' for absolute paths)",
+        )
 
 
 class TarImages(ImageSource):
@@ -278,7 +303,7 @@ class TarImages(ImageSource):
         number, start, size = self._places[row].tolist()
         path = self.paths[number]
         name = f"{path}:{self._names[row].as_py()}"
-        with _shard(path), path.open("rb") as file:
+        with _shard(path), open_file(path) as file:
             file.seek(start)
             data = file.read(size)
         if len(data) != size:
@@ -334,7 +359,7 @@ def _samples(path: Path, wanted: str | None) -> tuple[dict[str, tuple[str, int, 
 
 def _members(path: Path) -> Iterator[tarfile.TarInfo]:
     """The plain files of a shard, by their headers alone; all of them, or an error."""
-    with _shard(path), path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
+    with _shard(path), open_file(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
         length = file.seek(0, os.SEEK_END)
         last = -1
         while (member := archive.next()) is not None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import gzip
 import io
+import os
 import pickle
+import stat
 import subprocess
 import sys
 import tarfile
@@ -122,6 +124,55 @@ def test_folder_is_scanned_in_order(tmp_path: Path) -> None:
     assert found.ids.tolist() == ["UPPER.PNG", "part0/0.png", "part0/2.png", "part1/1.png"]
     with pytest.raises(ConfigError, match="no images"):
         FolderImages.scan(tmp_path, suffixes=[".gif"])
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device"])
+def test_what_is_no_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    """A pipe, a socket and a device among images or shards are named, and not waited for."""
+    folder(tmp_path, 2)
+    for name in ("part0/x.png", "y.tar"):
+        path = tmp_path / name
+        if kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "socket":
+            os.mknod(path, 0o600 | stat.S_IFSOCK)
+        else:
+            path.symlink_to("/dev/null")
+    found = FolderImages.scan(tmp_path)
+    assert len(found) == 3
+    (problem,) = [image for _, image in found if isinstance(image, Undecodable)]  # type: ignore[attr-defined]
+    assert problem.id == "part0/x.png"
+    assert f"it is no file. (a {'named pipe' if kind == 'pipe' else kind}" in problem.reason
+    loader = ImageLoader(found, SMALL, undecodable="skip")
+    assert sum(len(batch.rows) for batch in loader) == 2
+    with pytest.raises(FeatureError, match=r"no file(.|\n)*y\.tar"):
+        TarImages(tmp_path / "y.tar")
+
+
+def test_paths_stay_in_the_folder(tmp_path: Path) -> None:
+    """Paths that lead out by ".." or by being absolute are refused; links of the folder are not."""
+    root, other = tmp_path / "root", tmp_path / "rooted"
+    for place in (root, other):
+        place.mkdir()
+        folder(place, 2)
+    (root / "link").symlink_to(other, target_is_directory=True)
+    (tmp_path / "way").symlink_to(root, target_is_directory=True)
+    good = ["part0/../part0/0.png", "..part", "link/part0/0.png", f"{root}/part1/1.png"]
+    assert len(FolderImages(root, good)) == 4
+    through = FolderImages(tmp_path / "way", [f"{root}/part1/1.png", f"{tmp_path}/way/part0/0.png"])
+    assert list(levels(through).values()) == [1, 0]
+    for bad in (
+        "../rooted/part0/0.png",
+        f"{other}/part0/0.png",
+        f"{root}/../rooted/part0/0.png",
+        "part0/../../rooted/part0/0.png",
+        "link/../rooted/part0/0.png",
+        "..",
+        "/etc/hostname",
+    ):
+        with pytest.raises(ConfigError, match=r"lead out of the folder(.|\n)*1 of 2"):
+            FolderImages(root, ["part0/0.png", bad])
+    assert len(FolderImages("/", [f"{root}/part1/1.png", f"{other}/part0/0.png"])) == 2
 
 
 def test_folder_refuses_bad_tables(tmp_path: Path) -> None:
