@@ -7,6 +7,7 @@ not trusted where the layer's own output is at hand: the values decide.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from catwise.errors import HeadError
+from catwise.models.packages import FAILS
 
 if TYPE_CHECKING:
     from catwise.heads.core import Head
@@ -85,7 +87,7 @@ def _parts(part: Any, path: str) -> list[tuple[str, object]]:
     else:
         told: Any = getattr(part, "_fields", None) or getattr(part, "__slots__", ())
         fields: list[str] = [told] if isinstance(told, str) else list(told)
-        named = {name: getattr(part, name, None) for name in ("logits", *fields)}
+        named = {name: _attribute(part, name) for name in ("logits", *fields)}
         named |= getattr(part, "__dict__", {})
         if isinstance(part, Mapping) or (hasattr(part, "keys") and hasattr(part, "__getitem__")):
             named |= {str(key): part[key] for key in part.keys()}  # noqa: SIM118  # no Mapping
@@ -93,6 +95,13 @@ def _parts(part: Any, path: str) -> list[tuple[str, object]]:
             named |= {f"[{at}]": inner for at, inner in enumerate(part)}
     dot = "." if path else ""
     return [(mark if mark[:1] == "[" else dot + mark, inner) for mark, inner in named.items()]
+
+
+def _attribute(part: object, name: str) -> object:
+    """An attribute, or None where there is none or it cannot be computed."""
+    with suppress(*FAILS):
+        return getattr(part, name, None)
+    return None
 
 
 def nearest_logits(

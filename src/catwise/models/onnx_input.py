@@ -19,7 +19,7 @@ import numpy as np
 from catwise.errors import ConfigError
 from catwise.models.core import check_layout
 from catwise.models.onnx_graph import QUANTISED, list_nodes
-from catwise.models.packages import import_optional
+from catwise.models.packages import FAILS, import_optional
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,6 +53,9 @@ _AFFINE: Final = frozenset({"Add", "Sub", "Mul", "Div", "Neg"})
 _REDUCED: Final = frozenset({"ReduceMean", "ReduceMax", "ReduceSum", "ReduceL2"})
 _MAX_STEPS: Final = 500
 _MAX_NUMBERS: Final = 2**20
+_MAX_PASSED: Final = 16
+_MAX_RANK: Final = 16
+_INT, _INTS = 2, 7  # kinds of attributes
 _COLOURS: Final = (1, 3)
 
 
@@ -268,15 +271,15 @@ class _Trace:
     def _rank_by(self, nodes: Sequence[Any]) -> int:
         """How many axes an input has that does not state them; 0 where that is not clear."""
         for node in nodes:
-            perm = self._option(node, "perm")
-            kernel = self._shape(node.input[1]) if node.op_type == "Conv" else None
-            if perm is not None or kernel is not None:
-                return len(perm if perm is not None else kernel or ())
+            perm = _whole_numbers(node, "perm")
+            kernel = self._constant_input(node, 1) if node.op_type == "Conv" else None
+            if perm or kernel:
+                return len(perm or kernel or ())
         return 0
 
     def _step(self, node: Any, tensor: str, state: _State) -> _State | None:
         """What becomes of a tensor in one operator; None where the way ends."""
-        op, by = node.op_type, f"{node.op_type} {node.name or node.output[0]!r}"
+        op, by = node.op_type, f"{node.op_type} {node.name or ''.join(node.output[:1])!r}"
         after: _State | None = None
         is_first = tensor == node.input[0]
         if op in _FIXED or op.startswith("Nhwc"):
@@ -289,7 +292,7 @@ class _Trace:
         elif op in {"Transpose", "Unsqueeze", "Squeeze"}:
             after = self._move(node, state) if is_first else None
         elif op in _CUT:
-            removes = op == "Gather" and len(self._shape(node.input[1]) or ()) != 1
+            removes = op == "Gather" and len(self._constant_input(node, 1) or ()) != 1
             after = None if removes else state._replace(is_whole=False)
         elif op in _BENT:
             after = state._replace(scale=None, arithmetic=(*state.arithmetic, by))
@@ -301,14 +304,13 @@ class _Trace:
         """An operator whose axes have a meaning."""
         axes, op = state.axes, node.op_type
         last = op.startswith("Nhwc") or node.domain == "com.ms.internal.nhwc"
-        if last or self._option(node, "channels_last"):
+        if axes and (last or _whole_number(node, "channels_last", 0)):
             axes = (axes[0], axes[-1], *axes[1:-1])
-        at = _KERNEL.get(op, 1)
-        weight = self._shape(node.input[at]) if len(node.input) > at else None
+        weight = self._constant_input(node, _KERNEL.get(op, 1))
         channels = 0
         if weight is not None and state.is_whole and not last:
             if "Conv" in op and op != "ConvTranspose" and len(weight) > 1:
-                channels = weight[1] * int(self._option(node, "group") or 1)
+                channels = weight[1] * _whole_number(node, "group", 1)
             elif op in {"BatchNormalization", "InstanceNormalization"} and weight:
                 channels = weight[0]
         self.places.append(_Place(axes, self._rank, channels, by))
@@ -348,14 +350,13 @@ class _Trace:
         """Transposition, and axes of size 1 that come or go."""
         axes = list(state.axes)
         if node.op_type == "Transpose":
-            perm = self._option(node, "perm") or list(range(len(axes)))[::-1]
-            fits = sorted(perm) == list(range(len(axes)))
-            return state._replace(axes=tuple(axes[at] for at in perm)) if fits else None
+            turned = _turned(tuple(axes), node)
+            return None if turned is None else state._replace(axes=turned)
         moved = self._axes(node)
         if moved is None:
             return None
         if node.op_type == "Squeeze":
-            gone = {axis % len(axes) for axis in moved}
+            gone = {axis % max(1, len(axes)) for axis in moved}
             axes = [axis for at, axis in enumerate(axes) if at not in gone]
         else:
             for at in sorted(axis % (len(axes) + len(moved)) for axis in moved):
@@ -364,18 +365,15 @@ class _Trace:
 
     def _axes(self, node: Any) -> list[int] | None:
         """Axes as an attribute, as in older opsets, or as a constant input."""
-        told = self._option(node, "axes")
+        told = _whole_numbers(node, "axes")
         if told is None and len(node.input) > 1:
             held = self._numbers(node.input[1])
-            told = None if held is None else [int(axis) for axis in held.reshape(-1)]
+            told = None if held is None else [int(axis) for axis in held.reshape(-1)[:_MAX_RANK]]
         return told or None
 
-    @staticmethod
-    def _option(node: Any, name: str) -> Any:
-        for attribute in node.attribute:
-            if attribute.name == name:
-                return list(attribute.ints) if attribute.type == 7 else attribute.i
-        return None
+    def _constant_input(self, node: Any, at: int) -> tuple[int, ...] | None:
+        """Shape of a constant that a node takes; None where it is computed, or absent."""
+        return self._shape(node.input[at]) if len(node.input) > at else None
 
     def _constant(self, name: str) -> Any:
         """The TensorProto of a constant, or the attribute that holds its numbers."""
@@ -386,20 +384,22 @@ class _Trace:
 
     def _shape(self, name: str) -> tuple[int, ...] | None:
         """Shape of a constant, through casts, transposition and dequantisation."""
-        held = self._constant(name)
-        if hasattr(held, "dims"):
-            return tuple(held.dims)
-        if held is not None:
+        turns: list[Any] = []
+        for _ in range(_MAX_PASSED):
+            held, node = self._constant(name), self._makers.get(name)
+            if held is not None or node is None or not node.input:
+                break
+            if node.op_type not in {*_KEPT, "Transpose"}:
+                return None
+            turns += [node] if node.op_type == "Transpose" else []
+            name = node.input[0]
+        shape: tuple[Any, ...] | None = tuple(held.dims) if hasattr(held, "dims") else None
+        if held is not None and shape is None:
             several = held.name in {"value_floats", "value_ints"}
-            return (len(held.floats) + len(held.ints),) if several else ()
-        node = self._makers.get(name)
-        if node is None or node.op_type not in {*_KEPT, "Transpose"} or not node.input:
-            return None
-        shape = self._shape(node.input[0])
-        if shape is None or node.op_type != "Transpose":
-            return shape
-        perm = self._option(node, "perm") or list(range(len(shape)))[::-1]
-        return tuple(shape[at] for at in perm) if sorted(perm) == [*range(len(shape))] else None
+            shape = (len(held.floats) + len(held.ints),) if several else ()
+        for node in reversed(turns):
+            shape = None if shape is None else _turned(shape, node)
+        return shape
 
     def _numbers(self, name: str) -> NDArray[np.float64] | None:
         """A constant's numbers without axes of size 1; None where they are elsewhere, or many."""
@@ -408,13 +408,31 @@ class _Trace:
             if held.data_location == 1 or np.prod(held.dims, dtype=np.float64) > _MAX_NUMBERS:
                 return None
             try:
-                return np.asarray(self._to_array(held), dtype=np.float64).squeeze()
-            except (ValueError, TypeError, AttributeError):
+                numbers = np.asarray(self._to_array(held), dtype=np.float64).squeeze()
+            except FAILS:
                 return None
+            return numbers if np.isfinite(numbers).all() else None
         if held is None:
             return None
         value = {"value_float": held.f, "value_int": held.i}.get(held.name)
         return np.array([*held.floats, *held.ints] if value is None else value, dtype=np.float64)
+
+
+def _whole_numbers(node: Any, name: str) -> list[int] | None:
+    """An attribute that holds whole numbers; None where it is absent."""
+    found = [list(a.ints) for a in node.attribute if a.name == name and a.type == _INTS]
+    return found[0] if found else None
+
+
+def _whole_number(node: Any, name: str, default: int) -> int:
+    """An attribute that holds one whole number."""
+    return next((a.i for a in node.attribute if a.name == name and a.type == _INT), default)
+
+
+def _turned(axes: tuple[Any, ...], node: Any) -> tuple[Any, ...] | None:
+    """Axes, or sizes, behind a Transpose; None where it has others."""
+    perm = _whole_numbers(node, "perm") or [*range(len(axes))][::-1]
+    return tuple(axes[at] for at in perm) if sorted(perm) == [*range(len(axes))] else None
 
 
 def _combined(

@@ -42,6 +42,12 @@ class Plain:
         self.anything = logits
 
 
+class Failing(Plain):
+    @property
+    def logits(self) -> torch.Tensor:
+        raise RuntimeError("only while training")
+
+
 class Slotted:
     __slots__ = ("one", "two")
 
@@ -88,6 +94,7 @@ RETURNED: dict[str, Callable[[torch.Tensor, torch.Tensor], object]] = {
     "named tuple": lambda y, z: Pair(z, y),
     "dataclass": lambda y, z: Result(None, y, (z[:, None].repeat(1, 4, 1),)),
     "object": lambda y, z: Plain(y),
+    "a property that fails": lambda y, z: Failing(y),
     "slots": lambda y, z: Slotted(z, y),
     "ordered": lambda y, z: OrderedDict(anything=y),
     "UserDict": lambda y, z: UserDict({"out": y}),
