@@ -116,7 +116,7 @@ def find_input(file: OnnxFile, layout: str | None = None) -> ImageInput:
     value = images[0]
     sizes, kind = sizes_of(value), int(value.type.tensor_type.elem_type)
     seen = _Trace(file, value.name).run(sizes)
-    told, reason = _layout(file, value.name, sizes, seen, layout)
+    told, reason = _layout(file, value, sizes, seen, layout)
     found = ImageInput(value.name, told, sizes, 0, kind, seen.white, reason, seen.arithmetic)
     counted = {said.channels for said in seen.places if said.layout() == told} - {0}
     channels = found.size("c") or (counted.pop() if len(counted) == 1 else 0)
@@ -127,9 +127,10 @@ def find_input(file: OnnxFile, layout: str | None = None) -> ImageInput:
 
 
 def _layout(
-    file: OnnxFile, name: str, sizes: tuple[int, ...] | None, seen: _Seen, said: str | None
+    file: OnnxFile, value: Any, sizes: tuple[int, ...] | None, seen: _Seen, said: str | None
 ) -> tuple[str, str]:
     """The order of an input's axes, and where that is from."""
+    name = value.name
     by_graph = {text: place.by for place in seen.places if (text := place.layout())}
     if said is not None:
         said = check_layout(said)
@@ -142,7 +143,7 @@ def _layout(
         others = [f"{by} reads it as {text}" for text, by in by_graph.items() if text != said]
         return said, f"as said{', though ' + ' and '.join(others) if others else ''}"
     usual = [text for text in by_graph if text.index("h") < text.index("w")]
-    by_sizes = _by_sizes(sizes)
+    by_sizes = _by_sizes(value)
     if len(by_graph) == 1 and usual and (len(by_sizes) != 1 or by_sizes == usual):
         return usual[0], f"{by_graph[usual[0]]} takes it so"
     hints = {at for at, _ in seen.hints}
@@ -155,7 +156,7 @@ def _layout(
     if not by_graph and sizes is not None and len(sizes) not in {3, 4}:
         return "", "it takes no images"
     facts = [f"{by} reads it as {text}" for text, by in by_graph.items()]
-    facts += [f"{by} speaks for channels on axis {at}" for at, by in seen.hints if not by_graph]
+    facts += [f"{by} sets axis {at} apart" for at, by in seen.hints if not by_graph]
     raise ConfigError(
         f"it is not clear how images lie in the input {name!r} of '{file.path}'.",
         found="; ".join([f"sizes {_shown(sizes)}", *facts]),
@@ -171,9 +172,14 @@ def _shown(sizes: Sequence[int] | None) -> str:
     return f"({', '.join(str(size) if size else 'free' for size in sizes)})"
 
 
-def _by_sizes(sizes: tuple[int, ...] | None) -> list[str]:
-    """The layouts of four axes in which the sizes are those of colour or grey images."""
-    if sizes is None or len(sizes) != 4:
+def _by_sizes(value: Any) -> list[str]:
+    """The layouts of four axes in which the sizes are those of colour or grey images.
+
+    None where a side has such a size too, or the images' axis is called what another is.
+    """
+    sizes = sizes_of(value) or ()
+    first, *names = [dim.dim_param for dim in value.type.tensor_type.shape.dim] or [""]
+    if len(sizes) != 4 or sizes[2] in _COLOURS or (first and first in names):
         return []
     return [text for text in ("nchw", "nhwc") if sizes[text.index("c")] in _COLOURS]
 
@@ -212,7 +218,7 @@ class _Seen(NamedTuple):
 
     Attributes:
         places: operators that fix the order of the axes.
-        hints: axes that look like channels, and by which operator.
+        hints: axes that look like channels, or are set apart otherwise, and by which operator.
         white: 1 or 255 where the graph's arithmetic centres such pixels.
         arithmetic: that arithmetic.
         is_quantised: whether the input goes straight into a quantised operator.
@@ -338,13 +344,14 @@ class _Trace:
         return state._replace(scale=scale, shift=shift, arithmetic=made)
 
     def _reduce(self, node: Any, state: _State, by: str) -> None:
-        """A mean or maximum over two of four axes: those are height and width."""
-        axes = self._axes(node)
-        if axes is None or len(state.axes) != 4 or len(axes) != 2:
+        """A mean or maximum over two of four axes: height and width; over three: all but images."""
+        axes = {axis % 4 for axis in self._axes(node) or ()}
+        if len(state.axes) != 4 or len(axes) not in {2, 3}:
             return
-        kept = [state.axes[at] for at in range(1, 4) if at not in {axis % 4 for axis in axes}]
-        if len(kept) == 1 and kept[0] is not None:
-            self.hints.append((kept[0], by))
+        kept = {state.axes[at] for at in range(3 - len(axes), 4) if at not in axes}
+        apart = kept.pop() if len(kept) == 1 else None
+        if apart or (apart == 0 and len(axes) == 2):
+            self.hints.append((apart, by))
 
     def _move(self, node: Any, state: _State) -> _State | None:
         """Transposition, and axes of size 1 that come or go."""

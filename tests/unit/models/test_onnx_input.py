@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -314,6 +315,14 @@ UNCLEAR: dict[str, tuple[Any, tuple[str, ...]]] = {
     "all threes": (lambda: model_of(["n", 3, 3, 3], body=FLAT, **NUMBERS), ("nchw", "nhwc")),
     "one and three": (lambda: model_of(["n", 1, 8, 3], body=FLAT, **NUMBERS), ("nhwc",)),
     "colours in the middle": (lambda: model_of(["n", 8, 3, 6], body=FLAT, **NUMBERS), ("nhcw",)),
+    "colours on two axes": (
+        lambda: model_of([3, 3, 3, None], body=FLAT, **NUMBERS),
+        (),
+    ),
+    "one name for images and height": (
+        lambda: model_of(["a", 3, "a", None], body=FLAT, **NUMBERS),
+        ("nchw",),
+    ),
     "height and width exchanged": (
         lambda: model_of(FREE, node("Transpose", ["x"], ["t"], perm=[0, 3, 2, 1])),
         ("nhwc", "nwhc"),
@@ -371,6 +380,36 @@ def test_what_is_not_clear_is_asked_for(tmp_path: Path, kind: str) -> None:
         else:
             right = np.repeat(images.mean((1, 2, 3))[:, None], D, axis=1)
         np.testing.assert_allclose(features, right, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_any_order_and_any_freedom_of_sizes(tmp_path: Path, seed: int) -> None:
+    """Unsaid, features are right or the layout is asked for; said, they are right. Never wrong."""
+    rng = np.random.default_rng(seed)
+    layout = "".join(rng.permutation(list("nchw")))
+    height, width = [(8, 6), (3, 3), (3, 6), (8, 3), (4, 4)][int(rng.integers(5))]
+    channels = int(rng.choice([1, 3, 6]))
+    whole = {"n": int(rng.integers(1, 5)), "c": channels, "h": height, "w": width}
+    sizes = [whole[x] if rng.random() < 0.5 else [None, "a", x][rng.integers(3)] for x in layout]
+    turn = node("Transpose", ["x"], ["t"], perm=[layout.index(letter) for letter in "nchw"])
+    images = images_of(5, channels, height, width)
+    if rng.random() < 0.5:  # nothing but a mean over all of an image
+        mean = [
+            node("ReduceMean", ["t"], ["m"], axes=[1, 2, 3], keepdims=1),
+            node("Expand", ["m", "five"], ["p"]),
+        ]
+        model = model_of(sizes, turn, body=mean, **NUMBERS)
+        right = np.repeat(images.mean((1, 2, 3))[:, None], D, axis=1)
+    else:
+        model = model_of(sizes, turn, kernel=KERNELS[channels])
+        right = expected(images, KERNELS[channels])
+    path = saved(tmp_path, model)
+    near = {"rtol": 1e-4, "atol": 1e-5}
+    (features,) = extract_onnx(load_onnx(path, layout=layout), [images])
+    np.testing.assert_allclose(features, right, **near)
+    with suppress(ConfigError, ShapeError):
+        (features,) = extract_onnx(load_onnx(path), [images])
+        np.testing.assert_allclose(features, right, **near)
 
 
 HINTS: dict[str, tuple[Any, str]] = {
