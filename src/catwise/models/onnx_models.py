@@ -166,9 +166,10 @@ def _prepare(
     fields = {} if given else _read_metadata(file)
     if layout is None and given is not None and given.layout != "nchw":
         layout = given.layout
-    image = find_input(file, fields.get("layout") if layout is None else layout)
+    said = fields.get("layout") if layout is None else layout
+    image = find_input(file, said)
     order, notes = image.layout or "nchw", []
-    if order != "nchw":
+    if order != "nchw" or said is not None:
         notes.append(f"the input {image.name!r} is read as {order}: {image.reason}.")
     if given is not None:
         return given if given.layout == order else given.for_layout(order), image, notes

@@ -134,8 +134,6 @@ QUANTISED = [
 ]
 ADD_CHANNEL = node("Unsqueeze", ["x", "one"], ["t"])
 RESIZE = node("Resize", ["x", "", "scales"], ["big"], mode="nearest")
-POOLED = [node("ReduceMean", ["t"], ["p"], axes=[1, 2], keepdims=1)]
-ROWS_FIRST = [node("ReduceMean", ["x"], ["m"], axes=[2, 3], keepdims=0)]
 
 READ: dict[str, tuple[Any, str]] = {
     "channels last, free sides": (lambda: model_of(["n", None, None, 3], TURN), "nhwc"),
@@ -232,6 +230,11 @@ def test_images_reach_the_graph_as_it_takes_them(tmp_path: Path, kind: str) -> N
     assert sides == (declared.size("h") or 224, declared.size("w") or 224)
 
 
+POOLED_ROWS = [
+    node("GlobalAveragePool", ["t"], ["g"]),
+    node("Constant", [], ["five"], value=tensor(np.array([1, D, 1, 1]), "five")),
+    node("Expand", ["g", "five"], ["p"]),
+]
 GREY: dict[str, tuple[Any, str]] = {
     "channels last": (lambda: model_of(["n", None, None, 1], TURN, kernel=KERNELS[1]), "nhwc"),
     "all free": (lambda: model_of(FREE, TURN, kernel=KERNELS[1]), "nhwc"),
@@ -250,12 +253,6 @@ GREY: dict[str, tuple[Any, str]] = {
     ),
     "one row": (lambda: model_of(["n", 1, 6, 1], TURN, body=POOLED_ROWS), "nhwc"),
 }  # fmt: skip
-POOLED_ROWS = [
-    node("GlobalAveragePool", ["t"], ["g"]),
-    node("Expand", ["g", "five"], ["p"]),
-    node("Constant", [], ["five"], value=tensor(np.array([1, D, 1, 1]), "five")),
-][::-1]
-POOLED_ROWS = [POOLED_ROWS[0], POOLED_ROWS[2], POOLED_ROWS[1]]
 
 
 @pytest.mark.parametrize("kind", GREY)
@@ -582,6 +579,7 @@ def test_what_is_said(tmp_path: Path) -> None:
     said = load_onnx(path, layout="NHCW")
     assert said.preprocessing.layout == "nhcw"
     assert "as said, though Conv 'conv' reads it as nhwc" in said.notes[1]
+    assert "read as nchw: as said, though" in load_onnx(path, layout="nchw").notes[1]
     given = Preprocessing((8, 6), layout="nhwc")
     assert load_onnx(path, preprocessing=given).preprocessing is given
     assert load_onnx(path, preprocessing=Preprocessing((8, 6))).preprocessing == given
