@@ -157,3 +157,18 @@ class LoadedModel:
     def __post_init__(self) -> None:
         if self.checkpoint is not None:
             self.checkpoint = Path(self.checkpoint)
+        self.check_layout()
+
+    def check_layout(self) -> None:
+        """Refuse a preprocessing whose order of axes nothing turns images to.
+
+        Raises:
+            ConfigError: If the module does not say in its `layout` that it turns them so.
+        """
+        layout = self.preprocessing.layout
+        if layout != "nchw" and getattr(self.module, "layout", None) != layout:
+            raise ConfigError(
+                f"{self.name} is given images as (N, channels, height, width).",
+                found=f"a preprocessing with the layout {layout!r}",
+                remedy="turn them in the module's forward, such as images.permute(0, 2, 3, 1)",
+            )

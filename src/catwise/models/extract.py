@@ -139,6 +139,8 @@ def extract(
     tensor([[1., 0.]], dtype=torch.float16)
     """
     given = model if isinstance(model, LoadedModel) else None
+    if given is not None:
+        given.check_layout()
     if isinstance(loader, ImageSource):
         loader = ImageRows(loader, _preprocessing(given))
     source = BatchSource(loader, batch_rows, num_workers, ids)

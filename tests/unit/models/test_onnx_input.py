@@ -611,6 +611,22 @@ def test_the_layout_is_recorded_and_kept(tmp_path: Path) -> None:
     assert again.preprocessing.layout == "nhwc"
 
 
+def test_a_layout_that_nothing_turns_images_to(tmp_path: Path) -> None:
+    """A module of one's own takes channels first: another layout is refused, not passed over."""
+    last = Preprocessing((8, 6), layout="nhwc")
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(144, 2))
+    with pytest.raises(ConfigError, match=r"layout 'nhwc'(.|\n)*permute"):
+        LoadedModel("mine", module, "1", last)
+    model = LoadedModel("mine", module, "1", Preprocessing((8, 6)))
+    model.preprocessing = last
+    with pytest.raises(ConfigError, match="layout 'nhwc'"):
+        extract(model, [torch.zeros(1, 3, 8, 6)])
+    turned = load_onnx(saved(tmp_path, model_of(FREE, TURN)))
+    turned.preprocessing = Preprocessing((8, 6), layout="nhcw")
+    with pytest.raises(ConfigError, match="layout 'nhcw'"):
+        extract(turned, [torch.from_numpy(images_of())])
+
+
 OUTPUTS: dict[str, tuple[list[Any], list[str], str]] = {
     "a sequence": (
         [node("SplitToSequence", ["y"], ["s"], axis=1)],
