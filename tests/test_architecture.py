@@ -24,7 +24,7 @@ MAX_LINES = 700
 # A module imports from earlier layers and from its own package only.
 LAYERS = (
     {"_version", "errors", "progress"},
-    {"_io", "_safetensors", "_extras", "_device", "_choices", "_text"},
+    {"_io", "_arrays", "_safetensors", "_extras", "_device", "_choices", "_text"},
     {"labels", "losses", "features"},
     {"data", "heads", "joining"},
     {"models"},

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from catwise.errors import CategoryError, HeadError, IdError, LabelError, ShapeError, nearest
-from catwise.features.blocks import BLOCK_ROWS, RowBlocks, block_of, feature_shape
+from catwise.features.blocks import BLOCK_ROWS, RowBlocks, as_rows, block_of, feature_shape
 from catwise.features.by_category import by_category, of_categories
 from catwise.labels import PartialLabels
 
@@ -154,7 +154,7 @@ def align(head: Head, features: Any, labels: PartialLabels, *, name: str = "data
 
 
 def open_source(data: Any, *, name: str) -> tuple[Any, PartialLabels]:
-    """Features and labels of one source, as they were given.
+    """Features and labels of one source; arrays of features as :func:`as_rows` has them.
 
     Args:
         data: a pair of features (N, D) of any kind and labels (N, C).
@@ -163,6 +163,7 @@ def open_source(data: Any, *, name: str) -> tuple[Any, PartialLabels]:
     Raises:
         ShapeError: If it is no pair.
         LabelError: If the labels are raw values, whose meaning nobody has named.
+        FeatureError: If the features are no dense array of real numbers.
     """
     if not (isinstance(data, (tuple, list)) and len(data) == 2):
         raise ShapeError(
@@ -178,7 +179,7 @@ def open_source(data: Any, *, name: str) -> tuple[Any, PartialLabels]:
             expected="PartialLabels, in which every value has a meaning",
             remedy="PartialLabels.from_array(y, encoding=…)",
         )
-    return features, labels
+    return as_rows(features, name=f"{name} features"), labels
 
 
 def join_rows(features: Any, labels: PartialLabels, *, name: str = "data") -> Joined:
@@ -380,7 +381,7 @@ class _TakenRows:
         if isinstance(values, torch.Tensor):
             return values[torch.from_numpy(rows).to(values.device)]
         if not isinstance(values, RowBlocks):
-            return np.asarray(values[rows])
+            return values[rows]
         take = getattr(values, "rows", None)  # stores and `Features` know a good order themselves
         return _gathered(values, rows) if take is None else take(rows)
 
@@ -418,9 +419,8 @@ def aligned_features(features: Any, rows: NDArray[np.int64] | None) -> Any:
     """
     if (own := by_category(features)) is not None:
         return own if rows is None else own.take_rows(rows)
-    if rows is not None:
-        return _TakenRows(features if hasattr(features, "shape") else np.asarray(features), rows)
-    return features if hasattr(features, "shape") else np.asarray(features)
+    features = as_rows(features)
+    return features if rows is None else _TakenRows(features, rows)
 
 
 def source_digests(

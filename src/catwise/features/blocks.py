@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 import numpy as np
 import torch
 
+from catwise._arrays import UNREADABLE, as_numpy, dense, is_sparse, is_tensor
 from catwise.errors import FeatureError
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["BLOCK_ROWS", "RowBlocks", "block_of", "feature_shape", "iterate_blocks"]
+__all__ = ["BLOCK_ROWS", "RowBlocks", "as_rows", "block_of", "feature_shape", "iterate_blocks"]
 
 BLOCK_ROWS: Final = 4096
 """Rows in a block: fixed, so that the way a computation is cut never depends on the machine."""
@@ -35,9 +36,93 @@ class RowBlocks(Protocol):
         """Rows start to stop, as an array in memory or a view of a mapped file."""
 
 
-def _plain(values: Values) -> Values:
-    """Lists become arrays; what has a shape stays as it is."""
-    return values if hasattr(values, "shape") else np.asarray(values)
+def as_rows(values: Values, *, name: str = "features") -> Values:
+    """What holds features, ready to be read block by block.
+
+    Args:
+        values: features of any kind.
+        name: what to call them in an error.
+
+    Returns:
+        A dense numpy array or tensor of real numbers, or `RowBlocks`: those that are given, or
+        around an object with a shape that gives its rows when it is sliced (dask, HDF5, zarr).
+
+    Raises:
+        FeatureError: If they are no dense array of real numbers, or have masked entries.
+
+    >>> as_rows([[1, 2]])
+    array([[1, 2]])
+    """
+    try:
+        read = not is_tensor(values) and isinstance(values, RowBlocks)
+        lazy = not read and _is_lazy(values)
+    except UNREADABLE as error:  # a data set of a file that is closed
+        raise FeatureError(f"{name} cannot be read.", found=str(error)) from error
+    if read or lazy:
+        return values if read else SlicedRows(values, name)
+    found = dense(values, name=name, error=FeatureError)
+    if is_tensor(found):
+        real = not (found.is_complex() or found.dtype == torch.bool)
+    else:
+        real = found.dtype.kind in "fiu"
+    if not real:
+        raise _not_numbers(name, f"dtype {found.dtype}")
+    return found
+
+
+def _is_lazy(values: Any) -> bool:
+    """Whether rows should be read as slices, because not all may be in memory."""
+    if is_tensor(values) or isinstance(values, (np.ndarray, list, tuple)) or is_sparse(values):
+        return False
+    has_rows = all(hasattr(values, part) for part in ("shape", "dtype", "__getitem__"))
+    return has_rows and not hasattr(values, "to_numpy")
+
+
+class SlicedRows:
+    """Rows of an object that is read by slicing it.
+
+    Args:
+        values: (N, D), or with more axes.
+        name: what to call it in an error.
+
+    Raises:
+        FeatureError: If a slice of it is no dense array of real numbers.
+    """
+
+    __slots__ = ("_name", "_values")
+
+    def __init__(self, values: Any, name: str) -> None:
+        self._values, self._name = values, name
+        if self.block(0, 0).shape != (0, *self.shape[1:]):
+            raise _not_numbers(name, f"a {type(values).__name__} whose slices are no rows")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, D)."""
+        try:
+            return tuple(int(size) for size in self._values.shape)
+        except UNREADABLE as error:  # dask does not know every size, a closed file none
+            raise FeatureError(
+                f"{self._name} must have a known shape.",
+                found=f"{type(self._values).__name__}: {error}",
+                remedy="keep its file open, and compute the sizes of its chunks first",
+            ) from error
+
+    @property
+    def dtype(self) -> Any:
+        """As the object has it."""
+        return self._values.dtype
+
+    def block(self, start: int, stop: int) -> NDArray[Any]:
+        """Rows start to stop."""
+        try:
+            part = self._values[start:stop]
+        except (*UNREADABLE, LookupError, OSError) as error:
+            raise _not_numbers(self._name, f"{type(self._values).__name__}: {error}") from error
+        rows: NDArray[Any] = as_numpy(part, name=self._name, error=FeatureError)
+        if rows.dtype.kind not in "fiu":
+            raise _not_numbers(self._name, f"dtype {rows.dtype}")
+        return rows
 
 
 def feature_shape(values: Values, *, name: str = "features") -> tuple[int, int]:
@@ -53,7 +138,7 @@ def feature_shape(values: Values, *, name: str = "features") -> tuple[int, int]:
     >>> feature_shape([[1.0, 2.0, 3.0]])
     (1, 3)
     """
-    shape = tuple(int(size) for size in _plain(values).shape)
+    shape = tuple(int(size) for size in as_rows(values, name=name).shape)
     if len(shape) != 2:
         raise FeatureError(
             f"{name} must have one row for each image.",
@@ -87,26 +172,20 @@ def block_of(
     >>> block_of(np.array([[1, 2], [3, 4]], dtype=np.float16), 1, 2)
     tensor([[3., 4.]])
     """
-    if isinstance(values, torch.Tensor):
-        if values.is_complex() or values.is_quantized or values.dtype == torch.bool:
-            raise _not_numbers(str(values.dtype))
-        return values.detach()[start:stop].to(dtype)
-    rows = values.block(start, stop) if isinstance(values, RowBlocks) else values
-    if rows is values:
-        rows = np.asarray(values[start:stop])
+    values = as_rows(values)
+    rows = values.block(start, stop) if isinstance(values, RowBlocks) else values[start:stop]
+    rows = as_rows(rows)
     if isinstance(rows, torch.Tensor):
         return rows.detach().to(dtype)
-    if rows.dtype.kind not in "fiu":
-        raise _not_numbers(str(rows.dtype))
     if rows.dtype == np.float16 and rows.dtype.isnative:
         return torch.from_numpy(np.array(rows)).to(dtype)
     return torch.from_numpy(np.array(rows, dtype=np.float64 if dtype.itemsize == 8 else np.float32))
 
 
-def _not_numbers(found: str) -> FeatureError:
+def _not_numbers(name: str, found: str) -> FeatureError:
     return FeatureError(
-        "features must be real numbers.",
-        found=f"dtype {found}",
+        f"{name} must be real numbers.",
+        found=found,
         expected="float16, bfloat16, float32 or float64",
     )
 
@@ -119,7 +198,7 @@ def iterate_blocks(
     >>> [(start, len(rows)) for start, rows in iterate_blocks(np.zeros((5, 2)), block_rows=2)]
     [(0, 2), (2, 2), (4, 1)]
     """
-    values = _plain(values)
+    values = as_rows(values)
     n_rows, _ = feature_shape(values)
     block_rows = min(block_rows, getattr(values, "block_rows", block_rows))
     for start in range(0, n_rows, block_rows):

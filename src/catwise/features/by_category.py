@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
+from catwise._arrays import as_numpy
 from catwise.errors import FeatureError, ShapeError
-from catwise.features.blocks import BLOCK_ROWS, RowBlocks
+from catwise.features.blocks import BLOCK_ROWS, RowBlocks, as_rows
 from catwise.features.ids import as_ids, row_index
 
 if TYPE_CHECKING:
@@ -66,8 +67,7 @@ class CategoryFeatures:
 
     def __post_init__(self) -> None:
         put = object.__setattr__
-        if not hasattr(self.values, "shape"):
-            put(self, "values", np.asarray(self.values))
+        put(self, "values", as_rows(self.values))
         shape = tuple(self.values.shape)
         n_groups = self.n_groups or (shape[1] if len(shape) == 3 else 0)
         whole = len(shape) in {2, 3} and n_groups > 0 and 0 not in shape[1:]
@@ -81,7 +81,7 @@ class CategoryFeatures:
         if self.ids is not None:
             put(self, "ids", as_ids(self.ids, self.shape[0]))
         if self.groups is not None:
-            groups = np.asarray(self.groups, dtype=np.int64)
+            groups = as_numpy(self.groups, name="groups", error=ShapeError).astype(np.int64)
             if groups.ndim != 1 or ((groups < 0) | (groups >= n_groups)).any():
                 raise ShapeError(
                     "the groups of the categories do not fit the features.",
@@ -102,7 +102,7 @@ class CategoryFeatures:
     @property
     def shape(self) -> tuple[int, int]:
         """(N, K · D): as rows of numbers."""
-        n_rows = len(self.values) if self.index is None else len(self.index)
+        n_rows = self.values.shape[0] if self.index is None else len(self.index)
         return n_rows, int(np.prod(self.values.shape[1:]))
 
     @property
@@ -222,9 +222,10 @@ def by_category(features: Any) -> CategoryFeatures | None:
     """
     if isinstance(features, CategoryFeatures):
         return features
+    features = as_rows(features)
     ids = getattr(features, "ids", None)
     values = getattr(features, "values", features)
-    if callable(values):  # a pandas frame's, a mapping's
+    if callable(values):  # a tensor's
         values = features
     origin = getattr(values, "origin", None)
     made = origin.get("extract") if isinstance(origin, dict) else None

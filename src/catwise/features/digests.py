@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
+from catwise._arrays import as_numpy
 from catwise.errors import ShapeError
 from catwise.features.blocks import feature_shape, iterate_blocks
 from catwise.features.ids import id_text
@@ -66,7 +67,7 @@ def row_digests(features: Any, ids: Any = None) -> NDArray[np.uint64]:
 
 
 def _of_ids(ids: Any, n_rows: int) -> NDArray[np.uint64]:
-    items = np.asarray(ids)
+    items = as_numpy(ids, name="ids", error=ShapeError)
     if items.shape != (n_rows,):
         raise ShapeError(
             "ids do not fit the features.",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pyarrow as pa
 
+from catwise._arrays import as_numpy
 from catwise.errors import IdError, ShapeError
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def as_ids(ids: Any, n_rows: int | None = None, *, name: str = "ids") -> NDArray
     >>> as_ids([7, 12]).tolist()
     ['7', '12']
     """
-    array = np.asarray(ids)
+    array = as_numpy(ids, name=name, error=IdError)
     if array.ndim != 1 or (n_rows is not None and len(array) != n_rows):
         raise ShapeError(
             f"{name} must be one for each row.",
@@ -173,7 +174,7 @@ def row_index(index: Any) -> NDArray[Any]:
     >>> row_index([]).dtype
     dtype('int64')
     """
-    array = np.asarray(index)
+    array = as_numpy(index, name="a choice of rows", error=ShapeError)
     return array if array.size else array.astype(np.int64)
 
 

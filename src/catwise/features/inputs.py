@@ -11,7 +11,7 @@ import torch
 
 from catwise.errors import ConfigError, FeatureError, FeatureStoreError, nearest
 from catwise.features.arrays import FileArray, list_arrays
-from catwise.features.blocks import BLOCK_ROWS, RowBlocks, feature_shape
+from catwise.features.blocks import BLOCK_ROWS, RowBlocks, as_rows, feature_shape
 from catwise.features.by_category import CategoryFeatures, by_category
 from catwise.features.ids import as_ids, row_index
 from catwise.features.places import is_url
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Features", "check_finite", "read_features"]
 
 _FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
+_WITH_ISFINITE: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _FLOAT16_EXPONENT: Final = np.uint16(0x7C00)
 
 
@@ -52,8 +53,7 @@ class Features:
     ids: NDArray[np.str_] | None = None
 
     def __post_init__(self) -> None:
-        if not hasattr(self.values, "shape"):
-            object.__setattr__(self, "values", np.asarray(self.values))
+        object.__setattr__(self, "values", as_rows(self.values))
         n_rows, _ = feature_shape(self.values)
         if self.ids is not None:
             object.__setattr__(self, "ids", as_ids(self.ids, n_rows))
@@ -91,7 +91,8 @@ class Features:
         if hasattr(self.values, "rows"):
             return self.values.rows(index)
         if isinstance(self.values, RowBlocks):
-            parts = [self.values.block(int(i), int(i) + 1) for i in index]
+            wanted = np.arange(len(self))[index]
+            parts = [self.values.block(int(i), int(i) + 1) for i in wanted]
             return np.concatenate([self.values.block(0, 0), *parts])
         return np.asarray(self.values[index])
 
@@ -135,10 +136,18 @@ def read_features(
     elif isinstance(source, Features):
         features = source
     else:
-        features = by_category(source) or Features(source, getattr(source, "ids", None))
+        features = in_memory(source)
     if check:
         check_finite(features)
     return features
+
+
+def in_memory(source: Any) -> Features | CategoryFeatures:
+    """Features that are no file: with their ids, if they are rows that know them."""
+    if isinstance(source, Features):
+        return source
+    source = as_rows(source)
+    return by_category(source) or Features(source, getattr(source, "ids", None))
 
 
 def _from_path(
@@ -253,8 +262,7 @@ def check_finite(
       found:    1 row with NaN or infinite values; the first is row 1, column 0 (nan)
       ...
     """
-    if not isinstance(features, Features):
-        features = by_category(features) or Features(features, getattr(features, "ids", None))
+    features = in_memory(features)
     n_rows, _ = features.shape
     block_rows = min(block_rows, getattr(features, "block_rows", block_rows))
     n_bad, first = 0, ""
@@ -284,22 +292,17 @@ def check_finite(
 
 def _not_finite(rows: Any) -> NDArray[np.bool_] | None:
     """Which values of a block float32 cannot hold; None if there are none."""
+    rows = as_rows(rows)
     if isinstance(rows, torch.Tensor):
+        rows = rows if rows.dtype in _WITH_ISFINITE else rows.float()
         within = rows.abs() <= _FLOAT32_MAX if rows.dtype == torch.float64 else rows.isfinite()
         return None if bool(within.all()) else within.logical_not().cpu().numpy()
-    rows = np.asarray(rows)
+    if rows.dtype.kind != "f":
+        return None
     if rows.dtype == np.float16 and rows.dtype.isnative:
         bad = (rows.view(np.uint16) & _FLOAT16_EXPONENT) == _FLOAT16_EXPONENT
-    elif rows.dtype.kind == "f" and rows.dtype.itemsize > 4:
+    elif rows.dtype.itemsize > 4:
         bad = ~(np.abs(rows) <= _FLOAT32_MAX)
-    elif rows.dtype.kind == "f":
-        bad = ~np.isfinite(rows)
-    elif rows.dtype.kind in "iu":
-        return None
     else:
-        raise FeatureError(
-            "features must be real numbers.",
-            found=f"dtype {rows.dtype}",
-            expected="float16, bfloat16, float32 or float64",
-        )
+        bad = ~np.isfinite(rows)
     return bad if bool(bad.any()) else None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
+from catwise._arrays import as_numpy, dense
 from catwise._io import write_bytes
 from catwise._safetensors import build
 from catwise.errors import CategoryError, HeadError, ShapeError, nearest
@@ -315,21 +316,19 @@ def _restore(
 
 def _float_tensor(values: Any, name: str) -> torch.Tensor:
     """A detached, contiguous copy with finite values."""
-    try:
-        if isinstance(values, torch.Tensor):
-            tensor = values.detach().clone(memory_format=torch.contiguous_format)
-        elif isinstance(values, (list, tuple)):
-            tensor = torch.tensor(values, dtype=torch.float32)
-        else:
-            array = np.asarray(values)
-            tensor = torch.from_numpy(
-                np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
-            )
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise HeadError(f"a head's {name} must be numbers.", found=str(error)) from error
+    name = f"a head's {name}"
+    given = dense(values, name=name, error=HeadError)
+    if isinstance(given, torch.Tensor):
+        tensor = given.clone(memory_format=torch.contiguous_format)
+    elif given.dtype.kind not in "fiub":
+        raise HeadError(f"{name} must be numbers.", found=f"dtype {given.dtype}")
+    elif isinstance(values, (list, tuple)):
+        tensor = torch.tensor(given, dtype=torch.float32)
+    else:
+        tensor = torch.from_numpy(np.array(given, dtype=given.dtype.newbyteorder("="), order="C"))
     if tensor.dtype not in FLOAT_DTYPES:
         raise HeadError(
-            f"a head's {name} must be floating-point numbers.",
+            f"{name} must be floating-point numbers.",
             found=f"dtype {tensor.dtype}",
             expected="float16, bfloat16, float32 or float64",
             remedy="use the checkpoint from before it was quantised",
@@ -344,7 +343,7 @@ def _check_finite(tensor: torch.Tensor, name: str) -> None:
         return
     rows = finite.reshape(len(tensor), -1).all(1).logical_not().nonzero().flatten()
     raise HeadError(
-        f"a head's {name} must be finite.",
+        f"{name} must be finite.",
         found=f"{int((~finite).sum()):,} NaN or infinite values; first in row {int(rows[0])}",
         remedy="this checkpoint is damaged or its training diverged: use another one",
     )
@@ -373,7 +372,7 @@ def _digests(values: Any) -> NDArray[np.uint64] | None:
     """Sorted, different, read-only uint64 values."""
     if values is None:
         return None
-    array = np.asarray(values)
+    array = as_numpy(values, name="fitted_on", error=HeadError)
     if array.size and (array.dtype.kind not in "ui" or array.ndim != 1):
         raise HeadError(
             "fitted_on must be row digests.",

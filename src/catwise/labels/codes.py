@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 __all__ = [
     "CODE_NAMES",
     "NEGATIVE",
+    "OTHERS",
     "POSITIVE",
     "UNCERTAIN",
     "UNKNOWN",
@@ -33,6 +34,9 @@ CODE_NAMES: Final = {
     UNKNOWN: "unknown",
     UNCERTAIN: "uncertain",
 }
+
+OTHERS: Final = {"unknown": UNKNOWN, "negative": NEGATIVE}
+"""What it may mean that a source which lists labels does not list one."""
 
 Codes: TypeAlias = NDArray[np.int8]
 Rows: TypeAlias = NDArray[np.int64]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
+from catwise._arrays import as_numpy
 from catwise.errors import ConfigError, LabelError, ShapeError
 from catwise.labels.codes import NEGATIVE, POSITIVE, UNCERTAIN, UNKNOWN, Codes, Rows
 
@@ -241,7 +242,8 @@ def ranges(first: NDArray[Any], lengths: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def _checked_pair(j: int, rows: Any, codes: Any, n_rows: int) -> tuple[Rows, Rows, Codes]:
-    row, code = np.asarray(rows), np.asarray(codes)
+    row = as_numpy(rows, name=f"rows of category {j}", error=ShapeError)
+    code = as_numpy(codes, name=f"codes of category {j}", error=LabelError)
     if row.ndim != 1 or row.shape != code.shape or (row.size and row.dtype.kind not in "iu"):
         raise ShapeError(
             f"rows and codes of category {j} do not fit together.",

@@ -6,11 +6,20 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 
-from catwise.errors import IdError
+from catwise._arrays import is_sparse
+from catwise.errors import ConfigError, IdError
 from catwise.labels.codes import POSITIVE, UNKNOWN, Codes, LabelCounts, Rows
-from catwise.labels.columns import Columns, Storage, as_stored, check_codes, dense_counts
+from catwise.labels.columns import Columns, Storage, as_stored, dense_counts
 from catwise.labels.names import category_names, category_positions, row_names
-from catwise.labels.reading import encode_array, place_of, row_positions, two_dimensional
+from catwise.labels.reading import (
+    array_codes,
+    array_names,
+    encode_array,
+    place_of,
+    row_positions,
+    sparse_codes,
+    two_dimensional,
+)
 
 if TYPE_CHECKING:
     import os
@@ -75,9 +84,8 @@ class PartialLabels:
         *,
         storage: Storage = "auto",
     ) -> None:
-        array = two_dimensional(codes)
-        names = category_names(categories, array.shape[1])
-        checked = check_codes(array, where=lambda place: place_of(place, names))
+        checked = array_codes(codes, categories)
+        names = category_names(categories, checked.shape[1])
         self._fill(checked, len(checked), names, ids=ids, groups=groups, storage=storage)
 
     def _fill(
@@ -128,33 +136,48 @@ class PartialLabels:
         categories: Sequence[str] | None = None,
         groups: Any = None,
         storage: Storage = "auto",
+        others: Literal["unknown", "negative"] | None = None,
     ) -> PartialLabels:
         """Read labels from an array in a named encoding.
 
         Args:
             y: (N, C): a numpy array, torch tensor, nested list (None is a blank), or a data frame,
-                whose column names become the categories.
+                whose column names become the categories. A masked entry is unknown, whatever lies
+                under the mask. A sparse array (scipy, torch) stores single entries.
             encoding: a name in `ENCODINGS`, or an `Encoding`. It must be given.
             ids: as for `PartialLabels`.
             categories: as for `PartialLabels`.
             groups: as for `PartialLabels`.
             storage: as for `PartialLabels`.
+            others: for a sparse array, and only there: what entries mean that it does not store,
+                "unknown" or "negative". It must be given.
 
         Raises:
             LabelError: If no encoding is named, or it does not know a value; the error lists the
-                encodings that do.
+                encodings that do. If y is no dense array, or is sparse and `others` is not given.
             ShapeError: If y is not (N, C).
+            ConfigError: If `others` is given for what is not sparse.
 
         >>> PartialLabels.from_array([[1, None], [0, 1]], encoding="nan").codes
         array([[ 1, -1],
                [ 0,  1]], dtype=int8)
+        >>> y = np.ma.array([[1, 0]], mask=[[False, True]])
+        >>> PartialLabels.from_array(y, encoding="nan").codes
+        array([[ 1, -1]], dtype=int8)
         """
-        if categories is None and hasattr(y, "columns") and hasattr(y, "to_numpy"):
-            categories = [str(name) for name in y.columns]
-        array = two_dimensional(y)
-        names = category_names(categories, array.shape[1])
-        codes = encode_array(array, encoding, where=lambda place: place_of(place, names))
-        return cls.from_content(codes, len(codes), names, ids=ids, groups=groups, storage=storage)
+        categories = array_names(y) if categories is None else categories
+        content: Codes | Columns
+        if is_sparse(y):
+            content, n_rows, names = sparse_codes(y, encoding, others, categories)
+        elif others is not None:
+            raise ConfigError("others= belongs to sparse arrays.", found=f"a {type(y).__name__}")
+        else:
+            array = two_dimensional(y)
+            n_rows, n_columns = array.values.shape
+            names = category_names(categories, n_columns)
+            content = encode_array(array, encoding, where=lambda place: place_of(place, names))
+        rest: dict[str, Any] = {"ids": ids, "groups": groups, "storage": storage}
+        return cls.from_content(content, n_rows, names, **rest)
 
     @classmethod
     def from_columns(

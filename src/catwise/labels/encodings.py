@@ -140,6 +140,8 @@ def raw_value(value: Any) -> Raw:
         if lower in TRUTH_TEXTS:
             return TRUTH_TEXTS[lower]
         value = text
+    elif isinstance(value, (complex, np.complexfloating, np.timedelta64, np.datetime64)):
+        return str(value)  # some of which `float` would take, in part
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
@@ -178,7 +180,7 @@ def encode_values(values: NDArray[Any], encoding: Encoding) -> Codes:
     if values.dtype.kind in "biuf":
         return _encode_numbers(values, mapping)
     if values.dtype.kind == "S":
-        values = np.char.decode(values, "utf-8")
+        values = np.char.decode(values, "utf-8", "surrogateescape")
     cache = _Cache(mapping)
     flat = values.ravel().tolist()
     codes = np.fromiter(map(cache.__getitem__, map(_hashable, flat)), np.int8, len(flat))

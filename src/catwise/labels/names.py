@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from catwise._arrays import as_numpy
 from catwise.errors import CategoryError, IdError, ShapeError, nearest
 
 if TYPE_CHECKING:
@@ -53,15 +54,16 @@ def row_names(values: Any, n_rows: int, what: str, *, unique: bool) -> Names | N
 
 
 def _as_text(values: Any, what: str) -> Names:
-    if hasattr(values, "detach"):
-        values = values.detach().cpu().numpy()
-    array = np.asarray(values)
+    array = as_numpy(values, name=what, error=IdError)
     if array.dtype.kind == "O":
         wrong = [v for v in array.ravel() if not isinstance(v, (str, int, np.integer))]
         if wrong:
             raise _no_name(what, repr(wrong[0]))
     elif array.dtype.kind == "S":
-        return np.char.decode(array, "utf-8")
+        try:
+            return np.char.decode(array, "utf-8")
+        except UnicodeDecodeError as error:
+            raise _no_name(what, str(error)) from error
     elif array.dtype.kind not in "UiuT" and array.size:
         raise _no_name(what, f"dtype {array.dtype}")
     return np.array(array.astype(np.str_))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import numpy as np
 
+from catwise._arrays import as_numpy
 from catwise.errors import CategoryError, ConfigError, FeatureError, LabelError, ShapeError, nearest
 
 if TYPE_CHECKING:
@@ -322,11 +323,7 @@ def _check_choice(assumption: str | None, estimator: str) -> None:
 
 
 def checked_scores(scores: Any, labels: PartialLabels, *, probabilities: bool) -> NDArray[Any]:
-    if hasattr(scores, "detach"):
-        scores = scores.detach().cpu()
-        scores = scores.float() if str(scores.dtype) == "torch.bfloat16" else scores
-        scores = scores.numpy()
-    values = np.asarray(scores)
+    values = as_numpy(scores, name="scores", error=ShapeError)
     if values.shape != labels.shape or values.dtype.kind not in "biuf":
         raise ShapeError(
             "scores and labels do not fit together.",

@@ -6,97 +6,199 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from catwise.errors import ShapeError
+from catwise._arrays import Dense, as_numpy, read_dense, stored_entries
+from catwise.errors import LabelError, ShapeError, nearest
+from catwise.labels.codes import NEGATIVE, OTHERS, UNKNOWN
+from catwise.labels.columns import Columns, check_codes
 from catwise.labels.encodings import (
     UNFIT,
     Encoding,
     Raw,
     encode_values,
     encoding_error,
+    fitting_encodings,
     raw_values,
     resolve_encoding,
     suggestion,
 )
+from catwise.labels.names import category_names
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from catwise.labels.codes import Codes, Rows
 
-__all__ = ["encode_array", "place_of", "row_positions", "two_dimensional"]
+__all__ = [
+    "array_codes",
+    "array_names",
+    "encode_array",
+    "place_of",
+    "row_positions",
+    "sparse_codes",
+    "two_dimensional",
+]
 
 BLOCK_ENTRIES = 1 << 20
 
 
-def two_dimensional(values: Any) -> NDArray[Any]:
-    """Values as an (N, C) array.
+def two_dimensional(values: Any) -> Dense:
+    """Values as an (N, C) numpy array, and which of them are masked.
 
     Raises:
         ShapeError: If they are not two-dimensional.
+        LabelError: If they are no dense array.
     """
-    if hasattr(values, "detach"):
-        values = values.detach().cpu()
-        values = values.float() if str(values.dtype) == "torch.bfloat16" else values
-        array: NDArray[Any] = values.numpy()
-    elif hasattr(values, "to_numpy"):
-        array = np.asarray(values.to_numpy())
-    else:
-        try:
-            array = np.asarray(values)
-        except ValueError as error:
-            raise ShapeError("rows of labels differ in length.", found=str(error)) from error
+    found = read_dense(values, name="labels", error=LabelError, numpy=True)
+    array = found.values
     if array.ndim != 2:
         raise ShapeError(
             "labels must have one row for each image and one column for each category.",
             found=f"shape {array.shape}",
             expected="shape (N, C)",
-            remedy="PartialLabels.from_columns for sparse labels" if array.ndim == 0 else None,
+            remedy="PartialLabels.from_columns for labels as lists" if array.ndim == 0 else None,
         )
-    return array
+    return found
+
+
+def array_names(values: Any) -> list[str] | None:
+    """The names that the columns of a data frame or table have; None for all else."""
+    names = getattr(values, "column_names", None)  # an Arrow table, whose `columns` are values
+    if names is None and hasattr(values, "to_numpy"):
+        names = getattr(values, "columns", None)
+    return None if names is None else [str(name) for name in names]
+
+
+def array_codes(values: Any, categories: Sequence[str] | None = None) -> Codes:
+    """A new (N, C) int8 array of codes; masked entries are unknown.
+
+    Raises:
+        LabelError: If it holds anything else than the four codes.
+        ShapeError: If it is not two-dimensional.
+    """
+    array = two_dimensional(values)
+    names = category_names(categories, array.values.shape[1])
+    codes = check_codes(_blanked(array), where=lambda place: place_of(place, names))
+    return _unknown_where(codes, array.masked)
+
+
+def _blanked(array: Dense) -> NDArray[Any]:
+    """Values in which whatever lies under a mask is 0."""
+    if array.masked is None:
+        return np.asarray(array.values)
+    values = array.values.copy()
+    values[array.masked] = 0
+    return np.asarray(values)
+
+
+def _unknown_where(codes: Codes, masked: NDArray[np.bool_] | None) -> Codes:
+    if masked is not None:
+        codes[masked] = UNKNOWN
+    return codes
 
 
 def encode_array(
-    values: NDArray[Any],
-    encoding: str | Encoding | None,
-    *,
-    where: Callable[[tuple[int, ...]], str],
+    array: Dense, encoding: str | Encoding | None, *, where: Callable[[tuple[int, ...]], str]
 ) -> Codes:
-    """Codes of (N, C) raw values.
+    """Codes of (N, C) raw values; a masked entry is unknown, whatever lies under the mask.
 
     Args:
-        values: numbers, truth values, texts or objects.
+        array: numbers, truth values, texts or objects.
         encoding: its name, or itself.
         where: tells the place of an entry for the error.
 
     Raises:
-        LabelError: If the encoding is not named or does not know a value.
+        LabelError: If the encoding is not named, does not know a value, or has no unknown labels
+            and some are masked.
     """
+    values, masked = array
     if encoding is None:
-        resolve_encoding(None, _all_raw(values))
+        resolve_encoding(None, _all_raw(array))
     chosen = resolve_encoding(encoding)
     codes = np.empty(values.shape, dtype=np.int8)
     for rows in _row_blocks(values):
         codes[rows] = encode_values(values[rows], chosen)
+    _unknown_where(codes, masked)
     unfit = codes == UNFIT
+    if masked is not None and UNKNOWN not in chosen.mapping.values():
+        unfit |= masked
     if unfit.any():
         row = int(unfit.any(axis=1).argmax())
         place = row, int(unfit[row].argmax())
+        blank = masked is not None and bool(masked[place])
         raise encoding_error(
             chosen,
-            values[place],
+            None if blank else values[place],
             where=where(place),
             n_unfit=int(np.count_nonzero(unfit)),
-            remedy=suggestion(_all_raw(values)),
+            remedy=_remedy(array),
         )
     return codes
 
 
-def _all_raw(values: NDArray[Any]) -> set[Raw]:
+def _remedy(array: Dense) -> str:
+    """Which encodings fit; of unsigned numbers, also what they are as signed ones."""
+    values = array.values
+    if values.dtype.kind == "u":
+        signed = values.view(values.dtype.str.replace("u", "i"))
+        seen = _all_raw(Dense(signed, array.masked))
+        if fitting_encodings(seen) and not fitting_encodings(_all_raw(array)):
+            kind = signed.dtype.name
+            return f"the numbers were negative before they lost their sign: y.view({kind!r})"
+    return suggestion(_all_raw(array))
+
+
+def sparse_codes(
+    values: Any,
+    encoding: str | Encoding | None,
+    others: str | None,
+    categories: Sequence[str] | None = None,
+) -> tuple[Codes | Columns, int, tuple[str, ...]]:
+    """Codes of a sparse (N, C) array, how many rows it has, and the categories.
+
+    Args:
+        values: a scipy or torch array that stores single entries.
+        encoding: what the stored values mean; a stored zero is a value as any other.
+        others: what entries mean that are not stored: "unknown" or "negative".
+        categories: names of the columns.
+
+    Raises:
+        LabelError: If nobody says what entries mean that are not stored, or an entry is stored
+            twice; also as for :func:`encode_array`.
+    """
+    if others not in OTHERS:
+        raise LabelError(
+            "labels in a sparse array: it must be said what entries mean that are not stored.",
+            found=f"{type(values).__name__}, others={others!r}{nearest(str(others), OTHERS)}",
+            expected="others='unknown' or others='negative'",
+            remedy="others='unknown' where only what is stored was looked at",
+        )
+    stored = stored_entries(values, name="labels", error=LabelError)
+    n_rows, n_columns = stored.shape
+    names = category_names(categories, n_columns)
+    codes = encode_array(
+        Dense(stored.values[:, None], None),
+        encoding,
+        where=lambda i: place_of((int(stored.rows[i[0]]), int(stored.columns[i[0]])), names),
+    )[:, 0]
+    order = np.argsort(stored.columns, kind="stable")
+    ends = np.searchsorted(stored.columns[order], np.arange(1, n_columns))
+    split = (np.split(part[order], ends) for part in (stored.rows, codes))
+    columns = Columns.from_pairs(list(zip(*split, strict=True))[:n_columns], n_rows)
+    if OTHERS[others] == UNKNOWN:
+        return columns, n_rows, names
+    filled = np.full(stored.shape, NEGATIVE, dtype=np.int8)
+    filled[stored.rows, stored.columns] = codes
+    return filled, n_rows, names
+
+
+def _all_raw(array: Dense) -> set[Raw]:
+    """The different raw values that are not masked."""
+    values, masked = array
     seen: set[Raw] = set()
     for rows in _row_blocks(values):
-        seen |= raw_values(values[rows])
+        seen |= raw_values(values[rows] if masked is None else values[rows][~masked[rows]])
     return seen
 
 
@@ -116,7 +218,7 @@ def row_positions(index: Any, n_rows: int) -> Rows:
     """Positions from positions, a mask or a slice."""
     if isinstance(index, slice):
         return np.arange(n_rows)[index]
-    array = np.asarray(index.detach().cpu().numpy() if hasattr(index, "detach") else index)
+    array = as_numpy(index, name="a choice of rows", error=ShapeError)
     if array.dtype.kind == "b" and array.shape == (n_rows,):
         return np.flatnonzero(array)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):

@@ -9,7 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from catwise.errors import ConfigError, FeatureError, LabelError, ShapeError
+from catwise._arrays import dense
+from catwise.errors import ConfigError, FeatureError, ShapeError
+from catwise.labels.reading import array_codes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,11 +27,23 @@ NEGATIVE = 0
 BLOCK_ENTRIES = 1 << 22
 
 
-def as_tensor(array: Array) -> Tensor:
-    """A tensor that shares the memory of `array` where torch can."""
-    if isinstance(array, Tensor):
-        return array.detach()
-    values = np.asarray(array)
+def as_tensor(array: Array | float, name: str = "scores, codes and weights") -> Tensor:
+    """A tensor that shares the memory of `array` where torch can.
+
+    Raises:
+        FeatureError: If it is no dense array of numbers.
+    """
+    values = dense(array, name=name, error=FeatureError)
+    tensor = isinstance(values, Tensor)
+    if values.is_complex() if tensor else values.dtype.kind not in "fiub":
+        raise FeatureError(f"{name} must be real numbers.", found=f"dtype {values.dtype}")
+    if isinstance(values, Tensor):
+        tiny = values.is_floating_point() and values.dtype.itemsize == 1
+        return values.float() if tiny else values  # few operations know float8
+    if values.dtype.itemsize > 8:
+        values = values.astype(np.float64)
+    elif not values.dtype.isnative:
+        values = values.astype(values.dtype.newbyteorder("="))
     if not values.flags.writeable or any(stride < 0 for stride in values.strides):
         values = values.copy()
     return torch.from_numpy(values)
@@ -94,7 +108,7 @@ def checked_prevalence(prevalence: float | Array | None, device: torch.device) -
     """
     if prevalence is None:
         return None
-    share = torch.as_tensor(prevalence, dtype=torch.float64, device=device)
+    share = as_tensor(prevalence, "the prevalence").to(device, torch.float64)
     if not bool(((share > 0) & (share < 1)).all()):
         raise ConfigError(
             "the prevalence is a share of positives",
@@ -112,24 +126,7 @@ def coerced_codes(labels: PartialLabels | Array) -> NDArray[np.int8]:
         ShapeError: If it is not two-dimensional.
     """
     codes = getattr(labels, "codes", None)
-    if isinstance(codes, np.ndarray):
-        return codes
-    array = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
-    if array.ndim != 2:
-        raise ShapeError(
-            "labels have the wrong number of dimensions",
-            found=f"shape {tuple(array.shape)}",
-            expected="(N, C): rows by categories",
-        )
-    wrong = ~np.isin(array, (-2, -1, 0, 1))
-    if wrong.any():
-        raise LabelError(
-            "an array of label codes holds other values",
-            found=f"{array[wrong][0]} (first of {int(wrong.sum()):,})",
-            expected="1 positive, 0 negative, -1 unknown, -2 uncertain",
-            remedy="PartialLabels.from_array(y, encoding=…) for other encodings",
-        )
-    return array.astype(np.int8, copy=False)
+    return codes if isinstance(codes, np.ndarray) else array_codes(labels)
 
 
 def checked_labels(labels: PartialLabels | Array) -> PartialLabels | NDArray[np.int8]:
@@ -141,9 +138,8 @@ def checked_labels(labels: PartialLabels | Array) -> PartialLabels | NDArray[np.
 
 def label_shape(labels: PartialLabels | Array) -> tuple[int, int]:
     """(N, C) of labels, without making their codes dense."""
-    shape = getattr(labels, "shape", None)
-    if hasattr(labels, "storage") and shape is not None:
-        return int(shape[0]), int(shape[1])
+    if not isinstance(labels, (Tensor, np.ndarray)) and hasattr(labels, "storage"):
+        return labels.shape
     n, c = coerced_codes(labels).shape
     return n, c
 
@@ -155,7 +151,7 @@ def checked_logits(logits: Array, shape: tuple[int, int]) -> Tensor:
         ShapeError: If the shapes differ.
         FeatureError: If a logit is NaN.
     """
-    score = as_tensor(logits)
+    score = as_tensor(logits, "logits")
     if tuple(score.shape) != shape:
         turned = tuple(score.shape) == shape[::-1]
         raise ShapeError(

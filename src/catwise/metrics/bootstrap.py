@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from catwise.errors import ConfigError, ShapeError
+from catwise._arrays import as_numpy
+from catwise.errors import ConfigError, IdError, ShapeError
 from catwise.metrics._inputs import (
     Array,
-    as_tensor,
     checked_labels,
     checked_logits,
     label_shape,
@@ -436,7 +436,7 @@ def _groups(
     given = getattr(labels, "groups", None) if groups is None else groups
     if given is None:
         return np.arange(n_rows)
-    array = as_tensor(given).cpu().numpy() if isinstance(given, torch.Tensor) else np.asarray(given)
+    array = as_numpy(given, name="groups", error=IdError)
     if array.shape != (n_rows,):
         raise ShapeError(
             "groups do not fit the labels",

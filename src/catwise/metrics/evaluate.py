@@ -14,7 +14,7 @@ from catwise.errors import ConfigError, InSampleWarning, ShapeError, nearest
 from catwise.features import of_categories
 from catwise.joining import Aligned, align, open_source, require_known, source_digests
 from catwise.labels.audit import labelled_part
-from catwise.metrics._inputs import known_entries
+from catwise.metrics._inputs import as_tensor, known_entries
 from catwise.metrics.bootstrap import Resampler, _groups
 from catwise.metrics.evaluation import Evaluation, Interval
 from catwise.metrics.mismatch import check_match
@@ -171,7 +171,7 @@ def _options(value: PerCategory, aligned: Aligned, name: str) -> float | torch.T
                 f"{nearest(lacking[0], map(str, value))}",
             )
         value = [value[category] for category in names]
-    tensor = torch.as_tensor(value, dtype=torch.float64).cpu()
+    tensor = as_tensor(value, name).double().cpu()
     if tensor.ndim == 0:
         return float(tensor)
     if tuple(tensor.shape) != (len(names),):

@@ -19,6 +19,7 @@ from catwise.errors import ConfigError, ShapeError, nearest
 from catwise.metrics import calibration, ranking, threshold
 from catwise.metrics._inputs import (
     Array,
+    as_tensor,
     category_blocks,
     checked_logits,
     known_entries,
@@ -118,7 +119,7 @@ def _columns(value: float | Array | None, name: str, n_categories: int) -> Any:
     """An option as a number or as a (C,) tensor."""
     if value is None or isinstance(value, (int, float)):
         return value
-    tensor = torch.as_tensor(value, dtype=torch.float64)
+    tensor = as_tensor(value, name).double()
     if tensor.ndim == 0:
         return float(tensor)
     if tuple(tensor.shape) != (n_categories,):

@@ -22,6 +22,7 @@ from torch import Tensor
 from catwise.metrics._inputs import (
     Array,
     Entries,
+    as_tensor,
     checked_prevalence,
     entries,
     where_defined,
@@ -172,7 +173,7 @@ def _called(
 ) -> tuple[Tensor, Tensor]:
     """Weights of the true and the false positives, restated at the prevalence."""
     device = given.score.device
-    limit = torch.as_tensor(threshold, dtype=torch.float64, device=device)
+    limit = as_tensor(threshold, "the threshold").to(device, torch.float64)
     called = given.score.double() >= limit[..., None]
     true, false = (given.positive * called).sum(-1), (given.negative * called).sum(-1)
     share = checked_prevalence(prevalence, device)

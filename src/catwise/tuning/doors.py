@@ -27,6 +27,7 @@ from catwise.joining import (
 )
 from catwise.labels import LabelPolicy
 from catwise.labels.audit import labelled_part
+from catwise.metrics._inputs import as_tensor
 from catwise.metrics.mismatch import check_match
 
 if TYPE_CHECKING:
@@ -197,10 +198,7 @@ def check_logits(work: Work, logits: Any) -> None:
     """The model's own logits must be the head's on these features."""
     if logits is None:
         return
-    if isinstance(logits, torch.Tensor):
-        given = logits.detach().cpu().double()
-    else:
-        given = torch.from_numpy(np.array(logits, dtype=np.float64, order="C"))
+    given = as_tensor(logits, "the logits").cpu().double()
     own = work.scored.logits(work.train.features).cpu().double()
     if given.shape[1:] == (work.base.n_categories,):
         given = given[:, torch.from_numpy(work.index)]

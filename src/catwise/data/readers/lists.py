@@ -18,7 +18,7 @@ from catwise.data.long import first_rows
 from catwise.data.source import Edges, Source
 from catwise.data.table import read_label_table
 from catwise.errors import CategoryError, ConfigError, IdError, LabelError, nearest
-from catwise.labels.codes import CODE_NAMES, NEGATIVE, POSITIVE, UNCERTAIN, UNKNOWN
+from catwise.labels.codes import CODE_NAMES, NEGATIVE, OTHERS, POSITIVE, UNCERTAIN, UNKNOWN
 from catwise.labels.columns import Columns
 from catwise.labels.core import PartialLabels
 from catwise.labels.names import category_names
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["read_jsonl_table", "read_label_lists"]
 
 TEXTS: Final = ("string", "large_string")
-OTHERS: Final = {"unknown": UNKNOWN, "negative": NEGATIVE}
 DEFAULTS: Final = ("positive", "negative", "uncertain", "group", "split")
 
 
