@@ -23,8 +23,9 @@ MAX_LINES = 700
 
 # A module imports from earlier layers and from its own package only.
 LAYERS = (
-    {"_version", "errors", "progress"},
-    {"_io", "_arrays", "_safetensors", "_extras", "_device", "_choices", "_text"},
+    {"_version", "_limits", "errors", "progress"},
+    {"_io", "_arrays", "_json", "_zip", "_extras", "_device", "_choices", "_text"},
+    {"_safetensors"},
     {"labels", "losses", "features"},
     {"data", "heads", "joining"},
     {"models"},

@@ -12,15 +12,27 @@ import json
 import math
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from catwise._json import parse
+from catwise._limits import MAX_HEADER, check_shape
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["ITEM_SIZES", "NUMPY_DTYPES", "FileLayout", "TensorRange", "build", "read_layout"]
+    from numpy.typing import NDArray
 
-MAX_HEADER: Final = 100_000_000
+__all__ = [
+    "ITEM_SIZES",
+    "NUMPY_DTYPES",
+    "FileLayout",
+    "TensorRange",
+    "build",
+    "read_arrays",
+    "read_layout",
+]
+
 ITEM_SIZES: Final = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1,
     "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
@@ -88,6 +100,30 @@ def read_layout(path: Path) -> FileLayout:
     return FileLayout(tuple(tensors), metadata)
 
 
+def read_arrays(path: Path, layout: FileLayout) -> dict[str, NDArray[Any]]:
+    """The tensors that numpy has a dtype for, as arrays in memory.
+
+    Args:
+        path: the file.
+        layout: what its header says.
+
+    Raises:
+        ValueError: If the file became shorter.
+        OSError: If it cannot be read.
+    """
+    import numpy as np
+
+    found = {}
+    with path.open("rb") as stream:
+        for tensor in layout.tensors:
+            if tensor.dtype in NUMPY_DTYPES:
+                stream.seek(tensor.start)
+                raw = stream.read(tensor.stop - tensor.start)
+                values = np.frombuffer(bytearray(raw), NUMPY_DTYPES[tensor.dtype])
+                found[tensor.name] = values.reshape(tensor.shape)
+    return found
+
+
 def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     table = dict(pairs)
     if len(table) != len(pairs):
@@ -97,8 +133,8 @@ def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def _parse_json(raw: bytes) -> dict[str, object]:
     try:
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        header = parse(raw, object_pairs_hook=_no_duplicates)
+    except ValueError as error:
         raise ValueError(f"the header is no JSON: {error}") from error
     if not isinstance(header, dict):
         raise ValueError("the header is no JSON table")  # noqa: TRY004  # a fact of the file
@@ -119,6 +155,7 @@ def _tensor(name: str, entry: object, base: int) -> TensorRange:
     if len(offsets) != 2 or offsets[1] < offsets[0]:
         raise ValueError(f"tensor {name!r} has the byte range {offsets}")
     start, stop = offsets
+    check_shape(shape, f"tensor {name!r}")
     if dtype in ITEM_SIZES and math.prod(shape) * ITEM_SIZES[dtype] != stop - start:
         raise ValueError(f"tensor {name!r} of shape {tuple(shape)} takes {stop - start:,} bytes")
     return TensorRange(name, dtype, tuple(shape), base + start, base + stop)

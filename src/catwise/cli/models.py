@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -104,13 +103,15 @@ model_options = grouped(
 
 def model_args(given: tuple[str, ...]) -> dict[str, Any]:
     """NAME=VALUE pairs; a value that is JSON is read as such, all else is a text."""
+    from catwise._json import parse
+
     found: dict[str, Any] = {}
     for text in given:
         name, equals, value = text.partition("=")
         if not equals or not name:
             raise click.BadParameter(f"{text!r} is not NAME=VALUE.", param_hint="'--model-arg'")
         try:
-            found[name.replace("-", "_")] = json.loads(value)
+            found[name.replace("-", "_")] = parse(value)
         except ValueError:
             found[name.replace("-", "_")] = value
     return found

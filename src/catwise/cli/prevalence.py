@@ -61,11 +61,11 @@ def load_prevalence(given: tuple[str, ...]) -> dict[str, float]:
 
 
 def _json_shares(path: Path) -> dict[str, float]:
-    import json
+    from catwise._json import parse
 
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
+        found = parse(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"cannot read prevalences from '{path}'.",
             found=getattr(error, "strerror", None) or str(error),

@@ -12,6 +12,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+from catwise._json import parse
+from catwise._limits import MAX_DEPTH, MAX_LINE, check_depth
 from catwise.data.files import TableFile, truncated, unreadable
 from catwise.errors import IdError, LabelError
 
@@ -45,8 +47,8 @@ class JsonLines(TableFile):
         """Look through the file for its keys."""
         first: dict[str, int] = {}
         for line, record in _records(path):
-            if not first.keys() >= record.keys():
-                first = dict.fromkeys((*first, *record), line) | first
+            for key in record:
+                first.setdefault(key, line)
         if not first:
             raise LabelError(f"'{path}' holds no records.", remedy="write the file again")
         return cls(path, tuple(first), None, first, texts, lists)
@@ -100,7 +102,10 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line, record) of JSON lines; blank lines are skipped."""
     try:
         with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
-            for line, raw in enumerate(file, 1):
+            for line, raw in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), 1):
+                if len(raw) > MAX_LINE:
+                    found = f"more than {MAX_LINE:,} bytes"
+                    raise LabelError(f"'{path}', line {line:,}: is too long.", found=found)
                 if not raw.isspace():
                     yield line, _record(path, line, raw)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -112,7 +117,9 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _record(path: Path, line: int, raw: bytes) -> dict[str, Any]:
     try:
         text = raw.decode("utf-8-sig" if line == 1 else "utf-8")
-        record = DECODER.decode(text)
+        record = parse(text, object_pairs_hook=_object)
+        if max(text.count("["), text.count("{")) > MAX_DEPTH:
+            check_depth(record)
         if "\\ud" in text or "\\uD" in text:
             json.dumps(record, ensure_ascii=False).encode()  # half a character is no text
         nul = "\\u0000" in text and _holds_nul(record)  # which arrays of texts would cut
@@ -124,7 +131,7 @@ def _record(path: Path, line: int, raw: bytes) -> dict[str, Any]:
         if cut and not raw.endswith(b"\n"):
             raise truncated(path, f"line {line:,} ends inside a record") from error
         found = f"{error.msg}, column {error.colno:,}"
-    except (ValueError, RecursionError) as error:  # among them: no UTF-8
+    except ValueError as error:  # among them: no UTF-8
         found = str(error)
     expected = "one JSON object in each line"
     raise LabelError(f"'{path}', line {line:,}: is no record.", found=found, expected=expected)
@@ -145,6 +152,3 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
         raise ValueError(f"the key {twice!r} twice")
     return record
-
-
-DECODER: Final = json.JSONDecoder(object_pairs_hook=_object)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from catwise._io import write_bytes
+from catwise._json import TABLE, TEXT, TEXTS, WHOLE, own, read_fields
 from catwise._safetensors import NUMPY_DTYPES, build, read_layout
 from catwise.errors import CategoryError, ConfigError, IdError, LabelError, ShapeError
 from catwise.labels.codes import UNKNOWN
@@ -38,7 +39,7 @@ __all__ = ["MASK_FORMAT", "Mask", "apply_mask", "read_mask", "save_mask"]
 MASK_FORMAT: Final = "1"
 CHUNK: Final = 1 << 16
 NUMBERS: Final = ("n_rows", "n_kept", "n_full")
-TEXTS: Final = ("categories", "protocol", "labels_sha256", *NUMBERS)
+FIELDS: Final = {"categories": TEXTS, "protocol": TABLE, **dict.fromkeys(NUMBERS, WHOLE)}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -378,13 +379,11 @@ def _mask(arrays: dict[str, NDArray[Any]], metadata: dict[str, str]) -> Mask:
         KeyError: If an entry of the metadata is absent.
         ValueError: If the parts do not fit together.
     """
-    texts = {name: metadata[name] for name in TEXTS}
-    categories, protocol = json.loads(texts["categories"]), json.loads(texts["protocol"])
-    if not (isinstance(categories, list) and all(isinstance(name, str) for name in categories)):
-        raise ValueError("categories that are no list of names")
-    if not (isinstance(protocol, dict) and isinstance(protocol.get("name"), str)):
-        raise ValueError("a protocol without a name")  # noqa: TRY004  # a fact of the file
-    n_rows, n_kept, n_full = (int(texts[name]) for name in NUMBERS)
+    said = {name: own(metadata[name]) for name in FIELDS}
+    read_fields(said, FIELDS, "its metadata")
+    categories, protocol = said["categories"], said["protocol"]
+    read_fields(protocol, {"name": TEXT}, "the protocol")
+    n_rows, n_kept, n_full = (said[name] for name in NUMBERS)
     if "bits" in arrays:
         _check_bits(arrays, n_rows, len(categories), n_kept)
     else:
@@ -397,7 +396,7 @@ def _mask(arrays: dict[str, NDArray[Any]], metadata: dict[str, str]) -> Mask:
         n_full,
         metadata.get("ids_sha256"),
         metadata.get("ids_in_any_order"),
-        texts["labels_sha256"],
+        metadata["labels_sha256"],
         metadata["sha256"],
         **arrays,
     )

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
-import zlib
 from dataclasses import dataclass
+from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
 
+from catwise._limits import MAX_NPY_HEADER, check_at_most, check_shape
 from catwise._safetensors import NUMPY_DTYPES, read_layout
+from catwise._zip import DAMAGE, data_start, members
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +25,6 @@ __all__ = ["BFloat16Rows", "FileArray", "bfloat16_bits", "list_arrays", "widen_b
 
 _NPY: Final = b"\x93NUMPY"
 _ZIP: Final = b"PK\x03\x04"
-_LOCAL_HEADER: Final = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,74 +141,80 @@ def list_arrays(path: Path) -> list[FileArray]:
             return _npz(path)
         if head[8:] == b"{" or path.suffix == ".safetensors":
             return _safetensors(path)
-    except (zipfile.BadZipFile, EOFError, zlib.error) as error:
+    except DAMAGE as error:
         raise ValueError(f"the file is damaged or cut short ({error})") from error
     raise ValueError("it is no .npy, .npz or .safetensors file")
 
 
-def _header(stream: BinaryIO | Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, order and dtype in a .npy header."""
+def _header(stream: BinaryIO | Any) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Shape, order and dtype in a .npy header, and how many bytes it has.
+
+    Raises:
+        ValueError: If it is no header, is too long, or describes no array.
+    """
     version = np.lib.format.read_magic(stream)
+    width = 2 if version == (1, 0) else 4
+    size = stream.read(width)
+    length = int.from_bytes(size, "little")
+    check_at_most(length, MAX_NPY_HEADER, "bytes of its header")
+    text = BytesIO(size + stream.read(length))
     read = np.lib.format.read_array_header_1_0
     if version != (1, 0):
         read = np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(stream)
-    return tuple(shape), bool(fortran), dtype
+    try:
+        shape, fortran, dtype = read(text)
+    except (SyntaxError, TypeError, RecursionError, MemoryError, OverflowError) as error:
+        raise ValueError(f"its header is no header ({type(error).__name__}: {error})") from error
+    return check_shape(shape), bool(fortran), dtype, 8 + width + length
 
 
-def _described(
-    path: Path, name: str, header: tuple[tuple[int, ...], bool, np.dtype[Any]], start: int | None
-) -> FileArray:
-    shape, fortran, dtype = header
-    return FileArray(path, name, dtype.str, shape, start, fortran)
+def _described(path: Path, name: str, stream: Any, size: int, start: int | None) -> FileArray:
+    """The array that a header describes.
+
+    Args:
+        path: the file.
+        name: the array's name in it.
+        stream: at the header.
+        size: bytes of header and array.
+        start: where the header lies in the file, or None where it is compressed.
+
+    Raises:
+        ValueError: If there are fewer or more bytes than the header says.
+    """
+    shape, fortran, dtype, length = _header(stream)
+    expected = length + math.prod(shape) * dtype.itemsize
+    if not dtype.hasobject and size != expected:
+        what = f"the array {name!r}" if name else "the file"
+        state = "cut short" if size < expected else "longer than its header says"
+        raise ValueError(f"{what} is {state}: {size:,} bytes, {expected:,} expected")
+    place = None if start is None else start + length
+    return FileArray(path, name, dtype.str, shape, place, fortran)
 
 
 def _npy(path: Path) -> list[FileArray]:
     with path.open("rb") as stream:
-        header = _header(stream)
-        start = stream.tell()
-    shape, _, dtype = header
-    _check_size(path, start + int(np.prod(shape, dtype=object)) * dtype.itemsize, dtype)
-    return [_described(path, "", header, start)]
-
-
-def _check_size(path: Path, expected: int, dtype: np.dtype[Any]) -> None:
-    size = path.stat().st_size
-    if not dtype.hasobject and size != expected:
-        state = "cut short" if size < expected else "longer than its header says"
-        raise ValueError(f"the file is {state}: {size:,} bytes, {expected:,} expected")
+        return [_described(path, "", stream, path.stat().st_size, 0)]
 
 
 def _npz(path: Path) -> list[FileArray]:
     arrays = []
-    with zipfile.ZipFile(path) as archive:
-        for info in archive.infolist():
+    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        for info in members(archive, path).values():
             if info.is_dir() or not info.filename.endswith(".npy"):
                 continue
+            stored = info.compress_type == zipfile.ZIP_STORED
+            start = data_start(file, info) if stored else None
             with archive.open(info) as stream:
-                header = _header(stream)
-                length = stream.tell()
-            start = None
-            if info.compress_type == zipfile.ZIP_STORED:
-                start = _member_start(path, info) + length
-            arrays.append(_described(path, info.filename.removesuffix(".npy"), header, start))
+                name = info.filename.removesuffix(".npy")
+                arrays.append(_described(path, name, stream, info.file_size, start))
     return arrays
 
 
-def _member_start(path: Path, info: zipfile.ZipInfo) -> int:
-    """The position in the file of a member's first byte."""
-    with path.open("rb") as stream:
-        stream.seek(info.header_offset)
-        local = stream.read(_LOCAL_HEADER)
-    name, extra = (int.from_bytes(local[i : i + 2], "little") for i in (26, 28))
-    return info.header_offset + _LOCAL_HEADER + name + extra
-
-
-def _decompress(path: Path, name: str) -> NDArray[Any]:
+def _decompress(path: Path, name: str) -> NDArray[np.generic]:
     try:
         with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as stream:
             return np.asarray(np.lib.format.read_array(stream, allow_pickle=False))
-    except (zipfile.BadZipFile, EOFError, zlib.error) as error:
+    except (*DAMAGE, MemoryError) as error:
         raise ValueError(f"array {name!r} is damaged or cut short ({error})") from error
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 from catwise._io import write_json
+from catwise._json import TABLE, TEXT, Field, read_fields, read_file
 from catwise._text import count, gain, interval, plural
 from catwise._text import score as number
 from catwise._version import __version__
+from catwise.errors import OutputError
 from catwise.features.manifest import file_sha256
 from catwise.metrics import compare, evaluate
 from catwise.models.verify import Verified
@@ -103,7 +104,7 @@ def _per_category(
 
 def read(path: Path) -> dict[str, Any]:
     """A document of `score` that was written."""
-    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    document: dict[str, Any] = _document(path, {"metric": TEXT, "means": TABLE})
     return document
 
 
@@ -114,11 +115,24 @@ def write(path: Path, document: Mapping[str, Any]) -> None:
 
 def run_of(folder: Path) -> dict[str, Any]:
     """The document of a run, from its files."""
-    parts = (
-        json.loads((folder / f"{name}.json").read_text("utf-8")) for name in ("config", "summary")
-    )
-    records = json.loads((folder / "records.json").read_text("utf-8"))
+    parts = [_document(folder / f"{name}.json", {name: TABLE}) for name in ("config", "summary")]
+    records = _document(folder / "records.json", None)
     return {key: value for part in parts for key, value in part.items()} | {"records": records}
+
+
+def _document(path: Path, fields: Mapping[str, Field] | None) -> Any:
+    """A document that was written: a table with these fields, or None for a list of tables."""
+    try:
+        document = read_file(path)
+        for table in [document] if fields is not None else document:
+            read_fields(table, fields or {"category": TEXT})
+    except (OSError, ValueError, TypeError) as error:
+        raise OutputError(
+            f"'{path}' is not as it was written.",
+            found=getattr(error, "strerror", None) or str(error),
+            remedy="remove it and repeat the command, which makes it again",
+        ) from error
+    return document
 
 
 def describe_checkpoint(

@@ -7,11 +7,12 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from catwise._io import make_folder, write_json
+from catwise._json import TABLE, TEXT, Field, read_fields, read_file
 from catwise.errors import OutputError
 from catwise.heads.provenance import side_file
 
@@ -172,15 +173,24 @@ def _inside(folder: Path) -> list[str]:
 def _read(path: Path) -> dict[str, Any] | None:
     """The document, or None if there is none."""
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        return read_fields(read_file(path), _DOCUMENT)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise _unreadable(path, str(error)) from error
-    parts = [kept.get(key) for key in ("inputs", "finished")] if isinstance(kept, dict) else []
-    if not parts or not all(isinstance(part, dict) for part in parts):
-        raise _unreadable(path, "another document")
-    return kept  # type: ignore[no-any-return]
+
+
+_TEXTS_BY_NAME: Final = Field(
+    "a table of texts", lambda v: TABLE.test(v) and all(type(text) is str for text in v.values())
+)
+_TABLES_BY_NAME: Final = Field(
+    "a table of tables", lambda v: TABLE.test(v) and all(map(TABLE.test, v.values()))
+)
+_DOCUMENT: Final = {
+    "inputs": _TEXTS_BY_NAME,
+    "target": replace(TEXT, required=False),
+    "finished": _TABLES_BY_NAME,
+}
 
 
 def _unreadable(path: Path, found: str) -> OutputError:

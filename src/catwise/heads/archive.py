@@ -8,6 +8,8 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
+from catwise._limits import MAX_PICKLE, check_at_most
+from catwise._zip import DAMAGE, data_start, members
 from catwise.heads.pickles import Storage, interpret
 
 if TYPE_CHECKING:
@@ -15,14 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Archive", "fix_crc", "open_archive", "read_record", "record_name", "record_start"]
 
-MAX_PICKLE: Final = 256 * 2**20
-_LOCAL: Final = b"PK\x03\x04"
 _CENTRAL: Final = b"PK\x01\x02"
 _DESCRIPTOR: Final = b"PK\x07\x08"
-_ENCRYPTED: Final = 0x1
 _HAS_DESCRIPTOR: Final = 0x8
-_DAMAGE: Final = (zipfile.BadZipFile, EOFError, zlib.error, struct.error, RuntimeError)
-"""What `zipfile` raises at damaged archives and unknown ways of compressing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,27 +45,15 @@ def open_archive(path: Path) -> Archive:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            records = _records(archive)
+            records = members(archive, path)
             prefix = _prefix(records)
             _check_byte_order(archive, records, prefix)
             info = records[f"{prefix}data.pkl"]
-            if info.file_size > MAX_PICKLE:
-                raise ValueError(f"its pickle has {info.file_size:,} bytes")
+            check_at_most(info.file_size, MAX_PICKLE, "bytes of its pickle")
             data = archive.read(info)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise ValueError(f"the archive is damaged or cut short ({error})") from error
     return Archive(path, prefix, records, interpret(data))
-
-
-def _records(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    infos = archive.infolist()
-    records = {info.filename: info for info in infos}
-    if len(records) != len(infos):
-        raise ValueError("the archive holds two records of one name")
-    for info in infos:
-        if info.flag_bits & _ENCRYPTED:
-            raise ValueError(f"record {info.filename!r} is encrypted")
-    return records
 
 
 def _prefix(records: dict[str, zipfile.ZipInfo]) -> str:
@@ -112,7 +97,7 @@ def read_record(archive: Archive, name: str) -> bytes:
     try:
         with zipfile.ZipFile(archive.path) as opened:
             return opened.read(name)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise ValueError(f"record {name!r} is damaged ({error})") from error
 
 
@@ -126,16 +111,7 @@ def record_start(archive: Archive, name: str) -> int:
     if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
         raise ValueError(f"record {name!r} is compressed; torch.save stores it as it is")
     with archive.path.open("rb") as stream:
-        return _data_start(stream, info)
-
-
-def _data_start(stream: BinaryIO, info: zipfile.ZipInfo) -> int:
-    stream.seek(info.header_offset)
-    header = stream.read(30)
-    if len(header) < 30 or header[:4] != _LOCAL:
-        raise ValueError(f"record {info.filename!r} has no header of its own")
-    name_length, extra_length = struct.unpack("<HH", header[26:30])
-    return int(info.header_offset + 30 + name_length + extra_length)
+        return data_start(stream, info)
 
 
 def fix_crc(path: Path, name: str) -> None:
@@ -159,7 +135,7 @@ def fix_crc(path: Path, name: str) -> None:
     position = next(i for i, info in enumerate(infos) if info.filename == name)
     info = infos[position]
     with path.open("r+b") as stream:
-        start = _data_start(stream, info)
+        start = data_start(stream, info)
         new = struct.pack("<I", _crc(stream, start, info.file_size))
         old = struct.pack("<I", info.CRC)
         places = [_central_place(stream, start_of_directory, position)]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from catwise._limits import MAX_TABLES
 from catwise._safetensors import FileLayout, read_layout
 from catwise.errors import CheckpointError, HeadError
 from catwise.heads.archive import Archive, open_archive, read_record, record_name, record_start
@@ -30,7 +31,6 @@ __all__ = [
 ]
 
 MAX_DEPTH: Final = 6
-MAX_TABLES: Final = 100_000
 _TORCH_KINDS: Final = {
     "Double": torch.float64, "Float": torch.float32, "Half": torch.float16,
     "BFloat16": torch.bfloat16, "Long": torch.int64, "Int": torch.int32, "Short": torch.int16,

@@ -11,6 +11,7 @@ import torch
 
 from catwise._arrays import as_numpy, dense
 from catwise._io import write_bytes
+from catwise._json import own
 from catwise._safetensors import build
 from catwise.errors import CategoryError, HeadError, ShapeError, nearest
 from catwise.features.blocks import BLOCK_ROWS, feature_shape, iterate_blocks
@@ -386,13 +387,15 @@ def _digests(values: Any) -> NDArray[np.uint64] | None:
 
 def _as_json(provenance: Mapping[str, Any] | None) -> str:
     try:
-        return json.dumps(dict(provenance or {}), sort_keys=True, allow_nan=False)
-    except (TypeError, ValueError) as error:
+        text = json.dumps(dict(provenance or {}), sort_keys=True, allow_nan=False)
+        own(text)  # as it will be read
+    except (TypeError, ValueError, RecursionError) as error:
         raise HeadError(
             "a head's provenance must be JSON-ready.",
             found=str(error),
             remedy="use texts, finite numbers, lists and tables with text keys",
         ) from error
+    return text
 
 
 def _raw(tensor: torch.Tensor) -> bytes:

@@ -14,10 +14,13 @@ from __future__ import annotations
 import pickletools
 import re
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
+from catwise._limits import MAX_STEPS, check_depth, check_shape
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 __all__ = ["Opaque", "RefusedName", "Storage", "StoredTensor", "interpret"]
 
@@ -119,9 +122,17 @@ def interpret(data: bytes) -> Any:
     Traceback (most recent call last):
     catwise.heads.pickles.RefusedName: posix.getcwd
     """
+    value = _run(data)
+    if isinstance(value, (dict, list, tuple)):
+        check_depth(value)
+    return value
+
+
+def _run(data: bytes) -> Any:
+    """What is on the stack at the end."""
     machine = _Machine()
     try:
-        for opcode, argument, _ in pickletools.genops(data):
+        for opcode, argument, _ in islice(pickletools.genops(data), MAX_STEPS):
             if opcode.name == "STOP":
                 return machine.pop()
             machine.step(opcode.name, argument)
@@ -135,9 +146,10 @@ def interpret(data: bytes) -> Any:
         AttributeError,
         OverflowError,
         MemoryError,
+        RecursionError,
     ) as error:
         raise ValueError(f"damaged pickle ({type(error).__name__}: {error})") from error
-    raise ValueError("damaged pickle (it does not end)")
+    raise ValueError(f"damaged pickle (it does not end within {MAX_STEPS:,} instructions)")
 
 
 _PUSH_ARGUMENT: Final = frozenset({
@@ -158,7 +170,7 @@ _FROM_MARK: Final[dict[str, Callable[[list[Any]], Any]]] = {
     "TUPLE": tuple,
     "LIST": list,
     "FROZENSET": lambda items: Opaque(f"a set of {len(items)}"),
-    "DICT": lambda items: dict(zip(items[::2], items[1::2], strict=True)),
+    "DICT": lambda items: _table(zip(items[::2], items[1::2], strict=True)),
 }
 
 
@@ -235,7 +247,7 @@ class _Machine:
     def _set_items(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if isinstance(target, dict):
-            target.update(zip(items[::2], items[1::2], strict=True))
+            target.update(_table(zip(items[::2], items[1::2], strict=True)))
         elif not isinstance(target, Opaque):
             raise TypeError("items for what is no table")
 
@@ -281,6 +293,15 @@ class _Machine:
         self.pop()
 
 
+def _table(pairs: Iterable[Any]) -> dict[Any, Any]:
+    """A table whose keys are single values: any other key is of no interest, nor looked into."""
+    single = (str, bytes, int, float, type(None), Opaque)
+    return {
+        key if isinstance(key, single) else Opaque(f"a key, {type(key).__name__}"): value
+        for key, value in pairs
+    }
+
+
 def _name(text: str) -> Name:
     if not _SAFE.fullmatch(text):
         raise RefusedName(text.replace(" ", "."))
@@ -305,9 +326,10 @@ def _apply(function: Any, arguments: Any) -> Any:
     if text in _DICTS:
         first = arguments[0] if arguments else None
         pairs = first if isinstance(first, (list, dict)) else []
-        return dict(pairs)
+        return _table(pairs.items() if isinstance(pairs, dict) else pairs)
     if text == "torch._tensor _rebuild_from_type_v2":
-        return _apply(arguments[0], arguments[2])
+        rebuilt, inner = arguments[0], arguments[2]
+        return Opaque(text) if rebuilt == function else _apply(rebuilt, inner)
     rebuild = text.removeprefix("torch._utils ")
     if rebuild in _PARAMETERS:
         return arguments[0]
@@ -323,9 +345,9 @@ def _tensor(rebuild: str, arguments: tuple[Any, ...]) -> StoredTensor:
     dtype = storage.kind.removesuffix("Storage")
     if rebuild == "_rebuild_tensor_v3":
         dtype = arguments[6].text.split()[-1]
-    for value in (offset, *shape, *stride):
-        if type(value) is not int or value < 0:
-            raise ValueError("a tensor whose shape is no numbers")
+    check_shape(shape, "a tensor")
+    for value in (offset, *stride):
+        check_shape((value,), "a tensor's offset or stride")
     if len(shape) != len(stride):
         raise ValueError("a tensor whose strides do not fit its shape")
     quantised = rebuild == "_rebuild_qtensor"

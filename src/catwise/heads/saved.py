@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from catwise._json import TABLE, TEXTS, own, read_fields
 from catwise._safetensors import FileLayout, TensorRange, read_layout
 from catwise.errors import CheckpointError
 from catwise.heads.core import HEAD_FORMAT, SAFETENSORS_DTYPES, Head
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["head_of_layout", "load_head"]
 
+_SAID = {"categories": TEXTS, "provenance": TABLE}
 _DTYPES = {name: dtype for dtype, name in SAFETENSORS_DTYPES.items()} | {"I64": torch.int64}
 
 
@@ -65,17 +66,16 @@ def head_of_layout(path: Path, layout: FileLayout) -> Head:
         )
     tensors = {entry.name: entry for entry in layout.tensors}
     try:
-        categories = json.loads(layout.metadata["categories"])
-        provenance = json.loads(layout.metadata["provenance"])
+        said = {name: own(layout.metadata[name]) for name in _SAID}
+        read_fields(said, _SAID, "its metadata")
         weight = _tensor(path, tensors["weight"])
         bias = _tensor(path, tensors["bias"]) if "bias" in tensors else None
         digests = _tensor(path, tensors["fitted_on"]) if "fitted_on" in tensors else None
     except (KeyError, ValueError) as error:
-        raise CheckpointError(
-            f"'{path}' is a damaged head.", found=f"{type(error).__name__}: {error}"
-        ) from error
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise CheckpointError(f"'{path}' is a damaged head.", found=reason) from error
     fitted_on = None if digests is None else digests.numpy().view(np.uint64)
-    return Head(weight, bias, categories=categories, fitted_on=fitted_on, provenance=provenance)
+    return Head(weight, bias, fitted_on=fitted_on, **said)
 
 
 def _tensor(path: Path, entry: TensorRange) -> torch.Tensor:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
+from catwise._json import parse
 from catwise._version import __version__
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def model_card(
 def run_summary(text: str) -> dict[str, Any] | None:
     """The summary in a run's `summary.json`; None if that is something else."""
     try:
-        found = json.loads(text)["summary"]
+        found = parse(text)["summary"]
     except (ValueError, KeyError, TypeError):
         return None
     return found if isinstance(found, dict) and "n_replaced" in found else None

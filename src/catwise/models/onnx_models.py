@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from catwise._io import atomic_path
+from catwise._json import parse
 from catwise.errors import (
     CatwiseError,
     CheckpointError,
@@ -153,7 +154,7 @@ def _times(values: torch.Tensor, factor: float) -> torch.Tensor:
 def _stored_names(file: OnnxFile, head: Head) -> list[str] | None:
     """Names of the rows, from the side file if it was written with this head."""
     with suppress(OSError, ValueError, TypeError, KeyError, CatwiseError):
-        side = json.loads(side_file(file.path).read_text(encoding="utf-8"))
+        side = parse(side_file(file.path).read_bytes())
         if head.replace(categories=side["categories"]).digest == side["head"]:
             return list(side["categories"])
     return None  # no side file, or one of another head
@@ -200,7 +201,7 @@ def _read_metadata(file: OnnxFile) -> dict[str, Any]:
     if not texts:
         return {}
     try:
-        fields: dict[str, Any] = {"source": "ONNX metadata", **json.loads(texts[0])}
+        fields: dict[str, Any] = {"source": "ONNX metadata", **parse(texts[0])}
         fields |= {key: tuple(v) for key, v in fields.items() if isinstance(v, list)}
         Preprocessing(**fields)
     except (TypeError, ValueError) as error:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from catwise._io import atomic_path, write_json
+from catwise._json import TEXT, TEXTS, WHOLE, Field, parse, read_fields, read_file
 from catwise.errors import ConfigError, FeatureStoreError, OutputError
 from catwise.features.places import RemotePlace, is_url
 from catwise.features.store import open_store
@@ -92,7 +93,7 @@ class PartWork:
             if self.rank == 0:
                 shutil.rmtree(self.parts, ignore_errors=True)
             return True
-        begun = [json.loads(path.read_bytes()) for path in self.parts.glob("*/progress.json")]
+        begun = [_progress(path) for path in self.parts.glob("*/progress.json")]
         others = [items for items in (found, *begun) if items not in (None, self.items)]
         if (others or _has_content(self.out)) and not self.overwrite:
             raise OutputError(
@@ -225,6 +226,30 @@ def _write_part(path: Path, batches: Iterable[Rows]) -> None:
         stream.write(text + _LENGTH.pack(len(text)))
 
 
+_ABOUT: Final = {
+    "rows": WHOLE,
+    "seen": WHOLE,
+    "shape": Field("sizes", lambda v: type(v) is list and all(map(WHOLE.test, v))),
+    "ids": Field("null or a list of texts", lambda v: v is None or TEXTS.test(v)),
+    "skipped": TEXTS,
+    "gap": Field("a number", lambda v: type(v) in (int, float)),
+}
+
+
+def _progress(path: Path) -> dict[str, Any]:
+    """What the parts in a folder were made of."""
+    try:
+        items: dict[str, Any] = read_file(path)
+        read_fields(items, {"dtype": TEXT})
+    except (OSError, ValueError) as error:
+        raise OutputError(
+            f"'{path}' is not as it was written.",
+            found=getattr(error, "strerror", None) or str(error),
+            remedy="remove the folder that it lies in: its parts cannot be used",
+        ) from error
+    return items
+
+
 def _read_about(path: Path, dtype: str) -> dict[str, Any] | None:
     """What a part says about its rows; None if it is not whole."""
     try:
@@ -232,7 +257,7 @@ def _read_about(path: Path, dtype: str) -> dict[str, Any] | None:
             stream.seek(-_LENGTH.size, os.SEEK_END)
             (length,) = _LENGTH.unpack(stream.read())
             size = stream.seek(-_LENGTH.size - length, os.SEEK_END)
-            about: dict[str, Any] = json.loads(stream.read(length))
+            about = read_fields(parse(stream.read(length)), _ABOUT)
     except (OSError, ValueError):
         return None
     row_bytes = getattr(torch, dtype).itemsize * math.prod(about["shape"])

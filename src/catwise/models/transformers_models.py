@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from catwise._io import atomic_folder
+from catwise._json import parse
 from catwise.errors import CheckpointError, ConfigError, HeadError, OutputError, ShapeError
 from catwise.heads.catalog import open_catalog
 from catwise.models.core import LoadedModel, Preprocessing
@@ -132,7 +132,7 @@ def _read_json(path: Path, *, needed: bool = False) -> dict[str, Any]:
     if not path.exists() and not needed:
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse(path.read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"cannot read '{path}'.",

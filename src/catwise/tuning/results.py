@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
 
 from catwise._io import write_bytes
-from catwise._safetensors import build
+from catwise._json import TEXTS, Field, own, read_fields
+from catwise._safetensors import build, read_arrays, read_layout
 from catwise.errors import FeatureStoreError
 from catwise.heads import Head
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
@@ -79,31 +82,61 @@ class FoldArtifacts:
         Raises:
             FeatureStoreError: If the file is not there, damaged, or no such file.
         """
-        from safetensors import SafetensorError, safe_open
-
+        path = Path(path)
         try:
-            with safe_open(path, framework="np") as file:
-                metadata = file.metadata() or {}
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise FeatureStoreError(
-                f"cannot read folds from '{path}'.", found=str(error)
-            ) from error
-        if metadata.get("catwise_folds") != FOLDS_FORMAT:
+            layout = read_layout(path)
+            metadata = layout.metadata
+            version = metadata.get("catwise_folds")
+            said = {name: own(metadata[name]) for name in _SAID if name in metadata}
+            arrays = read_arrays(path, layout)
+            if version == FOLDS_FORMAT:
+                read_fields(said, _SAID, "its metadata")
+                _check_folds(arrays, len(said["categories"]), said["ids"])
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise FeatureStoreError(f"cannot read folds from '{path}'.", found=reason) from error
+        if version != FOLDS_FORMAT:
             raise FeatureStoreError(
                 f"'{path}' holds no folds that this version reads.",
-                found=f"version {metadata.get('catwise_folds')}",
+                found=f"version {version}",
                 expected=f"version {FOLDS_FORMAT}, as `catwise tune` writes it",
             )
-        ids = json.loads(metadata["ids"])
         return cls(
             arrays["fold"],
             arrays["logits"],
             arrays["weight"],
             arrays.get("bias"),
-            tuple(json.loads(metadata["categories"])),
-            None if ids is None else np.array(ids, dtype=str),
+            tuple(said["categories"]),
+            None if said["ids"] is None else np.array(said["ids"], dtype=str),
         )
+
+
+_SAID: Final = {
+    "categories": TEXTS,
+    "ids": Field("null or a list of texts", lambda v: v is None or TEXTS.test(v)),
+}
+
+
+def _check_folds(
+    arrays: Mapping[str, NDArray[Any]], n_categories: int, ids: list[str] | None
+) -> None:
+    """Refuse tensors that do not fit one another, with the reason as ValueError."""
+    shapes = {name: (array.dtype.str, *array.shape) for name, array in arrays.items()}
+    n_rows = shapes.get("fold", ("", 0))[-1]
+    n_folds, _, n_features = (*shapes.get("weight", ())[1:], 0, 0, 0)[:3]
+    expected: dict[str, tuple[Any, ...]] = {
+        "fold": ("|i1", n_rows),
+        "logits": ("<f4", n_rows, n_categories),
+        "weight": ("<f4", n_folds, n_categories, n_features),
+    }
+    if "bias" in arrays:
+        expected["bias"] = ("<f4", n_folds, n_categories)
+    wrong = [name for name, shape in expected.items() if shapes.get(name) != shape]
+    if wrong:
+        found = f"{wrong[0]!r} {shapes[wrong[0]]}" if wrong[0] in shapes else f"no {wrong[0]!r}"
+        raise ValueError(f"its tensors do not fit one another: {found}, not {expected[wrong[0]]}")
+    if ids is not None and len(ids) != n_rows:
+        raise ValueError(f"{len(ids):,} ids for {n_rows:,} rows")
 
 
 def _little(array: NDArray[np.float32]) -> bytes:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import numpy as np
 
+from catwise._json import parse
 from catwise.data.dataset import Dataset
 from catwise.data.files import truncated, unreadable
 from catwise.data.source import texts_of
@@ -444,7 +445,7 @@ def _fault(path: Path, fields: Mapping[str, Mapping[str, str]], seen: str) -> La
         return {name: value for name, value in pairs if name in known}
 
     try:
-        content = json.loads(text, object_pairs_hook=keep)
+        content = parse(text, object_pairs_hook=keep)
     except json.JSONDecodeError as error:
         end, begun = text[-SHOWN:].rstrip(), text[: error.pos].strip()
         if begun and error.msg != "Extra data" and not end.endswith("}"):
@@ -454,8 +455,8 @@ def _fault(path: Path, fields: Mapping[str, Mapping[str, str]], seen: str) -> La
             found=f"{error.msg}: {text[error.pos : error.pos + SHOWN]!r}",
             remedy=DAMAGED,
         )
-    except RecursionError:
-        content = None  # what the fast parser has seen is all that can be said
+    except ValueError as error:
+        seen = str(error)
     else:
         wrong = _wrong_type(path, fields, content)
         if wrong is not None:

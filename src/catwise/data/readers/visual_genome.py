@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import numpy as np
 
+from catwise._json import parse
 from catwise.data.dataset import Dataset
 from catwise.data.files import truncated
 from catwise.errors import CategoryError, ConfigError, IdError, LabelError, nearest
@@ -401,7 +402,7 @@ def load_json(
 
     text = read_text(path, what)
     try:
-        return json.loads(text, object_pairs_hook=pairs_of)
+        return parse(text, object_pairs_hook=pairs_of)
     except LabelError:
         raise
     except json.JSONDecodeError as error:
@@ -412,7 +413,7 @@ def load_json(
             found=error.msg,
             remedy=CHECK,
         ) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise LabelError(f"'{path}' is no JSON that can be read.", found=str(error)) from error
 
 

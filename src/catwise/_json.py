@@ -1,0 +1,150 @@
+"""JSON that is read from files: bounded, and every field of it checked by one mechanism."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from catwise._limits import MAX_JSON, check_at_most, check_depth
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+__all__ = [
+    "COUNT",
+    "TABLE",
+    "TEXT",
+    "TEXTS",
+    "WHOLE",
+    "Field",
+    "own",
+    "parse",
+    "read_fields",
+    "read_file",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """What a field of a table must be.
+
+    Args:
+        expected: in words, such as "a positive whole number".
+        test: whether a value is that.
+        required: whether the field must be there.
+    """
+
+    expected: str
+    test: Callable[[Any], bool]
+    required: bool = True
+
+
+TEXT: Final = Field("a text", lambda value: type(value) is str and value != "")
+WHOLE: Final = Field("a whole number from 0 on", lambda value: type(value) is int and value >= 0)
+COUNT: Final = Field("a positive whole number", lambda value: type(value) is int and value > 0)
+TABLE: Final = Field("a table", lambda value: type(value) is dict)
+TEXTS: Final = Field(
+    "a list of texts",
+    lambda value: type(value) is list and all(type(item) is str for item in value),
+)
+
+
+def parse(raw: str | bytes, **options: Any) -> Any:
+    """The value of a JSON text; of bytes as UTF-8, without a byte-order mark.
+
+    Args:
+        raw: the text.
+        options: of `json.loads`.
+
+    Raises:
+        json.JSONDecodeError: If it is no JSON.
+        ValueError: If it is no UTF-8, nests too deeply, or has a number of too many digits.
+
+    >>> parse("[" * 100000)
+    Traceback (most recent call last):
+    ValueError: it nests too deeply
+    """
+    try:
+        return json.loads(raw if isinstance(raw, str) else raw.decode("utf-8"), **options)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise
+    except RecursionError as error:
+        raise ValueError("it nests too deeply") from error
+    except ValueError as error:
+        if "int_max_str_digits" in str(error):
+            raise ValueError("a number has too many digits") from error
+        raise
+
+
+def own(raw: str | bytes) -> Any:
+    """The value of a JSON text that catwise wrote: small, flat, without NaN or repeated keys.
+
+    Raises:
+        ValueError: If it is none; the message is the reason.
+    """
+    check_at_most(len(raw), MAX_JSON, "bytes of JSON")
+    value = parse(raw, object_pairs_hook=_distinct, parse_constant=_refuse_constant)
+    if isinstance(value, (dict, list)):
+        check_depth(value)
+    return value
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in table if names.count(name) > 1)
+        raise ValueError(f"it has the field {twice!r} twice")
+    return table
+
+
+def _refuse_constant(text: str) -> Any:
+    raise ValueError(f"it holds {text}, which is no JSON")
+
+
+def read_file(path: Path) -> Any:
+    """The value in a JSON file that catwise wrote.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is no such JSON; the message is the reason.
+    """
+    check_at_most(path.stat().st_size, MAX_JSON, "bytes of JSON")
+    return own(path.read_bytes())
+
+
+def read_fields(table: Any, fields: Mapping[str, Field], what: str = "it") -> dict[str, Any]:
+    """The fields of a table, each of which is what it must be; others are left out.
+
+    Args:
+        table: what was read.
+        fields: what it must hold.
+        what: what to call it.
+
+    Returns:
+        The fields that are there.
+
+    Raises:
+        ValueError: Names every field that is not right.
+
+    >>> read_fields({"rows": True}, {"rows": COUNT, "file": TEXT})
+    Traceback (most recent call last):
+    ValueError: it has no 'file'; its 'rows' is True, not a positive whole number
+    """
+    if type(table) is not dict:
+        raise ValueError(f"{what} is no table")
+    missing = [name for name, field in fields.items() if field.required and name not in table]
+    wrong = [
+        (name, field)
+        for name, field in fields.items()
+        if name in table and not field.test(table[name])
+    ]
+    if missing or wrong:
+        problems = [f"{what} has no " + ", ".join(map(repr, missing))] if missing else []
+        problems += [
+            f"its {name!r} is {table[name]!r:.40}, not {field.expected}" for name, field in wrong
+        ]
+        raise ValueError("; ".join(problems))
+    return {name: table[name] for name in fields if name in table}

@@ -1,0 +1,83 @@
+"""The members of a zip archive: where their bytes lie, and that they lie apart.
+
+`zipfile` believes what the directory says of a member. Here it is compared with the file: members
+have different names, do not reach into one another, and are not larger than their bytes can give.
+
+Source: PKWARE APPNOTE 6.3, sections 4.3.7 and 4.3.12.
+"""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+import zlib
+from itertools import pairwise
+from typing import TYPE_CHECKING, BinaryIO, Final
+
+from catwise._limits import MAX_MEMBERS, check_at_most, check_unpacked
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["DAMAGE", "data_start", "members"]
+
+DAMAGE: Final = (
+    zipfile.BadZipFile,
+    EOFError,
+    zlib.error,
+    struct.error,
+    RuntimeError,
+    NotImplementedError,
+)
+"""What `zipfile` raises at damaged archives and unknown ways of compressing."""
+_LOCAL: Final = b"PK\x03\x04"
+_ENCRYPTED: Final = 0x1
+
+
+def members(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
+    """All members by their names.
+
+    Args:
+        archive: what was opened.
+        path: its file.
+
+    Raises:
+        ValueError: If two have one name, one is encrypted, claims more than its bytes can give, or
+            reaches into the next one; the message is the reason.
+    """
+    infos = archive.infolist()
+    check_at_most(len(infos), MAX_MEMBERS, "members of the archive")
+    found = {info.filename: info for info in infos}
+    if len(found) != len(infos):
+        raise ValueError("the archive holds two records of one name")
+    with path.open("rb") as stream:
+        ends = []
+        for info in infos:
+            name = f"record {info.filename!r}"
+            if info.flag_bits & _ENCRYPTED:
+                raise ValueError(f"{name} is encrypted")
+            if info.compress_type == zipfile.ZIP_STORED and info.compress_size != info.file_size:
+                raise ValueError(f"{name} is stored in {info.compress_size:,} bytes, not its own")
+            if info.compress_type != zipfile.ZIP_STORED:
+                check_unpacked(info.compress_size, info.file_size, name)
+            start = data_start(stream, info)
+            ends.append((info.header_offset, start + info.compress_size, name))
+    ends.sort()
+    for (_, end, name), (start, _, _) in pairwise([*ends, (archive.start_dir, 0, "")]):
+        if end > start:
+            raise ValueError(f"{name} reaches into what follows it")
+    return found
+
+
+def data_start(stream: BinaryIO, info: zipfile.ZipInfo) -> int:
+    """The position in the file of a member's first byte.
+
+    Raises:
+        ValueError: If it has no header of its own.
+    """
+    stream.seek(info.header_offset)
+    header = stream.read(30)
+    if len(header) < 30 or header[:4] != _LOCAL:
+        raise ValueError(f"record {info.filename!r} has no header of its own")
+    name_length, extra_length = struct.unpack("<HH", header[26:30])
+    return int(info.header_offset + 30 + name_length + extra_length)
