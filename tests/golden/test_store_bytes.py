@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import struct
 from typing import TYPE_CHECKING
 
@@ -45,7 +46,8 @@ MANIFEST = """{
   ],
   "origin": {
     "model": "Zürich"
-  }
+  },
+  "sha256": "OWN"
 }
 """
 NUMBERS = {
@@ -76,8 +78,11 @@ def test_every_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         MANIFEST.replace("FIRST", sha256(first))
         .replace("SECOND", sha256(second))
         .replace("IDS", sha256(ids))
-        .encode()
     )
+    table = json.loads(manifest)
+    del table["sha256"]
+    text = json.dumps(table, sort_keys=True, separators=(",", ":"))
+    manifest = manifest.replace("OWN", sha256(text.encode())).encode()
     expected = {
         "features-00000.safetensors": first,
         "features-00001.safetensors": second,

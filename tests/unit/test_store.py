@@ -417,17 +417,30 @@ def change(table: dict[str, Any], path: str, value: Any) -> None:
         ("n_rows", True, "positive"),
         ("n_features", -3, "positive"),
         ("n_features", 4, "not the file that the manifest"),
-        ("shards", [], "do not sum"),
-        ("shards", {}, "do not sum"),
-        ("shards.1.file", "../s/features-00001.safetensors", "names the file"),
-        ("shards.1.file", "/etc/passwd", "names the file"),
+        ("shards", [], "not a list of files"),
+        ("shards", {}, "not a list of files"),
+        ("shards.1.file", "../s/features-00001.safetensors", "'file' is '../s"),
+        ("shards.1.file", "/etc/passwd", "'file' is '/etc/passwd'"),
+        ("shards.1.file", ["features-00001.safetensors"], "'file' is"),
+        ("version", True, "'version' is True, not 1"),
+        ("version", ..., "no 'version'"),
+        ("version", 1.0, "'version' is 1.0"),
+        ("dtype", ["float16"], "'dtype' is"),
+        ("shards", [[]], "the entry of a file is no table"),
+        ("ids", None, "ids-00000.txt is there, and the manifest names no ids"),
+        ("ids", [], "'ids' is"),
+        ("ids", {}, "'ids' is"),
+        ("ids", False, "'ids' is False"),
+        ("origin", None, "'origin' is None"),
+        ("origin", [], "'origin' is"),
+        ("sha256", 3, "'sha256' is 3"),
         ("shards.1.file", "features-00000.safetensors", "twice"),
         ("shards.1.rows", 4.0, "positive"),
         ("shards.1.rows", ..., "no 'rows'"),
         ("shards.1.sha256", "", "checksum"),
         ("shards.1.bytes", 10**20, "cut short"),
         ("shards.1", "x", "damaged"),
-        ("ids.0.file", "manifest.json", "names the file"),
+        ("ids.0.file", "manifest.json", "'file' is 'manifest.json'"),
         ("ids.0.rows", 10, "are not those"),
         ("ids", ..., "no 'ids'"),
         ("origin", 3, "origin"),
@@ -437,13 +450,41 @@ def test_damaged_manifest(damaged: Path, path: str, value: Any, reason: str) -> 
     """A manifest that was changed is refused with its own reason; it never leads elsewhere."""
     manifest = damaged / "manifest.json"
     table = json.loads(manifest.read_text(encoding="utf-8"))
+    del table["sha256"]  # as stores of earlier versions are
     change(table, path, value)
     manifest.write_text(json.dumps(table), encoding="utf-8")
     with pytest.raises(FeatureStoreError, match=reason):
         open_store(damaged)
 
 
-@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"\xff", b"null", b"[" * 100_000])
+@pytest.mark.parametrize(
+    ("path", "value"), [("origin", {"x": 1}), ("ids", None), ("n_features", 4)]
+)
+def test_a_manifest_knows_its_own_checksum(damaged: Path, path: str, value: Any) -> None:
+    """Whatever was changed in it is found; how it is set in lines does not matter."""
+    manifest = damaged / "manifest.json"
+    table = json.loads(manifest.read_text(encoding="utf-8"))
+    manifest.write_text(json.dumps(table), encoding="utf-8")
+    open_store(damaged)
+    change(table, path, value)
+    manifest.write_text(json.dumps(table), encoding="utf-8")
+    with pytest.raises(FeatureStoreError, match="its checksum is wrong"):
+        open_store(damaged)
+
+
+def test_an_origin_that_could_not_be_read_back(tmp_path: Path) -> None:
+    """What nests too deeply, or would name a key twice, is not written."""
+    deep: Any = "x"
+    for _ in range(80):
+        deep = [deep]
+    for origin in ({"a": deep}, {1: "a", "1": "b"}):
+        with pytest.raises(ConfigError, match="JSON-ready"):
+            write_store(tmp_path / "s", VALUES, origin=origin)
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"{", b"[]", b"\xff", b"null", b"[" * 100_000, b"1" * 9999, b'{"a":1,"a":2}']
+)
 def test_no_manifest_at_all(damaged: Path, raw: bytes) -> None:
     """An empty, cut or foreign manifest is refused."""
     (damaged / "manifest.json").write_bytes(raw)

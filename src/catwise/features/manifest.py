@@ -9,7 +9,8 @@ A store is a folder::
     ids-00001.txt                ids of rows that were added later …
 
 What was written at once has shards of the same number of rows, but for the last. In each, the
-header is padded with spaces so that the numbers start at byte 256. Files are never changed: rows
+header is padded with spaces so that the numbers start at byte 256. The manifest ends with its own
+checksum, which stores of earlier versions lack. Files are never changed: rows
 that are added are new files and a new manifest, so that a store that is open stays what it was.
 """
 
@@ -19,9 +20,10 @@ import hashlib
 import json
 import re
 import struct
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from catwise._json import COUNT, TABLE, Field, own, read_fields
 from catwise.errors import ConfigError, FeatureStoreError, nearest
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DATA_START",
+    "FIRST_IDS",
     "MANIFEST_FILE",
     "SAFETENSORS_NAMES",
     "IdsFile",
@@ -45,6 +48,7 @@ __all__ = [
 FORMAT: Final = "catwise-features"
 VERSION: Final = 1
 MANIFEST_FILE: Final = "manifest.json"
+FIRST_IDS: Final = "ids-00000.txt"
 DATA_START: Final = 256
 SAFETENSORS_NAMES: Final = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 _ALIASES: Final = {
@@ -54,7 +58,6 @@ _ALIASES: Final = {
 }  # fmt: skip
 _SHARD_NAME: Final = re.compile(r"features-(\d{5,})\.safetensors")
 _IDS_NAME: Final = re.compile(r"ids-(\d{5,})\.txt")
-_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +134,12 @@ def shard_header(dtype: str, rows: int, n_features: int, item_size: int) -> byte
 
 def manifest_text(manifest: Manifest) -> str:
     """The text of manifest.json; equal stores have equal texts."""
-    table = {
+    table = {**_table(manifest), "sha256": _sha256(manifest)}
+    return json.dumps(table, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _table(manifest: Manifest) -> dict[str, Any]:
+    return {
         "format": FORMAT,
         "version": VERSION,
         "dtype": manifest.dtype,
@@ -141,7 +149,12 @@ def manifest_text(manifest: Manifest) -> str:
         "ids": [asdict(part) for part in manifest.ids] or None,
         "origin": json.loads(manifest.origin),
     }
-    return json.dumps(table, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _sha256(manifest: Manifest) -> str:
+    """The checksum of all else that the manifest says; of its values, not of how they are set."""
+    text = json.dumps(_table(manifest), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def parse_manifest(path: str, raw: bytes) -> Manifest:
@@ -151,63 +164,70 @@ def parse_manifest(path: str, raw: bytes) -> Manifest:
         FeatureStoreError: If it is no manifest, or one of another version.
     """
     try:
-        table = json.loads(raw.decode("utf-8"))
+        table = own(raw)
         if not isinstance(table, dict) or table.get("format") != FORMAT:
             raise ValueError("it is not the manifest of a feature store")  # noqa: TRY301
-        if table.get("version") != VERSION:
+        version = table.get("version")
+        if type(version) is int and version != VERSION:
             raise FeatureStoreError(
                 f"'{path.rpartition('/')[0]}' is a feature store of another version.",
-                found=f"version {table.get('version')!r}",
+                found=f"version {version}",
                 expected=f"version {VERSION}",
                 remedy="update catwise",
             )
         return _from_table(table)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+    except ValueError as error:
         raise FeatureStoreError(
             f"the manifest '{path}' is damaged.",
-            found=reason,
+            found=str(error),
             remedy="copy the store again, or extract the features again",
         ) from error
 
 
-def _from_table(table: dict[str, Any]) -> Manifest:
-    shards = tuple(ShardFile(**_checked(entry, ShardFile)) for entry in table["shards"])
-    ids = tuple(IdsFile(**_checked(entry, IdsFile)) for entry in table["ids"] or [])
-    dtype = table["dtype"]
-    if dtype not in SAFETENSORS_NAMES:
-        raise ValueError(f"its dtype is {dtype!r}")
-    if not isinstance(table["origin"], dict):
-        raise ValueError("its origin is no table")  # noqa: TRY004  # a fact of the file
-    n_rows, n_features = _count(table["n_rows"]), _count(table["n_features"])
-    if not shards or sum(shard.rows for shard in shards) != n_rows:
+def _from_table(table: Any) -> Manifest:
+    fields = read_fields(table, _MANIFEST)
+    shards = tuple(ShardFile(**_part(entry, _SHARD_NAME)) for entry in fields["shards"])
+    ids = tuple(IdsFile(**_part(entry, _IDS_NAME)) for entry in fields["ids"] or ())
+    n_rows, n_features = fields["n_rows"], fields["n_features"]
+    if sum(shard.rows for shard in shards) != n_rows:
         raise ValueError(f"its shards do not sum to its {n_rows:,} rows")
     if ids and sum(part.rows for part in ids) != n_rows:
         raise ValueError(f"its ids are not those of its {n_rows:,} rows")
     names = [shard.file for shard in shards] + [part.file for part in ids]
     if len(set(names)) != len(names):
         raise ValueError("it names a file twice")
-    return Manifest(dtype, n_rows, n_features, shards, ids, json.dumps(table["origin"]))
+    manifest = Manifest(
+        fields["dtype"], n_rows, n_features, shards, ids, json.dumps(fields["origin"])
+    )
+    if "sha256" in fields and fields["sha256"] != _sha256(manifest):
+        raise ValueError("it is not as it was written: its checksum is wrong")
+    return manifest
 
 
-def _count(value: object) -> int:
-    if type(value) is not int or value < 1:
-        raise ValueError(f"a number should be positive and is {value!r}")
-    return value
+def _part(entry: Any, name: re.Pattern[str]) -> dict[str, Any]:
+    """One file that the manifest names; never one outside of the folder."""
+    file = Field(f"a name such as {name.pattern!r}", lambda v: _fits(name, v))
+    return read_fields(entry, {"file": file, **_PART}, "the entry of a file")
 
 
-def _checked(entry: dict[str, Any], kind: type) -> dict[str, Any]:
-    """The fields of an entry; file names never lead out of the folder."""
-    fields = {name: entry[name] for name in kind.__slots__}  # type: ignore[attr-defined]
-    name, sha256 = fields["file"], fields["sha256"]
-    right = _IDS_NAME if kind is IdsFile else _SHARD_NAME
-    if not right.fullmatch(str(name)):
-        raise ValueError(f"it names the file {name!r}")
-    if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
-        raise ValueError(f"the checksum of {name!r} is {sha256!r}")
-    for field in {"rows", "bytes"} & fields.keys():
-        _count(fields[field])
-    return fields
+def _fits(pattern: re.Pattern[str], value: object) -> bool:
+    return type(value) is str and pattern.fullmatch(value) is not None
+
+
+_SHA256: Final = Field("a checksum", lambda v: _fits(re.compile(r"[0-9a-f]{64}"), v))
+_PART: Final = {"rows": COUNT, "bytes": COUNT, "sha256": _SHA256}
+_PARTS: Final = "a list of files, of which there is one at least"
+_MANIFEST: Final = {
+    "format": Field(repr(FORMAT), lambda v: v == FORMAT),
+    "version": Field(str(VERSION), lambda v: type(v) is int and v == VERSION),
+    "dtype": Field("float16, bfloat16 or float32", lambda v: v in tuple(SAFETENSORS_NAMES)),
+    "n_rows": COUNT,
+    "n_features": COUNT,
+    "shards": Field(_PARTS, lambda v: type(v) is list and v != []),
+    "ids": Field(f"null, or {_PARTS}", lambda v: v is None or (type(v) is list and v != [])),
+    "origin": TABLE,
+    "sha256": replace(_SHA256, required=False),
+}
 
 
 def file_number(name: str) -> int | None:

@@ -17,6 +17,7 @@ from catwise.features.id_files import ids_array
 from catwise.features.ids import row_index
 from catwise.features.manifest import (
     DATA_START,
+    FIRST_IDS,
     MANIFEST_FILE,
     IdsFile,
     Manifest,
@@ -283,6 +284,8 @@ def _problems(place: Place, manifest: Manifest) -> list[str]:
             found.append(f"{part.file} is cut short: {head[0]:,} bytes, {part.bytes:,} expected")
         elif head[0] > part.bytes or not _is_described(part, head[1], manifest):
             found.append(f"{part.file} is not the file that the manifest describes")
+    if not manifest.ids and not isinstance(place.heads([FIRST_IDS])[0], OSError):
+        found.append(f"{FIRST_IDS} is there, and the manifest names no ids")
     return found
 
 

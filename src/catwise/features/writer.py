@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from catwise._io import atomic_folder, growing_folder
+from catwise._json import own
 from catwise.errors import ConfigError, FeatureError, OutputError, ShapeError
 from catwise.features.arrays import bfloat16_bits
 from catwise.features.blocks import BLOCK_ROWS, block_of, feature_shape
@@ -279,13 +280,15 @@ def _remote(
 
 def _origin_text(origin: Mapping[str, Any] | None) -> str:
     try:
-        return json.dumps(dict(origin or {}), allow_nan=False)
-    except (TypeError, ValueError) as error:
+        text = json.dumps(dict(origin or {}), allow_nan=False)
+        own(text)  # as it will be read
+    except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(
             "the origin of features must be JSON-ready.",
             found=str(error),
             remedy="use texts, finite numbers, lists and tables with text keys",
         ) from error
+    return text
 
 
 class StoreWriter:
