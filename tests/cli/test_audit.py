@@ -324,3 +324,16 @@ def test_metrics_speak_of_the_labelled_part() -> None:
     assert words in run(*table("--category", "cat")).stdout
     Path("full.csv").write_text("cat\n1\n0\n")
     assert words not in run("--labels", "full.csv", "--encoding", "complete").stdout
+
+
+def test_a_table_without_header() -> None:
+    """It is refused with the option to give; with it no row is lost."""
+    Path("bare.csv").write_text("a.jpg,1,\nb.jpg,0,1\n")
+    options = ("--labels", "bare.csv", "--encoding", "nan")
+    found = run(*options)
+    assert found.exit_code == LabelError.exit_code
+    assert "looks like data" in found.output
+    assert "--no-header" in found.output
+    found = run(*options, "--no-header", "--id-column", "1")
+    assert found.exit_code == 0, found.output
+    assert run("--dataset", "chexpert", "--root", "chexpert", "--no-header").exit_code == 2

@@ -272,7 +272,13 @@ def test_a_checkpoint_beyond_the_bounds(tmp_path: Path, monkeypatch: pytest.Monk
         read_head(path)
 
 
-@pytest.mark.parametrize("layout", ["coco", "jsonl", "genome"])
+READERS: dict[str, Callable[[Path], Any]] = {
+    "coco": lambda path: coco.load(path, {"images": {"id": "number"}}),
+    "genome": lambda path: visual_genome.load_json(path, "labels"),
+}
+
+
+@pytest.mark.parametrize("layout", ["jsonl", *READERS])
 def test_numbers_of_many_digits_and_depth(tmp_path: Path, layout: str) -> None:
     """A number of 10,000 digits, and JSON that nests without end, are errors of their file."""
     for text in ("9" * 10_000, "[" * 50_000):
@@ -284,12 +290,8 @@ def test_numbers_of_many_digits_and_depth(tmp_path: Path, layout: str) -> None:
             continue
         path = tmp_path / "x.json"
         path.write_text(f'{{"images": [{{"id": {text}}}], "annotations": [], "categories": []}}')
-        read: dict[str, Callable[[], Any]] = {
-            "coco": lambda: coco.load(path, {"images": {"id": "number"}}),
-            "genome": lambda: visual_genome.load_json(path, "labels"),
-        }
         with pytest.raises(LabelError, match=r"digits|deeply"):
-            read[layout]()
+            READERS[layout](path)
 
 
 def test_lines_of_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,7 +149,8 @@ def _rows_of_split(
     from catwise.data.table import open_labels
 
     names: list[str] = []
-    for batch in open_labels(path, [column], delimiter=table.delimiter).batches([column]):
+    file = open_labels(path, [column], delimiter=table.delimiter, header=table.header)
+    for batch in file.batches([column]):
         names += map(str, batch.column(0).to_pylist())
     return np.flatnonzero(np.array(names) == split), len(names)
 

@@ -39,7 +39,11 @@ def load_dataset(source: LabelledOptions, table: TableOptions) -> Dataset:
         return _read_table(source.labels, table, source.split_column, source.split)
     for field in dataclasses.fields(table):
         value = getattr(table, field.name)
-        if field.name not in FOR_ALL and value and (field.name, value) != ("layout", "wide"):
+        if (
+            field.name not in FOR_ALL
+            and value not in (None, "", ())
+            and (field.name, value) != ("layout", "wide")
+        ):
             name = field.name.replace("_", "-")
             raise click.UsageError(
                 f"--{name} belongs to --labels; --option NAME=VALUE is for the data set's reader."
@@ -73,6 +77,7 @@ def _read_table(
         split=split,
         ignore=table.ignore_column,
         delimiter=table.delimiter,
+        header=table.header,
         id_prefix=table.id_prefix,
         id_suffix=table.id_suffix,
         strip_prefix=table.strip_prefix,

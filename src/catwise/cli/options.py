@@ -134,6 +134,7 @@ class TableOptions:
     category_column: str | None
     value_column: str | None
     delimiter: str | None
+    header: bool | None
     others: str | None
     separator: str | None
 
@@ -209,6 +210,12 @@ table_options = grouped(
         ),
         click.option(
             "--delimiter", metavar="TEXT", help="Between fields, if not as the file's suffix says."
+        ),
+        click.option(
+            "--header/--no-header",
+            default=None,
+            help="Whether a text table has a header line. If not, its columns are 1, 2, … Without "
+            "the option it has one, and a first line that looks like data is refused.",
         ),
         click.option(
             "--others",

@@ -6,9 +6,10 @@ import codecs
 import csv
 import gzip
 import os
+import re
 import zlib
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 from catwise.errors import ConfigError, LabelError, nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from typing import IO, TextIO
 
 __all__ = ["TableFile", "open_table"]
@@ -38,13 +39,21 @@ class TableFile:
 
     Attributes:
         path: the file.
-        names: its columns.
+        names: its columns; "1", "2", … where there is no header line.
         delimiter: between the fields of a text table; None for Parquet.
+        header: whether there is a header line; None: the first line is one if it does not look like
+            data (:meth:`check_header`).
     """
 
     path: Path
     names: tuple[str, ...]
     delimiter: str | None
+    header: bool | None = field(default=None, kw_only=True)
+
+    @property
+    def n_above(self) -> int:
+        """Records above the first row: the header, if there is one."""
+        return 0 if self.header is False else 1
 
     def __str__(self) -> str:
         return f"'{self.path}'"
@@ -63,13 +72,33 @@ class TableFile:
             remedy=nearest(column, self.names).strip(" ()") or None,
         )
 
+    def check_header(self, named: Iterable[str] = ()) -> None:
+        """Refuse a first line that looks like data, unless a column that was asked for is in it.
+
+        Raises:
+            LabelError: If it does, and nobody has said whether it is a header.
+        """
+        sure = (
+            self.delimiter is None or self.header is not None or not {*named}.isdisjoint(self.names)
+        )
+        if not sure and looks_like_data(self.names):
+            raise LabelError(
+                f"{self.head()} the first line looks like data, not like the names of columns.",
+                found=listed(self.names),
+                expected="a header line",
+                remedy="header=False (--no-header) if there is none: columns are then '1', '2', …; "
+                "header=True (--header) if these are names",
+            )
+
     def head(self) -> str:
         """Where the names of the columns are, for people: the file and, of a text table, the line.
 
         >>> TableFile(Path("labels.parquet"), ("id", "cat"), None).head()
         "'labels.parquet'"
         """
-        return str(self) if self.delimiter is None else f"{self}, line {self.line(-1):,}:"
+        if self.delimiter is None or self.header is False:
+            return str(self)
+        return f"{self}, line {self.line(-1):,}:"
 
     def place(self, row: int, column: str | None = None) -> str:
         """Where data row `row` (from 0) is, for people: file, line and column."""
@@ -87,11 +116,11 @@ class TableFile:
         try:
             with _text(self.path) as text:
                 for count, (line, _) in enumerate(_records(text, self.delimiter or ",")):
-                    if count == row + 1:
+                    if count == row + self.n_above:
                         return line
         except TEXT_ERRORS:
             pass
-        return row + 2
+        return row + 1 + self.n_above
 
     def batches(self, columns: Sequence[str], *, coded: Sequence[str] = ()) -> Iterator[Any]:
         """Yield record batches of some columns, in the order of the file.
@@ -109,7 +138,7 @@ class TableFile:
         try:
             if self.delimiter is None:
                 yield from self._parquet(columns)
-            elif _look_through(self.path, self.delimiter, len(self.names)):
+            elif _look_through(self):
                 yield from self._csv(columns, coded)
             else:
                 yield from self._records(columns, coded)
@@ -129,8 +158,9 @@ class TableFile:
             pa.input_stream(str(self.path), compression=packing),
             read_options=arrow_csv.ReadOptions(
                 block_size=BLOCK_BYTES,
-                # blank lines above the header, which below would be blank values
-                skip_rows=self.line(-1) - 1 if len(self.names) == 1 else 0,
+                # blank lines at the beginning, which below would be blank values
+                skip_rows=self.line(-self.n_above) - 1 if len(self.names) == 1 else 0,
+                column_names=None if self.n_above else list(self.names),
             ),
             parse_options=arrow_csv.ParseOptions(
                 delimiter=self.delimiter,
@@ -151,7 +181,7 @@ class TableFile:
 
         index = [self.names.index(name) for name in columns]
         with _text(self.path) as text:
-            records = islice(_records(text, self.delimiter or ","), 1, None)
+            records = islice(_records(text, self.delimiter or ","), self.n_above, None)
             while part := [fields for _, fields in islice(records, BATCH_RECORDS)]:
                 arrays = [pa.array([fields[i] for fields in part], pa.string()) for i in index]
                 for k, name in enumerate(columns):
@@ -167,7 +197,7 @@ class TableFile:
     def _damaged(self, error: Exception) -> LabelError:
         """The error for a file that the reader gave up on: what is wrong, and on which line."""
         if self.delimiter is not None:
-            found = _first_fault(self.path, self.delimiter, len(self.names))
+            found = _first_fault(self)
             if found is not None:
                 return found
         return LabelError(
@@ -177,18 +207,22 @@ class TableFile:
         )
 
 
-def open_table(path: str | os.PathLike[str], *, delimiter: str | None = None) -> TableFile:
+def open_table(
+    path: str | os.PathLike[str], *, delimiter: str | None = None, header: bool | None = None
+) -> TableFile:
     r"""Read the names of a table's columns.
 
     Args:
         path: .csv, .tsv, .tab (each also .gz), .parquet or .pq.
         delimiter: one character, for a text table that is not separated as its suffix says; with
             it, any other suffix is read as text.
+        header: whether a text table has a header line. None: it has, and a first line that looks
+            like data is refused where the columns are asked for. False: columns are "1", "2", ….
 
     Raises:
         LabelError: If there is no such file, it cannot be read, is empty, truncated, no table of
             its kind, or has two columns of one name.
-        ConfigError: If the delimiter is not one character.
+        ConfigError: If the delimiter is not one character, or a Parquet file should have no header.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -212,13 +246,18 @@ def open_table(path: str | os.PathLike[str], *, delimiter: str | None = None) ->
         raise LabelError(
             f"'{path}' is empty.", found="0 bytes", remedy="write or download the file again"
         )
+    if delimiter is None and header is False:
+        raise ConfigError("header=False (--no-header) belongs to text tables.", found=f"'{path}'")
     if delimiter is None:
         names = _parquet_names(path, head)
     else:
         names = _csv_names(path, head, delimiter, said=said)
-    file = TableFile(path, names, delimiter)
+    if header is False:
+        names = tuple(str(i) for i in range(1, len(names) + 1))
+    file = TableFile(path, names, delimiter, header=header)
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
+        file.check_header()
         raise LabelError(
             f"{file.head()} has two columns of one name.",
             found=repr(twice[0]),
@@ -354,7 +393,7 @@ def _records(text: TextIO, delimiter: str) -> Iterator[tuple[int, list[str]]]:
         raise _RecordError(str(error), line if cut else reader.line_num) from error
 
 
-def _look_through(path: Path, delimiter: str, n_fields: int) -> bool:
+def _look_through(file: TableFile) -> bool:
     """Refuse what the columnar reader would take or cut in silence; whether it reads the rest well.
 
     Every byte is looked at; where there are quotes, or lines that may hold a field too long for
@@ -363,12 +402,13 @@ def _look_through(path: Path, delimiter: str, n_fields: int) -> bool:
     Raises:
         LabelError: Names the line.
     """
+    path = file.path
     try:
         look = _look_at_bytes(path)
         if not (look.quotes or look.long_lines):
             return True
         crossing: list[int] | None = [] if look.n_bytes > BLOCK_BYTES else None
-        fault = _first_fault(path, delimiter, n_fields, crossing)
+        fault = _first_fault(file, crossing)
         if fault is None:
             return not crossing
     except TEXT_ERRORS as error:
@@ -465,17 +505,14 @@ def _line_of(path: Path, offset: int) -> int:
     return n_ends
 
 
-def _first_fault(
-    path: Path, delimiter: str, n_fields: int, crossing: list[int] | None = None
-) -> LabelError | None:
-    """The first record that is not like the header, or None.
+def _first_fault(file: TableFile, crossing: list[int] | None = None) -> LabelError | None:
+    """The first record that is not like the first one, or None.
 
     Args:
-        path: the text table.
-        delimiter: between its fields.
-        n_fields: of its header.
+        file: the text table.
         crossing: if given, gets the line of a record that the columnar reader may cut.
     """
+    path, delimiter, n_fields = file.path, file.delimiter or ",", len(file.names)
     last = n_records = 0
     wrong: tuple[int, int] | None = None
     try:
@@ -489,7 +526,7 @@ def _first_fault(
     except TEXT_ERRORS as error:
         return _text_fault(path, error) if wrong is None else _ragged(path, *wrong, n_fields)
     if wrong is None:
-        return no_rows(f"'{path}'") if n_records == 1 else None
+        return no_rows(f"'{path}'") if n_records == file.n_above else None
     if wrong[0] == last and wrong[1] < n_fields and not _ends_line(path):
         return truncated(path, f"line {last:,} ends after {wrong[1]} of {n_fields} fields")
     return _ragged(path, *wrong, n_fields)
@@ -550,6 +587,38 @@ def _zero_byte(path: Path, line: int) -> LabelError:
         found="a zero byte",
         remedy="write or download the file again; text in UTF-16 must be saved as UTF-8",
     )
+
+
+FILE_NAME: Final = re.compile(
+    r"\.(jpe?g|png|dcm|dicom|tiff?|bmp|gif|webp|npy)(\.gz)?\s*$", re.IGNORECASE
+)
+DATE: Final = re.compile(r"\s*\d{4}[-/.]\d{1,2}[-/.]\d{1,2}\b")
+LABELS: Final = (-2.0, -1.0, 0.0, 1.0)
+
+
+def looks_like_data(names: Sequence[str]) -> bool:
+    """Whether these look like a row of a label table, not like the names of its columns.
+
+    They do if one is the name of an image file or a date, or if all but the first are labels or
+    blank. The names that categories have by default, "0", "1", "2" …, alone or behind another
+    name, are names.
+
+    >>> looks_like_data(["a.jpg", "cat"]), looks_like_data(["a", "1", ""])
+    (True, True)
+    >>> looks_like_data(["id", "0", "1"]), looks_like_data(["id", "cat"])
+    (False, False)
+    """
+    from catwise.labels.encodings import raw_value
+
+    if any(FILE_NAME.search(name) or DATE.match(name) for name in names):
+        return True
+    raw = [raw_value(name) for name in names]
+    for start in (0, 1):
+        behind = not start or isinstance(raw[0], str) or raw[0] is None
+        if behind and list(names[start:]) == [str(i) for i in range(len(names) - start)]:
+            return False
+    label = [isinstance(value, float) and (value in LABELS or value % 1 > 0) for value in raw]
+    return any(label) and all(one or raw[i] is None for i, one in enumerate(label) if i)
 
 
 def listed(names: Sequence[str], n: int = 8) -> str:

@@ -45,6 +45,7 @@ def read_label_table(
     strip_prefix: str = "",
     strip_suffix: str = "",
     delimiter: str | None = None,
+    header: bool | None = None,
     storage: Storage = "auto",
 ) -> PartialLabels:
     r"""Read labels from a CSV, TSV, Parquet or JSON lines table.
@@ -55,19 +56,23 @@ def read_label_table(
         encoding: what its values mean: a name in `catwise.labels.ENCODINGS`, or an `Encoding`. It
             must be given.
         layout: "wide": one row an image, one column a category; "long": one row a label.
-        id_column: the column of image ids. None: rows are positional (wide), "id" (long).
+        id_column: the column of image ids. None: rows are positional (wide), "id" (long; without a
+            header "1").
         group_column: the column of groups, such as patients.
         split_column: the column that tells the split of each row; `split` must be given too.
         split: the split to read; rows of the others are left out.
         categories: which categories, in which order. None: all the other columns (wide), every
             category in order of appearance (long).
-        category_column: the column of category names in a long table; None: "category".
-        value_column: the column of values in a long table; None: "value".
+        category_column: the column of category names in a long table; None: "category" (without
+            a header "2").
+        value_column: the column of values in a long table; None: "value" (without a header "3").
         id_prefix: put before every id, so that ids are those of the features.
         id_suffix: put after every id.
         strip_prefix: taken from the start of every id first; each must have it.
         strip_suffix: taken from the end of every id first; each must have it.
         delimiter: between the fields of a text table that is not separated as its suffix says.
+        header: whether a text table has a header line. None: it has, and a first line that looks
+            like data is refused. False: it has none, and columns are "1", "2", … from the left.
         storage: as for `PartialLabels`.
 
     Returns:
@@ -108,17 +113,25 @@ def read_label_table(
     if isinstance(categories, str):
         raise CategoryError("categories must be several names.", found=f"the text {categories!r}")
     chosen = None if encoding is None else resolve_encoding(encoding)
-    id_column = id_column or ("id" if layout == "long" else None)
-    names = category_column or "category", value_column or "value"
+    usual = ("1", "2", "3") if header is False else ("id", "category", "value")
+    if id_column is None and layout == "long":
+        id_column = usual[0]
+    names = category_column or usual[1], value_column or usual[2]
     texts = [id_column, group_column, split_column, *(names[:1] if layout == "long" else ())]
     source = Source(
-        file=open_labels(path, [name for name in texts if name is not None], delimiter=delimiter),
+        file=open_labels(
+            path,
+            [name for name in texts if name is not None],
+            delimiter=delimiter,
+            header=header,
+        ),
         id_column=id_column,
         group_column=group_column,
         split_column=split_column,
         split=split,
         edges=Edges(id_prefix, id_suffix, strip_prefix, strip_suffix),
     )
+    source.file.check_header(named=[*source.keys, *(categories or ())])
     source.check()
     wanted = None if categories is None else list(categories)
     if layout == "wide":
@@ -127,7 +140,11 @@ def read_label_table(
 
 
 def open_labels(
-    path: str | os.PathLike[str], texts: Sequence[str], *, delimiter: str | None = None
+    path: str | os.PathLike[str],
+    texts: Sequence[str],
+    *,
+    delimiter: str | None = None,
+    header: bool | None = None,
 ) -> TableFile:
     """Open a table of any kind.
 
@@ -135,27 +152,35 @@ def open_labels(
         path: as for `read_label_table`.
         texts: the columns that hold names: in JSON lines texts or whole numbers only.
         delimiter: as for `read_label_table`.
+        header: as for `read_label_table`.
 
     Raises:
         LabelError: If the file cannot be read.
-        ConfigError: If there is a delimiter for JSON lines.
+        ConfigError: If there is a delimiter, or no header, for JSON lines.
     """
     if not is_json_lines(path):
-        return open_table(path, delimiter=delimiter)
+        return open_table(path, delimiter=delimiter, header=header)
+    if header is False:
+        raise ConfigError("header=False (--no-header) belongs to text tables.", found=f"'{path}'")
     if delimiter is not None:
         raise ConfigError("JSON lines have no delimiter.", found=f"delimiter={delimiter!r}")
     return JsonLines.open(Path(path), texts)
 
 
 def split_counts(
-    path: str | os.PathLike[str], split_column: str, *, delimiter: str | None = None
+    path: str | os.PathLike[str],
+    split_column: str,
+    *,
+    delimiter: str | None = None,
+    header: bool | None = None,
 ) -> dict[str, int]:
     """How many rows of a table are in each split, in order of appearance.
 
     Raises:
         LabelError: If the file cannot be read or has no such column.
     """
-    file = open_labels(path, [split_column], delimiter=delimiter)
+    file = open_labels(path, [split_column], delimiter=delimiter, header=header)
+    file.check_header(named=[split_column])
     file.require(split_column, "the split of each row")
     counted: Counter[str] = Counter()
     for batch in file.batches([split_column], coded=[split_column]):

@@ -81,6 +81,12 @@ def _categories(source: Source, wanted: list[str] | None) -> list[str]:
             found=f"no {missing[0]!r}{nearest(missing[0], file.names)}",
             expected=listed(file.names),
         )
+    if "" in map(str.strip, wanted):
+        raise CategoryError(
+            f"{file.head()} has a column of labels without a name.",
+            found=listed(wanted),
+            remedy="name it in the file; or say that it holds something else (id_column='')",
+        )
     if not wanted:
         raise LabelError(
             f"{file.head()} has no column of labels.",

@@ -52,6 +52,7 @@ def read_label_lists(
     ignore: Sequence[str] = (),
     separator: str | None = None,
     delimiter: str | None = None,
+    header: bool | None = None,
     id_prefix: str = "",
     id_suffix: str = "",
     strip_prefix: str = "",
@@ -83,6 +84,8 @@ def read_label_lists(
         separator: between the categories of a text; must be given where a column holds texts, and
             only there. Space around the names is taken off.
         delimiter: between the fields of a text table, as for `read_label_table`.
+        header: whether a text table has a header line, as for `read_label_table`; without one
+            `id_key` is "1" and `positive_key` is "2" if nothing else is said.
         id_prefix: put before every id, so that ids are those of the features.
         id_suffix: put after every id.
         strip_prefix: taken from the start of every id first; each must have it.
@@ -111,14 +114,18 @@ def read_label_lists(
         what = "others must say what it means that a category is in none of an image's lists."
         found = f"others={others!r}{nearest(str(others), OTHERS)}"
         raise ConfigError(what, found=found, expected="'unknown' or 'negative'")
+    if header is False:
+        id_key = "1" if id_key == "id" else id_key
+        positive_key = "2" if positive_key == "positive" else positive_key
     lists = (positive_key, negative_key, uncertain_key)
     keys = (id_key, *lists, group_key, split_key)
     _check_roles((*keys, *ignore))
     file: TableFile
     if not is_json_lines(path):
-        file = open_table(path, delimiter=delimiter)
-    elif separator is not None or delimiter is not None:
-        raise ConfigError("separator and delimiter belong to tables, not to JSON lines.")
+        file = open_table(path, delimiter=delimiter, header=header)
+        file.check_header(named=keys)
+    elif separator is not None or delimiter is not None or header is False:
+        raise ConfigError("separator, delimiter and header=False belong to tables.")
     else:
         file = JsonLines.open(Path(path), (id_key, group_key, split_key), lists)
     known = {*keys, *ignore}

@@ -40,6 +40,7 @@ def read_table(
     path_column: str | None = None,
     ignore: Sequence[str] = (),
     delimiter: str | None = None,
+    header: bool | None = None,
     **options: Any,
 ) -> Dataset:
     r"""Read a label table with the split and the path of each image.
@@ -56,6 +57,7 @@ def read_table(
         path_column: the column of image paths, from the folder of the table. None: paths are blank.
         ignore: further columns that are no categories (wide) or lists.
         delimiter: between the fields of a text table that is not separated as its suffix says.
+        header: whether a text table has a header line, as for `read_label_table`.
         options: the others of `read_label_table`, such as `encoding`, which must be given (wide,
             long); or of `read_label_lists`, such as `others`, which must be given (lists).
 
@@ -80,11 +82,12 @@ def read_table(
     if split is not None and split_column is None:
         raise ConfigError("split needs split_column.", found=f"split={split!r}")
     path = Path(root)
-    if layout != "wide":
-        id_column = id_column or "id"
+    if layout != "wide" and id_column is None:
+        id_column = "1" if header is False else "id"
     named = (id_column, group_column, split_column, path_column)
     keys = [name for name in named if name is not None]
-    file = open_labels(path, keys, delimiter=delimiter)
+    file = open_labels(path, keys, delimiter=delimiter, header=header)
+    file.check_header(named=[*keys, *ignore, *(options.get("categories") or ())])
     if split_column is not None:
         file.require(split_column, "the split of each row")
     if path_column is not None:
@@ -94,7 +97,9 @@ def read_table(
         options |= {"id_key": id_column, "split": split}
         options |= {} if group_column is None else {"group_key": group_column}
         options |= {} if split_column is None else {"split_key": split_column}
-        labels = read_label_lists(path, ignore=others, delimiter=delimiter, **options)
+        labels = read_label_lists(
+            path, ignore=others, delimiter=delimiter, header=header, **options
+        )
     else:
         if layout == "wide" and options.get("categories") is None:
             for column in ignore:
@@ -110,6 +115,7 @@ def read_table(
             split_column=None if split is None else split_column,
             split=split,
             delimiter=delimiter,
+            header=header,
             **options,
         )
     told = (split_column, path_column)
