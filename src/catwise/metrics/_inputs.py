@@ -100,6 +100,12 @@ def where_defined(value: Tensor, given: Entries) -> Tensor:
     return value.masked_fill(given.undefined, float("nan"))
 
 
+def where_known(value: Tensor, given: Entries) -> Tensor:
+    """`value` with NaN where no label is known, for metrics that need no two classes."""
+    blank = (given.n_positive + given.n_negative <= 0) | given.score.isnan().any(-1)
+    return value.masked_fill(blank, float("nan"))
+
+
 def checked_prevalence(prevalence: float | Array | None, device: torch.device) -> Tensor | None:
     """The stated prevalence as a float64 tensor.
 

@@ -292,7 +292,7 @@ class _Column(NamedTuple):
         metric: Metric,
     ) -> _Column:
         rows, positive = known
-        if positive.all() or not positive.any():
+        if not metric.covers(positive):
             return _Column(name, None, [])
         index = torch.from_numpy(rows)
         kind: Any = _Ranked if metric.name in _RANKING else _Scored

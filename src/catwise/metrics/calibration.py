@@ -1,7 +1,9 @@
 """Brier score, log-loss and expected calibration error of the positive class, from logits.
 
 All three read a logit s as the probability ``sigmoid(s)`` and stay finite and exact for logits
-of ±1,000: nothing is computed as one minus a rounded probability. Lower is better.
+of ±1,000: nothing is computed as one minus a rounded probability. Lower is better. They are means
+over the known labels, so that a category of which only one class is known has them too; a metric
+that ranks the one class above the other needs both.
 
 >>> import torch
 >>> logits = torch.tensor([[1000.0, -1000.0, 0.0]])
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from catwise.metrics._inputs import Array, Entries, entries, in_order, where_defined
+from catwise.metrics._inputs import Array, Entries, entries, in_order, where_known
 from catwise.metrics.ranking import tie_edges
 
 __all__ = ["ECE_BINS", "brier_columns", "ece_columns", "log_loss_columns"]
@@ -34,7 +36,7 @@ def brier_columns(scores: Array, codes: Array, *, weight: Array | None = None) -
         weight: (..., M) non-negative row weights, or None.
 
     Returns:
-        (...,) float64 in [0, 1]; NaN where a class is missing.
+        (...,) float64 in [0, 1]; NaN where no label is known. One class alone has its value.
 
     Source: Brier, "Verification of forecasts expressed in terms of probability", 1950, in the
     one-class form. Matches: scikit-learn ``brier_score_loss``.
@@ -80,7 +82,7 @@ def ece_columns(
         n_bins: number of bins, at least 1.
 
     Returns:
-        (...,) float64 in [0, 1]; NaN where a class is missing.
+        (...,) float64 in [0, 1]; NaN where no label is known. One class alone has its value.
 
     Source: Naeini et al., "Obtaining well calibrated probabilities using Bayesian binning",
     AAAI 2015, with the equal-mass bins of Nguyen & O'Connor, EMNLP 2015.
@@ -88,7 +90,7 @@ def ece_columns(
     given = entries(scores, codes, weight)
     weights = given.positive + given.negative
     if not weights.shape[-1]:
-        return where_defined(given.n_positive, given)
+        return where_known(given.n_positive, given)
     # nothing that does not count may split a tie or fill a bin: it has no weight
     order = given.score.argsort(dim=-1)
     ranked = in_order(given.score, order)
@@ -99,8 +101,8 @@ def ece_columns(
     place = (n_bins * below / total).nan_to_num(0.0).floor().clamp(0, n_bins - 1).long()
     gap = mass * torch.sigmoid(ranked.double()) - in_order(given.positive, order)
     bins = gap.new_zeros((*gap.shape[:-1], n_bins)).scatter_add(-1, place, gap)
-    return where_defined(bins.abs().sum(-1) / total.squeeze(-1), given)
+    return where_known(bins.abs().sum(-1) / total.squeeze(-1), given)
 
 
 def _mean(total: Tensor, given: Entries) -> Tensor:
-    return where_defined(total.sum(-1) / (given.n_positive + given.n_negative), given)
+    return where_known(total.sum(-1) / (given.n_positive + given.n_negative), given)

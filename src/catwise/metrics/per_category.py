@@ -3,7 +3,7 @@
 All of them read `labels` as :class:`catwise.PartialLabels` or as an (N, C) int8 array of label
 codes, use hard known labels only, return (C,) float64 tensors on the device of the logits, give
 NaN where a category lacks a known positive or a known negative (:func:`undefined_reason` says
-which), and raise:
+which; :func:`brier`, :func:`log_loss` and :func:`ece` need one known label only), and raise:
 
 - ShapeError if logits and labels differ in shape;
 - FeatureError if a logit is NaN;
@@ -204,7 +204,7 @@ def ece(logits: Array, labels: PartialLabels | Array) -> Tensor:
 
 
 def undefined_reason(labels: PartialLabels | Array) -> list[str | None]:
-    """Why a category has no metric, in the order of the categories.
+    """Why a category has no metric that needs both classes, in the order of the categories.
 
     Returns:
         None where both classes are known, else "no_known_label", "no_known_positive" or

@@ -29,6 +29,9 @@ from catwise.metrics._inputs import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from catwise.labels import PartialLabels
 
 __all__ = ["METRICS", "Metric", "resolve_metric"]
@@ -44,6 +47,8 @@ class Metric:
         columns: kernel ``(scores (..., M), codes (..., M), *, weight=None, …) -> (...,)``.
         higher_is_better: False for losses and errors.
         ranks_only: True where any strictly increasing map of the logits changes nothing.
+        one_class: True for means over the known labels, which one class alone has too; all else
+            sets positives against negatives.
         takes: names of further kernel options: "threshold" (a logit), "prevalence", "max_fpr".
     """
 
@@ -52,6 +57,7 @@ class Metric:
     columns: Callable[..., Tensor]
     higher_is_better: bool = True
     ranks_only: bool = False
+    one_class: bool = False
     takes: frozenset[str] = frozenset()
 
     @property
@@ -70,7 +76,8 @@ class Metric:
             options: those that the metric takes, numbers or (C,); others are refused.
 
         Returns:
-            (C,) float64 on the device of `logits`; NaN where a class is not known.
+            (C,) float64 on the device of `logits`; NaN where a class is not known that the metric
+            needs: both, or one for Brier score, log-loss and calibration error.
 
         Raises:
             ShapeError: If logits and labels differ in shape.
@@ -94,12 +101,17 @@ class Metric:
     def micro(self, logits: Array, labels: PartialLabels | Array, **options: float | None) -> float:
         """The metric over all known labels of all categories pooled as one.
 
-        Arguments and errors as :meth:`per_category`; NaN where a class is not known at all.
+        Arguments and errors as :meth:`per_category`; NaN where a class that it needs is not known.
         """
         self._check(options)
         score = checked_logits(logits, label_shape(labels))
         given = {name: value for name, value in options.items() if value is not None}
         return float(self.columns(*known_entries(score, labels), **given))
+
+    def covers(self, positive: NDArray[np.bool_]) -> bool:
+        """Whether a category has a value, by which of its known labels are positive."""
+        both = bool(positive.any()) and not bool(positive.all())
+        return both or (self.one_class and positive.size > 0)
 
     def _check(self, options: Mapping[str, object]) -> None:
         for name in options:
@@ -131,6 +143,11 @@ def _columns(value: float | Array | None, name: str, n_categories: int) -> Any:
     return tensor
 
 
+def _mean(name: str, label: str, columns: Callable[..., Tensor]) -> Metric:
+    """A loss or an error that is a mean over the known labels."""
+    return Metric(name, label, columns, higher_is_better=False, one_class=True)
+
+
 _BOTH = frozenset({"threshold", "prevalence"})
 _SHARE = frozenset({"prevalence"})
 
@@ -158,9 +175,9 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             Metric("best_f1", "Best F1", threshold.best_f1_columns, ranks_only=True, takes=_SHARE),
             Metric("precision", "Precision", threshold.precision_columns, takes=_BOTH),
             Metric("recall", "Recall", threshold.recall_columns, takes=frozenset({"threshold"})),
-            Metric("brier", "Brier score", calibration.brier_columns, higher_is_better=False),
-            Metric("log_loss", "Log-loss", calibration.log_loss_columns, higher_is_better=False),
-            Metric("ece", "Calibration error", calibration.ece_columns, higher_is_better=False),
+            _mean("brier", "Brier score", calibration.brier_columns),
+            _mean("log_loss", "Log-loss", calibration.log_loss_columns),
+            _mean("ece", "Calibration error", calibration.ece_columns),
         )
     }
 )

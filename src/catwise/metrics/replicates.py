@@ -60,17 +60,21 @@ def metric_replicates(
     names, columns = category_names(labels), []
     for c in range(n_categories):
         rows, positive = _known(labels, c)
-        if positive.any() and not positive.all():
-            column = scores[torch.from_numpy(rows), c]
-            scorers = [_scorer(metric, column, positive, options[c]) for metric, options in metrics]
+        column = scores[torch.from_numpy(rows), c]
+        scorers = [
+            (metric.name, _scorer(metric, column, positive, options[c]))
+            for metric, options in metrics
+            if metric.covers(positive)
+        ]
+        if scorers:
             columns.append((c, resampler.strata(rows, positive), scorers))
     for chunk, start in enumerate(range(0, n_resamples, _CHUNK)):
         stop = min(start + _CHUNK, n_resamples)
         layers = resampler.layers(chunk)
         for c, strata, scorers in columns:
             weights = resampler.weights(strata, layers, chunk, key=names[c])
-            for (metric, _), scorer in zip(metrics, scorers, strict=True):
-                out[metric.name][start:stop, c] = scorer(weights)[: stop - start]
+            for name, scorer in scorers:
+                out[name][start:stop, c] = scorer(weights)[: stop - start]
     return out
 
 
@@ -81,7 +85,7 @@ def _scorer(
     if metric.name in _RANKING and not options:
         return _Ranked(scores, positive, metric)
     if metric.name in _COUNTED:
-        return _Counted(_COUNTED[metric.name], scores, positive, options)
+        return _Counted(metric, scores, positive, options)
     codes = torch.from_numpy(positive.astype(np.int8))
     kernel = partial(metric.columns, scores, codes, **options)
     return lambda weights: kernel(weight=weights).numpy()
@@ -92,7 +96,7 @@ class _Counted:
 
     def __init__(
         self,
-        formula: Callable[..., Any],
+        metric: Metric,
         scores: torch.Tensor,
         positive: NDArray[np.bool_],
         options: Options,
@@ -101,7 +105,8 @@ class _Counted:
         called = values >= options.get("threshold", 0.0)
         signed = np.where(positive, -values, values)
         wrong = torch.sigmoid(torch.from_numpy(signed)).numpy()
-        self.formula, self.prevalence = formula, options.get("prevalence")
+        self.formula, self.one_class = _COUNTED[metric.name], metric.one_class
+        self.prevalence = options.get("prevalence")
         self.basis = np.stack(
             [
                 positive.astype(np.float64),
@@ -123,7 +128,8 @@ class _Counted:
         every = n_positive if self.prevalence is None else np.full_like(true, self.prevalence)
         with np.errstate(invalid="ignore", divide="ignore"):
             value = self.formula(true, false, every, n_positive + n_negative, squares, losses)
-        undefined = (n_positive == 0) | (n_negative == 0)
+        fewest = np.maximum if self.one_class else np.minimum
+        undefined = fewest(n_positive, n_negative) == 0
         return np.asarray(np.where(undefined, np.nan, value), dtype=np.float64)
 
 
