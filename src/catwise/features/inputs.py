@@ -18,6 +18,7 @@ from catwise.features.places import is_url
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Callable
 
     from numpy.typing import NDArray
 
@@ -25,6 +26,9 @@ __all__ = ["Features", "check_finite", "read_features"]
 
 _FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
 _WITH_ISFINITE: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_FLOAT16_MAGNITUDE: Final = np.uint16(0x7FFF)
+_SMALLEST: Final = 2.0**-102
+_OUTLYING: Final = 2.0**20
 _FLOAT16_EXPONENT: Final = np.uint16(0x7C00)
 
 
@@ -242,6 +246,7 @@ def check_finite(
     name: str = "features",
     first_row: int = 0,
     block_rows: int = BLOCK_ROWS,
+    for_fitting: bool = False,
 ) -> None:
     """Refuse NaN, infinity, and numbers that float32 cannot hold.
 
@@ -252,6 +257,9 @@ def check_finite(
         name: what to call them in the error.
         first_row: the number of the first row, in the error.
         block_rows: rows at a time.
+        for_fitting: refuse also what a fit in float32 cannot use: features all of which are under
+            2⁻¹⁰², where digits are lost, and a row whose largest value is over 2²⁰ times that of
+            the middle row, beside which the others vanish.
 
     Raises:
         FeatureError: If a value is not finite; names the first such row, by its id if it has one.
@@ -266,18 +274,26 @@ def check_finite(
     n_rows, _ = features.shape
     block_rows = min(block_rows, getattr(features, "block_rows", block_rows))
     n_bad, first = 0, ""
+    sizes: list[NDArray[np.float64]] = []
+
+    def named(row: int) -> str:
+        return f"row {first_row + row:,}" + (
+            "" if features.ids is None else f" ({str(features.ids[row])!r})"
+        )
+
     for start in range(0, n_rows, block_rows):
         rows = features.block(start, min(start + block_rows, n_rows))
         bad = _not_finite(rows)
         if bad is None:
+            if for_fitting:
+                sizes.append(_row_sizes(rows))
             continue
         where = bad.any(1).nonzero()[0]
         if not n_bad:
             row = int(where[0])
-            name_of_row = "" if features.ids is None else f" ({str(features.ids[start + row])!r})"
             column = int(bad[row].nonzero()[0][0])
             value = float(rows[row][column])
-            first = f"row {first_row + start + row:,}{name_of_row}, column {column:,} ({value:g})"
+            first = f"{named(start + row)}, column {column:,} ({value:g})"
         n_bad += len(where)
     if n_bad:
         noun = "row" if n_bad == 1 else "rows"
@@ -287,6 +303,43 @@ def check_finite(
             expected="numbers that float32 can hold",
             remedy="extract these images again (half precision overflows at 65,504), "
             "or leave them out",
+        )
+    if sizes:
+        _check_sizes(np.concatenate(sizes), name, named)
+
+
+def _row_sizes(rows: Any) -> NDArray[np.float64]:
+    """(n,) largest magnitude of each row."""
+    largest: NDArray[np.float64]
+    if isinstance(rows, torch.Tensor):
+        largest = rows.detach().abs().amax(1).double().cpu().numpy()
+        return largest
+    rows = np.asarray(rows)
+    if rows.dtype == np.float16 and rows.dtype.isnative:  # in the order of their bits
+        bits = (rows.view(np.uint16) & _FLOAT16_MAGNITUDE).max(1)
+        largest = bits.view(np.float16).astype(np.float64)
+        return largest
+    largest = np.maximum(rows.max(1).astype(np.float64), -rows.min(1).astype(np.float64))
+    return largest
+
+
+def _check_sizes(sizes: NDArray[np.float64], name: str, named: Callable[[int], str]) -> None:
+    """Refuse rows of magnitudes that no fit in float32 can use together."""
+    largest, some = int(sizes.argmax()), sizes[sizes > 0]
+    if some.size and sizes[largest] < _SMALLEST:
+        raise FeatureError(
+            f"{name} are too small.",
+            found=f"the largest value is {sizes[largest]:.3g}",
+            expected=f"values that float32 holds with all their digits: {_SMALLEST:.0e} and more",
+            remedy="multiply features by a power of ten and divide the head's weights by it",
+        )
+    if some.size and sizes[largest] > _OUTLYING * (middle := float(np.median(some))):
+        raise FeatureError(
+            f"{name}: beside one row the others vanish.",
+            found=f"{named(largest)} has a value of {sizes[largest]:.3g}; the largest value of the "
+            f"middle row is {middle:.3g}",
+            expected=f"rows within {_OUTLYING:,.0f} times of one another",
+            remedy="extract this image again, or leave it out",
         )
 
 

@@ -12,6 +12,7 @@ from catwise._device import resolve_device
 from catwise.errors import (
     CategoryError,
     ConfigError,
+    FeatureError,
     MismatchError,
     ShapeError,
 )
@@ -91,7 +92,7 @@ def open_work(
     aligned = align(head, features, labels, name="train")
     notes = list(aligned.notes)
     taken = aligned.take(features)
-    check_finite(taken, name="train features")
+    check_finite(taken, name="train features", for_fitting=True)
     data = _data(taken, labels, policy, seed)
     if not (data.weight is not None and data.weight.any()):
         require_known(labels, "training label")
@@ -105,7 +106,7 @@ def open_work(
         notes += fresh_aligned.notes
         ordered = _same_categories(aligned, fresh_aligned)
         taken = replace(fresh_aligned, head_index=aligned.head_index).take(valid[0])
-        check_finite(taken, name="valid features")
+        check_finite(taken, name="valid features", for_fitting=True)
         fresh = _data(taken, ordered, policy, seed)
     notes += labelled_part(data.labels if fresh is None else fresh.labels)
     fitted = [source.labels.counts().uncertain.any() for source in (data, fresh) if source]
@@ -184,14 +185,28 @@ def check_sources(work: Work, train: Any, valid: Any, *, force: bool) -> list[st
         force: go on, and return what was seen as notes.
 
     Raises:
+        FeatureError: If a logit is not finite.
         MismatchError: If they look mismatched.
     """
     notes = []
     for name, data, logits in (("valid", work.valid, valid), ("train", work.train, train)):
         if data is not None:
+            _check_logits_finite(logits, name, work.categories)
             names = work.categories
             notes += check_match(logits, data.labels, name=name, categories=names, force=force)
     return notes
+
+
+def _check_logits_finite(logits: torch.Tensor, name: str, categories: tuple[str, ...]) -> None:
+    """Features and weights are finite; their products may still be too large."""
+    bad = ~logits.isfinite()
+    if bool(bad.any()):
+        row, column = bad.nonzero()[0].tolist()
+        raise FeatureError(
+            f"{name}: the head gives logits that float32 cannot hold.",
+            found=f"{float(logits[row, column])} in row {row:,}, {categories[column]!r}",
+            remedy="check that head and features are of one model",
+        )
 
 
 def check_logits(work: Work, logits: Any) -> None:

@@ -32,10 +32,13 @@ if TYPE_CHECKING:
     from catwise.progress import Progress, ProgressCallback
     from catwise.tuning.backprop import BackpropResult
 
-__all__ = ["METHODS", "PaperConfig", "PaperResult", "checked_methods", "run_paper"]
+__all__ = ["METHODS", "PaperConfig", "PaperResult", "checked_methods", "run_paper", "step_notes"]
 
 METHODS: Final = {"bp_bce": "bce", "bp_asl": "asl_published", "ga": None}
 """The published methods, and the loss of those by back-propagation."""
+
+_LEAST_STEP: Final = 2e-5  # in logits; 5,000 of them move one by 0.1
+_LARGEST_STEP: Final = 10.0
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,34 @@ def checked_methods(methods: Sequence[str] | None) -> tuple[str, ...]:
     if not names or len(set(names)) != len(names):
         raise ConfigError("name each method once.", found=f"methods={list(names)}")
     return names
+
+
+def step_notes(features: Any, methods: Sequence[str], config: PaperConfig) -> list[str]:
+    """A sentence for each method whose steps, fixed as published, do not suit the features.
+
+    A step moves every weight by at most its size, so a logit by at most that times the sum of the
+    absolute features of a row. On the published backbones that is about 0.1.
+
+    Args:
+        features: (N, D) training features, or `CategoryFeatures`.
+        methods: keys of `METHODS`.
+        config: their options.
+    """
+    vectors = getattr(features, "n_groups", 1)
+    sums = [rows.double().abs().sum(1) for _, rows in iterate_blocks(features)]
+    row = float(torch.cat(sums).median()) / vectors
+    notes = []
+    for name in methods:
+        size = config.operators.mutation_scale if METHODS[name] is None else config.lr
+        step = size * row
+        if row and not _LEAST_STEP <= step <= _LARGEST_STEP:
+            notes.append(
+                f"The published steps of {name} are absolute and do not suit these features: one "
+                f"moves a logit by at most {step:.2g} (published: about 0.1). That a category was "
+                "kept says little; use the default preset, or scale the features and divide the "
+                "head's weights by the same."
+            )
+    return notes
 
 
 def run_paper(

@@ -13,7 +13,7 @@ import torch
 from catwise._io import write_bytes
 from catwise._json import TEXTS, Field, own, read_fields
 from catwise._safetensors import build, read_arrays, read_layout
-from catwise.errors import FeatureStoreError
+from catwise.errors import FeatureStoreError, HeadError
 from catwise.heads import Head
 
 if TYPE_CHECKING:
@@ -184,12 +184,29 @@ def changed_head(
         index: (K,) rows of the head.
         weight: (K, D) new weights, any float dtype.
         bias: (K,) new biases; ignored where the head has none.
+
+    Raises:
+        HeadError: If the base's dtype cannot hold a new number.
     """
     rows = torch.from_numpy(index).to(base.device)
     new_weight = base.weight.clone()
-    new_weight[rows] = weight.to(base.device, base.dtype)
+    new_weight[rows] = _cast(weight, base.weight)
     if base.bias is None or bias is None:
         return base.replace(weight=new_weight)
     new_bias = base.bias.clone()
-    new_bias[rows] = bias.to(base.device, new_bias.dtype)
+    new_bias[rows] = _cast(bias, base.bias)
     return base.replace(weight=new_weight, bias=new_bias)
+
+
+def _cast(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """New numbers in the dtype and on the device of the old ones."""
+    cast = values.to(like.device, like.dtype)
+    if not bool(cast.isfinite().all()):
+        dtype = str(like.dtype).removeprefix("torch.")
+        raise HeadError(
+            f"the tuned head does not fit into the head's dtype, {dtype}.",
+            found=f"a number of {float(values.abs().max()):.4g}",
+            expected=f"at most {torch.finfo(like.dtype).max:.4g}",
+            remedy="give the head in float32",
+        )
+    return cast

@@ -31,6 +31,7 @@ from catwise.tuning.geometry import (
     Coordinates,
     OwnCoordinates,
     fit_coordinates,
+    outlying_rows,
     read_rows,
 )
 from catwise.tuning.memorisation import MemorisationGap, memorisation_gap
@@ -182,7 +183,7 @@ def _run_default(
     name = "train" if work.valid is None else "valid"
     notes = check_sources(
         work, (fresh if train is None else train).logits.T, fresh.logits.T, force=force
-    )
+    ) + outlying_rows(coordinates, fresh.logits.shape[1])
     if work.valid is None:
         note = (
             "No validation data: the known training labels were cross-fitted. The backbone has "
@@ -371,6 +372,7 @@ def _run_paper(
         device=work.device,
         progress=progress,
     )
+    notes += paper.step_notes(work.train.features, plan.methods, plan.config)
     notes.append(
         "As published, validation chose among all steps, so its scores are too high; no score "
         "of the tuned head is corrected for that. Score it on data that chose nothing."
