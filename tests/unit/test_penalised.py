@@ -7,7 +7,7 @@ import torch
 
 from catwise.errors import ShapeError
 from catwise.losses import LOSSES
-from catwise.tuning.penalised import Source, fit_path, fit_penalised, gather_known, index_known
+from catwise.tuning.penalised import Source, fit_path, fit_penalised, index_known
 
 
 def problem(n: int = 300, k: int = 6, c: int = 4, seed: int = 0) -> tuple[Source, torch.Tensor]:
@@ -55,9 +55,10 @@ def test_minimum_equals_newtons_method_per_category(penalty: float) -> None:
 def test_gathered_rows_equal_dense_rows() -> None:
     """Each category's own known rows give the same fit as the shared product."""
     source, codes = problem()
-    gathered = gather_known(source.x, codes, source.offset)
-    indexed = index_known(source.x, codes, source.offset)
-    sampled = index_known(source.x, codes, source.offset, sampled=True)
+    indexed, sampled, gathered = (
+        index_known(source.x, codes, source.offset, layout=layout)
+        for layout in ("dense", "sparse", "gathered")
+    )
     dense = fit_penalised([source], 1.0, tolerance=1e-9)
     assert indexed.offset.shape[1] < source.offset.shape[1]
     for other in (gathered, indexed, sampled):

@@ -45,7 +45,6 @@ from catwise.tuning.penalised import (
     PenalisedFit,
     Source,
     fit_path,
-    gather_known,
     index_known,
 )
 from catwise.tuning.products import product
@@ -534,18 +533,22 @@ def _fit_path(
     )
 
 
-def _source(rows: Rows) -> Source:
-    """Rows as a source: all entries, the known ones, or gathered rows, whichever costs less."""
+def _source(rows: Rows, *, gather_bytes: int = 1 << 30) -> Source:
+    """Rows as a source: all entries, the known ones, or gathered rows, whichever costs less.
+
+    No more than `gather_bytes` are gathered.
+    """
     x, codes, logits = rows.x, rows.codes, rows.logits
     counts = (codes >= 0).sum(1)
-    regime = choose_regime(x.shape[0], counts.cpu(), x.shape[1], device=x.device.type)
-    sampled = regime.name == "sparse" and is_compiled(x.dtype)
+    device = x.device.type
+    regime = choose_regime(
+        x.shape[0], counts.cpu(), x.shape[1], gather_bytes=gather_bytes, device=device
+    )
+    layout = regime.name if regime.name != "sparse" or is_compiled(x.dtype) else "dense"
     if rows.target is not None and rows.weight is not None:
         source = Source(x, logits, rows.target, rows.weight)
-    elif regime.name == "gathered":
-        source = gather_known(x, codes, logits)
-    elif sampled or int(counts.max()) <= _INDEXED_BELOW * x.shape[0]:
-        source = index_known(x, codes, logits, sampled=sampled)
+    elif layout != "dense" or int(counts.max()) <= _INDEXED_BELOW * x.shape[0]:
+        source = index_known(x, codes, logits, layout=layout)
     else:
         source = Source(x, logits, (codes == 1).to(x.dtype), (codes >= 0).to(x.dtype))
     return replace(source, intercept=rows.intercept)

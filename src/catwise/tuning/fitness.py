@@ -22,7 +22,7 @@ anew.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,31 +30,47 @@ from torch import Tensor
 from catwise.metrics import METRICS, Metric
 from catwise.metrics.ranking import RankingPlan
 from catwise.tuning.evolution import ask
-from catwise.tuning.regimes import group_by_length
+from catwise.tuning.gathered import gathered_rows, group_by_length
 
 if TYPE_CHECKING:
     from catwise.tuning.columns import HeadColumns
     from catwise.tuning.evolution import EvolutionState, Origin
 
-__all__ = ["SHARED_FROM", "PopulationFitness", "gathered_size", "kept_bytes"]
+__all__ = ["Memory", "PopulationFitness", "memory_of"]
 
 _BLOCK_ENTRIES = 1 << 24
-SHARED_FROM = 0.7
+_SHARED_FROM = 0.7
 _CHUNK_ROWS = 256
 _ANEW = 128
 _FOLLOW_BELOW = 0.6
 _GROUPS = 4
 
 
-def gathered_size(codes: Tensor) -> int:
-    """Rows that gathering would copy, padding included, for (K, N) codes."""
-    groups = group_by_length((codes >= 0).sum(1))
-    return sum(length * len(members) for length, members in groups)
+class Memory(NamedTuple):
+    """How rows are laid out for some categories.
+
+    Attributes:
+        shared: whether all categories share them.
+        nbytes: of the copies where they are gathered, else of the scores that `follow` keeps.
+    """
+
+    shared: bool
+    nbytes: int
 
 
-def kept_bytes(n_rows: int, population_size: int, dtype: torch.dtype) -> int:
-    """Bytes that `PopulationFitness.follow` keeps for one category."""
-    return n_rows * population_size * dtype.itemsize
+def memory_of(
+    known: Tensor,
+    n_features: int,
+    population_size: int,
+    dtype: torch.dtype,
+    product: torch.dtype | None = None,
+) -> Memory:
+    """The layout that `PopulationFitness` takes for (K, N) known labels, and its size."""
+    n_rows, gathered = int(known.any(0).sum()), gathered_rows(known.sum(1))
+    if 0 < _SHARED_FROM * n_rows * len(known) <= gathered:
+        kept = n_rows * population_size * len(known) * dtype.itemsize
+        return Memory(shared=True, nbytes=kept)
+    return Memory(shared=False, nbytes=gathered * n_features * (product or dtype).itemsize)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,10 +131,10 @@ class PopulationFitness:
         self._size, self._entries = population_size, max(_BLOCK_ENTRIES // population_size, 1)
         self._chunks: list[Tensor] = []  # (D + P, at most 256 rows) each: x.T, and room for noise
         self._kept: _Kept | None = None
-        rows = (codes >= 0).any(0)
-        n_rows = int(rows.sum())
-        self.shared = 0 < SHARED_FROM * n_rows * len(codes) <= gathered_size(codes)
+        known = codes >= 0
+        self.shared = memory_of(known, features.shape[1], population_size, self._product).shared
         if self.shared:
+            rows = known.any(0)
             self._parts = self._share(features[rows], codes[:, rows].contiguous())
         else:
             self._parts = self._gather_all(features, codes)
@@ -218,7 +234,7 @@ class PopulationFitness:
     def follow(self, state: EvolutionState) -> Tensor:
         """(K, P) float64 scores of a state's population, with those of the last call in mind.
 
-        Where that pays, the scores of all rows are kept (`kept_bytes` for each category) and only
+        Where that pays, the scores of all rows are kept (see `memory_of`) and only
         what has changed is computed, if the last call was for the generation before. Else, and
         every 128 generations, this is the same as ``self(ask(state))``.
         """

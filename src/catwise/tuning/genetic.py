@@ -15,7 +15,7 @@ arXiv 2401.16991 (CFT_GA).
 
 from __future__ import annotations
 
-import math
+from bisect import bisect_right
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -41,7 +41,7 @@ from catwise.tuning.evolution import (
     keep_categories,
     tell,
 )
-from catwise.tuning.fitness import SHARED_FROM, PopulationFitness, gathered_size, kept_bytes
+from catwise.tuning.fitness import PopulationFitness, memory_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -373,20 +373,20 @@ def _blocks(
     codes: Tensor, index: Tensor, n_features: int, config: GeneticConfig
 ) -> Iterator[Tensor]:
     """Blocks of categories: all at once, or as many as their gathered rows allow."""
-    if not len(index):
-        return
-    known = codes[:, index] >= 0
-    n_rows, padded = int(known.any(1).sum()), gathered_size(codes[:, index].T)
-    shared = padded >= SHARED_FROM * n_rows * len(index)
-    bytes_each = (
-        kept_bytes(n_rows, config.operators.population_size, config.dtype)
-        if shared
-        else padded / len(index) * (config.product or config.dtype).itemsize * n_features
-    )
-    n_blocks = min(
-        max(math.ceil(len(index) * bytes_each / max(config.gather_bytes, 1)), 1), len(index)
-    )
-    yield from index.tensor_split(n_blocks)
+    known = (codes[:, index] >= 0).T
+    options = n_features, config.operators.population_size, config.dtype, config.product
+
+    def size(width: int) -> int:
+        return memory_of(known[start : start + width], *options).nbytes
+
+    start = 0
+    while start < len(index):
+        widths = range(2, len(index) - start + 1)
+        width = 1 + bisect_right(widths, config.gather_bytes, key=size)
+        while width > 1 and size(width) > config.gather_bytes:  # the layout may change with it
+            width -= 1
+        yield index[start : start + width]
+        start += width
 
 
 def _told(

@@ -15,26 +15,27 @@ direction does not descend) with a diagonal preconditioner and Newton steps alon
 reads the rows twice, whatever the number of categories; a category that has converged
 leaves the batch.
 
-Arrays are category-major, (C, n), so that dense and gathered rows are one case.
+Arrays are category-major, (C, n), so that all rows and known ones alone are one case.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from catwise.errors import ShapeError
 from catwise.losses import LOSSES, Derivatives
+from catwise.tuning.gathered import Gathered
 from catwise.tuning.products import product
 from catwise.tuning.sampled import KnownEntries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-__all__ = ["PenalisedFit", "Source", "fit_path", "fit_penalised", "gather_known", "index_known"]
+__all__ = ["PenalisedFit", "Source", "fit_path", "fit_penalised", "index_known"]
 
 _INTERCEPT_PENALTY = 0.01
 _LINE_STEPS = 8
@@ -46,14 +47,13 @@ class Source:
     """Rows of one origin: their coordinates, logits without the change, and known labels.
 
     Args:
-        x: (n, k) float coordinates shared by all categories, or (C, n, k), each category's
-            own rows.
+        x: (N, k) float coordinates shared by all categories.
         offset: (C, n) float.
         target: (C, n) float in [0, 1].
         weight: (C, n) float >= 0, 0 where a label is not known.
         intercept: whether the source has an intercept of its own.
-        rows: with shared coordinates of N rows, (C, n) int64: which of them the entries belong
-            to, each once in a category; None: all of them, in order.
+        rows: (C, n) int64, which rows the entries belong to, each once in a category; None: all
+            of them, in order.
         entries: with `rows`, the same entries for products that leave out the rest.
 
     Raises:
@@ -66,52 +66,44 @@ class Source:
     weight: Tensor
     intercept: bool = True
     rows: Tensor | None = None
-    entries: KnownEntries | None = None
+    entries: KnownEntries | Gathered | None = None
 
     def __post_init__(self) -> None:
         arrays = self.offset, self.target, self.weight, self.rows
         shapes = {tuple(t.shape) for t in arrays if t is not None}
-        n_columns, n = self.offset.shape
-        own = {(n,), (n_columns, n)} if self.rows is None else {tuple(self.x.shape[:1])}
-        if len(shapes) != 1 or tuple(self.x.shape[:-1]) not in own:
+        whole = self.rows is not None or self.offset.shape[1] == len(self.x)
+        if len(shapes) != 1 or self.x.ndim != 2 or not whole:
             raise ShapeError(
                 "a source's arrays do not fit together.",
                 found=f"x {tuple(self.x.shape)}, others {sorted(shapes)}",
-                expected="x (n, k) or (C, n, k); offset, target, weight and rows (C, n)",
+                expected="x (n, k); offset, target, weight and rows (C, n)",
             )
 
     def take(self, keep: Tensor) -> Source:
         """The same rows with some of the categories."""
-        x = self.x if self.x.ndim == 2 else self.x[keep]
         parts = self.offset[keep], self.target[keep], self.weight[keep]
         rows = None if self.rows is None else self.rows[keep]
         entries = None if self.entries is None else self.entries.take(keep)
-        return Source(x, *parts, intercept=self.intercept, rows=rows, entries=entries)
+        return Source(self.x, *parts, intercept=self.intercept, rows=rows, entries=entries)
 
     def forward(self, delta: Tensor) -> Tensor:
         """(C, n) products of the coordinates with (C, k) weights."""
         if self.entries is not None:
             return self.entries.forward(self.x, delta).view(self.offset.shape)
-        if self.x.ndim == 2:
-            every = product(delta, self.x.T)
-            return every if self.rows is None else every.gather(1, self.rows)
-        return torch.bmm(self.x, delta[:, :, None])[:, :, 0]
+        every = product(delta, self.x.T)
+        return every if self.rows is None else every.gather(1, self.rows)
 
     def backward(self, slope: Tensor) -> Tensor:
         """(C, k) sums over the rows of their coordinates times (C, n) slopes."""
         if self.entries is not None:
             return self.entries.backward(self.x, slope.flatten())
-        if self.x.ndim == 2:
-            return product(self._spread(slope), self.x)
-        return torch.bmm(slope[:, None, :], self.x)[:, 0, :]
+        return product(self._spread(slope), self.x)
 
     def squares(self, curvature: Tensor) -> Tensor:
         """(C, k) sums over the rows of their squared coordinates times (C, n) curvatures."""
         if self.entries is not None:
-            return self.entries.backward(self.x.square(), curvature.flatten())
-        if self.x.ndim == 2:
-            return product(self._spread(curvature), self.x.square())
-        return torch.einsum("cn,cnk,cnk->ck", curvature, self.x, self.x)
+            return self.entries.squares(self.x, curvature.flatten())
+        return product(self._spread(curvature), self.x.square())
 
     def _spread(self, entries: Tensor) -> Tensor:
         """(C, N) with the entries at their rows and zeros elsewhere."""
@@ -138,29 +130,30 @@ class PenalisedFit(NamedTuple):
     passes: int
 
 
-def gather_known(x: Tensor, codes: Tensor, offset: Tensor) -> Source:
-    """A source of each category's own known rows, padded to the longest.
+def index_known(
+    x: Tensor,
+    codes: Tensor,
+    offset: Tensor,
+    *,
+    layout: Literal["dense", "sparse", "gathered"] = "dense",
+) -> Source:
+    """A source that holds each category's known entries only.
+
+    Everything is over (C, L), where L is the largest number of known labels, except for products.
 
     Args:
         x: (n, k) float coordinates.
         codes: (C, n) int8; 1 positive, 0 negative, all else unknown.
         offset: (C, n) float.
-
-    Returns:
-        A source with x (C, L, k), where L is the largest number of known labels.
+        layout: of the products: over all rows, over the known entries alone, or over copies of
+            each category's known rows.
     """
     order, start, target, weight = _known_first(codes, offset)
-    return Source(x[order], start, target, weight)
-
-
-def index_known(x: Tensor, codes: Tensor, offset: Tensor, *, sampled: bool = False) -> Source:
-    """A source that shares its coordinates but holds each category's known entries only.
-
-    Arguments as `gather_known`. Everything is over (C, L), except for products, which run over all
-    rows, or with `sampled` over the known entries alone.
-    """
-    order, start, target, weight = _known_first(codes, offset)
-    entries = KnownEntries((codes >= 0).T, length=order.shape[1]) if sampled else None
+    entries: KnownEntries | Gathered | None = None
+    if layout == "sparse":
+        entries = KnownEntries((codes >= 0).T, length=order.shape[1])
+    elif layout == "gathered":
+        entries = Gathered.build(x, codes >= 0, x.dtype)
     return Source(x, start, target, weight, rows=order, entries=entries)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from catwise.tuning.gathered import Gathered, gathered_rows
 from catwise.tuning.products import product
 from catwise.tuning.sampled import MAX_PLACES, KnownEntries, is_compiled
 
@@ -23,13 +24,12 @@ if TYPE_CHECKING:
 
     from catwise.tuning.columns import HeadColumns
 
-__all__ = ["Regime", "RegimeName", "TrainingRows", "choose_regime", "group_by_length", "lay_out"]
+__all__ = ["Regime", "RegimeName", "TrainingRows", "choose_regime", "lay_out"]
 
 RegimeName = Literal["dense", "sparse", "gathered"]
 
 _NEGATIVE = 0
 _INDEXED_BELOW = 0.5
-_BUCKET_SHARE = 0.8
 # Head rows of a tile stay in the core's cache: whole, or a chunk of each where they are compiled.
 _HEAD_BYTES, _HEAD_ROWS = 1 << 20, 1_024
 
@@ -102,8 +102,7 @@ def choose_regime(
     >>> choose_regime(20_000, torch.full((80,), 200), 2_048, device="cuda").name
     'gathered'
     """
-    padded = sum(length * len(members) for length, members in group_by_length(counts))
-    size = padded * n_features * itemsize
+    size = gathered_rows(counts) * n_features * itemsize
     on_cpu = _COMPILED if is_compiled() and itemsize == 4 else _CPU
     rates, wide = on_cpu if device == "cpu" else _GPU, itemsize / 4
     dense = 2.0 * n_rows * n_features * len(counts) * wide / rates.dense
@@ -114,21 +113,6 @@ def choose_regime(
     if size <= gather_bytes:
         costs["gathered"] = gathered
     return Regime(min(costs, key=costs.__getitem__), dense, sparse, gathered, size)
-
-
-def group_by_length(counts: Tensor) -> list[tuple[int, list[int]]]:
-    """Cut categories, longest first, into groups whose shortest is 80% of the longest.
-
-    Returns:
-        For each group its padded length and its categories in ascending order.
-    """
-    values = counts.tolist()
-    groups: list[tuple[int, list[int]]] = []
-    for c in sorted(range(len(values)), key=lambda i: (-values[i], i)):
-        if not groups or values[c] < _BUCKET_SHARE * groups[-1][0]:
-            groups.append((values[c], []))
-        groups[-1][1].append(c)
-    return [(length, sorted(members)) for length, members in groups]
 
 
 class TrainingRows(Protocol):
@@ -269,59 +253,30 @@ class _DenseRows:
         return gradients if head.bias is None else [*gradients, self._slopes.sum(0)]
 
 
-class _Group(NamedTuple):
-    """Categories with about as many known rows each: their rows, padded to one length."""
-
-    columns: Tensor  # (g,) position in the batch
-    block: Tensor  # (g, n, D)
-    target: Tensor  # (g, n)
-    known: Tensor  # (g, n), 0 where padded
-
-
 class _GatheredRows:
     """A copy of its known rows for every category, in groups padded to one length."""
 
-    def __init__(self, groups: list[_Group]) -> None:
-        self._groups = groups
+    def __init__(self, gathered: Gathered, codes: Tensor) -> None:
+        self._gathered, self._codes = gathered, codes
+        self._labels = [codes[:, g.columns].T.gather(1, g.rows) for g in gathered.groups]
 
     @classmethod
     def build(cls, features: Tensor, codes: Tensor, dtype: torch.dtype) -> _GatheredRows:
-        counts = (codes >= _NEGATIVE).sum(0)
-        groups = []
-        for length, members in group_by_length(counts):
-            columns = torch.tensor(members, device=codes.device)
-            part = codes[:, columns].T
-            order = torch.argsort((part < _NEGATIVE).to(torch.int8), dim=1, stable=True)
-            order = order[:, :length]
-            picked = part.gather(1, order)
-            known = (picked >= _NEGATIVE).to(dtype)
-            block = features.new_empty((len(members), length, features.shape[1]), dtype=dtype)
-            for row, source in zip(block, order, strict=True):
-                row.copy_(features[source])
-            groups.append(_Group(columns, block, picked.clamp(min=0).to(dtype), known))
-        return cls(groups)
+        return cls(Gathered.build(features, (codes >= _NEGATIVE).T, dtype), codes)
 
     def take(self, keep: Tensor) -> _GatheredRows:
-        place = {int(old): new for new, old in enumerate(keep)}
-        groups = []
-        for group in self._groups:
-            rows = [i for i, c in enumerate(group.columns.tolist()) if c in place]
-            if rows:
-                columns = torch.tensor([place[int(group.columns[i])] for i in rows])
-                part = [t if len(rows) == len(t) else t[rows] for t in group[1:]]
-                groups.append(_Group(columns.to(keep.device), part[0], part[1], part[2]))
-        return _GatheredRows(groups)
+        return _GatheredRows(self._gathered.take(keep), self._codes[:, keep])
 
     def gradients(
         self, head: HeadColumns, slope: Callable[[Tensor, Tensor], Tensor]
     ) -> list[Tensor]:
         """Gradient of the summed loss by weight (A, D) and, if there is one, bias (A,)."""
         gradients = [torch.zeros_like(p) for p in head.parameters()]
-        for columns, block, target, known in self._groups:
+        for (columns, _, block), labels in zip(self._gathered.groups, self._labels, strict=True):
             logits = torch.bmm(block, head.weight[columns][:, :, None]).squeeze(2)
             if head.bias is not None:
                 logits += head.bias[columns][:, None]
-            slopes = slope(logits, target) * known
+            slopes = slope(logits, labels.clamp(min=0).to(logits.dtype)) * (labels >= _NEGATIVE)
             gradients[0][columns] = torch.bmm(slopes[:, None], block).squeeze(1)
             if head.bias is not None:
                 gradients[1][columns] = slopes.sum(1)

@@ -161,6 +161,10 @@ class KnownEntries:
             )
         return gradient
 
+    def squares(self, features: Tensor, curvatures: Tensor) -> Tensor:
+        """As `backward`, of the squared rows."""
+        return self.backward(features.square(), curvatures)
+
     def _check(self, features: Tensor, name: str, other: Tensor, shape: tuple[int, ...]) -> None:
         rows = len(self.start) - 1
         right = features.ndim == 2 and features.shape[0] == rows and tuple(other.shape) == shape

@@ -1,0 +1,107 @@
+"""Copies of known rows: what is counted is what is made, and the bound on it binds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from catwise.metrics import resolve_metric
+from catwise.tuning import default, fitness, genetic, regimes
+from catwise.tuning.columns import HeadColumns
+from catwise.tuning.evolution import EvolutionConfig
+from catwise.tuning.fitness import PopulationFitness, memory_of
+from catwise.tuning.gathered import Gathered
+from catwise.tuning.genetic import GeneticConfig
+from catwise.tuning.penalised import fit_penalised, index_known
+from catwise.tuning.regimes import choose_regime, lay_out
+from catwise.tuning.rows import Rows
+
+COUNTS = (400, 6, 5, 3, 90, 0, 4, 80)  # one category knows far more than most
+
+
+def data(n=400, k=8, dtype=torch.float32):
+    """Features (n, k) and codes (C, n) with known labels as counted above."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(n, k, generator=g, dtype=dtype)
+    codes = torch.full((len(COUNTS), n), -1, dtype=torch.int8)
+    for row, count in zip(codes, COUNTS, strict=True):
+        at = torch.randperm(n, generator=g)[:count]
+        row[at] = (torch.rand(count, generator=g) < 0.4).to(torch.int8)
+    return x, codes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_counted_is_what_is_made(dtype):
+    """For the copies of the penalised fits and of back-propagation, on any device."""
+    x, codes = data(dtype=dtype)
+    counts = (codes >= 0).sum(1)
+    regime = choose_regime(400, counts, 8, itemsize=dtype.itemsize, device="cuda")
+    source = index_known(x, codes, torch.zeros(codes.shape, dtype=dtype), layout="gathered")
+    rows, chosen = lay_out(x, codes.T, dtype, regime="gathered")
+    for made in (source.entries, rows._gathered):
+        assert made.nbytes == regime.gathered_bytes == chosen.gathered_bytes
+        blocks = {group.block.untyped_storage().data_ptr() for group in made.groups}
+        assert len(blocks) == len(made.groups)
+    assert regime.gathered_bytes < 2 * int(counts.sum()) * 8 * dtype.itemsize
+
+
+def test_the_bound_binds(monkeypatch):
+    """Where copies are cheapest, as on a GPU, none are made beyond the bound."""
+    for name in ("_CPU", "_COMPILED"):
+        monkeypatch.setattr(regimes, name, regimes._GPU._replace(gathered=1e30))
+    x, codes = data()
+    rows = Rows(x, torch.zeros(codes.shape), codes)
+    assert isinstance(default._source(rows).entries, Gathered)
+    assert isinstance(lay_out(x, codes.T, torch.float32)[0], regimes._GatheredRows)
+    bound = choose_regime(400, (codes >= 0).sum(1), 8).gathered_bytes - 1
+    assert default._source(rows, gather_bytes=bound).entries is None
+    assert isinstance(lay_out(x, codes.T, torch.float32, gather_bytes=bound)[0], regimes._DenseRows)
+
+
+def test_copies_of_some_categories_are_shared_or_fewer():
+    """Categories that leave take their copies along; whole groups are not copied again."""
+    x, codes = data()
+    whole = Gathered.build(x, codes >= 0, x.dtype)
+    keep = torch.tensor([1, 2, 3, 4, 7])
+    part = whole.take(keep)
+    assert part.nbytes < whole.nbytes
+    held = {group.block.data_ptr() for group in whole.groups}
+    assert any(group.block.data_ptr() in held for group in part.groups)
+    weight = torch.randn(len(codes), 8)
+    every = whole.forward(x, weight).view(len(codes), -1)
+    torch.testing.assert_close(part.forward(x, weight[keep]).view(5, -1), every[keep])
+
+
+def test_fits_of_categories_of_very_different_lengths_agree():
+    """Groups of their own change nothing in the fit."""
+    x, codes = data(dtype=torch.float64)
+    offset = torch.zeros(codes.shape, dtype=torch.float64)
+    one, other = (
+        fit_penalised([index_known(x, codes, offset, layout=layout)], 1.0, tolerance=1e-9).delta
+        for layout in ("dense", "gathered")
+    )
+    torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("share", [fitness._SHARED_FROM, 1e-9])
+def test_blocks_of_populations_stay_within_the_bound(share, monkeypatch):
+    """Each block's rows, gathered or kept, are counted, not a mean over all categories."""
+    monkeypatch.setattr(fitness, "_SHARED_FROM", share)
+    x, codes = data()
+    index = (codes >= 0).any(1).nonzero().flatten()
+    options = EvolutionConfig(population_size=6)
+    known = codes >= 0
+    alone = [memory_of(known[c : c + 1], 8, 6, torch.float32).nbytes for c in index.tolist()]
+    config = GeneticConfig(operators=options, gather_bytes=max(alone))
+    blocks = list(genetic._blocks(codes.T, index, 8, config))
+    assert torch.equal(torch.cat(blocks), index)
+    assert 1 < len(blocks) < len(index)
+    for block in blocks:
+        planned = memory_of(known[block], 8, 6, torch.float32)
+        assert planned.nbytes <= config.gather_bytes
+        head = HeadColumns(torch.zeros(len(block), 8), None)
+        metric = resolve_metric("auroc")
+        made = PopulationFitness(x, codes[block], head, metric, population_size=6)
+        assert made.shared == planned.shared
+        if not made.shared:
+            assert sum(part.x.nbytes for part in made._parts) == planned.nbytes
