@@ -1,118 +1,267 @@
-"""Kill `catwise fix` and `catwise extract` at random moments, go on, and compare every byte.
+"""Kill every command that writes at random moments, repeat it, and compare every byte.
 
-    python benches/kills.py                         a small case that this script makes
+    python benches/kills.py                         200 kills over all commands, on made-up data
+    python benches/kills.py --only fix extract      some of them
     python benches/kills.py --kills 20 -- CALL      your own: what follows `catwise`, without --out
 
-First an uninterrupted run, which also tells how long one takes. Then each run is started again and
-again, killed by SIGKILL after a random share of that time, until the wanted number of kills is
-reached; the last one ends by itself. Every file must be the same.
+Each command first runs by itself, which tells how long it takes and what it leaves. Then it is
+begun again and again in a fresh folder and killed at a random moment (half of them in the last
+fifth, where most is written), by SIGKILL or by a signal that asks it to end (SIGTERM, SIGHUP).
+What is there then is told: nothing, unfinished work, or all. After a signal that asks there may be
+no temporary file, nor a process. At last the same call is repeated: it must end well, or refuse a
+complete output, and every file must be the same, with nothing beside.
+
+Commands run in forks of this process, which has imported everything, so that moments fall into the
+work and not into the imports. Files that tell the time that something took are compared by name.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
+import importlib
 import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 TESTS = Path(__file__).parents[1] / "tests"
-CASES = ("fix", "extract")
+TIMED = {"summary.json", "report.html", "demo.json"}
+ASKING = (signal.SIGTERM, signal.SIGHUP)
+
+
+class Case(NamedTuple):
+    """A call of a command, and how often it is killed, by parts of all."""
+
+    call: list[str]
+    share: float = 1.0
 
 
 def main() -> None:
     own = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--folder", type=Path, help="where to work; a temporary folder if not given"
-    )
+    parser.add_argument("--only", nargs="+", metavar="NAME")
     options = parser.parse_args(sys.argv[1:own])
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = options.folder or Path(temporary)
-        calls = {"own": sys.argv[own + 1 :]} if own < len(sys.argv) else made_up(folder / "case")
-        for name, call in calls.items():
-            measure(name, call, folder, options.kills, random.Random(options.seed))
-
-
-def made_up(folder: Path) -> dict[str, list[str]]:
-    """A small case of the tests, and the calls on it."""
     sys.path.insert(0, str(TESTS))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        cases = {"own": Case(sys.argv[own + 1 :])} if own < len(sys.argv) else made_up(folder)
+        cases = {k: v for k, v in cases.items() if not options.only or k in options.only}
+        warm_up()
+        total = sum(case.share for case in cases.values())
+        print("| command | s | kills | absent | unfinished | complete | left by SIGKILL | faults |")
+        print("|---|---|---|---|---|---|---|---|")
+        faults = []
+        for name, case in cases.items():
+            kills = max(1, round(options.kills * case.share / total))
+            draw = random.Random(f"{options.seed} {name}")
+            faults += measure(name, case, folder / "work", kills, draw)
+    for fault in faults:
+        print(fault)
+    sys.exit(1 if faults else 0)
+
+
+def made_up(folder: Path) -> dict[str, Case]:
+    """Small cases of the tests, and calls on them; OUT stands for the output's place."""
+    from cli.example import make_example
     from cli.fix_case import arguments, make_case
 
-    make_case(folder)
-    call = arguments(folder)
-    fix = call[: call.index("--out")]
+    one, two = folder / "example", folder / "case"
+    one.mkdir()
+    make_example(one)
+    make_case(two)
+    ids = ["--encoding", "nan", "--id-column", "image", "--ignore-column", "split"]
+    ids += ["--group-column", "patient"]
+    rows = [str(one / "train.npz"), str(one / "train.csv"), str(one / "valid.npz")]
+    pair = ["--features", rows[0], "--labels", rows[1], "--valid-features", rows[2]]
+    pair += ["--valid-labels", str(one / "valid.csv"), *ids]
+    head = ["--checkpoint", str(one / "model.safetensors")]
+    names = ["--head-categories", str(one / "names.txt")]
+    labels = ["--labels", str(one / "all.csv"), *ids]
+    tuned = folder / "tuned"
+    run(["tune", *pair, *head, *names, "--out", str(tuned)], quiet=True).wait()
+    better = str(tuned / "head.safetensors")
+    fix = arguments(two)
+    fix = fix[: fix.index("--out")]
     model = fix[1 : fix.index("--images")]
-    images = ["--images", str(folder / "images"), "--batch-size", "16"]
-    return {"fix": fix, "extract": ["extract", *model, *images]}
+    images = ["--images", str(two / "images"), "--batch-size", "16"]
+    test = ["--features", str(one / "test.npz"), "--labels", str(one / "test.csv"), *ids]
+    valid = ["--valid-features", rows[2], "--valid-labels", str(one / "valid.csv"), *ids]
+    heads = ["--candidate", f"base={head[1]}", "--candidate", f"tuned={better}"]
+    return {
+        "split": Case(["split", *labels, "--share", "a=0.7", "--share", "b=0.3", "--out", "OUT"]),
+        "simulate": Case(["simulate", *labels, "--keep", "0.3", "--keep", "0.6", "--out", "OUT"]),
+        "audit": Case(["audit", *labels, "--csv", "OUT"]),
+        "evaluate": Case(["evaluate", *test, *head, *names, "--csv", "OUT"]),
+        "tune": Case(["tune", *pair, *head, *names, "--out", "OUT"], 2.0),
+        "tune, again": Case(["tune", *pair, *head, *names, "--overwrite", "--out", "OUT"]),
+        "select": Case(["select", *heads, *valid, "--out", "OUT"], 2.0),
+        "apply": Case(["apply", "--head", better, *head, "--card", "OUT.md", "--out", "OUT"]),
+        "extract": Case(["extract", *model, *images, "--out", "OUT"], 2.0),
+        "extract, workers": Case(["extract", *model, *images, "--workers", "2", "--out", "OUT"]),
+        "fix": Case([*fix, "--out", "OUT"], 4.0),
+        "demo": Case(["demo", "--out", "OUT"], 0.5),
+    }
 
 
-def measure(name: str, call: list[str], folder: Path, kills: int, draw: random.Random) -> None:
-    """One call, uninterrupted and killed."""
-    whole, killed = folder / f"{name}-whole", folder / f"{name}-killed"
-    for path in (whole, killed, Path(f"{whole}.parts"), Path(f"{killed}.parts")):
-        shutil.rmtree(path, ignore_errors=True)
-    start = time.perf_counter()
-    started = begin(call, whole)
-    if started.wait():
-        sys.exit(f"{name}: the uninterrupted run failed")
-    seconds = time.perf_counter() - start
-    expected = digests(whole)
-    done, restarts, moments = 0, 0, []
+def warm_up() -> None:
+    """Import what the commands import, and make the demonstration small."""
+    import catwise.demo.run as demo
+    from catwise.cli.main import COMMANDS
+
+    small = demo.DemoConfig
+    demo.DemoConfig = lambda: small(n_train=600, n_valid=200, n_test=100, epochs=2, bootstrap=20)
+    for name in COMMANDS:
+        __import__(f"catwise.cli.{name}")
+    import catwise.fixing
+    import catwise.models.extract
+    import catwise.reporting
+    import catwise.tuning  # noqa: F401
+
+
+class Running(NamedTuple):
+    """A command in a process of its own, with a group of its own."""
+
+    pid: int
+
+    def wait(self, seconds: float | None = None) -> int | None:
+        """Its exit code, minus the signal that ended it; None where it still runs then."""
+        end = None if seconds is None else time.monotonic() + seconds
+        while True:
+            pid, status = os.waitpid(self.pid, 0 if end is None else os.WNOHANG)
+            if pid:
+                return os.waitstatus_to_exitcode(status)
+            if end is not None and time.monotonic() >= end:
+                return None
+            time.sleep(0.0005)
+
+
+def run(call: list[str], *, quiet: bool, modules: Path | None = None) -> Running:
+    """Begin a command in a fork, which may tell at its end what it has imported."""
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid:
+        return Running(pid)
+    code = 1
+    try:
+        os.setpgid(0, 0)
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nowhere, 1)
+        if quiet:
+            os.dup2(nowhere, 2)
+        from catwise.cli import main as command
+
+        command(call, prog_name="catwise")
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    finally:
+        if modules is not None:
+            modules.write_text("\n".join(name for name in sys.modules if "__" not in name))
+        os._exit(code)
+
+
+def measure(name: str, case: Case, work: Path, kills: int, draw: random.Random) -> list[str]:
+    """One command, by itself and killed; returns what went wrong."""
+    fresh(work, name, case)
+    inputs = digests(work)
+    modules = work.parent / "modules"
+    for _ in range(2):  # the second finds everything imported
+        fresh(work, name, case)
+        start = time.perf_counter()
+        if run(placed(case.call, work), quiet=False, modules=modules).wait():
+            sys.exit(f"{name}: the uninterrupted run failed")
+        seconds = time.perf_counter() - start
+        for module in modules.read_text().split():
+            with contextlib.suppress(ImportError):
+                importlib.import_module(module)
+    expected = digests(work)
+    seen, left, faults = Counter(), 0, []
+    done = 0
     while done < kills:
-        process = begin(call, killed)
-        moment = draw.uniform(0, seconds)
-        try:
-            process.wait(timeout=moment)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            done += 1
-            moments.append(moment / seconds)
+        fresh(work, name, case)
+        number = signal.SIGKILL if draw.random() < 0.5 else draw.choice(ASKING)
+        moment = seconds * draw.uniform(0.8 * (draw.random() < 0.5), 1.0)
+        process = run(placed(case.call, work), quiet=True)
+        if process.wait(moment) is not None:
             continue
-        if process.returncode:
-            sys.exit(f"{name}: it failed after {done} kills, with code {process.returncode}")
-        compare(name, expected, digests(killed))
-        restarts += 1
-        shutil.rmtree(killed)
-    if begin(call, killed).wait():
-        sys.exit(f"{name}: it failed after the last kill")
-    compare(name, expected, digests(killed))
-    shares = ", ".join(f"{moment:.2f}" for moment in sorted(moments))
-    print(f"{name}: {done} kills over {restarts + 1} runs of {seconds:.1f} s each; "
-          f"all {len(expected)} files the same")  # fmt: skip
-    print(f"  killed at these shares of a run's time: {shares}")
+        os.kill(process.pid, number)
+        code = process.wait()
+        done += 1
+        now = digests(work)
+        hidden = [path for path in now if is_hidden(path)]
+        left += bool(hidden)
+        there = {path: text for path, text in now.items() if not is_hidden(path)}
+        state = "unfinished"
+        state = "absent" if there == inputs else "complete" if there == expected else state
+        seen[state] += 1
+        where = f"{name}, {number.name} after {moment:.3f} s of {seconds:.2f}, {state}"
+        if number != signal.SIGKILL:
+            faults += [f"{where}: left {hidden[0]}"] if hidden else []
+            early = -number if state == "absent" else 0  # before it listens
+            faults += [f"{where}: exit code {code}"] if code not in (0, 128 + number, early) else []
+            faults += [f"{where}: a process is left"] if lives(process.pid) else []
+        code = run(placed(case.call, work), quiet=True).wait()
+        wrong = difference(expected, digests(work))
+        if code and not (code == 13 and state == "complete"):
+            faults.append(f"{where}: repeated, it ended with {code}")
+        elif wrong:
+            faults.append(f"{where}: repeated, these differ: {', '.join(wrong[:3])}")
+    counts = " | ".join(str(seen[state]) for state in ("absent", "unfinished", "complete"))
+    print(f"| {name} | {seconds:.2f} | {done} | {counts} | {left} | {len(faults)} |", flush=True)
+    return faults
 
 
-def begin(call: list[str], out: Path) -> subprocess.Popen[bytes]:
-    path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
-    return subprocess.Popen(
-        [sys.executable, "-m", "catwise", *call, "--quiet", "--out", str(out)],
-        env={**os.environ, "PYTHONPATH": path},
-    )
+def fresh(work: Path, name: str, case: Case) -> None:
+    """An empty folder; where an earlier output is replaced, with that."""
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    if name.endswith("again"):
+        run(placed(case.call, work), quiet=True).wait()
+
+
+def placed(call: list[str], work: Path) -> list[str]:
+    """The call with its output in a folder."""
+    call = call if any("OUT" in text for text in call) else [*call, "--out", "OUT"]
+    return [text.replace("OUT", str(work / "out")) for text in call]
+
+
+def is_hidden(path: str) -> bool:
+    return any(part.startswith(".catwise-") for part in Path(path).parts)
+
+
+def lives(pid: int) -> bool:
+    """Whether a process of the group is there after a moment."""
+    for _ in range(50):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, 0)
+            time.sleep(0.02)
+            continue
+        return False
+    return True
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file, hidden ones too; folders count by their names."""
+    """SHA-256 of every file, hidden ones too; folders and files that tell times by their names."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        found[name] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+        plain = path.is_file() and path.name not in TIMED
+        with contextlib.suppress(FileNotFoundError):
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest() if plain else "there"
     return found
 
 
-def compare(name: str, expected: dict[str, str], found: dict[str, str]) -> None:
-    wrong = [key for key in {**expected, **found} if expected.get(key) != found.get(key)]
-    if wrong:
-        sys.exit(f"{name}: {len(wrong)} files differ: {', '.join(wrong[:5])}")
+def difference(expected: dict[str, str], found: dict[str, str]) -> list[str]:
+    return [key for key in {**expected, **found} if expected.get(key) != found.get(key)]
 
 
 if __name__ == "__main__":

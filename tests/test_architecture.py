@@ -24,6 +24,7 @@ MAX_LINES = 700
 # A module imports from earlier layers and from its own package only.
 LAYERS = (
     {"_version", "_limits", "errors", "progress"},
+    {"_lock"},
     {"_io", "_arrays", "_json", "_zip", "_extras", "_device", "_choices", "_text"},
     {"_safetensors"},
     {"labels", "losses", "features"},

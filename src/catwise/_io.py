@@ -1,7 +1,7 @@
 """Writing files so that a reader never sees half of one.
 
-Everything is built under a temporary name in the folder where it will live, flushed to the disk and
-renamed. What fails on the way is removed, and the operating system's reason becomes an
+Everything is built under a temporary name in the folder where it will live (`_lock`), flushed to
+the disk and renamed. What fails on the way is removed, and the operating system's reason becomes an
 :class:`~catwise.errors.OutputError`.
 """
 
@@ -9,14 +9,25 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import filecmp
 import json
 import os
-import secrets
-import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from catwise.errors import CatwiseError, OutputError
+from catwise._lock import (
+    Temporary,
+    check_place,
+    exclusive,
+    list_names,
+    record,
+    remove,
+    sweep,
+    translated,
+    writing,
+)
+from catwise.errors import OutputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,39 +35,17 @@ if TYPE_CHECKING:
 __all__ = [
     "atomic_folder",
     "atomic_path",
+    "exclusive",
     "growing_folder",
+    "list_names",
     "make_folder",
+    "put_folder",
+    "remove",
+    "translated",
     "write_bytes",
     "write_json",
     "write_text",
 ]
-
-_REMEDIES = {
-    errno.ENOSPC: "free some space, or write to another disk",
-    errno.EDQUOT: "free some of your quota, or write to another disk",
-    errno.EACCES: "choose a folder that you may write to, or change its permissions",
-    errno.EPERM: "choose a folder that you may write to, or change its permissions",
-    errno.EROFS: "the disk is mounted read-only: choose another folder",
-    errno.ENOENT: "make the folder first, or correct the path",
-    errno.ENOTDIR: "a part of the path is a file: correct the path",
-    errno.EISDIR: "a folder has this name: choose another one",
-    errno.ENAMETOOLONG: "choose a shorter name",
-    errno.EFBIG: "the disk or a limit does not allow files of this size",
-}
-
-
-def _output_error(path: Path, error: OSError) -> OutputError:
-    reason = error.strerror or str(error) or type(error).__name__
-    return OutputError(
-        f"cannot write '{path}'.",
-        found=reason,
-        remedy=_REMEDIES.get(error.errno or 0, "check the path and the disk"),
-    )
-
-
-def _temporary(target: Path) -> Path:
-    """A hidden, unused name beside the target, with the target's suffix."""
-    return target.with_name(f".catwise-{secrets.token_hex(8)}{target.suffix[:32]}")
 
 
 def _sync(path: Path) -> None:
@@ -74,43 +63,27 @@ def _sync_folder(path: Path) -> None:
         _sync(path)
 
 
-def _remove(path: Path) -> None:
-    """Remove a file or folder of ours that is no longer wanted."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
-            path.unlink()
-
-
 @contextlib.contextmanager
-def _translated(path: Path) -> Iterator[None]:
-    """Turn the operating system's errors into ours; leave ours as they are."""
-    try:
-        yield
-    except CatwiseError:
-        raise
-    except OSError as error:
-        raise _output_error(path, error) from error
-
-
-@contextlib.contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike[str], *, replace: bool = True) -> Iterator[Path]:
     """Give a temporary path that takes the place of `path` when the block ends well.
 
     The block writes a file at the path that it is given. On success the file is flushed to the disk
     and renamed to `path`, replacing a file of that name; on failure it is removed and `path` stays
-    as it was. A symbolic link is followed.
+    as it was. A symbolic link is followed. What a process that was killed left of this file is
+    removed.
 
     Args:
         path: where the file shall be; its folder must exist.
+        replace: whether another file of that name may be replaced. One with the very bytes that
+            were written stays, so that what was stopped can be repeated.
 
     Yields:
         A path in the same folder, with the same suffix, at which nothing exists yet.
 
     Raises:
         OutputError: If the operating system refuses: no space, no permission, a read-only disk, no
-            such folder, or something that is not a file has this name.
+            such folder, or something that is not a file has this name; if the folder that is
+            worked in was removed meanwhile; or if another file may not be replaced.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -121,26 +94,34 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     shown = Path(path)
     target = Path(os.path.realpath(shown))
-    temporary = _temporary(target)
-    with _translated(shown):
+    with translated(shown):
         if target.exists() and not target.is_file():
             code = errno.EISDIR if target.is_dir() else errno.EINVAL
             raise OSError(code, "not a regular file")
         if not os.access(target.parent, os.W_OK | os.X_OK) and target.parent.is_dir():
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
-        try:
+        check_place(target)
+        sweep(target)
+        with Temporary(target) as temporary:
             yield temporary
             _sync(temporary)
-            temporary.replace(target)
-        except BaseException:
-            _remove(temporary)
-            raise
+            check_place(target)
+            if replace or not target.exists():
+                temporary.replace(target)
+            elif not filecmp.cmp(temporary, target, shallow=False):
+                raise OutputError(
+                    f"'{shown}' exists, with other content.",
+                    remedy="choose another name, or replace it (--force; overwrite=True)",
+                )
         _sync_folder(target.parent)
+        record(target)
 
 
 @contextlib.contextmanager
 def atomic_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
     """Give a temporary folder that takes the name `path` when the block ends well.
+
+    Meanwhile no other process can do the same, and what one that was killed left is removed.
 
     Args:
         path: where the folder shall be; its parent must exist.
@@ -150,26 +131,33 @@ def atomic_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> I
         An empty folder beside `path`.
 
     Raises:
-        OutputError: If the operating system refuses, or `path` exists and `overwrite` is false.
+        OutputError: If the operating system refuses, `path` exists and `overwrite` is false, or
+            another process is at it.
     """
     shown = Path(path)
     target = Path(os.path.realpath(shown))
-    temporary = _temporary(target)
-    with _translated(shown):
+    with translated(shown), writing(path), Temporary(target) as temporary:
         _refuse_existing(shown, target, overwrite=overwrite)
-        try:
-            temporary.mkdir()
-            yield temporary
-            for inside in sorted(temporary.rglob("*")):
-                if inside.is_file():
-                    _sync(inside)
-            _sync_folder(temporary)
-            _refuse_existing(shown, target, overwrite=overwrite)
-            _swap(temporary, target)
-        except BaseException:
-            _remove(temporary)
-            raise
-        _sync_folder(target.parent)
+        temporary.mkdir()
+        yield temporary
+        _refuse_existing(shown, target, overwrite=overwrite)
+        put_folder(temporary, target)
+
+
+def put_folder(folder: Path, target: Path) -> None:
+    """Flush a folder to the disk and put it in the place of another, if there is one.
+
+    Raises:
+        OSError: If the operating system refuses.
+    """
+    for inside in sorted(folder.rglob("*")):
+        if inside.is_file():
+            _sync(inside)
+    _sync_folder(folder)
+    check_place(target)
+    _swap(folder, target)
+    _sync_folder(target.parent)
+    record(target)
 
 
 @contextlib.contextmanager
@@ -188,52 +176,34 @@ def growing_folder(
         puts it into `path` under its own name, in place of a file of that name.
 
     Raises:
-        OutputError: If the operating system refuses, or somebody else adds files.
+        OutputError: If the operating system refuses, or another process adds files.
     """
     target = Path(os.path.realpath(path))
-    with _translated(Path(path)), _locked(target):
-        for left in target.glob(".catwise-*"):  # by a process that was killed
-            _remove(left)
-        temporary = _temporary(target / "part")
-        published: list[Path] = []
+    published: list[Path] = []
 
-        def publish(file: Path) -> None:
-            _sync(file)
-            if file.name == last:  # from here on they may be in use
-                published.clear()
-            else:
-                published.append(target / file.name)
-            file.replace(target / file.name)
-            _sync_folder(target)
+    def publish(file: Path) -> None:
+        _sync(file)
+        check_place(target)
+        if file.name == last:  # from here on they may be in use
+            published.clear()
+        else:
+            published.append(target / file.name)
+        file.replace(target / file.name)
+        _sync_folder(target)
+        record(target / file.name)
 
+    with (
+        translated(Path(path)),
+        writing(path, inside=True),
+        Temporary(target / "part") as temporary,
+    ):
         try:
             temporary.mkdir()
             yield temporary, publish
         except BaseException:
             for file in published:
-                _remove(file)
+                remove(file)
             raise
-        finally:
-            _remove(temporary)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Let one process at a time in; the lock ends with the process. Only where there are locks."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(ImportError):
-            import fcntl
-
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise OutputError(
-                    f"somebody else adds to '{folder}'.", remedy="wait until that is finished"
-                ) from error
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _refuse_existing(shown: Path, target: Path, *, overwrite: bool) -> None:
@@ -241,26 +211,41 @@ def _refuse_existing(shown: Path, target: Path, *, overwrite: bool) -> None:
         return
     if not target.is_dir():
         raise OSError(errno.ENOTDIR, "a file has this name")
-    if not overwrite and any(target.iterdir()):
+    if not overwrite and list_names(target):
         raise OutputError(
             f"'{shown}' exists and is not empty.",
             remedy="choose another folder, or ask to overwrite it",
         )
 
 
-def _swap(temporary: Path, target: Path) -> None:
-    """Put the new folder in place of the old one, if there is one."""
+def _swap(folder: Path, target: Path) -> None:
+    """Put the new folder in place of the old one, if there is one, and remove that."""
     if not target.exists():
-        temporary.rename(target)
-        return
-    aside = _temporary(target)
-    target.rename(aside)
-    try:
-        temporary.rename(target)
-    except BaseException:
-        aside.rename(target)
-        raise
-    _remove(aside)
+        folder.rename(target)
+    elif _exchange(folder, target):
+        remove(folder)
+    else:  # stopped between the two, the old one is put back by `sweep`
+        aside = folder.with_name(f"{folder.name}.old")
+        target.rename(aside)
+        try:
+            folder.rename(target)
+        except BaseException:
+            aside.rename(target)
+            raise
+        remove(aside)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two names at once, where the operating system and the file system can."""
+    if not sys.platform.startswith("linux"):
+        return False
+    import ctypes
+
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    call = getattr(ctypes.CDLL(None), "renameat2", None)
+    return call is not None and not call(
+        here, os.fsencode(first), here, os.fsencode(second), exchange
+    )
 
 
 def make_folder(path: str | os.PathLike[str]) -> None:
@@ -269,17 +254,17 @@ def make_folder(path: str | os.PathLike[str]) -> None:
     Raises:
         OutputError: If the operating system refuses, or a file has this name.
     """
-    with _translated(Path(path)):
+    with translated(Path(path)):
         Path(path).mkdir(parents=True, exist_ok=True)
 
 
-def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+def write_bytes(path: str | os.PathLike[str], data: bytes, *, replace: bool = True) -> None:
     """Write bytes whole or not at all.
 
     Raises:
         OutputError: As for :func:`atomic_path`.
     """
-    with atomic_path(path) as temporary:
+    with atomic_path(path, replace=replace) as temporary:
         temporary.write_bytes(data)
 
 

@@ -23,6 +23,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import average_precision_score
 
+from catwise._io import exclusive
 from catwise.cli import main
 from catwise.errors import (
     ConfigError,
@@ -312,13 +313,8 @@ def test_foreign_folders_are_left_alone(case: Path) -> None:
 
 def test_no_other_process(again: Path) -> None:
     """While one process is at work in a folder, another one is refused."""
-    fcntl = pytest.importorskip("fcntl")
-    descriptor = os.open(again / "out", os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        refused(fix(again), OutputError, "another process is at work")
-    finally:
-        os.close(descriptor)
+    with exclusive(again / "out", inside=True):
+        refused(fix(again), OutputError, "another process is writing")
     done(again)
 
 

@@ -172,13 +172,18 @@ def test_dry_run() -> None:
 
 
 def test_force() -> None:
-    """Files are replaced only when asked; others in the folder stay; inputs are never touched."""
+    """Files that differ are replaced only when asked; others stay; inputs are never touched."""
     assert run(*SOURCE, "--keep", "0.5", "--out", "out").exit_code == 0
     Path("out", "mine.txt").write_text("x")
-    refused = run(*SOURCE, "--keep", "0.5", "--keep", "0.2", "--out", "out")
+    table = Path("out", "uniform_0.5_seed0.csv")
+    made, stamp = table.read_bytes(), table.stat().st_mtime_ns
+    assert run(*SOURCE, "--keep", "0.5", "--out", "out").exit_code == 0
+    assert table.stat().st_mtime_ns == stamp, "what is there already stays"
+    table.write_bytes(made[:-1])
+    refused = run(*SOURCE, "--keep", "0.5", "--out", "out")
     assert refused.exit_code == OutputError.exit_code
     assert "--force" in refused.stderr
-    assert not Path("out", "uniform_0.2_seed0.csv").exists()
+    assert table.read_bytes() == made[:-1]
     assert run(*SOURCE, "--keep", "0.5", "--out", "out", "--force").exit_code == 0
     assert Path("out", "mine.txt").read_text() == "x"
     Path("labels.csv").rename("uniform_0.5_seed0.csv")

@@ -118,6 +118,7 @@ def test_differences_are_told(tmp_path: Path) -> None:
     """Short values by both, digests as other content, new and absent ones by name."""
     before = {"seed": "0", "labels": "sha256:a", "old": "x"}
     with State.look(tmp_path / "out", before, "net.pt").opened() as state:
+        (tmp_path / "out" / "run").mkdir()
         state.finish("tune", {"fact": 1})
     assert State.look(tmp_path / "out", before, "net.pt").facts == {"fact": 1}
     now = {"seed": "1", "labels": "sha256:b", "new": "y"}
@@ -126,6 +127,32 @@ def test_differences_are_told(tmp_path: Path) -> None:
     assert caught.value.found == (
         "seed: 0, now 1; labels: other content; old: not there now; new: not there before"
     )
+
+
+def test_steps_whose_files_vanish_are_an_error(tmp_path: Path) -> None:
+    """Also of an earlier call, while this one runs."""
+    out = tmp_path / "out"
+    with State.look(out, {}, "net.pt").opened() as state:
+        (out / "run").mkdir()
+        state.finish("tune")
+
+    def work() -> None:
+        with State.look(out, {}, "net.pt").opened():
+            (out / "run").rmdir()
+
+    with pytest.raises(OutputError, match="removed while catwise ran"):
+        work()
+
+
+def test_the_first_file_of_a_killed_run_is_no_obstacle(tmp_path: Path) -> None:
+    """Half of fix.json, or of its lock, is nobody's file."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".catwise-lock").touch()
+    (out / ".catwise-0123456789abcdef.json").touch()
+    with State.look(out, {}, "net.pt").opened():
+        pass
+    assert [path.name for path in out.iterdir()] == ["fix.json"]
 
 
 def test_digest_of_labels_sees_all() -> None:

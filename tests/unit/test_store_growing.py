@@ -117,7 +117,7 @@ def test_one_at_a_time(tmp_path: Path) -> None:
 
     def rows() -> Any:
         yield VALUES[5:6]
-        with pytest.raises(OutputError, match="somebody else"):
+        with pytest.raises(OutputError, match="another process is writing"):
             append_store(tmp_path / "s", VALUES[6:], ids=IDS[6:])
 
     check(append_store(tmp_path / "s", rows(), ids=IDS[5:6]), 6)
@@ -140,7 +140,8 @@ def killing(monkeypatch: pytest.MonkeyPatch, moment: int) -> None:
         return replace(self, target)
 
     monkeypatch.setattr(Path, "replace", replaced)
-    monkeypatch.setattr("catwise._io._remove", lambda _: None)
+    monkeypatch.setattr("catwise._io.remove", lambda _: None)
+    monkeypatch.setattr("catwise._lock.remove", lambda _: None)
 
 
 def test_killed_while_adding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

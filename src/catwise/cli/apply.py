@@ -10,6 +10,7 @@ import click
 from catwise.cli.inputs import read_names
 from catwise.cli.models import model_args
 from catwise.cli.options import output_options, path_type
+from catwise.cli.outputs import hold_output
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -98,6 +99,8 @@ def command(
     from catwise.models.card import model_card
 
     _check_options(checkpoint, model, options)
+    hold_output(out)
+    hold_output(card)
     names = None if head_categories is None else read_names(head_categories)
     tuned = load_head(head)
     loaded, verified = None, None

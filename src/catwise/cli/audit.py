@@ -9,6 +9,7 @@ import click
 from catwise.cli.inputs import refuse_inputs
 from catwise.cli.labelled import describe_labels, load_dataset
 from catwise.cli.options import labelled_options, output_options, path_type, table_options
+from catwise.cli.outputs import hold_output
 from catwise.cli.prevalence import PREVALENCE_HELP, load_prevalence
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def command(
         raise click.UsageError("--assume and --logits belong together.")
     if csv_path is not None:
         refuse_inputs(csv_path, source.labels, logits)
+    hold_output(csv_path)
     shares = load_prevalence(prevalence)
     dataset = load_dataset(source, table)
     labels = dataset.labels

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from catwise.cli.options import output_options, path_type, seed_option
+from catwise.cli.outputs import hold_output
 
 if TYPE_CHECKING:
     from catwise.cli.console import Output
@@ -36,6 +37,7 @@ def command(*, out: Path, seed: int, output: Output) -> None:
     """
     from catwise.demo import run_demo
 
+    hold_output(out, parents=True)
     with output.progress() as progress:
         result = run_demo(out=out, seed=seed, progress=progress)
     show(result, output)

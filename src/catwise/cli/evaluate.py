@@ -24,6 +24,7 @@ from catwise.cli.options import (
     source_options,
     table_options,
 )
+from catwise.cli.outputs import hold_output
 from catwise.cli.prevalence import PREVALENCE_HELP, one_or_many
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ def command(
     check_device(device)
     if csv_path is not None:
         refuse_inputs(csv_path, data.features, data.labels, source.head, source.checkpoint)
+    hold_output(csv_path)
     head = load_the_head(source)
     features, labels = load_source(data, table)
     result = evaluate(

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import importlib
 import os
+import signal
 import sys
 import warnings
 from typing import TYPE_CHECKING, Any, Final
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from catwise._version import __version__
+from catwise.cli.outputs import held_outputs
+from catwise.cli.signals import ending_by_signals
 from catwise.errors import CatwiseError, OutputError, nearest
 
 if TYPE_CHECKING:
@@ -34,9 +37,6 @@ COMMANDS: Final = (
 )
 """Each is the module of its name in this package."""
 
-INTERRUPTED: Final = 130
-"""The exit code after Ctrl-C: 128 + SIGINT, as in a shell."""
-
 NO_READER: Final = 141
 """The exit code where nobody reads the output to its end: 128 + SIGPIPE, as in a shell."""
 
@@ -46,7 +46,8 @@ _EPILOG: Final = """\b
 Exit codes: 0 done; 2 wrong use; 3 labels; 4 shapes; 5 categories; 6 ids;
 7 feature values; 8 feature files; 9 head; 10 checkpoint; 11 head, features
 and labels do not belong together; 12 options; 13 output; 14 missing extra;
-130 interrupted; 141 the reader of the output went away; 1 anything else.
+129, 130, 143 ended by SIGHUP, Ctrl-C, SIGTERM; 141 the reader of the output
+went away; 1 anything else.
 """
 
 
@@ -74,20 +75,18 @@ class _LazyGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         _prepare_streams()
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), ending_by_signals() as came:
             warnings.simplefilter("always", UserWarning)
             warnings.showwarning = _show_warning(warnings.showwarning)
             try:
-                result = super().invoke(ctx)
+                with held_outputs(ctx):
+                    result = super().invoke(ctx)
                 sys.stdout.flush()
-            except CatwiseError as error:
-                _complain(f"{type(error).__name__}: {error}")
-                ctx.exit(error.exit_code)
-            except KeyboardInterrupt:
-                _complain("interrupted")
-                ctx.exit(INTERRUPTED)
-            except OSError as error:
-                ctx.exit(_ended_by(error))
+            except (Exception, KeyboardInterrupt) as error:
+                code = _ended_by(error, came)
+                if code is None:
+                    raise
+                ctx.exit(code)
             return result
 
 
@@ -102,7 +101,22 @@ def _prepare_streams() -> None:
             stream.reconfigure(errors="replace")
 
 
-def _ended_by(error: OSError) -> int:
+def _ended_by(error: BaseException, signals: list[int]) -> int | None:
+    """Say why a command ended, and give its exit code; None for an error that nobody expected.
+
+    After a signal every error is its consequence, such as that a worker process has ended too.
+    """
+    if signals or isinstance(error, KeyboardInterrupt):
+        number = signals[0] if signals else signal.SIGINT
+        _complain("interrupted" if not signals else f"ended by {signal.Signals(number).name}")
+        return 128 + number
+    if isinstance(error, CatwiseError):
+        _complain(f"{type(error).__name__}: {error}")
+        return error.exit_code
+    return _refused(error) if isinstance(error, OSError) else None
+
+
+def _refused(error: OSError) -> int:
     """Say what the operating system refused, and give the exit code for it."""
     if error.errno == errno.EPIPE:  # what was asked for is done; only the telling is cut short
         with contextlib.suppress(OSError, ValueError):

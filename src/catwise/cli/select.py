@@ -22,6 +22,7 @@ from catwise.cli.options import (
     source_options,
     table_options,
 )
+from catwise.cli.outputs import hold_output
 from catwise.cli.runs import finish
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ def command(
     from catwise.tuning import select
 
     check_output(out, overwrite=overwrite)
+    hold_output(out, parents=True)
     features, labels = load_source(data, table)
     heads = {name: name_rows(head, labels)[0] for name, head in _read(candidates).items()}
     with output.progress() as progress:

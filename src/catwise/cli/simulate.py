@@ -15,6 +15,7 @@ from catwise.cli.options import (
     seed_option,
     table_options,
 )
+from catwise.cli.outputs import hold_output
 from catwise.cli.tables import TableWriter, written_table_options
 from catwise.errors import OutputError
 
@@ -97,7 +98,7 @@ class Step:
 )
 @written_table_options
 @click.option("--dry-run", is_flag=True, help="Say what would stay; write nothing.")
-@click.option("--force", is_flag=True, help="Replace files of these names.")
+@click.option("--force", is_flag=True, help="Replace files of these names that differ.")
 @output_options
 def command(
     *,
@@ -140,8 +141,11 @@ def command(
     writer = TableWriter(dataset, table, source, out_encoding, out_layout)
     writer.check(dataset.labels if shares else steps[-1].kept(dataset.labels))
     if not dry_run:
-        _make_folder(out, steps, source, force=force)
-    files = [_carry_out(step, writer, out, dry_run=dry_run, output=output) for step in steps]
+        _make_folder(out, steps, source)
+        hold_output(out, inside=True)
+    files = [
+        _carry_out(step, writer, out, dry_run=dry_run, force=force, output=output) for step in steps
+    ]
     if dry_run:
         output.line("dry run: nothing was written")
     else:
@@ -193,8 +197,8 @@ def _steps(
     return [Step(f"single_positive_seed{seed}", {"name": "keep_single_positive", "seed": seed})]
 
 
-def _make_folder(out: Path, steps: list[Step], source: LabelledOptions, *, force: bool) -> None:
-    """Make the folder where there is none; refuse to replace files unless asked to."""
+def _make_folder(out: Path, steps: list[Step], source: LabelledOptions) -> None:
+    """Make the folder where there is none; refuse to replace what is read."""
     try:
         out.mkdir(exist_ok=True)
     except OSError as error:
@@ -205,10 +209,6 @@ def _make_folder(out: Path, steps: list[Step], source: LabelledOptions, *, force
     for path in (path for step in steps for path in _paths(step, out)):
         if any(path.exists() and one.exists() and path.samefile(one) for one in inputs):
             raise OutputError(f"'{path}' is what is read.", remedy="another folder for --out")
-        if path.exists() and not force:
-            raise OutputError(
-                f"'{path}' exists.", remedy="another folder, or --force to replace it"
-            )
 
 
 def _paths(step: Step, out: Path) -> list[Path]:
@@ -218,9 +218,13 @@ def _paths(step: Step, out: Path) -> list[Path]:
 
 
 def _carry_out(
-    step: Step, writer: TableWriter, out: Path, *, dry_run: bool, output: Output
+    step: Step, writer: TableWriter, out: Path, *, dry_run: bool, force: bool, output: Output
 ) -> dict[str, Any]:
-    """Drop, write and tell."""
+    """Drop, write and tell.
+
+    Files that are there stay if they are what would be written, so that a call that was stopped
+    between two files can be repeated.
+    """
     from catwise.data import save_mask
 
     full = writer.dataset.labels
@@ -228,9 +232,9 @@ def _carry_out(
     table, *masks = _paths(step, out)
     sha = None
     if not dry_run:
-        writer.write(kept, table)
+        writer.write(kept, table, replace=force)
         for path in masks:
-            sha = save_mask(path, full, kept, protocol=step.protocol)
+            sha = save_mask(path, full, kept, protocol=step.protocol, overwrite=force)
     about = {
         "protocol": step.protocol,
         "table": str(table),

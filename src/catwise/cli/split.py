@@ -15,6 +15,7 @@ from catwise.cli.options import (
     seed_option,
     table_options,
 )
+from catwise.cli.outputs import hold_output
 from catwise.cli.tables import TableWriter, written_table_options
 from catwise.errors import ConfigError, OutputError
 
@@ -69,6 +70,7 @@ def command(
     """
     shares = _shares(share)
     refuse_inputs(out, source.labels)
+    hold_output(out)
     if out.exists() and not force:
         raise OutputError(f"'{out}' exists.", remedy="another name, or --force to replace it")
     dataset = load_dataset(source, table)

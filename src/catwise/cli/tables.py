@@ -115,13 +115,16 @@ class TableWriter:
                 remedy="--out-layout long",
             )
 
-    def write(self, kept: PartialLabels, path: Path) -> None:
-        """Write a table, whole or not at all."""
+    def write(self, kept: PartialLabels, path: Path, *, replace: bool = True) -> None:
+        """Write a table, whole or not at all; another of that name is replaced only if asked."""
         from catwise._io import atomic_path
 
         write = self._write_long if self.layout == "long" else self._write_wide
         try:
-            with atomic_path(path) as new, new.open("w", encoding="utf-8", newline="") as file:
+            with (
+                atomic_path(path, replace=replace) as new,
+                new.open("w", encoding="utf-8", newline="") as file,
+            ):
                 write(kept, file)
         except UnicodeEncodeError as error:
             raise OutputError(

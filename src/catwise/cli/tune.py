@@ -26,6 +26,7 @@ from catwise.cli.options import (
     seed_option,
     table_options,
 )
+from catwise.cli.outputs import hold_output
 from catwise.cli.runs import finish
 
 if TYPE_CHECKING:
@@ -115,6 +116,8 @@ def command(
     from catwise.reporting.run import check_output
 
     check_output(out, overwrite=overwrite)
+    if not dry_run:
+        hold_output(out, parents=True)
     check_device(device)
     pair = load_pair(data, table)
     head, named = name_rows(load_the_head(source), pair.train[1])

@@ -100,6 +100,7 @@ def save_mask(
     kept: PartialLabels,
     *,
     protocol: Mapping[str, Any],
+    overwrite: bool = True,
 ) -> str:
     """Write which of the labels stay.
 
@@ -109,6 +110,7 @@ def save_mask(
         kept: the same images and categories, some of the labels unknown.
         protocol: how they were dropped: a "name" such as "drop_uniform", its "seed" (None where
             nothing was drawn), and whatever else tells it, such as {"keep": 0.1}. JSON-ready.
+        overwrite: whether a file of that name with other content may be replaced.
 
     Returns:
         The SHA-256 that the file holds and is checked against. Equal labels, choice and protocol
@@ -149,7 +151,7 @@ def save_mask(
         metadata["ids_in_any_order"] = _any_order(full.ids)
     arrays = _arrays(kept, n_kept)
     sha = hashlib.sha256(build(arrays, metadata)).hexdigest()
-    write_bytes(path, build(arrays, {**metadata, "sha256": sha}))
+    write_bytes(path, build(arrays, {**metadata, "sha256": sha}), replace=overwrite)
     return sha
 
 

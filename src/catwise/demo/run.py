@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 import torch
 
-from catwise._io import atomic_folder, atomic_path, write_bytes, write_json, write_text
+from catwise._io import (
+    atomic_folder,
+    atomic_path,
+    list_names,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from catwise.demo.model import HEAD_KEY, SceneNet, extract_features, fit_ceiling, train_network
 from catwise.demo.scenes import CATEGORIES, SceneSet, make_scenes, read_digits, split_digits
 from catwise.errors import ConfigError, OutputError
@@ -216,7 +223,7 @@ def _checked_out(out: Path) -> Path:
     if out.exists() and not out.is_dir():
         raise OutputError(f"'{out}' is a file.", expected="a folder", remedy="choose another name")
     try:
-        inside = sorted(item.name for item in out.iterdir()) if out.is_dir() else []
+        inside = list_names(out) if out.is_dir() else []
         foreign = [name for name in inside if name not in _FILES.values()]
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from catwise._io import make_folder, write_json
+from catwise._io import exclusive, list_names, make_folder, remove, write_json
 from catwise._json import TABLE, TEXT, Field, read_fields, read_file
 from catwise.errors import OutputError
 from catwise.heads.provenance import side_file
@@ -33,7 +31,6 @@ __all__ = [
     "State",
     "checkpoint_name",
     "labels_digest",
-    "remove",
 ]
 
 STATE: Final = "fix.json"
@@ -65,6 +62,8 @@ class State:
         target: name of the new checkpoint.
         finished: the steps that are done, and what each noted.
         steps: what this call did: "ran" or "was there".
+        stale: what `fix.json` said of a run that is replaced.
+        overwrite: whether a run with other inputs may be replaced.
     """
 
     folder: Path
@@ -73,6 +72,7 @@ class State:
     finished: dict[str, dict[str, Any]] = field(default_factory=dict)
     steps: dict[str, str] = field(default_factory=dict)
     stale: dict[str, Any] | None = None
+    overwrite: bool = False
 
     @classmethod
     def look(
@@ -83,7 +83,7 @@ class State:
         Raises:
             OutputError: If the folder is a file, holds other files, or a run with other inputs.
         """
-        state = cls(folder, inputs, target)
+        state = cls(folder, inputs, target, overwrite=overwrite)
         inside = _inside(folder)
         kept = _read(folder / STATE)
         if kept is None:
@@ -114,13 +114,13 @@ class State:
         """Make the folder, keep other processes out, and tidy up after a run that was killed.
 
         Raises:
-            OutputError: If the folder cannot be made or written to, or another is at work in it.
+            OutputError: If the folder cannot be made or written to, another process is at work in
+                it, or something of it was removed meanwhile.
         """
         make_folder(self.folder)
-        with _only_process(self.folder):
-            for name in _inside(self.folder):
-                if name.startswith(".catwise-"):  # half of something, of a process that was killed
-                    remove(self.folder / name)
+        with exclusive(self.folder, inside=True):
+            now = State.look(self.folder, self.inputs, self.target, overwrite=self.overwrite)
+            self.finished, self.stale = now.finished, now.stale  # another may have ended meanwhile
             if self.stale is not None:
                 self._write()  # first: nothing may count as finished once its files are gone
                 old = str(self.stale.get("target", RUN))
@@ -129,6 +129,16 @@ class State:
                     remove(self.folder / name)
             self._write()
             yield self
+            self._check_finished()
+
+    def _check_finished(self) -> None:
+        """What earlier calls made must be there still; what this one wrote is checked elsewhere."""
+        if lost := [step for step in self.finished if not self.has(step)]:
+            raise OutputError(
+                f"files in '{self.folder}' were removed while catwise ran.",
+                found=f"what these steps made is gone: {', '.join(lost)}",
+                remedy="the same command makes it again",
+            )
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -161,7 +171,7 @@ class State:
 
 def _inside(folder: Path) -> list[str]:
     try:
-        return sorted(os.listdir(folder)) if folder.exists() else []  # noqa: PTH208 - names alone
+        return list_names(folder) if folder.exists() else []
     except NotADirectoryError as error:
         raise OutputError(
             f"'{folder}' is a file.", expected="a folder", remedy="choose another name"
@@ -213,39 +223,6 @@ def _differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]
         else:
             found.append(f"{key}: {old}, now {new}")
     return found
-
-
-def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there and can be."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
-            path.unlink()
-
-
-@contextlib.contextmanager
-def _only_process(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process, where the system has such locks; a kill lets it go."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OutputError(
-                f"another process is at work in '{folder}'.",
-                remedy="wait for it, or choose another folder",
-            ) from error
-        except OSError:  # a file system without locks
-            pass
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def labels_digest(labels: PartialLabels) -> str:

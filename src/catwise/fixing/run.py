@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from catwise._io import write_text
+from catwise._io import remove, write_text
 from catwise.errors import ConfigError, HeadError, IdError, InSampleWarning, MismatchError
 from catwise.fixing import account
 from catwise.fixing.config import FixConfig, FixResult
@@ -26,7 +26,6 @@ from catwise.fixing.folder import (
     RUN,
     STEPS,
     State,
-    remove,
 )
 from catwise.fixing.images import FoundImages, places
 from catwise.fixing.inputs import (

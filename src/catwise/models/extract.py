@@ -132,7 +132,8 @@ def extract(
         ShapeError: If the ids are not one for each image, or images differ in shape.
         FeatureError: If features are not finite in `dtype`, or images could not be decoded.
         MismatchError: If the model fails on the images.
-        OutputError: If the store exists, or was begun with other items (they are named).
+        OutputError: If the store exists, was begun with other items (they are named), is being
+            made by another process, or was removed meanwhile.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Linear(2, 1))
     >>> extract(model, [torch.tensor([[[[1.0, -2.0]]]])], ids=["a"]).features
@@ -182,9 +183,10 @@ def extract(
         world=world,
         overwrite=overwrite,
     )
-    if not work.is_finished(resume=resume):
-        _fill(work, job, source, tell)
-        work.join()
+    with work.alone():
+        if not work.is_finished(resume=resume):
+            _fill(work, job, source, tell)
+            work.join()
     return open_store(out)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
 import math
 import os
-import secrets
 import shutil
 import struct
 import time
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import torch
 from torch import Tensor
 
-from catwise._io import atomic_path, write_json
+from catwise._io import atomic_path, exclusive, put_folder, remove, translated, write_json
 from catwise._json import TEXT, TEXTS, WHOLE, Field, parse, read_fields, read_file
 from catwise.errors import ConfigError, FeatureStoreError, OutputError
 from catwise.features.places import RemotePlace, is_url
@@ -34,6 +34,8 @@ _LENGTH: Final = struct.Struct("<Q")
 _POLL_SECONDS: Final = 0.2
 _REMOTE_POLL_SECONDS: Final = 2.0
 _BLOCK_BYTES: Final = 2**24
+_SEEN_SECONDS: Final = 120.0
+"""Until a file that another machine wrote is seen by all."""
 
 
 class Rows(NamedTuple):
@@ -91,7 +93,7 @@ class PartWork:
         found = _stored_items(self.out)
         if resume and found == self.items:
             if self.rank == 0:
-                shutil.rmtree(self.parts, ignore_errors=True)
+                remove(self.parts)
             return True
         begun = [_progress(path) for path in self.parts.glob("*/progress.json")]
         others = [items for items in (found, *begun) if items not in (None, self.items)]
@@ -151,13 +153,10 @@ class PartWork:
         if self.rank:
             while _stored_items(self.out) != self.items:
                 time.sleep(_REMOTE_POLL_SECONDS if is_url(self.out) else _POLL_SECONDS)
+                if not self._ready[self.rank].exists() and _stored_items(self.out) is None:
+                    raise self._removed()
             return
-        while (
-            not all(path.exists() for path in self._ready)
-            or (end := self._end(known := self.known())) is None
-            or not known.keys() >= set(range(end))
-        ):
-            time.sleep(_POLL_SECONDS)
+        known, end = self._wait()
         about = [known[part] for part in range(end)]
         made = {
             "fingerprint": self.fingerprint,
@@ -172,7 +171,43 @@ class PartWork:
             self._join_here(self.out, end, origin)
         else:
             self._write_store(self.out, end, origin)
-        shutil.rmtree(self.parts, ignore_errors=True)
+        remove(self.parts)
+
+    def _wait(self) -> tuple[dict[int, dict[str, Any]], int]:
+        """All parts and their number, once every process has made its own.
+
+        Raises:
+            OutputError: If parts that were made are gone.
+        """
+        waited = 0.0
+        while True:
+            ready = all(path.exists() for path in self._ready)
+            known = self.known()
+            end = self._end(known)
+            if ready and end is not None and known.keys() >= set(range(end)):
+                return known, end
+            late = ready and (self.world == 1 or waited > _SEEN_SECONDS)
+            if late or not self._ready[self.rank].exists():
+                raise self._removed()
+            time.sleep(_POLL_SECONDS)
+            waited += _POLL_SECONDS if ready else 0.0
+
+    def _removed(self) -> OutputError:
+        return OutputError(
+            f"unfinished work in '{self.parts}' was removed while catwise ran.",
+            remedy="run the command again, and leave the folder alone until it ends",
+        )
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other calls from making the same store; the processes of one call share the work.
+
+        Raises:
+            OutputError: If another one is at it, or the store was removed meanwhile.
+        """
+        held = self.out if isinstance(self.out, Path) else self.parts
+        with contextlib.nullcontext() if self.rank else exclusive(held, parents=True):
+            yield
 
     def _write_store(self, path: Path | str, end: int, origin: Mapping[str, Any]) -> None:
         dtype = self.items["dtype"]
@@ -183,19 +218,10 @@ class PartWork:
 
     def _join_here(self, out: Path, end: int, origin: Mapping[str, Any]) -> None:
         """Make the store among the parts and put it in its place by one rename."""
-        for stale in self.folder.glob(".catwise-*"):  # of a join that was killed
-            shutil.rmtree(stale, ignore_errors=True)
         path = self.folder / "store"
         self._write_store(path, end, origin)
-        try:
-            if out.exists():
-                out.rename(self.folder / f"old-{secrets.token_hex(8)}")
-            path.rename(out)
-            descriptor = os.open(out.parent, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
-        except OSError as error:
-            raise OutputError(f"cannot write '{out}'.", found=error.strerror) from error
+        with translated(out):
+            put_folder(path, out)
 
 
 def _has_content(out: Path | str) -> bool:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from catwise._io import atomic_folder, write_json, write_text
+from catwise._io import atomic_folder, list_names, write_json, write_text
 from catwise._version import __version__
 from catwise.errors import OutputError
 from catwise.reporting.html import render_report
@@ -102,7 +102,7 @@ def check_output(folder: str | os.PathLike[str], *, overwrite: bool = False) -> 
 
 def _inside(path: Path) -> list[str]:
     try:
-        return sorted(item.name for item in path.iterdir()) if path.exists() else []
+        return list_names(path) if path.exists() else []
     except OSError as error:
         raise _refused(path, error) from error
 

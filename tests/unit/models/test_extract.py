@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+from catwise._io import exclusive
 from catwise.errors import (
     CatwiseError,
     ConfigError,
@@ -35,6 +36,7 @@ from catwise.features import FeatureStore, open_store
 from catwise.models import LoadedModel, Preprocessing
 from catwise.models.extract import Extracted, extract
 from catwise.models.layers import head_of
+from catwise.models.parts import PartWork
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -791,6 +793,34 @@ def test_several_processes_share_the_work(
     assert len({one["digest"] for one in told}) == 1
     seen = [row for one in told for row in one["rows"]]
     assert kind == "stream" or sorted(seen) == list(range(2 * PART, N))
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+def test_one_call_at_a_time(tmp_path: Path) -> None:
+    """A second call for the same store is refused while the first is at work."""
+    with (
+        exclusive(tmp_path / "s"),
+        pytest.raises(OutputError, match="another process is writing"),
+    ):
+        stored(net(), Images(), tmp_path / "s")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unfinished_work_that_vanishes_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for parts that somebody has removed."""
+    wait = PartWork._wait
+
+    def lose(work: PartWork) -> Any:
+        work._path(1).unlink()
+        return wait(work)
+
+    monkeypatch.setattr(PartWork, "_wait", lose)
+    with pytest.raises(OutputError, match="unfinished work"):
+        stored(net(), Images(), tmp_path / "s")
+    monkeypatch.undo()
+    stored(net(), Images(), tmp_path / "s")
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
 

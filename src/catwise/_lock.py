@@ -1,0 +1,411 @@
+"""One process at a time writes an output; what a killed one left is removed.
+
+All temporaries of catwise lie beside their target, or in the folder that is worked in, and begin
+with ``.catwise-``. Their names tell the target, the machine and the process. So the next process
+that writes the same target can remove those of a process that was killed, and never those of one
+that runs.
+
+`exclusive` is the lock of every output. It is a lock of the operating system on a hidden file, so a
+kill lets it go. Where a file system has no such locks the work goes on, with a warning. While it is
+held, what is written is remembered; at the end all of it must still be there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import platform
+import re
+import secrets
+import shutil
+import threading
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from catwise.errors import CatwiseError, OutputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = [
+    "PREFIX",
+    "Temporary",
+    "check_place",
+    "exclusive",
+    "list_names",
+    "record",
+    "remove",
+    "sweep",
+    "translated",
+    "writing",
+]
+
+PREFIX: Final = ".catwise-"
+"""What the names of our temporaries and locks begin with."""
+
+_REMEDIES: Final = {
+    errno.ENOSPC: "free some space, or write to another disk",
+    errno.EDQUOT: "free some of your quota, or write to another disk",
+    errno.EACCES: "choose a folder that you may write to, or change its permissions",
+    errno.EPERM: "choose a folder that you may write to, or change its permissions",
+    errno.EROFS: "the disk is mounted read-only: choose another folder",
+    errno.ENOENT: "make the folder first, or correct the path",
+    errno.ENOTDIR: "a part of the path is a file: correct the path",
+    errno.EISDIR: "a folder has this name: choose another one",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EFBIG: "the disk or a limit does not allow files of this size",
+}
+
+_NAME: Final = re.compile(r"\.catwise-([0-9a-f]{8})-([0-9a-f]{6})-([0-9]+)-([0-9a-f]{8})")
+_OLD: Final = ".old"
+
+
+def list_names(folder: Path) -> list[str]:
+    """The names in a folder without those of our temporaries, sorted; OSError if it is none."""
+    return sorted(name for name in os.listdir(folder) if not name.startswith(PREFIX))  # noqa: PTH208
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder of ours that is no longer wanted, if it is there and can be."""
+    for hold in _HOLDS:
+        hold.forget(path)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _output_error(path: Path, error: OSError) -> OutputError:
+    reason = error.strerror or str(error) or type(error).__name__
+    return OutputError(
+        f"cannot write '{path}'.",
+        found=reason,
+        remedy=_REMEDIES.get(error.errno or 0, "check the path and the disk"),
+    )
+
+
+@contextlib.contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Turn the operating system's errors into ours; leave ours as they are."""
+    try:
+        yield
+    except CatwiseError:
+        raise
+    except OSError as error:
+        raise _output_error(path, error) from error
+
+
+# ------------------------------------------------------------------------------ temporaries
+
+
+def _digest(text: str, length: int) -> str:
+    return hashlib.sha256(os.fsencode(text)).hexdigest()[:length]
+
+
+def _key(name: str) -> str:
+    """What ties temporaries to a target's name; those of a temporary are of its own target."""
+    found = _NAME.match(name)
+    return found[1] if found else _digest(name, 8)
+
+
+class Temporary:
+    """A hidden, unused name beside a target, with the target's suffix; removed with the block.
+
+    >>> with Temporary(Path("a.csv")) as path:
+    ...     path.parent == Path(), path.suffix
+    (True, '.csv')
+    """
+
+    _mine: Final[set[str]] = set()
+
+    def __init__(self, target: Path) -> None:
+        self._token = secrets.token_hex(4)
+        start = f"{PREFIX}{_key(target.name)}-{_digest(platform.node(), 6)}-{os.getpid()}"
+        self._path = target.with_name(f"{start}-{self._token}{target.suffix[:32]}")
+
+    def __enter__(self) -> Path:
+        self._mine.add(self._token)
+        return self._path
+
+    def __exit__(self, *error: object) -> None:
+        remove(self._path)
+        self._mine.discard(self._token)
+
+    @classmethod
+    def is_stale(cls, name: str, *, locked: bool) -> bool:
+        """Whether a name is that of a temporary which no process uses any more.
+
+        Args:
+            name: in the target's folder.
+            locked: whether this process holds the target, so that none but itself can use one.
+        """
+        found = _NAME.match(name)
+        if found is None or found[4] in cls._mine:
+            return False
+        pid = int(found[3])
+        here = found[2] == _digest(platform.node(), 6)
+        return locked or (here and (pid == os.getpid() or not _runs(pid)))
+
+
+def _runs(pid: int) -> bool:
+    if os.name != "posix":  # where asking would end it
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # of somebody else
+        return True
+    return True
+
+
+def sweep(target: Path) -> None:
+    """Remove what processes that were killed left of a target, beside it.
+
+    A folder that was moved aside and never replaced is put back.
+    """
+    locked = any(hold.locked and hold.path == target for hold in _HOLDS)
+    start = f"{PREFIX}{_key(target.name)}-"
+    with contextlib.suppress(OSError):
+        names = [name for name in os.listdir(target.parent) if name.startswith(start)]  # noqa: PTH208
+        for name in names:
+            path = target.with_name(name)
+            if not Temporary.is_stale(name, locked=locked):
+                continue
+            if name.endswith(_OLD) and not target.exists():
+                path.rename(target)
+            else:
+                remove(path)
+
+
+# ------------------------------------------------------------------------------------ locks
+
+
+class Hold:
+    """An output that this process alone writes.
+
+    Attributes:
+        path: the file or folder, without symbolic links.
+        locked: False where the file system has no locks.
+        is_used: whether a writer is at work in it; a second one would be another's.
+    """
+
+    def __init__(self, shown: Path, path: Path, lock: Path, *, inside: bool) -> None:
+        self._shown, self.path, self._lock, self._inside = shown, path, lock, inside
+        self._thread = threading.get_ident()
+        self.is_used = False
+        self._descriptor, self.locked = _acquire(lock, shown)
+        self._written: dict[Path, int | None] = {}
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether it is of this thread."""
+        return self._thread == threading.get_ident()
+
+    def covers(self, path: Path) -> bool:
+        """Whether a path is the output or lies in it."""
+        return path == self.path or self.path in path.parents
+
+    def sweep(self) -> None:
+        """Remove what killed processes left, beside the output or in its folder."""
+        sweep(self.path)
+        for name in os.listdir(self.path) if self._inside else ():  # noqa: PTH208
+            path = self.path / name
+            ours = name.startswith(PREFIX) and path != self._lock
+            if ours and (self.locked or Temporary.is_stale(name, locked=False)):
+                remove(path)
+
+    def record(self, path: Path) -> None:
+        """Remember what was written, in place of what was there."""
+        self.forget(path)
+        found = [path, *(path.rglob("*") if path.is_dir() else ())]
+        self._written |= {one: _size(one) for one in found}
+
+    def forget(self, path: Path) -> None:
+        """It is to be removed."""
+        gone = [one for one in self._written if one == path or path in one.parents]
+        for one in gone:
+            del self._written[one]
+
+    def check_place(self) -> None:
+        """The folder in which is worked must still be the one that was locked.
+
+        Raises:
+            OutputError: If it was removed, renamed or replaced.
+        """
+        if self._inside and not _is_same(self._descriptor, self._lock):
+            raise OutputError(
+                f"'{self._shown}' was removed or replaced while catwise wrote into it.",
+                remedy="run the command again, and leave the folder alone until it ends",
+            )
+
+    def check(self) -> None:
+        """All that was written must still be there.
+
+        Raises:
+            OutputError: If something was removed or changed.
+        """
+        self.check_place()
+        lost = [path for path, size in self._written.items() if _size(path) != size]
+        if lost:
+            raise OutputError(
+                f"files in '{self._shown}' were removed or changed while catwise ran."
+                if lost != [self.path]
+                else f"'{self._shown}' was removed or changed while catwise ran.",
+                found=", ".join(f"'{path}'" for path in lost[:3]),
+                remedy="run the command again, and leave its output alone until it ends",
+            )
+
+    def release(self) -> None:
+        """Let others in. The lock's file is removed while it is held, so it is never another's."""
+        if _is_same(self._descriptor, self._lock):
+            with contextlib.suppress(OSError):
+                self._lock.unlink()
+        os.close(self._descriptor)
+
+    def close(self) -> None:
+        """In a child process, which holds nothing."""
+        with contextlib.suppress(OSError):
+            os.close(self._descriptor)
+
+
+_HOLDS: Final[list[Hold]] = []
+
+
+def _close_in_child() -> None:
+    for hold in _HOLDS:
+        hold.close()
+    _HOLDS.clear()
+
+
+if hasattr(os, "register_at_fork"):  # a worker that outlives its parent must not keep the lock
+    os.register_at_fork(after_in_child=_close_in_child)
+
+
+@contextlib.contextmanager
+def exclusive(
+    path: str | os.PathLike[str], *, inside: bool = False, parents: bool = False
+) -> Iterator[Hold]:
+    """Write an output alone, while the block runs: for a command, or all of a work.
+
+    What processes that were killed left of it is removed at the start. When the block ends well,
+    all that was written there must still be there.
+
+    Args:
+        path: the file or folder.
+        inside: it is a folder that exists, and is worked in; otherwise it is put into its place
+            when it is whole.
+        parents: make the folders around it that are not there; those that stay empty are removed.
+
+    Raises:
+        OutputError: If another process holds it, the lock's file cannot be made, or what was
+            written was removed meanwhile.
+    """
+    shown, target = Path(path), Path(os.path.realpath(path))
+    made: list[Path] = []
+    try:
+        with translated(shown):
+            made += _make_parents(target.parent) if parents else []
+            lock = target / f"{PREFIX}lock" if inside else None
+            lock = lock or target.with_name(f"{PREFIX}{_key(target.name)}.lock")
+            hold = Hold(shown, target, lock, inside=inside)
+        _HOLDS.append(hold)
+        try:
+            hold.sweep()
+            yield hold
+            hold.check()
+        finally:
+            _HOLDS.remove(hold)
+            hold.release()
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str], *, inside: bool = False) -> Iterator[None]:
+    """As `exclusive`, for one writer; where this thread holds the output already, within that."""
+    target = Path(os.path.realpath(path))
+    held = [hold for hold in _HOLDS if hold.path == target and hold.is_mine and not hold.is_used]
+    with contextlib.nullcontext(held[0]) if held else exclusive(path, inside=inside) as hold:
+        hold.is_used = True
+        try:
+            yield
+        finally:
+            hold.is_used = False
+
+
+def record(path: Path) -> None:
+    """Remember for the holds that cover it that a file or folder was written."""
+    for hold in _HOLDS:
+        if hold.covers(path):
+            hold.record(path)
+
+
+def check_place(path: Path) -> None:
+    """Folders that are held and in which a path lies must still be what they were.
+
+    Raises:
+        OutputError: If one was removed, renamed or replaced.
+    """
+    for hold in _HOLDS:
+        if hold.covers(path):
+            hold.check_place()
+
+
+def _make_parents(folder: Path) -> list[Path]:
+    """Make a folder; returns those that were not there, the innermost first."""
+    made = []
+    for one in (folder, *folder.parents):
+        if one.exists():
+            break
+        made.append(one)
+    folder.mkdir(parents=True, exist_ok=True)
+    return made
+
+
+def _acquire(lock: Path, shown: Path) -> tuple[int, bool]:
+    """Open and lock a file that is at that name; whether the file system has locks."""
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise OutputError(
+                f"another process is writing '{shown}'.",
+                remedy="wait until it has ended, or choose another name",
+            ) from error
+        except (ImportError, OSError):
+            warnings.warn(
+                f"The file system of '{shown}' has no locks: see to it that no other process "
+                "writes there at the same time.",
+                stacklevel=2,
+            )
+            return descriptor, False
+        if _is_same(descriptor, lock):
+            return descriptor, True
+        os.close(descriptor)  # the one that had it removed it
+
+
+def _is_same(descriptor: int, path: Path) -> bool:
+    """Whether an open file is the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError:
+        return False
+
+
+def _size(path: Path) -> int | None:
+    """Of a file; −1 for a folder, None if it is not there."""
+    try:
+        return -1 if path.is_dir() else path.stat().st_size
+    except OSError:
+        return None
