@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import importlib
 import os
@@ -97,6 +98,9 @@ def made_up(folder: Path) -> dict[str, Case]:
     test = ["--features", str(one / "test.npz"), "--labels", str(one / "test.csv"), *ids]
     valid = ["--valid-features", rows[2], "--valid-labels", str(one / "valid.csv"), *ids]
     heads = ["--candidate", f"base={head[1]}", "--candidate", f"tuned={better}"]
+    fixed = folder / "fixed"
+    run([*fix, "--out", str(fixed)], quiet=True).wait()
+    applied = ["apply", "--head", str(fixed / "run" / "head.safetensors"), *model]
     return {
         "split": Case(["split", *labels, "--share", "a=0.7", "--share", "b=0.3", "--out", "OUT"]),
         "simulate": Case(["simulate", *labels, "--keep", "0.3", "--keep", "0.6", "--out", "OUT"]),
@@ -106,6 +110,7 @@ def made_up(folder: Path) -> dict[str, Case]:
         "tune, again": Case(["tune", *pair, *head, *names, "--overwrite", "--out", "OUT"]),
         "select": Case(["select", *heads, *valid, "--out", "OUT"], 2.0),
         "apply": Case(["apply", "--head", better, *head, "--card", "OUT.md", "--out", "OUT"]),
+        "apply, model": Case([*applied, "--card", "OUT.md", "--out", "OUT"]),
         "extract": Case(["extract", *model, *images, "--out", "OUT"], 2.0),
         "extract, workers": Case(["extract", *model, *images, "--workers", "2", "--out", "OUT"]),
         "fix": Case([*fix, "--out", "OUT"], 4.0),
@@ -119,7 +124,8 @@ def warm_up() -> None:
     from catwise.cli.main import COMMANDS
 
     small = demo.DemoConfig
-    demo.DemoConfig = lambda: small(n_train=600, n_valid=200, n_test=100, epochs=2, bootstrap=20)
+    demo.DemoConfig = lambda: small(n_train=300, n_valid=150, n_test=60, epochs=1, bootstrap=20)
+    demo.tune = functools.partial(demo.tune, force=True)  # its network has learnt next to nothing
     for name in COMMANDS:
         __import__(f"catwise.cli.{name}")
     import catwise.fixing

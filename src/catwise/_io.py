@@ -33,10 +33,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 __all__ = [
+    "Temporary",
     "atomic_folder",
     "atomic_path",
     "exclusive",
     "growing_folder",
+    "is_same_content",
     "list_names",
     "make_folder",
     "put_folder",
@@ -245,6 +247,18 @@ def _exchange(first: Path, second: Path) -> bool:
     call = getattr(ctypes.CDLL(None), "renameat2", None)
     return call is not None and not call(
         here, os.fsencode(first), here, os.fsencode(second), exchange
+    )
+
+
+def is_same_content(first: Path, second: Path) -> bool:
+    """Whether two files hold the same bytes, or two folders the same names and files."""
+    if first.is_dir() != second.is_dir() or not second.exists():
+        return False
+    if first.is_file():
+        return filecmp.cmp(first, second, shallow=False)
+    names = [{path.name for path in folder.iterdir()} for folder in (first, second)]
+    return names[0] == names[1] and all(
+        is_same_content(first / name, second / name) for name in names[0]
     )
 
 

@@ -231,6 +231,19 @@ def test_a_model_with_something_behind_its_layer(net: Path) -> None:
     assert apply_model(net, "in.safetensors", build="build_sigmoid").exit_code == 0
 
 
+def test_a_call_killed_before_the_card_can_be_repeated(net: Path) -> None:
+    """What it wrote is recognised; once all is there, nothing is replaced unasked."""
+    card = ("--card", str(net / "card.md"))
+    assert apply_model(net, "in.pt", *card).exit_code == 0
+    whole = {path.name: path.read_bytes() for path in net.iterdir() if path.is_file()}
+    for lost in (["card.md"], ["card.md", "out.pt"]):
+        for name in lost:
+            (net / name).unlink()
+        assert apply_model(net, "in.pt", *card).exit_code == 0
+        assert {p.name: p.read_bytes() for p in net.iterdir() if p.is_file()} == whole
+    assert apply_model(net, "in.pt", *card).exit_code == OutputError.exit_code
+
+
 def test_what_does_not_hold_is_not_left(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A copy that differs in more than its head is an error, and no file."""
     write = registry.write_model
@@ -247,6 +260,9 @@ def test_what_does_not_hold_is_not_left(net: Path, monkeypatch: pytest.MonkeyPat
     assert result.exit_code == MismatchError.exit_code
     assert "the features of 'out.safetensors' are not those of the original" in result.stderr
     assert not (net / "out.safetensors").exists()
+    (net / "out.safetensors").write_text("mine")
+    assert apply_model(net, "in.safetensors", "--overwrite").exit_code == MismatchError.exit_code
+    assert (net / "out.safetensors").read_text() == "mine"
 
 
 def test_card(net: Path) -> None:

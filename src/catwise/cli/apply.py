@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-from typing import TYPE_CHECKING, Any
+import contextlib
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
@@ -13,6 +13,7 @@ from catwise.cli.options import output_options, path_type
 from catwise.cli.outputs import hold_output
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from catwise.cli.console import Output
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _IMAGES = 8
+
+
+class Writer(Protocol):
+    """Writes the tuned head into a copy at a place."""
+
+    def __call__(self, path: Path, overwrite: bool) -> list[WriteReport]: ...  # noqa: FBT001
 
 
 @click.command("apply", short_help="Write a tuned head into a copy of a checkpoint.")
@@ -107,11 +114,19 @@ def command(
     base: Head | None
     if model is None:
         assert checkpoint is not None  # noqa: S101  # checked
-        base, reports = _write_file(checkpoint, tuned, out, names, options, overwrite=overwrite)
+        base, write = _file_writer(checkpoint, tuned, names, options)
     else:
         loaded = _load(model, checkpoint, names, options)
-        verified, reports = _write_model(loaded, tuned, out, options["images"], overwrite=overwrite)
-        base = loaded.head
+        base, write = loaded.head, _model_writer(loaded, tuned)
+    if loaded is None and card is None:
+        reports = write(out, overwrite=overwrite)
+    else:
+        with _rehearsed(out) as trial:
+            reports = write(trial, overwrite=False)
+            verified = None if loaded is None else _verified(loaded, trial, tuned, options)
+            # Killed between the two, a call may be repeated for the card.
+            if card is None or card.exists() or not _is_there(trial, out):
+                write(out, overwrite=overwrite)
     for report in reports:
         output.line(f"{report} written")
     if loaded is not None:
@@ -160,31 +175,19 @@ def _check_options(checkpoint: Path | None, model: str | None, options: dict[str
         raise click.UsageError(f"{sorted(wrong)[0]} {text}.")
 
 
-def _write_file(
-    checkpoint: Path,
-    tuned: Head,
-    out: Path,
-    names: list[str] | None,
-    options: dict[str, Any],
-    *,
-    overwrite: bool,
-) -> tuple[Head, list[WriteReport]]:
-    """Without the model: into the file alone."""
+def _file_writer(
+    checkpoint: Path, tuned: Head, names: list[str] | None, options: dict[str, Any]
+) -> tuple[Head, Writer]:
+    """Without the model: the checkpoint's head, and what writes into a copy of the file alone."""
     from catwise.heads import read_head, write_head
     from catwise.heads.provenance import describe
 
     place = {"key": options["name"], "bias_key": options["bias_key"]}
     base = read_head(checkpoint, **place, categories=names or tuned.categories)
-    report = write_head(
-        checkpoint,
-        tuned,
-        out,
-        **place,
-        categories=names,
-        provenance=describe(tuned, base),
-        overwrite=overwrite,
-    )
-    return base, [report]
+    facts = {**place, "categories": names, "provenance": describe(tuned, base)}
+    return base, lambda path, overwrite: [
+        write_head(checkpoint, tuned, path, **facts, overwrite=overwrite)
+    ]
 
 
 def _load(
@@ -201,27 +204,56 @@ def _load(
     return load_model(model, checkpoint=checkpoint, **{k: v for k, v in given.items() if v})
 
 
-def _write_model(
-    loaded: LoadedModel, tuned: Head, out: Path, images: Path | None, *, overwrite: bool
-) -> tuple[Verified, list[WriteReport]]:
-    """With the model: into a copy of what it was loaded from, which is then run."""
+def _model_writer(loaded: LoadedModel, tuned: Head) -> Writer:
+    """With the model: what writes into a copy of what it was loaded from."""
     from catwise.joining import has_default_names
-    from catwise.models.registry import reload_model, write_model
-    from catwise.models.verify import compare_written, noise, verify_written
+    from catwise.models.registry import write_model
 
     base = loaded.head
     nameless = base is not None and has_default_names(base.categories)
     if base is not None and nameless and base.n_categories == tuned.n_categories:
         loaded.head = base.replace(categories=tuned.categories)
+    return lambda path, overwrite: write_model(loaded, tuned, path, overwrite=overwrite)
+
+
+def _verified(loaded: LoadedModel, path: Path, tuned: Head, options: dict[str, Any]) -> Verified:
+    """What a few images say of a written copy."""
+    from catwise.models.registry import reload_model
+    from catwise.models.verify import compare_written, noise, verify_written
+
+    images = options["images"]
     batch = noise(loaded) if images is None else _few(loaded, images)
-    reports = write_model(loaded, tuned, out, overwrite=overwrite)
-    try:
-        verified = verify_written(loaded, reload_model(loaded, out), tuned, batch)
-        verified = verified._replace(tensors=compare_written(loaded, out))
-    except BaseException:  # what does not hold is not left behind
-        shutil.rmtree(out) if out.is_dir() else out.unlink()
-        raise
-    return verified, reports
+    verified = verify_written(loaded, reload_model(loaded, path), tuned, batch)
+    return verified._replace(tensors=compare_written(loaded, path))
+
+
+@contextlib.contextmanager
+def _rehearsed(out: Path) -> Iterator[Path]:
+    """A place of the output's name in a hidden folder: what does not hold never gets to its own."""
+    from catwise._io import Temporary, translated
+    from catwise.errors import CatwiseError
+
+    target = out.resolve()
+    with Temporary(target) as folder:
+        with translated(out):
+            folder.mkdir()
+        try:
+            yield folder / target.name
+        except CatwiseError as error:  # people know the output's own name
+            what, *more = (
+                text and text.replace(str(folder / target.name), str(out))
+                for text in (error.what, error.found, error.expected, error.remedy)
+            )
+            facts = dict(zip(("found", "expected", "remedy"), more, strict=True))
+            raise type(error)(str(what), **facts) from error
+
+
+def _is_there(trial: Path, out: Path) -> bool:
+    """Whether the output and what lies beside it is there already."""
+    from catwise._io import is_same_content
+
+    folder = out.resolve().parent
+    return all(is_same_content(path, folder / path.name) for path in trial.parent.iterdir())
 
 
 def _few(loaded: LoadedModel, images: Path) -> Any:

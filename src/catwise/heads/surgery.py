@@ -153,8 +153,10 @@ def write_head(
     catalog = open_catalog(source)
     _check_destination(Path(source), Path(destination), overwrite=overwrite)
     beside = provenance is not None and not isinstance(catalog.origin, FileLayout)
-    if beside:
-        _check_destination(Path(source), side_file(Path(destination)), overwrite=overwrite)
+    if beside:  # one without its file was left by a process that was killed
+        alone = not Path(destination).exists()
+        side = side_file(Path(destination))
+        _check_destination(Path(source), side, overwrite=overwrite or alone)
     found, patches, report = _plan(catalog, head, key=key, bias_key=bias_key, categories=categories)
     starts = [storage_start(catalog, patch.entry) for patch in patches]
     for patch in patches:

@@ -470,8 +470,8 @@ def write_onnx_head(
     patches, after, report = _plan(file, layer, head, categories)
     copies = _plan_copies(file, target, changed={path for path, _, _ in patches})
     side = side_file(target)
-    for path in (*copies.values(), side):
-        _check_target(path, copies, overwrite=overwrite)
+    for path in (*copies.values(), side):  # what is left of a write that was killed may be there
+        _check_target(path, copies, overwrite=overwrite or not target.exists())
     record = {
         "format": "catwise-onnx-head",
         "head": after.digest,
@@ -484,7 +484,8 @@ def write_onnx_head(
             if path != file.path:
                 copy.parent.mkdir(parents=True, exist_ok=True)
             mine = {span: data for at, span, data in patches if at == path}
-            _copy(file, path, stack.enter_context(atomic_path(copy)), mine)
+            new = stack.enter_context(atomic_path(copy, replace=overwrite))
+            _copy(file, path, new, mine)
         stack.enter_context(atomic_path(side)).write_text(json.dumps(record, indent=2) + "\n")
     return report
 
