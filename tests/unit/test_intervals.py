@@ -15,6 +15,7 @@ from catwise.metrics.intervals import (
     Units,
     difference_of,
     estimate_of,
+    interval_between,
     interval_of_difference,
     interval_of_score,
     p_value,
@@ -52,8 +53,53 @@ def test_a_difference_has_delongs_error() -> None:
     variance = sum((b - a).var(ddof=1) / a.size for a, b in zip(old, new, strict=True))
     assert found.estimate.value == pytest.approx(new[0].mean() - old[0].mean())
     assert found.estimate.error == pytest.approx(math.sqrt(variance))
-    low, high = interval_of_difference(found.estimate)
+    low, high = interval_of_difference(found.estimate._replace(usual_error=math.nan))
     assert (high - low) / 2 == pytest.approx(t_quantile(0.975, 5) * math.sqrt(variance))
+
+
+def test_the_positives_part_of_an_error_is_pooled_with_the_usual_one() -> None:
+    """Hanley and McNeil's, by how far the heads move the negatives; it counts as two positives."""
+    before, after, positive = sample(0)
+    found = difference_of("auroc", before, after, positive, rows_of(positive))
+    assert found is not None
+    (of_k, of_n), (new_k, new_n) = auroc_parts(before, positive), auroc_parts(after, positive)
+    moved = (new_n - of_n).var() / (of_n.var() + new_n.var())
+    usual = 0.0
+    for area in (of_k.mean(), new_k.mean()):
+        inner = (6 * area + 0.5) / 7
+        usual += inner * (1 - inner) ** 2 / (2 - inner) / 6
+    own = (new_k - of_k).var(ddof=1) / 6
+    variance = (5 * own + 2 * 0.75 * moved * usual) / 7 + (new_n - of_n).var(ddof=1) / 80
+    low, high = interval_of_difference(found.estimate)
+    assert (high - low) / 2 == pytest.approx(t_quantile(0.975, 7) * math.sqrt(variance))
+    p = p_value(found.estimate._replace(value=(high - low) / 2))
+    assert p == pytest.approx(0.05)
+
+
+def test_nothing_is_pooled_where_the_other_class_tells_nothing() -> None:
+    """Recall depends on positives alone; losses have no usual error."""
+    before, after, positive = sample(0)
+    for metric in ("recall", "log_loss", "brier", "ece"):
+        found = difference_of(metric, before, after, positive, rows_of(positive))
+        assert found is not None
+        assert math.isnan(found.estimate.usual_error)
+
+
+def test_an_interval_between_two_sources_joins_their_own() -> None:
+    """Each end is as far as the root of the squares of what each source allows."""
+    low, high = interval_between((0.9, 0.7), (0.86, 0.95), (0.6, 0.73))
+    assert low == pytest.approx(0.2 - math.hypot(0.04, 0.03))
+    assert high == pytest.approx(0.2 + math.hypot(0.05, 0.10))
+
+
+def test_few_negatives_do_not_make_a_high_average_precision_uncertain() -> None:
+    """Among 500 positives and 5 negatives it lies near 1, whatever the head does."""
+    rng = np.random.default_rng(3)
+    positive = np.arange(505) < 500
+    scores = rng.normal(size=505) + positive
+    estimate, _ = estimate_of("average_precision", scores, positive, rows_of(positive))
+    low, high = interval_of_score("average_precision", estimate)
+    assert 0.9 < low < estimate.value < high <= 1.0
 
 
 @pytest.mark.parametrize("metric", ["auroc", "average_precision"])
@@ -96,7 +142,7 @@ def test_groups_are_one_unit() -> None:
     assert once is not None
     assert grouped is not None
     assert grouped.estimate.n_positive == once.estimate.n_positive
-    assert grouped.estimate.error == pytest.approx(once.estimate.error, rel=0.12)
+    assert grouped.estimate == pytest.approx(once.estimate)
 
 
 @pytest.mark.parametrize(("n_positive", "n_negative"), [(2, 90), (90, 2), (0, 0)])
@@ -179,9 +225,23 @@ def test_errors_that_categories_share_count_as_shared() -> None:
     found = difference_of("auroc", before, after, positive, units)
     assert found is not None
     mean = MeanError(positive.size)
+    plain = found.estimate._replace(usual_error=math.nan)
     for _ in range(2):
-        mean.add(found.estimate, found.shares, units.of_row)
-    assert mean.estimate()[0] == pytest.approx(found.estimate.error)
+        mean.add(plain, found.shares, units.of_row)
+    assert mean.estimate()[0] == pytest.approx(plain.error)
+
+
+def test_a_mean_of_perfect_scores_has_an_interval() -> None:
+    """Two categories ranked without a mistake: the lower end says how little that is."""
+    scores = np.concatenate([np.ones(5), np.zeros(40)]) + np.linspace(0.0, 0.1, 45)
+    positive = np.arange(45) < 5
+    for metric in ("auroc", "average_precision"):
+        mean = MeanError(45)
+        for _ in range(2):
+            mean.add(*estimate_of(metric, scores, positive, rows_of(positive)), np.arange(45))
+        low, high = mean.interval_of_score(metric)
+        assert 0.0 <= low < 0.99
+        assert high > 0.99
 
 
 def test_a_category_with_one_positive_widens_the_mean() -> None:
@@ -191,10 +251,25 @@ def test_a_category_with_one_positive_widens_the_mean() -> None:
     found = difference_of("auroc", before, after, positive, units)
     assert found is not None
     mean = MeanError(positive.size)
-    mean.add(found.estimate, found.shares, units.of_row)
+    plain = found.estimate._replace(usual_error=math.nan)
+    mean.add(plain, found.shares, units.of_row)
     mean.add(Estimate(0.1, math.inf, 1, 80), found.shares, units.of_row)
     error, _ = mean.estimate()
-    assert error == pytest.approx(found.estimate.error * math.sqrt(1 + 6) / 2)
+    assert error == pytest.approx(plain.error * math.sqrt(1 + 6) / 2)
+
+
+def test_a_category_of_one_group_of_positives_widens_the_mean_too() -> None:
+    """Four rows of one group are one unit: how much such units vary is not known."""
+    before, after, positive = sample(9, k=4)
+    units = Units(np.where(positive, 0, np.arange(positive.size)), is_grouped=True)
+    found = difference_of("auroc", before, after, positive, units)
+    assert found is not None
+    assert found.estimate.n_positive == 1
+    assert np.isnan(interval_of_difference(found.estimate)).all()
+    mean = MeanError(positive.size)
+    mean.add(found.estimate, found.shares, units.of_row)
+    assert mean.n_categories == 1
+    assert np.isnan(mean.interval_of_difference()).all()
 
 
 def comparison(shift: float) -> object:

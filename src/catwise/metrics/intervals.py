@@ -4,9 +4,12 @@ Everything rests on influence functions (:mod:`catwise.metrics.influence`). Unit
 groups where rows have groups: what goes together is added up before it is squared. With k units
 in the scarcer class:
 
-- a **difference** of two heads on the same rows is ``d ± t(k − 1) · se``. Where scores are
+- a **difference** of two heads on the same rows is ``d ± t(k + 1) · se``. Where scores are
   averages over folds, each positive's influence counts with its fold's difference and is centred
-  on the mean over all folds: centred inside a fold, the only positive of a fold has none;
+  on the mean over all folds: centred inside a fold, the only positive of a fold has none. The
+  scarcer class's part of the variance, which a handful of rows knows badly, is pooled with the
+  usual one for such scores, times how far the heads move the rows of the other class; that
+  counts as 2 further units;
 - a **score** that ranks (AUROC) has the outer one of Newcombe's score interval and of
   ``expit(logit v ± t(k − 1) · se / (v (1 − v)))``;
 - a **score that is a share** (average precision, precision, recall, F1) has the latter with its
@@ -16,8 +19,9 @@ in the scarcer class:
 Percentile and BCa bootstrap intervals miss 20 to 40% of the time with 3 to 10 positives, which is
 why none is used; ``benches/intervals.py`` measures the coverage of these.
 
-Source: DeLong et al., Biometrics 44, 1988; Efron, Biometrika 68, 1981; Newcombe, Statistics in
-Medicine 25, 2006 (method 5); Satterthwaite, Biometrics Bulletin 2, 1946 (means).
+Source: DeLong et al., Biometrics 44, 1988; Efron, Biometrika 68, 1981; Hanley & McNeil, Radiology
+143, 1982 (the usual variance of an AUROC); Newcombe, Statistics in Medicine 25, 2006 (method 5);
+Satterthwaite, Biometrics Bulletin 2, 1946 (means).
 
 >>> interval_of_difference(Estimate(0.04, 0.01, 12, 80))
 (0.017..., 0.062...)
@@ -46,6 +50,7 @@ __all__ = [
     "Units",
     "difference_of",
     "estimate_of",
+    "interval_between",
     "interval_of_difference",
     "interval_of_score",
     "p_value",
@@ -63,8 +68,12 @@ MIN_COUNT: Final = 3
 _SHARES: Final = frozenset(
     {"average_precision", "partial_auroc", "precision", "recall", "f1", "best_f1"}
 )
-#: Units that the binomial variance of a share counts for.
-_BINOMIAL_UNITS: Final = 5
+#: Units that the usual variance counts for, in a score and in a difference of scores.
+_UNITS_OF_SCORE: Final = 5
+_UNITS_OF_DIFFERENCE: Final = 2
+#: Variance of the difference of two unrelated heads, over the usual variances of both (measured).
+#: Recall depends on positives alone, so that negatives do not tell how far heads differ.
+_SPREAD: Final = {"auroc": 0.75, **dict.fromkeys(_SHARES - {"recall"}, 1 / 3)}
 _EDGE: Final = 1e-12
 
 
@@ -76,12 +85,15 @@ class Estimate(NamedTuple):
         error: standard error; NaN or infinite where it cannot be estimated.
         n_positive: units with a known positive.
         n_negative: units with a known negative.
+        usual_error: standard error that is usual for such scores of as many units, with which
+            the interval pools the one that was found; NaN where none is known.
     """
 
     value: float
     error: float
     n_positive: int
     n_negative: int
+    usual_error: float = math.nan
 
     @property
     def scarcer(self) -> int:
@@ -100,9 +112,13 @@ class Units(NamedTuple):
     of_row: NDArray[np.int64]
     is_grouped: bool
 
-    def count(self, rows: NDArray[Any]) -> int:
-        """How many units these rows belong to."""
-        return int(np.unique(self.of_row[rows]).size) if self.is_grouped else int(rows.size)
+    def by_class(self, positive: NDArray[np.bool_]) -> tuple[int, int]:
+        """How many units hold a positive row, and how many a negative one."""
+        k = int(np.count_nonzero(positive))
+        if not self.is_grouped:
+            return k, positive.size - k
+        sides = (np.unique(self.of_row[side]).size for side in (positive, ~positive))
+        return int(next(sides)), int(next(sides))
 
 
 class Difference(NamedTuple):
@@ -165,8 +181,12 @@ def estimate_of(
         prevalence: share of positives to assume.
     """
     value, rows = influence(metric, scores, positive, prevalence=prevalence)
-    shares = _scaled(rows, positive)
-    return _estimate(value, shares, positive, units), shares
+    k = int(positive.sum())
+    counts = units.by_class(positive)
+    shares = _scaled(np.where(positive, rows, rows * k / max(rows.size - k, 1)), positive, counts)
+    found = Estimate(value, math.sqrt(_square(shares, units)), *counts)
+    usual = _usual_variance(metric, found, prevalence)
+    return found._replace(usual_error=math.sqrt(usual)), shares
 
 
 def difference_of(
@@ -195,31 +215,34 @@ def difference_of(
         None where no part has both classes.
     """
     parts = [np.arange(positive.size)] if fold is None else _parts(fold)
-    centred, used, total = np.zeros(positive.size), np.zeros(positive.size, bool), 0
-    sums = np.zeros(2)
-    for rows in parts:
-        side = positive[rows]
+    rows, used = np.zeros((2, positive.size)), np.zeros(positive.size, bool)
+    sums, total = np.zeros(2), 0
+    for part in parts:
+        side = positive[part]
         k = int(side.sum())
-        if k in {0, rows.size}:
+        if k in {0, part.size}:
             continue
-        old, new = (
-            influence(metric, scores[rows], side, prevalence=prevalence)
-            for scores in (before, after)
-        )
-        moved = new.rows - old.rows
-        centred[rows] = np.where(side, moved + (new.value - old.value), moved * k / (rows.size - k))
-        sums += k * np.array([old.value, new.value])
-        used[rows] = True
+        for at, scores in enumerate((before, after)):
+            found = influence(metric, scores[part], side, prevalence=prevalence)
+            own = found.rows + found.value, found.rows * k / (part.size - k)
+            rows[at, part] = np.where(side, *own)
+            sums[at] += k * found.value
+        used[part] = True
         total += k
     if not total:
         return None
     values = sums / total
-    gain = float(values[1] - values[0])
-    centred[used & positive] -= gain
+    rows[:, used & positive] -= values[:, None]
+    kept, side = Units(units.of_row[used], units.is_grouped), positive[used]
+    counts = kept.by_class(side)
+    sides = _scaled(rows[:, used], side, counts)
+    moved = sides[1] - sides[0]
+    estimate = Estimate(float(values[1] - values[0]), math.sqrt(_square(moved, kept)), *counts)
+    given: dict[str, Any] = {"positive": side, "units": kept, "prevalence": prevalence}
+    usual = _usual_difference(metric, estimate, values, sides, **given)
     shares = np.zeros(positive.size)
-    shares[used] = _scaled_folds(centred[used], positive[used])
-    kept = Units(units.of_row[used], units.is_grouped)
-    estimate = _estimate(gain, shares[used], positive[used], kept)
+    shares[used] = moved
+    estimate = estimate._replace(usual_error=usual)
     return Difference(float(values[0]), float(values[1]), estimate, shares)
 
 
@@ -227,29 +250,72 @@ def _parts(fold: NDArray[Any]) -> list[NDArray[np.int64]]:
     return [np.flatnonzero(fold == part) for part in np.unique(fold)]
 
 
-def _scaled(rows: NDArray[np.float64], positive: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Influences as parts of an error: divided by √(k (k − 1)) of their class."""
-    k = np.bincount(positive, minlength=2).astype(np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scale = 1.0 / np.sqrt(k * (k - 1.0))
-        return np.asarray(rows * scale[positive.astype(np.int64)])
+def _usual_variance(metric: str, estimate: Estimate, prevalence: float | None) -> float:
+    """What the scarcer class usually adds to the variance of a score; NaN if that is not known.
+
+    Of an AUROC as if the scores of that class were exponential (Hanley & McNeil 1982), of a share
+    the binomial one; a share among many positives moves in what is left for it. Scores are taken
+    a little away from their ends, as if there were one unit more.
+    """
+    k, n = estimate.n_positive, estimate.n_negative
+    few = k if metric == "recall" else min(k, n)
+    if not few:
+        return math.nan
+    if metric == "auroc":
+        area = (few * estimate.value + 0.5) / (few + 1)
+        return area * (1.0 - area) ** 2 / (2.0 - area) / few
+    if metric not in _SHARES:
+        return math.nan
+    floor = k / (k + n) if prevalence is None else prevalence
+    if metric == "recall":
+        floor = 0.5
+    share = (few * estimate.value + max(0.5, floor)) / (few + 1)
+    return share * (1.0 - share) * min(1.0, 2.0 * (1.0 - floor)) / few
 
 
-def _scaled_folds(rows: NDArray[np.float64], positive: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """As `_scaled`, for influences whose negatives are weighted by positives over negatives."""
-    k, n = int(positive.sum()), int((~positive).sum())
-    with np.errstate(divide="ignore", invalid="ignore"):
-        of_positive = 1.0 / np.sqrt(k * (k - 1.0))
-        of_negative = np.sqrt(n / (n - 1.0)) / k
-        return np.asarray(np.where(positive, rows * of_positive, rows * of_negative))
+def _usual_difference(
+    metric: str,
+    estimate: Estimate,
+    values: NDArray[np.float64],
+    shares: NDArray[np.float64],
+    *,
+    positive: NDArray[np.bool_],
+    units: Units,
+    prevalence: float | None,
+) -> float:
+    """The usual error of a difference: as much of two scores' as the commoner class moved.
+
+    The commoner class's own part of the error stays what it is.
+    """
+    if metric not in _SPREAD:
+        return math.nan
+    is_common = positive if estimate.n_positive > estimate.n_negative else ~positive
+    old, new, moved = (
+        _square(side * is_common, units) for side in (*shares, shares[1] - shares[0])
+    )
+    if old + new == 0.0:
+        return math.nan
+    usual = sum(_usual_variance(metric, estimate._replace(value=v), prevalence) for v in values)
+    scarce = _square((shares[1] - shares[0]) * ~is_common, units)
+    rest = max(estimate.error**2 - scarce, 0.0)
+    return math.sqrt(_SPREAD[metric] * usual * moved / (old + new) + rest)
 
 
-def _estimate(
-    value: float, shares: NDArray[np.float64], positive: NDArray[np.bool_], units: Units
-) -> Estimate:
+def _square(shares: NDArray[np.float64], units: Units) -> float:
+    """The sum of squares over units."""
     added = np.bincount(units.of_row, weights=shares) if units.is_grouped else shares
-    counts = (units.count(np.flatnonzero(side)) for side in (positive, ~positive))
-    return Estimate(value, float(np.linalg.norm(added)), *counts)
+    return float(added @ added)
+
+
+def _scaled(
+    rows: NDArray[np.float64], positive: NDArray[np.bool_], counts: tuple[int, int]
+) -> NDArray[np.float64]:
+    """Influences as parts of an error: averaged, and √(units / (units − 1)) of their class.
+
+    Those of negatives come weighted by positives over negatives; of one unit alone they are NaN.
+    """
+    scale = [math.sqrt(n / (n - 1.0)) if n > 1 else math.nan for n in counts]
+    return np.asarray(rows * np.where(positive, *scale) / np.count_nonzero(positive))
 
 
 def interval_of_difference(estimate: Estimate, level: float = LEVEL) -> tuple[float, float]:
@@ -264,7 +330,8 @@ def interval_of_difference(estimate: Estimate, level: float = LEVEL) -> tuple[fl
     """
     if not _has_interval(estimate) or estimate.error == 0.0:
         return math.nan, math.nan
-    half = t_quantile(0.5 + level / 2.0, estimate.scarcer - 1) * estimate.error
+    error, freedom = _pooled(estimate, _UNITS_OF_DIFFERENCE)
+    half = t_quantile(0.5 + level / 2.0, freedom) * error
     return estimate.value - half, estimate.value + half
 
 
@@ -274,7 +341,8 @@ def p_value(estimate: Estimate) -> float:
 
     if not _has_interval(estimate) or estimate.error == 0.0:
         return math.nan
-    return float(2.0 * stdtr(estimate.scarcer - 1, -abs(estimate.value) / estimate.error))
+    error, freedom = _pooled(estimate, _UNITS_OF_DIFFERENCE)
+    return float(2.0 * stdtr(freedom, -abs(estimate.value) / error))
 
 
 def interval_of_score(metric: str, estimate: Estimate, level: float = LEVEL) -> tuple[float, float]:
@@ -288,11 +356,15 @@ def interval_of_score(metric: str, estimate: Estimate, level: float = LEVEL) -> 
     if not _has_interval(estimate):
         return math.nan, math.nan
     k, tail = estimate.scarcer, 0.5 + level / 2.0
-    if metric == "log_loss":
-        return _on_log_scale(estimate, t_quantile(tail, k - 1))
     if metric in _SHARES:
-        return _on_logit_scale(*_with_binomial(estimate), t_quantile(tail, k + 4))
-    own = _on_logit_scale(estimate.value, estimate.error, t_quantile(tail, k - 1))
+        edge = 1.0 / (2.0 * estimate.n_positive * estimate.n_negative)
+        value = min(max(estimate.value, edge), 1.0 - edge)
+        error, freedom = _pooled(estimate, _UNITS_OF_SCORE)
+        return _on_logit_scale(value, error, t_quantile(tail, freedom))
+    quantile = t_quantile(tail, k - 1)
+    if metric == "log_loss":
+        return _on_log_scale(estimate.value, estimate.error, quantile)
+    own = _on_logit_scale(estimate.value, estimate.error, quantile)
     if metric != "auroc":
         return own
     if estimate.value in {0.0, 1.0}:  # no error: the exact bound of k equal outcomes
@@ -302,18 +374,39 @@ def interval_of_score(metric: str, estimate: Estimate, level: float = LEVEL) -> 
     return min(own[0], other[0]), max(own[1], other[1])
 
 
+def interval_between(
+    values: tuple[float, float], first: tuple[float, float], second: tuple[float, float]
+) -> tuple[float, float]:
+    """The interval of the difference of two scores of different rows, from their own intervals.
+
+    Source: Zou & Donner, Statistics in Medicine 27, 2008 (the method of variance estimates
+    recovery).
+
+    Args:
+        values: the two scores; the difference is the first one less the second.
+        first: interval of the first.
+        second: interval of the second.
+
+    >>> interval_between((0.9, 0.7), (0.8, 0.95), (0.6, 0.8))
+    (0.058..., 0.311...)
+    """
+    (a, b), (low_a, high_a), (low_b, high_b) = values, first, second
+    low = a - b - math.hypot(a - low_a, high_b - b)
+    return low, a - b + math.hypot(high_a - a, b - low_b)
+
+
 def _has_interval(estimate: Estimate) -> bool:
     return estimate.scarcer >= MIN_COUNT and math.isfinite(estimate.error + estimate.value)
 
 
-def _with_binomial(estimate: Estimate) -> tuple[float, float]:
-    """A share away from 0 and 1, and its error pooled with the binomial one."""
-    k = estimate.scarcer
-    share = (k * estimate.value + 0.5) / (k + 1)
-    variance = (k - 1) * estimate.error**2 + _BINOMIAL_UNITS * share * (1.0 - share) / k
-    edge = 1.0 / (2.0 * estimate.n_positive * estimate.n_negative)
-    value = min(max(estimate.value, edge), 1.0 - edge)
-    return value, math.sqrt(variance / (k - 1 + _BINOMIAL_UNITS))
+def _pooled(estimate: Estimate, units: int) -> tuple[float, float]:
+    """An error pooled with the usual one, which counts for some units, and its freedom."""
+    freedom = estimate.scarcer - 1
+    if not math.isfinite(estimate.usual_error):
+        return estimate.error, freedom
+    total = freedom + units
+    square = (freedom * estimate.error**2 + units * estimate.usual_error**2) / total
+    return math.sqrt(square), total
 
 
 def _on_logit_scale(value: float, error: float, quantile: float) -> tuple[float, float]:
@@ -327,11 +420,11 @@ def _expit(value: float) -> float:
     return 0.5 * (1.0 + math.tanh(0.5 * value))
 
 
-def _on_log_scale(estimate: Estimate, quantile: float) -> tuple[float, float]:
-    if estimate.value <= 0.0:
+def _on_log_scale(value: float, error: float, quantile: float) -> tuple[float, float]:
+    if value <= 0.0:
         return math.nan, math.nan
-    reach = math.exp(min(quantile * estimate.error / estimate.value, 700.0))
-    return estimate.value / reach, estimate.value * reach
+    reach = math.exp(min(quantile * error / value, 700.0))
+    return value / reach, value * reach
 
 
 def _newcombe(estimate: Estimate, z: float) -> tuple[float, float]:
@@ -357,9 +450,10 @@ def _edge(is_near: Any, inside: float, outside: float) -> float:
 class MeanError:
     """The error of a mean over categories; errors that they share through rows count as shared.
 
-    Degrees of freedom are Satterthwaite's, so that the mean over one category has that
-    category's interval. A category with one unit of a class, whose error cannot be estimated,
-    counts with the average of the others' per unit.
+    What pooling with the usual errors adds to the categories' own is added to the mean's.
+    Degrees of freedom are Satterthwaite's; the mean over one category has that category's
+    interval. A category with one unit of a class, whose error cannot be estimated, counts with
+    the average of the others' per unit.
 
     Args:
         n_units: units that there are in all rows.
@@ -378,11 +472,11 @@ class MeanError:
             shares: (n,) each row's part in its error.
             units: (n,) unit of each row.
         """
-        if not math.isfinite(estimate.error):
+        if estimate.scarcer < 2 or not math.isfinite(estimate.error):
             self._unknown.append(estimate)
             return
         self._estimates.append(estimate)
-        self._total += np.bincount(units, weights=shares, minlength=self._total.size)
+        np.add.at(self._total, units, shares)  # units of a category are few among all
 
     @property
     def n_categories(self) -> int:
@@ -395,22 +489,29 @@ class MeanError:
         values = [one.value for one in (*self._estimates, *self._unknown)]
         return float(np.mean(values)) if values else math.nan
 
-    def estimate(self) -> tuple[float, float]:
-        """Standard error of the mean and its degrees of freedom; NaN where not known."""
-        errors = np.array([one.error for one in self._estimates])
-        counts = np.array([one.scarcer for one in self._estimates], dtype=np.float64)
-        varies = errors > 0
+    def estimate(self, units: int = _UNITS_OF_DIFFERENCE) -> tuple[float, float]:
+        """Standard error of the mean and its degrees of freedom; NaN where not known.
+
+        Args:
+            units: how many further units the usual errors count for.
+        """
+        pooled = np.array([_pooled(one, units) for one in self._estimates]).reshape(-1, 2)
+        own, freedom = pooled[:, 0] ** 2, np.maximum(pooled[:, 1], 1.0)
+        varies = own > 0
         if not varies.any():
             return math.nan, math.nan
-        per_unit = float((errors[varies] ** 2 * counts[varies]).mean())
+        counts = np.array([one.scarcer for one in self._estimates])
+        per_unit = float((own * counts)[varies].mean())
         added = sum(per_unit / max(one.scarcer, 1) for one in self._unknown)
+        added += max(float(own.sum()) - sum(one.error**2 for one in self._estimates), 0.0)
         variance = float(self._total @ self._total) + added
-        own = errors[varies] ** 2
-        freedom = own.sum() ** 2 / (own**2 / np.maximum(counts[varies] - 1.0, 1.0)).sum()
-        return math.sqrt(variance) / self.n_categories, float(freedom)
+        total = own.sum() ** 2 / (own**2 / freedom).sum()
+        return math.sqrt(variance) / self.n_categories, float(total)
 
     def interval_of_difference(self, level: float = LEVEL) -> tuple[float, float]:
         """The interval of the mean difference; NaN where there is none."""
+        if self.n_categories == 1 and self._estimates:
+            return interval_of_difference(self._estimates[0], level)
         error, freedom = self.estimate()
         if not math.isfinite(error) or self._too_few():
             return math.nan, math.nan
@@ -423,22 +524,18 @@ class MeanError:
             return math.nan, math.nan
         if self.n_categories == 1:
             return interval_of_score(metric, self._estimates[0], level)
-        error, freedom = self.estimate()
+        error, freedom = self.estimate(_UNITS_OF_SCORE)
         if not math.isfinite(error):
             return math.nan, math.nan
-        error = math.hypot(error, self._binomial_part(metric))
         quantile = t_quantile(0.5 + level / 2.0, freedom)
         if metric == "log_loss":
-            return _on_log_scale(Estimate(self.mean, error, 0, 0), quantile)
-        return _on_logit_scale(self.mean, error, quantile)
+            return _on_log_scale(self.mean, error, quantile)
+        value = self.mean
+        if metric in _SPREAD:
+            edge = 0.5 / sum(one.n_positive * one.n_negative for one in self._estimates)
+            value = min(max(value, edge), 1.0 - edge)
+        return _on_logit_scale(value, error, quantile)
 
     def _too_few(self) -> bool:
         """Whether no category has enough units for an interval of its own."""
         return all(one.scarcer < MIN_COUNT for one in self._estimates)
-
-    def _binomial_part(self, metric: str) -> float:
-        """What pooling with the binomial variance adds to the error of the mean."""
-        if metric not in _SHARES:
-            return 0.0
-        added = sum(_with_binomial(one)[1] ** 2 - one.error**2 for one in self._estimates)
-        return math.sqrt(max(added, 0.0)) / self.n_categories

@@ -5,16 +5,14 @@ learns what does not hold elsewhere. The gap between the original head's scores 
 on fresh images says how much, and so how much training labels are worth for fitting. What is
 known is a biased sample in either source; where the biases differ, that is in the gap too.
 
-Intervals come from influence functions (DeLong's for AUROC), not from resampling: a sum over
-rows instead of hundreds of sorts. In the pooled mean each image's influence is added up over
-the categories first, so that errors which categories share count as shared.
+Intervals are those of :mod:`catwise.metrics.intervals`, of two scores of different rows: the
+pooled mean counts errors that categories share as shared.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
@@ -23,7 +21,14 @@ import torch
 from catwise.errors import ConfigError, ShapeError
 from catwise.metrics._inputs import checked_labels, checked_logits, label_shape
 from catwise.metrics.bootstrap import _groups, _known, category_names
-from catwise.metrics.influence import error_shares, influence, t_quantile
+from catwise.metrics.intervals import (
+    Estimate,
+    MeanError,
+    Units,
+    estimate_of,
+    interval_between,
+    interval_of_score,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -183,12 +188,12 @@ def memorisation_gap(
             for m, metric in enumerate(_METRICS):
                 seen = training.score(metric, sides[0], float(share[c]))
                 new = fresh.score(metric, sides[1], float(share[c]))
-                low, high = _interval(seen, new, level)
-                gap = seen.value - new.value
-                table[m, :, c] = gap, low, high, seen.value, new.value
+                own = (interval_of_score(metric, side, level) for side in (seen, new))
+                low, high = interval_between((seen.value, new.value), *own)
+                table[m, :, c] = seen.value - new.value, low, high, seen.value, new.value
     pooled = {
-        metric: _pool(table[m], training.error(metric), fresh.error(metric), level)
-        for m, metric in enumerate(_METRICS)
+        metric: _pool(metric, training.means[metric], fresh.means[metric], level)
+        for metric in _METRICS
     }
     return MemorisationGap(
         categories=names,
@@ -212,16 +217,8 @@ class _Known(NamedTuple):
     units: NDArray[np.int64]  # the group of each row, or itself
 
 
-class _Score(NamedTuple):
-    """One category's metric on one source."""
-
-    value: float
-    error: float  # standard error
-    freedom: int  # degrees of freedom: the scarcer class, less one
-
-
 class _Source:
-    """One side: its logits and labels, and what each row or group adds to the pooled means."""
+    """One side: its logits and labels, and the errors of its means."""
 
     def __init__(self, logits: Any, labels: PartialLabels) -> None:
         shape = label_shape(labels)
@@ -230,7 +227,7 @@ class _Source:
         self.groups = _groups(labels, None, shape[0])
         self.is_grouped = getattr(labels, "groups", None) is not None
         n_units = int(self.groups.max(initial=-1)) + 1
-        self.total = {metric: np.zeros(n_units) for metric in _METRICS}
+        self.means = {metric: MeanError(n_units) for metric in _METRICS}
         self.n_positive = np.zeros(shape[1], dtype=np.int64)
 
     def known(self, c: int) -> _Known:
@@ -242,39 +239,24 @@ class _Source:
             column = column.float()
         return _Known(column.numpy(), positive, self.groups[rows])
 
-    def score(self, metric: str, known: _Known, share: float) -> _Score:
-        """The metric with its standard error; its influence is added to the pooled mean."""
+    def score(self, metric: str, known: _Known, share: float) -> Estimate:
+        """The metric with its standard error, which is counted into that of the mean."""
         prevalence = share if metric == "average_precision" else None
-        given = influence(metric, known.scores, known.positive, prevalence=prevalence)
-        counts = np.bincount(known.positive, minlength=2)
-        shares = error_shares(given.rows, known.positive)
-        total = np.bincount(known.units, weights=shares, minlength=self.total[metric].size)
-        self.total[metric] += total
-        squares = (total**2).sum() if self.is_grouped else (shares**2).sum()
-        return _Score(given.value, float(np.sqrt(squares)), int(counts.min()) - 1)
-
-    def error(self, metric: str) -> float:
-        """Standard error of the sum over the categories scored so far."""
-        return float(np.sqrt((self.total[metric] ** 2).sum()))
+        units = Units(known.units, self.is_grouped)
+        found, shares = estimate_of(
+            metric, known.scores, known.positive, units, prevalence=prevalence
+        )
+        self.means[metric].add(found, shares, known.units)
+        return found
 
 
-def _interval(seen: _Score, new: _Score, level: float) -> tuple[float, float]:
-    gap = seen.value - new.value
-    error = math.hypot(seen.error, new.error)
-    half = t_quantile(0.5 + level / 2.0, min(seen.freedom, new.freedom)) * error
-    return max(gap - half, -1.0), min(gap + half, 1.0)
-
-
-def _pool(
-    table: NDArray[np.float64], error_training: float, error_fresh: float, level: float
-) -> PooledGap:
-    covered = np.isfinite(table[0])
-    n = int(covered.sum())
-    if not n:
+def _pool(metric: str, training: MeanError, fresh: MeanError, level: float) -> PooledGap:
+    if not training.n_categories:
         return PooledGap(*(float("nan"),) * 5, 0)
-    gap, _, _, training, fresh = table[:, covered].mean(axis=1)
-    half = NormalDist().inv_cdf(0.5 + level / 2.0) * math.hypot(error_training, error_fresh) / n
-    return PooledGap(float(gap), gap - half, gap + half, float(training), float(fresh), n)
+    sides = (training, fresh)
+    values = (training.mean, fresh.mean)
+    low, high = interval_between(values, *(one.interval_of_score(metric, level) for one in sides))
+    return PooledGap(values[0] - values[1], low, high, *values, training.n_categories)
 
 
 def _reason(positive: NDArray[np.bool_]) -> str | None:
