@@ -151,7 +151,7 @@ def test_every_missing_interval_has_its_reason():
     after[:2] = np.roll(logits[:2], 1, axis=1)
     after[3] *= 2
     found = scorer(codes).gains(logits, after)
-    reasons = ["few_positives", "few_negatives", "unchanged", "no_order_changed"]
+    reasons = ["few_positives", "few_negatives", "unchanged", "order_unchanged"]
     reasons += ["few_positives", None]
     assert found.why == reasons
     assert np.isnan(found.low).all()

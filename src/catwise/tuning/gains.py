@@ -130,7 +130,7 @@ class Scorer(NamedTuple):
                 mean.add(found.estimate, found.shares, self.units.of_row[known])
             if why[c] is None and np.isnan(low[c]):
                 same = np.array_equal(before[c, known], after[c, known])
-                why[c] = "unchanged" if same else "no_order_changed"
+                why[c] = "unchanged" if same else "order_unchanged"
         gain[np.isnan(level)] = np.nan
         scored = gain[np.isfinite(gain)]
         centre = float(scored.mean()) if scored.size else float("nan")

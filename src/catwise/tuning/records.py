@@ -37,7 +37,7 @@ EXPLANATIONS: Final = {
     "few_positives": "Fewer than 3 positives are known: too few for an interval.",
     "few_negatives": "Fewer than 3 negatives are known: too few for an interval.",
     "unchanged": "The original head was kept, so nothing changed.",
-    "no_order_changed": "No known positive and negative changed their order, which says nothing "
+    "order_unchanged": "No known positive and negative changed their order, which says nothing "
     "about others.",
     "no_interval_for_metric": "There is no interval for this metric.",
 }

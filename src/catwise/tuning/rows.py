@@ -171,12 +171,16 @@ class FoldScorer:
 
 
 def prepared_metric(metric: Metric, codes: Tensor) -> Callable[[Tensor], Tensor]:
-    """A function from (B, n) logits to (B,) scores against fixed (B, n) codes."""
+    """A function from (B, n) logits to (B,) scores against fixed (B, n) codes.
+
+    NaN where a class is not known: a category of one class is not tuned, whatever the metric.
+    """
     if metric is METRICS["average_precision"]:
         return RankingPlan(codes).average_precision
     if metric is METRICS["auroc"]:
         return RankingPlan(codes).auroc
-    return lambda logits: metric.columns(logits, codes)
+    lacking = ~((codes == 1).any(1) & (codes == 0).any(1))
+    return lambda logits: metric.columns(logits, codes).masked_fill(lacking, float("nan"))
 
 
 def moved(rows: Rows, delta: Tensor, intercept: Tensor, at: Tensor) -> Tensor:
