@@ -382,6 +382,15 @@ def _check_dicom(data: Any, pydicom: Any) -> None:
         implicit, little = data.original_encoding
         explicit = uids.ExplicitVRLittleEndian if little else uids.ExplicitVRBigEndian
         data.file_meta.TransferSyntaxUID = uids.ImplicitVRLittleEndian if implicit else explicit
+    top, bits = data.get("HighBit"), data.get("BitsStored")
+    moved = None not in {top, bits} and top != bits - 1
+    if moved and not data.file_meta.TransferSyntaxUID.is_encapsulated:
+        raise FeatureError(
+            "the DICOM file does not say clearly where the bits of its pixels are.",
+            found=f"{bits} bits stored, the highest of them number {top}",
+            expected=f"the highest of them number {bits - 1} (PS3.5, 8.1.1)",
+            remedy="repair the header, or leave the image out",
+        )
 
 
 def _stored(data: Any, pixels: Any) -> NDArray[Any]:

@@ -450,6 +450,13 @@ def test_dicom_presentation_table(photometric: str) -> None:
     np.testing.assert_allclose(found, (1023 - GREYS * 4.0) / 1023, atol=1e-6)
 
 
+def test_dicom_bits_elsewhere() -> None:
+    """Bits in the upper part of their words, as in old files, are refused, not cut off."""
+    for stored, top in ((12, 15), (16, 11)):
+        with pytest.raises(FeatureError, match=f"{stored} bits stored, the highest of them number"):
+            shown(TWELVE * np.uint16(16), BitsStored=stored, HighBit=top)
+
+
 def test_signs_of_tiffs() -> None:
     """Signed bytes are refused, not taken for unsigned; unsigned numbers of 32 bits keep theirs."""
     signed = tiff(8, 1, 2, 1, bytes([200, 100]), samples=2)
