@@ -170,6 +170,8 @@ def _prepare(
     said = fields.get("layout") if layout is None else layout
     image = find_input(file, said)
     order, notes = image.layout or "nchw", []
+    if not image.layout:
+        notes.append(f"the input {image.name!r} of sizes {image.sizes} takes no images.")
     if order != "nchw" or said is not None:
         notes.append(f"the input {image.name!r} is read as {order}: {image.reason}.")
     if given is not None:

@@ -558,6 +558,14 @@ def test_inputs_that_take_no_images(tmp_path: Path, kind: str) -> None:
         next(extract_onnx(load_onnx(path), [images_of()]))
 
 
+def test_an_input_of_rows_is_said(tmp_path: Path) -> None:
+    """A head alone, over features, is read, and a note says that it takes no images."""
+    model = load_onnx(saved(tmp_path, NO_IMAGES["rows"]()))
+    assert any("of sizes (0, 5) takes no images" in note for note in model.notes)
+    rows = images_of(2, 1, 1, D).reshape(2, D)
+    np.testing.assert_array_equal(next(extract_onnx(model, [rows])), rows)
+
+
 def test_an_optional_input(tmp_path: Path) -> None:
     """What is no tensor is refused when it is run, and asked about when it is loaded."""
     with pytest.raises(ConfigError, match=r"not clear|takes something else"):
