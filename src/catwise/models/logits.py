@@ -135,7 +135,8 @@ def _bare(part: Tensor) -> list[int]:
 
 def _compared(path: str, part: Tensor, wanted: Tensor, dtype: torch.dtype) -> Match:
     logits = part.reshape(wanted.flatten(1).shape)
-    given, right = logits.double(), wanted.detach().flatten(1).to(logits.device, torch.float64)
+    right = wanted.detach().flatten(1).cpu().double()  # not every device has float64
+    given = logits.cpu().double()
     gap = float("inf")
     if given.numel():
         share = float((right - given).abs().max() / right.abs().max().clamp_min(1e-30))
@@ -146,7 +147,7 @@ def _compared(path: str, part: Tensor, wanted: Tensor, dtype: torch.dtype) -> Ma
 
 def described(output: object, wanted: Tensor) -> str:
     """What a model makes of its layer's output, in words: its sigmoid, 0.5 times it, … or ''."""
-    rows = wanted.detach().flatten(1).double()
+    rows = wanted.detach().flatten(1).cpu().double()
     made = {
         "the sigmoid of": rows.sigmoid(),
         "the softmax of": rows.softmax(1),
