@@ -450,7 +450,12 @@ def source_ids(features: Any, labels: PartialLabels) -> NDArray[np.str_] | None:
     return None if ids is None else np.asarray(ids).astype(str)
 
 
-def check_disjoint(train: tuple[Any, PartialLabels], valid: tuple[Any, PartialLabels]) -> list[str]:
+def check_disjoint(
+    train: tuple[Any, PartialLabels],
+    valid: tuple[Any, PartialLabels],
+    *,
+    names: tuple[str, str] = ("training", "validation"),
+) -> list[str]:
     """Check that no image and no group (patient) is in two sources.
 
     Images are compared by id where both sources have ids, otherwise by the content of their
@@ -460,6 +465,7 @@ def check_disjoint(train: tuple[Any, PartialLabels], valid: tuple[Any, PartialLa
     Args:
         train: features and labels.
         valid: features and labels, of other images.
+        names: what the two are called.
 
     Returns:
         What was noticed, a sentence each.
@@ -470,23 +476,25 @@ def check_disjoint(train: tuple[Any, PartialLabels], valid: tuple[Any, PartialLa
     notes: list[str] = []
     ids = [source_ids(features, labels) for features, labels in (train, valid)]
     if ids[0] is not None and ids[1] is not None:
-        _refuse_common("ids", ids[0], ids[1])
+        _refuse_common("ids", ids[0], ids[1], names)
     else:
-        notes += _compare_content(train, valid)
+        notes += _compare_content(train, valid, names)
     groups = [labels.groups for _, labels in (train, valid)]
     if groups[0] is not None and groups[1] is not None:
-        _refuse_common("groups", groups[0], groups[1])
+        _refuse_common("groups", groups[0], groups[1], names)
     return notes
 
 
-def _refuse_common(what: str, train: NDArray[Any], valid: NDArray[Any]) -> None:
+def _refuse_common(
+    what: str, train: NDArray[Any], valid: NDArray[Any], names: tuple[str, str]
+) -> None:
     common = np.intersect1d(np.asarray(train).astype(str), np.asarray(valid).astype(str))
     if common.size:
         raise IdError(
-            f"{common.size:,} {what} are in both the training and the validation data.",
+            f"{common.size:,} {what} are in both the {names[0]} and the {names[1]} data.",
             found=_some(common),
             expected="each image and each group (patient) in one source only",
-            remedy="take them out of the training data, or split anew by group",
+            remedy=f"take them out of the {names[0]} data, or split anew by group",
         )
 
 
@@ -502,7 +510,9 @@ class _Nameless:
         return block_of(self._features, start, stop)
 
 
-def _compare_content(train: tuple[Any, Any], valid: tuple[Any, Any]) -> list[str]:
+def _compare_content(
+    train: tuple[Any, Any], valid: tuple[Any, Any], names: tuple[str, str]
+) -> list[str]:
     from catwise.features.digests import row_digests
 
     digests = [row_digests(_Nameless(features)) for features, _ in (train, valid)]
@@ -510,11 +520,12 @@ def _compare_content(train: tuple[Any, Any], valid: tuple[Any, Any]) -> list[str
     if not common:
         return []
     smaller = max(1, min(len(part) for part in digests))
+    seen = f"{common:,} {names[1]} rows have the same features as a {names[0]} row."
     if common > _COINCIDENCE * smaller:
         raise IdError(
-            f"{common:,} validation rows have the same features as a training row.",
+            seen,
             found=f"first at row {int(np.flatnonzero(np.isin(digests[1], digests[0]))[0]):,}",
             expected="different images in the two sources",
-            remedy="take them out of the training data; give ids to tell equal images apart",
+            remedy=f"take them out of the {names[0]} data; give ids to tell equal images apart",
         )
-    return [f"{common:,} validation rows have the same features as a training row."]
+    return [seen]

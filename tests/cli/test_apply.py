@@ -268,16 +268,13 @@ def test_what_does_not_hold_is_not_left(net: Path, monkeypatch: pytest.MonkeyPat
 def test_card(net: Path) -> None:
     """Lines for the model's card say what was written, how it was tuned and what was seen."""
     (net / "summary.json").write_text(
-        json.dumps({"summary": {"n_replaced": 2, "n_categories": 3, "metric": "auroc",
-                                "before": 0.5, "after": 0.75}})
-    )  # fmt: skip
+        json.dumps({"summary": {"n_replaced": 2, "headline": "Helped: 5 rows.", "chose": "On it."}})
+    )
     assert apply_model(net, "in.safetensors", "--card", "card.md").exit_code == 0
     text = (net / "card.md").read_text()
     assert "3 of the 3 rows of `fc.weight`" in text
     assert "preset default, metric auroc, seed 7" in text
-    assert (
-        "replaced 2 of 3 categories; auroc on the labels that chose 0.5000 before, 0.7500" in text
-    )
+    assert "- Helped: 5 rows.\n- On it.\n" in text
     assert "verified: 2 other tensors" in text
     assert f"sha256 {TUNED.digest}" in text
 

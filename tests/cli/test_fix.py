@@ -125,21 +125,26 @@ def test_checkpoint_is_a_better_drop_in(finished: Path) -> None:
             scores = module(images).numpy()
         assert mean[side] == pytest.approx(average_precision_score(truth, scores), abs=2e-3)
     assert mean["after"] > mean["before"] + 0.05
-    assert mean["change_low"] < mean["change"] < mean["change_high"]
+    assert mean["difference_low"] < mean["difference"] < mean["difference_high"]
 
 
 def test_what_is_printed(again: Path) -> None:
     """A person reads what was understood, the gain on test images, and where everything is."""
     result = fix(again)
     assert (result.exit_code, result.stderr) == (0, "")
-    mean = json.loads((again / "out/evaluation.json").read_text())["means"]["average_precision"]
+    evaluation = json.loads((again / "out/evaluation.json").read_text())
+    mean = evaluation["means"]["average_precision"]
+    assert evaluation["sentence"] in result.stdout
+    assert evaluation["sentence"].startswith("Helped: on 80 test rows the mean average precision ")
+    assert f"went from {mean['before']:.4f} to {mean['after']:.4f} (+" in evaluation["sentence"]
     for text in (
         "classification layer fc",
         "input: 8 x 8 pixels",
         "labelled images: 120 train, 100 valid, 80 test",
-        f"on 80 test images, which chose nothing: {mean['before']:.4f} → {mean['after']:.4f}, +",
-        "(95% interval +",
-        "rows of the head: 4 replaced, 0 kept, 0 skipped",
+        "average precision on 80 test rows, which chose nothing",
+        "On validation, cross-fitted in 5 folds, which fitted and chose: mean average precision",
+        "Rows of the head: 4 replaced, 0 kept, 0 skipped.",
+        "kept from before: extract, tune, apply, verify",
         f"checkpoint: {again}/out/net.safetensors",
         f"model card: {again}/out/MODEL_CARD.md",
         f"report:     {again}/out/report.html",
@@ -150,7 +155,7 @@ def test_what_is_printed(again: Path) -> None:
 def test_json_is_one_document(again: Path) -> None:
     """All that people read is there for machines too, and nothing else is on stdout."""
     document = done(again)
-    assert document["steps"] == dict.fromkeys(steps.STEPS, "was there")
+    assert document["steps"] == dict.fromkeys(steps.STEPS, "kept")
     assert document["checkpoint"] == f"{again}/out/net.safetensors"
     assert [row["category"] for row in document["evaluation"]["categories"]] == list(NAMES)
     assert document["summary"]["n_replaced"] == len(document["records"]) == 4
@@ -167,7 +172,7 @@ def test_report_and_card(finished: Path) -> None:
         assert "the features of 8 images are identical" in text
         assert "8 x 8 pixels" in text
     ET.fromstring(report.split("\n", 1)[1])  # noqa: S314  # well-formed; our own text
-    assert "On images that chose nothing" in report
+    assert "Test rows, which chose nothing" in report
     assert "classification layer of python:cli.fix_case:tiny_net was repaired" in card
 
 
@@ -184,12 +189,51 @@ def test_dry_run(case: Path) -> None:
     before = contents(case)
     document = done(case, "--dry-run")
     assert document["steps"] == list(steps.STEPS)
-    assert "dry run: all fits; would run extract, tune, apply, verify, evaluate" in (
+    assert "dry run: all fits; would run extract, tune, apply, verify" in (
         fix(case, "--dry-run").stdout
     )
     assert contents(case) == before
     (case / "labels.csv").write_text((case / "labels.csv").read_text() + "nobody,test,0,0,0,1\n")
     refused(fix(case, "--dry-run"), IdError, "1 of 301 labelled images are not there", "'nobody'")
+
+
+def test_the_headline_is_the_test_rows(finished: Path) -> None:
+    """Everywhere the verdict on test rows stands first, and what chose is beside it, named so."""
+    evaluation = json.loads((finished / "out/evaluation.json").read_text())
+    run = json.loads((finished / "out/run/summary.json").read_text())["summary"]
+    assert (run["headline"], run["verdict"]) == (evaluation["sentence"], "helped")
+    assert run["headline_rows"] == "test"
+    assert (finished / "out/run/evaluation.json").read_bytes() == (
+        finished / "out/evaluation.json"
+    ).read_bytes()
+    card = (finished / "out/MODEL_CARD.md").read_text().splitlines()
+    assert [line[2:] for line in card if line.startswith("- ")][:2] == [
+        evaluation["sentence"],
+        run["chose"],
+    ]
+    for name in ("out/report.html", "out/run/report.html"):
+        page = (finished / name).read_text()
+        assert page.index(f'<p class="verdict">{evaluation["sentence"]}</p>') < page.index("Chose:")
+        assert '<section class="headline helped"' in page
+
+
+def test_what_decided_the_labels_is_recorded(case: Path) -> None:
+    """Every option that was given is in the run's configuration."""
+    rows = (case / "labels.csv").read_text().splitlines()
+    rows = [f"{row},{'1' if i else 'weight'}" for i, row in enumerate(rows)]
+    (case / "labels.csv").write_text("\n".join(rows) + "\n")
+    done(case, "--uncertain", "negative", "--ignore-column", "weight", "--missing", "skip")
+    config = json.loads((case / "out/run/config.json").read_text())
+    labels = config["inputs"]["labels"]
+    assert {key: labels[key] for key in ("encoding", "id_column", "ignore_column")} == {
+        "encoding": "nan",
+        "id_column": "image",
+        "ignore_column": ["weight"],
+    }
+    assert labels["split_column"] == "split"
+    assert config["inputs"]["splits"]["test"]["called"] == "test"
+    assert config["config"]["policy"]["uncertain"] == "negative"
+    assert config["inputs"]["options"]["missing"] == "skip"
 
 
 # ------------------------------------------------------------------------------- going on
@@ -202,17 +246,15 @@ def stop_at(patch: pytest.MonkeyPatch, name: str) -> None:
     patch.setattr(steps, name, stop)
 
 
-@pytest.mark.parametrize(
-    "name", ["extract", "tune", "write_model", "verify", "_evaluated", "_account"]
-)
+@pytest.mark.parametrize("name", ["extract", "tune", "write_model", "verify", "_account"])
 def test_stopped_run_goes_on(name: str, finished: Path, case: Path) -> None:
     """Stopped before any step, the same command ends with the bytes of an uninterrupted run."""
     with pytest.MonkeyPatch.context() as patch:
         stop_at(patch, name)
         assert fix(case).exit_code == INTERRUPTED
     document = done(case)
-    order = ["extract", "tune", "write_model", "verify", "_evaluated", "_account"]
-    expected = ["was there"] * order.index(name) + ["ran"] * (5 - order.index(name))
+    order = ["extract", "tune", "write_model", "verify", "_account"]
+    expected = ["kept"] * order.index(name) + ["ran"] * (4 - order.index(name))
     assert list(document["steps"].values()) == expected
     assert contents(case / "out") == contents(finished / "out")
 
@@ -223,7 +265,7 @@ def test_stopped_run_goes_on(name: str, finished: Path, case: Path) -> None:
         ("features", "extract"),
         ("run", "tune"),
         ("net.safetensors", "apply"),
-        ("evaluation.json", "evaluate"),
+        ("evaluation.json", None),
         ("report.html", None),
     ],
 )
@@ -291,6 +333,8 @@ def test_overwrite_begins_anew(again: Path) -> None:
     assert document["steps"] == {"extract": "ran", "tune": "ran", "apply": "ran", "verify": "ran"}
     assert not (again / "out/evaluation.json").exists()
     assert document["config"]["seed"] == 7
+    document = done(again, "--seed", "8", "--test-split", "none", "--overwrite")
+    assert document["steps"] == {"extract": "kept", "tune": "ran", "apply": "ran", "verify": "ran"}
     done(again, "--metric", "auroc", "--overwrite")
     assert (again / "out/evaluation.json").exists()
     assert (again / "out/features/features-00000.safetensors").stat().st_mtime_ns != stamp
@@ -338,7 +382,7 @@ def test_undecodable_images(case: Path) -> None:
     assert (case / "out/left_out.csv").read_text().splitlines()[1:] == [
         f"{row['id']},{row['split']},cannot be decoded" for row in lost
     ]
-    assert document["evaluation"]["images"] == SPLITS["test"] - 1
+    assert document["evaluation"]["n_rows"] == SPLITS["test"] - 1
     printed = fix(case, "--undecodable", "skip").stdout
     assert f"3 labelled images were left out; they are in {case}/out/left_out.csv" in printed
     assert "3: cannot be decoded" in (case / "out/report.html").read_text()
@@ -357,7 +401,7 @@ def test_labels_without_images(case: Path) -> None:
     )
     document = done(case, "--missing", "skip")
     assert [row["reason"] for row in document["left_out"]] == ["no image", "no image"]
-    assert document["evaluation"]["images"] == SPLITS["test"] - 1
+    assert document["evaluation"]["n_rows"] == SPLITS["test"] - 1
     shutil.rmtree(case / "images")
     (case / "images").mkdir()
     refused(fix(case, "--missing", "skip"), ConfigError, "there are no images in")
@@ -372,12 +416,23 @@ def test_images_without_labels(case: Path) -> None:
 
 
 def test_no_test_split(case: Path) -> None:
-    """Without test labels nothing is claimed, and people are told what to do."""
+    """Without test labels the headline says which rows it is about, and which would judge."""
     result = fix(case, "--test-split", "absent")
     assert result.exit_code == 0
-    assert "no test labels: score the new checkpoint on images that chose nothing" in result.stdout
+    headline = (
+        "Validation only: on validation, cross-fitted in 5 folds, which fitted and chose, mean "
+    )
+    for text in (
+        result.stdout,
+        (case / "out/report.html").read_text(),
+        (case / "out/MODEL_CARD.md").read_text(),
+    ):
+        assert headline in text
+        assert "corrected for the choosing). Test rows, which choose nothing, would judge." in text
+        assert "Helped" not in text
     assert not (case / "out/evaluation.json").exists()
-    assert "On images that chose nothing" not in (case / "out/report.html").read_text()
+    summary = json.loads((case / "out/run/summary.json").read_text())["summary"]
+    assert (summary["verdict"], summary["headline_rows"]) == ("not_judged", "validation")
 
 
 def test_no_valid_split(case: Path) -> None:
@@ -385,7 +440,8 @@ def test_no_valid_split(case: Path) -> None:
     result = fix(case, "--valid-split", "absent")
     assert (result.exit_code, result.stderr) == (0, "")
     assert "No validation data: the known training labels were cross-fitted." in result.stdout
-    assert "on 80 test images" in result.stdout
+    assert "Helped: on 80 test rows the mean" in result.stdout
+    assert "On training labels, cross-fitted in 5 folds, which fitted and chose: " in result.stdout
     refused(
         fix(case, "--valid-split", "absent", "--validation", "select", "--overwrite"),
         ConfigError,
@@ -466,7 +522,7 @@ def test_a_dataset_in_its_own_layout(case: Path) -> None:
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
     assert document["inputs"]["labels"]["dataset"] == "celeba"
-    assert document["evaluation"]["images"] == SPLITS["test"]
+    assert document["evaluation"]["n_rows"] == SPLITS["test"]
     (root / "faces/train_001.png").unlink()
     refused(CliRunner().invoke(main, call), IdError, "1 of 300", "faces/train_001.png")
 
@@ -540,7 +596,7 @@ def test_timm(tmp_path: Path) -> None:
     options = ["--model-arg", "img_size=32", "--mean", "0.5", "--std", "0.5", "--crop-pct", "1"]
     document = done(tmp_path, *options, "--interpolation", "bilinear", model="timm:test_vit")
     mean = document["evaluation"]["means"]["average_precision"]
-    assert mean["change"] > 0.05
+    assert mean["difference"] > 0.05
     module.load_state_dict(load_file(document["checkpoint"]), strict=True)
     old, new = load_file(tmp_path / "net.safetensors"), load_file(document["checkpoint"])
     assert {name for name in old if not torch.equal(old[name], new[name])} == {
@@ -570,13 +626,13 @@ def test_transformers_folder(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, call)
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
-    assert document["evaluation"]["means"]["average_precision"]["change"] > 0.05
+    assert document["evaluation"]["means"]["average_precision"]["difference"] > 0.05
     assert document["checkpoint"] == f"{tmp_path}/case/out/vit"
     again = transformers.ViTForImageClassification.from_pretrained(document["checkpoint"])
     assert again.config.id2label == dict(enumerate(NAMES))
     assert sorted(contents(tmp_path / "vit")) == sorted(contents(tmp_path / "case/out/vit"))
     steps_again = json.loads(CliRunner().invoke(main, call).stdout)["steps"]
-    assert set(steps_again.values()) == {"was there"}
+    assert set(steps_again.values()) == {"kept"}
 
 
 class Logits(torch.nn.Module):
@@ -601,7 +657,7 @@ def test_onnx_file(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, [*call, "--crop-pct", "1"])
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
-    assert document["evaluation"]["means"]["average_precision"]["change"] > 0.05
+    assert document["evaluation"]["means"]["average_precision"]["difference"] > 0.05
     images = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     session = runtime.InferenceSession(document["checkpoint"], providers=["CPUExecutionProvider"])
     with torch.no_grad():

@@ -197,12 +197,92 @@ def test_split_column(fake: Fake, tmp_path: Path) -> None:
     assert alone["valid"] is None
 
 
+TEST = ["--test-features", "test.npz", "--test-labels", "test.csv"]
+
+
+def test_test_rows(fake: Fake, tmp_path: Path) -> None:
+    """Their own files, beside one table with splits too, or a split of that; none unless named."""
+    both = ["tune", "--features", "all.npz", "--labels", "all.csv", *MODEL]
+    split = [*TABLE, "--split-column", "split"]
+    out = str(tmp_path / "run")
+    run("tune", *TRAIN, *VALID, *MODEL, *TEST, "--out", out)
+    run(*both, *split, *TEST, "--out", out, "--overwrite")
+    run(*both, *split, "--valid-split", "train", "--train-split", "valid", "--test-split", "train",
+        "--out", out, "--overwrite")  # fmt: skip
+    run(*both, *split, "--out", out, "--overwrite")
+    own, beside, part, absent = fake.calls
+    for call in (own, beside):
+        assert call["test"][1].n_rows == 400
+        assert call["test"][1].ids[0] == "test_000"
+        assert call["test"][1].categories == NAMES
+    assert part["test"][1].ids[0] == "train_000"
+    assert absent["test"] is None
+    about = json.loads((tmp_path / "run/config.json").read_text())["inputs"]
+    assert "test labels" not in about
+
+
+def test_the_headline_is_the_test_rows(tmp_path: Path) -> None:
+    """Printed, in the report and in the files; what validation says is named so."""
+    out = tmp_path / "run"
+    result = run("tune", *TRAIN, *VALID, *MODEL, *TEST, "--out", str(out))
+    assert result.exit_code == 0, result.output
+    evaluation = json.loads((out / "evaluation.json").read_text())
+    sentence = evaluation["sentence"]
+    assert sentence.startswith("Helped: on 400 test rows the mean average precision went from ")
+    lines = result.stdout.splitlines()
+    assert lines[0] == "average precision on 400 test rows, which chose nothing"
+    at = lines.index(sentence)
+    assert lines[at + 1].startswith(
+        "On validation, cross-fitted in 5 folds, which fitted and chose"
+    )
+    assert lines[at + 1].endswith("corrected for the choosing).")
+    assert sum("validation" in line for line in lines[:at]) == 0
+    summary = json.loads((out / "summary.json").read_text())["summary"]
+    assert (summary["headline"], summary["headline_rows"]) == (sentence, "test")
+    assert (summary["verdict"], summary["chose"]) == ("helped", lines[at + 1])
+    assert f'<p class="verdict">{sentence}</p>' in (out / "report.html").read_text()
+    records = json.loads((out / "records.json").read_text())
+    assert {record["test_outcome"] for record in records} == {"better", "no_difference"}
+    best_first = sorted(evaluation["categories"], key=lambda row: -row["difference"])
+    assert [line.split()[0] for line in lines[4:10]] == [row["category"] for row in best_first]
+    assert max(map(len, lines[:10])) <= 100
+
+
+def test_a_dry_run_checks_test_rows(fake: Fake, tmp_path: Path) -> None:
+    """Rows of another source, labels without features, and a mismatch are found."""
+    dry = ["tune", *TRAIN, *VALID, *MODEL, "--out", str(tmp_path / "run"), "--dry-run"]
+    assert run(*dry, *TEST).exit_code == 0
+    valid = run(*dry, "--test-features", "valid.npz", "--test-labels", "valid.csv")
+    assert valid.exit_code == IdError.exit_code
+    assert "240 ids are in both the validation and the test data" in valid.stderr
+    assert run(*dry, *TEST, "--test-features", "train.npz").exit_code == IdError.exit_code
+    with np.load("test.npz") as test:
+        np.savez(tmp_path / "other.npz", features=test["features"][::-1], ids=test["ids"])
+    other = run(*dry, *TEST, "--test-features", str(tmp_path / "other.npz"))
+    assert other.exit_code == MismatchError.exit_code
+    assert "test: columns or features look mismatched" in other.stderr
+
+
 def test_wrong_use(fake: Fake, tmp_path: Path) -> None:
     """Combinations that mean nothing are refused before anything is read."""
     out = ["--out", str(tmp_path / "run")]
     cases = [
         [*TRAIN, *MODEL, *out, "--valid-features", "valid.npz"],
         [*TRAIN, *VALID, *MODEL, *out, "--split-column", "split"],
+        [*TRAIN, *VALID, *MODEL, *out, "--test-features", "test.npz"],
+        [*TRAIN, *VALID, *MODEL, *out, "--test-split", "test"],
+        [
+            *TRAIN[:4],
+            *TABLE,
+            *MODEL,
+            *out,
+            "--split-column",
+            "split",
+            "--test-split",
+            "test",
+            "--test-labels",
+            "test.csv",
+        ],
         [*TRAIN, *out],
         [*TRAIN, *MODEL, *out, "--uncertain", "maybe"],
         [*TRAIN, *MODEL, *out, "--category", "ant"],

@@ -243,17 +243,16 @@ def test_from_python(case: Path, tmp_path: Path) -> None:
     result = fix(loaded, source, labels, tmp_path / "out", progress=seen.append)
     assert isinstance(loaded, LoadedModel)
     assert result.evaluation is not None
-    assert result.evaluation["means"]["average_precision"]["change"] > 0.05
+    assert result.evaluation["means"]["average_precision"]["difference"] > 0.05
     assert result.checkpoint.is_file()
     assert set(result.steps.values()) == {"ran"}
     stages = list(dict.fromkeys(one.stage for one in seen))
     assert stages[:3] == ["fix", "extract", "read"]
     assert [one.message for one in seen if one.stage == "fix"] == [
         "images through the model",
-        "tuning the head",
+        "tuning the head and scoring both on the test images",
         "writing the checkpoint",
         "running the new checkpoint",
-        "scoring the test images",
         "done",
     ]
     assert any("images/s" in one.message and "left" in one.message for one in seen)
@@ -280,17 +279,14 @@ def test_a_checkpoint_that_does_not_hold(
 
 
 def test_lines_where_nothing_could_be_scored() -> None:
-    """Dashes and words stand where there are no numbers."""
+    """Words stand where there are no numbers."""
     run = {
         "summary": {"metric": "auroc", "before": None},
         "records": [{"status": "skipped", "category": name} for name in NAMES],
     }
-    mean = dict.fromkeys(("before", "after", "change", "change_low", "change_high"))
-    evaluation = {"metric": "auroc", "images": 3, "n_categories": 4, "level": 0.95,
-                  "means": {"auroc": {**mean, "n_categories": 0}}}  # fmt: skip
-    assert account.result_lines(run, evaluation) == [
-        "on 3 test images, which chose nothing: no category could be scored",
-        "no category could be scored where the choice was made",
-        "rows of the head: 0 replaced, 0 kept, 4 skipped",
-        "nothing was clearly better, so the new checkpoint is a copy of the old one",
+    headline = "Validation only: on validation, which chose, no category could be scored."
+    assert account.result_lines(run) == [
+        f"{headline} Test rows, which choose nothing, would judge.",
+        "Rows of the head: 0 replaced, 0 kept, 4 skipped.",
+        "Nothing was clearly better, so the new checkpoint is a copy of the old one.",
     ]

@@ -23,6 +23,7 @@ from catwise.reporting import (
     RECORD_COLUMNS,
     RUN_FILES,
     check_output,
+    differences_table,
     json_ready,
     records_csv,
     records_table,
@@ -199,9 +200,11 @@ def test_page_says_what_counts() -> None:
     """Mean before and after, interval, coverage, raw score, reasons, gap, notes, configuration."""
     text = " ".join("".join(parse(render_report(run_document(result()))).itertext()).split())
     for part in (
+        "Validation only: on cross-fitted validation labels, which chose, mean average precision",
+        "over 1 of 2 categories went from 0.5000 to 0.6250 (+0.1250, 95% interval +0.0625 to ",
+        "+0.1875, corrected for the choosing). Test rows, which choose nothing, would judge.",
         "0.5000 → 0.6250",
-        "+0.1250 (95% interval +0.0625 to +0.1875)",
-        "Mean over 1 of 2 categories, cross-fitted validation labels.",
+        "Mean average precision on validation rows: +0.1250 (95% interval +0.0625 to +0.1875)",
         "0.7500",
         "skipped: no_known_positive (1 category)",
         "dog was skipped.",
@@ -212,6 +215,109 @@ def test_page_says_what_counts() -> None:
         "penalty · grid",
     ):
         assert part in text, part
+
+
+def judged(**more: Any) -> Any:
+    """A run with test rows on which one category gained, one lost, one has too few positives."""
+    rows = [
+        ("up", 0.5, 0.75, 0.125, 0.375, "better", None, 40),
+        ("down", 0.5, 0.375, -0.25, -0.0625, "worse", None, 30),
+        ("few", 0.25, 0.5, None, None, "not_judged", "few_positives", 2),
+        ("same", 0.5, 0.5, None, None, "no_difference", "unchanged", 20),
+    ]
+    names = ("category", "before", "after", "difference_low", "difference_high", "outcome",
+             "reason", "n_positive")  # fmt: skip
+    categories = [
+        {**dict(zip(names, row, strict=True)), "difference": row[2] - row[1], "n_negative": 60}
+        for row in rows
+    ]
+    mean = {"before": 0.4375, "after": 0.53125, "difference": 0.09375, "difference_low": 0.0625,
+            "difference_high": 0.125, "n_scored": 4}  # fmt: skip
+    evaluation = {
+        "metric": "average_precision",
+        "verdict": "helped",
+        "sentence": "Helped: <on> 100 test rows.",
+        **mean,
+        "level": 0.95,
+        "n_rows": 100,
+        "n_categories": 4,
+        "means": {"average_precision": mean},
+        "categories": categories,
+    }
+    records = [
+        record(row["category"], i, test_outcome=row["outcome"]) for i, row in enumerate(categories)
+    ]
+    return result(records=records, evaluation=evaluation, **more)
+
+
+def test_page_is_headed_by_the_test_rows() -> None:
+    """The verdict on test rows first, what chose beside it; each category, the best first."""
+    root = parse(render_report(run_document(judged())))
+    first = root.find(".//section")
+    assert first is not None
+    assert first.get("class") == "headline helped"
+    texts = [" ".join("".join(p.itertext()).split()) for p in first.findall("p")]
+    assert texts[:3] == [
+        "Helped: <on> 100 test rows.",
+        "0.4375 → 0.5312",
+        "Mean average precision on test rows: +0.0938 (95% interval +0.0625 to +0.1250)",
+    ]
+    assert texts[3].startswith("Chose: On cross-fitted validation labels, which chose: mean ")
+    rows = root.findall(".//section[@aria-labelledby='test']//tr[@class]")
+    cells = [[cell.text for cell in row] for row in rows]
+    assert [row[0] for row in cells] == ["up", "few", "same", "down"]
+    assert cells[1][4:] == ["–", "2", "60", "few positives"]
+    assert cells[3][3:5] == ["−0.1250", "−0.2500 to −0.0625"]
+
+
+def test_green_means_gained() -> None:
+    """Of replaced categories only the one whose gain is shown is green, not a loss or no proof."""
+    root = parse(render_report(run_document(judged())))
+    found = {}
+    for row in root.findall(".//table[@class='sortable']/tbody/tr"):
+        found[row[0].text] = str(row.get("class")).split()
+    assert found == {"up": ["replaced", "better"], "down": ["replaced", "worse"],
+                     "few": ["replaced"], "same": ["replaced"]}  # fmt: skip
+    table = differences_table(run_document(judged())["evaluation"])
+    assert [str(row.style) for row in table.rows] == ["green", "", "", "red"]
+    records = [
+        record("up", 0),
+        record("down", 1, gain=-0.125, gain_low=-0.25, gain_high=-0.0625),
+        record("unclear", 2, gain_low=-0.0625),
+        record("loss", 3, metric="log_loss"),
+        record("kept", 4, "kept", gain=0.0, gain_low=None, gain_high=None),
+    ]
+    styles = [str(row.style) for row in records_table(records).rows]
+    assert styles == ["green", "red", "", "red", ""]
+
+
+def test_test_tables_fit_the_terminal() -> None:
+    """In 100 columns every number is whole; of a long name the rest is on further lines."""
+    from rich.console import Console
+
+    document = run_document(judged())["evaluation"]
+    for row in document["categories"]:
+        row |= {"category": "a long name of a category", "n_positive": 1_234_567}
+    stream = io.StringIO()
+    Console(width=100, file=stream).print(differences_table(document))
+    drawn = stream.getvalue()
+    assert "…" not in drawn
+    assert max(map(len, drawn.splitlines())) <= 100
+    assert drawn.count("1,234,567") == len(document["categories"])
+    short = differences_table(document, limit=2)
+    assert len(short.rows) == 2
+    assert "2 further categories" in str(short.caption)
+
+
+def test_page_shows_several_heads() -> None:
+    """Heads that were compared on the same rows stand in one table."""
+    made = judged()
+    made.evaluation["heads"] = [
+        {"name": "before", "score": 0.5, "gain": None},
+        {"name": "<ceiling>", "score": 0.75, "gain": 0.25, "gain_low": 0.125, "gain_high": 0.375},
+    ]
+    text = " ".join("".join(parse(render_report(run_document(made))).itertext()).split())
+    assert "before 0.5000 – – <ceiling> 0.7500 +0.2500 +0.1250 to +0.3750" in text
 
 
 def test_page_without_any_score() -> None:
@@ -240,8 +346,8 @@ def test_page_without_an_honest_score() -> None:
     """Where only the data that chose gave a score, no gain is claimed."""
     summary = result().summary | {"after": None, "gain": None}
     page = render_report(run_document(result(summary=summary)))
-    assert "0.5000 → ?" in page
-    assert "0.7500 on the data that chose it, not corrected" in page
+    assert "→" not in page
+    assert "from 0.5000 to 0.7500, which is not corrected for the choosing and too high" in page
 
 
 def test_run_is_written_whole(tmp_path: Path) -> None:
@@ -249,7 +355,7 @@ def test_run_is_written_whole(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "a"
     written = write_run(result(), folder, inputs={"features": "f.npz"})
     assert sorted(p.name for p in folder.iterdir()) == sorted(written)
-    assert set(written) == set(RUN_FILES) - {"folds.safetensors"}
+    assert set(written) == set(RUN_FILES) - {"folds.safetensors", "evaluation.json"}
     assert [p.name for p in folder.parent.iterdir()] == ["a"]
     assert load_head(folder / "head.safetensors").categories == ("cat", "dog")
     assert json.loads((folder / "records.json").read_text())[0]["category"] == "cat"

@@ -254,13 +254,13 @@ def _introduce(job: PreparedFix, output: Output) -> None:
 def _tell(result: FixResult, output: Output) -> None:
     """What came of it, and where it is."""
     from catwise.fixing.account import result_lines
-    from catwise.reporting import records_table
+    from catwise.reporting import run_table
 
-    resumed = [step for step, what in result.steps.items() if what == "was there"]
-    if resumed:
-        output.line(f"there already: {', '.join(resumed)}")
-    output.table(records_table(result.run["records"], limit=output.rows))
-    for line in result_lines(result.run, result.evaluation):
+    kept = [step for step, what in result.steps.items() if what == "kept"]
+    if kept:
+        output.line(f"kept from before: {', '.join(kept)}")
+    output.table(run_table(result.run, limit=output.rows))
+    for line in result_lines(result.run):
         output.line(line)
     for line in result.run["notes"]:
         output.line(line)
@@ -279,7 +279,6 @@ def _tell(result: FixResult, output: Output) -> None:
             "report": str(result.report),
             "card": str(result.card),
             "steps": result.steps,
-            "evaluation": result.evaluation,
             **result.run,
             "left_out": result.left_out,
             "notes": result.notes,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from catwise.cli.options import (
         HeadOptions,
+        LabelledOptions,
         PairOptions,
         PolicyOptions,
         SourceOptions,
@@ -72,48 +73,65 @@ def load_source(data: SourceOptions, table: TableOptions) -> tuple[Any, PartialL
 
 @dataclass(frozen=True)
 class Pair:
-    """Training data and, where there are any, validation data.
+    """Training data and, where there are any, validation and test data.
 
     Attributes:
         train: features and labels.
         valid: features and labels, or None.
+        test: features and labels of rows that fit and choose nothing, or None.
         about: what the report says about them.
     """
 
     train: tuple[Any, PartialLabels]
     valid: tuple[Any, PartialLabels] | None
+    test: tuple[Any, PartialLabels] | None
     about: dict[str, Any]
 
 
 def load_pair(data: PairOptions, table: TableOptions) -> Pair:
-    """Read training and validation data; what checks them looks at their values."""
-    features = load_features(
-        data.features, key=data.features_key, ids_key=data.ids_key, check=False
-    )
-    labels = load_dataset(data.train, table).labels
-    about = {
-        "train features": describe_features(data.features, features),
-        "train labels": describe_labels(data.train, labels, table),
-    }
-    if data.valid is None:
-        return Pair((features, labels), None, about)
-    other = features
-    if data.valid_features is not None:
-        other = load_features(
-            data.valid_features, key=data.features_key, ids_key=data.ids_key, check=False
-        )
-    valid = load_dataset(data.valid, table).labels
-    about |= {
-        "valid features": describe_features(data.valid_features or data.features, other),
-        "valid labels": describe_labels(data.valid, valid, table),
-    }
-    column, path = data.split_column, data.labels
-    if path is not None and column is not None and data.valid_features is None:
-        features, other = (
-            split_features(features, part, path, table, split_column=column, split=split)
-            for part, split in ((labels, data.train_split), (valid, data.valid_split or "valid"))
-        )
-    return Pair((features, labels), (other, valid), about)
+    """Read training, validation and test data; what checks them looks at their values."""
+
+    def read(path: Path) -> Features | CategoryFeatures:
+        return load_features(path, key=data.features_key, ids_key=data.ids_key, check=False)
+
+    common = read(data.features)
+    found: dict[str, tuple[Any, PartialLabels]] = {}
+    about: dict[str, Any] = {}
+    own = {"valid": data.valid_features, "test": data.test_features}
+    wanted = {"train": data.train, "valid": data.valid, "test": _test_of(data, table)}
+    for name, source in wanted.items():
+        if source is None:
+            continue
+        path = own.get(name)
+        features: Any = common if path is None else read(path)
+        labels = load_dataset(source, table).labels
+        about[f"{name} features"] = describe_features(path or data.features, features)
+        about[f"{name} labels"] = describe_labels(source, labels, table)
+        is_apart = own["valid"] if name == "train" else path
+        if is_apart is None and source.labels is not None and source.split is not None:
+            features = split_features(
+                features,
+                labels,
+                source.labels,
+                table,
+                split_column=str(source.split_column),
+                split=source.split,
+            )
+        found[name] = features, labels
+    return Pair(found["train"], found.get("valid"), found.get("test"), about)
+
+
+def _test_of(data: PairOptions, table: TableOptions) -> LabelledOptions | None:
+    """The test labels; in a table of their own the split column, if it is there, is no category."""
+    source, column = data.test, data.split_column
+    if source is None or column is None or data.test_labels is None:
+        return source
+    from dataclasses import replace
+
+    from catwise.data.table import open_labels
+
+    there = open_labels(data.test_labels, [column], delimiter=table.delimiter).names
+    return replace(source, split_column=column) if column in there else source
 
 
 def split_features(

@@ -140,6 +140,16 @@ def _with_edges(dataset: Dataset, table: TableOptions) -> Dataset:
     return dataclasses.replace(dataset, labels=renamed)
 
 
+def _given(table: TableOptions) -> dict[str, Any]:
+    """The options of a table that were given: they decide what its values mean."""
+    every = {field.name: getattr(table, field.name) for field in dataclasses.fields(table)}
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in every.items()
+        if value and (name, value) != ("layout", "wide")
+    }
+
+
 def describe_labels(
     source: LabelledOptions | Path, labels: PartialLabels, table: TableOptions
 ) -> dict[str, Any]:
@@ -147,13 +157,14 @@ def describe_labels(
     from pathlib import Path
 
     counts = labels.counts()
-    about: dict[str, Any] = {"path": str(source), "encoding": table.encoding}
+    about: dict[str, Any] = {"path": str(source), **_given(table)}
     if not isinstance(source, Path):
         about["path"] = str(source.labels if source.labels is not None else source.root)
         if source.dataset is not None:
             about = {"dataset": source.dataset, "options": list(source.option), **about}
-            del about["encoding"]
-            about |= {} if source.split is None else {"split": source.split}
+        for name in ("split_column", "split"):
+            if getattr(source, name) is not None:
+                about[name] = getattr(source, name)
     return {
         **about,
         "rows": labels.shape[0],

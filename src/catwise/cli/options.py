@@ -442,7 +442,7 @@ def source_options(prefix: str = "") -> Callable[[Function], Function]:
 
 @dataclass(frozen=True, slots=True)
 class PairOptions:
-    """Training data, and validation data if there are any."""
+    """Training data, and validation and test data if there are any."""
 
     features: Path
     labels: Path | None
@@ -451,13 +451,24 @@ class PairOptions:
     option: tuple[str, ...]
     valid_features: Path | None
     valid_labels: Path | None
+    test_features: Path | None
+    test_labels: Path | None
     features_key: str | None
     ids_key: str | None
     split_column: str | None
     train_split: str
     valid_split: str | None
+    test_split: str | None
 
     def __post_init__(self) -> None:
+        if self.test_labels is not None and self.test_split is not None:
+            raise click.UsageError("give either --test-labels or --test-split.")
+        if self.test_labels is not None and self.dataset is not None:
+            raise click.UsageError("give either --test-labels or --dataset with --test-split.")
+        if self.test_split is not None and self.split_column is None and self.dataset is None:
+            raise click.UsageError("--test-split needs --split-column or --dataset.")
+        if self.test_features is not None and self.test is None:
+            raise click.UsageError("--test-features needs --test-labels or --test-split.")
         if self.split_column is not None and self.valid_labels is not None:
             raise click.UsageError("give either --valid-labels or --split-column.")
         if self.dataset is not None and self.valid_labels is not None:
@@ -482,6 +493,13 @@ class PairOptions:
         if self.split_column is None:
             return None
         return self._labelled(self.labels, self.valid_split or "valid")
+
+    @property
+    def test(self) -> LabelledOptions | None:
+        """Where the test labels come from; None without any."""
+        if self.test_labels is not None:
+            return LabelledOptions(self.test_labels, None, None, (), None, None)
+        return None if self.test_split is None else self._labelled(self.labels, self.test_split)
 
     def _labelled(self, labels: Path | None, split: str | None) -> LabelledOptions:
         return LabelledOptions(
@@ -514,11 +532,21 @@ pair_options = grouped(
             help="Validation features.  [default: those of --features, joined by id]",
         ),
         click.option("--valid-labels", type=path_type(), metavar="FILE", help="Validation labels."),
+        click.option(
+            "--test-features",
+            type=place_type(),
+            metavar="PATH",
+            help="Features of rows that fit and choose nothing and judge at the end.  [default: "
+            "those of --features, joined by id]",
+        ),
+        click.option(
+            "--test-labels", type=path_type(), metavar="FILE", help="Labels of these rows."
+        ),
         *FEATURE_KEYS,
         click.option(
             "--split-column",
             metavar="NAME",
-            help="Column of --labels that tells training and validation rows apart.",
+            help="Column of --labels that tells training, validation and test rows apart.",
         ),
         click.option(
             "--train-split",
@@ -532,6 +560,9 @@ pair_options = grouped(
             metavar="VALUE",
             help="The same for validation; with --dataset there is none unless it is named.  "
             "[default: valid]",
+        ),
+        click.option(
+            "--test-split", metavar="VALUE", help="The same for test; none unless it is named."
         ),
     ],
 )

@@ -24,11 +24,11 @@ def finish(
     output: Output,
 ) -> None:
     """Write the run and say what came of it; the report's path stands last."""
-    from catwise.reporting import records_table, run_document, summary_lines, write_run
+    from catwise.reporting import run_document, run_table, summary_lines, write_run
 
     written = write_run(result, out, inputs=inputs, overwrite=overwrite)
     document = run_document(result, inputs=inputs)
-    output.table(records_table(document["records"], limit=output.rows))
+    output.table(run_table(document, limit=output.rows))
     for line in (*summary_lines(document), *_advice(document), *document["notes"]):
         output.line(line)
     output.line()

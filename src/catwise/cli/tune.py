@@ -107,7 +107,8 @@ def command(
     """Make a trained head better with the labels that are really known.
 
     Features are what the head is given by the model: one row for each image. DIR gets the tuned
-    head, the records of all categories (JSON, CSV), the configuration and report.html.
+    head, the records of all categories (JSON, CSV), the configuration and report.html. Test rows,
+    which fit and choose nothing, judge the result where there are any.
     """
     from catwise._choices import check_choices
 
@@ -142,7 +143,7 @@ def command(
     from catwise.tuning import tune
 
     with output.progress() as progress:
-        result = tune(head, pair.train, pair.valid, progress=progress, **settings)
+        result = tune(head, pair.train, pair.valid, test=pair.test, progress=progress, **settings)
     finish("tune", result, out, inputs=inputs, overwrite=overwrite, output=output)
 
 
@@ -185,9 +186,10 @@ def _rehearse(
 def _check_doors(head: Head, pair: Pair, settings: dict[str, Any]) -> list[str]:
     """All that `tune` refuses before it starts: options, rows, columns, values, a mismatch."""
     from catwise.tuning.doors import check_logits, check_sources, open_work
+    from catwise.tuning.held_out import open_test
     from catwise.tuning.plan import make_plan
 
-    make_plan(
+    plan = make_plan(
         settings["preset"],
         settings["methods"],
         settings["validation"],
@@ -198,8 +200,10 @@ def _check_doors(head: Head, pair: Pair, settings: dict[str, Any]) -> list[str]:
     fitting = {name: settings[name] for name in ("policy", "seed", "device")}
     work = open_work(head, pair.train, pair.valid, **fitting)
     check_logits(work, settings["logits"])
+    others = {"training": pair.train, "validation": pair.valid}
+    _, notes = open_test(work, pair.test, others, plan.metric, force=settings["force"])
     train, valid = (
         None if data is None else work.scored.logits(data.features)
         for data in (work.train, work.valid)
     )
-    return work.notes + check_sources(work, train, valid, force=settings["force"])
+    return work.notes + check_sources(work, train, valid, force=settings["force"]) + notes

@@ -2,9 +2,9 @@
 
 images.py    an image file for each labelled id
 folder.py    the output folder: which steps are finished, with which inputs
-run.py       read → extract → tune → apply → verify → evaluate → report
+run.py       read → extract → tune and evaluate → apply → verify → report
 verify.py    the written checkpoint, run beside the original
-account.py   scores on test rows, report, model card
+account.py   headline, report, model card
 """
 
 from __future__ import annotations

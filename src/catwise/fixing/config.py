@@ -33,7 +33,6 @@ class FixConfig:
         device: where to run the model; None: the CPU.
         undecodable: "refuse" or "skip" images that cannot be decoded.
         missing: "refuse" or "skip" ids without an image.
-        bootstrap: resamples for the intervals on test images; 0 for none.
 
     Raises:
         ConfigError: If an option is not possible.
@@ -52,15 +51,13 @@ class FixConfig:
     device: str | None = None
     undecodable: Literal["refuse", "skip"] = "refuse"
     missing: Literal["refuse", "skip"] = "refuse"
-    bootstrap: int = 1000
 
     def __post_init__(self) -> None:
         wrong = {
             "undecodable 'refuse' or 'skip'": self.undecodable not in ("refuse", "skip"),
             "missing 'refuse' or 'skip'": self.missing not in ("refuse", "skip"),
             "batch_rows of 1 or more": self.batch_rows < 1,
-            "workers, bootstrap and seed of 0 or more": min(self.workers, self.bootstrap) < 0
-            or self.seed < 0,
+            "workers and seed of 0 or more": min(self.workers, self.seed) < 0,
         }
         if failed := [rule for rule, broken in wrong.items() if broken]:
             raise ConfigError(
@@ -79,12 +76,12 @@ class FixResult:
         checkpoint: the new checkpoint, a file or a folder.
         report: one page: what changed, how sure that is, what was left alone and why.
         card: a snippet for the model's card.
-        evaluation: JSON-ready: the means before and after on the test images and the gains; None
-            without test labels.
+        evaluation: JSON-ready: verdict, means and categories before and after on the test images,
+            as in `TuneResult.evaluation`; None without test labels.
         run: the account of the tuning as `run_document` gives it: summary, records, gap, notes.
         left_out: what became of labelled images that could not be used: a table of id, split and
             reason, one row each.
-        steps: which steps ran now, and which were there already.
+        steps: of each step whether it "ran" now, or what it had made was "kept".
         notes: what to know, a sentence each.
     """
 

@@ -40,7 +40,7 @@ EVALUATION: Final = "evaluation.json"
 REPORT: Final = "report.html"
 CARD: Final = "MODEL_CARD.md"
 LEFT_OUT: Final = "left_out.csv"
-STEPS: Final = ("extract", "tune", "apply", "verify", "evaluate")
+STEPS: Final = ("extract", "tune", "apply", "verify")
 """In order; each needs those before it."""
 
 _OURS: Final = (STATE, FEATURES, RUN, EVALUATION, REPORT, CARD, LEFT_OUT)
@@ -61,7 +61,7 @@ class State:
         inputs: what the results depend on: names to short texts or digests.
         target: name of the new checkpoint.
         finished: the steps that are done, and what each noted.
-        steps: what this call did: "ran" or "was there".
+        steps: what this call did: "ran" or "kept".
         stale: what `fix.json` said of a run that is replaced.
         overwrite: whether a run with other inputs may be replaced.
     """
@@ -147,13 +147,13 @@ class State:
 
     def has(self, step: str) -> bool:
         """Whether a step is finished and what it made is there."""
-        made = {"extract": FEATURES, "tune": RUN, "apply": self.target, "evaluate": EVALUATION}
+        made = {"extract": FEATURES, "tune": RUN, "apply": self.target}
         return step in self.finished and (self.folder / made.get(step, "")).exists()
 
     def done(self, step: str) -> bool:
         """The same, and note it for this call; what hangs on a step that must run is not done."""
         there = self.has(step)
-        self.steps[step] = "was there" if there else "ran"
+        self.steps[step] = "kept" if there else "ran"
         if not there:
             for later in STEPS[STEPS.index(step) :]:
                 self.finished.pop(later, None)

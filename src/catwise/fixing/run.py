@@ -1,4 +1,4 @@
-"""Read, extract, tune, write back, verify, evaluate, report.
+"""Read, extract, tune and evaluate, write back, verify, report.
 
 Every step leaves its result in the output folder, whole or not at all; a run that was stopped goes
 on where it was, and ends with the same bytes.
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from catwise._io import remove, write_text
+from catwise._io import remove, write_json, write_text
 from catwise.errors import ConfigError, HeadError, IdError, InSampleWarning, MismatchError
 from catwise.fixing import account
 from catwise.fixing.config import FixConfig, FixResult
@@ -65,12 +65,13 @@ if TYPE_CHECKING:
 __all__ = ["STEPS", "PreparedFix", "fix", "prepare"]
 
 _DONE: Final = "done"
+_OPTIONS: Final = ("missing", "undecodable", "flips", "force")
+"""What decided which images are used and how, beside what the configuration of `tune` says."""
 _SAYS: Final = {
     "extract": "images through the model",
-    "tune": "tuning the head",
+    "tune": "tuning the head and scoring both on the test images",
     "apply": "writing the checkpoint",
     "verify": "running the new checkpoint",
-    "evaluate": "scoring the test images",
 }
 
 
@@ -216,8 +217,7 @@ class PreparedFix:
     @property
     def ahead(self) -> list[str]:
         """The steps that are not finished."""
-        steps = STEPS if "test" in self.splits else STEPS[:-1]
-        return [step for step in steps if not self.state.has(step)]
+        return [step for step in STEPS if not self.state.has(step)]
 
     def run(self, progress: ProgressCallback | None = None) -> FixResult:
         """Do what is left to do; see `fix`."""
@@ -235,9 +235,7 @@ class PreparedFix:
             tell("verify")
             if not state.done("verify"):
                 state.finish("verify", {"verified": _verified(self, target, head)._asdict()})
-            tell("evaluate")
-            evaluation = _evaluated(self, head, store)
-            result = _account(self, left_out, evaluation)
+            result = _account(self, left_out)
             tell(_DONE)
             return result
 
@@ -263,6 +261,13 @@ def _extract(
     """The features of all labelled images, and which images are left out."""
     state, config = job.state, job.config
     state.done("extract")
+    state.steps["extract"] = "kept"  # it runs if it says how far it is
+
+    def told(message: Progress) -> None:
+        state.steps["extract"] = "ran"
+        if progress is not None:
+            progress(message)
+
     ids = np.concatenate([ids_of(part) for part in job.splits.values()])
     rows = ImageRows(job.source, job.model.preprocessing, rows=places(job.source, ids))
     store: Any = extract(
@@ -276,7 +281,7 @@ def _extract(
         batch_rows=config.batch_rows,
         num_workers=config.workers,
         overwrite=job.overwrite,
-        progress=progress,
+        progress=told,
     )
     there = set(store.ids.tolist())
     left_out = job.left_out + [
@@ -298,13 +303,14 @@ def _tuned(job: PreparedFix, store: FeatureStore, progress: ProgressCallback | N
     state, config, folder = job.state, job.config, job.state.folder / RUN
     if state.done("tune"):
         return load_head(folder / "head.safetensors")
-    train, valid = (_data(job, name, store) for name in ("train", "valid"))
+    train, valid, test = (_data(job, name, store) for name in ("train", "valid", "test"))
     with warnings.catch_warnings():  # its note says the same, and is shown
         warnings.simplefilter("ignore", category=InSampleWarning)
         result = tune(
             job.base,
             train,
             valid,
+            test=test,
             metric=config.metric,
             preset=config.preset,
             methods=config.methods,
@@ -322,6 +328,7 @@ def _tuned(job: PreparedFix, store: FeatureStore, progress: ProgressCallback | N
             "preprocessing": account.preprocessing_text(job.model.preprocessing),
             "notes": job.notes,
         },
+        "options": {name: getattr(config, name) for name in _OPTIONS},
         **job.inputs,
     }
     overwrite = folder.is_dir() and {item.name for item in folder.iterdir()} <= set(RUN_FILES)
@@ -354,41 +361,22 @@ def _verified(job: PreparedFix, target: Path, head: Head) -> Verified:
         raise
 
 
-def _evaluated(job: PreparedFix, head: Head, store: FeatureStore) -> dict[str, Any] | None:
-    if "test" not in job.splits:
-        return None
-    path = job.state.folder / EVALUATION
-    if job.state.done("evaluate"):
-        return account.read(path)
-    document = account.score(
-        job.base,
-        head,
-        _data(job, "test", store),
-        metric=job.config.metric,
-        bootstrap=job.config.bootstrap,
-        seed=job.config.seed,
-    )
-    account.write(path, document)
-    job.state.finish("evaluate")
-    return document
-
-
-def _account(
-    job: PreparedFix, left_out: list[dict[str, str]], evaluation: dict[str, Any] | None
-) -> FixResult:
+def _account(job: PreparedFix, left_out: list[dict[str, str]]) -> FixResult:
     """Report and card, always made anew from what the steps left."""
     folder, facts = job.state.folder, job.state.facts
     target = folder / job.state.target
     run = account.run_of(folder / RUN)
     about = account.describe_checkpoint(job.model, target, facts, left_out)
-    write_text(folder / REPORT, account.report(run, evaluation, about))
-    write_text(folder / CARD, account.card(job.model, run, evaluation, about))
+    if run["evaluation"] is not None:
+        write_json(folder / EVALUATION, run["evaluation"])
+    write_text(folder / REPORT, account.report(run, about))
+    write_text(folder / CARD, account.card(job.model, run, about))
     return FixResult(
         folder,
         target,
         folder / REPORT,
         folder / CARD,
-        evaluation,
+        run["evaluation"],
         run,
         left_out,
         dict(job.state.steps),

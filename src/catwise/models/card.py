@@ -54,13 +54,8 @@ def model_card(
             f"{key} {tuned[key]}" for key in ("preset", "metric", "seed") if key in tuned
         )
         lines.append(f"- tuned category by category on known labels: {how}")
-    if summary is not None and summary.get("before") is not None:
-        after = summary.get("after")
-        lines.append(
-            f"- replaced {summary['n_replaced']} of {summary['n_categories']} categories; "
-            f"{summary['metric']} on the labels that chose {summary['before']:.4f} before"
-            + ("" if after is None else f", {after:.4f} after, corrected for the choosing")
-        )
+    told = summary or {}
+    lines += [f"- {told[key]}" for key in ("headline", "chose") if told.get(key)]
     if verified is not None:
         lines.append(f"- {verified}")
     if preprocessing:

@@ -14,12 +14,14 @@ from catwise.reporting.tables import (
     RECORD_COLUMNS,
     audit_table,
     comparison_table,
+    differences_table,
     evaluation_table,
     json_ready,
     means_table,
     records_csv,
     records_table,
     rows_csv,
+    run_table,
 )
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "audit_table",
     "check_output",
     "comparison_table",
+    "differences_table",
     "evaluation_table",
     "json_ready",
     "means_table",
@@ -36,6 +39,7 @@ __all__ = [
     "render_report",
     "rows_csv",
     "run_document",
+    "run_table",
     "summary_lines",
     "write_run",
 ]

@@ -18,7 +18,16 @@ from catwise._text import (
     score,
     value_text,
 )
-from catwise.reporting.summary import STATUSES, facts, headline, metric_label
+from catwise.reporting.summary import (
+    STATUSES,
+    facts,
+    headline,
+    metric_label,
+    outcome_of,
+    outcome_text,
+    scored_on,
+)
+from catwise.reporting.tables import by_difference
 
 __all__ = ["render_report"]
 
@@ -31,8 +40,9 @@ def render_report(document: Mapping[str, Any]) -> str:
 
     Args:
         document: what :func:`~catwise.reporting.run_document` gives: `kind`, `summary`, `records`,
-            `config`, `inputs`, `gap`, `notes`, `catwise`; and of `fix`: `test`, the scores on
-            images that chose nothing, and `checkpoint`. What is absent is left out of the page.
+            `config`, `inputs`, `gap`, `notes`, `catwise`, `evaluation` (both heads on test rows,
+            and under `heads` further ones); and of `fix` the `checkpoint`. What is absent is left
+            out of the page.
 
     Returns:
         HTML that is well-formed XML too. Every text from outside is escaped.
@@ -52,7 +62,7 @@ def render_report(document: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        finalize=lambda value: clean(value) if isinstance(value, str) else value,
+        finalize=lambda value: value if hasattr(value, "__html__") else _text(value),
     )
     template = environment.from_string((folder / "report.html.j2").read_text(encoding="utf-8"))
     return template.render(
@@ -61,6 +71,10 @@ def render_report(document: Mapping[str, Any]) -> str:
         style=_Verbatim(style),
         script=_Verbatim(script),
     )
+
+
+def _text(value: object) -> object:
+    return clean(value) if isinstance(value, str) else value
 
 
 class _Verbatim:
@@ -87,15 +101,18 @@ def _view(document: Mapping[str, Any]) -> dict[str, Any]:
     summary = dict(document.get("summary") or {})
     records = list(document.get("records") or [])
     kind = str(document.get("kind", "tune"))
-    metric = metric_label(summary.get("metric"))
+    where, role = scored_on(document)
     return {
         "title": _TITLES.get(kind, "Run"),
-        "metric": metric,
+        "metric": metric_label(summary.get("metric")),
         "version": document.get("catwise", ""),
         "headline": headline(document),
+        "scores": _scores(document),
         "facts": facts(summary, records),
-        "test": _test(document.get("test")),
-        "table": _table(_with_test(records, document.get("test"))),
+        "test": _test(document.get("evaluation")),
+        "where": where,
+        "role": role,
+        "table": _table(records),
         "reasons": _reasons(records),
         "gap": _gap(document.get("gap")),
         "notes": [str(note) for note in document.get("notes") or []],
@@ -152,12 +169,10 @@ def _columns(candidates: Sequence[str]) -> list[tuple[str, str, _Maker]]:
         ("gain", "number", of("gain", gain)),
         ("interval", "number", bounds),
         ("raw", "number", of("selected_on", score)),
-        ("test before", "number", of("test_before", score)),
-        ("test after", "number", of("test_after", score)),
         ("train +", "number", of("n_positive_train", count)),
         ("train −", "number", of("n_negative_train", count)),
-        ("fresh +", "number", of("n_positive_valid", count)),
-        ("fresh −", "number", of("n_negative_valid", count)),
+        ("valid +", "number", of("n_positive_valid", count)),
+        ("valid −", "number", of("n_negative_valid", count)),
         ("AUROC gap", "number", of("gap_auroc", gain)),
         *((f"{name} (raw)", "number", candidate(name)) for name in candidates),
         ("candidate", "text", of("candidate")),
@@ -187,7 +202,11 @@ def _table(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 "name": str(record.get("category", number)),
                 "number": number,
                 "status": status if status in STATUSES else "other",
-                "cells": [(kind, *cells[number]) for _, kind, cells in columns],
+                "outcome": outcome_of(record),
+                "cells": [
+                    (f"{kind} change" if heading == "gain" else kind, *cells[number])
+                    for heading, kind, cells in columns
+                ],
             }
         )
     return {"headings": [(heading, kind) for heading, kind, _ in columns], "rows": rows}
@@ -222,34 +241,66 @@ def _reasons(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return result
 
 
-def _test(test: object) -> dict[str, Any] | None:
-    """The means before and after on test images."""
-    if not isinstance(test, Mapping) or not test:
+def _scores(document: Mapping[str, Any]) -> dict[str, str] | None:
+    """The numbers of the headline; None where there are none."""
+    found = document.get("evaluation") or document.get("summary") or {}
+    if found.get("before") is None or found.get("after") is None:
         return None
-    rows = [
-        [
-            metric_label(name),
-            score(mean.get("before")),
-            score(mean.get("after")),
-            gain(mean.get("change")),
-            interval(mean.get("change_low"), mean.get("change_high")),
-            f"{count(mean.get('n_categories'))} of {count(test.get('n_categories'))}",
-        ]
-        for name, mean in (test.get("means") or {}).items()
+    names = ("difference", "difference_low", "difference_high")
+    if not document.get("evaluation"):
+        names = ("gain", "gain_low", "gain_high")
+    change, low, high = (found.get(name) for name in names)
+    return {
+        "before": score(found["before"]),
+        "after": score(found["after"]),
+        "change": gain(change),
+        "interval": interval(low, high),
+        "level": f"{found.get('level') or 0.95:.0%}",
+    }
+
+
+def _test(evaluation: object) -> dict[str, Any] | None:
+    """Both heads on test rows: the means, and each category, the largest difference first."""
+    if not isinstance(evaluation, Mapping) or not evaluation:
+        return None
+    total = count(evaluation.get("n_categories"))
+    means = [
+        [*_differences(mean, metric_label(name)), f"{count(mean.get('n_scored'))} of {total}"]
+        for name, mean in (evaluation.get("means") or {}).items()
     ]
-    level = f"{test.get('level') or 0.95:.0%}"
-    return {"images": count(test.get("images")), "rows": rows, "level": level}
+    categories = [
+        {
+            "outcome": str(row.get("outcome", "")),
+            "cells": [
+                *_differences(row, str(row.get("category", ""))),
+                count(row.get("n_positive")),
+                count(row.get("n_negative")),
+            ],
+            "shows": outcome_text(row),
+        }
+        for row in by_difference(evaluation.get("categories") or [], evaluation.get("metric"))
+    ]
+    return {
+        "rows": plural(int(evaluation["n_rows"]), "test row"),
+        "level": f"{evaluation.get('level') or 0.95:.0%}",
+        "means": means,
+        "categories": categories,
+        "heads": [_head_row(one) for one in evaluation.get("heads") or []],
+    }
 
 
-def _with_test(records: Sequence[Mapping[str, Any]], test: object) -> list[Mapping[str, Any]]:
-    """The records with each category's scores on the test images."""
-    if not isinstance(test, Mapping) or not test:
-        return list(records)
-    metric, found = test.get("metric"), {}
-    for row in test.get("categories") or []:
-        sides = {f"test_{side}": row.get(f"{metric}_{side}") for side in ("before", "after")}
-        found[str(row["category"])] = sides
-    return [{**record, **found.get(str(record.get("category")), {})} for record in records]
+def _differences(row: Mapping[str, Any], name: str) -> list[str]:
+    """Name, before, after, difference, interval."""
+    low, high = row.get("difference_low"), row.get("difference_high")
+    sides = (score(row.get(side)) for side in ("before", "after"))
+    return [name, *sides, gain(row.get("difference")), interval(low, high)]
+
+
+def _head_row(one: Mapping[str, Any]) -> list[str]:
+    """One of several heads on the test rows."""
+    bounds = interval(one.get("gain_low"), one.get("gain_high"))
+    name = str(one.get("name", ""))
+    return [name, score(one.get("score")), gain(one.get("gain")), bounds]
 
 
 def _gap(gap: object) -> dict[str, Any] | None:

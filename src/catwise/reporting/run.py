@@ -11,6 +11,7 @@ from catwise._io import atomic_folder, list_names, write_json, write_text
 from catwise._version import __version__
 from catwise.errors import OutputError
 from catwise.reporting.html import render_report
+from catwise.reporting.summary import headline
 from catwise.reporting.tables import json_ready, records_csv
 
 if TYPE_CHECKING:
@@ -28,9 +29,11 @@ RUN_FILES: Final = (
     "summary.json",
     "history.json",
     "folds.safetensors",
+    "evaluation.json",
     "report.html",
 )
-"""The files of a run; `history.json` and `folds.safetensors` where there is something in them."""
+"""The files of a run; `history.json`, `folds.safetensors` and `evaluation.json` (both heads on test
+rows) where there is something in them."""
 
 
 def run_document(
@@ -44,7 +47,8 @@ def run_document(
 
     Returns:
         `catwise` (version), `kind` ("tune" or "select"), `inputs`, `config`, `summary`, `records`,
-        `gap` and `notes`; the history of the fits has its own file.
+        `gap`, `notes` and `evaluation`, both heads on test rows; the history of the fits has its
+        own file. The summary has the headline, its verdict and which rows these are of.
     """
     kind = "tune" if hasattr(result, "base") else "select"
     document = {
@@ -56,6 +60,15 @@ def run_document(
         "records": result.records,
         "gap": getattr(result, "gap", None),
         "notes": result.notes,
+        "evaluation": getattr(result, "evaluation", None),
+    }
+    told = headline(document)
+    document["summary"] = {
+        "verdict": told.verdict,
+        "headline": told.text,
+        "headline_rows": told.rows,
+        "chose": told.chose,
+        **result.summary,
     }
     ready: dict[str, Any] = json_ready(document)
     return ready
@@ -177,6 +190,8 @@ def write_run(
         writers["history.json"] = lambda target: write_json(target, history, indent=None)
     if folds is not None:
         writers["folds.safetensors"] = folds.save
+    if document["evaluation"] is not None:
+        writers["evaluation.json"] = lambda target: write_json(target, document["evaluation"])
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

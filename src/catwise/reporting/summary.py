@@ -1,87 +1,194 @@
-"""What a run came to, in a few texts: for the page and for the terminal."""
+"""What a run came to, in a few texts: for the page, the terminal and `summary.json`.
+
+Where there are test rows, which chose nothing, the headline is theirs; what the rows that fitted
+or chose say stands beside it and is named so.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from catwise._text import count, gain, interval, score
+from catwise._text import count, gain, interval, plural, score
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["STATUSES", "facts", "headline", "metric_label", "summary_lines"]
+__all__ = [
+    "STATUSES",
+    "Headline",
+    "facts",
+    "headline",
+    "is_loss",
+    "metric_label",
+    "outcome_of",
+    "outcome_text",
+    "scored_on",
+    "summary_lines",
+]
 
 STATUSES: Final = ("replaced", "kept", "skipped")
-_METRIC_NAMES: Final = {"auroc": "AUROC", "f1": "F1", "best_f1": "best F1", "ece": "ECE"}
+_OUTCOME_TEXTS: Final = {
+    "no_difference": "no difference",
+    "not_judged": "not judged",
+    "no_known_label": "no label",
+    "no_known_positive": "no positive",
+    "no_known_negative": "no negative",
+    "few_positives": "few positives",
+    "few_negatives": "few negatives",
+    "order_unchanged": "same order",
+}
+
+
+class Headline(NamedTuple):
+    """What stands first.
+
+    Attributes:
+        rows: which rows it is about: "test", "validation" or "training".
+        verdict: "helped", "harmed", "no_difference" or "not_judged"; of test rows alone.
+        text: one or two sentences, the verdict first.
+        chose: what the rows that fitted or chose say, beside it; "" where the text says that.
+    """
+
+    rows: str
+    verdict: str
+    text: str
+    chose: str
+
+
+def headline(document: Mapping[str, Any]) -> Headline:
+    """What a run came to.
+
+    Args:
+        document: as :func:`~catwise.reporting.run_document` gives it.
+
+    >>> found = headline({"summary": {"before": 0.5, "after": 0.75, "gain": 0.25}, "records": []})
+    >>> found.rows, found.verdict, found.text[:16]
+    ('validation', 'not_judged', 'Validation only:')
+    """
+    evaluation = document.get("evaluation")
+    where, role = scored_on(document)
+    rows = "training" if where.startswith("training") else "validation"
+    if evaluation:
+        verdict, text = str(evaluation["verdict"]), str(evaluation["sentence"])
+        return Headline("test", verdict, text, f"On {where}, which {role}: {_change(document)}.")
+    start = "In sample" if rows == "training" else "Validation only"
+    text = f"{start}: on {where}, which {role}, {_change(document)}."
+    return Headline(rows, "not_judged", f"{text} Test rows, which choose nothing, would judge.", "")
+
+
+def scored_on(document: Mapping[str, Any]) -> tuple[str, str]:
+    """On which rows the records' own scores are, and what these rows did."""
+    records = document.get("records") or []
+    places = {str(record["scored_on"]) for record in records if record.get("scored_on")}
+    where = places.pop() if len(places) == 1 else "validation"
+    where, chose, _ = where.partition(", which chose")
+    use = (document.get("config") or {}).get("validation")
+    fitted = not chose and (where.startswith("training") or use == "fit_and_select")
+    return where, "fitted and chose" if fitted else "chose"
+
+
+def _change(document: Mapping[str, Any]) -> str:
+    """The means before and after on the rows of the records."""
+    summary = document.get("summary") or {}
+    metric = metric_label(summary.get("metric"))
+    if summary.get("before") is None:
+        return "no category could be scored"
+    before, after = score(summary["before"]), summary.get("after")
+    total = summary.get("n_categories", len(document.get("records") or []))
+    over = f"over {count(summary.get('n_scored'))} of {plural(total, 'category', 'categories')}"
+    if after is None:
+        raw = score(summary.get("selected_on"))
+        return (
+            f"mean {metric} {over} went from {before} to {raw}, which is not corrected for the "
+            "choosing and too high"
+        )
+    level = summary.get("level") or (document.get("config") or {}).get("level") or 0.95
+    bounds = interval(summary.get("gain_low"), summary.get("gain_high"))
+    return (
+        f"mean {metric} {over} went from {before} to {score(after)} ({gain(summary.get('gain'))}, "
+        f"{level:.0%} interval {bounds}, corrected for the choosing)"
+    )
 
 
 def summary_lines(document: Mapping[str, Any]) -> list[str]:
-    """The result of a run in a few lines.
+    """The result of a run in a few lines, the headline first.
 
     Args:
         document: as :func:`~catwise.reporting.run_document` gives it.
 
     >>> summary_lines({"summary": {}, "records": [{"status": "kept"}]})[-1]
-    '0 replaced, 1 kept, 0 skipped'
+    'Rows of the head: 0 replaced, 1 kept, 0 skipped.'
     """
-    records = document.get("records") or []
     told = headline(document)
-    found = Counter(str(record.get("status", "")) for record in records)
-    scores = f"{told['before']} → {told['after']}, " if told["before"] else ""
-    return [
-        f"mean {told['metric']}: {scores}{told['change']}",
-        told["covers"],
-        ", ".join(f"{found[status]:,} {status}" for status in STATUSES),
-    ]
+    found = Counter(str(record.get("status", "")) for record in document.get("records") or [])
+    counts = ", ".join(f"{found[status]:,} {status}" for status in STATUSES)
+    return [*filter(None, (told.text, told.chose)), f"Rows of the head: {counts}."]
 
 
 def metric_label(name: object) -> str:
-    """A metric's name for people."""
-    text = str(name or "metric")
-    return _METRIC_NAMES.get(text, text.replace("_", " "))
+    """A metric's name for people, as it stands inside a sentence.
+
+    >>> metric_label("auroc"), metric_label("log_loss"), metric_label(None)
+    ('AUROC', 'log-loss', 'metric')
+    """
+    from catwise.metrics import METRICS
+
+    known = METRICS.get(str(name))
+    return str(name or "metric").replace("_", " ") if known is None else known.text
 
 
-def headline(document: Mapping[str, Any]) -> dict[str, str]:
-    """The mean before and after, its interval, what it covers."""
-    summary = document.get("summary") or {}
-    records = document.get("records") or []
-    metric = metric_label(summary.get("metric"))
-    before, after = summary.get("before"), summary.get("after")
-    if before is None:
-        return {
-            "before": "",
-            "after": "",
-            "change": "no category could be scored",
-            "covers": "Nothing is known about whether the head became better.",
-            "metric": metric,
-        }
-    n_scored, total = summary.get("n_scored"), summary.get("n_categories", len(records))
-    places = {str(record["scored_on"]) for record in records if record.get("scored_on")}
-    where = f", {places.pop()}" if len(places) == 1 else ""
-    return {
-        "before": score(before),
-        "after": score(after) if after is not None else "?",
-        "change": _change(document, summary),
-        "covers": f"Mean over {count(n_scored)} of {count(total)} categories{where}.",
-        "metric": metric,
-    }
+def is_loss(metric: object) -> bool:
+    """Whether less of a metric is better.
+
+    >>> is_loss("log_loss"), is_loss("auroc")
+    (True, False)
+    """
+    from catwise.metrics import METRICS
+
+    known = METRICS.get(str(metric))
+    return known is not None and not known.higher_is_better
 
 
-def _change(document: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
-    """The gain and how sure it is."""
-    if summary.get("after") is None:
-        raw = score(summary.get("selected_on"))
-        return f"not known without other data; {raw} on the data that chose it, not corrected"
-    bounds = interval(summary.get("gain_low"), summary.get("gain_high"))
-    level = summary.get("level") or (document.get("config") or {}).get("level") or 0.95
-    return f"{gain(summary.get('gain'))} ({level:.0%} interval {bounds})"
+def outcome_of(record: Mapping[str, Any]) -> str:
+    """What a category's scores show: "better", "worse", or "" where neither is shown.
+
+    That is what test rows say; without them what the interval of its corrected gain says.
+
+    Args:
+        record: of a run.
+
+    >>> outcome_of({"metric": "auroc", "gain_low": 0.01, "gain_high": 0.2})
+    'better'
+    >>> outcome_of({"metric": "log_loss", "gain_low": 0.01, "gain_high": 0.2})
+    'worse'
+    """
+    if "test_outcome" in record:
+        found = str(record["test_outcome"])
+        return found if found in {"better", "worse"} else ""
+    low, high, metric = record.get("gain_low"), record.get("gain_high"), record.get("metric")
+    if low is None or high is None or low <= 0 <= high:
+        return ""
+    return "worse" if (low > 0) == is_loss(metric) else "better"
+
+
+def outcome_text(row: Mapping[str, Any]) -> str:
+    """What a category of an evaluation shows, or why nothing, in a few words.
+
+    Args:
+        row: with `outcome` and `reason`, as in `evaluation.json`.
+
+    >>> outcome_text({"outcome": "not_judged", "reason": "few_positives"})
+    'few positives'
+    """
+    found = str(row.get("reason") or row.get("outcome") or "")
+    return _OUTCOME_TEXTS.get(found, found)
 
 
 def facts(
     summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
 ) -> list[tuple[str, str]]:
-    """How many categories came to what, and the raw score."""
+    """How many rows of the head came to what, and the raw score."""
     found = Counter(str(record.get("status", "")) for record in records)
     pairs = [(status, f"{found[status]:,}") for status in STATUSES]
     if summary.get("selected_on") is not None:

@@ -9,7 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from catwise._text import NOTHING, clean, count, gain, interval, score
+from catwise._text import NOTHING, clean, count, gain, interval, plural, score
+from catwise.reporting.summary import is_loss, metric_label, outcome_of, outcome_text, scored_on
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,14 +20,17 @@ if TYPE_CHECKING:
 __all__ = [
     "RECORD_COLUMNS",
     "audit_table",
+    "by_difference",
     "comparison_table",
     "defuse",
+    "differences_table",
     "evaluation_table",
     "json_ready",
     "means_table",
     "records_csv",
     "records_table",
     "rows_csv",
+    "run_table",
 ]
 
 RECORD_COLUMNS: Final = (
@@ -57,7 +61,7 @@ RECORD_COLUMNS: Final = (
 # Excel, LibreOffice and Google Sheets run what starts so as a formula; the wide forms count too.
 _FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\n", "＝", "＋", "－", "＠")
 _SIGNS: Final = ("positive", "negative")
-_STATUS_STYLE: Final = {"replaced": "green", "kept": "", "skipped": "dim"}
+_STYLES: Final = {"better": "green", "worse": "red"}
 
 
 def json_ready(value: Any) -> Any:
@@ -179,13 +183,15 @@ def _first(
 def records_table(
     records: Sequence[Mapping[str, Any]], *, limit: int = 40, title: str = "Categories"
 ) -> Table:
-    """The records of a run as a table for a terminal.
+    """The records of a run as a table for a terminal: what the rows that chose say.
+
+    Green is a gain that is shown, red a loss; what was kept has no colour.
 
     Args:
-        records: as in `TuneResult.records`; the known labels shown are the fresh ones, or the
-            training labels where there are no others.
+        records: as in `TuneResult.records`; the known labels shown are the validation labels, or
+            the training labels where there are no others.
         limit: at most so many rows, those with the largest gain or loss; 0 shows all.
-        title: what stands above.
+        title: what stands above; it says which rows the scores are of.
     """
     raw = any(r.get("after") is None and r.get("selected_on") is not None for r in records)
     names = ["before", "after", *(["raw"] if raw else []), "gain", "interval", "+ / −"]
@@ -205,7 +211,7 @@ def records_table(
             _known(record),
             str(record.get("reason", "")),
         ]
-        _add(table, cells, _STATUS_STYLE.get(status, ""))
+        _add(table, cells, "dim" if status == "skipped" else _STYLES.get(outcome_of(record), ""))
     table.caption = rest or None
     return table
 
@@ -214,6 +220,58 @@ def _known(record: Mapping[str, Any]) -> str:
     """Known positives and negatives of the data that scored."""
     where = "train" if record.get("n_positive_valid") is None else "valid"
     return " / ".join(count(record.get(f"n_{sign}_{where}")) for sign in _SIGNS)
+
+
+def by_difference(rows: Iterable[Mapping[str, Any]], metric: object) -> list[Mapping[str, Any]]:
+    """Categories of an evaluation, what became best first, those without a difference last."""
+    sign = 1 if is_loss(metric) else -1
+
+    def place(row: Mapping[str, Any]) -> tuple[bool, float]:
+        value = json_ready(row.get("difference"))
+        return value is None, 0.0 if value is None else sign * value
+
+    return sorted(rows, key=place)
+
+
+def run_table(document: Mapping[str, Any], *, limit: int = 40) -> Table:
+    """The categories of a run as a table for a terminal: on test rows where there are any.
+
+    Args:
+        document: as :func:`~catwise.reporting.run_document` gives it.
+        limit: at most so many rows; 0 shows all.
+    """
+    if document.get("evaluation"):
+        return differences_table(document["evaluation"], limit=limit)
+    where, role = scored_on(document)
+    return records_table(document["records"], limit=limit, title=f"On {where}, which {role}")
+
+
+def differences_table(evaluation: Mapping[str, Any], *, limit: int = 40) -> Table:
+    """Both heads on test rows, category by category, as a table for a terminal.
+
+    Args:
+        evaluation: as in `TuneResult.evaluation`.
+        limit: at most so many rows, those with the largest difference; 0 shows all.
+    """
+    rows = plural(int(evaluation["n_rows"]), "test row")
+    title = f"{metric_label(evaluation['metric'])} on {rows}, which chose nothing"
+    names = ("before", "after", "difference", f"{evaluation['level']:.0%} interval", "positives")
+    columns = [("category", False), *((name, True) for name in names), ("shows", False)]
+    table = _table(title, columns)
+    shown, rest = _first(evaluation["categories"], limit, "difference")
+    for row in by_difference(shown, evaluation["metric"]):
+        cells = (
+            str(row.get("category", "")),
+            score(row.get("before")),
+            score(row.get("after")),
+            gain(row.get("difference")),
+            interval(row.get("difference_low"), row.get("difference_high")),
+            count(row.get("n_positive")),
+            outcome_text(row),
+        )
+        _add(table, cells, _STYLES.get(str(row.get("outcome")), ""))
+    table.caption = rest or None
+    return table
 
 
 def evaluation_table(

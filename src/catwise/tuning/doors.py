@@ -37,7 +37,16 @@ if TYPE_CHECKING:
     from catwise.heads import Head
     from catwise.labels import PartialLabels
 
-__all__ = ["Data", "Work", "check_logits", "check_sources", "open_work"]
+__all__ = [
+    "Data",
+    "Work",
+    "check_kinds",
+    "check_logits",
+    "check_sources",
+    "make_data",
+    "open_work",
+    "same_categories",
+]
 
 _LOGITS_TOLERANCE: Final = 1e-2
 
@@ -93,21 +102,21 @@ def open_work(
     notes = list(aligned.notes)
     taken = aligned.take(features)
     check_finite(taken, name="train features", for_fitting=True)
-    data = _data(taken, labels, policy, seed)
+    data = make_data(taken, labels, policy, seed)
     if not (data.weight is not None and data.weight.any()):
         require_known(labels, "training label")
     fresh = None
     if valid is not None:
         valid = open_source(valid, name="valid")
-        _check_kinds(features, valid[0])
+        check_kinds(features, valid[0], "validation")
         notes += check_disjoint(train, valid)
         fresh_aligned = align(head, *valid, name="valid")
         require_known(valid[1], "validation label")
         notes += fresh_aligned.notes
-        ordered = _same_categories(aligned, fresh_aligned)
+        ordered = same_categories(aligned, fresh_aligned, "validation")
         taken = replace(fresh_aligned, head_index=aligned.head_index).take(valid[0])
         check_finite(taken, name="valid features", for_fitting=True)
-        fresh = _data(taken, ordered, policy, seed)
+        fresh = make_data(taken, ordered, policy, seed)
     notes += labelled_part(data.labels if fresh is None else fresh.labels)
     fitted = [source.labels.counts().uncertain.any() for source in (data, fresh) if source]
     if policy is not None or any(fitted):
@@ -125,20 +134,21 @@ def open_work(
     )
 
 
-def _check_kinds(train: Any, valid: Any) -> None:
-    """Both sources have one vector for an image, or both as many."""
-    kinds = [by_category(features) for features in (train, valid)]
+def check_kinds(train: Any, other: Any, name: str) -> None:
+    """Training features and those of another source have one vector for an image, or as many."""
+    kinds = [by_category(features) for features in (train, other)]
     counts = [0 if kind is None else kind.n_groups for kind in kinds]
     if counts[0] != counts[1]:
         told = [f"{n:,} vectors an image" if n else "one vector an image" for n in counts]
         raise ShapeError(
-            "training and validation features are not of one kind.",
-            found=f"{told[0]} in training, {told[1]} in validation",
+            f"training and {name} features are not of one kind.",
+            found=f"{told[0]} in training, {told[1]} in {name}",
             expected="features of one model",
         )
 
 
-def _data(features: Any, labels: PartialLabels, policy: LabelPolicy | None, seed: int) -> Data:
+def make_data(features: Any, labels: PartialLabels, policy: LabelPolicy | None, seed: int) -> Data:
+    """A source whose features are in the order of its labels."""
     digests = source_digests(features, labels)
     if policy is None:
         return Data(features, labels, digests, None, None)
@@ -149,12 +159,12 @@ def _data(features: Any, labels: PartialLabels, policy: LabelPolicy | None, seed
     return Data(features, labels, digests, target, weight)
 
 
-def _same_categories(train: Aligned, valid: Aligned) -> PartialLabels:
-    """Validation labels with their columns in the order of the training labels'.
+def same_categories(train: Aligned, other: Aligned, name: str) -> PartialLabels:
+    """Labels of another source with their columns in the order of the training labels'.
 
     By name where both have names; else by the row of the head that a column belongs to.
     """
-    sides = (train, valid)
+    sides = (train, other)
     named = not any(has_default_names(side.labels.categories) for side in sides)
     wanted, have = (
         list(side.labels.categories if named else side.head_index.tolist()) for side in sides
@@ -163,16 +173,16 @@ def _same_categories(train: Aligned, valid: Aligned) -> PartialLabels:
     lacking = [train.categories[i] for i, key in enumerate(wanted) if key not in place]
     if lacking:
         raise CategoryError(
-            f"the validation labels lack {len(lacking):,} of the training labels' "
+            f"the {name} labels lack {len(lacking):,} of the training labels' "
             f"{len(wanted):,} categories.",
             found=f"not there: {', '.join(map(repr, lacking[:3]))}",
             expected="the same categories in both, in any order",
             remedy="add the columns, with unknown labels, or leave them out of both",
         )
     index = [place[key] for key in wanted]
-    if index == list(range(valid.labels.shape[1])):
-        return valid.labels
-    return valid.labels.take_categories(index)
+    if index == list(range(other.labels.shape[1])):
+        return other.labels
+    return other.labels.take_categories(index)
 
 
 def check_sources(work: Work, train: Any, valid: Any, *, force: bool) -> list[str]:

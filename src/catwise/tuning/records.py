@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from catwise.labels import LabelCounts
 
-__all__ = ["EXPLANATIONS", "Scores", "make_records"]
+__all__ = ["EXPLANATIONS", "Scores", "add_test_scores", "make_records"]
 
 EXPLANATIONS: Final = {
     "gain": "The tuned head scored better on labels that did not fit it.",
@@ -128,3 +128,27 @@ def make_records(
             }
         )
     return records
+
+
+_ON_TEST: Final = {
+    "test_before": "before",
+    "test_after": "after",
+    "test_difference": "difference",
+    "test_low": "difference_low",
+    "test_high": "difference_high",
+    "test_outcome": "outcome",
+    "test_reason": "reason",
+    "n_positive_test": "n_positive",
+    "n_negative_test": "n_negative",
+}
+
+
+def add_test_scores(records: list[dict[str, Any]], evaluation: dict[str, Any]) -> None:
+    """Put each category's scores on test rows into its record.
+
+    Args:
+        records: of the same categories in the same order; they are changed.
+        evaluation: as `evaluation_of` gives it.
+    """
+    for record, row in zip(records, evaluation["categories"], strict=True):
+        record.update({key: row[name] for key, name in _ON_TEST.items()})

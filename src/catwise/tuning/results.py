@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from catwise.metrics import PairedComparison
+
 __all__ = ["FOLDS_FORMAT", "FoldArtifacts", "TuneResult"]
 
 FOLDS_FORMAT: Final = "1"
@@ -157,6 +159,8 @@ class TuneResult:
         history: a JSON-ready dict for each candidate or step.
         folds: what cross-fitting left, or None.
         notes: what to know about it, a sentence each.
+        test: both heads on the test rows, by the metric of the tuning; None without test rows.
+        evaluation: that, by further metrics too, JSON-ready.
     """
 
     head: Head
@@ -168,8 +172,12 @@ class TuneResult:
     history: list[dict[str, Any]] = field(default_factory=list)
     folds: FoldArtifacts | None = None
     notes: list[str] = field(default_factory=list)
+    test: PairedComparison | None = None
+    evaluation: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
+        if self.test is not None:
+            return f"TuneResult({self.test.sentence()!r})"
         counts = ", ".join(f"{k}={self.summary.get(k)}" for k in ("n_replaced", "n_kept"))
         return f"TuneResult({counts}, gain={self.summary.get('gain')})"
 

@@ -34,9 +34,10 @@ from catwise.tuning.geometry import (
     outlying_rows,
     read_rows,
 )
+from catwise.tuning.held_out import compare_heads, evaluation_of, open_test
 from catwise.tuning.memorisation import MemorisationGap, memorisation_gap
 from catwise.tuning.plan import Plan, make_plan
-from catwise.tuning.records import Scores, make_records, number
+from catwise.tuning.records import Scores, add_test_scores, make_records, number
 from catwise.tuning.results import FoldArtifacts, TuneResult, changed_head
 from catwise.tuning.rows import Rows
 
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 
     from catwise.heads import Head
     from catwise.labels import LabelPolicy, PartialLabels
-    from catwise.metrics import Metric
+    from catwise.metrics import Metric, PairedComparison
     from catwise.progress import ProgressCallback
 
 __all__ = ["tune"]
@@ -61,6 +62,7 @@ def tune(
     train: tuple[Any, PartialLabels],
     valid: tuple[Any, PartialLabels] | None = None,
     *,
+    test: tuple[Any, PartialLabels] | None = None,
     metric: str | Metric = "average_precision",
     preset: str = "default",
     methods: Sequence[str] | None = None,
@@ -81,6 +83,8 @@ def tune(
             (N, C). Rows are joined by id where both have ids, columns by name.
         valid: the same of other images, or None: then the known training labels are
             cross-fitted, which tells less, since the backbone has memorised their images.
+        test: the same of rows that fit and choose nothing: both heads are scored on them in the
+            end, and they are what the result says first.
         metric: name in `catwise.metrics.METRICS`, or a `Metric`; chooses and scores.
         preset: "default", or "paper": category-wise fine-tuning as published.
         methods: for "paper": "bp_bce" (its default), "bp_asl" or "ga"; of several, validation
@@ -126,11 +130,14 @@ def tune(
         progress(Progress("read", 0, 1, "checking head, features and labels"))
     work = open_work(head, train, valid, policy=policy, seed=seed, device=device)
     check_logits(work, logits)
+    others = {"training": train, "validation": valid}
+    held_out, notes = open_test(work, test, others, plan.metric, force=force)
     if progress is not None:
         progress(Progress("read", 1, 1, "everything fits"))
     run = _run_paper if plan.preset == "paper" else _run_default
     outcome = run(work, plan, force=force, progress=progress)
-    return _result(work, plan, outcome, policy, seconds=time.perf_counter() - began)
+    outcome.notes.extend(notes)
+    return _result(work, plan, outcome, policy, held_out, began=began)
 
 
 # -------------------------------------------------------------------------------- default
@@ -423,7 +430,13 @@ def _mean(values: NDArray[np.float64]) -> float:
 
 
 def _result(
-    work: Work, plan: Plan, outcome: _Outcome, policy: LabelPolicy | None, *, seconds: float
+    work: Work,
+    plan: Plan,
+    outcome: _Outcome,
+    policy: LabelPolicy | None,
+    held_out: Data | None,
+    *,
+    began: float,
 ) -> TuneResult:
     scores = outcome.scores
     gaps = None if outcome.gap is None else outcome.gap.records()
@@ -438,6 +451,10 @@ def _result(
     )
     for record, row in zip(records, work.index, strict=True):
         record["index"] = int(row)
+    tested = _tested(work, plan, outcome.head, held_out)
+    evaluation = evaluation_of(tested) if tested else None
+    if evaluation is not None:
+        add_test_scores(records, evaluation)
     config = {
         "preset": plan.preset,
         "methods": list(plan.methods),
@@ -465,7 +482,7 @@ def _result(
         "level": LEVEL,
         "selected_on": number(_mean(scores.selected_on)),
         "choice": outcome.choice,
-        "seconds": round(seconds, 3),
+        "seconds": round(time.perf_counter() - began, 3),
         "passes": outcome.passes,
     }
     digests = [work.train.digests] + ([] if work.valid is None else [work.valid.digests])
@@ -484,4 +501,15 @@ def _result(
         outcome.history,
         outcome.folds,
         [*work.notes, *outcome.notes],
+        tested[0] if tested else None,
+        evaluation,
     )
+
+
+def _tested(work: Work, plan: Plan, head: Head, held_out: Data | None) -> list[PairedComparison]:
+    """Both heads on the test rows; nothing without any."""
+    if held_out is None:
+        return []
+    tuned = head.take_categories(work.index.tolist())
+    base = work.scored.replace(categories=work.categories)
+    return compare_heads(base, tuned, (held_out.features, held_out.labels), plan.metric)

@@ -1,0 +1,166 @@
+"""Test rows: they choose and fit nothing; both heads are scored on them when all is done."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from catwise.errors import ConfigError, InSampleWarning
+from catwise.features import check_finite, of_categories
+from catwise.joining import Aligned, align, check_disjoint, open_source, require_known
+from catwise.metrics.influence import influence
+from catwise.metrics.mismatch import check_match
+from catwise.metrics.paired import PairedComparison, PairedScores
+from catwise.tuning.doors import Data, check_kinds, make_data, same_categories
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+
+    from catwise.heads import Head
+    from catwise.labels import PartialLabels
+    from catwise.metrics import Metric
+    from catwise.tuning.doors import Work
+
+__all__ = ["compare_heads", "evaluation_of", "open_test"]
+
+METRICS: Final = ("average_precision", "auroc", "log_loss")
+"""What test rows are scored by, beside the metric that was to become better."""
+
+#: Logits of one head held at once: 256 MiB as float32.
+_ENTRIES: Final = 1 << 26
+
+
+def open_test(
+    work: Work,
+    test: tuple[Any, PartialLabels] | None,
+    others: dict[str, tuple[Any, PartialLabels] | None],
+    metric: Metric,
+    *,
+    force: bool,
+) -> tuple[Data | None, list[str]]:
+    """Check and join test rows as training and validation rows are.
+
+    Args:
+        work: the head and the training labels that they must fit.
+        test: features and labels, or None.
+        others: the other sources by their names for people; no row or group may be in two.
+        metric: what is to become better.
+        force: go on where head, features and columns look mismatched.
+
+    Returns:
+        The rows in the order of the labels, and what to know, a sentence each.
+
+    Raises:
+        ConfigError: If there is no interval for this metric.
+        IdError: If an id or a group is in another source too.
+        CatwiseError: As `tune`, for its other sources.
+    """
+    if test is None:
+        return None, []
+    _check_metric(metric)
+    features, labels = open_source(test, name="test")
+    check_kinds(work.train.features, features, "test")
+    notes: list[str] = []
+    for name, source in others.items():
+        if source is not None:
+            notes += check_disjoint(source, (features, labels), names=(name, "test"))
+    aligned = align(work.base, features, labels, name="test")
+    require_known(labels, "test label")
+    train = Aligned(work.base, None, work.train.labels, work.index, [])
+    ordered = same_categories(train, aligned, "test")
+    taken = replace(aligned, head_index=work.index).take(features)
+    check_finite(taken, name="test features")
+    data = make_data(taken, ordered, None, work.seed)
+    block, part, logits = next(_blocks((work.scored,), taken, ordered))
+    names = work.categories[block]
+    notes += aligned.notes
+    notes += check_match(logits[0], part, name="test", categories=names, force=force)
+    return data, [*notes, *_fitted_before(work, data)]
+
+
+def _check_metric(metric: Metric) -> None:
+    """Refuse what has no interval before the work begins, not after."""
+    try:
+        influence(metric.name, np.array([1.0, 0.0]), np.array([True, False]))
+    except ConfigError as error:
+        raise ConfigError(
+            "test rows cannot be compared by this metric.",
+            found=metric.name,
+            expected=error.expected,
+            remedy="another metric, or no test rows: evaluate both heads afterwards",
+        ) from error
+
+
+def _fitted_before(work: Work, data: Data) -> list[str]:
+    """Say so where the head that was given was fitted on test rows."""
+    known = work.base.fitted_on
+    n_rows = 0 if known is None else int(np.isin(data.digests, known).sum())
+    if not n_rows:
+        return []
+    note = (
+        f"{n_rows:,} of {data.digests.size:,} test rows fitted or selected the head that was "
+        "given: its score before is too good, and the difference is too small."
+    )
+    warnings.warn(note, InSampleWarning, stacklevel=4)
+    return [note]
+
+
+def _blocks(
+    heads: tuple[Head, ...], features: Any, labels: PartialLabels
+) -> Iterator[tuple[slice, PartialLabels, list[torch.Tensor]]]:
+    """Categories, their labels, and their logits by each head, as many as memory allows."""
+    n_rows, n_categories = labels.shape
+    width = max(1, _ENTRIES // max(n_rows, 1))
+    for start in range(0, n_categories, width):
+        index = range(start, min(start + width, n_categories))
+        own = of_categories(features, index, n_categories)
+        logits = [head.take_categories(index).logits(own) for head in heads]
+        yield slice(index.start, index.stop), labels.take_categories(index), logits
+
+
+def compare_heads(
+    before: Head, after: Head, data: tuple[Any, PartialLabels], metric: str | Metric
+) -> list[PairedComparison]:
+    """Two heads on the same rows, by the metric first and then by `METRICS`.
+
+    Args:
+        before: C categories, in the order of the labels' columns.
+        after: likewise.
+        data: features (N, D) in the order of the labels, and labels (N, C).
+        metric: name or `Metric`.
+
+    Raises:
+        ConfigError: If there is no interval for the metric.
+    """
+    features, labels = data
+    others = [name for name in METRICS if name != getattr(metric, "name", metric)]
+    scores = [PairedScores(one, labels, categories=before.categories) for one in (metric, *others)]
+    for block, part, (old, new) in _blocks((before, after), features, labels):
+        for one in scores:
+            one.add(block, old, new, part)
+    return [one.result() for one in scores]
+
+
+def evaluation_of(found: list[PairedComparison]) -> dict[str, Any]:
+    """Comparisons on test rows as one JSON-ready document; the first one leads.
+
+    Args:
+        found: as `compare_heads` gives them.
+
+    Returns:
+        What `PairedComparison.to_dict` gives of the first, `means` by metric, and for each category
+        the `other_metrics`.
+    """
+    first, *others = found
+    document = first.to_dict()
+    document["means"] = {one.metric: one.mean() for one in found}
+    keys = ("before", "after", "difference", "difference_low", "difference_high")
+    for one in others:
+        for row, record in zip(document["categories"], one.records(), strict=True):
+            row.setdefault("other_metrics", {})[one.metric] = {key: record[key] for key in keys}
+    return document

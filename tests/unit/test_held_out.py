@@ -1,0 +1,206 @@
+"""Test rows of `tune`: they judge, and they change nothing."""
+
+from __future__ import annotations
+
+import contextlib
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+
+import catwise
+from catwise import PartialLabels
+from catwise.errors import (
+    CategoryError,
+    ConfigError,
+    FeatureError,
+    IdError,
+    InSampleWarning,
+    LabelError,
+    MismatchError,
+)
+from catwise.metrics import Metric, compare_logits
+from catwise.metrics.calibration import brier_columns
+from catwise.testing import Task, assert_same_head, make_task
+from catwise.tuning.default import DefaultConfig
+from catwise.tuning.held_out import METRICS, compare_heads, evaluation_of
+from catwise.tuning.paper import PaperConfig
+
+if TYPE_CHECKING:
+    from catwise.tuning.results import TuneResult
+
+QUICK = PaperConfig(lr=2e-3, max_steps=60, patience=20)
+SMALL = DefaultConfig(penalties=(2.5, 0.6), n_folds=3)
+
+
+@cache
+def task() -> Task:
+    return make_task(300, 150, 400, 16, 5)
+
+
+def tuned(test=None, **options) -> TuneResult:
+    made = task()
+    train, valid = options.pop("train", made.train.pair), options.pop("valid", made.valid.pair)
+    options = {"config": SMALL, **options}
+    return catwise.tune(options.pop("head", made.head), train, valid, test=test, **options)
+
+
+@cache
+def judged() -> TuneResult:
+    return tuned(task().test.pair)
+
+
+def renamed(labels: PartialLabels, **changes) -> PartialLabels:
+    parts = {"ids": labels.ids, "categories": labels.categories, "groups": labels.groups}
+    return PartialLabels(labels.codes, **{**parts, **changes})
+
+
+def test_test_rows_compare_the_two_heads():
+    """The result's comparison is that of the base's and the tuned head's logits on these rows."""
+    result, (features, labels) = judged(), task().test.pair
+    expected = compare_logits(task().head.logits(features), result.head.logits(features), labels)
+    assert result.test.verdict == "helped"
+    assert result.test.sentence() == expected.sentence()
+    np.testing.assert_allclose(result.test.difference, expected.difference, rtol=0, atol=1e-6)
+    assert result.evaluation["sentence"] == result.test.sentence()
+    assert result.evaluation["n_rows"] == labels.n_rows
+    assert list(result.evaluation["means"]) == list(METRICS)
+    assert "Helped: on 400 test rows" in repr(result)
+
+
+def test_test_rows_choose_nothing():
+    """Head, scores, choice and history are those of a tuning without test rows."""
+    alone, result = tuned(), judged()
+    assert_same_head(result.head, alone.head)
+    assert np.array_equal(result.head.fitted_on, alone.head.fitted_on)
+    assert result.history == alone.history
+    both = [
+        {key: value for key, value in record.items() if "test" not in key}
+        for record in result.records
+    ]
+    assert both == alone.records
+    assert (alone.test, alone.evaluation) == (None, None)
+
+
+def test_records_hold_the_test_scores():
+    """Every category's record has its scores on test rows, as the evaluation gives them."""
+    for record, row in zip(judged().records, judged().evaluation["categories"], strict=True):
+        assert record["category"] == row["category"]
+        assert record["test_difference"] == row["difference"]
+        assert (record["test_low"], record["test_high"]) == (
+            row["difference_low"],
+            row["difference_high"],
+        )
+        assert record["test_outcome"] == row["outcome"]
+        assert record["n_positive_test"] == row["n_positive"]
+        assert row["other_metrics"]["auroc"]["after"] > 0.5
+
+
+@pytest.mark.parametrize(("other", "name"), [("train", "training"), ("valid", "validation")])
+def test_rows_of_other_sources_are_refused(other, name):
+    """An id, and a group, of the training or validation rows cannot judge."""
+    (features, labels), (_, seen) = task().test.pair, getattr(task(), other).pair
+    ids = labels.ids.astype(object)
+    ids[7] = seen.ids[3]
+    with pytest.raises(IdError, match=f"1 ids are in both the {name} and the test data"):
+        tuned((features.values, renamed(labels, ids=ids.astype(str))))
+    groups = [f"own {row}" for row in range(labels.n_rows)]
+    own = renamed(seen, groups=[f"{name} {row}" for row in range(seen.n_rows)])
+    groups[5] = f"{name} 2"
+    sources = {other: (getattr(task(), other).features, own)}
+    with pytest.raises(IdError, match=f"1 groups are in both the {name} and the test data"):
+        tuned((features, renamed(labels, groups=groups)), **sources)
+
+
+def test_repeated_features_without_ids_are_refused():
+    """Without ids the content of the rows tells."""
+    features, labels = task().valid.pair
+    with pytest.raises(IdError, match="test rows have the same features as a validation row"):
+        tuned((features.values, renamed(labels, ids=None)))
+
+
+def test_mismatched_test_rows_are_refused():
+    """Shuffled test features stop the work before it begins; force goes on and says so."""
+    features, labels = task().test.pair
+    order = np.random.default_rng(0).permutation(labels.n_rows)
+    test = (features.values[order], renamed(labels, ids=None))
+    with pytest.raises(MismatchError, match="test: columns or features look mismatched"):
+        tuned(test)
+    assert any(note.startswith("test: ") for note in tuned(test, force=True).notes)
+
+
+def test_columns_are_matched_by_name():
+    """Columns in another order, with one more in between, change nothing."""
+    features, labels = task().test.pair
+    names = [*labels.categories[::-1], "other"]
+    codes = np.concatenate([labels.codes[:, ::-1], labels.codes[:, :1]], axis=1)
+    weight = torch.cat([task().head.weight, task().head.weight[:1]])
+    bias = torch.cat([task().head.bias, task().head.bias[:1]])
+    head = catwise.Head(weight, bias, categories=[*task().head.categories, "other"])
+    found = tuned((features, PartialLabels(codes, labels.ids, names)), head=head)
+    assert found.test.categories == judged().test.categories
+    np.testing.assert_allclose(found.test.difference, judged().test.difference, atol=1e-6)
+
+
+def test_what_test_rows_cannot_be():
+    """Lacking a category, not finite, without a known label, or for a metric without interval."""
+    features, labels = task().test.pair
+    few = labels.take_categories(range(4))
+    with pytest.raises(CategoryError, match="the test labels lack 1 of"):
+        tuned((features, few))
+    wrong = np.array(features.values)
+    wrong[3, 2] = np.nan
+    with pytest.raises(FeatureError, match="test features"):
+        tuned((wrong, labels))
+    with pytest.raises(LabelError, match="no test label is known"):
+        tuned((features, renamed(labels, ids=None) and PartialLabels(
+            np.full(labels.shape, -1, dtype=np.int8), labels.ids, labels.categories
+        )))  # fmt: skip
+    own = Metric("own", "Own", brier_columns, higher_is_better=False)
+    with pytest.raises(ConfigError, match="test rows cannot be compared by this metric"):
+        tuned((features, labels), metric=own)
+
+
+def test_rows_that_fitted_the_head_given_are_told():
+    """A head that was fitted on test rows has too good a score before: it is said and warned of."""
+    features, labels = task().test.pair
+    first = tuned(valid=(features, labels)).head
+    with pytest.warns(InSampleWarning, match=r"400 of 400 test rows fitted or selected the head"):
+        found = tuned((features, labels), head=first)
+    assert any("400 of 400 test rows fitted" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("options", [{"preset": "paper"}, {"metric": "brier"}, {"valid": None}])
+def test_every_way_of_tuning_is_judged(options):
+    """The published recipe, losses, and training labels alone."""
+    config = QUICK if options.get("preset") else SMALL
+    alone = pytest.warns(InSampleWarning) if "valid" in options else contextlib.nullcontext()
+    with alone:
+        found = tuned(task().test.pair, config=config, **options)
+    assert found.test.metric == options.get("metric", "average_precision")
+    assert found.evaluation["verdict"] == found.test.verdict == "helped"
+
+
+def test_few_positives_have_no_interval():
+    """Two known positives give scores, no interval, and a reason."""
+    features, labels = task().test.pair
+    codes = np.array(labels.codes)
+    codes[np.flatnonzero(codes[:, 0] == 1)[2:], 0] = -1
+    test = (features, PartialLabels(codes, labels.ids, labels.categories))
+    record = tuned(test).records[0]
+    assert record["test_difference"] is not None
+    assert (record["test_low"], record["test_reason"]) == (None, "few_positives")
+    assert record["test_outcome"] == "not_judged"
+
+
+def test_heads_are_compared_block_by_block(monkeypatch):
+    """The size of a block of categories changes nothing beyond rounding."""
+    before, after = task().head, judged().head
+    whole = evaluation_of(compare_heads(before, after, task().test.pair, "auroc"))
+    monkeypatch.setattr("catwise.tuning.held_out._ENTRIES", 800)
+    parts = evaluation_of(compare_heads(before, after, task().test.pair, "auroc"))
+    assert parts["sentence"] == whole["sentence"]
+    for one, other in zip(parts["categories"], whole["categories"], strict=True):
+        assert one["difference"] == pytest.approx(other["difference"], abs=1e-6)
