@@ -6,7 +6,7 @@ import contextlib
 import csv
 import io
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -27,17 +27,16 @@ from catwise.errors import ConfigError, OutputError
 from catwise.features import Features
 from catwise.heads import Head, read_head, write_head
 from catwise.labels import UNKNOWN, LabelPolicy, PartialLabels, drop_uniform
-from catwise.metrics import evaluate
-from catwise.metrics.evaluation import compare
 from catwise.progress import Progress
 from catwise.reporting import write_run
 from catwise.tuning import tune
+from catwise.tuning.held_out import compare_heads
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator
 
-    from catwise.metrics import Evaluation
+    from catwise.metrics import PairedComparison
     from catwise.progress import ProgressCallback
     from catwise.tuning import TuneResult
 
@@ -78,7 +77,6 @@ class DemoConfig:
         epochs: passes of the network's training.
         width: of the network; the features are eight times as wide.
         noise: standard deviation of the noise on each pixel.
-        bootstrap: replicates for the intervals of the gains.
 
     Raises:
         ConfigError: If a size is out of range.
@@ -91,7 +89,6 @@ class DemoConfig:
     epochs: int = 8
     width: int = 16
     noise: float = 0.15
-    bootstrap: int = 500
 
     def __post_init__(self) -> None:
         wrong = [item.name for item in fields(self) if not getattr(self, item.name) > 0]
@@ -192,30 +189,28 @@ def run_demo(
         base = base.replace(provenance={"checkpoint": _FILES["checkpoint"], "key": HEAD_KEY})
         tuned, took = _tune_all(base, splits, features, seed, progress)
         ceiling, took["ceiling"] = _fit_ceiling(base, splits, features)
-        heads = {"before": base, **{k: r.head for k, r in tuned.items()}, "ceiling": ceiling}
-        table, categories = _judge(heads, features["test"], splits["test"].truth, config, seed)
-        table = [{**row, "seconds": took.get(row["method"], seconds)} for row in table]
+        test = (features["test"], splits["test"].truth)
+        found = {method: one.test for method, one in tuned.items() if one.test is not None}
+        found["ceiling"] = compare_heads(base, ceiling, test, _METRIC)[0]
+        table = _table(found, {"before": seconds, **took})
+        categories = _categories(found)
+        result = _with_heads(tuned["default"], table)
         facts = _facts(splits, config, seed)
         facts["seconds"] = round(time.perf_counter() - started, 2)
         write_head(
             folder / _FILES["checkpoint"],
-            tuned["default"].head,
+            result.head,
             folder / _FILES["tuned_checkpoint"],
             key=HEAD_KEY,
             categories=CATEGORIES,
         )
-        scores = {METHODS[row["method"]]: round(row["score"], 4) for row in table}
         inputs = {role: _FILES[role] for role in ("checkpoint", "features", "labels")}
-        written = write_run(
-            tuned["default"],
-            folder / _FILES["run"],
-            inputs={**inputs, "mean AP on the clean test scenes": scores},
-        )
+        written = write_run(result, folder / _FILES["run"], inputs=inputs)
         document = {"table": table, "categories": categories, "facts": facts}
         write_json(folder / _FILES["table"], document)
     files = {role: target / name for role, name in _FILES.items()}
     files["report"] = files["run"] / written["report.html"].name
-    return DemoResult(table, categories, facts, files, tuned["default"], tuned["paper"])
+    return DemoResult(table, categories, facts, files, result, tuned["paper"])
 
 
 def _checked_out(out: Path) -> Path:
@@ -331,6 +326,7 @@ def _tune_all(
     """CFT as published and catwise's default, on the same labels, and their seconds."""
     train = (features["train"], splits["train"].labels)
     valid = (features["valid"], splits["valid"].labels)
+    test = (features["test"], splits["test"].truth)
     results, seconds = {}, {}
     for preset, methods in (("paper", ["bp_bce"]), ("default", None)):
         started = time.perf_counter()
@@ -338,6 +334,7 @@ def _tune_all(
             base,
             train,
             valid,
+            test=test,
             metric=_METRIC,
             preset=preset,
             methods=methods,
@@ -370,42 +367,45 @@ def _fit_ceiling(
     return base.replace(weight=weight, bias=bias), round(time.perf_counter() - started, 2)
 
 
-def _judge(
-    heads: dict[str, Head],
-    features: Features,
-    truth: PartialLabels,
-    config: DemoConfig,
-    seed: int,
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Score every head on the test scenes: the table, and the categories one by one."""
-    found: dict[str, Evaluation] = {
-        method: evaluate(
-            head, (features, truth), metrics=(_METRIC,), bootstrap=config.bootstrap, seed=seed
-        )
-        for method, head in heads.items()
-    }
-    table = []
-    for method, evaluation in found.items():
-        compared = compare(found["before"], evaluation)[_METRIC]
-        low, high = compared.interval or (None, None)
-        first = method == "before"
-        table.append(
+def _table(found: dict[str, PairedComparison], seconds: dict[str, float]) -> list[dict[str, Any]]:
+    """Every head's mean on the test scenes, and its gain over the head before tuning."""
+    first = next(iter(found.values()))
+    rows: list[dict[str, Any]] = [
+        {"method": "before", "score": first.mean_before, "gain": None, "gain_low": None,
+         "gain_high": None, "n_categories": first.n_scored}
+    ]  # fmt: skip
+    for method, one in found.items():
+        mean = one.mean()
+        rows.append(
             {
                 "method": method,
-                "name": METHODS[method],
-                "score": compared.mean_b,
-                "gain": None if first else compared.difference,
-                "gain_low": None if first else low,
-                "gain_high": None if first else high,
-                "n_categories": compared.n_categories,
+                "score": mean["after"],
+                "gain": mean["difference"],
+                "gain_low": mean["difference_low"],
+                "gain_high": mean["difference_high"],
+                "n_categories": mean["n_scored"],
             }
         )
-    categories = [
-        {"category": row["category"], "n_positive": row["n_positive"]}
-        | {method: evaluation.records()[c][_METRIC] for method, evaluation in found.items()}
-        for c, row in enumerate(found["before"].records())
+    return [
+        {**row, "name": METHODS[row["method"]], "seconds": seconds[row["method"]]} for row in rows
     ]
-    return table, categories
+
+
+def _categories(found: dict[str, PairedComparison]) -> list[dict[str, Any]]:
+    """The test scenes' positives of each category, and its scores by method."""
+    rows: list[dict[str, Any]] = []
+    for method, one in found.items():
+        for c, record in enumerate(one.records()):
+            if len(rows) <= c:
+                rows.append({"category": record["category"], "n_positive": record["n_positive"],
+                             "before": record["before"]})  # fmt: skip
+            rows[c][method] = record["after"]
+    return rows
+
+
+def _with_heads(result: TuneResult, table: list[dict[str, Any]]) -> TuneResult:
+    """The result, whose report shows the other heads on the same test scenes too."""
+    return replace(result, evaluation={**(result.evaluation or {}), "heads": table})
 
 
 def _facts(splits: dict[str, _Split], config: DemoConfig, seed: int) -> dict[str, Any]:
