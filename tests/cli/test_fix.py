@@ -264,6 +264,7 @@ def test_stopped_run_goes_on(name: str, finished: Path, case: Path) -> None:
     [
         ("features", "extract"),
         ("run", "tune"),
+        ("run/evaluation.json", "tune"),
         ("net.safetensors", "apply"),
         ("evaluation.json", None),
         ("report.html", None),

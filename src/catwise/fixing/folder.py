@@ -147,8 +147,16 @@ class State:
 
     def has(self, step: str) -> bool:
         """Whether a step is finished and what it made is there."""
-        made = {"extract": FEATURES, "tune": RUN, "apply": self.target}
-        return step in self.finished and (self.folder / made.get(step, "")).exists()
+        run = ["head.safetensors", "config.json", "summary.json", "records.json"]
+        if "test labels" in self.inputs:  # without it the headline would be another one
+            run.append(EVALUATION)
+        made = {
+            "extract": [FEATURES],
+            "tune": [f"{RUN}/{name}" for name in run],
+            "apply": [self.target],
+        }
+        there = ((self.folder / name).exists() for name in made.get(step, []))
+        return step in self.finished and all(there)
 
     def done(self, step: str) -> bool:
         """The same, and note it for this call; what hangs on a step that must run is not done."""
