@@ -14,7 +14,7 @@ from catwise._limits import MAX_TABLES
 from catwise._safetensors import FileLayout, read_layout
 from catwise.errors import CheckpointError, HeadError
 from catwise.heads.archive import Archive, open_archive, read_record, record_name, record_start
-from catwise.heads.pickles import RefusedName, StoredTensor
+from catwise.heads.pickles import Opaque, RefusedName, StoredTensor
 
 if TYPE_CHECKING:
     import os
@@ -205,13 +205,29 @@ def _walk(
                 if depth < MAX_DEPTH and len(waiting) <= MAX_TABLES:
                     name = f"{container}.{key}" if container else str(key)
                     waiting.append((value, name, depth + 1))
-            elif (entry := entry_of(container, str(key), value)) is not None:
-                yield entry
+                continue
+            packed = value if isinstance(value, tuple) else (value,)  # torch packs so
+            for at, part in enumerate(packed):
+                name = str(key) if part is value else f"{key}[{at}]"
+                if (entry := entry_of(container, name, part)) is not None:
+                    yield entry
+
+
+def _unread(container: str, key: str, value: Any, what: str) -> Entry:
+    """A tensor whose numbers do not lie in a storage of their own: it can be told of, not read."""
+    shape = tuple(getattr(value, "shape", ()))
+    storage = (key, id(value))
+    return Entry(container, key, shape, (0,) * len(shape), 0, None, what, storage, value)
 
 
 def _live_entry(container: str, key: str, value: Any) -> Entry | None:
-    if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
+    if not isinstance(value, torch.Tensor):
         return None
+    if type(value) not in {torch.Tensor, torch.nn.Parameter}:  # torchao's, a DTensor …
+        return _unread(container, key, value, type(value).__name__)
+    if value.layout != torch.strided or value.is_meta:
+        what = "on the meta device" if value.is_meta else str(value.layout).removeprefix("torch.")
+        return _unread(container, key, value, what)
     return Entry(
         container,
         key,
@@ -226,6 +242,8 @@ def _live_entry(container: str, key: str, value: Any) -> Entry | None:
 
 
 def _stored_entry(container: str, key: str, value: Any) -> Entry | None:
+    if isinstance(value, Opaque) and value.what.startswith("torch._utils _rebuild"):
+        return _unread(container, key, value, value.what.removeprefix("torch._utils _rebuild_"))
     if not isinstance(value, StoredTensor):
         return None
     dtype = _TORCH_KINDS.get(value.dtype) or getattr(torch, value.dtype, None)

@@ -8,33 +8,25 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from catwise.errors import HeadError, nearest
+from catwise.heads.account import (
+    doubts_after,
+    doubts_beside,
+    head_stem,
+    is_plain_float,
+    unusual_words,
+)
 from catwise.heads.catalog import Catalog, Entry, open_catalog
+from catwise.heads.families import ELSEWHERE, MORE, remedy_for
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
 
-    import torch
+    from catwise.heads.account import Doubt
 
 __all__ = ["Found", "HeadLocation", "find_head", "list_heads"]
 
-_HEAD_NAMES: Final = frozenset(
-    {
-        "cls", "classif", "classifier", "classifiers", "classification_head", "fc", "fc_out",
-        "head", "heads", "head_fc", "last_linear", "last_layer", "linear", "lin", "logit", "logits",
-        "output", "out", "output_layer", "predictor", "prediction", "predictions", "probe", "score",
-    }
-)  # fmt: skip
 _EMA: Final = re.compile(r"(?:^|[._:])(?:ema|averaged|swa|teacher)(?:[._:]|$)", re.IGNORECASE)
-_NO_HEADS: Final = re.compile(
-    r"(?:^|\.)(?:optim\w*|scheduler\w*|lr_sched\w*|scaler|grad\w*)(?:\.|$)"
-)
-_QUANTISED_BESIDE: Final = (
-    "SCB", "weight_format", "weight_scale", "weight_scale_inv", "weight_zero_point", "qweight",
-    "qzeros", "scales", "scale", "zero_point", "_packed_params", "weight.absmax",
-    "weight.quant_map", "weight.quant_state", "weight_packed",
-)  # fmt: skip
-_NORMED_BESIDE: Final = ("weight_g", "weight_v", "parametrizations.weight")
 _STAND_INS: Final = {
     "weight_v": "weight-normed",
     "parametrizations.weight.original1": "weight-normed",
@@ -132,6 +124,7 @@ def find_head(
     key: str | None = None,
     bias_key: str | None = None,
     n_categories: int | None = None,
+    at_hand: bool = False,
 ) -> Found:
     """Find the one head that is meant.
 
@@ -140,9 +133,12 @@ def find_head(
         key: the weight's key, with or without its container and ``.weight``.
         bias_key: the bias's key, when it is not named like the weight's.
         n_categories: how many rows the head has, where that is known.
+        at_hand: the model is at hand and is run, its logits compared with the head's: what only the
+            names of other tensors make doubtful is left to that.
 
     Raises:
-        HeadError: If none or several fit, or the one that fits cannot be used.
+        HeadError: If none or several fit, the one that fits cannot be used, or other tensors leave
+            it open whether it makes the model's logits (see `catwise.heads.account`).
     """
     if key is None:
         entry = _choose(catalog, n_categories)
@@ -150,67 +146,89 @@ def find_head(
         entry = _named(catalog, key, suffix=".weight")
     found = _describe(catalog, entry, bias_key=bias_key)
     problem = found.location.problem
-    if problem:
+    if problem and not (at_hand and problem.startswith(MORE)):
         raise HeadError(
             f"the head {found.location.name!r} of {catalog.label} cannot be used: it is {problem}.",
             found=str(found.location),
             expected="a plain float weight (C, D) that nothing else shares",
             remedy=_remedy(problem),
         )
+    if key is None and not at_hand and (doubts := doubts_after(catalog, entry, found.bias)):
+        raise _unsure(catalog, found, doubts)
     return found
 
 
 def _remedy(problem: str) -> str:
-    if problem.startswith("quantised"):
-        return "use the checkpoint from before it was quantised"
     if problem.startswith("tied"):
         return "untie it: save the checkpoint with a copy of the tensor, weight.clone()"
-    if problem.startswith(("weight-normed", "parametrised", "pruned")):
-        return "fold it first: torch.nn.utils.parametrize.remove_parametrizations (or \
-remove_weight_norm, prune.remove), then save again"
-    return "name another one with key=…; list_heads shows what there is"
+    other = "name another one with key=…; list_heads shows what there is"
+    return remedy_for(problem) or other
+
+
+def _unsure(catalog: Catalog, found: Found, doubts: Sequence[Doubt]) -> HeadError:
+    """A head that may not be the last layer: which tensors say so, and what would make it sure."""
+    words = {doubt.word for doubt in doubts if doubt.word}
+    first = "; ".join(text for word in sorted(words) if (text := remedy_for(word)))
+    sure = (
+        "give the model too (--model KIND:NAME; in Python load_model), which is then run and "
+        f"compared; or, if you know that it is the last, name it with key={found.location.name!r}"
+    )
+    return HeadError(
+        f"the head of {catalog.label} cannot be told: {found.location.name!r} may not be the last "
+        "of its layers.",
+        found="may come behind it, or beside it: "
+        + ", ".join(map(str, doubts[:_SHOWN]))
+        + (f" and {len(doubts) - _SHOWN:,} more" if len(doubts) > _SHOWN else ""),
+        expected="every tensor to be the backbone's, the head's, or of a kind that no logit "
+        "depends on (optimizer, buffers of losses, counters)",
+        remedy=f"{first}; or {sure}" if first else sure,
+    )
 
 
 def _choose(catalog: Catalog, n_categories: int | None) -> Entry:
     """The only head that fits; several or none are an error that shows them."""
-    candidates, packed = _candidates(catalog), _packed(catalog)
+    candidates = _candidates(catalog)
     likely = [group[-1] for group in _groups(candidates)]
     for pool in (_decoders(catalog), likely, _matrices(candidates)):
         fits = [e for e in pool if n_categories in {None, _n_rows(catalog, e)}]
-        if len(fits) == 1 and packed and _head_stem(fits[0]) is None:
-            break
         if len(fits) == 1:
             return fits[0]
         if len(fits) > 1:
             raise _ambiguous(catalog, fits)
         if pool and n_categories is None:
             break
-    if packed:
-        raise HeadError(
-            f"the head of {catalog.label} cannot be told: layers of it are quantised.",
-            found=", ".join(packed[:_SHOWN]),
-            expected="a plain float weight (C, D) that nothing else shares",
-            remedy=_remedy("quantised") + "; or name the head with key='…'",
-        )
-    every = likely or _matrices(candidates)
+    every, words = likely or _matrices(candidates), unusual_words(catalog)
     rows = f" with {n_categories:,} rows" if n_categories is not None and every else ""
+    name = "name it with key='…' (and give its row names if it has further categories)"
     raise HeadError(
         f"no head{rows} was found in {catalog.label}.",
-        found=_show(catalog, every)
-        if every
-        else f"{len(catalog.entries):,} tensors, no matrix named '….weight'",
-        expected="a weight (C, D) of the last layer",
-        remedy="name it with key='…' (and give its row names if it has further categories)",
+        found=(
+            _show(catalog, every)
+            if every
+            else f"{len(catalog.entries):,} tensors, no matrix named '….weight'"
+        )
+        + _said(words),
+        expected="a plain float weight (C, D) of the last layer",
+        remedy="; ".join([*(text for w in words if (text := remedy_for(w))), name]),
     )
 
 
 def _ambiguous(catalog: Catalog, fits: Sequence[Entry]) -> HeadError:
+    problems = [_describe(catalog, entry).location.problem for entry in fits[:_SHOWN]]
+    packed = unusual_words(catalog)
+    first = next((problem for problem in problems if problem), "")
+    mend = [text for word in packed if (text := remedy_for(word))]
+    name = f"name the one that is meant, such as key={fits[0].name!r}"
     return HeadError(
         f"{len(fits)} layers of {catalog.label} may be the head.",
-        found=_show(catalog, fits),
+        found=_show(catalog, fits) + _said(packed),
         expected="one",
-        remedy=f"name the one that is meant, such as key={fits[0].name!r}",
+        remedy=_remedy(first) if first else "; or ".join([*mend, name]),
     )
+
+
+def _said(words: Mapping[str, str]) -> str:
+    return "".join(f"; {names} ({word})" for word, names in words.items())
 
 
 def _show(catalog: Catalog, entries: Sequence[Entry]) -> str:
@@ -242,7 +260,7 @@ def _candidates(catalog: Catalog) -> list[Entry]:
         entry
         for entry in catalog.entries
         if _is_matrix(entry)
-        and not _NO_HEADS.search(entry.container)
+        and not ELSEWHERE.search(entry.container)
         and (_prefix(entry.key) is not None)
     ]
 
@@ -250,20 +268,7 @@ def _candidates(catalog: Catalog) -> list[Entry]:
 def _decoders(catalog: Catalog) -> list[Entry]:
     """The heads of ML-Decoder: where one is, the matrices beside it are none."""
     return [
-        e for e in catalog.entries if e.layout == "groups" and not _NO_HEADS.search(e.container)
-    ]
-
-
-def _packed(catalog: Catalog) -> list[str]:
-    """Quantised layers whose weight is packed: only their scale and zero point are tensors."""
-    names = {e.name for e in catalog.entries}
-    prefixes = [name.removesuffix("zero_point") for name in sorted(names) if "." in name]
-    return [
-        prefix.rstrip(".")
-        for prefix in prefixes
-        if {prefix + "zero_point", prefix + "scale"} <= names
-        and prefix + "weight" not in names
-        and not any(part in prefix.split(".")[-2] for part in ("quant", "post_process"))
+        e for e in catalog.entries if e.layout == "groups" and not ELSEWHERE.search(e.container)
     ]
 
 
@@ -313,19 +318,9 @@ def _groups(candidates: Sequence[Entry]) -> list[list[Entry]]:
 
 
 def _head_stem(entry: Entry) -> tuple[str, ...] | None:
-    """The parts of the key up to the one with a head's name; None where there is none.
-
-    A numbered part before it (`blocks.3.fc`) means that it lies inside the backbone; so does `aux`.
-    """
+    """The parts of the key, or of its table's name, up to the one with a head's name."""
     parts = (_prefix(entry.key) or "").split(".")[:-1]
-    inner = entry.container.split(".")[-1:] if not parts else []
-    for position, part in enumerate(parts or inner):
-        lowered = part.lower()
-        if lowered.isdigit() or "aux" in lowered:
-            return None
-        if lowered.rstrip("0123456789_") in _HEAD_NAMES:
-            return (*parts[:position], re.sub(r"\d+$", "", lowered))
-    return None
+    return head_stem(tuple(parts or entry.container.split(".")[-1:]))
 
 
 def _natural(key: str) -> list[tuple[int, str]]:
@@ -342,9 +337,9 @@ def _describe(catalog: Catalog, entry: Entry, *, bias_key: str | None = None) ->
             expected="shape (C, D), (C, D, 1, 1) of a 1×1 convolution, (1, C, D) of a group-wise "
             "layer, or (K, D, C / K) of ML-Decoder's duplicate_pooling",
         )
-    problem = _problem(catalog, entry, None)
-    quantised = problem.startswith("quantised")  # its shape says nothing of the bias
-    bias = None if quantised else _bias(catalog, entry, bias_key)
+    problem = _stands_in(entry) or _not_float(entry)  # whose shape says nothing of the bias
+    bias = None if problem else _bias(catalog, entry, bias_key)
+    problem = problem or _problem(catalog, entry, bias)
     kind = {4: "1×1 convolution", 3: "category-specific features"}.get(len(entry.shape))
     notes = [kind] if kind else []
     n_categories, n_features = entry.rows
@@ -360,7 +355,7 @@ def _describe(catalog: Catalog, entry: Entry, *, bias_key: str | None = None) ->
         n_features,
         entry.dtype_name,
         ", ".join(notes),
-        problem or _problem(catalog, entry, bias),
+        problem,
     )
     return Found(entry, bias, location)
 
@@ -396,46 +391,30 @@ def _bias(catalog: Catalog, entry: Entry, bias_key: str | None) -> Entry | None:
     return bias
 
 
+def _stands_in(weight: Entry) -> str:
+    """What makes a tensor less than a weight, or ''."""
+    prefix = _prefix(weight.key)
+    word = None if prefix is None else _STAND_INS.get(weight.key.removeprefix(prefix))
+    return f"{word} ({weight.key!r} is not the weight itself)" if word else ""
+
+
+def _not_float(part: Entry) -> str:
+    plain = is_plain_float(part.dtype)
+    return "" if plain else f"quantised or no float tensor ({part.dtype_name})"
+
+
 def _problem(catalog: Catalog, weight: Entry, bias: Entry | None) -> str:
     """Why a head cannot be used, or ''."""
-    prefix = _prefix(weight.key)
-    if prefix is not None:
-        stand_in = _STAND_INS.get(weight.key.removeprefix(prefix))
-        if stand_in:
-            return f"{stand_in} ({weight.key!r} is not the weight itself)"
-        beside = _beside(catalog, weight, prefix)
-        if beside:
-            return beside
     for part in (weight, bias):
         if part is None:
             continue
-        if not _is_plain_float(part.dtype):
-            return f"quantised or no float tensor ({part.dtype_name})"
-        shared = _sharing(catalog, part)
-        if shared:
+        if problem := _not_float(part):
+            return problem
+        if shared := _sharing(catalog, part):
             return f"tied: {part.key!r} shares its storage with {shared!r}"
         if _overlaps_itself(part):
             return f"tied: the rows of {part.key!r} share their numbers"
-    return ""
-
-
-def _beside(catalog: Catalog, weight: Entry, prefix: str) -> str:
-    """What the keys beside a weight tell about it."""
-    for entry in catalog.entries:
-        if entry.container != weight.container or not entry.key.startswith(prefix):
-            continue
-        rest = entry.key.removeprefix(prefix)
-        if rest.startswith(_NORMED_BESIDE):
-            return f"weight-normed ({entry.key!r} stands beside it)"
-        if rest.split("__")[0] in _QUANTISED_BESIDE or rest.startswith("weight.quant_state"):
-            return f"quantised ({entry.key!r} stands beside it)"
-    return ""
-
-
-def _is_plain_float(dtype: torch.dtype | None) -> bool:
-    return dtype is not None and str(dtype) in {
-        "torch.float16", "torch.bfloat16", "torch.float32", "torch.float64",
-    }  # fmt: skip
+    return doubts_beside(catalog, weight, bias)
 
 
 def _sharing(catalog: Catalog, part: Entry) -> str:

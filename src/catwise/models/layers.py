@@ -165,7 +165,7 @@ def _by_name(module: nn.Module) -> str | None:
         if isinstance(rows := getattr(layer, "weight", None), Tensor) and not is_lazy(rows)
     }
     try:
-        key = find_head(open_catalog(shapes)).location.key
+        key = find_head(open_catalog(shapes), at_hand=True).location.key
     except CatwiseError:
         return None
     return key.removesuffix("weight").removesuffix(".")

@@ -146,7 +146,7 @@ def count_categories(
             inside = tuple(e for e in catalog.entries if e.container == container)
             part = dataclasses.replace(catalog, entries=inside)
             with contextlib.suppress(HeadError):
-                counts.add(find_head(part).location.n_categories)
+                counts.add(find_head(part, at_hand=True).location.n_categories)
     if len(counts) == 1:
         return counts.pop()
     raise ConfigError(

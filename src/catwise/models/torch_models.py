@@ -238,7 +238,8 @@ def _layer_names(
 ) -> list[str]:
     """The classification layers' names; found where they are not given."""
     if layers is None:
-        found = find_head(open_catalog(module.state_dict()), n_categories=n_categories)
+        catalog = open_catalog(module.state_dict())
+        found = find_head(catalog, n_categories=n_categories, at_hand=True)
         return [found.location.key.rpartition(".")[0]]
     return [layers] if isinstance(layers, str) else list(layers)
 
@@ -272,7 +273,7 @@ def _part(module: nn.Module, layer: str, catalog: Catalog, placed: Placed) -> Fo
     if own is not None:
         key, bias_key = (placed.names.get(f"{layer}.{n}".lstrip(".")) for n in own)
         if key is not None:
-            return find_head(catalog, key=key, bias_key=bias_key)
+            return find_head(catalog, key=key, bias_key=bias_key, at_hand=True)
     weight = getattr(known[layer], "weight", None)
     key = placed.names.get(f"{layer}.weight")
     if is_linear(known[layer]) and key is None:
@@ -284,7 +285,8 @@ def _part(module: nn.Module, layer: str, catalog: Catalog, placed: Placed) -> Fo
         )
     if key is None or not isinstance(weight, torch.Tensor) or weight.ndim not in {2, 4}:
         return None
-    return find_head(catalog, key=key, bias_key=placed.names.get(f"{layer}.bias"))
+    bias_key = placed.names.get(f"{layer}.bias")
+    return find_head(catalog, key=key, bias_key=bias_key, at_hand=True)
 
 
 def _join(parts: Sequence[Head]) -> Head | None:
