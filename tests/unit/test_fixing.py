@@ -10,7 +10,7 @@ import pytest
 
 from catwise.data import read_table
 from catwise.errors import ConfigError, IdError, MismatchError, OutputError
-from catwise.fixing import FixConfig, account, find_images, fix, listed_images, prepare, verify
+from catwise.fixing import FixConfig, account, find_images, fix, listed_images, prepare
 from catwise.fixing.folder import State, checkpoint_name, labels_digest
 from catwise.labels import PartialLabels
 from catwise.models import LoadedModel, Preprocessing
@@ -271,7 +271,7 @@ def test_a_checkpoint_that_does_not_hold(
         again.module.body[1].bias.data += 1  # type: ignore[union-attr, index]
         return again
 
-    monkeypatch.setattr(verify, "reload_model", other)
+    monkeypatch.setattr("catwise.models.verify.reload_model", other)
     for _ in range(2):
         with pytest.raises(MismatchError, match=r"features of .* are not those of the original"):
             fix(model, images, labels, tmp_path / "out", checkpoint=case / "net.safetensors")

@@ -208,7 +208,9 @@ def _model_writer(loaded: LoadedModel, tuned: Head) -> Writer:
     """With the model: what writes into a copy of what it was loaded from."""
     from catwise.joining import has_default_names
     from catwise.models.registry import write_model
+    from catwise.models.verify import check_output
 
+    check_output(loaded)
     base = loaded.head
     nameless = base is not None and has_default_names(base.categories)
     if base is not None and nameless and base.n_categories == tuned.n_categories:
@@ -218,13 +220,11 @@ def _model_writer(loaded: LoadedModel, tuned: Head) -> Writer:
 
 def _verified(loaded: LoadedModel, path: Path, tuned: Head, options: dict[str, Any]) -> Verified:
     """What a few images say of a written copy."""
-    from catwise.models.registry import reload_model
-    from catwise.models.verify import compare_written, noise, verify_written
+    from catwise.models.verify import noise, verify_copy
 
     images = options["images"]
     batch = noise(loaded) if images is None else _few(loaded, images)
-    verified = verify_written(loaded, reload_model(loaded, path), tuned, batch)
-    return verified._replace(tensors=compare_written(loaded, path))
+    return verify_copy(loaded, path, tuned, batch)
 
 
 @contextlib.contextmanager

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from catwise._io import remove, write_json, write_text
-from catwise.errors import ConfigError, HeadError, IdError, InSampleWarning, MismatchError
+from catwise._io import write_json, write_text
+from catwise.errors import ConfigError, HeadError, IdError, InSampleWarning
 from catwise.fixing import account
 from catwise.fixing.config import FixConfig, FixResult
 from catwise.fixing.folder import (
@@ -59,7 +59,6 @@ if TYPE_CHECKING:
     from catwise.labels import PartialLabels
     from catwise.models import LoadedModel, Preprocessing
     from catwise.models.sources import ImageSource
-    from catwise.models.verify import Verified
     from catwise.progress import ProgressCallback
 
 __all__ = ["STEPS", "PreparedFix", "fix", "prepare"]
@@ -234,7 +233,7 @@ class PreparedFix:
                 state.finish("apply")
             tell("verify")
             if not state.done("verify"):
-                state.finish("verify", {"verified": _verified(self, target, head)._asdict()})
+                state.finish("verify", {"verified": verify(self, target, head)._asdict()})
             result = _account(self, left_out)
             tell(_DONE)
             return result
@@ -350,15 +349,6 @@ def _data(job: PreparedFix, split: str, store: FeatureStore) -> Any:
         labels = labels.take_rows(np.array(kept, dtype=np.int64))
     rows = np.array([at[one] for one in ids_of(labels).tolist()], dtype=np.int64)
     return aligned_features(store, rows), labels
-
-
-def _verified(job: PreparedFix, target: Path, head: Head) -> Verified:
-    """What was seen; a checkpoint that does not hold is not left behind."""
-    try:
-        return verify(job, target, head)
-    except MismatchError:
-        remove(target)
-        raise
 
 
 def _account(job: PreparedFix, left_out: list[dict[str, str]]) -> FixResult:

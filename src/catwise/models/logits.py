@@ -6,7 +6,7 @@ not trusted where the layer's own output is at hand: the values decide.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -21,14 +21,20 @@ if TYPE_CHECKING:
     from catwise.heads.core import Head
 
 __all__ = [
-    "TOLERANCE", "Match", "check_logits", "described", "logits_gap", "logits_of",
-    "nearest_logits", "scores", "settled", "tensors_in",
+    "ACTIVATIONS", "TOLERANCE", "Match", "activation_in", "check_logits", "described",
+    "logits_gap", "logits_of", "nearest_logits", "scores", "settled", "tensors_in",
 ]  # fmt: skip
 
 TOLERANCE: Final = {
     torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2,
 }  # fmt: skip
 """What rounding explains, as a share of the largest logit."""
+ACTIVATIONS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
+    "sigmoid": torch.sigmoid,
+    "softmax": lambda logits: logits.softmax(1),
+    "log-softmax": lambda logits: logits.log_softmax(1),
+}
+"""What models put behind their logits, which are still these."""
 _LEAST: Final = 1e-3
 _DEPTH: Final = 6
 _PARTS: Final = 10_000
@@ -148,20 +154,23 @@ def _compared(path: str, part: Tensor, wanted: Tensor, dtype: torch.dtype) -> Ma
 def described(output: object, wanted: Tensor) -> str:
     """What a model makes of its layer's output, in words: its sigmoid, 0.5 times it, … or ''."""
     rows = wanted.detach().flatten(1).cpu().double()
-    made = {
-        "the sigmoid of": rows.sigmoid(),
-        "the softmax of": rows.softmax(1),
-        "the log-softmax of": rows.log_softmax(1),
-    }
-    for words, values in made.items():
-        match = nearest_logits(output, values.to(wanted.dtype))
-        if match is not None and match.is_same:
-            return words
+    if word := activation_in(output, wanted):
+        return f"the {word} of"
     match = nearest_logits(output, wanted)
     if match is not None and rows.numel():
         factor = float((match.logits.to(rows) * rows).sum() / rows.square().sum().clamp_min(1e-30))
         if factor and (scaled := nearest_logits(output, rows * factor)) and scaled.is_same:
             return f"{factor:.4g} times"
+    return ""
+
+
+def activation_in(output: object, wanted: Tensor) -> str:
+    """Which of `ACTIVATIONS` of its layer's output a model returns, or ''."""
+    rows = wanted.detach().flatten(1).cpu().double()
+    for word, function in ACTIVATIONS.items():
+        match = nearest_logits(output, function(rows).to(wanted.dtype))
+        if match is not None and match.is_same:
+            return word
     return ""
 
 

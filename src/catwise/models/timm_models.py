@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any, Final
 
 from torch import nn
@@ -12,7 +13,8 @@ from catwise.heads.provenance import KEY
 from catwise.models.core import LoadedModel, Preprocessing
 from catwise.models.lightning_models import count_categories, open_weights
 from catwise.models.packages import building, import_optional, take_options
-from catwise.models.torch_models import adapt_module, inner_layer
+from catwise.models.stored_names import names_by_number
+from catwise.models.torch_models import adapt_module, inner_layer, unique_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,6 +33,7 @@ _STORED_OPTIONS: Final = {
 }  # fmt: skip
 _INTERPOLATIONS: Final = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 _MAX_TEXT: Final = 200
+_CONFIG: Final = "config.json"
 
 
 def load_timm(
@@ -83,6 +86,8 @@ def load_timm(
             hint = getattr(config, "classifier", None)
             hint = hint[0] if isinstance(hint, (tuple, list)) else hint
             n_categories = count_categories(catalog, layer=layer or hint, prefix=prefix)
+        if categories is None and (categories := _stored_names(checkpoint, n_categories)):
+            notes.append(f"the categories' names are those of '{checkpoint.with_name(_CONFIG)}'.")
     else:
         notes.append("the weights are random: no checkpoint was given.")
     with building(f"timm:{name}"):
@@ -99,6 +104,24 @@ def load_timm(
         categories=categories,
         notes=notes,
     )
+
+
+def _stored_names(checkpoint: Path, n_categories: int) -> list[str] | None:
+    """The rows' names in the config.json that timm writes beside the weights, if it has any."""
+    path = checkpoint.with_name(_CONFIG)
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(config, dict) or "architecture" not in config:
+        return None
+    inner = config.get("pretrained_cfg")
+    for key in ("label_names", "labels", "label_descriptions"):
+        for table in (config, inner if isinstance(inner, dict) else {}):
+            if table.get(key):
+                where = f"{key} in '{path}'"
+                return unique_names(names_by_number(table[key], where=where, n_rows=n_categories))
+    return None
 
 
 def _check_name(timm: Any, name: str) -> None:

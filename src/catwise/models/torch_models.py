@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from catwise.heads import Head
 from catwise.heads.catalog import open_catalog
 from catwise.heads.locate import find_head
 from catwise.heads.state import head_at
-from catwise.models.category_heads import DecodedGroups, find_decoder
+from catwise.models.category_heads import CategoryLinear, DecodedGroups, find_decoder
 from catwise.models.core import LoadedModel, Preprocessing
 from catwise.models.layers import row_names
 from catwise.models.lightning_models import (
@@ -26,7 +26,10 @@ from catwise.models.lightning_models import (
     stored_categories,
 )
 from catwise.models.logits import (
+    TOLERANCE,
+    activation_in,
     described,
+    logits_gap,
     logits_of,
     nearest_logits,
     settled,
@@ -51,6 +54,7 @@ __all__ = [
     "unique_names",
 ]
 
+_SHOWN: Final = 5
 HeadPolicy = Literal["refuse", "both", "first"]
 
 
@@ -149,8 +153,8 @@ def adapt_module(
 ) -> LoadedModel:
     """Say what catwise needs to know of a module, and load its weights where a file is given.
 
-    The model is run once on noise: where its output is not what its classification layer gives,
-    a note says so.
+    The model is run once on noise: its layer must give what the head in the checkpoint says; where
+    its output is not what its layer gives, a note says so.
 
     Args:
         module: on the CPU; set to eval mode.
@@ -193,20 +197,18 @@ def adapt_module(
     if len(names) > 1 and heads == "first":
         notes.append(f"of the two heads only {names[0]!r} is used: the model still averages both.")
         names = names[:1]
-    parts = {layer: _part(module, layer, catalog, placed) for layer in names}
-    found = {layer: part for layer, part in parts.items() if part is not None}
+    found = {layer: _part(module, layer, catalog, placed) for layer in names}
     head = _join([head_at(catalog, part) for part in found.values()])
-    if head is not None:
-        categories = categories or stored_categories(catalog, head.n_categories)
-        head = head.replace(categories=categories or head.categories)
+    categories = categories or stored_categories(catalog, head.n_categories)
+    head = head.replace(categories=categories or head.categories)
     layer, extra = names[0], {}
-    if decoder and head is not None:
+    if decoder:
         module, layer = DecodedGroups(module, decoder, head).eval(), "joined"
         notes.append(
             f"ML-Decoder: the features are what {f'{decoder}.decoder'.lstrip('.')!r} gives, "
             f"{module.joined.n_groups} vectors an image."
         )
-    if len(found) > 1 and head is not None:
+    if len(found) > 1:
         module, layer = TwoHeads(module, names, head).eval(), "joined"
         extra["heads"] = [{"layer": key, **_keys(part)} for key, part in found.items()]
         notes.append(f"the heads {names[0]!r} and {names[1]!r} are averaged, and tuned as one.")
@@ -259,8 +261,8 @@ def _check_policy(name: str, layers: Sequence[str], heads: str) -> None:
         )
 
 
-def _part(module: nn.Module, layer: str, catalog: Catalog, placed: Placed) -> Found | None:
-    """Where a layer's weight lies in the checkpoint; None where it is no matrix."""
+def _part(module: nn.Module, layer: str, catalog: Catalog, placed: Placed) -> Found:
+    """Where a layer's weight lies in the checkpoint."""
     known = dict(module.named_modules())
     if layer not in known:
         raise ConfigError(
@@ -284,15 +286,32 @@ def _part(module: nn.Module, layer: str, catalog: Catalog, placed: Placed) -> Fo
             remedy="name the classification layer with layer='…'",
         )
     if key is None or not isinstance(weight, torch.Tensor) or weight.ndim not in {2, 4}:
-        return None
+        raise _not_linear(known, layer)
     bias_key = placed.names.get(f"{layer}.bias")
     return find_head(catalog, key=key, bias_key=bias_key, at_hand=True)
 
 
-def _join(parts: Sequence[Head]) -> Head | None:
+def _not_linear(known: Mapping[str, nn.Module], layer: str) -> HeadError:
+    """A layer that is no head; those inside it, or named nearly so, that may be one."""
+    linear = [name for name, part in known.items() if is_linear(part) or row_names(part)]
+    lead = f"{layer}." if layer else ""
+    inside = [name for name in linear if name.startswith(lead)]
+    named = ", ".join(map(repr, inside[-_SHOWN:]))
+    return HeadError(
+        f"the layer {layer!r} is no classification layer"
+        + ("." if inside else f"{nearest(layer, linear)}."),
+        found=type(known[layer]).__name__ + (f", which holds {named}" if inside else ""),
+        expected="a torch.nn.Linear, a 1×1 Conv2d, or a layer with one vector for each category",
+        remedy=f"name the layer itself, such as layer={inside[-1]!r}"
+        if inside
+        else "name the classification layer with layer='…'",
+    )
+
+
+def _join(parts: Sequence[Head]) -> Head:
     """One head over the inputs of several that are averaged; see `TwoHeads`."""
     if len(parts) < 2:
-        return parts[0] if parts else None
+        return parts[0]
     if len(parts) > 2:
         raise HeadError(
             "more than two heads are not joined.",
@@ -332,7 +351,7 @@ def split_head(joined: Head, olds: Sequence[Head]) -> list[Head]:
     >>> [part.bias.item() for part in split_head(Head([[1.0, 2.0]], [4.0]), olds)]
     [2.0, 6.0]
     """
-    whole = cast("Head", _join(olds))
+    whole = _join(olds)
     if joined.weight.shape != whole.weight.shape:
         raise ShapeError(
             "the head does not fit the two heads of the model.",
@@ -369,6 +388,7 @@ def _trial(model: LoadedModel) -> list[str]:
         times = times if seen else "is not used when the model runs"
         return [f"{name} {times}."]
     ((features, logits),) = seen
+    _check_head(model, features, logits)
     if features.ndim == 4 and features.shape[2:] != (1, 1):
         each = f"{name} scores each of {features.shape[2]}×{features.shape[3]} places"
         means = logits.flatten(2).mean(2)
@@ -377,13 +397,36 @@ def _trial(model: LoadedModel) -> list[str]:
         model.extra["output_is"] = "not linear"
         return [f"{each}: its input is no vector."]
     if not _agree(out, logits):
-        model.extra["output_is"] = "not the layer's"
+        model.extra["output_is"] = activation_in(out, logits) or "not the layer's"
         made = described(out, logits)
         return [
             f"the model's output is not what its layer {model.layer!r} gives"
             + (f", but {made} that." if made else ".")
         ]
     return _others(model, out, features, logits)
+
+
+def _check_head(model: LoadedModel, features: torch.Tensor, logits: torch.Tensor) -> None:
+    """Refuse a layer that gives something else than the checkpoint's weight and bias."""
+    assert model.head is not None  # noqa: S101  # set by adapt_module
+    layer = cast("nn.Module", model.module).get_submodule(model.layer)
+    if features.ndim == 4:
+        features, logits = features.mean((2, 3)), logits.flatten(2).mean(2)
+    many = isinstance(layer, CategoryLinear) or row_names(layer) is not None
+    if features.ndim > 2 and not many and features.shape[1] != 1:  # tokens: extract refuses them
+        return
+    rows = features if many else features.flatten(1)
+    gap = logits_gap(model.head.to(features.device), rows.float(), logits.float())
+    if not gap <= max(TOLERANCE[torch.float32], TOLERANCE.get(model.head.dtype, 0)):
+        raise HeadError(
+            f"the layer {model.layer!r} does not give what its weight and bias in the checkpoint "
+            "say.",
+            found=f"outputs of a trial image that differ by {gap:.2g} of the largest",
+            expected="features @ weight.T + bias, to float tolerance",
+            remedy="merge or fold what else the layer computes (an adapter, a norm, a scale) and "
+            "save that; a function that loads the checkpoint must leave the layer's numbers as "
+            "they are in the file",
+        )
 
 
 def _others(

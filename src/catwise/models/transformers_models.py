@@ -16,6 +16,7 @@ from catwise.heads.catalog import open_catalog
 from catwise.models.core import LoadedModel, Preprocessing
 from catwise.models.packages import building, import_optional, take_options
 from catwise.models.registry import write_file
+from catwise.models.stored_names import check_inverse, names_by_number
 from catwise.models.torch_models import adapt_module, inner_layer, unique_names
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["load_transformers", "read_processor", "write_folder"]
 
+_CONFIG: Final = "config.json"
 _WEIGHTS: Final = "model.safetensors"
 _INDEX: Final = "model.safetensors.index.json"
 _TWO_HEADS: Final = (
@@ -72,8 +74,9 @@ def load_transformers(
         refused=("trust_remote_code", "num_labels", "token", "cache_dir", "revision"),
     )
     folder = Path(name)
-    settings = _read_json(folder / "config.json", needed=True)
+    settings = _read_json(folder / _CONFIG, needed=True)
     files = _weight_files(folder)
+    _check_settings(folder, settings)
     module = _build(transformers, folder, args)
     config = module.config
     if n_categories not in {None, config.num_labels}:
@@ -84,7 +87,7 @@ def load_transformers(
         )
     notes = [_problem_note(config)]
     if categories is None:
-        categories, said = _labels(config)
+        categories, said = _labels(config, _stored_labels(folder, settings))
         notes += said
     layers: Any = layer or _classifiers(module)
     places = {
@@ -237,9 +240,36 @@ def _problem_note(config: Any) -> str:
     return f"problem_type is {kind or 'not said'}: each category is taken as a question of its own."
 
 
-def _labels(config: Any) -> tuple[list[str] | None, list[str]]:
+def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse folders that transformers cannot open, where it would not say why."""
+    table = settings.get("id2label")
+    if table is not None and not isinstance(table, dict):
+        raise CheckpointError(
+            f"id2label in '{folder / _CONFIG}' is no table: transformers cannot open it.",
+            found=type(table).__name__,
+            expected='{"0": "first name", "1": "second name"}',
+            remedy="correct config.json",
+        )
+    if "architecture" in settings and "model_type" not in settings:
+        raise CheckpointError(
+            f"'{folder}' was written by timm, and transformers does not find its tensors.",
+            remedy=f"--model timm:{settings['architecture']} --checkpoint {folder / _WEIGHTS}",
+        )
+
+
+def _stored_labels(folder: Path, settings: Mapping[str, Any]) -> list[str] | None:
+    """What id2label says of rows 0, 1, …; None without one."""
+    if not (table := settings.get("id2label")):
+        return None
+    where, count = f"id2label in '{folder / _CONFIG}'", settings.get("num_labels")
+    names = names_by_number(table, where=where, n_rows=count)
+    check_inverse(names, settings.get("label2id"), where=where.replace("id2label", "label2id"))
+    return names
+
+
+def _labels(config: Any, stored: list[str] | None) -> tuple[list[str] | None, list[str]]:
     """Category names out of id2label; None where they are the numbers that transformers invents."""
-    labels = [str(config.id2label.get(i, f"LABEL_{i}")) for i in range(config.num_labels)]
+    labels = stored or names_by_number(config.id2label or {}, where="id2label")
     if labels == [f"LABEL_{i}" for i in range(len(labels))]:
         return None, ["id2label names no categories: they are numbered."]
     names = unique_names(labels)

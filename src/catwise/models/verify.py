@@ -6,10 +6,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 
-from catwise.errors import MismatchError
+from catwise._io import remove
+from catwise.errors import HeadError, MismatchError
 from catwise.features.manifest import file_sha256
 from catwise.heads.catalog import load_tensor, open_catalog
+from catwise.heads.provenance import side_file
 from catwise.models.layers import call, capture, evaluating, logits_of, scores
+from catwise.models.logits import ACTIVATIONS, activation_in
+from catwise.models.registry import reload_model
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +22,15 @@ if TYPE_CHECKING:
     from catwise.heads import Head
     from catwise.models.core import LoadedModel
 
-__all__ = ["Verified", "compare_tensors", "compare_written", "noise", "verify_written"]
+__all__ = [
+    "Verified",
+    "check_output",
+    "compare_tensors",
+    "compare_written",
+    "noise",
+    "verify_copy",
+    "verify_written",
+]
 
 _TOLERANCE: Final = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
 _SHOWN: Final = 5
@@ -58,14 +70,68 @@ def noise(model: LoadedModel, n: int = 4) -> torch.Tensor:
     return (torch.rand(shape, generator=generator) - mean) / std
 
 
+def check_output(model: LoadedModel) -> None:
+    """Refuse a model whose logits are not what its classification layer gives.
+
+    Unless a sigmoid or softmax lies between, or that was asked for when it was loaded: one of two
+    heads (`heads=first`), or outputs that stay stretched by operating points (`op_threshs=keep`).
+
+    Args:
+        model: what `load_model` gave.
+
+    Raises:
+        HeadError: If a head that is written would not be what the model says.
+    """
+    loaded_with = model.extra.get("loaded_with") or {}
+    asked = set((loaded_with.get("model_args") or {}).items())
+    if model.extra.get("output_is") in {None, *ACTIVATIONS}:
+        return
+    if asked & {("heads", "first"), ("op_threshs", "keep")}:
+        return
+    raise HeadError(
+        f"the logits of {model.name} are not what its layer {model.layer!r} gives: a head that is "
+        "written into it would not be what the model says.",
+        found=f"an output that is {model.extra['output_is']}",
+        expected="features @ weight.T + bias, to float tolerance",
+        remedy="name the right layer (--layer), or take out what lies behind it",
+    )
+
+
+def verify_copy(before: LoadedModel, path: Path, head: Head, images: torch.Tensor) -> Verified:
+    """Load a written copy as its original was loaded, run both, compare all other tensors.
+
+    Args:
+        before: the original.
+        path: the copy: a file, or a transformers folder. It is removed if it does not hold, with
+            what is told beside it.
+        head: what was written.
+        images: (N, channels, height, width), preprocessed.
+
+    Returns:
+        What was seen.
+
+    Raises:
+        MismatchError: If features or other tensors differ, or logits are not the head's.
+        CatwiseError: If the copy cannot be loaded or run.
+    """
+    try:
+        seen = verify_written(before, reload_model(before, path), head, images)
+        return seen._replace(tensors=compare_written(before, path))
+    except BaseException:
+        remove(path)
+        remove(side_file(path))
+        raise
+
+
 def verify_written(
     before: LoadedModel, after: LoadedModel, head: Head, images: torch.Tensor
 ) -> Verified:
     """Run the original and the written model on a few images, and compare.
 
     Features must be identical, and the classification layer must give what the new head predicts,
-    to float tolerance. So must the model, unless something lies behind that layer in the original
-    too (``extra["output_is"]``). Rows that the head does not name must not have changed.
+    to float tolerance. So must the model, by the sigmoid or softmax that it ends in, unless
+    something else lies behind that layer in the original too (``extra["output_is"]``). Rows that
+    the head does not name must not have changed.
 
     Args:
         before: the original.
@@ -76,7 +142,7 @@ def verify_written(
     Raises:
         MismatchError: If one of this is not so.
     """
-    (old_features, old), (features, new) = (_run(model, images) for model in (before, after))
+    (old_features, old, _), (features, new, made) = (_run(m, images) for m in (before, after))
     if not torch.equal(old_features, features):
         raise MismatchError(
             f"the features of '{after.checkpoint}' are not those of the original.",
@@ -97,6 +163,13 @@ def verify_written(
             expected="features @ weight.T + bias, to float tolerance",
             remedy="do not use this file, and report this",
         )
+    word = before.extra.get("output_is")
+    if word in ACTIVATIONS and made != word:
+        raise MismatchError(
+            f"'{after.checkpoint}' does not say what its head says.",
+            found=f"an output that is not the {word} of the head's logits",
+            remedy="do not use this file, and report this",
+        )
     return Verified(len(images), gap, float((new - old).abs().max()), None)
 
 
@@ -114,8 +187,11 @@ def _whole(base: Head, head: Head) -> Head:
     return base.replace(weight=weight.to(base.weight.dtype), bias=rounded)
 
 
-def _run(model: LoadedModel, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features, and logits of the model, or of its layer where something lies behind that."""
+def _run(model: LoadedModel, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, str]:
+    """Features; logits, the layer's where it is not the last; what the model makes of these then.
+
+    That is one of `ACTIVATIONS`, or ''.
+    """
     module = model.module
     assert module is not None  # noqa: S101  # every adapter makes one
     seen: list[Any] = []
@@ -130,7 +206,8 @@ def _run(model: LoadedModel, images: torch.Tensor) -> tuple[torch.Tensor, torch.
         handle.remove()
     given = seen[-1].flatten(2).mean(2) if seen[-1].ndim == 4 else seen[-1].flatten(1)
     logits = given if "output_is" in model.extra else logits_of(output, given)
-    return features.float(), logits.double()
+    made = activation_in(output, given) if "output_is" in model.extra else ""
+    return features.float(), logits.double(), made
 
 
 def compare_written(model: LoadedModel, path: Path) -> int:

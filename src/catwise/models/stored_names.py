@@ -1,0 +1,89 @@
+"""Names of a model's rows as configuration files hold them: a list, or a table of numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from catwise.errors import CategoryError
+
+__all__ = ["check_inverse", "names_by_number"]
+
+_SHOWN = 5
+
+
+def _refuse(where: str, found: str, expected: str) -> CategoryError:
+    return CategoryError(
+        f"{where} does not name the rows of the classification layer.",
+        found=found,
+        expected=expected,
+        remedy="correct the file, so that row 0 has the first name; or give the rows' names "
+        "yourself (--head-categories FILE; in Python categories=[…])",
+    )
+
+
+def names_by_number(names: object, *, where: str, n_rows: int | None = None) -> list[str]:
+    """The names of rows 0, 1, … out of a list, or of a table whose keys are these numbers.
+
+    Args:
+        names: a list of texts, or a table from numbers (or their texts) to texts.
+        where: what holds it, for messages.
+        n_rows: how many rows there are, where that is known.
+
+    Raises:
+        CategoryError: If the keys are not 0 to n - 1, each once; the names are not as many as the
+            rows; or something else than a text or a number is a name.
+
+    >>> names_by_number({"1": "b", "0": "a"}, where="id2label")
+    ['a', 'b']
+    """
+    if isinstance(names, Mapping):
+        keys = {str(key): key for key in names}
+        wanted = [str(i) for i in range(len(names))]
+        if wrong := [key for key in keys if key not in set(wanted)]:
+            gaps = [key for key in wanted if key not in keys]
+            raise _refuse(
+                where,
+                f"numbers {', '.join(wrong[:_SHOWN])}, and none for row {', '.join(gaps[:_SHOWN])}",
+                f"the numbers 0 to {len(names) - 1:,}, each once",
+            )
+        names = [names[keys[key]] for key in wanted]
+    if not isinstance(names, (list, tuple)):
+        raise _refuse(where, f"a {type(names).__name__}", "a list, or a table of numbers and names")
+    if odd := [name for name in names if not isinstance(name, (str, int, float))]:
+        raise _refuse(where, f"a {type(odd[0]).__name__} as a name", "texts")
+    if n_rows is not None and len(names) != n_rows:
+        raise _refuse(where, f"{len(names):,} names", f"{n_rows:,}, one for each row")
+    return [str(name) for name in names]
+
+
+def check_inverse(names: list[str], inverse: object, *, where: str) -> None:
+    """Refuse a table from names to numbers (`label2id`) that says something else than the names.
+
+    An empty or absent table says nothing, nor does one of the names LABEL_0, LABEL_1, … that
+    transformers writes when only the other table was set.
+
+    Args:
+        names: of rows 0, 1, ….
+        inverse: the table.
+        where: what holds it, for messages.
+
+    Raises:
+        CategoryError: If it does not lead back.
+
+    >>> check_inverse(["a", "b"], {"a": "0", "b": 1}, where="label2id")
+    """
+    if not inverse:
+        return
+    table: Mapping[Any, Any] = inverse if isinstance(inverse, Mapping) else {}
+    said = {str(name): str(number) for name, number in table.items()}
+    if table and all(name == f"LABEL_{number}" for name, number in said.items()):
+        return
+    rows: dict[str, set[str]] = {}
+    for row, name in enumerate(names):
+        rows.setdefault(name, set()).add(str(row))
+    wrong = [f"{n!r} is {said.get(n, 'absent')}" for n in rows if said.get(n) not in rows[n]]
+    wrong += [f"{n!r} is {number}" for n, number in said.items() if n not in rows]
+    if wrong or not table:
+        text = "; ".join(wrong[:_SHOWN]) or f"a {type(inverse).__name__}"
+        raise _refuse(where, text, "the inverse of id2label, or none")
