@@ -17,6 +17,7 @@ from catwise.errors import (
     CategoryError,
     CheckpointError,
     ConfigError,
+    HeadError,
     MismatchError,
     OutputError,
     ShapeError,
@@ -131,6 +132,14 @@ def build_sigmoid() -> torch.nn.Module:
     return Squashed()
 
 
+def build_scaled() -> torch.nn.Module:
+    class Scaled(Net):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.mul(super().forward(images), 3)
+
+    return Scaled()
+
+
 NAMES = ["ant", "bee", "cat"]
 TUNED = Head(
     [[1.0] * 5, [0.0] * 5, [-1.0] * 5],
@@ -227,8 +236,32 @@ def test_images_of_a_folder(net: Path) -> None:
 
 
 def test_a_model_with_something_behind_its_layer(net: Path) -> None:
-    """Behind a sigmoid the layer itself is compared."""
+    """Behind a sigmoid the output is its sigmoid; behind anything else nothing is written."""
     assert apply_model(net, "in.safetensors", build="build_sigmoid").exit_code == 0
+    (net / "out.safetensors").unlink()
+    result = apply_model(net, "in.safetensors", build="build_scaled")
+    assert result.exit_code == HeadError.exit_code
+    assert "are not what its layer 'fc' gives" in result.stderr
+    assert not (net / "out.safetensors").exists()
+
+
+def test_a_sigmoid_that_is_not_the_written_head_s(
+    net: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The output of the written model is compared too, not its layer alone."""
+    reload = registry.reload_model
+
+    def scaled(model: Any, path: Path) -> Any:
+        again = reload(model, path)
+        assert again.module is not None
+        again.module.register_forward_hook(lambda _, __, output: output / 2)
+        return again
+
+    monkeypatch.setattr("catwise.models.verify.reload_model", scaled)
+    result = apply_model(net, "in.pt", build="build_sigmoid")
+    assert result.exit_code == MismatchError.exit_code
+    assert "does not say what its head says" in result.stderr
+    assert not list(net.glob("out.pt*"))  # neither the copy nor what is told beside it
 
 
 def test_a_call_killed_before_the_card_can_be_repeated(net: Path) -> None:

@@ -17,8 +17,8 @@ def _refuse(where: str, found: str, expected: str) -> CategoryError:
         f"{where} does not name the rows of the classification layer.",
         found=found,
         expected=expected,
-        remedy="correct the file, so that row 0 has the first name; or give the rows' names "
-        "yourself (--head-categories FILE; in Python categories=[…])",
+        remedy="correct the file, so that row 0 has the first name (apply takes names with "
+        "--head-categories FILE, load_model with categories=[…])",
     )
 
 
@@ -75,15 +75,16 @@ def check_inverse(names: list[str], inverse: object, *, where: str) -> None:
     """
     if not inverse:
         return
-    table: Mapping[Any, Any] = inverse if isinstance(inverse, Mapping) else {}
+    if not isinstance(inverse, Mapping):
+        raise _refuse(where, f"a {type(inverse).__name__}", "a table from names to numbers")
+    table: Mapping[Any, Any] = inverse
     said = {str(name): str(number) for name, number in table.items()}
-    if table and all(name == f"LABEL_{number}" for name, number in said.items()):
+    if all(name == f"LABEL_{number}" for name, number in said.items()):
         return
     rows: dict[str, set[str]] = {}
     for row, name in enumerate(names):
         rows.setdefault(name, set()).add(str(row))
     wrong = [f"{n!r} is {said.get(n, 'absent')}" for n in rows if said.get(n) not in rows[n]]
     wrong += [f"{n!r} is {number}" for n, number in said.items() if n not in rows]
-    if wrong or not table:
-        text = "; ".join(wrong[:_SHOWN]) or f"a {type(inverse).__name__}"
-        raise _refuse(where, text, "the inverse of id2label, or none")
+    if wrong:
+        raise _refuse(where, "; ".join(wrong[:_SHOWN]), "the inverse of id2label, or none")

@@ -77,6 +77,7 @@ def load_transformers(
     settings = _read_json(folder / _CONFIG, needed=True)
     files = _weight_files(folder)
     _check_settings(folder, settings)
+    stored = _stored_labels(folder, settings) if categories is None else None
     module = _build(transformers, folder, args)
     config = module.config
     if n_categories not in {None, config.num_labels}:
@@ -87,7 +88,7 @@ def load_transformers(
         )
     notes = [_problem_note(config)]
     if categories is None:
-        categories, said = _labels(config, _stored_labels(folder, settings))
+        categories, said = _labels(config, stored)
         notes += said
     layers: Any = layer or _classifiers(module)
     places = {

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import safetensors.torch
 import torch
 
-from catwise.errors import CheckpointError, ConfigError, HeadError
+from catwise.errors import CategoryError, CheckpointError, ConfigError, HeadError
 from catwise.models.extract import extract
 from catwise.models.registry import load_model
 from unit.models.test_registry import NAMES, check_file_round_trip, need
@@ -182,3 +183,62 @@ def test_wrong_number_of_categories(tmp_path: Path) -> None:
     safetensors.torch.save_file(build("test_vit").state_dict(), tmp_path / "old.safetensors")
     with pytest.raises(CheckpointError, match=r"head.weight' is \(7, 64\) and the model's \(9, 64"):
         load_model("timm:test_vit", checkpoint=tmp_path / "old.safetensors", n_categories=9)
+
+
+@pytest.mark.parametrize(
+    ("config", "names"),
+    [
+        ({"label_names": list("abc")}, "abc"),
+        ({"pretrained_cfg": {"label_names": list("abc")}}, "abc"),
+        ({"labels": list("abc")}, "abc"),
+        ({"label_names": {"0": "a", "1": "b", "2": "c"}}, "abc"),
+        ({"label_descriptions": {"0": "a", "1": "b", "2": "c"}}, "abc"),
+        ({"label_names": list("abc"), "label_descriptions": {k: k * 3 for k in "abc"}}, "abc"),
+        ({}, "012"),
+    ],
+)
+def test_names_in_timms_folder(config: dict[str, Any], names: str, tmp_path: Path) -> None:
+    """The config.json that timm writes beside the weights names the rows."""
+    module = timm.create_model("test_vit", num_classes=3)
+    path = tmp_path / "model.safetensors"
+    safetensors.torch.save_file(module.state_dict(), path)
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "test_vit", **config}))
+    head = load_model("timm:test_vit", checkpoint=path).head
+    assert head is not None
+    assert head.categories == tuple(names)
+    given = load_model("timm:test_vit", checkpoint=path, categories=list("xyz")).head
+    assert given is not None
+    assert given.categories == tuple("xyz")
+
+
+def test_names_in_timms_folder_that_do_not_fit(tmp_path: Path) -> None:
+    """Too few names, and numbers from 1, are refused; another file called config.json is not."""
+    path, config = tmp_path / "model.safetensors", tmp_path / "config.json"
+    safetensors.torch.save_file(timm.create_model("test_vit", num_classes=3).state_dict(), path)
+    for wrong in (["a", "b"], {"1": "a", "2": "b", "3": "c"}):
+        config.write_text(json.dumps({"architecture": "test_vit", "label_names": wrong}))
+        with pytest.raises(CategoryError, match="label_names in"):
+            load_model("timm:test_vit", checkpoint=path)
+    for other in ("[]", "{", '{"label_names": ["a"]}'):
+        config.write_text(other)
+        assert load_model("timm:test_vit", checkpoint=path).head is not None
+    config.write_text(json.dumps({"architecture": "test_vit"}))
+    with pytest.raises(CheckpointError, match="--model timm:test_vit --checkpoint"):
+        load_model(f"transformers:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "near"),
+    [
+        ("repvit_m0_9", "head.head", "'head.head.l'"),
+        ("repvit_m0_9", "head", "'head.head_dist.l'"),
+        ("test_vit", "norm", "layer="),
+        ("test_vit", "blocks.0.mlp", "'blocks.0.mlp.fc2'"),
+        ("test_vit", "patch_embed.proj", "no head's weight"),
+        ("test_vit", "hed", "did you mean 'head'"),
+    ],
+)
+def test_layers_that_are_none(name: str, layer: str, near: str) -> None:
+    """A container, a norm, a convolution over places: refused, with the linear layers inside."""
+    with pytest.raises((ConfigError, HeadError), match=near):
+        load_model(f"timm:{name}", n_categories=7, layer=layer)

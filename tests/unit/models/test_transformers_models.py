@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 
 from catwise.errors import (
+    CategoryError,
     CatwiseError,
     CheckpointError,
     ConfigError,
@@ -425,3 +426,49 @@ def test_heads_are_listed_as_expected(tmp_path: Path) -> None:
     folder = make_vit(tmp_path / "old")
     model = load_model(f"transformers:{folder}")
     assert [place.name for place in list_heads(folder / "model.safetensors")] == [model.weight_key]
+
+
+WRONG_LABELS: dict[str, tuple[dict[str, Any], str]] = {
+    "from 1": ({"id2label": {"1": "a", "2": "b", "3": "c", "4": "d"}}, "none for row 0"),
+    "with a gap": ({"id2label": {"0": "a", "1": "b", "2": "c", "4": "d"}}, "none for row 3"),
+    "contradicted": (
+        {"label2id": {"a": 1, "b": 0, "c": 2, "d": 3}}, "label2id .*(.|\n)*'a' is 1; 'b' is 0"
+    ),
+    "from 1 in label2id": ({"label2id": {"a": 1, "b": 2, "c": 3, "d": 4}}, "'d' is 4"),
+    "of another number": ({"num_labels": 3}, "4 names(.|\n)*3, one for each row"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", WRONG_LABELS)
+def test_labels_that_do_not_name_the_rows(kind: str, tmp_path: Path) -> None:
+    """What config.json says of its rows is taken whole, or refused; names that are given win."""
+    changes, reason = WRONG_LABELS[kind]
+    folder = make_vit(tmp_path / "old", id2label=dict(enumerate("abcd")), label2id={}, num_labels=4)
+    settings = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(CategoryError, match=reason):
+        load_model(f"transformers:{folder}")
+    if "num_labels" not in changes:
+        model = load_model(f"transformers:{folder}", categories=list("wxyz"))
+        assert model.head is not None
+        assert model.head.categories == tuple("wxyz")
+
+
+def test_labels_that_say_the_same_otherwise(tmp_path: Path) -> None:
+    """Numbers as texts, and a default label2id beside names, are no contradiction."""
+    folder = make_vit(tmp_path / "old", id2label=dict(enumerate("abcd")), label2id={}, num_labels=4)
+    for inverse in ({"a": "0", "b": "1", "c": "2", "d": "3"}, {"LABEL_0": 0, "LABEL_1": 1}):
+        settings = json.loads((folder / "config.json").read_text()) | {"label2id": inverse}
+        (folder / "config.json").write_text(json.dumps(settings))
+        head = load_model(f"transformers:{folder}").head
+        assert head is not None
+        assert head.categories == tuple("abcd")
+
+
+def test_labels_as_a_list(tmp_path: Path) -> None:
+    """Such a folder is not opened by transformers itself; what to write is said."""
+    folder = make_vit(tmp_path / "old")
+    settings = json.loads((folder / "config.json").read_text()) | {"id2label": NAMES}
+    (folder / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match=r'is no table(.|\n)*"0": "first name"'):
+        load_model(f"transformers:{folder}")
