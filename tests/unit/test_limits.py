@@ -350,3 +350,17 @@ def test_bounds_of_shape_and_depth() -> None:
         shared = [shared, shared]
     check_depth(shared)
     assert check_shape([0, 2**62]) == (0, 2**62)
+
+
+def test_columns_of_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their number is bounded; with a lot of them each is still read once."""
+    path = tmp_path / "x.csv"
+    names = [f"c{i}" for i in range(2000)]
+    path.write_text(",".join(("id", *names)) + "\n" + ",".join(("a", *["1"] * 1999, '"0"')) + "\n")
+    labels = read_table(path, encoding="nan", id_column="id").labels
+    assert labels.codes.sum() == 1999
+    with pytest.raises(LabelError, match="must be named"):
+        read_table(path, id_column="id")
+    monkeypatch.setattr("catwise.data.files.MAX_COLUMNS", 2000)
+    with pytest.raises(LabelError, match=r"too many columns(.|\n)*2,001"):
+        read_table(path, encoding="nan", id_column="id")

@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
+from catwise._limits import MAX_COLUMNS
 from catwise.errors import ConfigError, LabelError, nearest
 
 if TYPE_CHECKING:
@@ -179,13 +180,14 @@ class TableFile:
         """What `_csv` gives, record by record: slower, and right where that is not."""
         import pyarrow as pa
 
-        index = [self.names.index(name) for name in columns]
+        place, marked = {name: i for i, name in enumerate(self.names)}, set(coded)
+        index = [place[name] for name in columns]
         with _text(self.path) as text:
             records = islice(_records(text, self.delimiter or ","), self.n_above, None)
             while part := [fields for _, fields in islice(records, BATCH_RECORDS)]:
                 arrays = [pa.array([fields[i] for fields in part], pa.string()) for i in index]
                 for k, name in enumerate(columns):
-                    arrays[k] = arrays[k].dictionary_encode() if name in coded else arrays[k]
+                    arrays[k] = arrays[k].dictionary_encode() if name in marked else arrays[k]
                 yield pa.record_batch(arrays, names=list(columns))
 
     def _parquet(self, columns: Sequence[str]) -> Iterator[Any]:
@@ -252,6 +254,13 @@ def open_table(
         names = _parquet_names(path, head)
     else:
         names = _csv_names(path, head, delimiter, said=said)
+    if len(names) > MAX_COLUMNS:
+        raise LabelError(
+            f"'{path}' has too many columns.",
+            found=f"{len(names):,}",
+            expected=f"at most {MAX_COLUMNS:,}",
+            remedy="a long table, or lists of categories, hold as many",
+        )
     if header is False:
         names = tuple(str(i) for i in range(1, len(names) + 1))
     file = TableFile(path, names, delimiter, header=header)

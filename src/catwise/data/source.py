@@ -179,7 +179,9 @@ def _distinct(array: Any) -> tuple[NDArray[Any], Rows | None]:
     if not pa.types.is_dictionary(array.type):
         return array.to_numpy(zero_copy_only=False), None
     values = np.array([*array.dictionary.to_pylist(), None], dtype=object)
-    index = array.indices.cast(pa.int64()).fill_null(len(values) - 1)
+    index = array.indices
+    if index.null_count:
+        index = index.cast(pa.int64()).fill_null(len(values) - 1)
     return values, index.to_numpy(zero_copy_only=False)
 
 
@@ -215,7 +217,7 @@ class _Survey:
         odd = [name for name, seen in self.seen.items() if not fitting_encodings(seen)]
         if named or not odd or len(odd) == len(self.seen):
             return suggestion(set().union(*self.seen.values()))
-        rest = set().union(*(seen for name, seen in self.seen.items() if name not in odd))
+        rest = set().union(*(self.seen[name] for name in self.seen.keys() - {*odd}))
         return (
             f"leave out or correct {listed(odd)}, which no encoding fits (categories=[…] names "
             f"the columns to read); in the other columns {suggestion(rest)}"

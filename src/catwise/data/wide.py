@@ -71,10 +71,11 @@ def _categories(source: Source, wanted: list[str] | None) -> list[str]:
         CategoryError: If one is not there.
         LabelError: If none is left.
     """
-    file = source.file
+    file, keys = source.file, set(source.keys)
     if wanted is None:
-        wanted = [name for name in file.names if name not in source.keys]
-    missing = [name for name in wanted if name not in file.names]
+        wanted = [name for name in file.names if name not in keys]
+    there = set(file.names)
+    missing = [name for name in wanted if name not in there]
     if missing:
         raise CategoryError(
             f"{file.head()} has no column for {len(missing):,} of the categories asked for.",
