@@ -18,7 +18,15 @@ from catwise._limits import check_depth, check_shape, check_unpacked
 from catwise._safetensors import build
 from catwise.data import read_table
 from catwise.data.readers import coco, visual_genome
-from catwise.errors import CatwiseError, CheckpointError, FeatureStoreError, HeadError, LabelError
+from catwise.errors import (
+    CatwiseError,
+    CheckpointError,
+    FeatureStoreError,
+    HeadError,
+    IdError,
+    LabelError,
+)
+from catwise.features import Features, write_store
 from catwise.heads.pickles import interpret
 from catwise.tuning.results import FoldArtifacts
 
@@ -56,6 +64,8 @@ HEADERS = [
     (f"({'1,' * 65})", {}, "65 axes"),
     ("(3, 2)", {"descr": "'|O'"}, "neither numbers nor texts"),
     ("(3, 2)", {"descr": "'nonsense'"}, "header"),
+    ("(3, 2", {}, "header"),
+    ('"""', {}, "header"),
     ("(3, 2)", {"more": "'x': " + "(" * 60 + ")" * 60}, "header"),
 ]
 
@@ -364,3 +374,14 @@ def test_columns_of_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("catwise.data.files.MAX_COLUMNS", 2000)
     with pytest.raises(LabelError, match=r"too many columns(.|\n)*2,001"):
         read_table(path, encoding="nan", id_column="id")
+
+
+def test_ids_that_are_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One long id would make all the others as wide."""
+    store = write_store(tmp_path / "s", VALUES, ids=["a", "bcdef", "g"])
+    monkeypatch.setattr("catwise.features.id_files.MAX_ID", 4)
+    monkeypatch.setattr("catwise.features.ids.MAX_ID", 4)
+    with pytest.raises(FeatureStoreError, match="5 characters in an id, more than 4"):
+        _ = store.ids
+    with pytest.raises(IdError, match="too long"):
+        Features(VALUES, ids=["a", "bcdef", "g"])

@@ -6,6 +6,7 @@ import math
 import zipfile
 from dataclasses import dataclass
 from io import BytesIO
+from tokenize import TokenError
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BFloat16Rows", "FileArray", "bfloat16_bits", "list_arrays", "widen_bfloat16"]
 
+_NO_HEADER: Final = (SyntaxError, TypeError, RecursionError, MemoryError, OverflowError)
 _NPY: Final = b"\x93NUMPY"
 _ZIP: Final = b"PK\x03\x04"
 
@@ -163,7 +165,7 @@ def _header(stream: BinaryIO | Any) -> tuple[tuple[int, ...], bool, np.dtype[Any
         read = np.lib.format.read_array_header_2_0
     try:
         shape, fortran, dtype = read(text)
-    except (SyntaxError, TypeError, RecursionError, MemoryError, OverflowError) as error:
+    except (*_NO_HEADER, TokenError) as error:
         raise ValueError(f"its header is no header ({type(error).__name__}: {error})") from error
     return check_shape(shape), bool(fortran), dtype, 8 + width + length
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from catwise._limits import MAX_ID, check_at_most
 from catwise.errors import ShapeError
 from catwise.features.ids import check_distinct
 from catwise.features.manifest import IdsFile
@@ -113,6 +114,7 @@ def ids_array(files: Sequence[bytes], n_rows: int) -> NDArray[np.str_]:
     array(['a', 'bc', 'd'], dtype='<U2')
     """
     width = max((len(text) for raw in files for texts in _lines(raw) for text in texts), default=1)
+    check_at_most(width, MAX_ID, "characters in an id")
     ids = np.empty(n_rows, dtype=f"<U{max(width, 1)}")
     first = 0
     for raw in files:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from catwise._arrays import as_numpy
+from catwise._limits import MAX_ID
 from catwise.errors import IdError, ShapeError
 
 if TYPE_CHECKING:
@@ -72,6 +73,10 @@ def _texts(array: NDArray[Any], name: str) -> list[str]:
 def _check(texts: NDArray[np.str_], name: str) -> None:
     """Refuse what cannot be an id, and what is there twice; no text becomes a Python object."""
     width = max(texts.dtype.itemsize // 4, 1)
+    if width > MAX_ID:
+        raise IdError(
+            f"{name} are too long.", found=f"{width:,} characters", expected=f"{MAX_ID:,}"
+        )
     letters = texts.view(np.uint32).reshape(len(texts), -1) if texts.dtype.itemsize else None
     hashes = np.zeros(len(texts), dtype=np.uint64)
     keys = np.random.default_rng(0).integers(1, 2**63, width, dtype=np.uint64) * np.uint64(2)
