@@ -9,6 +9,7 @@ told apart here, so that none of it is read as numbers by accident.
 from __future__ import annotations
 
 import sys
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
@@ -228,7 +229,10 @@ def _objects(values: NDArray[Any]) -> Dense:
 
 def _from_list(items: list[Any] | tuple[Any, ...]) -> Dense:
     """Values or rows of any kind in a list; masks and gradients inside it are seen."""
-    if _is_plain(items) or all(isinstance(row, (list, tuple)) and _is_plain(row) for row in items):
+    kinds = set(map(type, items))
+    if kinds and all(issubclass(kind, (list, tuple)) for kind in kinds):
+        kinds = set(map(type, chain.from_iterable(items)))
+    if all(map(_is_single, kinds)):
         return Dense(np.asarray(items), None)
     parts = []
     for item in items:
@@ -242,12 +246,10 @@ def _from_list(items: list[Any] | tuple[Any, ...]) -> Dense:
     return Dense(values, np.stack(masks))
 
 
-def _is_plain(items: list[Any] | tuple[Any, ...]) -> bool:
-    """Whether these are single values that numpy reads as such."""
-    return all(
-        issubclass(kind, (str, bytes, np.generic))
-        or not (hasattr(kind, "__array__") or hasattr(kind, "__len__"))
-        for kind in set(map(type, items))
+def _is_single(kind: type) -> bool:
+    """Whether a value of this type is one entry, which numpy reads as such."""
+    return issubclass(kind, (str, bytes, np.generic)) or not (
+        hasattr(kind, "__array__") or hasattr(kind, "__len__")
     )
 
 

@@ -53,6 +53,8 @@ def as_rows(values: Values, *, name: str = "features") -> Values:
     >>> as_rows([[1, 2]])
     array([[1, 2]])
     """
+    if _is_plain(values):
+        return values
     try:
         read = not is_tensor(values) and isinstance(values, RowBlocks)
         lazy = not read and _is_lazy(values)
@@ -68,6 +70,14 @@ def as_rows(values: Values, *, name: str = "features") -> Values:
     if not real:
         raise _not_numbers(name, f"dtype {found.dtype}")
     return found
+
+
+def _is_plain(values: Any) -> bool:
+    """Whether these are features without a closer look, as nearly all are."""
+    if type(values) is torch.Tensor:
+        odd = values.is_nested or values.is_quantized or values.is_meta
+        return not odd and values.layout == torch.strided and values.is_floating_point()
+    return type(values) is np.ndarray and values.dtype.kind in "fiu"
 
 
 def _is_lazy(values: Any) -> bool:
@@ -173,8 +183,8 @@ def block_of(
     tensor([[3., 4.]])
     """
     values = as_rows(values)
-    rows = values.block(start, stop) if isinstance(values, RowBlocks) else values[start:stop]
-    rows = as_rows(rows)
+    plain = isinstance(values, (torch.Tensor, np.ndarray))
+    rows = values[start:stop] if plain else as_rows(values.block(start, stop))
     if isinstance(rows, torch.Tensor):
         return rows.detach().to(dtype)
     if rows.dtype == np.float16 and rows.dtype.isnative:
