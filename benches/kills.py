@@ -73,6 +73,9 @@ def main() -> None:
 
 def made_up(folder: Path) -> dict[str, Case]:
     """Small cases of the tests, and calls on them; OUT stands for the output's place."""
+    import torch
+    from safetensors.torch import load_file
+
     from cli.example import make_example
     from cli.fix_case import arguments, make_case
 
@@ -101,6 +104,8 @@ def made_up(folder: Path) -> dict[str, Case]:
     fixed = folder / "fixed"
     run([*fix, "--out", str(fixed)], quiet=True).wait()
     applied = ["apply", "--head", str(fixed / "run" / "head.safetensors"), *model]
+    torch.save(load_file(one / "model.safetensors"), one / "model.pt")
+    archive = ["--checkpoint", str(one / "model.pt")]
     return {
         "split": Case(["split", *labels, "--share", "a=0.7", "--share", "b=0.3", "--out", "OUT"]),
         "simulate": Case(["simulate", *labels, "--keep", "0.3", "--keep", "0.6", "--out", "OUT"]),
@@ -110,6 +115,7 @@ def made_up(folder: Path) -> dict[str, Case]:
         "tune, again": Case(["tune", *pair, *head, *names, "--overwrite", "--out", "OUT"]),
         "select": Case(["select", *heads, *valid, "--out", "OUT"], 2.0),
         "apply": Case(["apply", "--head", better, *head, "--card", "OUT.md", "--out", "OUT"]),
+        "apply, archive": Case(["apply", "--head", better, *archive, "--out", "OUT"]),
         "apply, model": Case([*applied, "--card", "OUT.md", "--out", "OUT"]),
         "extract": Case(["extract", *model, *images, "--out", "OUT"], 2.0),
         "extract, workers": Case(["extract", *model, *images, "--workers", "2", "--out", "OUT"]),
@@ -125,7 +131,8 @@ def warm_up() -> None:
 
     small = demo.DemoConfig
     demo.DemoConfig = lambda: small(n_train=300, n_valid=150, n_test=60, epochs=1, bootstrap=20)
-    demo.tune = functools.partial(demo.tune, force=True)  # its network has learnt next to nothing
+    for name in ("tune", "evaluate"):  # its network has learnt next to nothing
+        setattr(demo, name, functools.partial(getattr(demo, name), force=True))
     for name in COMMANDS:
         __import__(f"catwise.cli.{name}")
     import catwise.fixing

@@ -200,6 +200,7 @@ class _Column(NamedTuple):
     known: NDArray[np.int64] | None  # None: every row is known, nothing to gather
     positives: NDArray[np.int64]  # rows of the known positives
     n_known: int
+    place: NDArray[np.float64]  # 0, 1, … of the positives in their order
 
 
 class _Counts(NamedTuple):
@@ -380,12 +381,13 @@ class RankingPlan:
                 stop = min(start + width, self.n_categories)
                 block = flat[..., start:stop].swapaxes(1, 2) if rows_first else flat[:, start:stop]
                 block = np.ascontiguousarray(block) if rows_first else block
-                for c in range(start, stop):
-                    if self.defined[c]:
-                        own = None if shift is None else shift[c]
-                        column = self._columns[c]
+                for c in (np.flatnonzero(self.defined[start:stop]) + start).tolist():
+                    column, own = self._columns[c], None if shift is None else shift[c]
+                    if own is None and len(flat) == 1:
+                        counts = _count_one(block[0, c - start], column, strict=strict)
+                    else:
                         counts = _count(block[:, c - start], own, column, room, strict=strict)
-                        result[:, c] = one(c, counts)
+                    result[:, c] = one(c, counts)
 
         each, whole = _SERIAL_BELOW
         ranked = flat.shape[0] * self.n_rows
@@ -401,11 +403,12 @@ class RankingPlan:
 
 
 def _column(codes: NDArray[np.int8]) -> _Column:
-    known = np.flatnonzero(codes >= 0)
+    known, positives = np.flatnonzero(codes >= 0), np.flatnonzero(codes == POSITIVE)
     return _Column(
         known=None if known.size == codes.size else known,
-        positives=np.flatnonzero(codes == POSITIVE),
+        positives=positives,
         n_known=int(known.size),
+        place=np.arange(positives.size, dtype=np.float64),
     )
 
 
@@ -451,6 +454,29 @@ def _count(
     return _Counts(ge, none, (k - place).astype(np.float64))
 
 
+def _count_one(scores: NDArray[Any], column: _Column, *, strict: bool) -> _Counts:
+    """`_count` of one row (M,): with a few hundred scores its calls take longer than its sorts."""
+    positives = scores.take(column.positives)
+    positives.sort()
+    known = scores.copy() if column.known is None else scores.take(column.known)
+    known.sort()
+    below = known.searchsorted(positives)
+    ge = (column.n_known - below).astype(np.float64)
+    if known[-1] != known[-1]:  # NaN
+        ge[:] = np.nan
+    none = ge[None, :0]
+    if strict:
+        after = _after(known[None], positives[None], below[None])
+        return _Counts(ge[None], (column.n_known - after).astype(np.float64), none)
+    place = column.place
+    change = positives[1:] != positives[:-1]
+    if not change.all():  # tied positives share the place of the first
+        place = place.copy()
+        place[1:][~change] = 0
+        np.maximum.accumulate(place, out=place)
+    return _Counts(ge[None], none, (positives.size - place)[None])
+
+
 def _search(ordered: NDArray[Any], values: NDArray[Any]) -> NDArray[np.int64]:
     """How many of each sorted row (P, n) are below each value (P, K), by bisection.
 
@@ -489,7 +515,7 @@ def _after(
 
 def _ap_counts(counts: _Counts, k: int, n_negative: int, share: float | None) -> Any:
     if share is None:
-        return (counts.positives_ge / counts.ge).mean(axis=1)
+        return np.add.reduce(counts.positives_ge / counts.ge, axis=1) / k
     true = share * (counts.positives_ge / k)
     false = (1.0 - share) * ((counts.ge - counts.positives_ge) / n_negative)
     return (true / (true + false)).mean(axis=1)
