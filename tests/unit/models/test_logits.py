@@ -15,7 +15,7 @@ from catwise.errors import HeadError
 from catwise.models.core import Preprocessing
 from catwise.models.extract import extract
 from catwise.models.layers import find_layer
-from catwise.models.logits import described, logits_of, nearest_logits, tensors_in
+from catwise.models.logits import ACTIVATIONS, described, logits_of, nearest_logits, tensors_in
 from catwise.models.torch_models import adapt_module
 from catwise.models.verify import noise, verify_written
 
@@ -179,7 +179,8 @@ def test_what_the_layer_does_not_give(kind: str) -> None:
     """It is said when the model is loaded, in words where there are some, and refused later."""
     returned, words = NOT[kind]
     model = adapted(returned)
-    assert model.extra["output_is"] == "not the layer's"
+    word = kind.replace("_", "-")
+    assert model.extra["output_is"] == (word if word in ACTIVATIONS else "not the layer's")
     assert any("output is not what its layer 'fc' gives" in note for note in model.notes)
     assert words in model.notes[-1]
     with pytest.raises(HeadError, match=words or "logits"):
