@@ -21,7 +21,7 @@ from catwise._safetensors import FileLayout
 from catwise.heads.families import ADAPTER, PACKED, family_of, harmless
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from catwise.heads.catalog import Catalog, Entry
 
@@ -232,8 +232,9 @@ def doubts_after(catalog: Catalog, weight: Entry, bias: Entry | None) -> list[Do
     around = _Around(
         head,
         None if sorts else next(i for i, e in enumerate(catalog.entries) if e is weight),
-        {layer.place for layer in layers if layer.gives(head.shape[0])},
+        {layer.place: head.branch(layer.path) for layer in layers if layer.gives(head.shape[0])},
         {head.branch(layer.path) for layer in layers if layer.is_filter},
+        _firsts(layers, head),
     )
     return [
         Doubt(layer.name, layer.word)
@@ -250,14 +251,31 @@ class _Around(NamedTuple):
     Attributes:
         head: the head.
         made: its place in an order that tells how the model was made, or None.
-        makers: places of the layers that give as many numbers as there are categories.
+        makers: places and branches of the layers that give as many numbers as there are categories.
         filters: the branches of the model with filters over images, which no logit meets.
+        firsts: places of the first matrix of each branch.
     """
 
     head: _Head
     made: int | None
-    makers: set[int]
+    makers: dict[int, tuple[str, ...]]
     filters: set[tuple[str, ...]]
+    firsts: set[int]
+
+    def feeds(self, layer: _Layer) -> bool:
+        """Whether something other than the head may give a layer its numbers."""
+        own = self.head.branch(layer.path)
+        others = {branch for place, branch in self.makers.items() if place != layer.place}
+        return bool(others - {own}) or (own in others and layer.place not in self.firsts)
+
+
+def _firsts(layers: Sequence[_Layer], head: _Head) -> set[int]:
+    """The places of the first matrix of each branch, by the numbers in its name."""
+    found: dict[tuple[str, ...], _Layer] = {}
+    for layer in sorted(layers, key=lambda layer: [p.zfill(9) for p in layer.path]):
+        if "weight" in layer.parts and len(layer.parts["weight"].shape) > 1:
+            found.setdefault(head.branch(layer.path), layer)
+    return {layer.place for layer in found.values()}
 
 
 class _Layer(NamedTuple):
@@ -283,7 +301,8 @@ class _Layer(NamedTuple):
         """Whether it has numbers, but no plain weight."""
         if "weight" in self.parts:
             return not is_plain_float(self.parts["weight"].dtype)
-        return "bias" in self.parts or any(PACKED.search(leaf) for leaf in self.parts)
+        packed = bool(self.path) and any(PACKED.search(leaf) for leaf in self.parts)
+        return "bias" in self.parts or packed
 
     @property
     def word(self) -> str:
@@ -293,10 +312,15 @@ class _Layer(NamedTuple):
         return "quantised" if self.is_packed else ""
 
     @property
+    def others(self) -> list[Entry]:
+        """Its tensors that are not called a weight."""
+        return [part for leaf, part in self.parts.items() if leaf != "weight"]
+
+    @property
     def is_filter(self) -> bool:
         """Whether its weight is a convolution over more than one place."""
         weight = self.parts.get("weight")
-        return weight is not None and len(weight.shape) > 2 and set(weight.shape[2:]) != {1}
+        return weight is not None and len(weight.shape) > 3 and set(weight.shape[2:]) != {1}
 
     def gives(self, n: int) -> bool:
         """Whether its weight makes `n` numbers."""
@@ -313,10 +337,13 @@ class _Layer(NamedTuple):
             return False
         weight = self.parts.get("weight")
         if weight is not None and len(weight.shape) > 1:
-            return set(weight.shape[2:]) <= {1} and weight.shape[1] == n
+            stop = 3 if len(weight.shape) == 3 else 2
+            return n in weight.shape[1:stop] and not self.is_filter
         if any(part.isdigit() for part in self.path[:-1]):  # such as a norm inside a block
             return False
         shapes = [e.shape for e in self.parts.values() if is_plain_float(e.dtype)]
+        if n > 1 and any(n in shape for shape in shapes if len(shape) in {2, 3}):
+            return True
         sizes = {size for shape in shapes for size in shape if size != 1}
         return bool(shapes) and (sizes == {n} or (not sizes and not self.is_numbered))
 
@@ -349,25 +376,40 @@ def _copies(path: tuple[str, ...], head: _Head) -> bool:
 def _is_doubtful(layer: _Layer, around: _Around) -> bool:
     """Whether a layer may come behind the head, or beside it."""
     path, head, (n_categories, n_features) = layer.path, around.head, around.head.shape
-    named = layer.is_packed and head_stem(path) is not None
-    if not named and path == head.path[: len(path)]:  # what holds the head
+    sure = layer.is_packed and head_stem(path) is not None
+    sure = sure or _adapts(layer, n_categories)
+    sure = sure or any(part.shape == head.entries[0].shape for part in layer.others)
+    if not sure and path == head.path[: len(path)]:  # what holds the head
         return any(_may_scale(entry, head) for entry in layer.parts.values())
     branch = head.branch(path)
-    beside = head.path[len(branch) - 1 : len(branch)]
-    if not named and branch[-1].isdigit() and "".join(beside).isdigit():
-        return int(branch[-1]) > int(beside[0])
+    beside = "".join(head.path[len(branch) - 1 : len(branch)])
+    if not sure and branch[-1].isdigit() and beside.isdigit():
+        return int(branch[-1]) > int(beside)
     before = n_categories == n_features and around.made is not None  # it may feed the head
-    if named or (layer.is_beside(n_categories) and not before):
+    if sure or (layer.is_beside(n_categories) and not before):
         return True
-    if around.made is not None and layer.place < around.made:
-        return False
+    return (around.made is None or layer.place > around.made) and _may_follow(layer, around)
+
+
+def _may_follow(layer: _Layer, around: _Around) -> bool:
+    """Whether a layer that was not made before the head could take its logits, by its shapes."""
+    n_categories, n_features = around.head.shape
     if layer.is_packed:
         bias = layer.parts.get("bias")
         feeds = n_features != n_categories and bias is not None and bias.shape == (n_features,)
         return not feeds and not layer.is_numbered
-    inner = around.made is None and head_stem(path) is None
-    inner = inner and bool(branch in around.filters or around.makers - {layer.place})
-    return not inner and layer.takes(n_categories)
+    sorts = around.made is None and head_stem(layer.path) is None
+    if sorts and (around.head.branch(layer.path) in around.filters or around.feeds(layer)):
+        return False
+    return layer.takes(n_categories)
+
+
+def _adapts(layer: _Layer, n_categories: int) -> bool:
+    """Whether an adapter that lies in no numbered block makes as many numbers as there are rows."""
+    word = ADAPTER.search(layer.name)
+    if word is None or any(part.isdigit() for part in layer.name[: word.start()].split(".")):
+        return False
+    return any(n_categories in part.shape for part in layer.parts.values())
 
 
 def _may_scale(entry: Entry, head: _Head) -> bool:

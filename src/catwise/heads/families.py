@@ -32,7 +32,7 @@ ADAPTER: Final = _names(r"""
     | (?:miss|bone)_block | shira_\w+ | osf_svd_params | psoft_R | lily_\w+ | adamss_\w+ | beft_bias
     | deft_[PR] | frod_\w+ | hira_[AB] | peanut_[AB] | poly_(?:router|lora) | supertuning_\w+
     | \w*adapters? | base_layer | modules_to_save | original_module | ln_tuning_layers
-    | trainable_tokens_\w+ | prefix_tunings?
+    | trainable_tokens_\w+ | prefix_tunings? | loras | w_[ab]s?
 """)
 PACKED: Final = _names(r"""
     _?(?:weight_)?(?:q|packed_)data | _data | _scale | _shift | W_q | meta | SCB | CB | quant_state
@@ -41,7 +41,7 @@ PACKED: Final = _names(r"""
     | _?(?:weight_)?zero_points? | zeros? | _packed_params | weight_packed | weight_shape
     | codes | codebooks | centroids | indices | q_weight | q_scale\w* | q_group\w* | q_invperm
     | q_perm | trellis | suh | svh | Qidxs\w* | qdata | tscales | weight_fake_quant | weight_quant
-    | activation_post_process | __nncf\w* | B | s | lut | lookup_table | sparse_\w+ | blocks
+    | activation_post_process | __nncf\w* | (?-i:B|s) | lut | lookup_table | sparse_\w+ | blocks
 """)
 _FOLD: Final = (
     "fold it first: torch.nn.utils.parametrize.remove_parametrizations (or remove_weight_norm, "
