@@ -175,14 +175,19 @@ def _fault(values: Any) -> tuple[str, str | None] | None:
         elif _column_dtypes(values):
             call = ".sparse.to_dense()"
         return f"a sparse {kind}", f"{call}, if what is not stored is zero"
-    if not is_tensor(values):
-        return None
-    if values.is_nested:
+    return _odd_tensor(values) if is_tensor(values) else None
+
+
+def _odd_tensor(tensor: Any) -> tuple[str, str | None] | None:
+    """What a tensor that is not sparse has instead of plain values."""
+    if tensor.is_nested:  # first: most questions are errors
         return "a nested tensor", "pool its parts to rows of one length"
-    if values.is_meta or kind == "FakeTensor":
+    if tensor.is_meta or type(tensor).__name__ == "FakeTensor":
         return "a tensor without values (on the meta device)", "load it on the CPU: device='cpu'"
-    if values.is_quantized:
-        return f"a quantised tensor ({values.dtype})", ".dequantize(), or values before quantising"
+    if str(tensor.layout) != "torch.strided":
+        return f"a tensor of the layout {tensor.layout}", ".to_dense()"
+    if tensor.is_quantized:
+        return f"a quantised tensor ({tensor.dtype})", ".dequantize(), or values before quantising"
     return None
 
 

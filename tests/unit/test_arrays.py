@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy import sparse
 
-from catwise import Head, PartialLabels
+from catwise import Head, PartialLabels, read_head
 from catwise._device import resolve_device
 from catwise.errors import (
     CatwiseError,
@@ -198,6 +198,7 @@ NO_VALUES = [
     (lambda: torch.empty(2, 2, device="meta"), "on the meta device"),
     (lambda: torch.quantize_per_tensor(torch.eye(2), 1.0, 0, torch.quint8), "quantised"),
     (nested, "nested"),
+    (lambda: torch.eye(2).to_mkldnn(), "of the layout torch._mkldnn"),
     (lambda: np.array([(1, 0)], dtype=[("a", int), ("b", int)]), "structured"),
     (lambda: np.ma.array([(1, 0)], dtype=[("a", int), ("b", int)], mask=[(0, 1)]), "structured"),
     (lambda: np.array([[1, 0]], dtype="M8[ns]"), "dates"),
@@ -339,6 +340,16 @@ def test_ids_from_arrow_and_a_masked_choice_of_rows() -> None:
     assert Features(np.eye(2), ids=pa.array(["a", "b"])).ids.tolist() == ["a", "b"]
     with pytest.raises(ShapeError, match="masked"):
         PartialLabels([[1], [0]]).take_rows(np.ma.array([0, 1], mask=[False, True]))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_odd_tensors_of_a_state_dict() -> None:
+    """They are no head; beside one they do no harm to the search."""
+    with pytest.raises(HeadError):
+        read_head({"fc.weight": nested()})
+    for odd in (torch.eye(2, device="meta"), torch.eye(2).to_sparse(), torch.eye(2).to_mkldnn()):
+        with pytest.raises(HeadError, match="fc"):
+            read_head({"fc.weight": odd})
 
 
 def test_the_meta_device_is_refused() -> None:

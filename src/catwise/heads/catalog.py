@@ -215,7 +215,7 @@ def _walk(
 
 def _unread(container: str, key: str, value: Any, what: str) -> Entry:
     """A tensor whose numbers do not lie in a storage of their own: it can be told of, not read."""
-    shape = tuple(getattr(value, "shape", ()))
+    shape = () if what == "nested" else tuple(getattr(value, "shape", ()))
     storage = (key, id(value))
     return Entry(container, key, shape, (0,) * len(shape), 0, None, what, storage, value)
 
@@ -225,6 +225,8 @@ def _live_entry(container: str, key: str, value: Any) -> Entry | None:
         return None
     if type(value) not in {torch.Tensor, torch.nn.Parameter}:  # torchao's, a DTensor …
         return _unread(container, key, value, type(value).__name__)
+    if value.is_nested:  # it has no shape
+        return _unread(container, key, value, "nested")
     if value.layout != torch.strided or value.is_meta:
         what = "on the meta device" if value.is_meta else str(value.layout).removeprefix("torch.")
         return _unread(container, key, value, what)
