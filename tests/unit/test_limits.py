@@ -25,9 +25,13 @@ from catwise.errors import (
     HeadError,
     IdError,
     LabelError,
+    OutputError,
 )
 from catwise.features import Features, write_store
+from catwise.fixing import account
+from catwise.fixing.folder import STATE, State
 from catwise.heads.pickles import interpret
+from catwise.models import parts
 from catwise.tuning.results import FoldArtifacts
 
 if TYPE_CHECKING:
@@ -385,3 +389,62 @@ def test_ids_that_are_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         _ = store.ids
     with pytest.raises(IdError, match="too long"):
         Features(VALUES, ids=["a", "bcdef", "g"])
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 5000, '{"config": 1}', "[]", "{", '{"config": {}, "a": NaN}']
+)
+def test_the_folder_of_a_run(tmp_path: Path, text: str) -> None:
+    """What is read back of it is what was written, or an error that names the file."""
+    (tmp_path / "summary.json").write_text('{"summary": {}}')
+    (tmp_path / "records.json").write_text('[{"category": "a"}]')
+    (tmp_path / "config.json").write_text('{"config": {"seed": 1}}')
+    assert account.run_of(tmp_path)["records"] == [{"category": "a"}]
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(OutputError, match=r"config\.json' is not as it was written"):
+        account.run_of(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(OutputError, match="No such file"):
+        account.run_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"inputs": {"a": 1}},
+        {"inputs": []},
+        {"finished": {"tune": 1}},
+        {"finished": None},
+        {"target": ""},
+        {"target": 3},
+    ],
+)
+def test_the_state_of_a_run(tmp_path: Path, change: dict[str, Any]) -> None:
+    """Every field of it is checked."""
+    document = {"inputs": {"a": "b"}, "target": "m.pt", "finished": {"tune": {"n": 1}}}
+    path = tmp_path / STATE
+    path.write_text(json.dumps(document))
+    assert State.look(tmp_path, {"a": "b"}, "m.pt").finished == {"tune": {"n": 1}}
+    path.write_text(json.dumps({**document, **change}))
+    with pytest.raises(OutputError, match=f"'{next(iter(change))}' is"):
+        State.look(tmp_path, {"a": "b"}, "m.pt")
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, "[]", "{}", '{"dtype": 1}'])
+def test_unfinished_work(tmp_path: Path, text: str) -> None:
+    """Parts of features say what they were made of, or cannot be used."""
+    path = tmp_path / "progress.json"
+    path.write_text(text)
+    with pytest.raises(OutputError, match="its parts cannot be used"):
+        parts._progress(path)
+
+
+def test_a_part_that_is_not_whole(tmp_path: Path) -> None:
+    """What it says of itself is checked field by field, and against its size."""
+    path = tmp_path / "part-0"
+    about = {"rows": 1, "seen": 1, "shape": [2], "ids": ["a"], "skipped": [], "gap": 0.0}
+    for change in ({}, {"rows": True}, {"shape": [2.0]}, {"ids": [1]}, {"gap": None}, {"rows": 2}):
+        text = json.dumps({**about, **change}).encode()
+        path.write_bytes(bytes(8) + text + parts._LENGTH.pack(len(text)))
+        found = parts._read_about(path, "float32")
+        assert (found is None) == bool(change), change

@@ -219,7 +219,7 @@ def _protocol_text(protocol: Any) -> str:
     try:
         protocol = dict(protocol)
         text = _json(protocol)
-        good = json.loads(text) == protocol and isinstance(protocol.get("name"), str)
+        good = own(text) == protocol and isinstance(protocol.get("name"), str)
         good = good and "seed" in protocol
     except (TypeError, ValueError, RecursionError):
         good = False

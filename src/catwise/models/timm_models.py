@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any, Final
 
 from torch import nn
 
+from catwise._json import parse
 from catwise._safetensors import FileLayout
 from catwise.errors import ConfigError, nearest
 from catwise.heads.provenance import KEY
@@ -110,7 +110,7 @@ def _stored_names(checkpoint: Path, n_categories: int) -> list[str] | None:
     """The rows' names in the config.json that timm writes beside the weights, if it has any."""
     path = checkpoint.with_name(_CONFIG)
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse(path.read_bytes())
     except (OSError, ValueError):
         return None
     if not isinstance(config, dict) or "architecture" not in config:
