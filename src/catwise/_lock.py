@@ -22,6 +22,7 @@ import secrets
 import shutil
 import threading
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -106,6 +107,16 @@ def _digest(text: str, length: int) -> str:
     return hashlib.sha256(os.fsencode(text)).hexdigest()[:length]
 
 
+@cache
+def _machine() -> str:
+    """This machine, and within it the numbering of processes: containers have their own."""
+    try:
+        numbering = os.readlink("/proc/self/ns/pid")  # noqa: PTH115 - no path
+    except OSError:
+        numbering = ""
+    return _digest(f"{platform.node()} {numbering}", 6)
+
+
 def _key(name: str) -> str:
     """What ties temporaries to a target's name; those of a temporary are of its own target."""
     found = _NAME.match(name)
@@ -124,7 +135,7 @@ class Temporary:
 
     def __init__(self, target: Path) -> None:
         self._token = secrets.token_hex(4)
-        start = f"{PREFIX}{_key(target.name)}-{_digest(platform.node(), 6)}-{os.getpid()}"
+        start = f"{PREFIX}{_key(target.name)}-{_machine()}-{os.getpid()}"
         self._path = target.with_name(f"{start}-{self._token}{target.suffix[:32]}")
 
     def __enter__(self) -> Path:
@@ -147,8 +158,7 @@ class Temporary:
         if found is None or found[4] in cls._mine:
             return False
         pid = int(found[3])
-        here = found[2] == _digest(platform.node(), 6)
-        return locked or (here and (pid == os.getpid() or not _runs(pid)))
+        return locked or (found[2] == _machine() and (pid == os.getpid() or not _runs(pid)))
 
 
 def _runs(pid: int) -> bool:
@@ -309,6 +319,8 @@ def exclusive(
     made: list[Path] = []
     try:
         with translated(shown):
+            if shown.exists() and not (shown.is_file() or shown.is_dir()):
+                raise OSError(errno.EINVAL, "neither a file nor a folder")
             made += _make_parents(target.parent) if parents else []
             lock = target / f"{PREFIX}lock" if inside else None
             lock = lock or target.with_name(f"{PREFIX}{_key(target.name)}.lock")

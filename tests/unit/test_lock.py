@@ -114,6 +114,22 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path, dead: int) -> Non
     assert names(tmp_path) == sorted(["a.csv", other.name])
 
 
+def test_temporaries_of_another_machine_stay(tmp_path: Path, dead: int) -> None:
+    """Numbers of processes mean nothing elsewhere, as in another container; a hold does."""
+    path = leftover(tmp_path / "a", dead)
+    there = path.rename(path.with_name(path.name.replace(_lock._machine(), "0" * 6)))
+    write_text(tmp_path / "a", "x")
+    assert names(tmp_path) == sorted(["a", there.name])
+    with exclusive(tmp_path / "a"):
+        assert there.name not in names(tmp_path)
+
+
+def test_devices_are_not_held() -> None:
+    """Nothing is put beside a device or a pipe."""
+    with pytest.raises(OutputError, match="neither a file nor a folder"), exclusive(os.devnull):
+        pass
+
+
 def test_temporaries_in_temporaries_are_of_the_same_target(tmp_path: Path, dead: int) -> None:
     """What is built in steps leaves nothing either."""
     with atomic_path(tmp_path / "a.pt") as outer, atomic_path(outer) as inner:
