@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -51,12 +52,17 @@ class Population(NamedTuple):
 
     def truth(self, metric: str, prevalence: float) -> float:
         """The score of the whole population, by 400,000 positives."""
-        high = np.sort(self.positives(np.random.default_rng(1), (400_000,)))[::-1]
-        if metric == "auroc":
-            return float(self.below(high).mean())
-        true, false = (np.arange(high.size) + 0.5) / high.size, 1.0 - self.below(high)
-        called = prevalence * true + (1.0 - prevalence) * false
-        return float((prevalence * true / called).mean())
+        return _truth(self, metric, prevalence)
+
+
+@cache
+def _truth(population: Population, metric: str, prevalence: float) -> float:
+    high = np.sort(population.positives(np.random.default_rng(1), (400_000,)))[::-1]
+    if metric == "auroc":
+        return float(population.below(high).mean())
+    true, false = (np.arange(high.size) + 0.5) / high.size, 1.0 - population.below(high)
+    called = prevalence * true + (1.0 - prevalence) * false
+    return float((prevalence * true / called).mean())
 
 
 def shift_of(area: float, sd: float = 1.0) -> float:
@@ -64,6 +70,7 @@ def shift_of(area: float, sd: float = 1.0) -> float:
     return float(ndtri(area) * np.sqrt(1.0 + sd**2))
 
 
+@cache
 def binormal(area: float, sd: float = 1.0) -> Population:
     """Normal scores; those of the positives with their own standard deviation."""
     shift = shift_of(area, sd)
@@ -304,7 +311,9 @@ def inside(batch: Batch) -> NDArray[np.float64]:
 def of_share(batch: Batch) -> Interval:
     """On the logit scale, with the pooled error."""
     error, freedom = batch.pooled(5)
-    return on_logit_scale(inside(batch), error, student(freedom))
+    low, high = on_logit_scale(inside(batch), error, student(freedom))
+    is_one = batch.value == 1.0
+    return np.where(is_one, 0.025 ** (1.0 / batch.few), low), np.where(is_one, 1.0, high)
 
 
 def of_gain(batch: Batch) -> Interval:
@@ -322,7 +331,9 @@ SCORES: dict[str, Callable[[Batch], Interval]] = {"auroc": of_auroc, "average_pr
 def plain_share(batch: Batch) -> Interval:
     """The binomial variance around (k AP + ½) / (k + 1), whichever class is the scarcer."""
     share = (batch.few * batch.value + 0.5) / (batch.few + 1.0)
-    return of_share(batch._replace(usual=share * (1.0 - share) / batch.few))
+    variance = (batch.few - 1) * batch.error**2 + 5.0 * share * (1.0 - share) / batch.few
+    error = np.sqrt(variance / (batch.few + 4))
+    return on_logit_scale(inside(batch), error, student(batch.few + 4))
 
 
 def plain_gain(batch: Batch) -> Interval:
@@ -506,7 +517,7 @@ def mean_of(metric: str, kind: str, drawn: Iterator[Drawn]) -> tuple[Interval, f
     """Intervals of a mean over categories, and what they should hold."""
     units = 2 if kind == "difference" else 5
     total: Any = 0.0
-    errors, values, truths, places = [], [], [], 0
+    errors, values, truths = [], [], []
     said = [MeanError(ROWS) for _ in range(CHECKED)]
     for one in drawn:
         k = int(one.positive[0].sum())
@@ -520,7 +531,6 @@ def mean_of(metric: str, kind: str, drawn: Iterator[Drawn]) -> tuple[Interval, f
         values.append(batch.value)
         areas = (binormal(area).truth(metric, k / ROWS) for area in one.pair)
         truths.append(-next(areas) * (kind == "difference") + next(areas))
-        places += k * (ROWS - k)
         add_to(said, metric, kind, one)
     plain, own, freedom = np.array(errors).transpose(1, 0, 2)
     n, mean = len(values), np.mean(values, axis=0)
@@ -530,7 +540,7 @@ def mean_of(metric: str, kind: str, drawn: Iterator[Drawn]) -> tuple[Interval, f
     if kind == "difference":
         found = mean - quantile * error, mean + quantile * error
     else:
-        found = on_logit_scale(np.clip(mean, 0.5 / places, 1.0 - 0.5 / places), error, quantile)
+        found = on_logit_scale(mean, error, quantile)
     for s, whole in enumerate(said):
         is_gain = kind == "difference"
         ends = whole.interval_of_difference() if is_gain else whole.interval_of_score(metric)

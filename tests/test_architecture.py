@@ -129,6 +129,7 @@ def test_public_names() -> None:
         "SelectResult",
         "TuneResult",
         "__version__",
+        "compare_heads",
         "evaluate",
         "extract",
         "fix",

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         write_head,
     )
     from catwise.labels import LabelPolicy, PartialLabels
-    from catwise.metrics import Evaluation, evaluate
+    from catwise.metrics import Evaluation, compare_heads, evaluate
     from catwise.models.extract import extract
     from catwise.tuning import SelectResult, TuneResult, select, tune
 
@@ -40,6 +40,7 @@ _HOME = {
     "PartialLabels": "catwise.labels",
     "SelectResult": "catwise.tuning",
     "TuneResult": "catwise.tuning",
+    "compare_heads": "catwise.metrics",
     "evaluate": "catwise.metrics",
     "extract": "catwise.models.extract",
     "fix": "catwise.fixing",
@@ -65,6 +66,7 @@ __all__ = [
     "SelectResult",
     "TuneResult",
     "__version__",
+    "compare_heads",
     "evaluate",
     "extract",
     "fix",

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from catwise.cli import main
@@ -16,6 +17,7 @@ from catwise.errors import (
     CategoryError,
     FeatureError,
     FeatureStoreError,
+    HeadError,
     IdError,
     LabelError,
     MismatchError,
@@ -129,6 +131,45 @@ def test_in_sample_is_said(tmp_path: Path) -> None:
     assert result.stderr.startswith("warning: 7 of 400 rows fitted or selected this head")
     assert "in sample: 7 of these rows" in result.stdout
     assert document("evaluate", *TEST, "--head", str(path))["in_sample"] is True
+
+
+def test_two_heads_are_compared(tmp_path: Path) -> None:
+    """A saved head against the checkpoint: both ways round, as JSON, CSV and a narrow table."""
+    head = read_head("model.safetensors", categories=NAMES)
+    path, csv_path = tmp_path / "head.safetensors", tmp_path / "table.csv"
+    save_head(head.replace(weight=head.weight + torch.eye(6, 8)), path)
+    forth = document("evaluate", *TEST, "--head", str(path), "--against", "model.safetensors")
+    back = document(
+        "evaluate", *TEST, *MODEL, "--against", str(path), "--csv", str(csv_path)
+    )  # fmt: skip
+    one, other = forth["comparisons"][0], back["comparisons"][0]
+    assert one["metric"] == other["metric"] == "average_precision"
+    assert one["difference"] == pytest.approx(-other["difference"])
+    assert one["before"] == other["after"]
+    assert forth["inputs"]["against"]["path"] == "model.safetensors"
+    assert forth["sentence"].split(":")[0] in {"Helped", "Harmed", "No difference shown"}
+    with csv_path.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["category"] for row in rows] == [*NAMES, *NAMES]
+    assert [row["metric"] for row in rows] == ["average_precision"] * 6 + ["auroc"] * 6
+    assert float(rows[0]["difference"]) == other["categories"][0]["difference"]
+    printed = run("evaluate", *TEST, "--head", str(path), "--against", "model.safetensors").stdout
+    assert printed.startswith(forth["sentence"][:40])
+    table = printed.split("average_precision on 400 rows")[1].splitlines()
+    assert max(map(len, table)) <= 100
+
+
+def test_the_other_head_is_named_and_placed(tmp_path: Path) -> None:
+    """Its key may be said; the option alone is wrong use; it is not written over."""
+    two = {"a.weight": torch.zeros(6, 8), "b.weight": torch.eye(6, 8)}
+    torch.save(two, tmp_path / "two.pt")
+    against = ["evaluate", *TEST, *MODEL, "--against", str(tmp_path / "two.pt")]
+    assert run(*against).exit_code == HeadError.exit_code
+    found = document(*against, "--against-key", "b.weight", "--force")
+    assert [row["category"] for row in found["comparisons"][0]["categories"]] == list(NAMES)
+    assert run("evaluate", *TEST, *MODEL, "--against-key", "b.weight").exit_code == 2
+    written = run(*against, "--csv", str(tmp_path / "two.pt"))
+    assert written.exit_code == OutputError.exit_code
 
 
 @pytest.mark.parametrize("command", ["evaluate", "audit"])

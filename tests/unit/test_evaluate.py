@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 from importlib import import_module
 
 import numpy as np
@@ -26,14 +27,12 @@ from catwise.labels import PartialLabels
 from catwise.metrics import (
     DEFAULT_METRICS,
     METRICS,
-    bootstrap_replicates,
-    compare,
+    compare_heads,
+    compare_logits,
     evaluate,
-    paired_bootstrap,
 )
-from catwise.metrics.bootstrap import Resampler
+from catwise.metrics.intervals import MeanError, Units, estimate_of, interval_of_score
 from catwise.metrics.mismatch import check_match, cross_auroc
-from catwise.metrics.replicates import metric_replicates
 
 NAMES = ("ant", "bee", "cat", "dog", "eel")
 
@@ -63,8 +62,8 @@ def test_values_are_the_metrics_of_the_logits():
         assert result.means[name]["macro"] == pytest.approx(expected.mean())
         assert result.means[name]["micro"] == pytest.approx(metric.micro(logits, labels))
         assert result.means[name]["n_categories"] == 5
-    assert result.intervals == {}
-    assert not result.in_sample
+    assert set(result.intervals) == set(DEFAULT_METRICS)
+    assert result.in_sample is None
 
 
 def test_categories_without_both_classes_are_left_out_of_the_mean():
@@ -84,9 +83,7 @@ def test_categories_without_both_classes_are_left_out_of_the_mean():
 def test_no_category_that_can_be_scored_gives_nan_and_none():
     """No category with both classes, no mean."""
     head, features, _ = case()
-    result = evaluate(
-        head, (features, PartialLabels(np.zeros((120, 5), dtype=np.int8))), bootstrap=3
-    )
+    result = evaluate(head, (features, PartialLabels(np.zeros((120, 5), dtype=np.int8))))
     assert result.means["auroc"]["n_categories"] == 0
     assert np.isnan(result.means["auroc"]["macro"])
     assert result.to_dict()["means"]["auroc"]["macro"] is None
@@ -118,7 +115,7 @@ def test_rows_join_by_id_and_columns_by_name():
 def test_blocks_of_categories_change_nothing(monkeypatch):
     """However many fit in memory at a time."""
     head, features, labels = case()
-    options = {"bootstrap": 20, "thresholds": np.linspace(-0.5, 0.5, 5)}
+    options = {"thresholds": np.linspace(-0.5, 0.5, 5)}
     whole = evaluate(head, (features, labels), **options)
     monkeypatch.setattr(import_module("catwise.metrics.evaluate"), "_ENTRIES", 250)
     cut = evaluate(head, (features, labels), **options)
@@ -133,11 +130,12 @@ def test_blocks_of_categories_change_nothing(monkeypatch):
 def test_labels_stored_as_columns_give_the_same_numbers():
     """Storage is not content."""
     head, features, labels = case()
-    dense = evaluate(head, (features, labels), bootstrap=10)
-    columns = evaluate(head, (features, labels.with_storage("columns")), bootstrap=10)
+    dense = evaluate(head, (features, labels))
+    columns = evaluate(head, (features, labels.with_storage("columns")))
     for name, values in dense.values.items():
         np.testing.assert_allclose(columns.values[name], values, rtol=1e-12)
-        np.testing.assert_allclose(columns.replicates[name], dense.replicates[name], rtol=1e-12)
+        ends = (one.intervals[name].per_category for one in (columns, dense))
+        np.testing.assert_allclose(*ends, rtol=1e-12)
 
 
 def test_thresholds_may_differ_by_category():
@@ -177,45 +175,100 @@ def test_prevalence_is_passed_on():
     assert each.to_dict()["options"] == {"prevalence": [0.1] * 5}
 
 
-def test_intervals_are_the_existing_bootstraps():
-    """Same draws, same percentiles, every metric and option."""
-    head, features, labels = case()
-    result = evaluate(head, (features, labels), bootstrap=150, seed=3)
-    logits = head.logits(features)
+def test_intervals_are_those_of_the_one_rule():
+    """Per category from its known rows, with threshold and prevalence; the mean shares rows."""
+    head, features, labels = case(groups=[f"p{i // 2}" for i in range(120)])
+    limits = np.array([0.5, -0.2, 0.0, 1.0, -1.0])
+    result = evaluate(head, (features, labels), thresholds=limits, prevalence=0.2)
+    logits, units = head.logits(features).double().numpy(), Units.of_labels(labels)
     for name in DEFAULT_METRICS:
-        replicates = bootstrap_replicates((logits,), labels, name, n_resamples=150, seed=3)[0]
-        np.testing.assert_allclose(result.replicates[name], replicates, rtol=1e-9, atol=1e-12)
-        low, high = result.intervals[name].macro
-        assert low < result.means[name]["macro"] + 0.05
-        assert high > result.means[name]["macro"] - 0.05
+        takes, mean = METRICS[name].takes, MeanError(60)
+        for c in range(5):
+            rows, positive = labels.known(c)
+            scores = logits[rows, c] - (limits[c] if "threshold" in takes else 0.0)
+            share = 0.2 if "prevalence" in takes else None
+            own = units.take(rows)
+            found, shares = estimate_of(name, scores, positive, own, prevalence=share)
+            assert found.value == pytest.approx(result.values[name][c], abs=1e-6)
+            expected = interval_of_score(name, found)
+            np.testing.assert_allclose(result.intervals[name].per_category[c], expected, atol=1e-6)
+            mean.add(found, shares, own.of_row)
+        expected = mean.interval_of_score(name)
+        assert result.intervals[name].macro == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["average_precision", "precision", "recall", "f1", "best_f1"])
-def test_replicates_with_options_are_the_kernels(name):
-    """Thresholds and prevalence enter every replicate."""
+@pytest.mark.parametrize("sign", [1, 0])
+def test_no_interval_below_three_of_a_class_and_a_reason(sign):
+    """The score stays; the record and a note say why it has no interval."""
     head, features, labels = case()
-    metric, logits = METRICS[name], head.logits(features)
-    options = dict.fromkeys(metric.takes, 0.2)
-    resampler = Resampler(np.arange(120), seed=0)
-    found = metric_replicates(logits, labels, [(metric, [options] * 5)], resampler, n_resamples=7)[
-        name
-    ]
-    rows, positive = labels.known(2)
-    weights = resampler.weights(
-        resampler.strata(rows, positive), resampler.layers(0), 0, key="cat"
-    )[:7]
-    codes = torch.from_numpy(positive.astype(np.int8))
-    expected = metric.columns(logits[rows, 2], codes, weight=weights, **options)
-    np.testing.assert_allclose(found[:, 2], expected.numpy(), rtol=1e-9)
+    codes = labels.codes.copy()
+    places = np.flatnonzero(codes[:, 2] == sign)
+    codes[places[2:], 2] = -1
+    result = evaluate(head, (features, PartialLabels(codes, categories=NAMES)), metrics="auroc")
+    record = result.records()[2]
+    assert record["reason"] is None
+    assert record["auroc"] is not None
+    assert record["auroc_low"] is record["auroc_high"] is None
+    assert record["interval_reason"] == ("few_positives" if sign else "few_negatives")
+    known = "positives" if sign else "negatives"
+    assert any(f"1 category with fewer than 3 known {known}" in note for note in result.notes)
 
 
-def test_groups_are_drawn_together():
-    """The labels' groups are the units of the bootstrap."""
-    groups = [f"p{i // 4}" for i in range(120)]
-    head, features, labels = case(groups=groups)
-    result = evaluate(head, (features, labels), metrics="auroc", bootstrap=30)
-    expected = bootstrap_replicates((head.logits(features),), labels, "auroc", n_resamples=30)[0]
-    np.testing.assert_allclose(result.replicates["auroc"], expected)
+def test_a_mean_with_categories_of_one_class_has_their_errors_too():
+    """Brier score and log-loss are means over rows: they need no second class."""
+    head, features, labels = case()
+    codes = labels.codes.copy()
+    codes[codes[:, 2] == 1, 2] = -1
+    result = evaluate(head, (features, PartialLabels(codes, categories=NAMES)))
+    assert result.interval_reasons[2] == "no_known_positive"
+    logits = head.logits(features).double().numpy()
+    rows = codes[:, 2] == 0
+    wrong = 1.0 / (1.0 + np.exp(-logits[rows, 2]))
+    units = Units.of_labels(labels)
+    found, _ = estimate_of("brier", logits[rows, 2], np.zeros(rows.sum(), bool), units.take(rows))
+    assert found.value == pytest.approx((wrong**2).mean())
+    assert found.error == pytest.approx((wrong**2).std(ddof=1) / np.sqrt(rows.sum()))
+    low, high = result.intervals["brier"].macro
+    assert result.means["brier"]["n_categories"] == 5
+    assert low < result.means["brier"]["macro"] < high
+    assert np.isnan(result.intervals["brier"].per_category[2]).all()
+
+
+def test_groups_count_as_one_for_the_reason_too():
+    """Ten positive rows of two patients are two positives."""
+    head, features, labels = case()
+    codes, groups = labels.codes.copy(), [f"p{i}" for i in range(120)]
+    places = np.flatnonzero(codes[:, 2] == 1)[:10]
+    codes[codes[:, 2] == 1, 2] = -1
+    codes[places, 2] = 1
+    for i, place in enumerate(places):
+        groups[place] = f"few{i % 2}"
+    given = PartialLabels(codes, categories=NAMES, groups=groups)
+    result = evaluate(head, (features, given), metrics="auroc")
+    assert result.interval_reasons[2] == "few_positives"
+    assert np.isnan(result.intervals["auroc"].per_category[2]).all()
+
+
+def test_average_precision_of_few_positives_is_said_to_be_too_high():
+    """The note names the categories and their positives; AUROC needs none."""
+    head, features, labels = case()
+    codes = labels.codes.copy()
+    codes[np.flatnonzero(codes[:, 3] == 1)[5:], 3] = -1
+    given = (features, PartialLabels(codes, categories=NAMES))
+    note = "average precision from fewer than 10 positives tends to be too high: 1 category, 'dog'"
+    assert any(note in one for one in evaluate(head, given).notes)
+    assert not any("too high" in one for one in evaluate(head, given, metrics="auroc").notes)
+
+
+def test_a_metric_of_ones_own_has_no_interval():
+    """Its value stands, also under a known name, and a note says so."""
+    head, features, labels = case()
+    own = replace(METRICS["auroc"], label="my AUROC")
+    result = evaluate(head, (features, labels), metrics=[own])
+    assert result.intervals == {}
+    assert "no interval is known for 'auroc'." in result.notes
+    with pytest.raises(ConfigError, match="no influence function"):
+        compare_heads(head, head, (features, labels), metrics=[own])
 
 
 def test_rows_that_fitted_the_head_are_marked():
@@ -282,8 +335,8 @@ def test_cross_auroc_is_the_auroc_where_all_is_known():
 def test_options_are_checked():
     """All problems at once, with what was expected."""
     head, features, labels = case()
-    with pytest.raises(ConfigError, match=r"metrics is empty; bootstrap=-1; level=1\.0"):
-        evaluate(head, (features, labels), metrics=[], bootstrap=-1, level=1.0)
+    with pytest.raises(ConfigError, match=r"metrics is empty; level=1\.0"):
+        evaluate(head, (features, labels), metrics=[], level=1.0)
     with pytest.raises(ConfigError, match="did you mean 'auroc'"):
         evaluate(head, (features, labels), metrics=["aurco"])
     with pytest.raises(ShapeError, match="thresholds does not fit"):
@@ -305,7 +358,7 @@ def test_nan_features_are_refused():
 def test_records_and_dict_are_json_ready():
     """One record a category, in their order."""
     head, features, labels = case()
-    result = evaluate(head, (features, labels), metrics=["auroc", "ece"], bootstrap=5)
+    result = evaluate(head, (features, labels), metrics=["auroc", "ece"])
     records = result.records()
     assert [record["category"] for record in records] == list(NAMES)
     assert list(records[0]) == [
@@ -315,6 +368,7 @@ def test_records_and_dict_are_json_ready():
         "n_positive",
         "n_negative",
         "reason",
+        "interval_reason",
         "auroc",
         "auroc_low",
         "auroc_high",
@@ -328,46 +382,86 @@ def test_records_and_dict_are_json_ready():
     assert repr(result).startswith("Evaluation(n_rows=120, n_categories=5, auroc=0.")
 
 
-def test_comparison_uses_the_intersection():
-    """Means of both over the categories that both define."""
+def test_what_fitted_a_head_may_not_be_known():
+    """Then nothing is said to be out of sample: null, and a note."""
     head, features, labels = case()
-    codes = labels.codes.copy()
-    codes[:, 0] = -1
-    a = evaluate(head, (features, labels), metrics=["auroc", "f1"])
-    b = evaluate(
-        head, (features, PartialLabels(codes, categories=NAMES).take_categories(NAMES[:4]))
+    result = evaluate(head, (features, labels), metrics="auroc")
+    assert result.to_dict()["in_sample"] is result.to_dict()["n_in_sample"] is None
+    assert any("not known whether some of these rows fitted" in note for note in result.notes)
+    fresh = evaluate(head.with_fitted_on([1]), (features, labels), metrics="auroc")
+    assert fresh.in_sample is False
+    assert not any("not known whether" in note for note in fresh.notes)
+
+
+def other(head, seed=1):
+    """A head that knows less."""
+    rng = np.random.default_rng(seed)
+    return head.replace(weight=head.weight + torch.from_numpy(rng.normal(size=(5, 8))).float())
+
+
+def test_two_heads_are_compared_on_the_same_rows():
+    """Before and after are what `evaluate` says, differences those of `compare_logits`."""
+    head, features, labels = case(rows=300)
+    base = other(head)
+    found = compare_heads(base, head, (features, labels), metrics=["auroc", "f1"], thresholds=0.4)
+    options = {"metrics": ["auroc", "f1"], "thresholds": 0.4}
+    sides = [evaluate(one, (features, labels), **options) for one in (base, head)]
+    for name, one in found.comparisons.items():
+        np.testing.assert_allclose(one.before, sides[0].values[name], rtol=1e-6)
+        np.testing.assert_allclose(one.after, sides[1].values[name], rtol=1e-6)
+        assert one.mean_after == pytest.approx(sides[1].means[name]["macro"])
+    logits = [one.logits(features) for one in (base, head)]
+    expected = compare_logits(*logits, labels, "auroc")
+    np.testing.assert_allclose(found.first.low, expected.low)
+    assert found.first.mean_low == pytest.approx(expected.mean_low)
+    assert found.first.outcome == expected.outcome
+    shifted = compare_logits(*(one.double() - 0.4 for one in logits), labels, "f1")
+    np.testing.assert_allclose(found.comparisons["f1"].high, shifted.high)
+
+
+def test_heads_of_other_row_orders_are_compared_by_name(monkeypatch):
+    """Rows of both heads are found by name, block by block, and thresholds by name too."""
+    head, features, labels = case(rows=300)
+    base = other(head)
+    turned = base.take_categories(NAMES[::-1])
+    options = {"thresholds": dict(zip(NAMES, [0.1, 0.2, 0.3, 0.4, 0.5], strict=True))}
+    given = {"metrics": ["f1", "average_precision"], "prevalence": [0.1, 0.2, 0.3, 0.4, 0.5]}
+    plain = compare_heads(base, head, (features, labels), **options, **given)
+    monkeypatch.setattr(import_module("catwise.metrics.evaluate"), "_ENTRIES", 700)
+    found = compare_heads(turned, head, (features, labels), **options, **given)
+    for name in plain.comparisons:
+        one, same = found.comparisons[name], plain.comparisons[name]
+        np.testing.assert_allclose(one.difference, same.difference, rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(one.high, same.high, rtol=1e-6, atol=1e-9)
+
+
+def test_rows_that_fitted_either_head_are_said():
+    """The sentence and the document say of which head, and how many."""
+    ids = [f"i{i}" for i in range(120)]
+    head, features, labels = case(ids=ids)
+    fitted = head.with_fitted_on(source_digests(features, labels)[:7])
+    with pytest.warns(InSampleWarning, match="7 of 120 rows fitted or selected the head after"):
+        found = compare_heads(other(head), fitted, (features, labels))
+    assert found.n_in_sample == (None, 7)
+    assert found.sentence().endswith(
+        "In sample: 7 of these rows fitted or selected the head after."
     )
-    found = compare(a, b)
-    assert set(found) == {"auroc", "f1"}
-    auroc = found["auroc"]
-    assert auroc.categories == ("bee", "cat", "dog")
-    assert (auroc.n_categories, auroc.n_only_a, auroc.n_only_b) == (3, 2, 0)
-    assert auroc.difference == 0.0
-    assert auroc.mean_a == pytest.approx(a.values["auroc"][1:4].mean())
-    assert auroc.interval is None
+    told = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert (told["n_in_sample_before"], told["n_in_sample_after"]) == (None, 7)
+    assert any("fitted the head before" in note for note in found.notes)
+    assert [record["metric"] for record in found.records()] == [
+        name for name in ("average_precision", "auroc") for _ in NAMES
+    ]
+    assert "120 rows" in repr(found)
 
 
-def test_comparison_is_paired_on_the_same_draws():
-    """The interval is that of the paired bootstrap."""
+def test_heads_are_compared_on_the_labels_categories_alone():
+    """Either head may have more rows; one that lacks a category is refused."""
     head, features, labels = case()
-    other = head.replace(weight=head.weight + 0.5 * torch.tensor([[1.0, -1.0] * 4] * 5))
-    a, b = (evaluate(h, (features, labels), metrics="auroc", bootstrap=200) for h in (head, other))
-    expected = paired_bootstrap(
-        head.logits(features), other.logits(features), labels, "auroc", n_resamples=200
-    )
-    found = compare(a, b)["auroc"]
-    assert found.difference == pytest.approx(expected.mean_difference)
-    assert found.interval == pytest.approx(expected.mean_interval)
-    changed = evaluate(head, (features, labels), metrics="auroc", bootstrap=200, seed=1)
-    assert compare(a, changed)["auroc"].interval is None
-
-
-def test_comparison_needs_a_common_category():
-    """Nothing in common cannot be compared."""
-    head, features, labels = case()
-    a, b = (
-        evaluate(head, (features, labels.take_categories(names)), metrics="auroc")
-        for names in (NAMES[:2], NAMES[2:])
-    )
-    with pytest.raises(CategoryError, match="no category in common"):
-        compare(a, b)
+    few = labels.take_categories(NAMES[1:3])
+    found = compare_heads(head.take_categories(NAMES[:3]), head, (features, few))
+    assert found.first.categories == NAMES[1:3]
+    assert found.first.verdict == "no_difference"
+    assert set(found.first.reason) == {"unchanged"}
+    with pytest.raises(CategoryError, match="lacks"):
+        compare_heads(head.take_categories(NAMES[:2]), head, (features, few))

@@ -1,4 +1,4 @@
-"""`catwise evaluate`: a head on labelled features."""
+"""`catwise evaluate`: a head on labelled features, alone or against another one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from catwise.cli.inputs import (
     describe_labels,
     load_source,
     load_the_head,
+    read_names,
     refuse_inputs,
 )
 from catwise.cli.options import (
@@ -20,7 +21,6 @@ from catwise.cli.options import (
     head_options,
     output_options,
     path_type,
-    seed_option,
     source_options,
     table_options,
 )
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from catwise.cli.console import Output
     from catwise.cli.options import HeadOptions, SourceOptions, TableOptions
+    from catwise.heads import Head
 
 __all__ = ["command"]
 
@@ -58,12 +59,15 @@ _DEFAULT_METRICS = ("average_precision", "auroc")
 )
 @click.option("--threshold", type=float, help="Logit for precision, recall and F1.  [default: 0]")
 @click.option(
-    "--bootstrap",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    metavar="N",
-    help="Resamples for the intervals; 0 for none.",
+    "--against",
+    type=path_type(),
+    metavar="FILE",
+    help="Another head, or the checkpoint that holds it: what is better and what worse than there.",
+)
+@click.option(
+    "--against-key",
+    metavar="KEY",
+    help="Its weight's key, if it is in a checkpoint and not clear.",
 )
 @click.option(
     "--level",
@@ -72,7 +76,6 @@ _DEFAULT_METRICS = ("average_precision", "auroc")
     show_default=True,
     help="Of the intervals.",
 )
-@seed_option
 @click.option("--device", help="Such as cpu or cuda:0.  [default: cpu]")
 @click.option("--force", is_flag=True, help="Go on although head and data look mismatched.")
 @click.option("--csv", "csv_path", type=path_type(), metavar="FILE", help="Write the table as CSV.")
@@ -85,9 +88,9 @@ def command(
     metrics: tuple[str, ...],
     prevalence: tuple[str, ...],
     threshold: float | None,
-    bootstrap: int,
+    against: Path | None,
+    against_key: str | None,
     level: float,
-    seed: int,
     device: str | None,
     force: bool,
     csv_path: Path | None,
@@ -95,27 +98,31 @@ def command(
 ) -> None:
     """Score a head on the known labels, category by category and in the mean.
 
-    Rows that fitted or selected the head are found out, and the result is marked in-sample.
+    Every score has an interval, unless fewer than 3 positives or negatives are known. With
+    --against the scores are compared with another head's on the same rows: differences with paired
+    intervals, and what they show. Rows that fitted or selected a head are found out, and the result
+    is marked in-sample.
     """
     metrics = tuple(dict.fromkeys(metrics)) or _DEFAULT_METRICS
+    if against_key is not None and against is None:
+        raise click.UsageError("--against-key needs --against.")
     shares = one_or_many(prevalence)
-    from catwise.metrics.evaluate import evaluate
-
     check_device(device)
     if csv_path is not None:
-        refuse_inputs(csv_path, data.features, data.labels, source.head, source.checkpoint)
+        heads = source.head, source.checkpoint, against
+        refuse_inputs(csv_path, data.features, data.labels, *heads)
     hold_output(csv_path)
     head = load_the_head(source)
+    other = None if against is None else _other(against, against_key, source, head)
     features, labels = load_source(data, table)
-    result = evaluate(
+    found = _score(
+        other,
         head,
         (features, labels),
         metrics=metrics,
         prevalence=shares,
         thresholds=threshold,
-        bootstrap=bootstrap,
         level=level,
-        seed=seed,
         device=device,
         force=force,
     )
@@ -123,15 +130,41 @@ def command(
         from catwise._io import write_text
         from catwise.reporting.tables import rows_csv
 
-        write_text(csv_path, rows_csv(result.records()))
-    document = result.to_dict()
-    _show(document, metrics, output)
+        write_text(csv_path, rows_csv(found.records()))
+    document = found.to_dict()
+    if other is None:
+        _show(document, metrics, output)
+    else:
+        _show_comparison(document, output)
     inputs = {
         "features": describe_features(data.features, features),
         "labels": describe_labels(data.labelled, labels, table),
         "head": describe_head(source, head),
     }
+    if other is not None:
+        inputs["against"] = {"path": str(against), "sha256": other.digest}
     output.document({"command": "evaluate", "inputs": inputs, **document})
+
+
+def _other(path: Path, key: str | None, source: HeadOptions, head: Head) -> Head:
+    """The head to compare with; one without names takes those of the head, row by row."""
+    from catwise.heads import read_head
+    from catwise.joining import has_default_names
+
+    names = None if source.head_categories is None else read_names(source.head_categories)
+    other = read_head(path, key=key)
+    if has_default_names(other.categories) and other.n_categories == len(names or head.categories):
+        return other.replace(categories=names or head.categories)
+    return other
+
+
+def _score(other: Head | None, head: Head, data: Any, **options: Any) -> Any:
+    """An evaluation of one head, or a comparison of two."""
+    from catwise.metrics import compare_heads, evaluate
+
+    if other is None:
+        return evaluate(head, data, **options)
+    return compare_heads(other, head, data, **options)
 
 
 def _show(document: dict[str, Any], metrics: tuple[str, ...], output: Output) -> None:
@@ -148,3 +181,15 @@ def _show(document: dict[str, Any], metrics: tuple[str, ...], output: Output) ->
             f"in sample: {document['n_in_sample']:,} of these rows fitted or selected the head; "
             "these scores are too high"
         )
+
+
+def _show_comparison(document: dict[str, Any], output: Output) -> None:
+    from catwise.reporting.tables import differences_table
+
+    output.line(document["sentence"])
+    for one in document["comparisons"]:
+        output.line()
+        title = f"{one['metric']} on {one['n_rows']:,} rows"
+        output.table(differences_table(one, limit=output.rows, title=title))
+    for note in document["notes"]:
+        output.line(note)

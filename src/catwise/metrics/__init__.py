@@ -13,8 +13,8 @@ from catwise.metrics.bootstrap import (
     paired_bootstrap,
 )
 from catwise.metrics.calibration import ECE_BINS, brier_columns, ece_columns, log_loss_columns
-from catwise.metrics.evaluate import DEFAULT_METRICS, evaluate
-from catwise.metrics.evaluation import Comparison, Evaluation, Interval, compare
+from catwise.metrics.evaluate import DEFAULT_METRICS, compare_heads, evaluate
+from catwise.metrics.evaluation import Evaluation, HeadComparison, Interval
 from catwise.metrics.paired import PairedComparison, compare_logits
 from catwise.metrics.per_category import (
     auroc,
@@ -45,8 +45,8 @@ __all__ = [
     "ECE_BINS",
     "METRICS",
     "BestF1",
-    "Comparison",
     "Evaluation",
+    "HeadComparison",
     "Interval",
     "Metric",
     "PairedBootstrap",
@@ -64,7 +64,7 @@ __all__ = [
     "bootstrap_replicates",
     "brier",
     "brier_columns",
-    "compare",
+    "compare_heads",
     "compare_logits",
     "ece",
     "ece_columns",

@@ -203,6 +203,38 @@ def category_blocks(
         yield block, logits[:, block].T.contiguous(), code
 
 
+class KnownScores(NamedTuple):
+    """The known rows of one category.
+
+    Attributes:
+        rows: (n,) int64 positions.
+        scores: (n,) float32 or float64 logits.
+        positive: (n,) bool.
+    """
+
+    rows: NDArray[np.int64]
+    scores: NDArray[Any]
+    positive: NDArray[np.bool_]
+
+    def above(self, threshold: float) -> NDArray[Any]:
+        """By how much each score is above a threshold; 0 where it just reaches it."""
+        return self.scores if threshold == 0.0 else self.scores.astype(np.float64) - threshold
+
+
+def known_scores(logits: Tensor, labels: PartialLabels | NDArray[np.int8], c: int) -> KnownScores:
+    """The known rows of category number c: which, their logits, and whether they are positive."""
+    if isinstance(labels, np.ndarray):
+        rows = np.flatnonzero(labels[:, c] >= 0)
+        positive = labels[rows, c] == POSITIVE
+    else:
+        known = labels.known(c)
+        rows, positive = np.array(known[0], dtype=np.int64), np.asarray(known[1], dtype=bool)
+    column = logits[torch.from_numpy(rows).to(logits.device), c].cpu()
+    if column.dtype not in {torch.float32, torch.float64}:  # numpy lacks the others
+        column = column.float()
+    return KnownScores(rows, column.numpy(), positive)
+
+
 def known_entries(logits: Tensor, labels: PartialLabels | Array) -> tuple[Tensor, Tensor]:
     """All known entries of all categories as (K,) scores and (K,) codes, for micro means."""
     scores, codes = [], []

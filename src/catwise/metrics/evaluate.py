@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 
 from catwise._device import resolve_device
+from catwise._text import plural
 from catwise.errors import ConfigError, InSampleWarning, ShapeError, nearest
 from catwise.features import of_categories
 from catwise.joining import Aligned, align, open_source, require_known, source_digests
 from catwise.labels.audit import labelled_part
-from catwise.metrics._inputs import as_tensor, known_entries
-from catwise.metrics.bootstrap import Resampler, _groups
-from catwise.metrics.evaluation import Evaluation, Interval
+from catwise.metrics._inputs import as_tensor, known_entries, known_scores
+from catwise.metrics.evaluation import Evaluation, HeadComparison, Interval
+from catwise.metrics.intervals import (
+    LEVEL,
+    MIN_COUNT,
+    MeanError,
+    Units,
+    estimate_of,
+    has_interval,
+    interval_of_score,
+    reason_without_interval,
+)
 from catwise.metrics.mismatch import check_match
+from catwise.metrics.paired import PairedScores
 from catwise.metrics.per_category import class_counts, undefined_reason
 from catwise.metrics.registry import Metric, resolve_metric
-from catwise.metrics.replicates import metric_replicates
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from numpy.typing import NDArray
+
     from catwise.heads import Head
     from catwise.labels import PartialLabels
+    from catwise.metrics._inputs import KnownScores
 
-__all__ = ["DEFAULT_METRICS", "evaluate"]
+__all__ = ["DEFAULT_METRICS", "compare_heads", "evaluate"]
 
 DEFAULT_METRICS: Final = (
     "average_precision",
@@ -43,6 +56,12 @@ DEFAULT_METRICS: Final = (
 )
 """What :func:`evaluate` computes when nothing is asked for."""
 
+#: Known positives below which an average precision is clearly too high on average.
+_BIASED_BELOW: Final = 10
+_FEW: Final = {
+    "few_positives": f"with fewer than {MIN_COUNT} known positives",
+    "few_negatives": f"with fewer than {MIN_COUNT} known negatives",
+}
 #: Logits held at once: 256 MiB as float32.
 _ENTRIES: Final = 1 << 26
 #: Known labels that a micro mean pools at most: 0.6 GiB of scores and codes.
@@ -59,9 +78,7 @@ def evaluate(
     metrics: Sequence[str | Metric] = DEFAULT_METRICS,
     prevalence: PerCategory = None,
     thresholds: PerCategory = None,
-    bootstrap: int = 0,
-    level: float = 0.95,
-    seed: int = 0,
+    level: float = LEVEL,
     device: str | torch.device | None = None,
     force: bool = False,
 ) -> Evaluation:
@@ -80,15 +97,14 @@ def evaluate(
             from names, in which every category has its number.
         thresholds: logit from which an image is called positive for precision, recall and F1;
             None: 0. Given as `prevalence`.
-        bootstrap: replicates of the stratified bootstrap (by group where labels have groups)
-            for intervals; 0: none.
         level: confidence level of the intervals, in (0, 1).
-        seed: of the bootstrap.
         device: where logits and metrics are computed; None: where the features are.
         force: go on where head, features and labels look as if they did not belong together.
 
     Returns:
-        The metrics. NaN and a reason where a category lacks a known positive or negative.
+        The metrics with their intervals (:mod:`catwise.metrics.intervals`; rows of a group count
+        as one). NaN and a reason where a category lacks a known positive or negative, and no
+        interval and a reason where it has fewer than 3 of them.
 
     Raises:
         ShapeError: If features, labels, head or options do not fit together.
@@ -115,7 +131,7 @@ def evaluate(
     >>> result.means["auroc"]
     {'macro': 0.5, 'micro': 0.666..., 'n_categories': 1}
     """
-    chosen = _chosen(metrics, bootstrap, level)
+    chosen = _chosen(metrics, level)
     features, labels = open_source(data, name="data")
     aligned = align(head, features, labels, name="data")
     require_known(labels)
@@ -127,8 +143,8 @@ def evaluate(
     if device is None:
         device = features.device if isinstance(features, torch.Tensor) else head.device
     n_in_sample = _count_in_sample(head, features, aligned)
-    scored = _Scores(chosen, options, aligned, bootstrap=bootstrap, seed=seed)
-    notes = [*labelled_part(aligned.labels), *aligned.notes]
+    scored = _Scores(chosen, options, aligned, level=level)
+    notes = [*labelled_part(aligned.labels), *aligned.notes, *_unknown_rows(n_in_sample)]
     for block, part_labels, logits in _blocks(aligned, rows, resolve_device(device)):
         if block.start == 0:
             names = aligned.categories[block]
@@ -137,22 +153,106 @@ def evaluate(
     return _evaluation(aligned, scored, level=level, n_in_sample=n_in_sample, notes=notes)
 
 
-def _chosen(metrics: Sequence[str | Metric], bootstrap: int, level: float) -> list[Metric]:
+def compare_heads(
+    before: Head,
+    after: Head,
+    data: tuple[Any, PartialLabels],
+    *,
+    metrics: Sequence[str | Metric] = ("average_precision", "auroc"),
+    prevalence: PerCategory = None,
+    thresholds: PerCategory = None,
+    level: float = LEVEL,
+    device: str | torch.device | None = None,
+    force: bool = False,
+) -> HeadComparison:
+    """Score two heads on the same labelled features, and say what the difference shows.
+
+    Args:
+        before: for example the original head.
+        after: for example the tuned head.
+        data: as in :func:`evaluate`; both heads must have the labels' categories.
+        metrics: names of metrics; the first one gives the verdict.
+        prevalence: as in :func:`evaluate`.
+        thresholds: as in :func:`evaluate`.
+        level: confidence level of the intervals, in (0, 1).
+        device: as in :func:`evaluate`.
+        force: as in :func:`evaluate`.
+
+    Returns:
+        For each metric a :class:`~catwise.metrics.PairedComparison`: scores before and after,
+        differences with paired intervals, and what they show, per category and in the mean.
+
+    Raises:
+        ConfigError: If an option is out of range, or a metric has no interval.
+        CatwiseError: As :func:`evaluate`.
+
+    Warns:
+        InSampleWarning: If some of the rows fitted or selected a head.
+
+    >>> from catwise.heads import Head
+    >>> from catwise.labels import PartialLabels
+    >>> rng = np.random.default_rng(0)
+    >>> z = rng.normal(size=(300, 2))
+    >>> labels = PartialLabels((z[:, :1] + rng.normal(size=(300, 1)) > 1).astype(np.int8))
+    >>> found = compare_heads(Head([[1.0, 2.0]]), Head([[1.0, 0.0]]), (z, labels))
+    >>> found.first.verdict, found.comparisons["auroc"].outcome
+    ('helped', ('better',))
+    """
+    chosen = _chosen(metrics, level)
+    features, labels = open_source(data, name="data")
+    sides = [align(head, features, labels, name="data") for head in (before, after)]
+    require_known(labels)
+    categories = sides[1].categories
+    options = {
+        "prevalence": _options(prevalence, sides[1], "prevalence"),
+        "threshold": _options(thresholds, sides[1], "thresholds"),
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    counts, notes = _seen(sides, features)
+    scores = [PairedScores(one, labels, level=level, categories=categories) for one in chosen]
+    if device is None:
+        device = features.device if isinstance(features, torch.Tensor) else after.device
+    blocks = (_blocks(one, one.take(features), resolve_device(device)) for one in sides)
+    for (block, part, old), (_, _, new) in zip(*blocks, strict=True):
+        if block.start == 0:
+            for logits in (old, new):
+                notes += check_match(logits, part, categories=categories[block], force=force)
+        for one in scores:
+            one.add(block, old, new, part, **_of(one.metric, given, block))
+    found = {one.metric.name: one.result() for one in scores}
+    first = found[chosen[0].name]
+    notes += _few_notes(categories, first.n_positive, first.reason, list(found))
+    return HeadComparison(
+        comparisons=found,
+        n_in_sample=counts,
+        options={name: _json(value) for name, value in given.items()},
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def _seen(sides: list[Aligned], features: Any) -> tuple[tuple[int | None, int | None], list[str]]:
+    """How many rows fitted the head before, and the head after, and what was done to join them."""
+    notes, found = labelled_part(sides[0].labels), []
+    for name, one in zip(("the head before", "the head after"), sides, strict=True):
+        found.append(_count_in_sample(one.head, features, one, name=name))
+        notes = [*notes, *one.notes, *_unknown_rows(found[-1], name=name)]
+    return (found[0], found[1]), notes
+
+
+def _chosen(metrics: Sequence[str | Metric], level: float) -> list[Metric]:
     if isinstance(metrics, (str, Metric)):
         metrics = (metrics,)
     chosen = list({(one := resolve_metric(metric)).name: one for metric in metrics}.values())
     problems = []
     if not chosen:
         problems.append("metrics is empty")
-    if bootstrap < 0:
-        problems.append(f"bootstrap={bootstrap}")
     if not 0.0 < level < 1.0:
         problems.append(f"level={level}")
     if problems:
         raise ConfigError(
             "these options of an evaluation are not possible.",
             found="; ".join(problems),
-            expected="at least one metric, bootstrap at least 0, level in (0, 1)",
+            expected="at least one metric, level in (0, 1)",
         )
     return chosen
 
@@ -183,20 +283,34 @@ def _options(value: PerCategory, aligned: Aligned, name: str) -> float | torch.T
     return tensor
 
 
-def _count_in_sample(head: Head, features: Any, aligned: Aligned) -> int:
-    """How many of the rows fitted or selected the head; known by id, else by content."""
-    if head.fitted_on is None or not head.fitted_on.size:
+def _count_in_sample(
+    head: Head, features: Any, aligned: Aligned, *, name: str = "this head"
+) -> int | None:
+    """How many of the rows fitted or selected the head; known by id, else by content.
+
+    None where it is not known what fitted it.
+    """
+    if head.fitted_on is None:
+        return None
+    if not head.fitted_on.size:
         return 0
     digests = source_digests(features, aligned.labels, aligned.rows)
     count = int(np.isin(digests, head.fitted_on).sum())
     if count:
         warnings.warn(
-            f"{count:,} of {digests.size:,} rows fitted or selected this head: "
+            f"{count:,} of {digests.size:,} rows fitted or selected {name}: "
             "the result is in sample and too good",
             InSampleWarning,
             stacklevel=3,
         )
     return count
+
+
+def _unknown_rows(n_in_sample: int | None, *, name: str = "this head") -> list[str]:
+    """Say so where nobody knows which rows fitted a head."""
+    if n_in_sample is not None:
+        return []
+    return [f"it is not known whether some of these rows fitted {name}."]
 
 
 def _blocks(
@@ -224,8 +338,37 @@ class _Pooled(NamedTuple):
     margins: torch.Tensor  # scores above their category's threshold
 
 
+class _Intervals:
+    """The intervals of one metric, gathered category by category."""
+
+    def __init__(self, metric: Metric, n_categories: int, units: Units, level: float) -> None:
+        self.metric, self.level = metric, level
+        self.per_category = np.full((n_categories, 2), np.nan)
+        self.mean = MeanError(units.n_units)
+
+    def add(
+        self,
+        c: int,
+        known: KnownScores,
+        units: Units,
+        *,
+        threshold: float = 0.0,
+        prevalence: float | None = None,
+    ) -> None:
+        """Count category number c in."""
+        name, scores = self.metric.name, known.above(threshold)
+        estimate, shares = estimate_of(name, scores, known.positive, units, prevalence=prevalence)
+        self.mean.add(estimate, shares, units.of_row)
+        self.per_category[c] = interval_of_score(name, estimate, self.level)
+
+    def result(self) -> Interval:
+        """The intervals, when all categories are in."""
+        macro = self.mean.interval_of_score(self.metric.name, self.level)
+        return Interval(self.per_category, macro)
+
+
 class _Scores:
-    """Values, pooled labels and replicates, gathered block by block."""
+    """Values, intervals and pooled labels, gathered block by block."""
 
     def __init__(
         self,
@@ -233,29 +376,27 @@ class _Scores:
         options: Mapping[str, float | torch.Tensor | None],
         aligned: Aligned,
         *,
-        bootstrap: int,
-        seed: int,
+        level: float,
     ) -> None:
-        n_rows, n_categories = aligned.labels.shape
-        self.metrics, self.bootstrap = metrics, bootstrap
+        n_categories = aligned.labels.shape[1]
+        self.metrics = metrics
         self.options = {name: value for name, value in options.items() if value is not None}
         self.values = {metric.name: np.full(n_categories, np.nan) for metric in metrics}
-        self.replicates = {
-            metric.name: np.full((bootstrap, n_categories), np.nan)
-            for metric in (metrics if bootstrap else ())
+        self.units = Units.of_labels(aligned.labels)
+        self.reasons = undefined_reason(aligned.labels)
+        self.interval_reasons = list(self.reasons)
+        self.intervals = {
+            metric.name: _Intervals(metric, n_categories, self.units, level)
+            for metric in metrics
+            if has_interval(metric)
         }
         counts = class_counts(aligned.labels)
         self.pools = int(counts[0].sum() + counts[1].sum()) <= _POOLED
         self.pooled: list[_Pooled] = []
-        self.resampler = Resampler(_groups(aligned.labels, None, n_rows), seed=seed)
 
     def of(self, metric: Metric, block: slice) -> dict[str, Any]:
         """The options that a metric takes, for a block of categories."""
-        return {
-            name: value[block] if isinstance(value, torch.Tensor) else value
-            for name, value in self.options.items()
-            if name in metric.takes
-        }
+        return _of(metric, self.options, block)
 
     def add(self, block: slice, logits: torch.Tensor, labels: PartialLabels) -> None:
         """Score a block of categories."""
@@ -264,8 +405,7 @@ class _Scores:
             self.values[metric.name][block] = values.cpu().numpy()
         if self.pools:
             self.pooled.append(self._pool(block, logits, labels))
-        if self.bootstrap:
-            self._resample(block, logits, labels)
+        self._bound(block, logits, labels)
 
     def _pool(self, block: slice, logits: torch.Tensor, labels: PartialLabels) -> _Pooled:
         scores, codes = known_entries(logits, labels)
@@ -275,17 +415,17 @@ class _Scores:
         margins = logits.double() - threshold[block].to(logits.device)
         return _Pooled(scores, codes, known_entries(margins, labels)[0])
 
-    def _resample(self, block: slice, logits: torch.Tensor, labels: PartialLabels) -> None:
-        width = block.stop - block.start
-        wanted = [
-            (metric, [_at(self.of(metric, block), c) for c in range(width)])
-            for metric in self.metrics
-        ]
-        found = metric_replicates(
-            logits, labels, wanted, self.resampler, n_resamples=self.bootstrap
-        )
-        for name, replicates in found.items():
-            self.replicates[name][:, block] = replicates
+    def _bound(self, block: slice, logits: torch.Tensor, labels: PartialLabels) -> None:
+        """Intervals, and what each category adds to the error of the means."""
+        options = {name: self.of(one.metric, block) for name, one in self.intervals.items()}
+        for at, c in enumerate(range(block.start, block.stop)):
+            known = known_scores(logits, labels, at)
+            units = self.units.take(known.rows)
+            if self.reasons[c] is None:
+                self.interval_reasons[c] = reason_without_interval(*units.by_class(known.positive))
+            for name, intervals in self.intervals.items():
+                if intervals.metric.covers(known.positive):
+                    intervals.add(c, known, units, **_at(options[name], at))
 
     def micro(self) -> dict[str, float]:
         """Each metric over the known labels of all categories pooled as one."""
@@ -304,6 +444,17 @@ class _Scores:
         return float(metric.columns(pooled.scores, pooled.codes, **given))
 
 
+def _of(
+    metric: Metric, options: Mapping[str, float | torch.Tensor], block: slice
+) -> dict[str, Any]:
+    """The options that a metric takes, for a block of categories."""
+    return {
+        name: value[block] if isinstance(value, torch.Tensor) else value
+        for name, value in options.items()
+        if name in metric.takes
+    }
+
+
 def _at(options: Mapping[str, Any], c: int) -> dict[str, float]:
     """The options of one category."""
     return {
@@ -313,7 +464,7 @@ def _at(options: Mapping[str, Any], c: int) -> dict[str, float]:
 
 
 def _evaluation(
-    aligned: Aligned, scored: _Scores, *, level: float, n_in_sample: int, notes: list[str]
+    aligned: Aligned, scored: _Scores, *, level: float, n_in_sample: int | None, notes: list[str]
 ) -> Evaluation:
     labels, micro = aligned.labels, scored.micro()
     if not scored.pools:
@@ -321,6 +472,11 @@ def _evaluation(
     if isinstance(scored.options.get("prevalence"), torch.Tensor):
         notes.append("micro means have no prevalence per category: they are NaN.")
     n_positive, n_negative = class_counts(labels)
+    notes += _few_notes(
+        aligned.categories, n_positive, scored.interval_reasons, list(scored.values)
+    )
+    without = [name for name in scored.values if name not in scored.intervals]
+    notes += [f"no interval is known for {name!r}." for name in without]
     means = {}
     for name, values in scored.values.items():
         covered = np.isfinite(values)
@@ -331,11 +487,9 @@ def _evaluation(
         head_index=aligned.head_index,
         values=scored.values,
         means=means,
-        reasons=tuple(undefined_reason(labels)),
-        intervals={
-            name: Interval.of(replicates, scored.values[name], level)
-            for name, replicates in scored.replicates.items()
-        },
+        reasons=tuple(scored.reasons),
+        intervals={name: one.result() for name, one in scored.intervals.items()},
+        interval_reasons=tuple(scored.interval_reasons),
         n_rows=labels.shape[0],
         n_positive=n_positive,
         n_negative=n_negative,
@@ -343,8 +497,6 @@ def _evaluation(
         options={name: _json(value) for name, value in scored.options.items()},
         level=level,
         notes=tuple(notes),
-        replicates=scored.replicates,
-        sample=_fingerprint(labels, scored.resampler.seed) if scored.bootstrap else "",
     )
 
 
@@ -352,12 +504,25 @@ def _json(value: float | torch.Tensor) -> float | list[float]:
     return value.tolist() if isinstance(value, torch.Tensor) else value
 
 
-def _fingerprint(labels: PartialLabels, seed: int) -> str:
-    """What two evaluations must share for their replicates to be the same draws."""
-    digest = hashlib.blake2b(repr((labels.shape, labels.categories, seed)).encode())
-    for c in range(labels.shape[1]):
-        rows, positive = labels.known(c)
-        digest.update(np.ascontiguousarray(rows).tobytes() + np.packbits(positive).tobytes())
-    if labels.groups is not None:
-        digest.update("\n".join(labels.groups.tolist()).encode())
-    return digest.hexdigest()
+def _few_notes(
+    categories: Sequence[str],
+    n_positive: NDArray[np.int64],
+    reasons: Sequence[str | None],
+    metrics: Sequence[str],
+) -> list[str]:
+    """What to know of categories with few known positives or negatives."""
+    found = Counter(reason for reason in reasons if reason in _FEW)
+    few = [f"{plural(found[key], 'category', 'categories')} {_FEW[key]}" for key in found if key]
+    notes = [f"there is no interval for {' and '.join(few)}."] if few else []
+    low = [
+        f"{name!r} ({n})"
+        for name, n, reason in zip(categories, n_positive.tolist(), reasons, strict=True)
+        if n < _BIASED_BELOW and (reason is None or reason in _FEW)
+    ]
+    if low and "average_precision" in metrics:
+        shown = ", ".join(low[:3]) + (", …" if len(low) > 3 else "")
+        notes.append(
+            f"average precision from fewer than {_BIASED_BELOW} positives tends to be too high: "
+            f"{plural(len(low), 'category', 'categories')}, {shown}."
+        )
+    return notes

@@ -248,6 +248,8 @@ def _linear(rows: NDArray[np.float64], positive: NDArray[np.bool_]) -> Influence
     """Influence on a plain mean over all rows."""
     centred = rows.astype(np.float64)
     for one in (positive, ~positive):
+        if not one.any():
+            continue
         centred[one] = (centred[one] - centred[one].mean()) * (np.count_nonzero(one) / one.size)
     return Influence(float(rows.mean()), centred)
 

@@ -13,7 +13,8 @@ in the scarcer class:
 - a **score** that ranks (AUROC) has the outer one of Newcombe's score interval and of
   ``expit(logit v ± t(k − 1) · se / (v (1 − v)))``;
 - a **score that is a share** (average precision, precision, recall, F1) has the latter with its
-  variance pooled with the binomial one, which counts as 5 further units;
+  variance pooled with the binomial one, which counts as 5 further units; where all is right, the
+  exact bound of as many equal outcomes;
 - below 3 units of a class there is no interval, and a reason.
 
 Percentile and BCa bootstrap intervals miss 20 to 40% of the time with 3 to 10 positives, which is
@@ -36,10 +37,17 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
+from catwise.metrics._inputs import label_shape
+from catwise.metrics.bootstrap import _groups
 from catwise.metrics.influence import influence
+from catwise.metrics.registry import METRICS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from catwise.labels import PartialLabels
+    from catwise.metrics._inputs import Array
+    from catwise.metrics.registry import Metric
 
 __all__ = [
     "LEVEL",
@@ -50,6 +58,7 @@ __all__ = [
     "Units",
     "difference_of",
     "estimate_of",
+    "has_interval",
     "interval_between",
     "interval_of_difference",
     "interval_of_score",
@@ -74,6 +83,9 @@ _UNITS_OF_DIFFERENCE: Final = 2
 #: Variance of the difference of two unrelated heads, over the usual variances of both (measured).
 #: Recall depends on positives alone, so that negatives do not tell how far heads differ.
 _SPREAD: Final = {"auroc": 0.75, **dict.fromkeys(_SHARES - {"recall"}, 1 / 3)}
+#: Metrics that are 1 only where every positive did as well as can be, and 0 where none did.
+_ALL_RIGHT: Final = frozenset({"auroc", *_SHARES}) - {"precision"}
+_ALL_WRONG: Final = frozenset({"auroc", "recall"})
 _EDGE: Final = 1e-12
 
 
@@ -111,6 +123,21 @@ class Units(NamedTuple):
 
     of_row: NDArray[np.int64]
     is_grouped: bool
+
+    @classmethod
+    def of_labels(cls, labels: PartialLabels | Array) -> Units:
+        """The groups of all rows of labels, or the rows themselves."""
+        is_grouped = getattr(labels, "groups", None) is not None
+        return cls(_groups(labels, None, label_shape(labels)[0]), is_grouped)
+
+    @property
+    def n_units(self) -> int:
+        """How many there are."""
+        return int(self.of_row.max(initial=-1)) + 1
+
+    def take(self, rows: NDArray[Any]) -> Units:
+        """The units of some rows."""
+        return Units(self.of_row[rows], self.is_grouped)
 
     def by_class(self, positive: NDArray[np.bool_]) -> tuple[int, int]:
         """How many units hold a positive row, and how many a negative one."""
@@ -152,6 +179,11 @@ def t_quantile(p: float, freedom: float) -> float:
     return float(stdtrit(freedom, p))
 
 
+def has_interval(metric: Metric) -> bool:
+    """Whether the error of a metric is known: of those in `METRICS`, not of one's own."""
+    return METRICS.get(metric.name) is metric
+
+
 def reason_without_interval(n_positive: int, n_negative: int) -> str | None:
     """Why a category has no interval: "few_positives", "few_negatives", or None if it has one.
 
@@ -176,14 +208,13 @@ def estimate_of(
     Args:
         metric: name of a metric that has an influence function.
         scores: (n,) logits of the known rows.
-        positive: (n,) bool, with both classes.
+        positive: (n,) bool, with both classes; one is enough for metrics that are a mean over rows.
         units: of these rows.
         prevalence: share of positives to assume.
     """
     value, rows = influence(metric, scores, positive, prevalence=prevalence)
-    k = int(positive.sum())
-    counts = units.by_class(positive)
-    shares = _scaled(np.where(positive, rows, rows * k / max(rows.size - k, 1)), positive, counts)
+    counts, k = units.by_class(positive), int(np.count_nonzero(positive))
+    shares = _corrected(rows / np.where(positive, k, rows.size - k), positive, counts)
     found = Estimate(value, math.sqrt(_square(shares, units)), *counts)
     usual = _usual_variance(metric, found, prevalence)
     return found._replace(usual_error=math.sqrt(usual)), shares
@@ -233,9 +264,10 @@ def difference_of(
         return None
     values = sums / total
     rows[:, used & positive] -= values[:, None]
-    kept, side = Units(units.of_row[used], units.is_grouped), positive[used]
+    rows /= total
+    kept, side = units.take(used), positive[used]
     counts = kept.by_class(side)
-    sides = _scaled(rows[:, used], side, counts)
+    sides = _corrected(rows[:, used], side, counts)
     moved = sides[1] - sides[0]
     estimate = Estimate(float(values[1] - values[0]), math.sqrt(_square(moved, kept)), *counts)
     given: dict[str, Any] = {"positive": side, "units": kept, "prevalence": prevalence}
@@ -307,15 +339,12 @@ def _square(shares: NDArray[np.float64], units: Units) -> float:
     return float(added @ added)
 
 
-def _scaled(
-    rows: NDArray[np.float64], positive: NDArray[np.bool_], counts: tuple[int, int]
+def _corrected(
+    shares: NDArray[np.float64], positive: NDArray[np.bool_], counts: tuple[int, int]
 ) -> NDArray[np.float64]:
-    """Influences as parts of an error: averaged, and √(units / (units − 1)) of their class.
-
-    Those of negatives come weighted by positives over negatives; of one unit alone they are NaN.
-    """
+    """Shares times √(units / (units − 1)) of their class; NaN where it has one unit alone."""
     scale = [math.sqrt(n / (n - 1.0)) if n > 1 else math.nan for n in counts]
-    return np.asarray(rows * np.where(positive, *scale) / np.count_nonzero(positive))
+    return np.asarray(shares * np.where(positive, *scale))
 
 
 def interval_of_difference(estimate: Estimate, level: float = LEVEL) -> tuple[float, float]:
@@ -355,23 +384,33 @@ def interval_of_score(metric: str, estimate: Estimate, level: float = LEVEL) -> 
     """
     if not _has_interval(estimate):
         return math.nan, math.nan
-    k, tail = estimate.scarcer, 0.5 + level / 2.0
+    tail = 0.5 + level / 2.0
+    if metric != "auroc" and (bound := _exact(metric, estimate, tail)) is not None:
+        return bound
     if metric in _SHARES:
         edge = 1.0 / (2.0 * estimate.n_positive * estimate.n_negative)
         value = min(max(estimate.value, edge), 1.0 - edge)
         error, freedom = _pooled(estimate, _UNITS_OF_SCORE)
         return _on_logit_scale(value, error, t_quantile(tail, freedom))
-    quantile = t_quantile(tail, k - 1)
+    quantile = t_quantile(tail, estimate.scarcer - 1)
     if metric == "log_loss":
         return _on_log_scale(estimate.value, estimate.error, quantile)
-    own = _on_logit_scale(estimate.value, estimate.error, quantile)
+    own = _exact(metric, estimate, tail) or _on_logit_scale(
+        estimate.value, estimate.error, quantile
+    )
     if metric != "auroc":
         return own
-    if estimate.value in {0.0, 1.0}:  # no error: the exact bound of k equal outcomes
-        reach = (1.0 - tail) ** (1.0 / k)
-        own = (reach, 1.0) if estimate.value else (0.0, 1.0 - reach)
     other = _newcombe(estimate, t_quantile(tail, math.inf))
     return min(own[0], other[0]), max(own[1], other[1])
+
+
+def _exact(metric: str, estimate: Estimate, tail: float) -> tuple[float, float] | None:
+    """The bound of as many equal outcomes, where all are right or all wrong and no error shows."""
+    k = estimate.n_positive if metric == "recall" else estimate.scarcer
+    reach = (1.0 - tail) ** (1.0 / max(k, 1))
+    if estimate.value == 1.0 and metric in _ALL_RIGHT:
+        return reach, 1.0
+    return (0.0, 1.0 - reach) if estimate.value == 0.0 and metric in _ALL_WRONG else None
 
 
 def interval_between(
@@ -401,7 +440,7 @@ def _has_interval(estimate: Estimate) -> bool:
 
 def _pooled(estimate: Estimate, units: int) -> tuple[float, float]:
     """An error pooled with the usual one, which counts for some units, and its freedom."""
-    freedom = estimate.scarcer - 1
+    freedom = max(estimate.scarcer or max(estimate[2:4]), 2) - 1  # of one class: of its units
     if not math.isfinite(estimate.usual_error):
         return estimate.error, freedom
     total = freedom + units
@@ -441,7 +480,7 @@ def _newcombe(estimate: Estimate, z: float) -> tuple[float, float]:
 
 def _edge(is_near: Any, inside: float, outside: float) -> float:
     """Where a condition that holds at one end and not at the other changes, by bisection."""
-    for _ in range(50):
+    for _ in range(40):  # to 1e-12
         middle = (inside + outside) / 2.0
         inside, outside = (middle, outside) if is_near(middle) else (inside, middle)
     return inside
@@ -472,7 +511,7 @@ class MeanError:
             shares: (n,) each row's part in its error.
             units: (n,) unit of each row.
         """
-        if estimate.scarcer < 2 or not math.isfinite(estimate.error):
+        if not math.isfinite(estimate.error):
             self._unknown.append(estimate)
             return
         self._estimates.append(estimate)
@@ -496,11 +535,11 @@ class MeanError:
             units: how many further units the usual errors count for.
         """
         pooled = np.array([_pooled(one, units) for one in self._estimates]).reshape(-1, 2)
-        own, freedom = pooled[:, 0] ** 2, np.maximum(pooled[:, 1], 1.0)
+        own, freedom = pooled[:, 0] ** 2, pooled[:, 1]
         varies = own > 0
         if not varies.any():
             return math.nan, math.nan
-        counts = np.array([one.scarcer for one in self._estimates])
+        counts = [one.scarcer or max(one[2:4]) for one in self._estimates]
         per_unit = float((own * counts)[varies].mean())
         added = sum(per_unit / max(one.scarcer, 1) for one in self._unknown)
         added += max(float(own.sum()) - sum(one.error**2 for one in self._estimates), 0.0)
@@ -524,17 +563,18 @@ class MeanError:
             return math.nan, math.nan
         if self.n_categories == 1:
             return interval_of_score(metric, self._estimates[0], level)
+        exact = [_exact(metric, one, 0.5 + level / 2.0) for one in self._estimates]
+        bounds = [one for one in exact if one is not None]
+        if self.mean in {0.0, 1.0} and bounds:
+            low, high = np.mean(bounds, axis=0).tolist()
+            return low, high
         error, freedom = self.estimate(_UNITS_OF_SCORE)
         if not math.isfinite(error):
             return math.nan, math.nan
         quantile = t_quantile(0.5 + level / 2.0, freedom)
         if metric == "log_loss":
             return _on_log_scale(self.mean, error, quantile)
-        value = self.mean
-        if metric in _SPREAD:
-            edge = 0.5 / sum(one.n_positive * one.n_negative for one in self._estimates)
-            value = min(max(value, edge), 1.0 - edge)
-        return _on_logit_scale(value, error, quantile)
+        return _on_logit_scale(self.mean, error, quantile)
 
     def _too_few(self) -> bool:
         """Whether no category has enough units for an interval of its own."""

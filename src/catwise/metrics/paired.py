@@ -18,20 +18,22 @@ import numpy as np
 import torch
 
 from catwise._text import count, gain, interval, plural, score
-from catwise.metrics._inputs import checked_labels, checked_logits, label_shape
-from catwise.metrics.bootstrap import _groups, _known, benjamini_hochberg, category_names
+from catwise.errors import ConfigError
+from catwise.metrics._inputs import checked_labels, checked_logits, known_scores, label_shape
+from catwise.metrics.bootstrap import benjamini_hochberg, category_names
 from catwise.metrics.intervals import (
     LEVEL,
     Estimate,
     MeanError,
     Units,
     difference_of,
+    has_interval,
     interval_of_difference,
     p_value,
     reason_without_interval,
 )
 from catwise.metrics.per_category import undefined_reason
-from catwise.metrics.registry import Metric, resolve_metric
+from catwise.metrics.registry import METRICS, Metric, resolve_metric
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -265,12 +267,16 @@ class PairedScores:
         categories: Sequence[str] | None = None,
     ) -> None:
         self.metric, self.level = resolve_metric(metric), level
+        if not has_interval(self.metric):
+            raise ConfigError(
+                f"no influence function is known for {self.metric.name!r}",
+                expected="one of " + ", ".join(METRICS),
+            )
         self.categories = tuple(category_names(labels) if categories is None else categories)
         self.n_rows, n_categories = label_shape(labels)
         self.reason: list[str | None] = list(undefined_reason(labels))
-        self.units = _groups(labels, None, self.n_rows)
-        self.is_grouped = getattr(labels, "groups", None) is not None
-        self.mean = MeanError(int(self.units.max(initial=-1)) + 1)
+        self.units = Units.of_labels(labels)
+        self.mean = MeanError(self.units.n_units)
         self.table = np.full((6, n_categories), np.nan)
         self.counts = np.zeros((2, n_categories), dtype=np.int64)
 
@@ -281,28 +287,29 @@ class PairedScores:
         after: Array,
         labels: PartialLabels | Array,
         *,
+        threshold: float | Sequence[float] = 0.0,
         prevalence: float | Sequence[float] | None = None,
     ) -> None:
         """Compare a block of categories.
 
         Args:
             block: which of the C categories these are.
-            before: (N, B) logits, from a threshold where the metric has one.
+            before: (N, B) logits.
             after: (N, B) likewise.
             labels: (N, B).
+            threshold: logit from which a row is called positive, a number or (B,); for metrics
+                that have a threshold.
             prevalence: share of positives to assume, a number or (B,).
         """
-        sides = [torch.as_tensor(one).cpu() for one in (before, after)]
+        sides, labels = [torch.as_tensor(one) for one in (before, after)], checked_labels(labels)
         for at, c in enumerate(range(block.start, block.stop)):
-            rows, positive = _known(checked_labels(labels), at)
-            self.counts[:, c] = positive.sum(), (~positive).sum()
+            old, new = (known_scores(side, labels, at) for side in sides)
+            k = int(np.count_nonzero(old.positive))
+            self.counts[:, c] = k, old.positive.size - k
             if self.reason[c] is None:
-                share = prevalence if isinstance(prevalence, (float, int)) else None
-                if prevalence is not None and share is None:
-                    share = float(prevalence[at])  # type: ignore[index]
-                index = torch.from_numpy(rows)
-                old, new = (_plain(side[index, at]) for side in sides)
-                self._add_one(c, rows, (old, new), positive, share)
+                cut = _one(threshold, at) or 0.0
+                scores = old.above(cut), new.above(cut)
+                self._add_one(c, old.rows, scores, old.positive, _one(prevalence, at))
 
     def _add_one(
         self,
@@ -312,7 +319,7 @@ class PairedScores:
         positive: NDArray[np.bool_],
         prevalence: float | None,
     ) -> None:
-        units = Units(self.units[rows], self.is_grouped)
+        units = self.units.take(rows)
         found = difference_of(self.metric.name, *sides, positive, units, prevalence=prevalence)
         if found is None:
             return
@@ -374,11 +381,9 @@ def _reason(estimate: Estimate, *, is_same: bool) -> str | None:
     return few or ("order_unchanged" if estimate.error == 0.0 else None)
 
 
-def _plain(scores: torch.Tensor) -> NDArray[Any]:
-    """Scores in a dtype that numpy has."""
-    is_known = scores.dtype in (torch.float32, torch.float64)
-    plain: NDArray[Any] = (scores if is_known else scores.float()).numpy()
-    return plain
+def _one(value: float | Sequence[float] | None, at: int) -> float | None:
+    """An option of one category."""
+    return value if value is None or isinstance(value, (float, int)) else float(value[at])
 
 
 def _number(value: float) -> float | None:

@@ -246,15 +246,19 @@ def run_table(document: Mapping[str, Any], *, limit: int = 40) -> Table:
     return records_table(document["records"], limit=limit, title=f"On {where}, which {role}")
 
 
-def differences_table(evaluation: Mapping[str, Any], *, limit: int = 40) -> Table:
-    """Both heads on test rows, category by category, as a table for a terminal.
+def differences_table(
+    evaluation: Mapping[str, Any], *, limit: int = 40, title: str | None = None
+) -> Table:
+    """Both heads on the same rows, category by category, as a table for a terminal.
 
     Args:
         evaluation: as in `TuneResult.evaluation`.
         limit: at most so many rows, those with the largest difference; 0 shows all.
+        title: what stands above; by default that these are test rows.
     """
-    rows = plural(int(evaluation["n_rows"]), "test row")
-    title = f"{metric_label(evaluation['metric'])} on {rows}, which chose nothing"
+    if title is None:
+        rows = plural(int(evaluation["n_rows"]), "test row")
+        title = f"{metric_label(evaluation['metric'])} on {rows}, which chose nothing"
     names = ("before", "after", "difference", f"{evaluation['level']:.0%} interval", "positives")
     columns = [("category", False), *((name, True) for name in names), ("shows", False)]
     table = _table(title, columns)
@@ -281,7 +285,7 @@ def evaluation_table(
     limit: int = 40,
     title: str = "Evaluation",
 ) -> Table:
-    """Metrics per category as a table for a terminal.
+    """Metrics per category as a table for a terminal, one or two of them with intervals.
 
     Args:
         rows: as `Evaluation.records()` gives them.
@@ -289,16 +293,26 @@ def evaluation_table(
         limit: at most so many rows; 0 shows all.
         title: what stands above.
     """
-    notes = [("note", False)] if any(row.get("reason") for row in rows) else []
-    table = _table(title, [("category", False), *((name, True) for name in metrics), *notes])
+    has_notes = any(row.get("interval_reason") for row in rows)
+    names = [name for metric in metrics for name in (metric, "interval")[: 1 + (len(metrics) < 3)]]
+    columns = [("category", False), *((name, True) for name in names)]
+    table = _table(title, [*columns, *([("note", False)] if has_notes else [])])
     shown = rows if limit <= 0 else rows[:limit]
     for row in shown:
-        values = (score(row.get(name)) for name in metrics)
-        note = [str(row.get("reason") or "")] if notes else []
-        _add(table, (str(row.get("category", "")), *values, *note))
+        cells = [str(row.get("category", ""))]
+        for metric in metrics:
+            cells.append(score(row.get(metric)))
+            if len(metrics) < 3:
+                cells.append(_range(row.get(f"{metric}_low"), row.get(f"{metric}_high")))
+        _add(table, [*cells, *([str(row.get("interval_reason") or "")] if has_notes else [])])
     if len(shown) < len(rows):
         table.caption = f"{len(rows) - len(shown):,} further categories are not shown"
     return table
+
+
+def _range(low: object, high: object) -> str:
+    """The interval of a score."""
+    return NOTHING if low is None or high is None else f"{score(low)} to {score(high)}"
 
 
 def means_table(means: Mapping[str, Mapping[str, Any]], *, title: str = "Means") -> Table:
@@ -308,13 +322,10 @@ def means_table(means: Mapping[str, Mapping[str, Any]], *, title: str = "Means")
         means: as `Evaluation.to_dict()["means"]` gives them.
         title: what stands above.
     """
-    resampled = any("macro_low" in mean for mean in means.values())
-    names = ["macro", *(["interval"] if resampled else []), "micro", "categories"]
+    names = ["macro", "interval", "micro", "categories"]
     table = _table(title, [("metric", False), *((name, True) for name in names)])
     for name, mean in means.items():
-        cells = [score(mean.get("macro"))]
-        if resampled:
-            cells.append(f"{score(mean.get('macro_low'))} to {score(mean.get('macro_high'))}")
+        cells = [score(mean.get("macro")), _range(mean.get("macro_low"), mean.get("macro_high"))]
         _add(table, (name, *cells, score(mean.get("micro")), count(mean.get("n_categories"))))
     return table
 
