@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from safetensors.torch import save_file
 
 from catwise.cli import main
 from catwise.errors import (
@@ -24,7 +25,7 @@ from catwise.errors import (
     OutputError,
     ShapeError,
 )
-from catwise.heads import read_head, save_head
+from catwise.heads import read_head, save_head, write_head
 from cli.example import NAMES, make_example
 
 TABLE = ["--encoding", "nan", "--id-column", "image", "--group-column", "patient"]
@@ -131,6 +132,60 @@ def test_in_sample_is_said(tmp_path: Path) -> None:
     assert result.stderr.startswith("warning: 7 of 400 rows fitted or selected this head")
     assert "in sample: 7 of these rows" in result.stdout
     assert document("evaluate", *TEST, "--head", str(path))["in_sample"] is True
+
+
+@pytest.mark.parametrize("name", ["out.safetensors", "out.pt"])
+def test_an_applied_head_knows_the_rows_that_fitted_it(tmp_path: Path, name: str) -> None:
+    """In the metadata or beside the file; of other numbers in that place nothing is known."""
+    from catwise.features import row_digests
+
+    ids = np.load("test.npz")["ids"]
+    digests = row_digests(np.zeros((len(ids), 1)), ids=ids)
+    head = read_head("model.safetensors", categories=NAMES)
+    tuned = head.replace(weight=head.weight * 1.5).with_fitted_on(digests[:9])
+    save_head(tuned, tmp_path / "head.safetensors")
+    source, out = tmp_path / f"in{name[3:]}", tmp_path / name
+    state = {"fc.weight": head.weight, "fc.bias": head.bias}
+    (save_file if name.endswith("safetensors") else torch.save)(state, source)
+    applied = run(
+        "apply", "--head", str(tmp_path / "head.safetensors"), "--checkpoint", str(source),
+        "--out", str(out),
+    )  # fmt: skip
+    assert applied.exit_code == 0, applied.output
+    given = ["evaluate", *TEST, "--head-categories", "names.txt", "--checkpoint"]
+    assert document(*given, str(out))["n_in_sample"] == 9
+    assert "in sample: 9 of these rows" in run(*given, str(out)).stdout
+    before = document(*given, str(source))
+    assert before["in_sample"] is before["n_in_sample"] is None
+    assert "not known whether some of these rows" in run(*given, str(source)).stdout
+    if name.endswith(".pt"):  # somebody trains on, and saves at the same place
+        torch.save({**state, "fc.weight": head.weight * 2}, out)
+        assert document(*given, str(out))["in_sample"] is None
+        (tmp_path / "out.pt.catwise.json").write_text('{"written": 3')
+        assert document(*given, str(out))["in_sample"] is None
+
+
+def test_rows_beyond_what_a_checkpoint_keeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So many digests and no more: found ones are counted, and no finding says nothing."""
+    from catwise.features import row_digests
+    from catwise.heads import provenance
+
+    monkeypatch.setattr(provenance, "MAX_ROWS", 20)
+    ids = np.load("test.npz")["ids"]
+    digests = np.sort(row_digests(np.zeros((len(ids), 1)), ids=ids))
+    head = read_head("model.safetensors", categories=NAMES)
+    given = ["evaluate", *TEST, "--head-categories", "names.txt", "--checkpoint"]
+    for fitted, expected in (
+        (digests[:50], 20),
+        (np.r_[np.arange(1, 40).astype(np.uint64), digests[-1:]], None),
+    ):
+        new = head.replace(weight=head.weight * 1.5).with_fitted_on(fitted)
+        out = tmp_path / f"{expected}.safetensors"
+        told = provenance.describe(new, head)
+        write_head("model.safetensors", new, out, categories=NAMES, provenance=told)
+        assert document(*given, str(out))["n_in_sample"] == expected
 
 
 def test_two_heads_are_compared(tmp_path: Path) -> None:

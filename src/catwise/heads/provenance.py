@@ -4,16 +4,25 @@ In a safetensors file it is a text in the header's ``__metadata__``, under the k
 tensors' bytes and the other texts stay. The archive of `torch.save` and ONNX files have no place
 for such a text that their readers would leave alone, so there it is a file beside the checkpoint:
 ``NAME.catwise.json``.
+
+The record also keeps digests of the rows that fitted the head, so that a score on these rows is
+marked wherever the checkpoint goes. It speaks of certain numbers: to a head with others it does
+not apply.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import struct
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
 from catwise._io import atomic_path, write_text
+from catwise._json import parse
 from catwise._safetensors import read_layout
 from catwise._version import __version__
 
@@ -23,10 +32,13 @@ if TYPE_CHECKING:
 
     from catwise.heads.core import Head
 
-__all__ = ["KEY", "describe", "put_beside", "side_file", "stamp"]
+__all__ = ["KEY", "MAX_ROWS", "describe", "put_beside", "recall_rows", "side_file", "stamp"]
 
 KEY: Final = "catwise"
 """The metadata key of a safetensors file."""
+
+MAX_ROWS: Final = 1 << 18
+"""Row digests that a record keeps at most, the smallest ones: 2.8 MB as text."""
 
 
 def describe(head: Head, base: Head | None) -> dict[str, Any]:
@@ -37,7 +49,7 @@ def describe(head: Head, base: Head | None) -> dict[str, Any]:
         base: the one that was there, or None where it is not known.
 
     Returns:
-        JSON-ready: version, digests, number of rows, and how the head was tuned.
+        JSON-ready: version, digests, number of rows, how the head was tuned, and what fitted it.
     """
     return {
         "catwise": __version__,
@@ -45,7 +57,39 @@ def describe(head: Head, base: Head | None) -> dict[str, Any]:
         "base": None if base is None else base.digest,
         "rows": head.n_categories,
         "tuned": head.provenance.get("catwise"),
+        "fitted_on": _fitted_rows(head),
     }
+
+
+def _fitted_rows(head: Head) -> dict[str, Any] | None:
+    """The digests of the rows that fitted a head, as text; None where they are not known."""
+    if head.fitted_on is None:
+        return None
+    kept = head.fitted_on[:MAX_ROWS].astype("<u8").tobytes()
+    return {"n_rows": int(head.fitted_on.size), "digests": base64.b64encode(kept).decode()}
+
+
+def recall_rows(head: Head, path: Path, metadata: Mapping[str, str] | None) -> Head:
+    """The head with the rows that fitted it, where a record of these very numbers names them.
+
+    Args:
+        head: as it was read, its rows named by their numbers.
+        path: the file that it was read from.
+        metadata: texts of a safetensors file; None for other files.
+
+    Returns:
+        The head; its provenance says how many rows there were (`fitted_rows`), of which
+        `fitted_on` may hold a part. As it was given where there is no such record.
+    """
+    with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+        raw = side_file(path).read_bytes() if metadata is None else metadata[KEY]
+        record = parse(raw)
+        if record["written"] == head.digest:
+            rows = record["fitted_on"]
+            digests = np.frombuffer(base64.b64decode(rows["digests"], validate=True), dtype="<u8")
+            provenance = {**head.provenance, "fitted_rows": int(rows["n_rows"])}
+            return head.replace(fitted_on=digests, provenance=provenance)
+    return head
 
 
 def side_file(path: Path) -> Path:

@@ -8,6 +8,7 @@ from catwise._safetensors import FileLayout
 from catwise.heads.catalog import Catalog, load_tensor, open_catalog
 from catwise.heads.core import Head
 from catwise.heads.locate import Found, find_head
+from catwise.heads.provenance import recall_rows
 from catwise.heads.saved import head_of_layout
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def read_head(
 
     Returns:
         The head on the CPU, in the checkpoint's dtype; without a bias if the checkpoint has none.
+        Where catwise wrote it there, it knows the rows that fitted it.
 
     Raises:
         CheckpointError: If the file cannot be read, or asks for more than tensors.
@@ -57,7 +59,11 @@ def read_head(
         return head if categories is None else head.replace(categories=categories)
     n_categories = None if categories is None else len(categories)
     found = find_head(catalog, key=key, bias_key=bias_key, n_categories=n_categories)
-    return head_at(catalog, found, categories=categories)
+    head = head_at(catalog, found)
+    if catalog.path is not None:
+        texts = layout.metadata if isinstance(layout, FileLayout) else None
+        head = recall_rows(head, catalog.path, texts)
+    return head if categories is None else head.replace(categories=categories)
 
 
 def head_at(catalog: Catalog, found: Found, *, categories: Sequence[str] | None = None) -> Head:

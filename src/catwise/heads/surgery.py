@@ -34,6 +34,7 @@ from catwise.heads.catalog import (
 from catwise.heads.locate import Found, HeadLocation, find_head
 from catwise.heads.provenance import put_beside, side_file, stamp
 from catwise.heads.saved import head_of_layout
+from catwise.heads.state import read_head
 
 if TYPE_CHECKING:
     import os
@@ -115,7 +116,8 @@ def write_head(
             by name and may be some of the rows; without them the head must have all rows in order.
         provenance: what to say of the head, JSON-ready; None: nothing. In a safetensors file it is
             the text ``catwise`` of the metadata; a `torch.save` archive has no place for it: there
-            it is the file ``NAME.catwise.json`` beside it.
+            it is the file ``NAME.catwise.json`` beside it. `written`, a digest of the numbers that
+            are then in the file, is added.
         overwrite: replace a file that is at `destination`.
 
     Returns:
@@ -167,10 +169,13 @@ def write_head(
             _overwrite(temporary, patch, start)
         _fix_checksums(temporary, catalog, patches)
         _verify(temporary, catalog, found, patches)
-        if provenance is not None and not beside:
-            stamp(temporary, provenance)
-        if provenance is not None and beside:  # first: on a full disk neither is left
-            put_beside(Path(destination), provenance)
+        if provenance is not None:
+            place = {"key": found.location.name, "bias_key": found.location.bias_key}
+            told = {**provenance, "written": read_head(temporary, **place).digest}
+            if beside:  # first: on a full disk neither is left
+                put_beside(Path(destination), told)
+            else:
+                stamp(temporary, told)
     return report
 
 

@@ -296,6 +296,8 @@ def _count_in_sample(
         return 0
     digests = source_digests(features, aligned.labels, aligned.rows)
     count = int(np.isin(digests, head.fitted_on).sum())
+    if not count and head.provenance.get("fitted_rows", 0) > head.fitted_on.size:
+        return None  # a checkpoint keeps so many digests and no more
     if count:
         warnings.warn(
             f"{count:,} of {digests.size:,} rows fitted or selected {name}: "
