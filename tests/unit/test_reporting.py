@@ -285,9 +285,12 @@ def test_green_means_gained() -> None:
         record("down", 1, gain=-0.125, gain_low=-0.25, gain_high=-0.0625),
         record("unclear", 2, gain_low=-0.0625),
         record("loss", 3, metric="log_loss"),
-        record("kept", 4, "kept", gain=0.0, gain_low=None, gain_high=None),
-    ]
-    styles = [str(row.style) for row in records_table(records).rows]
+        record("kept", 4, "kept", gain=0.0, gain_low=None, gain_high=None,
+               interval_reason="unchanged"),
+    ]  # fmt: skip
+    table = records_table(records)
+    assert [str(column._cells[4]) for column in table.columns][4:6] == ["0.0000", "unchanged"]
+    styles = [str(row.style) for row in table.rows]
     assert styles == ["green", "red", "", "red", ""]
 
 

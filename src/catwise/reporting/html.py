@@ -21,6 +21,7 @@ from catwise._text import (
 from catwise.reporting.summary import (
     STATUSES,
     facts,
+    gain_interval,
     headline,
     metric_label,
     outcome_of,
@@ -156,8 +157,7 @@ def _columns(candidates: Sequence[str]) -> list[tuple[str, str, _Maker]]:
         return lambda record: _Cell(text(record.get(key)), _sort_key(record.get(key)))
 
     def bounds(record: Mapping[str, Any]) -> _Cell:
-        low, high = record.get("gain_low"), record.get("gain_high")
-        return _Cell(interval(low, high), _sort_key(low))
+        return _Cell(gain_interval(record), _sort_key(record.get("gain_low")))
 
     def candidate(name: str) -> _Maker:
         return lambda record: of(name, score)(record.get("candidates") or {})

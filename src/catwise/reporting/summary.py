@@ -18,6 +18,7 @@ __all__ = [
     "STATUSES",
     "Headline",
     "facts",
+    "gain_interval",
     "headline",
     "is_loss",
     "metric_label",
@@ -37,6 +38,7 @@ _OUTCOME_TEXTS: Final = {
     "few_positives": "few positives",
     "few_negatives": "few negatives",
     "order_unchanged": "same order",
+    "no_interval_for_metric": "not for this metric",
 }
 
 
@@ -183,6 +185,18 @@ def outcome_text(row: Mapping[str, Any]) -> str:
     """
     found = str(row.get("reason") or row.get("outcome") or "")
     return _OUTCOME_TEXTS.get(found, found)
+
+
+def gain_interval(record: Mapping[str, Any]) -> str:
+    """The interval of a record's gain, or in a few words why there is none.
+
+    >>> gain_interval({"gain_low": None, "gain_high": None, "interval_reason": "few_positives"})
+    'few positives'
+    """
+    low, high, reason = (record.get(f) for f in ("gain_low", "gain_high", "interval_reason"))
+    if reason and (low is None or high is None):
+        return _OUTCOME_TEXTS.get(str(reason), str(reason))
+    return interval(low, high)
 
 
 def facts(

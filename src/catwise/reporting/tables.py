@@ -10,7 +10,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from catwise._text import NOTHING, clean, count, gain, interval, plural, score
-from catwise.reporting.summary import is_loss, metric_label, outcome_of, outcome_text, scored_on
+from catwise.reporting.summary import (
+    gain_interval,
+    is_loss,
+    metric_label,
+    outcome_of,
+    outcome_text,
+    scored_on,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -207,7 +214,7 @@ def records_table(
             score(record.get("after")),
             *([score(record.get("selected_on"))] if raw else []),
             gain(record.get("gain")),
-            interval(record.get("gain_low"), record.get("gain_high")),
+            gain_interval(record),
             _known(record),
             str(record.get("reason", "")),
         ]
