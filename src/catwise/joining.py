@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from catwise.heads import Head
 
 __all__ = [
+    "COINCIDENCE",
     "Aligned",
     "Joined",
     "align",
@@ -48,7 +49,7 @@ _SHOWN: Final = 3
 _LOOKED_AT: Final = 10_000
 #: Share of the smaller source whose rows may repeat in the other one by content alone: a few
 #: equal images (blank pages, stock photos) are found in most collections.
-_COINCIDENCE: Final = 0.2
+COINCIDENCE: Final = 0.2
 
 
 @dataclass(frozen=True)
@@ -521,7 +522,7 @@ def _compare_content(
         return []
     smaller = max(1, min(len(part) for part in digests))
     seen = f"{common:,} {names[1]} rows have the same features as a {names[0]} row."
-    if common > _COINCIDENCE * smaller:
+    if common > COINCIDENCE * smaller:
         raise IdError(
             seen,
             found=f"first at row {int(np.flatnonzero(np.isin(digests[1], digests[0]))[0]):,}",

@@ -248,6 +248,23 @@ def test_the_headline_is_the_test_rows(tmp_path: Path) -> None:
     assert max(map(len, lines[:10])) <= 100
 
 
+def test_what_decided_the_labels_is_recorded(fake: Fake, tmp_path: Path) -> None:
+    """Lists of categories: what is in no list, and how they are cut."""
+    rows = ["image;positive;negative"]
+    rows += [f"train_{i:03d};{NAMES[i % 6]}|{NAMES[(i + 1) % 6]};{NAMES[(i + 2) % 6]}"
+             for i in range(400)]  # fmt: skip
+    (tmp_path / "lists.csv").write_text("\n".join(rows) + "\n")
+    out = tmp_path / "run"
+    result = run("tune", "--features", "train.npz", "--labels", str(tmp_path / "lists.csv"),
+                 "--layout", "lists", "--id-column", "image", "--others", "negative", "--separator",
+                 "|", "--delimiter", ";", *MODEL, "--out", str(out))  # fmt: skip
+    assert result.exit_code == 0, result.output
+    about = json.loads((out / "config.json").read_text())["inputs"]["train labels"]
+    given = ("layout", "id_column", "others", "separator", "delimiter")
+    assert [about[name] for name in given] == ["lists", "image", "negative", "|", ";"]
+    assert "negative" in (out / "report.html").read_text()
+
+
 def test_a_dry_run_checks_test_rows(fake: Fake, tmp_path: Path) -> None:
     """Rows of another source, labels without features, and a mismatch are found."""
     dry = ["tune", *TRAIN, *VALID, *MODEL, "--out", str(tmp_path / "run"), "--dry-run"]

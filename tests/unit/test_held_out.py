@@ -21,6 +21,7 @@ from catwise.errors import (
     LabelError,
     MismatchError,
 )
+from catwise.joining import source_digests
 from catwise.metrics import Metric, compare_logits
 from catwise.metrics.calibration import brier_columns
 from catwise.testing import Task, assert_same_head, make_task
@@ -163,13 +164,18 @@ def test_what_test_rows_cannot_be():
         tuned((features, labels), metric=own)
 
 
-def test_rows_that_fitted_the_head_given_are_told():
-    """A head that was fitted on test rows has too good a score before: it is said and warned of."""
+def test_rows_that_fitted_the_head_given_are_refused():
+    """One is enough by id; of rows without ids a few may be equal images, which is noted."""
     features, labels = task().test.pair
-    first = tuned(valid=(features, labels)).head
-    with pytest.warns(InSampleWarning, match=r"400 of 400 test rows fitted or selected the head"):
-        found = tuned((features, labels), head=first)
-    assert any("400 of 400 test rows fitted" in note for note in found.notes)
+    test = features.values, renamed(labels, ids=None)
+    one = task().head.with_fitted_on(source_digests(features, labels)[7:8])
+    with pytest.raises(IdError, match=f"(?s)1 of 400 test rows fitted.*{labels.ids[7]!s}"):
+        tuned((features, labels), head=one)
+    digests = source_digests(*test)
+    with pytest.raises(IdError, match=r"(?s)81 of 400 test rows fitted or selected.*first row 0"):
+        tuned(test, head=task().head.with_fitted_on(digests[:81]))
+    note = "3 of 400 test rows fitted or selected the head given, by the content of their features."
+    assert note in tuned(test, head=task().head.with_fitted_on(digests[:3])).notes
 
 
 @pytest.mark.parametrize("options", [{"preset": "paper"}, {"metric": "brier"}, {"valid": None}])

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from catwise.errors import ConfigError, InSampleWarning
+from catwise.errors import ConfigError, IdError
 from catwise.features import check_finite, of_categories
-from catwise.joining import Aligned, align, check_disjoint, open_source, require_known
+from catwise.joining import (
+    COINCIDENCE,
+    Aligned,
+    align,
+    check_disjoint,
+    open_source,
+    require_known,
+    source_ids,
+)
 from catwise.metrics.influence import influence
 from catwise.metrics.mismatch import check_match
 from catwise.metrics.paired import PairedComparison, PairedScores
@@ -57,7 +64,7 @@ def open_test(
 
     Raises:
         ConfigError: If there is no interval for this metric.
-        IdError: If an id or a group is in another source too.
+        IdError: If an id or a group is in another source too, or a row fitted the head given.
         CatwiseError: As `tune`, for its other sources.
     """
     if test is None:
@@ -97,17 +104,27 @@ def _check_metric(metric: Metric) -> None:
 
 
 def _fitted_before(work: Work, data: Data) -> list[str]:
-    """Say so where the head that was given was fitted on test rows."""
+    """Refuse rows that fitted the head that was given: its score before would be too good.
+
+    Without ids a few may be equal images, as in `check_disjoint`.
+    """
     known = work.base.fitted_on
-    n_rows = 0 if known is None else int(np.isin(data.digests, known).sum())
-    if not n_rows:
+    if known is None:
         return []
-    note = (
-        f"{n_rows:,} of {data.digests.size:,} test rows fitted or selected the head that was "
-        "given: its score before is too good, and the difference is too small."
+    seen = np.flatnonzero(np.isin(data.digests, known))
+    if not seen.size:
+        return []
+    text = f"{seen.size:,} of {data.digests.size:,} test rows fitted or selected the head given"
+    ids = source_ids(data.features, data.labels)
+    if ids is None and seen.size <= COINCIDENCE * data.digests.size:
+        return [f"{text}, by the content of their features."]
+    first = f"row {seen[0]:,}" if ids is None else repr(str(ids[seen[0]]))
+    raise IdError(
+        f"{text}, so they cannot judge it.",
+        found=f"first {first}",
+        expected="rows that neither that head nor this tuning has seen",
+        remedy="other test rows, or the head as it was before these were used",
     )
-    warnings.warn(note, InSampleWarning, stacklevel=4)
-    return [note]
 
 
 def _blocks(

@@ -108,7 +108,8 @@ def tune(
     Raises:
         ConfigError: If an option, or a combination of options, is not possible.
         ShapeError: If head, features and labels do not fit together.
-        IdError: If ids do not match, or an id or group is in both sources.
+        IdError: If ids do not match, an id or group is in two sources, or a test row fitted the
+            head that is given.
         CategoryError: If the head lacks a category of the labels.
         FeatureError: If a feature is NaN or infinite.
         LabelError: If no label is known in one of the sources, or labels are raw values.
