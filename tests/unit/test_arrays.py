@@ -347,7 +347,11 @@ def test_odd_tensors_of_a_state_dict() -> None:
     """They are no head; beside one they do no harm to the search."""
     with pytest.raises(HeadError):
         read_head({"fc.weight": nested()})
-    for odd in (torch.empty(2, 2, device="meta"), torch.eye(2).to_sparse(), torch.eye(2).to_mkldnn()):
+    for odd in (
+        torch.empty(2, 2, device="meta"),
+        torch.eye(2).to_sparse(),
+        torch.eye(2).to_mkldnn(),
+    ):
         with pytest.raises(HeadError, match="fc"):
             read_head({"fc.weight": odd})
 

@@ -26,7 +26,7 @@ from catwise.metrics import Metric, compare_logits
 from catwise.metrics.calibration import brier_columns
 from catwise.testing import Task, assert_same_head, make_task
 from catwise.tuning.default import DefaultConfig
-from catwise.tuning.held_out import METRICS, compare_heads, evaluation_of
+from catwise.tuning.held_out import METRICS
 from catwise.tuning.paper import PaperConfig
 
 if TYPE_CHECKING:
@@ -199,14 +199,3 @@ def test_few_positives_have_no_interval():
     assert record["test_difference"] is not None
     assert (record["test_low"], record["test_reason"]) == (None, "few_positives")
     assert record["test_outcome"] == "not_judged"
-
-
-def test_heads_are_compared_block_by_block(monkeypatch):
-    """The size of a block of categories changes nothing beyond rounding."""
-    before, after = task().head, judged().head
-    whole = evaluation_of(compare_heads(before, after, task().test.pair, "auroc"))
-    monkeypatch.setattr("catwise.tuning.held_out._ENTRIES", 800)
-    parts = evaluation_of(compare_heads(before, after, task().test.pair, "auroc"))
-    assert parts["sentence"] == whole["sentence"]
-    for one, other in zip(parts["categories"], whole["categories"], strict=True):
-        assert one["difference"] == pytest.approx(other["difference"], abs=1e-6)

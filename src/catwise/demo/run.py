@@ -27,10 +27,10 @@ from catwise.errors import ConfigError, OutputError
 from catwise.features import Features
 from catwise.heads import Head, read_head, write_head
 from catwise.labels import UNKNOWN, LabelPolicy, PartialLabels, drop_uniform
+from catwise.metrics import compare_heads
 from catwise.progress import Progress
 from catwise.reporting import write_run
 from catwise.tuning import tune
-from catwise.tuning.held_out import compare_heads
 
 if TYPE_CHECKING:
     import os
@@ -191,7 +191,7 @@ def run_demo(
         ceiling, took["ceiling"] = _fit_ceiling(base, splits, features)
         test = (features["test"], splits["test"].truth)
         found = {method: one.test for method, one in tuned.items() if one.test is not None}
-        found["ceiling"] = compare_heads(base, ceiling, test, _METRIC)[0]
+        found["ceiling"] = compare_heads(base, ceiling, test, metrics=_METRIC).first
         table = _table(found, {"before": seconds, **took})
         categories = _categories(found)
         result = _with_heads(tuned["default"], table)

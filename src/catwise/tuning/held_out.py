@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from catwise.errors import ConfigError, IdError
+from catwise.errors import ConfigError, IdError, InSampleWarning
 from catwise.features import check_finite, of_categories
 from catwise.joining import (
     COINCIDENCE,
@@ -18,27 +19,23 @@ from catwise.joining import (
     require_known,
     source_ids,
 )
+from catwise.metrics.evaluate import compare_heads
 from catwise.metrics.influence import influence
 from catwise.metrics.mismatch import check_match
-from catwise.metrics.paired import PairedComparison, PairedScores
 from catwise.tuning.doors import Data, check_kinds, make_data, same_categories
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import torch
-
     from catwise.heads import Head
     from catwise.labels import PartialLabels
-    from catwise.metrics import Metric
+    from catwise.metrics import Metric, PairedComparison
     from catwise.tuning.doors import Work
 
-__all__ = ["compare_heads", "evaluation_of", "open_test"]
+__all__ = ["compare_on", "evaluation_of", "open_test"]
 
 METRICS: Final = ("average_precision", "auroc", "log_loss")
 """What test rows are scored by, beside the metric that was to become better."""
 
-#: Logits of one head held at once: 256 MiB as float32.
+#: Logits that are looked at before the work begins: 256 MiB as float32.
 _ENTRIES: Final = 1 << 26
 
 
@@ -83,10 +80,16 @@ def open_test(
     taken = replace(aligned, head_index=work.index).take(features)
     check_finite(taken, name="test features")
     data = make_data(taken, ordered, None, work.seed)
-    block, part, logits = next(_blocks((work.scored,), taken, ordered))
-    names = work.categories[block]
     notes += aligned.notes
-    notes += check_match(logits[0], part, name="test", categories=names, force=force)
+    index = range(min(work.scored.n_categories, max(1, _ENTRIES // max(ordered.n_rows, 1))))
+    own = of_categories(taken, index, work.scored.n_categories)
+    notes += check_match(
+        work.scored.take_categories(index).logits(own),
+        ordered.take_categories(index),
+        name="test",
+        categories=work.categories[: len(index)],
+        force=force,
+    )
     return data, [*notes, *_fitted_before(work, data)]
 
 
@@ -127,47 +130,32 @@ def _fitted_before(work: Work, data: Data) -> list[str]:
     )
 
 
-def _blocks(
-    heads: tuple[Head, ...], features: Any, labels: PartialLabels
-) -> Iterator[tuple[slice, PartialLabels, list[torch.Tensor]]]:
-    """Categories, their labels, and their logits by each head, as many as memory allows."""
-    n_rows, n_categories = labels.shape
-    width = max(1, _ENTRIES // max(n_rows, 1))
-    for start in range(0, n_categories, width):
-        index = range(start, min(start + width, n_categories))
-        own = of_categories(features, index, n_categories)
-        logits = [head.take_categories(index).logits(own) for head in heads]
-        yield slice(index.start, index.stop), labels.take_categories(index), logits
-
-
-def compare_heads(
-    before: Head, after: Head, data: tuple[Any, PartialLabels], metric: str | Metric
+def compare_on(
+    data: tuple[Any, PartialLabels], before: Head, after: Head, metric: str | Metric
 ) -> list[PairedComparison]:
-    """Two heads on the same rows, by the metric first and then by `METRICS`.
+    """Two heads on rows that were checked, by the metric first and then by `METRICS`.
 
     Args:
-        before: C categories, in the order of the labels' columns.
-        after: likewise.
-        data: features (N, D) in the order of the labels, and labels (N, C).
+        data: features and labels, as :func:`catwise.metrics.compare_heads` takes them.
+        before: the original head.
+        after: the tuned head.
         metric: name or `Metric`.
 
     Raises:
         ConfigError: If there is no interval for the metric.
     """
-    features, labels = data
     others = [name for name in METRICS if name != getattr(metric, "name", metric)]
-    scores = [PairedScores(one, labels, categories=before.categories) for one in (metric, *others)]
-    for block, part, (old, new) in _blocks((before, after), features, labels):
-        for one in scores:
-            one.add(block, old, new, part)
-    return [one.result() for one in scores]
+    with warnings.catch_warnings():  # rows that fitted a head were refused or noted
+        warnings.simplefilter("ignore", category=InSampleWarning)
+        found = compare_heads(before, after, data, metrics=[metric, *others], force=True)
+    return list(found.comparisons.values())
 
 
 def evaluation_of(found: list[PairedComparison]) -> dict[str, Any]:
     """Comparisons on test rows as one JSON-ready document; the first one leads.
 
     Args:
-        found: as `compare_heads` gives them.
+        found: as `compare_on` gives them.
 
     Returns:
         What `PairedComparison.to_dict` gives of the first, `means` by metric, and for each category

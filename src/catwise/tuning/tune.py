@@ -34,7 +34,7 @@ from catwise.tuning.geometry import (
     outlying_rows,
     read_rows,
 )
-from catwise.tuning.held_out import compare_heads, evaluation_of, open_test
+from catwise.tuning.held_out import compare_on, evaluation_of, open_test
 from catwise.tuning.memorisation import MemorisationGap, memorisation_gap
 from catwise.tuning.plan import Plan, make_plan
 from catwise.tuning.records import Scores, add_test_scores, make_records, number
@@ -511,6 +511,6 @@ def _tested(work: Work, plan: Plan, head: Head, held_out: Data | None) -> list[P
     """Both heads on the test rows; nothing without any."""
     if held_out is None:
         return []
-    tuned = head.take_categories(work.index.tolist())
-    base = work.scored.replace(categories=work.categories)
-    return compare_heads(base, tuned, (held_out.features, held_out.labels), plan.metric)
+    heads = work.scored, head.take_categories(work.index.tolist())
+    base, tuned = (one.replace(categories=work.categories) for one in heads)
+    return compare_on((held_out.features, held_out.labels), base, tuned, plan.metric)
