@@ -137,15 +137,15 @@ def _parts(value: Any) -> Iterator[Any]:
     return (part for part in inner if isinstance(part, (dict, list, tuple)))
 
 
-def check_unpacked(packed: int, size: int, what: str) -> None:
+def check_unpacked(packed: int | None, size: int, what: str) -> None:
     """Refuse a compressed part that claims more than its bytes can give, or than fits in memory.
 
     Args:
-        packed: bytes in the file.
+        packed: bytes in the file, of a deflated part; None if nobody knows what they can give.
         size: bytes that they are said to become.
         what: the part.
     """
-    if size > packed * _DEFLATE + _DEFLATE:
+    if packed is not None and size > packed * _DEFLATE + _DEFLATE:
         raise ValueError(f"{what} claims {size:,} bytes, more than its {packed:,} can give")
     limit = min(MAX_UNPACKED, _memory())
     if size > limit:

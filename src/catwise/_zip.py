@@ -59,7 +59,8 @@ def members(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
             if info.compress_type == zipfile.ZIP_STORED and info.compress_size != info.file_size:
                 raise ValueError(f"{name} is stored in {info.compress_size:,} bytes, not its own")
             if info.compress_type != zipfile.ZIP_STORED:
-                check_unpacked(info.compress_size, info.file_size, name)
+                deflated = info.compress_type == zipfile.ZIP_DEFLATED
+                check_unpacked(info.compress_size if deflated else None, info.file_size, name)
             start = data_start(stream, info)
             ends.append((info.header_offset, start + info.compress_size, name))
     ends.sort()

@@ -37,6 +37,7 @@ LOST = [
     ("wide", "\ufeff1,0,1\n0,1,1\n"),
     ("wide", "\n1,0,1\n0,1,1\n"),
     ("long", "a.jpg,cat,1\nb.jpg,cat,0\n"),
+    ("long", "17,cat,1\n18,cat,0\n"),
     ("lists", "a.jpg,cat|dog\nb.jpg,dog\n"),
 ]
 

@@ -73,8 +73,12 @@ class TableFile:
             remedy=nearest(column, self.names).strip(" ()") or None,
         )
 
-    def check_header(self, named: Iterable[str] = ()) -> None:
+    def check_header(self, named: Iterable[str] = (), *, n_texts: int = 1) -> None:
         """Refuse a first line that looks like data, unless a column that was asked for is in it.
+
+        Args:
+            named: the columns that were asked for.
+            n_texts: how many columns from the left may hold texts in a row of data.
 
         Raises:
             LabelError: If it does, and nobody has said whether it is a header.
@@ -82,7 +86,7 @@ class TableFile:
         sure = (
             self.delimiter is None or self.header is not None or not {*named}.isdisjoint(self.names)
         )
-        if not sure and looks_like_data(self.names):
+        if not sure and looks_like_data(self.names, n_texts):
             raise LabelError(
                 f"{self.head()} the first line looks like data, not like the names of columns.",
                 found=listed(self.names),
@@ -605,12 +609,12 @@ DATE: Final = re.compile(r"\s*\d{4}[-/.]\d{1,2}[-/.]\d{1,2}\b")
 LABELS: Final = (-2.0, -1.0, 0.0, 1.0)
 
 
-def looks_like_data(names: Sequence[str]) -> bool:
+def looks_like_data(names: Sequence[str], n_texts: int = 1) -> bool:
     """Whether these look like a row of a label table, not like the names of its columns.
 
-    They do if one is the name of an image file or a date, or if all but the first are labels or
-    blank. The names that categories have by default, "0", "1", "2" …, alone or behind another
-    name, are names.
+    They do if one is the name of an image file or a date, or if all but the first `n_texts` are
+    labels or blank. The names that categories have by default, "0", "1", "2" …, alone or behind
+    another name, are names.
 
     >>> looks_like_data(["a.jpg", "cat"]), looks_like_data(["a", "1", ""])
     (True, True)
@@ -627,7 +631,8 @@ def looks_like_data(names: Sequence[str]) -> bool:
         if behind and list(names[start:]) == [str(i) for i in range(len(names) - start)]:
             return False
     label = [isinstance(value, float) and (value in LABELS or value % 1 > 0) for value in raw]
-    return any(label) and all(one or raw[i] is None for i, one in enumerate(label) if i)
+    rest = range(n_texts, len(raw))
+    return any(label) and all(label[i] or raw[i] is None for i in rest)
 
 
 def listed(names: Sequence[str], n: int = 8) -> str:

@@ -131,7 +131,8 @@ def read_label_table(
         split=split,
         edges=Edges(id_prefix, id_suffix, strip_prefix, strip_suffix),
     )
-    source.file.check_header(named=[*source.keys, *(categories or ())])
+    n_texts = 2 if layout == "long" else 1
+    source.file.check_header([*source.keys, *(categories or ())], n_texts=n_texts)
     source.check()
     wanted = None if categories is None else list(categories)
     if layout == "wide":

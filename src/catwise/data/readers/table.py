@@ -87,7 +87,8 @@ def read_table(
     named = (id_column, group_column, split_column, path_column)
     keys = [name for name in named if name is not None]
     file = open_labels(path, keys, delimiter=delimiter, header=header)
-    file.check_header(named=[*keys, *ignore, *(options.get("categories") or ())])
+    asked = (*keys, *ignore, *(options.get("categories") or ()))
+    file.check_header(asked, n_texts=2 if layout == "long" else 1)
     if split_column is not None:
         file.require(split_column, "the split of each row")
     if path_column is not None:
