@@ -82,7 +82,7 @@ def _categories(source: Source, wanted: list[str] | None) -> list[str]:
             found=f"no {missing[0]!r}{nearest(missing[0], file.names)}",
             expected=listed(file.names),
         )
-    if "" in map(str.strip, wanted):
+    if any(not name.strip(" \t") for name in wanted):
         raise CategoryError(
             f"{file.head()} has a column of labels without a name.",
             found=listed(wanted),
