@@ -364,5 +364,6 @@ def test_what_is_written_is_read(
         id_column=writer.columns.get("id"),
         group_column=writer.columns.get("group"),
         delimiter="," if "--delimiter" in writer.reading else None,
+        header=True if "--header" in writer.reading else None,
     )
     assert read == labels

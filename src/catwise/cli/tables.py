@@ -87,6 +87,8 @@ class TableWriter:
         """The options that read such a table."""
         import shlex
 
+        from catwise.data.files import looks_like_data
+
         options = ["--encoding", self.encoding]
         if self.layout == "long":
             options += ["--layout", "long"]
@@ -94,6 +96,8 @@ class TableWriter:
             options += [f"--{role}-column", name]
         if self.alone and any(mark in self.dataset.labels.categories[0] for mark in ";\t,|"):
             options += ["--delimiter", ","]
+        if not self.columns and looks_like_data(self.dataset.labels.categories):
+            options += ["--header"]
         return shlex.join(options)
 
     def check(self, kept: PartialLabels) -> None:
