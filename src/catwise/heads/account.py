@@ -36,6 +36,7 @@ _HEAD_NAMES: Final = frozenset(
 )  # fmt: skip
 _LEADS: Final = ("module", "model", "net", "_orig_mod", "base_model", "_forward_module")
 _USUAL: Final = frozenset({"weight", "bias", "running_mean", "running_var"})
+_BLOCK: Final = re.compile(r"(?:layer|block|stage)_?\d+$")
 _SHOWN: Final = 5
 _TOKENS: Final = re.compile(
     r"(?:^|[._])(?:\w*tokens?\w*|\w*embed\w*|(?:rel_)?pos|position\w*|query|queries|latents?|freqs)"
@@ -294,7 +295,7 @@ class _Layer(NamedTuple):
     @property
     def is_numbered(self) -> bool:
         """Whether it lies in numbered blocks, as most of a backbone does."""
-        return any(part.isdigit() for part in self.path)
+        return any(part.isdigit() or _BLOCK.search(part) for part in self.path)
 
     @property
     def is_packed(self) -> bool:
@@ -409,7 +410,8 @@ def _adapts(layer: _Layer, n_categories: int) -> bool:
     word = ADAPTER.search(layer.name)
     if word is None or any(part.isdigit() for part in layer.name[: word.start()].split(".")):
         return False
-    return any(n_categories in part.shape for part in layer.parts.values())
+    shapes = [part.shape for part in layer.parts.values() if len(part.shape) in {2, 3}]
+    return any(n_categories in shape for shape in shapes)
 
 
 def _may_scale(entry: Entry, head: _Head) -> bool:

@@ -171,7 +171,8 @@ def _unsure(catalog: Catalog, found: Found, doubts: Sequence[Doubt]) -> HeadErro
     first = "; ".join(text for word in sorted(words) if (text := remedy_for(word)))
     sure = (
         "give the model too (--model KIND:NAME; in Python load_model), which is then run and "
-        f"compared; or, if you know that it is the last, name it with key={found.location.name!r}"
+        "compared; or, if you know that it is the last, name it: "
+        f"--head-key {found.location.name}; in Python key={found.location.name!r}"
     )
     return HeadError(
         f"the head of {catalog.label} cannot be told: {found.location.name!r} may not be the last "
