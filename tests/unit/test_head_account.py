@@ -317,6 +317,7 @@ HARMLESS: dict[str, dict[str, Any]] = {
     "metrics": tensors("val_auroc.preds=4 train_metrics.total=4"),
     "tokens": tensors("cls_token=1,1,16 pos_embed=1,5,16 dist_token=1,1,16"),
     "backbone": tensors("conv_head.weight=16,8,1,1 norm_pre.weight=16 neck.gamma=16"),
+    "a backbone's own base_layer": tensors("base_layer.0.weight=16,3,4,4 base_layer.1.weight=16"),
     "training head": tensors("AuxLogits.fc.weight=4,8 aux1.fc2.weight=4,8"),
 }
 

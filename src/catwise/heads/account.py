@@ -295,7 +295,8 @@ class _Layer(NamedTuple):
     @property
     def is_numbered(self) -> bool:
         """Whether it lies in numbered blocks, as most of a backbone does."""
-        return any(part.isdigit() or _BLOCK.search(part) for part in self.path)
+        inner = any(_BLOCK.search(part) for part in self.path[:-1])
+        return inner or any(part.isdigit() for part in self.path)
 
     @property
     def is_packed(self) -> bool:
