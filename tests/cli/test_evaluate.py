@@ -210,7 +210,7 @@ def test_two_heads_are_compared(tmp_path: Path) -> None:
     assert float(rows[0]["difference"]) == other["categories"][0]["difference"]
     printed = run("evaluate", *TEST, "--head", str(path), "--against", "model.safetensors").stdout
     assert printed.startswith(forth["sentence"][:40])
-    table = printed.split("average_precision on 400 rows")[1].splitlines()
+    table = printed.split("average precision on 400 rows")[1].splitlines()
     assert max(map(len, table)) <= 100
 
 

@@ -184,12 +184,13 @@ def _show(document: dict[str, Any], metrics: tuple[str, ...], output: Output) ->
 
 
 def _show_comparison(document: dict[str, Any], output: Output) -> None:
+    from catwise.reporting.summary import metric_label
     from catwise.reporting.tables import differences_table
 
     output.line(document["sentence"])
     for one in document["comparisons"]:
         output.line()
-        title = f"{one['metric']} on {one['n_rows']:,} rows"
+        title = f"{metric_label(one['metric'])} on {one['n_rows']:,} rows"
         output.table(differences_table(one, limit=output.rows, title=title))
     for note in document["notes"]:
         output.line(note)

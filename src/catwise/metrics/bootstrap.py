@@ -9,6 +9,11 @@ The draws of different categories share their randomness as far as the strata al
 replicate a row that weighs much in one category weighs much in the others, because it is the
 same image. So the interval of a mean over categories counts correlated errors as such, while
 each category's own draw is exactly multinomial.
+
+Percentile intervals are right from some 50 positives on. With 3, 5, 10 and 20 positives, of which
+95% are to hold the truth, 60, 73, 81 and 87% do (AUROC), 75, 84, 90 and 92% (average precision),
+and 77 to 92% of those of a difference: :mod:`catwise.metrics.intervals` does better, and is what
+everything else in catwise uses.
 """
 
 from __future__ import annotations
@@ -103,6 +108,9 @@ def paired_bootstrap(
     groups: Array | Sequence[Any] | None = None,
 ) -> PairedBootstrap:
     """Compare two sets of logits on the same rows, per category and in the mean.
+
+    With few positives the intervals are too short (see the module);
+    :func:`~catwise.metrics.compare_logits` has better ones.
 
     Args:
         logits_a: (N, C) float, for example of the original head.
