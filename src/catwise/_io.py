@@ -21,6 +21,7 @@ from catwise._lock import (
     check_place,
     exclusive,
     list_names,
+    measure,
     record,
     remove,
     sweep,
@@ -107,6 +108,7 @@ def atomic_path(path: str | os.PathLike[str], *, replace: bool = True) -> Iterat
         with Temporary(target) as temporary:
             yield temporary
             _sync(temporary)
+            made = measure(temporary)
             check_place(target)
             if replace or not target.exists():
                 temporary.replace(target)
@@ -115,8 +117,8 @@ def atomic_path(path: str | os.PathLike[str], *, replace: bool = True) -> Iterat
                     f"'{shown}' exists, with other content.",
                     remedy="choose another name, or replace it (--force; overwrite=True)",
                 )
+            record(target, made)
         _sync_folder(target.parent)
-        record(target)
 
 
 @contextlib.contextmanager
@@ -156,10 +158,11 @@ def put_folder(folder: Path, target: Path) -> None:
         if inside.is_file():
             _sync(inside)
     _sync_folder(folder)
+    made = measure(folder)
     check_place(target)
     _swap(folder, target)
+    record(target, made)
     _sync_folder(target.parent)
-    record(target)
 
 
 @contextlib.contextmanager
@@ -185,14 +188,15 @@ def growing_folder(
 
     def publish(file: Path) -> None:
         _sync(file)
+        made = measure(file)
         check_place(target)
         if file.name == last:  # from here on they may be in use
             published.clear()
         else:
             published.append(target / file.name)
         file.replace(target / file.name)
+        record(target / file.name, made)
         _sync_folder(target)
-        record(target / file.name)
 
     with (
         translated(Path(path)),

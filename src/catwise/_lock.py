@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Final
 from catwise.errors import CatwiseError, OutputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 __all__ = [
     "PREFIX",
@@ -37,6 +37,7 @@ __all__ = [
     "check_place",
     "exclusive",
     "list_names",
+    "measure",
     "record",
     "remove",
     "sweep",
@@ -209,7 +210,7 @@ class Hold:
         self._thread = threading.get_ident()
         self.is_used = False
         self._descriptor, self.locked = _acquire(lock, shown)
-        self._written: dict[Path, int | None] = {}
+        self._written: dict[Path, int] = {}
 
     @property
     def is_mine(self) -> bool:
@@ -229,11 +230,10 @@ class Hold:
             if ours and (self.locked or Temporary.is_stale(name, locked=False)):
                 remove(path)
 
-    def record(self, path: Path) -> None:
+    def record(self, path: Path, made: Mapping[str, int]) -> None:
         """Remember what was written, in place of what was there."""
         self.forget(path)
-        found = [path, *(path.rglob("*") if path.is_dir() else ())]
-        self._written |= {one: _size(one) for one in found}
+        self._written |= {path / name: size for name, size in made.items()}
 
     def forget(self, path: Path) -> None:
         """It is to be removed."""
@@ -352,11 +352,22 @@ def writing(path: str | os.PathLike[str], *, inside: bool = False) -> Iterator[N
             hold.is_used = False
 
 
-def record(path: Path) -> None:
-    """Remember for the holds that cover it that a file or folder was written."""
+def measure(path: Path) -> dict[str, int]:
+    """Sizes of a file, or of a folder and all that is in it, by their names from there."""
+    found = [path, *(path.rglob("*") if path.is_dir() else ())]
+    return {str(one.relative_to(path)): _size(one) for one in found}
+
+
+def record(path: Path, made: Mapping[str, int]) -> None:
+    """Remember for the holds that cover it that a file or folder was written.
+
+    Args:
+        path: where it is now; somebody may have removed it already.
+        made: what it was before it got there; see `measure`.
+    """
     for hold in _HOLDS:
         if hold.covers(path):
-            hold.record(path)
+            hold.record(path, made)
 
 
 def check_place(path: Path) -> None:
@@ -415,9 +426,9 @@ def _is_same(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _size(path: Path) -> int | None:
-    """Of a file; −1 for a folder, None if it is not there."""
+def _size(path: Path) -> int:
+    """Of a file; −1 for a folder, −2 if it is not there."""
     try:
         return -1 if path.is_dir() else path.stat().st_size
     except OSError:
-        return None
+        return -2

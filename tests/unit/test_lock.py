@@ -213,6 +213,26 @@ def test_outputs_that_vanish_are_found_out(tmp_path: Path, how: str) -> None:
         assert path.parent.name == "elsewhere"
 
 
+def test_an_output_removed_at_once_is_found_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that is gone before anybody could look at it."""
+    sync = _io._sync_folder
+
+    def removed(folder: Path) -> None:
+        (tmp_path / "a").unlink(missing_ok=True)
+        sync(folder)
+
+    monkeypatch.setattr(_io, "_sync_folder", removed)
+
+    def work() -> None:
+        with exclusive(tmp_path / "a"):
+            write_text(tmp_path / "a", "x")
+
+    with pytest.raises(OutputError, match="removed or changed"):
+        work()
+
+
 def test_nothing_is_written_into_a_folder_that_took_the_place(tmp_path: Path) -> None:
     """Another run may be at work in it."""
     out = tmp_path / "out"

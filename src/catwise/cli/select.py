@@ -97,8 +97,8 @@ def command(
     from catwise.reporting.run import check_output
     from catwise.tuning import select
 
-    check_output(out, overwrite=overwrite)
     hold_output(out, parents=True)
+    check_output(out, overwrite=overwrite)
     features, labels = load_source(data, table)
     heads = {name: name_rows(head, labels)[0] for name, head in _read(candidates).items()}
     with output.progress() as progress:

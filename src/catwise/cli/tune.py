@@ -116,9 +116,9 @@ def command(
     fitting = load_policy(policy)
     from catwise.reporting.run import check_output
 
-    check_output(out, overwrite=overwrite)
     if not dry_run:
         hold_output(out, parents=True)
+    check_output(out, overwrite=overwrite)
     check_device(device)
     pair = load_pair(data, table)
     head, named = name_rows(load_the_head(source), pair.train[1])
