@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,6 +115,22 @@ def test_an_error_after_a_signal_is_its_consequence(monkeypatch: pytest.MonkeyPa
     on_write(monkeypatch, fail)
     result = run(*SIMULATE)
     assert (result.exit_code, result.stderr) == (143, "ended by SIGTERM\n")
+
+
+def test_what_a_command_held_is_let_go_before_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a loader ends its workers itself; at exit they would be ended with a traceback."""
+    held: list[weakref.ref[set[int]]] = []
+
+    def interrupted() -> None:
+        loader = set[int]()
+        held.append(weakref.ref(loader))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    on_write(monkeypatch, interrupted)
+    result = run(*SIMULATE)
+    assert result.exit_code == 143
+    assert result.exc_info is not None
+    assert held[0]() is None
 
 
 def test_a_hangup_that_is_ignored_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import importlib
 import os
 import signal
 import sys
+import traceback
 import warnings
 from typing import TYPE_CHECKING, Any, Final
 
@@ -86,6 +87,7 @@ class _LazyGroup(click.Group):
                 code = _ended_by(error, came)
                 if code is None:
                     raise
+                _let_go(error)
                 ctx.exit(code)
             return result
 
@@ -114,6 +116,16 @@ def _ended_by(error: BaseException, signals: list[int]) -> int | None:
         _complain(f"{type(error).__name__}: {error}")
         return error.exit_code
     return _refused(error) if isinstance(error, OSError) else None
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Drop what the frames of an error hold: a loader ends its worker processes then, not at exit.
+
+    At exit they would be ended as if they had failed, with a traceback.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 def _refused(error: OSError) -> int:
