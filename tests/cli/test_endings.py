@@ -103,6 +103,28 @@ def test_signals_end_a_command_cleanly(name: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.undo()
 
 
+def test_workers_that_end_with_the_command_are_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a loader does at the end of a worker is not done once the command is ending."""
+    told: list[int] = []
+    before = signal.signal(signal.SIGCHLD, lambda number, _: told.append(number))
+
+    def end() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            child = os.fork()
+            if not child:
+                os._exit(1)
+            os.waitpid(child, 0)
+
+    try:
+        on_write(monkeypatch, end)
+        assert run(*SIMULATE).exit_code == 143
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert told == []
+
+
 def test_an_error_after_a_signal_is_its_consequence(monkeypatch: pytest.MonkeyPatch) -> None:
     """Such as a worker process that the same signal has ended."""
 

@@ -47,6 +47,8 @@ def ending_by_signals() -> Iterator[list[int]]:
         came.append(number)
         for one in _HANDLED:
             signal.signal(one, signal.SIG_IGN)
+        if hasattr(signal, "SIGCHLD"):  # where all of a group are asked to end, workers are no news
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         raise Ended(number)
 
     numbers = [int(getattr(signal, name)) for name in _NAMES if hasattr(signal, name)]
