@@ -411,7 +411,7 @@ def test_features_of_another_model_are_seen():
     made = task()
     noise = np.random.default_rng(0).normal(size=(150, 16)).astype(np.float32)
     valid = Features(noise, ids=made.valid.features.ids), made.valid.labels
-    with pytest.raises(MismatchError, match=r"AUROC is under 0\.55|ranks better"):
+    with pytest.raises(MismatchError, match="no better than chance"):
         catwise.tune(made.head, made.train.pair, valid)
 
 
