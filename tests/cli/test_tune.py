@@ -88,7 +88,7 @@ class Fake:
 
     def select(self, candidates: Any, **settings: Any) -> Any:
         self.calls.append({"candidates": candidates, **settings})
-        return self._result(next(iter(candidates.values())))
+        return self._result(next(iter(candidates.values())).head)
 
     @staticmethod
     def _result(head: Any, **more: Any) -> Any:
@@ -444,6 +444,30 @@ def test_select(fake: Fake, tmp_path: Path) -> None:
     assert json.loads((out / "config.json").read_text())["kind"] == "select"
     for wrong in (["--candidate", "a"], ["--candidate", "base=x"], []):
         assert run("select", *pairs[:2], *wrong, *valid, "--out", "o").exit_code == 2
+
+
+def test_select_reads_a_run(tmp_path: Path) -> None:
+    """The folder of a run, or the head in it, brings out-of-fold logits; a bare head does not."""
+    tuned, bare = tmp_path / "run", tmp_path / "bare.safetensors"
+    assert run("tune", *TRAIN, *MODEL, *VALID, "--out", str(tuned), "-q").exit_code == 0
+    bare.write_bytes((tuned / "head.safetensors").read_bytes())
+    given = [*VALID, *TABLE, "--ignore-column", "split"]
+    for place in (tuned, tuned / "head.safetensors"):
+        out = tmp_path / f"from {place.name}"
+        pairs = ["--candidate", "base=model.safetensors", "--candidate", f"tuned={place}"]
+        assert run("select", *pairs, *given, "--out", str(out), "-q").exit_code == 0
+        summary = json.loads((out / "summary.json").read_text())["summary"]
+        assert summary["judged_by"]["tuned"].startswith("out-of-fold logits of")
+        inputs = json.loads((out / "config.json").read_text())["inputs"]
+        assert inputs["candidates"]["tuned"]["out_of_fold"] is True
+    pairs = ["--candidate", "base=model.safetensors", "--candidate", f"tuned={bare}"]
+    result = run("select", *pairs, *given, "--out", str(tmp_path / "last"))
+    assert result.exit_code == 0
+    assert "to ?: no candidate could be judged" in result.stdout
+    assert "fitted or chose the candidate 'tuned'" in result.stderr
+    summary = json.loads((tmp_path / "last" / "summary.json").read_text())["summary"]
+    assert summary["after"] is None
+    assert summary["in_sample_rows"]["tuned"] > 0
 
 
 class _Terminal(io.StringIO):

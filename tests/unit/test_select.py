@@ -30,12 +30,13 @@ from catwise.tuning.choosing import (
     affordable_splits,
     choose,
     deal,
-    gain_errors,
+    gain_estimates,
     score_candidates,
     worth,
 )
 from catwise.tuning.decide import choose_each
 from catwise.tuning.select import select
+from catwise.tuning.unseen import UnseenRows
 
 NAMES = ("ant", "bee", "cat", "dog")
 KEYS = [*RECORD_COLUMNS, "candidates"]
@@ -199,7 +200,8 @@ def test_parts_of_a_mean_are_exact():
             share = (y[:, c] == 1).mean()
             expected = -(share * means[1] + (1 - share) * means[0])  # larger is better
             assert scored.part[7, k, c] == pytest.approx(expected, rel=1e-5)
-    assert scored.part_positives.sum(0).tolist() == labels.counts().positive.tolist()
+    for summed in scored.part_positives.sum(0):
+        assert summed.tolist() == labels.counts().positive.tolist()
 
 
 def test_worth_repeats_the_choice_without_each_part():
@@ -210,9 +212,9 @@ def test_worth_repeats_the_choice_without_each_part():
     expected = np.zeros(4)
     for rest, part, positives in zip(scored.rest, scored.part, scored.part_positives, strict=True):
         for c, k in enumerate(choose_each(rest.astype(float), scored.weights)[0]):
-            expected[c] += positives[c] * (part[k, c] - part[0, c])
+            expected[c] += positives[k, c] * (part[k, c] - part[0, c])
     np.testing.assert_allclose(
-        worth(scored, "honest"), expected / scored.part_positives.sum(0), rtol=1e-5, atol=1e-7
+        worth(scored, "honest"), expected / scored.part_positives[:, 0].sum(0), rtol=1e-5, atol=1e-7
     )
 
 
@@ -244,13 +246,16 @@ def test_gain_errors_are_those_of_the_bootstrap():
     """Per category, and in the mean with what categories share."""
     rng, _, base, z, labels = case(rows=800)
     other = perturbed(rng, base, 1, 0.8)["noise 0"]
-    found = gain_errors(
-        base, other, z, labels, METRICS["average_precision"], covered=np.ones(4, dtype=bool)
-    )
+    unseen = [UnseenRows(np.zeros(800, dtype=np.int16))] * 2
+    gains, choice = np.zeros(4), np.ones(4, dtype=np.int64)
+    metric = METRICS["average_precision"]
+    pair = base, other
+    found = gain_estimates(pair, z, labels, metric, gains=gains, choice=choice, unseen=unseen)
     paired = paired_bootstrap(base.logits(z), other.logits(z), labels, n_resamples=400)
-    np.testing.assert_allclose(found.error, paired.standard_error, rtol=0.2)
+    errors = [estimate.error for estimate in found.each]
+    np.testing.assert_allclose(errors, paired.standard_error, rtol=0.2)
     width = np.subtract(*paired.mean_interval[::-1])
-    assert 2 * 1.96 * found.mean == pytest.approx(width, rel=0.2)
+    assert 2 * 1.96 * found.mean.estimate()[0] == pytest.approx(width, rel=0.2)
 
 
 def test_few_positives_follow_the_pooled_decision():
@@ -264,10 +269,13 @@ def test_few_positives_follow_the_pooled_decision():
     few = result.records[1]
     assert (few["status"], few["reason"]) == ("replaced", "pooled_better")
     assert "Only 3 known positives" in few["explanation"]
+    assert few["interval_reason"] is None
     one = result.records[2]
     assert one["status"] == "replaced"
     assert one["after"] is None
     assert one["gain"] is None
+    assert one["interval_reason"] == "few_positives"
+    assert "too few for an interval" in one["explanation"]
     assert result.summary["n_scored"] == 3
     assert np.isfinite(result.summary["gain_high"])
     json.dumps(result.records, allow_nan=False)
@@ -459,6 +467,7 @@ def test_equal_rows_are_kept():
     assert [record["status"] for record in result.records] == ["kept", "kept", "replaced", "kept"]
     assert result.records[0]["reason"] == "no_other_row"
     assert result.records[0]["gain"] == 0.0
+    assert result.records[0]["interval_reason"] == "unchanged"
     assert result.records[0]["after"] == result.records[0]["before"]
 
 
@@ -471,7 +480,8 @@ def test_records_and_summary_have_their_keys():
         assert record["explanation"].endswith(".")
     assert set(result.summary) == {
         "metric", "n_categories", "n_replaced", "n_kept", "n_skipped", "before", "after", "gain",
-        "gain_low", "gain_high", "n_scored", "selected_on", "choice", "seconds", "passes",
+        "gain_low", "gain_high", "reason", "n_scored", "selected_on", "judged_by",
+        "in_sample_rows", "choice", "seconds", "passes",
     }  # fmt: skip
     assert sum(result.summary["choice"]["taken"].values()) == 4
     json.dumps([result.summary, result.config, result.notes], allow_nan=False)

@@ -1,4 +1,4 @@
-"""How `tune` and `select` end: the folder is written, people are told."""
+"""Folders of runs: how `tune` and `select` end, and how `select` reads what `tune` left."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ if TYPE_CHECKING:
 
     from catwise.cli.console import Output
     from catwise.tuning import SelectResult, TuneResult
+    from catwise.tuning.select import Run
 
-__all__ = ["finish"]
+__all__ = ["finish", "read_candidate"]
 
 
 def finish(
@@ -42,3 +43,23 @@ def _advice(document: Mapping[str, Any]) -> list[str]:
     """What the memorisation gap suggests."""
     advice = (document.get("gap") or {}).get("advice") or []
     return [advice] if isinstance(advice, str) else [str(line) for line in advice]
+
+
+def read_candidate(path: Path) -> Run:
+    """Read a head, with the out-of-fold logits of its run where it has them.
+
+    Args:
+        path: a head, a checkpoint, the folder of a run, or the head in it.
+
+    Raises:
+        CatwiseError: If a file cannot be read.
+    """
+    from catwise.heads import read_head
+    from catwise.tuning.results import FoldArtifacts
+    from catwise.tuning.select import Run
+
+    inside = path / "head.safetensors" if path.is_dir() else path
+    folds = inside.with_name("folds.safetensors")
+    if inside.name != "head.safetensors" or not inside.is_file():
+        return Run(read_head(path), None)
+    return Run(read_head(inside), FoldArtifacts.load(folds) if folds.is_file() else None)

@@ -23,12 +23,11 @@ from catwise.cli.options import (
     table_options,
 )
 from catwise.cli.outputs import hold_output
-from catwise.cli.runs import finish
+from catwise.cli.runs import finish, read_candidate
 
 if TYPE_CHECKING:
     from catwise.cli.console import Output
     from catwise.cli.options import SourceOptions, TableOptions
-    from catwise.heads import Head
 
 __all__ = ["command"]
 
@@ -36,13 +35,13 @@ __all__ = ["command"]
 def _pairs(
     ctx: click.Context, parameter: click.Parameter, given: tuple[str, ...]
 ) -> dict[str, Path]:
-    """NAME=FILE texts as a table, in their order."""
+    """NAME=PATH texts as a table, in their order."""
     del ctx
     found: dict[str, Path] = {}
     for text in given:
         name, equals, path = text.partition("=")
         if not (name and equals and path):
-            raise click.BadParameter(f"{text!r} is not NAME=FILE.", param=parameter)
+            raise click.BadParameter(f"{text!r} is not NAME=PATH.", param=parameter)
         if name in found:
             raise click.BadParameter(f"the name {name!r} is given twice.", param=parameter)
         found[name] = Path(path)
@@ -58,9 +57,9 @@ def _pairs(
     multiple=True,
     required=True,
     callback=_pairs,
-    metavar="NAME=FILE",
-    help="A head or checkpoint and its name (repeat). The first, or the one called base, is the "
-    "original.",
+    metavar="NAME=PATH",
+    help="A head, a checkpoint or the folder of a run, and its name (repeat). The first, or the "
+    "one called base, is the original.",
 )
 @source_options("valid-")
 @table_options
@@ -93,17 +92,22 @@ def command(
     out: Path,
     output: Output,
 ) -> None:
-    """Take, for each category, the head that validation favours."""
+    """Take, for each category, the head that validation favours.
+
+    A run is judged by its out-of-fold logits on the rows that fitted it, a head only by rows that
+    it has not seen.
+    """
     from catwise.reporting.run import check_output
     from catwise.tuning import select
 
     hold_output(out, parents=True)
     check_output(out, overwrite=overwrite)
     features, labels = load_source(data, table)
-    heads = {name: name_rows(head, labels)[0] for name, head in _read(candidates).items()}
+    read = {name: read_candidate(path) for name, path in candidates.items()}
+    named = {name: run._replace(head=name_rows(run.head, labels)[0]) for name, run in read.items()}
     with output.progress() as progress:
         result = select(
-            heads,
+            named,
             valid=(features, labels),
             metric=metric,
             rule=rule,  # type: ignore[arg-type]  # click.Choice
@@ -113,7 +117,11 @@ def command(
         )
     inputs: dict[str, Any] = {
         "candidates": {
-            name: {"path": str(path), "sha256": heads[name].digest}
+            name: {
+                "path": str(path),
+                "sha256": named[name].head.digest,
+                "out_of_fold": named[name].folds is not None,
+            }
             for name, path in candidates.items()
         },
         "valid features": describe_features(data.features, features),
@@ -121,9 +129,3 @@ def command(
         "environment": environment(),
     }
     finish("select", result, out, inputs=inputs, overwrite=overwrite, output=output)
-
-
-def _read(candidates: dict[str, Path]) -> dict[str, Head]:
-    from catwise.heads import read_head
-
-    return {name: read_head(path) for name, path in candidates.items()}

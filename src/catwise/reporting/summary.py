@@ -99,6 +99,8 @@ def _change(document: Mapping[str, Any]) -> str:
     before, after = score(summary["before"]), summary.get("after")
     total = summary.get("n_categories", len(document.get("records") or []))
     over = f"over {count(summary.get('n_scored'))} of {plural(total, 'category', 'categories')}"
+    if after is None and summary.get("reason"):
+        return f"mean {metric} {over} went from {before} to ?: {summary['reason']}"
     if after is None:
         raw = score(summary.get("selected_on"))
         return (

@@ -10,6 +10,10 @@ Rows of a group stay together, all categories share the splits, and folds get th
 rare positives. A candidate's score on part of the rows is taken to first order from its influence
 function, so that all parts of all candidates are one matrix product per category.
 
+A candidate is judged on rows that it has not seen (:mod:`catwise.tuning.unseen`), always paired
+with the original head on the same rows, so that candidates with different rows can be compared by
+their gains.
+
 Source: Varma & Simon, "Bias in error estimation when using cross-validation for model
 selection", BMC Bioinformatics 7, 2006; Cawley & Talbot, "On over-fitting in model selection",
 JMLR 11, 2010. Compare Tsamardinos et al., Machine Learning 107, 2018 (BBC-CV).
@@ -28,10 +32,12 @@ from catwise.features import of_categories
 from catwise.heads import Head
 from catwise.metrics._inputs import checked_logits
 from catwise.metrics.bootstrap import _groups
-from catwise.metrics.influence import error_shares, influence
+from catwise.metrics.influence import Influence, influence_in_parts
+from catwise.metrics.intervals import Estimate, MeanError, Units, difference_of
 from catwise.metrics.mismatch import check_match
 from catwise.progress import Progress, ProgressCallback
 from catwise.tuning.decide import choose_each
+from catwise.tuning.unseen import OWN_PART, UnseenRows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,12 +49,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FOLDS",
-    "GainErrors",
+    "GainEstimates",
     "Rule",
     "Scored",
     "affordable_splits",
     "choose",
-    "gain_errors",
+    "gain_estimates",
     "score_candidates",
     "worth",
 ]
@@ -69,13 +75,15 @@ _KEPT: Final = 1 << 26
 class Scored:
     """Scores of K candidates in C categories; larger is better, candidate 0 is the original.
 
+    Scores of the others are the original's plus the gain on the rows that may judge both.
+
     Args:
-        values: (K, C) float64 on all rows; NaN where a class is not known.
+        values: (K, C) float64; NaN where the rows that may judge lack a class.
         rest: (P, K, C) float32 without part p of the rows.
         part: (P, K, C) float32 on part p alone; NaN where a class has no row in it.
-        part_positives: (P, C) float32 known positives of part p.
-        positives: (C,) int64 known positives.
-        negatives: (C,) int64 known negatives.
+        part_positives: (P, K, C) float32 positives of part p that judge.
+        positives: (K, C) int64 positives that judge.
+        negatives: (K, C) int64 negatives that judge.
         same: (K, C) bool, the candidate's row is the original's.
         passes: how often the features were read.
         notes: what was seen, a sentence each.
@@ -93,8 +101,8 @@ class Scored:
 
     @property
     def weights(self) -> NDArray[np.float64]:
-        """(C,) known positives, 0 where the metric is not defined."""
-        return np.where(np.isfinite(self.values[0]), self.positives, 0).astype(np.float64)
+        """(K, C) positives that judge, 0 where the metric is not defined."""
+        return np.where(np.isfinite(self.values), self.positives, 0).astype(np.float64)
 
 
 def affordable_splits(
@@ -118,8 +126,10 @@ def choose(values: NDArray[Any], positives: NDArray[np.float64], rule: Rule) -> 
     """The candidate of each category; ties go to the original head, then to the first.
 
     Args:
-        values: (K, C) scores, larger is better, candidate 0 the original.
-        positives: (C,) known positives, 0 where the metric is not defined.
+        values: (K, C) scores, larger is better, candidate 0 the original; NaN is never chosen by
+            itself.
+        positives: (C,) known positives, 0 where the metric is not defined; or (K, C), those that
+            judge each candidate.
         rule: "greedy", the best score; or "honest", the best shrunk gain: with n positives and
             m the mean gain of a candidate over categories weighted n / (n + 100), it is
             m + n / (n + 30) (gain − m), and m alone under 5 positives.
@@ -130,24 +140,25 @@ def choose(values: NDArray[Any], positives: NDArray[np.float64], rule: Rule) -> 
     if rule == "honest":
         return choose_each(np.asarray(values, dtype=np.float64), positives)[0]
     filled = np.where(np.isfinite(values), values, -np.inf)
-    return np.where(positives > 0, filled.argmax(axis=0), 0).astype(np.int64)
+    defined = positives > 0 if positives.ndim == 1 else positives[0] > 0
+    return np.where(defined, filled.argmax(axis=0), 0).astype(np.int64)
 
 
 def worth(scored: Scored, rule: Rule) -> NDArray[np.float64]:
     """(C,) gains of the choosing over the original head, each part's chosen without it.
 
-    Parts count by their known positives. NaN where no part holds both classes, and where
-    there are not two rows of each: what chose must not score.
+    Parts count by the positives that judge what was chosen. NaN where no part holds both
+    classes, and where there are not two rows of each: what chose must not score.
     """
     index = np.arange(scored.values.shape[1])
     total, weight = np.zeros(index.size), np.zeros(index.size)
     for rest, part, positives in zip(scored.rest, scored.part, scored.part_positives, strict=True):
         chosen = choose(rest, scored.weights, rule)
         gain = part[chosen, index] - part[0]
-        counts = np.where(np.isfinite(gain), positives, 0.0)
+        alone = np.minimum(scored.positives, scored.negatives)[chosen, index] < 2
+        counts = np.where(np.isfinite(gain) & ~alone, positives[chosen, index], 0.0)
         total += counts * np.nan_to_num(gain)
         weight += counts
-    weight[np.minimum(scored.positives, scored.negatives) < 2] = 0.0
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(weight > 0, total / weight, np.nan)
 
@@ -159,6 +170,8 @@ def score_candidates(
     metric: Metric,
     *,
     splits: int,
+    unseen: Sequence[UnseenRows] | None = None,
+    names: Sequence[str] | None = None,
     seed: int = 0,
     force: bool = False,
     progress: ProgressCallback | None = None,
@@ -175,16 +188,22 @@ def score_candidates(
         labels: (N, C); their groups stay together.
         metric: what to score.
         splits: how many splits into ten parts.
+        unseen: how each head is judged; None: all by their own logits of all rows.
+        names: K, for errors.
         seed: of the splits.
-        force: go on where the original head looks mismatched.
+        force: go on where a head looks mismatched.
         progress: told after each category.
 
     Raises:
-        MismatchError: If head, features and labels look as if they did not belong together.
+        MismatchError: If one of the heads, features and labels look as if they did not belong
+            together.
         FeatureError: If a logit is NaN.
     """
     n_rows, n_categories = labels.shape
-    work = _Work(len(heads), labels, metric, splits=splits, seed=seed)
+    if unseen is None:
+        unseen = [UnseenRows(np.zeros(n_rows, dtype=np.int16))] * len(heads)
+    names = [str(k) for k in range(len(heads))] if names is None else names
+    work = _Work(unseen, labels, metric, splits=splits, seed=seed)
     width = max(1, _ENTRIES // max(1, n_rows * len(heads)))
     passes, notes = 0, []
     with ThreadPoolExecutor(max(1, torch.get_num_threads())) as threads:
@@ -193,7 +212,9 @@ def score_candidates(
             columns = _columns(heads, block, features)
             passes += 1
             if start == 0:
-                notes += _check(columns, labels, heads[0].categories, force=force)
+                for k, name in enumerate(names):
+                    check = _Check(name, heads[0].categories, labels, unseen[k], force)
+                    notes += check.of(columns, k)
             work.same[:, block.start : block.stop] = columns.same
             scored = threads.map(work.score, block, (columns.of(c) for c in block))
             for done, _ in enumerate(scored, start + 1):
@@ -202,55 +223,88 @@ def score_candidates(
     return work.result(passes, notes)
 
 
-class GainErrors(NamedTuple):
-    """Standard errors of the gains of one head over another."""
+class GainEstimates(NamedTuple):
+    """Gains of a choice over the original head, with what their intervals need."""
 
-    error: NDArray[np.float64]  # (C,) 0 where the rows are the same
-    freedom: NDArray[np.int64]  # (C,) degrees of freedom: the scarcer class, less one
-    mean: float  # of the mean over the covered categories
+    each: list[Estimate]  # C; error 0 where the original head is kept
+    mean: MeanError  # over the covered categories
 
 
-def gain_errors(
-    base: Head,
-    head: Head,
+def gain_estimates(
+    pair: tuple[Head, Head],
     features: Any,
     labels: PartialLabels,
     metric: Metric,
     *,
-    covered: NDArray[np.bool_],
-) -> GainErrors:
-    """How unsure the gain of a head over another is, per category and in the mean.
+    gains: NDArray[np.float64],
+    choice: NDArray[np.int64],
+    unseen: Sequence[UnseenRows],
+) -> GainEstimates:
+    """How unsure the gain of a choice over the original head is, per category and in the mean.
 
-    Errors that categories share through their images, or images through their group, count as
-    shared. The features are read once more.
+    By the logits and on the rows that judged. Errors that categories share through their images,
+    or images through their group, count as shared. The features are read once more.
 
     Args:
-        base: C categories, the labels' in their order.
-        head: as `base`, some of its rows changed.
+        pair: the original head, and the chosen one; C categories each, the labels' in their order.
         features: (N, D) of any kind, row i for row i of the labels.
         labels: (N, C).
         metric: of the gain.
-        covered: (C,) bool, categories that the mean covers; both classes are known.
+        gains: (C,) in the metric's own sign; NaN where a category is not covered.
+        choice: (C,) which candidate was chosen.
+        unseen: how each candidate is judged.
     """
     n_rows, n_categories = labels.shape
     units = _groups(labels, None, n_rows)
-    n_units = int(units.max(initial=-1)) + 1
-    error, freedom = np.zeros(n_categories), np.ones(n_categories, dtype=np.int64)
-    total = np.zeros(n_units)
+    each = [Estimate(float(gain), 0.0, 0, 0) for gain in gains]
+    mean = MeanError(int(units.max(initial=-1)) + 1)
     width = max(1, _ENTRIES // max(1, 2 * n_rows))
-    for start in range(0, n_categories, width):
-        columns = _columns([base, head], range(start, min(start + width, n_categories)), features)
-        for c in start + np.flatnonzero(~columns.same[1]):
-            rows, positive = labels.known(int(c))
-            pair = columns.of(int(c))[torch.from_numpy(np.array(rows))].T.contiguous().numpy()
-            old, new = (influence(metric.name, scores, positive).rows for scores in pair)
-            shares = error_shares(new - old, positive)
-            added = np.bincount(units[rows], weights=shares, minlength=n_units)
-            error[c] = np.linalg.norm(added)
-            freedom[c] = max(1, min(positive.sum(), (~positive).sum()) - 1)
-            if covered[c]:
-                total += added
-    return GainErrors(error, freedom, float(np.linalg.norm(total)) / max(1, int(covered.sum())))
+    for c in range(n_categories):
+        if c % width == 0:
+            columns = _columns(pair, range(c, min(c + width, n_categories)), features)
+        rows, positive = labels.known(c)
+        shares = np.zeros(positive.size)
+        counts = int(positive.sum()), int((~positive).sum())
+        if not columns.is_same(1, c):
+            own = columns.of(c)[torch.from_numpy(np.array(rows))].T.contiguous().numpy()
+            old, new, part = _paired(own, rows, c, unseen[0], unseen[int(choice[c])])
+            use = _with_both_classes(part, positive) >= 0
+            of_row = Units(units[rows[use]], labels.groups is not None)
+            found = difference_of(
+                metric.name, old[use], new[use], positive[use], of_row, fold=part[use]
+            )
+            if found is not None:
+                each[c] = found.estimate._replace(value=float(gains[c]))
+                shares[use] = found.shares
+        else:
+            each[c] = Estimate(float(gains[c]), 0.0, *counts)
+        if np.isfinite(gains[c]):
+            mean.add(each[c], shares, units[rows])
+    return GainEstimates(each, mean)
+
+
+def _paired(
+    own: NDArray[Any], rows: NDArray[np.int64], c: int, base: UnseenRows, other: UnseenRows
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int32]]:
+    """(n,) logits of the original head and of a candidate that judge, and (n,) parts of the rows.
+
+    A part is one in which the logits of both are of one head each; −1 where either is not judged.
+    """
+    old, old_part = base.column(own[0], rows, c)
+    new, new_part = other.column(own[1], rows, c)
+    both = old_part.astype(np.int32) * (int(new_part.max(initial=0)) + 1) + new_part
+    return old, new, np.where((old_part < 0) | (new_part < 0), -1, both)
+
+
+def _with_both_classes(
+    part: NDArray[np.signedinteger[Any]], positive: NDArray[np.bool_]
+) -> NDArray[np.int32]:
+    """(n,) parts, −1 where a part lacks a class."""
+    n_parts = int(part.max(initial=-1)) + 1
+    used = part >= 0
+    counts = [np.bincount(part[used & side], minlength=n_parts) for side in (positive, ~positive)]
+    both = np.append((counts[0] > 0) & (counts[1] > 0), False)
+    return np.where(both[np.where(used, part, n_parts)], part, -1).astype(np.int32)
 
 
 class _Columns(NamedTuple):
@@ -260,6 +314,10 @@ class _Columns(NamedTuple):
     place: NDArray[np.int64]  # (K, B) column of each candidate and category
     same: NDArray[np.bool_]  # (K, B) the candidate's row is the original's
     first: int
+
+    def is_same(self, k: int, c: int) -> bool:
+        """Whether candidate k has the original's row in category c."""
+        return bool(self.same[k, c - self.first])
 
     def of(self, c: int) -> torch.Tensor:
         """(N, different candidates) logits of category c, the original's first."""
@@ -294,13 +352,32 @@ def _bias(head: Head) -> torch.Tensor:
     return head.weight.new_zeros(head.n_categories) if head.bias is None else head.bias
 
 
-def _check(
-    columns: _Columns, labels: PartialLabels, categories: Sequence[str], *, force: bool
-) -> list[str]:
-    size = columns.same.shape[1]
-    part = labels if size == labels.shape[1] else labels.take_categories(range(size))
-    own = columns.logits[:, :size]
-    return check_match(own, part, name="valid", categories=categories[:size], force=force)
+class _Check(NamedTuple):
+    """Whether a candidate, features and labels belong together."""
+
+    name: str
+    categories: Sequence[str]
+    labels: PartialLabels
+    unseen: UnseenRows
+    force: bool
+
+    def of(self, columns: _Columns, k: int) -> list[str]:
+        """What was seen in a block of categories: by its own logits, and by those of folds."""
+        if k and columns.same[k].all():
+            return []
+        size = columns.same.shape[1]
+        whole = size == self.labels.shape[1]
+        labels = self.labels if whole else self.labels.take_categories(range(size))
+        own = columns.logits[:, torch.from_numpy(columns.place[k])]
+        told = "valid" if k == 0 else f"valid, candidate {self.name!r}"
+        options: dict[str, Any] = {"categories": self.categories[:size], "force": self.force}
+        notes = check_match(own, labels, name=told, **options)
+        crossed = np.flatnonzero(self.unseen.part > OWN_PART)
+        logits = None if self.unseen.logits is None else self.unseen.logits[crossed, :size]
+        if notes or logits is None or not crossed.size or np.isnan(logits).any():
+            return notes
+        told = f"{told}, out-of-fold logits"
+        return check_match(logits, labels.take_rows(crossed), name=told, **options)
 
 
 def deal(labels: PartialLabels, splits: int, seed: int) -> NDArray[np.int8]:
@@ -326,19 +403,61 @@ def deal(labels: PartialLabels, splits: int, seed: int) -> NDArray[np.int8]:
     return parts
 
 
+class _Known(NamedTuple):
+    """Known labels of one category, and which part of the splits each is in."""
+
+    rows: NDArray[np.int64]
+    positive: NDArray[np.bool_]
+    inside: NDArray[np.bool_]  # (P, n)
+
+
+class _Split(NamedTuple):
+    """Scores, or gains, on all rows, on each part, and without it."""
+
+    values: NDArray[np.float64]  # (M,)
+    part: NDArray[np.float64]  # (P, M)
+    rest: NDArray[np.float64]  # (P, M)
+    part_positives: NDArray[np.float64]  # (P,)
+    counts: tuple[int, int]
+
+    @classmethod
+    def of(cls, found: Sequence[Influence], known: _Known, judged: NDArray[np.bool_]) -> _Split:
+        """To first order from influences; only rows that judge count."""
+        values = np.array([one.value for one in found])
+        moves = np.stack([one.rows for one in found], axis=1).astype(np.float32)
+        part, rest = (np.tile(values, (len(known.inside), 1)) for _ in range(2))
+        counts, positives = [], np.zeros(0)
+        for side in (known.positive & judged, ~known.positive & judged):
+            drawn = known.inside[:, side].astype(np.float32)
+            moved, count = drawn @ moves[side], drawn.sum(axis=1, dtype=np.float64)
+            counts.append(int(np.count_nonzero(side)))
+            positives = positives if positives.size else count
+            with np.errstate(invalid="ignore", divide="ignore"):
+                part += moved / count[:, None]
+                rest -= moved / (counts[-1] - count[:, None])  # all rows together move nothing
+        return cls(values, part, rest, positives, (counts[0], counts[1]))
+
+
 class _Work:
     """Values on all rows and on parts, filled in category by category, in any order."""
 
     def __init__(
-        self, n_heads: int, labels: PartialLabels, metric: Metric, *, splits: int, seed: int
+        self,
+        unseen: Sequence[UnseenRows],
+        labels: PartialLabels,
+        metric: Metric,
+        *,
+        splits: int,
+        seed: int,
     ) -> None:
         n_categories = labels.shape[1]
-        shape = (splits * FOLDS, n_heads, n_categories)
-        self.labels, self.metric = labels, metric
+        shape = (splits * FOLDS, len(unseen), n_categories)
+        self.unseen, self.labels, self.metric = unseen, labels, metric
         self.values = np.full(shape[1:], np.nan)
+        self.positives, self.negatives = (np.zeros(shape[1:], dtype=np.int64) for _ in range(2))
         self.rest = np.full(shape, np.nan, dtype=np.float32)
         self.part = np.full(shape, np.nan, dtype=np.float32)
-        self.part_positives = np.zeros((splits * FOLDS, n_categories), dtype=np.float32)
+        self.part_positives = np.zeros(shape, dtype=np.float32)
         self.same = np.ones(shape[1:], dtype=bool)
         self.parts = deal(labels, splits, seed)
 
@@ -347,38 +466,65 @@ class _Work:
         rows, positive = self.labels.known(c)
         if positive.all() or not positive.any():
             return
-        sign = 1.0 if self.metric.higher_is_better else -1.0
-        kept = logits[torch.from_numpy(np.array(rows))].T.contiguous().numpy()
-        found = [influence(self.metric.name, scores, positive) for scores in kept]
-        different = np.flatnonzero(~self.same[:, c] | (np.arange(len(self.same)) == 0))
-        back = np.zeros(len(self.same), dtype=np.int64)
-        back[different] = np.arange(different.size)
-        values = sign * np.array([one.value for one in found])
-        moves = np.stack([sign * one.rows for one in found], axis=1).astype(np.float32)
+        own = logits[torch.from_numpy(np.array(rows))].T.contiguous().numpy()
         inside = self.parts[:, None, rows] == np.arange(FOLDS, dtype=np.int8)[:, None]
-        inside = inside.reshape(-1, len(rows))
-        part, rest = values[None, :].repeat(len(inside), 0), values[None, :].repeat(len(inside), 0)
-        for one in (positive, ~positive):
-            drawn = inside[:, one].astype(np.float32)
-            moved, count = drawn @ moves[one], drawn.sum(axis=1, dtype=np.float64)[:, None]
-            with np.errstate(invalid="ignore", divide="ignore"):
-                part += moved / count
-                rest -= moved / (np.count_nonzero(one) - count)  # all rows together move nothing
-            if one is positive:
-                self.part_positives[:, c] = count[:, 0]
-        self.values[:, c] = values[back]
-        self.part[:, :, c], self.rest[:, :, c] = part[:, back], rest[:, back]
+        known = _Known(rows, positive, inside.reshape(-1, len(rows)))
+        alone, own_part = self.unseen[0].column(own[0], rows, c)
+        part = _with_both_classes(own_part, positive)
+        base = self._influence(alone, positive, part)
+        if base is None:
+            return
+        every = list(range(len(self.unseen)))
+        self._put(every, c, _Split.of([base], known, part >= 0), is_gain=False)
+        self._score_others(c, own, known)
+
+    def _influence(
+        self, scores: NDArray[Any], positive: NDArray[np.bool_], part: NDArray[Any]
+    ) -> Influence | None:
+        """Of the metric; larger is better."""
+        found = influence_in_parts(self.metric.name, scores, positive, part)
+        if found is None or self.metric.higher_is_better:
+            return found
+        return Influence(-found.value, -found.rows)
+
+    def _score_others(self, c: int, own: NDArray[Any], known: _Known) -> None:
+        """Score the candidates that differ, by their gains; those with the same parts together."""
+        rows, positive, _ = known
+        together: dict[bytes, tuple[NDArray[np.int32], Influence | None, list[Any]]] = {}
+        for place, k in enumerate((np.flatnonzero(~self.same[1:, c]) + 1).tolist(), 1):
+            old, new, part = _paired(own[[0, place]], rows, c, self.unseen[0], self.unseen[k])
+            part = _with_both_classes(part, positive)
+            key = part.tobytes()
+            if key not in together:
+                together[key] = part, self._influence(old, positive, part), []
+            together[key][2].append((k, self._influence(new, positive, part)))
+        for part, before, found in together.values():
+            candidates = [k for k, _ in found]
+            if before is None:
+                for array in (self.values, self.part, self.rest):
+                    array[..., candidates, c] = np.nan
+                self.positives[candidates, c] = self.negatives[candidates, c] = 0
+                continue
+            gains = [Influence(a.value - before.value, a.rows - before.rows) for _, a in found]
+            self._put(candidates, c, _Split.of(gains, known, part >= 0), is_gain=True)
+
+    def _put(self, candidates: list[int], c: int, found: _Split, *, is_gain: bool) -> None:
+        """Write down scores; gains are added to the scores of the original."""
+        pairs = (self.values, found.values), (self.part, found.part), (self.rest, found.rest)
+        for array, more in pairs:
+            array[..., candidates, c] = more + (array[..., :1, c] if is_gain else 0.0)
+        self.part_positives[:, candidates, c] = found.part_positives[:, None]
+        self.positives[candidates, c], self.negatives[candidates, c] = found.counts
 
     def result(self, passes: int, notes: list[str]) -> Scored:
         """All of it."""
-        counts = self.labels.counts()
         return Scored(
             self.values,
             self.rest,
             self.part,
             self.part_positives,
-            np.asarray(counts.positive),
-            np.asarray(counts.negative),
+            self.positives,
+            self.negatives,
             self.same,
             passes,
             notes,

@@ -93,7 +93,7 @@ def pooled_gain(gain: NDArray[np.float64], positives: NDArray[np.float64]) -> ND
 
     Args:
         gain: (K, C) float64; NaN is left out.
-        positives: (C,) known fresh positives.
+        positives: (C,) known fresh positives; or (K, C).
     """
     weight = np.where(np.isfinite(gain), positives / (positives + _POOLED_PRIOR), 0.0)
     total = (np.nan_to_num(gain) * weight).sum(1)
@@ -199,10 +199,12 @@ def choose_each(
 ) -> tuple[NDArray[np.int64], int]:
     """Per category the candidate with the best shrunk gain; ties go to the first.
 
-    Arguments and result as `choose_one`; the second value is −1.
+    Arguments and result as `choose_one`, but positives may be (K, C), those that judge each
+    candidate; the second value is −1.
     """
     pulled = shrunk(scores - scores[:1], positives, prior)
-    return np.where(positives > 0, pulled.argmax(0), 0).astype(np.int64), -1
+    defined = np.broadcast_to(positives, scores.shape)[0] > 0
+    return np.where(defined, pulled.argmax(0), 0).astype(np.int64), -1
 
 
 def clearly_worse(

@@ -6,8 +6,7 @@ import math
 import time
 import warnings
 from dataclasses import dataclass
-from statistics import NormalDist
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -21,23 +20,27 @@ from catwise.joining import (
     open_source,
     require_known,
     source_digests,
+    source_ids,
 )
 from catwise.labels.audit import labelled_part
-from catwise.metrics.influence import t_quantile
+from catwise.metrics.intervals import interval_of_difference, reason_without_interval
 from catwise.metrics.per_category import undefined_reason
 from catwise.metrics.registry import Metric, resolve_metric
 from catwise.tuning.choosing import (
     FOLDS,
-    GainErrors,
+    GainEstimates,
     Rule,
     Scored,
     affordable_splits,
     choose,
-    gain_errors,
+    gain_estimates,
     score_candidates,
     worth,
 )
 from catwise.tuning.decide import MIN_POSITIVES, pooled_gain
+from catwise.tuning.records import EXPLANATIONS
+from catwise.tuning.results import FoldArtifacts, TuneResult
+from catwise.tuning.unseen import UnseenRows, unseen_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,7 +51,7 @@ if TYPE_CHECKING:
     from catwise.labels import PartialLabels
     from catwise.progress import ProgressCallback
 
-__all__ = ["SelectResult", "select"]
+__all__ = ["Run", "SelectResult", "select"]
 
 _NOT_KNOWN: Final = {
     "no_known_label": "No label is known on the validation rows.",
@@ -56,6 +59,21 @@ _NOT_KNOWN: Final = {
     "no_known_negative": "No negative is known on the validation rows.",
     "not_in_labels": "The validation labels have no such category.",
 }
+
+
+class Run(NamedTuple):
+    """A candidate that comes with out-of-fold logits.
+
+    Attributes:
+        head: tuned.
+        folds: what cross-fitting left, or None.
+    """
+
+    head: Head
+    folds: FoldArtifacts | None
+
+
+Candidate: TypeAlias = "Head | TuneResult | Run"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -85,7 +103,7 @@ _COUNTS: Final = ("n_replaced", "n_kept", "n_skipped")
 
 
 def select(
-    candidates: Mapping[str, Head],
+    candidates: Mapping[str, Candidate],
     valid: tuple[Any, PartialLabels],
     *,
     metric: str | Metric = "average_precision",
@@ -97,6 +115,11 @@ def select(
     force: bool = False,
 ) -> SelectResult:
     """Choose, for each category, one of several heads by its score on validation rows.
+
+    A head is judged by the rows that it has not seen. What :func:`tune` gave back is judged, on
+    rows that fitted it, by its out-of-fold logits. A candidate that has neither is not judged: it
+    has no score and is never chosen. Gains over the original are always taken on the same rows,
+    inside the parts whose logits one head made.
 
     Rule "greedy" takes the best on validation, as published (ties to the original head, then to
     the order given). Rule "honest" takes the best gain after shrinking it to the candidate's
@@ -110,9 +133,9 @@ def select(
     categories that were kept on these.
 
     Args:
-        candidates: heads by name, of one model; the original is the one named "base", else the
-            first.
-        valid: features (N, D) of any kind, and labels (N, C), of rows that fitted none of them.
+        candidates: heads, or results of `tune`, by name, of one model; the original is the one
+            named "base", else the first.
+        valid: features (N, D) of any kind, and labels (N, C).
         metric: name of what decides.
         rule: "honest" or "greedy".
         seed: of the splits.
@@ -120,7 +143,7 @@ def select(
         splits: random splits into ten parts, at least 1; fewer are made where the work would
             be too large.
         progress: told after each category.
-        force: go on where the original head and the data look mismatched.
+        force: go on where a candidate and the data look mismatched.
 
     Returns:
         The head with the chosen rows, and the account. The head remembers the validation rows.
@@ -136,7 +159,7 @@ def select(
         FeatureError: If a logit is NaN.
 
     Warns:
-        InSampleWarning: If validation rows fitted one of the candidates.
+        InSampleWarning: If validation rows that fitted a candidate cannot judge it.
 
     Source: Chong et al., "Category-wise fine-tuning", Neurocomputing 647, 2025 (greedy);
     Varma & Simon, BMC Bioinformatics 7, 2006 (the correction).
@@ -156,21 +179,27 @@ def select(
     """
     started = time.perf_counter()
     chosen_metric = _checked(metric, rule, level, splits)
-    names, heads = _candidates(candidates)
+    names, heads = _candidates({name: _head_of(given) for name, given in candidates.items()})
     features, labels = open_source(valid, name="valid")
     aligned = align(heads[0], features, labels, name="valid")
     require_known(labels, "validation label")
-    digests = source_digests(features, labels, aligned.rows)
+    rows = aligned.take(features)
+    digests, ids = source_digests(features, labels, aligned.rows), source_ids(rows, labels)
+    unseen = [
+        unseen_rows(head, getattr(candidates[name], "folds", None), aligned, digests, ids)
+        for name, head in zip(names, heads, strict=True)
+    ]
     made, capped = affordable_splits(labels, len(heads), splits)
     notes = [*labelled_part(aligned.labels), *aligned.notes]
-    notes += [*_in_sample(names, heads, digests), *([capped] if capped else [])]
-    rows = aligned.take(features)
+    notes += [*_in_sample(names, unseen), *([capped] if capped else [])]
     scored = score_candidates(
         [_aligned_head(head, aligned) for head in heads],
         rows,
         labels,
         chosen_metric,
         splits=made,
+        unseen=unseen,
+        names=names,
         seed=seed,
         force=force,
         progress=progress,
@@ -190,15 +219,17 @@ def select(
     }
     head = _mixed(heads, aligned, choice, digests, config)
     gains = worth(scored, rule)
-    errors = gain_errors(
-        aligned.scored,
-        _aligned_head(head, aligned),
+    sign = 1.0 if chosen_metric.higher_is_better else -1.0
+    estimates = gain_estimates(
+        (aligned.scored, _aligned_head(head, aligned)),
         rows,
         labels,
         chosen_metric,
-        covered=np.isfinite(gains),
+        gains=sign * gains,
+        choice=choice,
+        unseen=unseen,
     )
-    account = _Account(names, scored, choice, gains, errors, chosen_metric, config)
+    account = _Account(names, scored, choice, gains, estimates, unseen, chosen_metric, config)
     return SelectResult(
         head=head,
         records=account.records(aligned),
@@ -280,18 +311,23 @@ def _aligned_head(head: Head, aligned: Aligned) -> Head:
     return head.take_categories([int(i) for i in aligned.head_index])
 
 
-def _in_sample(names: list[str], heads: list[Head], digests: NDArray[np.uint64]) -> list[str]:
-    notes = []
-    for name, head in zip(names, heads, strict=True):
-        if head.fitted_on is not None:
-            count = int(np.isin(digests, head.fitted_on).sum())
-            if count:
-                notes.append(
-                    f"{count:,} of {digests.size:,} validation rows fitted or selected the "
-                    f"candidate {name!r}: its score is too good."
-                )
-    if notes:
-        warnings.warn(" ".join(notes), InSampleWarning, stacklevel=3)
+def _head_of(candidate: Candidate) -> Head:
+    return candidate.head if isinstance(candidate, (TuneResult, Run)) else candidate
+
+
+def _in_sample(names: list[str], unseen: list[UnseenRows]) -> list[str]:
+    """A sentence for each candidate that some of the rows fitted; a warning if they are lost."""
+    notes, lost = [], []
+    for name, rows in zip(names, unseen, strict=True):
+        if rows.n_seen:
+            told = (
+                f"{rows.n_seen:,} of {rows.part.size:,} validation rows fitted or chose the "
+                f"candidate {name!r}: it is judged by {rows.told()}."
+            )
+            notes.append(told)
+            lost += [told] if rows.n_left_out else []
+    if lost:
+        warnings.warn(" ".join(lost), InSampleWarning, stacklevel=3)
     return notes
 
 
@@ -334,7 +370,8 @@ class _Account(NamedTuple):
     scored: Scored
     choice: NDArray[np.int64]
     gains: NDArray[np.float64]  # (C,) of the choosing; NaN where it cannot be scored
-    errors: GainErrors
+    estimates: GainEstimates
+    unseen: list[UnseenRows]
     metric: Metric
     config: dict[str, Any]
 
@@ -355,8 +392,9 @@ class _Account(NamedTuple):
             if c is None:
                 record |= self._skipped("not_in_labels")
             else:
-                record["n_positive_valid"] = int(self.scored.positives[c])
-                record["n_negative_valid"] = int(self.scored.negatives[c])
+                counts = aligned.labels.counts()
+                record["n_positive_valid"] = int(counts.positive[c])
+                record["n_negative_valid"] = int(counts.negative[c])
                 reason = reasons[c]
                 record |= self._told(c) if reason is None else self._skipped(reason)
             records.append(record)
@@ -398,25 +436,36 @@ class _Account(NamedTuple):
         k = int(self.choice[c])
         before, raw = self._raw(0, c), self._raw(k, c)
         gain = self.sign * float(self.gains[c]) if k else 0.0
-        half = self.errors.error[c] * t_quantile(
-            0.5 + self.config["level"] / 2.0, int(self.errors.freedom[c])
-        )
+        low, high, why_not = self._interval(c)
         after = _number(before + gain)
         reason = self._reason(c)
+        without = (
+            f" {EXPLANATIONS[why_not]}" if why_not in {"few_positives", "few_negatives"} else ""
+        )
         return {
             "status": "replaced" if k else "kept",
             "reason": reason,
-            "explanation": self._explanation(c, reason, after),
+            "explanation": self._explanation(c, reason, after) + without,
             "candidate": self.names[k],
-            "before": before,
+            "before": _number(before),
             "after": after,
             "gain": _number(gain),
-            "gain_low": _number(gain - half),
-            "gain_high": _number(gain + half),
-            "selected_on": raw,
+            "gain_low": _number(low),
+            "gain_high": _number(high),
+            "interval_reason": why_not,
+            "selected_on": _number(raw),
             "scored_on": self._scored_on(k),
-            "candidates": {name: self._raw(i, c) for i, name in enumerate(self.names)},
+            "candidates": {name: _number(self._raw(i, c)) for i, name in enumerate(self.names)},
         }
+
+    def _interval(self, c: int) -> tuple[float, float, str | None]:
+        """Of the gain, or why there is none."""
+        if not self.choice[c]:
+            return math.nan, math.nan, "unchanged"
+        estimate = self.estimates.each[c]
+        low, high = interval_of_difference(estimate, self.config["level"])
+        few = reason_without_interval(estimate.n_positive, estimate.n_negative)
+        return low, high, few or ("order_unchanged" if math.isnan(low) else None)
 
     def _raw(self, k: int, c: int) -> float:
         return float(self.sign * self.scored.values[k, c])
@@ -424,23 +473,37 @@ class _Account(NamedTuple):
     def _scored_on(self, k: int) -> str:
         if k == 0:
             return "validation rows"
-        return (
-            f"tenths of the validation rows, the choice repeated without each; "
-            f"{self.config['splits']} splits"
-        )
+        what = self.unseen[k].told() if self.unseen[k].n_seen else "the validation rows"
+        return f"tenths of {what}, the choice repeated without each; {self.config['splits']} splits"
 
     def _reason(self, c: int) -> str:
         if self.scored.same[1:, c].all():
             return "no_other_row"
-        few = self.config["rule"] == "honest" and self.scored.positives[c] < MIN_POSITIVES
-        if self.choice[c]:
+        if not self._judged[:, c].any():
+            return "not_judged"
+        k = int(self.choice[c])
+        positives = self.scored.positives[k if k else self._best(c), c]
+        few = self.config["rule"] == "honest" and positives < MIN_POSITIVES
+        if k:
             return "pooled_better" if few else "better"
         return "pooled_not_better" if few else "not_better"
 
+    @property
+    def _judged(self) -> NDArray[np.bool_]:
+        """(K − 1, C) whether a candidate that differs has a score."""
+        return np.isfinite(self.scored.values[1:]) & ~self.scored.same[1:]
+
+    def _best(self, c: int) -> int:
+        """The candidate with the best score, other than the original."""
+        return 1 + int(np.argmax(np.where(self._judged[:, c], self.scored.values[1:, c], -np.inf)))
+
     def _explanation(self, c: int, reason: str, after: float | None) -> str:
-        taken, n = self.names[int(self.choice[c])], int(self.scored.positives[c])
+        k = int(self.choice[c])
+        taken, n = self.names[k], int(self.scored.positives[k if k else self._best(c), c])
         if reason == "no_other_row":
             return "No candidate differs from the original head here."
+        if reason == "not_judged":
+            return "No candidate could be judged on rows that it has not seen; the head was kept."
         if reason.startswith("pooled"):
             what = f"{taken!r} is taken" if self.choice[c] else "the original head is kept"
             return f"Only {n} known positives: as the mean over all categories says, {what}."
@@ -453,27 +516,29 @@ class _Account(NamedTuple):
         return f"{text}; corrected for the choosing {after:.3f}."
 
     def _not_better(self, c: int) -> str:
-        others = self.scored.values[1:, c]
-        best = int(np.argmax(others))
-        gain = others[best] - self.scored.values[0, c]
+        best = self._best(c)
+        gain = self.scored.values[best, c] - self.scored.values[0, c]
         if gain <= 0:
             return "No candidate scores better than the original head."
-        n = int(self.scored.positives[c])
+        n = int(self.scored.positives[best, c])
         return (
-            f"The best, {self.names[1 + best]!r}, is {gain:.3f} better on {n} known positives: "
+            f"The best, {self.names[best]!r}, is {gain:.3f} better on {n} known positives: "
             "not enough beside its mean gain over all categories."
         )
 
     def summary(self, aligned: Aligned) -> dict[str, Any]:
         """Means over the categories that can be scored, and counts over the head's rows."""
         scored, is_scored = self.scored, np.isfinite(self.gains)
-        n_scored, n_defined = int(is_scored.sum()), int((scored.weights > 0).sum())
+        n_scored, n_defined = int(is_scored.sum()), int((scored.weights[0] > 0).sum())
         n_replaced = int((self.choice > 0).sum())
         before = self.sign * _mean(scored.values[0], is_scored)
         gain = self.sign * _mean(self.gains, is_scored) if n_replaced else 0.0
-        half = NormalDist().inv_cdf(0.5 + self.config["level"] / 2.0) * self.errors.mean
+        low, high = self.estimates.mean.interval_of_difference(self.config["level"])
         taken = scored.values[self.choice, np.arange(self.choice.size)]
         pooled = pooled_gain(scored.values - scored.values[:1], scored.weights)
+        unknown = not self._judged.any() and not scored.same.all()
+        if unknown:
+            gain = low = high = math.nan
         return {
             "metric": self.metric.name,
             "n_categories": aligned.head.n_categories,
@@ -483,16 +548,25 @@ class _Account(NamedTuple):
             "before": _number(before),
             "after": _number(before + gain),
             "gain": _number(gain),
-            "gain_low": _number(gain - half),
-            "gain_high": _number(gain + half),
+            "gain_low": _number(low),
+            "gain_high": _number(high),
+            "reason": "no candidate could be judged on rows that it has not seen"
+            if unknown
+            else "",
             "n_scored": n_scored,
-            "selected_on": _number(self.sign * _mean(taken, is_scored)),
+            "selected_on": None if unknown else _number(self.sign * _mean(taken, is_scored)),
+            "judged_by": dict(zip(self.names, (one.told() for one in self.unseen), strict=True)),
+            "in_sample_rows": dict(
+                zip(self.names, (one.n_seen for one in self.unseen), strict=True)
+            ),
             "choice": {
                 "rule": self.config["rule"],
                 "taken": {n: int((self.choice == k).sum()) for k, n in enumerate(self.names)},
                 "pooled_gain": {
-                    name: _number(self.sign * value)
-                    for name, value in zip(self.names, pooled.tolist(), strict=True)
+                    name: _number(self.sign * value) if weighed else None
+                    for name, value, weighed in zip(
+                        self.names, pooled.tolist(), scored.weights.sum(axis=1), strict=True
+                    )
                 },
             },
             "passes": {"features": scored.passes + 1},

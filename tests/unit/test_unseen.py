@@ -1,0 +1,187 @@
+"""Candidates are judged by rows that they have not seen, and by out-of-fold logits."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import catwise
+from catwise.errors import InSampleWarning, MismatchError
+from catwise.features import Features
+from catwise.labels import PartialLabels
+from catwise.metrics import METRICS
+from catwise.reporting import run_document, summary_lines
+from catwise.testing import make_task
+from catwise.tuning.results import FoldArtifacts
+from catwise.tuning.select import Run, select
+
+AP = METRICS["average_precision"].per_category
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    """A task, and a run that fitted its validation rows."""
+    task = make_task(400, 600, 2000, 32, 6, seed=0)
+    return task, catwise.tune(task.head, task.train.pair, task.valid.pair)
+
+
+def mean_gain(head, base, split):
+    """In mean average precision."""
+    z = np.asarray(split.features.values)
+    return float((AP(head.logits(z), split.labels) - AP(base.logits(z), split.labels)).mean())
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_run_is_judged_by_its_out_of_fold_logits(seed):
+    """On the rows that it fitted, the headline covers the gain on test rows; in sample does not."""
+    task = make_task(800, 400, 3000, 64, 6, known=0.9, wrong=0, memorised=0.3, seed=seed)
+    run = catwise.tune(task.head, task.train.pair, task.valid.pair)
+    for rule in ("greedy", "honest"):
+        result = select({"base": task.head, "tuned": run}, task.valid.pair, rule=rule)
+        summary = result.summary
+        low, high = summary["gain_low"], summary["gain_high"]
+        assert low <= mean_gain(result.head, task.head, task.test) <= high
+        assert mean_gain(result.head, task.head, task.valid) > high
+        assert summary["judged_by"]["tuned"] == "out-of-fold logits of 400 validation rows"
+        assert summary["in_sample_rows"] == {"base": 0, "tuned": 400}
+    told = {record["scored_on"] for record in result.records if record["status"] == "replaced"}
+    assert "tenths of out-of-fold logits of 400 validation rows" in told.pop()
+
+
+@pytest.mark.parametrize("rule", ["greedy", "honest"])
+def test_a_head_that_fitted_all_rows_is_not_judged(fitted, rule):
+    """No score, no choice, no headline; said in the summary and to people."""
+    task, run = fitted
+    with pytest.warns(InSampleWarning, match="600 of 600 validation rows fitted or chose"):
+        result = select({"base": task.head, "tuned": run.head}, task.valid.pair, rule=rule)
+    assert {record["candidate"] for record in result.records} == {"base"}
+    assert {record["reason"] for record in result.records} == {"not_judged"}
+    assert {record["candidates"]["tuned"] for record in result.records} == {None}
+    summary = json.loads(json.dumps(result.summary, allow_nan=False))
+    assert [summary[key] for key in ("after", "gain", "gain_low", "selected_on")] == [None] * 4
+    assert summary["judged_by"]["tuned"].startswith("nothing: all 600 validation rows fitted")
+    lines = summary_lines(run_document(result))
+    assert "to ?: no candidate could be judged" in lines[0]
+
+
+def test_one_that_is_not_judged_leaves_the_others_as_they_are(fitted):
+    """It is never chosen, however good it looks in sample."""
+    task, run = fitted
+    other = task.head.replace(weight=task.head.weight + 0.02)
+    alone = select({"base": task.head, "other": other}, task.valid.pair, rule="greedy")
+    with pytest.warns(InSampleWarning):
+        both = select(
+            {"base": task.head, "tuned": run.head, "other": other}, task.valid.pair, rule="greedy"
+        )
+    assert [r["candidate"] for r in both.records] == [r["candidate"] for r in alone.records]
+    assert both.summary["gain"] == alone.summary["gain"]
+
+
+def test_a_head_is_judged_by_the_rows_that_it_has_not_seen(fitted):
+    """Its gain is that on those rows, beside the original on the same."""
+    task, run = fitted
+    z, labels = np.asarray(task.valid.features.values), task.valid.labels
+    seen = np.arange(600) % 3 == 0
+    half = run.head.replace(fitted_on=None).with_fitted_on(
+        catwise.joining.source_digests(task.valid.features, labels)[seen]
+    )
+    with pytest.warns(InSampleWarning, match=r"400 validation rows .*; 200 others fitted"):
+        result = select({"base": task.head, "half": half}, task.valid.pair)
+    rest = labels.take_rows(np.flatnonzero(~seen))
+    gain = AP(half.logits(z[~seen]), rest) - AP(task.head.logits(z[~seen]), rest)
+    for record, expected in zip(result.records, gain.tolist(), strict=True):
+        scores = record["candidates"]
+        assert scores["half"] - scores["base"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_gains_are_taken_inside_folds(fitted):
+    """Averaged by their positives, beside the original in the same folds."""
+    task, run = fitted
+    z, codes, folds = np.asarray(task.valid.features.values), task.valid.labels.codes, run.folds
+    result = select({"base": task.head, "tuned": run}, task.valid.pair)
+    base = task.head.logits(z).numpy()
+    total, count = np.zeros(6), np.zeros(6)
+    for fold in range(int(folds.fold.max()) + 1):
+        rows = folds.fold == fold
+        n = (codes[rows] == 1).sum(0)
+        total += n * (AP(folds.logits[rows], codes[rows]) - AP(base[rows], codes[rows])).numpy()
+        count += n
+    for c, record in enumerate(result.records):
+        scores = record["candidates"]
+        assert scores["tuned"] - scores["base"] == pytest.approx((total / count)[c], abs=1e-6)
+
+
+def test_out_of_fold_logits_are_joined_by_id(fitted):
+    """Whatever the order of the rows and of the columns."""
+    task, run = fitted
+    order = np.random.default_rng(0).permutation(600)
+    labels = task.valid.labels.take_rows(order).take_categories([5, 3, 1, 0, 2, 4])
+    heads = {"base": task.head, "tuned": run}
+    one, other = select(heads, task.valid.pair), select(heads, (task.valid.features, labels))
+    for a, b in zip(one.records, other.records, strict=True):
+        assert a["candidates"] == pytest.approx(b["candidates"], abs=1e-9)
+
+
+def test_rows_without_ids_are_joined_by_position():
+    """Where all of them fitted the run; fewer of them cannot be joined."""
+    task = make_task(300, 200, 1, 16, 4, seed=2)
+    z, labels = np.asarray(task.valid.features.values), task.valid.labels
+    bare = PartialLabels(labels.codes, categories=labels.categories)
+    train = (
+        np.asarray(task.train.features.values),
+        PartialLabels(task.train.labels.codes, categories=labels.categories),
+    )
+    run = catwise.tune(task.head, train, (z, bare))
+    heads = {"base": task.head, "tuned": run}
+    result = select(heads, (z, bare))
+    assert result.summary["judged_by"]["tuned"].startswith("out-of-fold logits of 200")
+    with pytest.warns(InSampleWarning, match="judged by nothing"):
+        part = select(heads, (z[:150], bare.take_rows(range(150))))
+    assert part.summary["gain"] is None
+
+
+def test_new_rows_judge_the_head_beside_the_folds(fitted):
+    """Rows of the run by its folds, others by the head itself."""
+    task, run = fitted
+    z = np.concatenate([task.valid.features.values, task.test.features.values[:300]])
+    ids = [*task.valid.features.ids, *task.test.features.ids[:300]]
+    codes = np.concatenate([task.valid.labels.codes, task.test.labels.codes[:300]])
+    labels = PartialLabels(codes, ids=ids, categories=task.valid.labels.categories)
+    result = select({"base": task.head, "tuned": run}, (Features(z, ids=ids), labels))
+    told = result.summary["judged_by"]["tuned"]
+    assert told == (
+        "300 validation rows that it has not seen and out-of-fold logits of 600 validation rows"
+    )
+    assert result.summary["gain_low"] < mean_gain(result.head, task.head, task.test)
+
+
+def test_a_run_as_the_original(fitted):
+    """The original too is judged by its folds."""
+    task, run = fitted
+    result = select({"base": run, "before": task.head}, task.valid.pair)
+    assert result.summary["n_kept"] == 6
+    assert result.records[0]["candidates"]["before"] < result.records[0]["candidates"]["base"]
+
+
+@pytest.mark.parametrize("of", ["head", "folds"])
+def test_every_candidate_is_checked(fitted, of):
+    """Mixed-up columns of one that is not the original; rows of its folds in another order."""
+    task, run = fitted
+    head, folds = run.head, run.folds
+    if of == "head":
+        order = [1, 2, 3, 4, 5, 0]
+        head = head.replace(weight=head.weight[order], bias=head.bias[order])
+        folds, said = None, r"valid, candidate 'mixed': columns or features look mismatched"
+        head = head.replace(fitted_on=None)
+    else:
+        logits = np.random.default_rng(0).permutation(folds.logits)
+        folds = FoldArtifacts(
+            folds.fold, logits, folds.weight, folds.bias, folds.categories, folds.ids
+        )
+        said = "valid, candidate 'mixed', out-of-fold logits: columns or features look mismatched"
+    heads = {"base": task.head, "mixed": Run(head, folds)}
+    with pytest.raises(MismatchError, match=said):
+        select(heads, task.valid.pair)
+    assert any("mismatched" in note for note in select(heads, task.valid.pair, force=True).notes)
