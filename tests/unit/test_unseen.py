@@ -185,3 +185,25 @@ def test_every_candidate_is_checked(fitted, of):
     with pytest.raises(MismatchError, match=said):
         select(heads, task.valid.pair)
     assert any("mismatched" in note for note in select(heads, task.valid.pair, force=True).notes)
+
+
+@pytest.mark.parametrize("kind", ["array", "tensor", "by category"])
+def test_infinite_features_are_refused(fitted, kind):
+    """As on the command line, by `evaluate` and by `select`."""
+    import torch
+
+    task, _ = fitted
+    z = np.array(task.valid.features.values)
+    z[7, 2] = np.inf
+    if kind == "tensor":
+        z = torch.from_numpy(z)
+    if kind == "by category":
+        z = np.repeat(z[:, None], 6, axis=1)
+    pair = z, task.valid.labels
+    other = task.head.replace(weight=2 * task.head.weight)
+    for run in (
+        lambda: catwise.evaluate(task.head, pair),
+        lambda: select({"base": task.head, "other": other}, pair),
+    ):
+        with pytest.raises(catwise.errors.FeatureError, match="must be finite"):
+            run()

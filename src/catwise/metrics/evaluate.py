@@ -12,7 +12,7 @@ import torch
 from catwise._device import resolve_device
 from catwise._text import plural
 from catwise.errors import ConfigError, InSampleWarning, ShapeError, nearest
-from catwise.features import of_categories
+from catwise.features import check_finite, of_categories
 from catwise.joining import Aligned, align, open_source, require_known, source_digests
 from catwise.labels.audit import labelled_part
 from catwise.metrics._inputs import as_tensor, known_entries, known_scores
@@ -113,7 +113,7 @@ def evaluate(
         MismatchError: If the head's rows rank the labels' columns no better than chance, or
             better in another order.
         LabelError: If no label is known.
-        FeatureError: If a logit is NaN.
+        FeatureError: If a feature is NaN or infinite.
         ConfigError: If an option is out of range.
 
     Warns:
@@ -136,6 +136,7 @@ def evaluate(
     aligned = align(head, features, labels, name="data")
     require_known(labels)
     rows = aligned.take(features)
+    check_finite(rows)
     options = {
         "prevalence": _options(prevalence, aligned, "prevalence"),
         "threshold": _options(thresholds, aligned, "thresholds"),

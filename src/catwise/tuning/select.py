@@ -13,6 +13,7 @@ import torch
 
 from catwise._version import __version__
 from catwise.errors import ConfigError, HeadError, InSampleWarning, nearest
+from catwise.features import check_finite
 from catwise.joining import (
     Aligned,
     align,
@@ -156,7 +157,7 @@ def select(
         CategoryError: If the heads lack a category of the labels.
         MismatchError: If the data look as if they were not the heads' own.
         LabelError: If no validation label is known.
-        FeatureError: If a logit is NaN.
+        FeatureError: If a feature is NaN or infinite.
 
     Warns:
         InSampleWarning: If validation rows that fitted a candidate cannot judge it.
@@ -184,6 +185,7 @@ def select(
     aligned = align(heads[0], features, labels, name="valid")
     require_known(labels, "validation label")
     rows = aligned.take(features)
+    check_finite(rows, name="valid features")
     digests, ids = source_digests(features, labels, aligned.rows), source_ids(rows, labels)
     unseen = [
         unseen_rows(head, getattr(candidates[name], "folds", None), aligned, digests, ids)
