@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from catwise._io import atomic_path, write_text
-from catwise._json import parse
+from catwise._json import parse, read_file
 from catwise._safetensors import read_layout
 from catwise._version import __version__
 
@@ -82,8 +82,7 @@ def recall_rows(head: Head, path: Path, metadata: Mapping[str, str] | None) -> H
         `fitted_on` may hold a part. As it was given where there is no such record.
     """
     with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
-        raw = side_file(path).read_bytes() if metadata is None else metadata[KEY]
-        record = parse(raw)
+        record = read_file(side_file(path)) if metadata is None else parse(metadata[KEY])
         if record["written"] == head.digest:
             rows = record["fitted_on"]
             digests = np.frombuffer(base64.b64decode(rows["digests"], validate=True), dtype="<u8")
