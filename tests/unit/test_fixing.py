@@ -118,8 +118,8 @@ def test_differences_are_told(tmp_path: Path) -> None:
     """Short values by both, digests as other content, new and absent ones by name."""
     before = {"seed": "0", "labels": "sha256:a", "old": "x"}
     with State.look(tmp_path / "out", before, "net.pt").opened() as state:
-        (tmp_path / "out" / "run").mkdir()
-        state.finish("tune", {"fact": 1})
+        (tmp_path / "out" / "features").mkdir()
+        state.finish("extract", {"fact": 1})
     assert State.look(tmp_path / "out", before, "net.pt").facts == {"fact": 1}
     now = {"seed": "1", "labels": "sha256:b", "new": "y"}
     with pytest.raises(OutputError) as caught:
@@ -133,12 +133,12 @@ def test_steps_whose_files_vanish_are_an_error(tmp_path: Path) -> None:
     """Also of an earlier call, while this one runs."""
     out = tmp_path / "out"
     with State.look(out, {}, "net.pt").opened() as state:
-        (out / "run").mkdir()
-        state.finish("tune")
+        (out / "features").mkdir()
+        state.finish("extract")
 
     def work() -> None:
         with State.look(out, {}, "net.pt").opened():
-            (out / "run").rmdir()
+            (out / "features").rmdir()
 
     with pytest.raises(OutputError, match="removed while catwise ran"):
         work()
