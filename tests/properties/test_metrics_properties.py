@@ -13,7 +13,7 @@ from catwise.heads import Head
 from catwise.joining import align, aligned_features, join_rows
 from catwise.labels import PartialLabels
 from catwise.metrics import METRICS, evaluate
-from catwise.metrics.influence import error_shares, influence
+from catwise.metrics.influence import influence
 from catwise.tuning.memorisation import memorisation_gap
 from catwise.tuning.select import select
 
@@ -121,8 +121,7 @@ def test_influence_is_centred_and_its_value_is_the_metric(table):
             assert abs(found.value - values[c]) < 1e-12
             assert abs(found.rows[positive].sum()) < 1e-9
             assert abs(found.rows[~positive].sum()) < 1e-9
-            if min(positive.sum(), (~positive).sum()) > 1:
-                assert np.isfinite(error_shares(found.rows, positive)).all()
+            assert np.isfinite(found.rows).all()
 
 
 @settings(max_examples=40, deadline=None)

@@ -258,6 +258,28 @@ def test_gain_errors_are_those_of_the_bootstrap():
     assert 2 * 1.96 * found.mean.estimate()[0] == pytest.approx(width, rel=0.2)
 
 
+@pytest.mark.parametrize("metric", ["average_precision", "log_loss"])
+def test_what_is_clearly_worse_is_never_taken(metric, monkeypatch):
+    """A corrected gain whose interval lies wholly on the wrong side of zero keeps the head."""
+    _, truth, base, z, labels = case()
+    told = import_module("catwise.tuning.select")
+    right = told.worth
+
+    def one_falls(scored, rule):
+        gains = right(scored, rule)
+        gains[1] = -0.5
+        return gains
+
+    monkeypatch.setattr(told, "worth", one_falls)
+    result = select({"base": base, "truth": base.replace(weight=truth)}, (z, labels), metric=metric)
+    record = result.records[1]
+    assert (record["status"], record["reason"]) == ("kept", "clearly_worse")
+    assert "wrong side of zero" in record["explanation"]
+    assert torch.equal(result.head.weight[1], base.weight[1])
+    assert (record["gain"], record["interval_reason"]) == (0.0, "unchanged")
+    assert result.summary["n_replaced"] == sum(r["status"] == "replaced" for r in result.records)
+
+
 def test_few_positives_follow_the_pooled_decision():
     """Under 5 positives a category does what is best over all."""
     _, truth, base, z, labels = case(rows=1500, off=1.5)

@@ -22,7 +22,6 @@ jackknife); DeLong et al., Biometrics 44, 1988 (AUROC).
 
 from __future__ import annotations
 
-from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["Influence", "error_shares", "influence", "influence_in_parts", "t_quantile"]
+__all__ = ["Influence", "influence", "influence_in_parts"]
 
 
 class Influence(NamedTuple):
@@ -125,46 +124,6 @@ def influence_in_parts(
 
 def _both(positive: NDArray[np.bool_]) -> bool:
     return bool(positive.any() and not positive.all())
-
-
-def error_shares(rows: NDArray[np.float64], positive: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Each row's part in a value's error: the root of their sum of squares is its standard error.
-
-    Parts of rows that go together (of one group, or of one image over categories) are added up
-    before they are squared.
-
-    Args:
-        rows: (n,) influences of one category, or their difference for two sets of scores.
-        positive: (n,) bool, as given to :func:`influence`.
-
-    Returns:
-        (n,) float64, each class with its n − 1; infinite or NaN under two rows of a class.
-    """
-    k = np.bincount(positive, minlength=2).astype(np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scale = 1.0 / np.sqrt(k * (k - 1.0))
-        return np.asarray(rows * scale[positive.astype(np.int64)])
-
-
-def t_quantile(p: float, freedom: int) -> float:
-    """Student's t to 0.01 from 4 degrees of freedom.
-
-    Args:
-        p: probability below it, in (0, 1).
-        freedom: degrees of freedom, at least 1; under 4 the result is too small.
-
-    Source: Abramowitz & Stegun, "Handbook of mathematical functions", 1964, 26.7.5.
-
-    >>> round(t_quantile(0.975, 10), 2)
-    2.23
-    """
-    z = NormalDist().inv_cdf(p)
-    return (
-        z
-        + (z**3 + z) / (4.0 * freedom)
-        + (5.0 * z**5 + 16.0 * z**3 + 3.0 * z) / (96.0 * freedom**2)
-        + (3.0 * z**7 + 19.0 * z**5 + 17.0 * z**3 - 15.0 * z) / (384.0 * freedom**3)
-    )
 
 
 def _auroc(scores: NDArray[Any], positive: NDArray[np.bool_], share: float) -> Influence:

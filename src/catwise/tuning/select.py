@@ -38,7 +38,7 @@ from catwise.tuning.choosing import (
     score_candidates,
     worth,
 )
-from catwise.tuning.decide import MIN_POSITIVES, pooled_gain
+from catwise.tuning.decide import MIN_POSITIVES, clearly_worse, pooled_gain
 from catwise.tuning.records import EXPLANATIONS
 from catwise.tuning.results import FoldArtifacts, TuneResult
 from catwise.tuning.unseen import UnseenRows, unseen_rows
@@ -131,7 +131,8 @@ def select(
     without each tenth of the rows, in many random splits, and scored on that tenth; the raw
     score of what was chosen is `selected_on`. The mean gain in the summary is that of the
     choosing: it also counts what the choosing would have done, on slightly other rows, to
-    categories that were kept on these.
+    categories that were kept on these. A category whose own corrected interval lies wholly on the
+    wrong side of zero keeps the original head.
 
     Args:
         candidates: heads, or results of `tune`, by name, of one model; the original is the one
@@ -231,7 +232,13 @@ def select(
         choice=choice,
         unseen=unseen,
     )
-    account = _Account(names, scored, choice, gains, estimates, unseen, chosen_metric, config)
+    harmed = _harmed(estimates, choice, level, chosen_metric)
+    if harmed.any():
+        choice[harmed] = 0
+        head = _mixed(heads, aligned, choice, digests, config)
+    account = _Account(
+        names, scored, choice, gains, estimates, unseen, chosen_metric, config, harmed
+    )
     return SelectResult(
         head=head,
         records=account.records(aligned),
@@ -239,6 +246,15 @@ def select(
         config=config,
         notes=[*notes, *scored.notes],
     )
+
+
+def _harmed(
+    estimates: GainEstimates, choice: NDArray[np.int64], level: float, metric: Metric
+) -> NDArray[np.bool_]:
+    """(C,) whether what was chosen is clearly worse than the original head."""
+    ends = np.array([interval_of_difference(one, level) for one in estimates.each]).reshape(-1, 2)
+    worse = clearly_worse(*ends.T, higher_is_better=metric.higher_is_better)
+    return worse & (choice > 0)
 
 
 def _checked(metric: str | Metric, rule: str, level: float, splits: int) -> Metric:
@@ -365,6 +381,14 @@ def _mixed(
     return mixed.with_fitted_on(digests)
 
 
+_KEPT_BECAUSE: Final = {
+    "clearly_worse": "What would have been chosen is clearly worse here: the interval of its "
+    "corrected gain lies wholly on the wrong side of zero. The original head was kept.",
+    "no_other_row": "No candidate differs from the original head here.",
+    "not_judged": "No candidate could be judged on rows that it has not seen; the head was kept.",
+}
+
+
 class _Account(NamedTuple):
     """A choice and what it is worth, to be told."""
 
@@ -376,6 +400,7 @@ class _Account(NamedTuple):
     unseen: list[UnseenRows]
     metric: Metric
     config: dict[str, Any]
+    harmed: NDArray[np.bool_]  # (C,) kept because the choice was clearly worse
 
     @property
     def sign(self) -> float:
@@ -479,6 +504,8 @@ class _Account(NamedTuple):
         return f"tenths of {what}, the choice repeated without each; {self.config['splits']} splits"
 
     def _reason(self, c: int) -> str:
+        if self.harmed[c]:
+            return "clearly_worse"
         if self.scored.same[1:, c].all():
             return "no_other_row"
         if not self._judged[:, c].any():
@@ -502,10 +529,8 @@ class _Account(NamedTuple):
     def _explanation(self, c: int, reason: str, after: float | None) -> str:
         k = int(self.choice[c])
         taken, n = self.names[k], int(self.scored.positives[k if k else self._best(c), c])
-        if reason == "no_other_row":
-            return "No candidate differs from the original head here."
-        if reason == "not_judged":
-            return "No candidate could be judged on rows that it has not seen; the head was kept."
+        if reason in _KEPT_BECAUSE:
+            return _KEPT_BECAUSE[reason]
         if reason.startswith("pooled"):
             what = f"{taken!r} is taken" if self.choice[c] else "the original head is kept"
             return f"Only {n} known positives: as the mean over all categories says, {what}."
