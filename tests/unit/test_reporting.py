@@ -351,6 +351,8 @@ def test_page_without_an_honest_score() -> None:
     page = render_report(run_document(result(summary=summary)))
     assert "→" not in page
     assert "from 0.5000 to 0.7500, which is not corrected for the choosing and too high" in page
+    page = render_report(run_document(result(summary=summary | {"selected_on": None})))
+    assert "was 0.5000 before, and after is not known (?). Test rows" in page
 
 
 def test_run_is_written_whole(tmp_path: Path) -> None:

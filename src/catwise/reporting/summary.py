@@ -101,8 +101,10 @@ def _change(document: Mapping[str, Any]) -> str:
     over = f"over {count(summary.get('n_scored'))} of {plural(total, 'category', 'categories')}"
     if after is None and summary.get("reason"):
         return f"mean {metric} {over} went from {before} to ?: {summary['reason']}"
+    if after is None and summary.get("selected_on") is None:
+        return f"mean {metric} {over} was {before} before, and after is not known (?)"
     if after is None:
-        raw = score(summary.get("selected_on"))
+        raw = score(summary["selected_on"])
         return (
             f"mean {metric} {over} went from {before} to {raw}, which is not corrected for the "
             "choosing and too high"
