@@ -418,7 +418,7 @@ def test_images_without_labels(case: Path) -> None:
 
 def test_no_test_split(case: Path) -> None:
     """Without test labels the headline says which rows it is about, and which would judge."""
-    result = fix(case, "--test-split", "absent")
+    result = fix(case, "--test-split", "none")
     assert result.exit_code == 0
     headline = (
         "Validation only: on validation, cross-fitted in 5 folds, which fitted and chose, mean "
@@ -438,13 +438,13 @@ def test_no_test_split(case: Path) -> None:
 
 def test_no_valid_split(case: Path) -> None:
     """Training labels are cross-fitted, and it is said what that is worth."""
-    result = fix(case, "--valid-split", "absent")
+    result = fix(case, "--valid-split", "none")
     assert (result.exit_code, result.stderr) == (0, "")
     assert "No validation data: the known training labels were cross-fitted." in result.stdout
     assert "Helped: on 80 test rows the mean" in result.stdout
     assert "On training labels, cross-fitted in 5 folds, which fitted and chose: " in result.stdout
     refused(
-        fix(case, "--valid-split", "absent", "--validation", "select", "--overwrite"),
+        fix(case, "--valid-split", "none", "--validation", "select", "--overwrite"),
         ConfigError,
         "validation data are needed",
     )
@@ -464,6 +464,7 @@ def test_no_splits_at_all(case: Path) -> None:
 
 def test_split_names(case: Path) -> None:
     """Splits have any names; a wrong one is met with those that there are."""
+    refused(fix(case, "--test-split", "tset"), ConfigError, "'tset' (did you mean 'test'?)")
     edit(case / "labels.csv", lambda text: text.replace(",train,", ",fit,"))
     refused(fix(case), ConfigError, "no row is in the split 'train'", "fit or test or valid")
     assert done(case, "--train-split", "fit", "--dry-run")["steps"] == list(steps.STEPS)

@@ -53,7 +53,7 @@ __all__ = ["command"]
     metavar="VALUE",
     default="test",
     show_default=True,
-    help="Images that choose nothing and judge at the end.",
+    help="Images that choose nothing and judge at the end; 'none' for none.",
 )
 @table_options
 @policy_options
@@ -179,12 +179,15 @@ def _splits(dataset: Dataset, wanted: dict[str, str]) -> dict[str, Dataset]:
     there = set(dataset.splits.tolist())
     if there == {""}:
         return {"train": dataset}
-    if wanted["train"] not in there:
-        raise ConfigError(
-            f"no row is in the split {wanted['train']!r}{nearest(wanted['train'], there)}.",
-            expected=" or ".join(sorted(there)),
-            remedy="--train-split, --valid-split and --test-split name the splits",
-        )
+    for name, value in wanted.items():
+        absent = set() if name == "train" else {name, "none"}  # nobody named it, or wants none
+        if value not in there | absent:
+            raise ConfigError(
+                f"no row is in the split {value!r}{nearest(value, there)}.",
+                expected=" or ".join(sorted(there)),
+                remedy="--train-split, --valid-split and --test-split name the splits; 'none' of "
+                "the last two is for none",
+            )
     if len(set(wanted.values())) < len(wanted):
         raise ConfigError("one split cannot serve twice.", found=", ".join(wanted.values()))
     return {name: dataset.split(value) for name, value in wanted.items() if value in there}
