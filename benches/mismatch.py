@@ -1,6 +1,7 @@
 """False alarms and power of the check that head, features and columns belong together.
 
     python benches/mismatch.py [--data TASKS] [--trials 500] [--only GLOB] [--json FILE]
+    python benches/mismatch.py --limits [--trials 3000]
 
 A trial is another draw of rows and labels (generated cells: of everything), as it is (`sound`),
 with two columns exchanged, three or five changed in turn, all columns moved on by one or in random
@@ -9,6 +10,9 @@ positive; columns are exchanged where there are as many and both AUROCs are at l
 tasks (see quality.py) all labels of valid and test are the population; exchanges are shown by what
 they cost: `apart` where the two columns lose at least 0.1 of AUROC each on average, `alike` where
 less (there is little to see). Seconds are those of one check.
+
+`--limits` says how many exchanges a test could see at best at 1% false alarms in the bar cells: one
+that knows every true AUROC (likelihood ratio, effects normal with the variance of chance).
 """
 
 from __future__ import annotations
@@ -287,6 +291,38 @@ def trials(
     return cell.row()
 
 
+def limit(rng: np.random.Generator, c: int, low: float, high: float, n_trials: int) -> float:
+    """The share of exchanges of rows 0 and 1 that the best test of C categories sees."""
+    error = np.sqrt((1 / POSITIVE + 1 / (KNOWN - POSITIVE)) / 12)
+    best: dict[bool, list[float]] = {False: [], True: []}
+    for exchanged in np.repeat([False, True], n_trials):
+        own = rng.uniform(low, high, c) - 0.5
+        right = np.arange(c)
+        right[:2] = right[:2][:: -1 if exchanged else 1]
+        truth = np.zeros((c, c))
+        truth[right, np.arange(c)] = own[right]
+        seen = truth + error * rng.normal(size=(c, c))
+
+        def density(x: np.ndarray, mean: np.ndarray | float) -> np.ndarray:
+            return -((x - mean) ** 2) / (2 * error**2)
+
+        swapped = density(seen, own[:, None]) - density(seen, 0.0)
+        kept = density(np.diag(seen), own) - density(np.diag(seen), 0.0)
+        ratio = swapped + swapped.T - kept - kept[:, None]
+        best[bool(exchanged)].append(float(ratio[np.triu_indices(c, 1)].max()))
+    return float((np.array(best[True]) > np.quantile(best[False], 0.99)).mean())
+
+
+def print_limits(n_trials: int) -> None:
+    ranges = ((0.65, 0.65), (0.7, 0.7), (0.75, 0.75), (0.65, 0.9))
+    rng = np.random.default_rng(0)
+    print("| categories | " + " | ".join(f"AUROC {low} to {high}" for low, high in ranges) + " |")
+    print("|---" * (len(ranges) + 1) + "|")
+    for c in (3, 6, 12, 22):
+        shares = [f"{limit(rng, c, *span, n_trials):.1%}" for span in ranges]
+        print(f"| {c} | {' | '.join(shares)} |", flush=True)
+
+
 KINDS = ("sound", "apart", "alike", "rows", "3 columns", "5 columns", "moved by one", "all columns")
 
 
@@ -296,7 +332,11 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=500)
     parser.add_argument("--only", default="*", help="cells by a glob")
     parser.add_argument("--json", type=Path, help="write the numbers there")
+    parser.add_argument("--limits", action="store_true", help="what could be seen at best")
     args = parser.parse_args()
+    if args.limits:
+        print_limits(args.trials)
+        return
     cells = [(name, draw, None, mixed) for name, draw, mixed in generated()]
     if args.data is not None:
         cells += [(name, draw, whole, True) for name, draw, whole in ready(args.data)]

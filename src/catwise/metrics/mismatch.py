@@ -60,9 +60,10 @@ _USABLE: Final = 0.12
 #: spread of own effects, which a few of them do not tell well.
 _EXCHANGES: Final = 4
 _ODDS: Final = math.log(30.0)
-#: Power of the number of pairs that an exchange is held against: over 1, as true effects have
-#: heavier tails than the normal ones of the model, and more pairs reach further into them.
-_PAIRS: Final = 1.25
+#: Pairs beyond which an exchange is held against more than their number, and by what power: true
+#: effects have heavier tails than the normal ones of the model, into which many pairs reach.
+_PAIRS: Final = 1000
+_TAIL: Final = 0.7
 _SPREAD: Final = 1.3
 #: Gain in AUROC, a category, and in standard errors, of an exchange or another order: names of one
 #: thing may gain less than that by chance of training.
@@ -135,7 +136,7 @@ def check_match(
     Measured (`benches/mismatch.py`; tables in docs/design.md): under 1% of sound heads with a mean
     AUROC of at least 0.65 are stopped, and about 2% of those with 0.6 and few categories. With 200
     known labels a category, 20 of them positive, rows in another order are seen in over 95% from 6
-    categories on (76% with 3), two exchanged columns in about 95% where AUROCs are 0.65 to 0.9
+    categories on (76% with 3), two exchanged columns in over 95% where AUROCs are 0.65 to 0.9
     and half of the time where all are 0.65 (95% with 50 of 500 positive). Not seen: exchanges
     that hardly change the AUROC; a few rows in another order.
 
@@ -265,6 +266,7 @@ def _exchanged(
     order = np.arange(len(table.variance))
     n_pairs = variance.size * (variance.size - 1) / 2
     certain = max(_CERTAIN, NormalDist().inv_cdf(1.0 - 0.01 / (2.0 * n_pairs)))
+    against = math.log(n_pairs) + _TAIL * max(0.0, math.log(n_pairs / _PAIRS))
     evidence = 0.0
     for _ in range(_EXCHANGES):
         now = _Table(table.effect[order], table.variance, table.correlation[np.ix_(order, order)])
@@ -282,7 +284,7 @@ def _exchanged(
         i, j = np.unravel_index(int(best.argmax()), best.shape)
         if odds[i, j] <= 0 and not clear[i, j]:
             return None
-        evidence += float(odds[i, j]) - _PAIRS * math.log(n_pairs)
+        evidence += float(odds[i, j]) - against
         order[[i, j]] = order[[j, i]]
         if clear[i, j] or evidence > _ODDS:
             return order
