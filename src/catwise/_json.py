@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,11 +20,23 @@ __all__ = [
     "TEXTS",
     "WHOLE",
     "Field",
+    "number",
     "own",
     "parse",
     "read_fields",
     "read_file",
 ]
+
+
+def number(value: float) -> float | int | None:
+    """A number that JSON can hold: None for NaN and infinities; whole numbers stay whole.
+
+    >>> number(0.5), number(3), number(float("nan"))
+    (0.5, 3, None)
+    """
+    if isinstance(value, int):
+        return value
+    return float(value) if math.isfinite(value) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -189,7 +189,7 @@ def test_every_candidate_is_checked(fitted, of):
 
 @pytest.mark.parametrize("kind", ["array", "tensor", "by category"])
 def test_infinite_features_are_refused(fitted, kind):
-    """As on the command line, by `evaluate` and by `select`."""
+    """As on the command line, by whatever scores heads."""
     import torch
 
     task, _ = fitted
@@ -203,6 +203,7 @@ def test_infinite_features_are_refused(fitted, kind):
     other = task.head.replace(weight=2 * task.head.weight)
     for run in (
         lambda: catwise.evaluate(task.head, pair),
+        lambda: catwise.compare_heads(task.head, other, pair),
         lambda: select({"base": task.head, "other": other}, pair),
     ):
         with pytest.raises(catwise.errors.FeatureError, match="must be finite"):

@@ -135,8 +135,7 @@ def evaluate(
     features, labels = open_source(data, name="data")
     aligned = align(head, features, labels, name="data")
     require_known(labels)
-    rows = aligned.take(features)
-    check_finite(rows)
+    rows = _finite_rows(aligned, features)
     options = {
         "prevalence": _options(prevalence, aligned, "prevalence"),
         "threshold": _options(thresholds, aligned, "thresholds"),
@@ -213,7 +212,10 @@ def compare_heads(
     scores = [PairedScores(one, labels, level=level, categories=categories) for one in chosen]
     if device is None:
         device = features.device if isinstance(features, torch.Tensor) else after.device
-    blocks = (_blocks(one, one.take(features), resolve_device(device)) for one in sides)
+    rows = [_finite_rows(one, features) for one in sides]
+    blocks = (
+        _blocks(one, own, resolve_device(device)) for one, own in zip(sides, rows, strict=True)
+    )
     for (block, part, old), (_, _, new) in zip(*blocks, strict=True):
         if block.start == 0:
             for logits in (old, new):
@@ -229,6 +231,12 @@ def compare_heads(
         options={name: _json(value) for name, value in given.items()},
         notes=tuple(dict.fromkeys(notes)),
     )
+
+
+def _finite_rows(aligned: Aligned, features: Any) -> Any:
+    rows = aligned.take(features)
+    check_finite(rows)
+    return rows
 
 
 def _seen(sides: list[Aligned], features: Any) -> tuple[tuple[int | None, int | None], list[str]]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from catwise._json import number
 from catwise._text import count
 
 if TYPE_CHECKING:
@@ -98,20 +98,20 @@ class Evaluation:
             "interval_reason": self.interval_reasons[c],
         }
         for name, values in self.values.items():
-            record[name] = _number(values[c])
+            record[name] = number(values[c])
             if name in self.intervals:
                 low, high = self.intervals[name].per_category[c]
-                record[f"{name}_low"], record[f"{name}_high"] = _number(low), _number(high)
+                record[f"{name}_low"], record[f"{name}_high"] = number(low), number(high)
         return record
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, JSON-ready; None where a number is not defined."""
         means = {}
         for name, mean in self.means.items():
-            means[name] = {key: _number(value) for key, value in mean.items()}
+            means[name] = {key: number(value) for key, value in mean.items()}
             if name in self.intervals:
                 low, high = self.intervals[name].macro
-                means[name] |= {"macro_low": _number(low), "macro_high": _number(high)}
+                means[name] |= {"macro_low": number(low), "macro_high": number(high)}
         return {
             "n_rows": self.n_rows,
             "n_categories": len(self.categories),
@@ -180,10 +180,3 @@ class HeadComparison:
             "options": dict(self.options),
             "notes": list(self.notes),
         }
-
-
-def _number(value: float) -> float | int | None:
-    """JSON knows no NaN."""
-    if isinstance(value, int):
-        return value
-    return float(value) if math.isfinite(value) else None

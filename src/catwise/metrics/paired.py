@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
+from catwise._json import number
 from catwise._text import count, gain, interval, plural, score
 from catwise.errors import ConfigError
 from catwise.metrics._inputs import checked_labels, checked_logits, known_scores, label_shape
@@ -167,7 +168,7 @@ class PairedComparison:
         return [
             {
                 "category": category,
-                **{name: _number(values[c]) for name, values in columns.items()},
+                **{name: number(values[c]) for name, values in columns.items()},
                 "outcome": self.outcome[c],
                 "reason": self.reason[c],
                 "n_positive": int(self.n_positive[c]),
@@ -193,11 +194,11 @@ class PairedComparison:
     def mean(self) -> dict[str, Any]:
         """The means, JSON-ready."""
         return {
-            "before": _number(self.mean_before),
-            "after": _number(self.mean_after),
-            "difference": _number(self.mean_difference),
-            "difference_low": _number(self.mean_low),
-            "difference_high": _number(self.mean_high),
+            "before": number(self.mean_before),
+            "after": number(self.mean_after),
+            "difference": number(self.mean_difference),
+            "difference_low": number(self.mean_low),
+            "difference_high": number(self.mean_high),
             "n_scored": self.n_scored,
         }
 
@@ -384,8 +385,3 @@ def _reason(estimate: Estimate, *, is_same: bool) -> str | None:
 def _one(value: float | Sequence[float] | None, at: int) -> float | None:
     """An option of one category."""
     return value if value is None or isinstance(value, (float, int)) else float(value[at])
-
-
-def _number(value: float) -> float | None:
-    """JSON knows no NaN."""
-    return float(value) if math.isfinite(value) else None

@@ -11,13 +11,13 @@ pooled mean counts errors that categories share as shared.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import torch
 
+from catwise._json import number
 from catwise.errors import ConfigError, ShapeError
 from catwise.metrics._inputs import checked_labels, checked_logits, label_shape
 from catwise.metrics.bootstrap import _groups, _known, category_names
@@ -98,7 +98,7 @@ class MemorisationGap:
     def to_dict(self) -> dict[str, Any]:
         """The pooled gaps and the advice, JSON-ready; None where a number is not defined."""
         pooled = {
-            name: {key: _number(value) for key, value in one._asdict().items()}
+            name: {key: number(value) for key, value in one._asdict().items()}
             for name, one in self.pooled.items()
         }
         return {**pooled, "level": self.level, "advice": self.advice}
@@ -117,12 +117,12 @@ class MemorisationGap:
                 "reason": self.reasons[c],
                 "n_positive_training": int(self.n_positive_training[c]),
                 "n_positive_fresh": int(self.n_positive_fresh[c]),
-                "prevalence": _number(float(self.prevalence[c])),
+                "prevalence": number(float(self.prevalence[c])),
             }
             for name in _METRICS:
                 for key, values in getattr(self, name)._asdict().items():
                     suffix = "" if key == "gap" else f"_{key}"
-                    record[f"gap_{name}{suffix}"] = _number(float(values[c]))
+                    record[f"gap_{name}{suffix}"] = number(float(values[c]))
             result.append(record)
         return result
 
@@ -296,10 +296,3 @@ def _advice(pooled: PooledGap) -> str:
         f"Much was memorised ({size}): heads fitted on training labels mislead, so fit on "
         "validation labels, and label more images that the backbone has not seen."
     )
-
-
-def _number(value: float) -> float | int | None:
-    """JSON knows no NaN."""
-    if isinstance(value, int):
-        return value
-    return float(value) if math.isfinite(value) else None

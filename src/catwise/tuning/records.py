@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
+
+from catwise._json import number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,11 +70,6 @@ class Scores:
     low: NDArray[np.float64]
     high: NDArray[np.float64]
     interval_reason: list[str | None]
-
-
-def number(value: float) -> float | None:
-    """A JSON-ready number: None for NaN and infinities."""
-    return float(value) if math.isfinite(value) else None
 
 
 def make_records(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, get_args
 import numpy as np
 import torch
 
+from catwise._json import number
 from catwise._version import __version__
 from catwise.errors import ConfigError, HeadError, InSampleWarning, nearest
 from catwise.features import check_finite
@@ -464,7 +465,7 @@ class _Account(NamedTuple):
         before, raw = self._raw(0, c), self._raw(k, c)
         gain = self.sign * float(self.gains[c]) if k else 0.0
         low, high, why_not = self._interval(c)
-        after = _number(before + gain)
+        after = number(before + gain)
         reason = self._reason(c)
         without = (
             f" {EXPLANATIONS[why_not]}" if why_not in {"few_positives", "few_negatives"} else ""
@@ -474,15 +475,15 @@ class _Account(NamedTuple):
             "reason": reason,
             "explanation": self._explanation(c, reason, after) + without,
             "candidate": self.names[k],
-            "before": _number(before),
+            "before": number(before),
             "after": after,
-            "gain": _number(gain),
-            "gain_low": _number(low),
-            "gain_high": _number(high),
+            "gain": number(gain),
+            "gain_low": number(low),
+            "gain_high": number(high),
             "interval_reason": why_not,
-            "selected_on": _number(raw),
+            "selected_on": number(raw),
             "scored_on": self._scored_on(k),
-            "candidates": {name: _number(self._raw(i, c)) for i, name in enumerate(self.names)},
+            "candidates": {name: number(self._raw(i, c)) for i, name in enumerate(self.names)},
         }
 
     def _interval(self, c: int) -> tuple[float, float, str | None]:
@@ -572,16 +573,16 @@ class _Account(NamedTuple):
             "n_replaced": n_replaced,
             "n_kept": n_defined - n_replaced,
             "n_skipped": aligned.head.n_categories - n_defined,
-            "before": _number(before),
-            "after": _number(before + gain),
-            "gain": _number(gain),
-            "gain_low": _number(low),
-            "gain_high": _number(high),
+            "before": number(before),
+            "after": number(before + gain),
+            "gain": number(gain),
+            "gain_low": number(low),
+            "gain_high": number(high),
             "reason": "no candidate could be judged on rows that it has not seen"
             if unknown
             else "",
             "n_scored": n_scored,
-            "selected_on": None if unknown else _number(self.sign * _mean(taken, is_scored)),
+            "selected_on": None if unknown else number(self.sign * _mean(taken, is_scored)),
             "judged_by": dict(zip(self.names, (one.told() for one in self.unseen), strict=True)),
             "in_sample_rows": dict(
                 zip(self.names, (one.n_seen for one in self.unseen), strict=True)
@@ -590,7 +591,7 @@ class _Account(NamedTuple):
                 "rule": self.config["rule"],
                 "taken": {n: int((self.choice == k).sum()) for k, n in enumerate(self.names)},
                 "pooled_gain": {
-                    name: _number(self.sign * value) if weighed else None
+                    name: number(self.sign * value) if weighed else None
                     for name, value, weighed in zip(
                         self.names, pooled.tolist(), scored.weights.sum(axis=1), strict=True
                     )
@@ -602,8 +603,3 @@ class _Account(NamedTuple):
 
 def _mean(values: NDArray[np.float64], covered: NDArray[np.bool_]) -> float:
     return float(values[covered].mean()) if covered.any() else math.nan
-
-
-def _number(value: float) -> float | None:
-    """JSON knows no NaN."""
-    return float(value) if math.isfinite(value) else None

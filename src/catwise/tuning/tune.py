@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
+from catwise._json import number
 from catwise._version import __version__
 from catwise.errors import ConfigError, InSampleWarning, LabelError
 from catwise.joining import source_ids
@@ -37,7 +38,7 @@ from catwise.tuning.geometry import (
 from catwise.tuning.held_out import compare_on, evaluation_of, open_test
 from catwise.tuning.memorisation import MemorisationGap, memorisation_gap
 from catwise.tuning.plan import Plan, make_plan
-from catwise.tuning.records import Scores, add_test_scores, make_records, number
+from catwise.tuning.records import Scores, add_test_scores, make_records
 from catwise.tuning.results import FoldArtifacts, TuneResult, changed_head
 from catwise.tuning.rows import Rows
 
