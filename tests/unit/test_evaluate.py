@@ -443,8 +443,8 @@ def test_rows_that_fitted_either_head_are_said():
     with pytest.warns(InSampleWarning, match="7 of 120 rows fitted or selected the head after"):
         found = compare_heads(other(head), fitted, (features, labels))
     assert found.n_in_sample == (None, 7)
-    assert found.sentence().endswith(
-        "In sample: 7 of these rows fitted or selected the head after."
+    assert found.sentence().startswith(
+        "In sample: 7 of these rows fitted or selected the head after. "
     )
     told = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert (told["n_in_sample_before"], told["n_in_sample_after"]) == (None, 7)

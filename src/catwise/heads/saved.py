@@ -60,7 +60,7 @@ def head_of_layout(path: Path, layout: FileLayout) -> Head:
     if version != HEAD_FORMAT:
         raise CheckpointError(
             f"'{path}' is a head of another format.",
-            found=f"format {version}",
+            found=f"format {version:.40}",
             expected=f"format {HEAD_FORMAT}",
             remedy="update catwise",
         )

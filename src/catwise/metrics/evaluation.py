@@ -151,14 +151,14 @@ class HeadComparison:
         return next(iter(self.comparisons.values()))
 
     def sentence(self) -> str:
-        """What the first metric shows, in plain words, and whether rows were in sample."""
+        """Whether rows were in sample, and what the first metric shows, in plain words."""
         seen = [
             f"{count(n)} of these rows fitted or selected the head {side}"
             for side, n in zip(("before", "after"), self.n_in_sample, strict=True)
             if n
         ]
-        marked = f" In sample: {' and '.join(seen)}." if seen else ""
-        return self.first.sentence("row") + marked
+        marked = f"In sample: {' and '.join(seen)}. " if seen else ""
+        return marked + self.first.sentence("row")
 
     def records(self) -> list[dict[str, Any]]:
         """One JSON-ready dict for each metric and category, with the keys of `to_dict`."""
