@@ -165,7 +165,7 @@ def test_tuning_twice_adds_to_the_memory():
 def artifacts(*, bias=True, ids=True):
     rng = np.random.default_rng(0)
     return FoldArtifacts(
-        rng.integers(-1, 3, 11).astype(np.int8),
+        rng.integers(0, 3, 11).astype(np.int8),
         rng.normal(size=(11, 2)).astype(np.float32),
         rng.normal(size=(3, 2, 4)).astype(np.float32),
         rng.normal(size=(3, 2)).astype(np.float32) if bias else None,
@@ -211,7 +211,7 @@ def test_folds_of_a_tuning_can_be_saved(tmp_path):
     assert again.categories == task().head.categories
 
 
-@pytest.mark.parametrize("damage", ["absent", "truncated", "text", "other", "version"])
+@pytest.mark.parametrize("damage", ["absent", "truncated", "text", "other", "version", "fold"])
 def test_files_that_hold_no_folds(tmp_path, damage):
     """Each is refused with its path."""
     path = tmp_path / "folds.safetensors"
@@ -224,6 +224,8 @@ def test_files_that_hold_no_folds(tmp_path, damage):
         save_head(Head([[1.0]]), path)
     elif damage == "version":
         replace(artifacts(), version="2").save(path)
+    elif damage == "fold":
+        replace(artifacts(), fold=np.full(11, 3, dtype=np.int8)).save(path)
     with pytest.raises(FeatureStoreError, match=r"folds\.safetensors"):
         FoldArtifacts.load(path)
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from importlib import import_module
 
 import numpy as np
 import pytest
+import torch
 
 import catwise
-from catwise.errors import InSampleWarning, MismatchError
+from catwise.errors import HeadError, InSampleWarning, MismatchError
 from catwise.features import Features
 from catwise.labels import PartialLabels
 from catwise.metrics import METRICS
 from catwise.reporting import run_document, summary_lines
 from catwise.testing import make_task
-from catwise.tuning.results import FoldArtifacts
 from catwise.tuning.select import Run, select
 
 AP = METRICS["average_precision"].per_category
@@ -35,8 +37,11 @@ def mean_gain(head, base, split):
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_run_is_judged_by_its_out_of_fold_logits(seed):
-    """On the rows that it fitted, the headline covers the gain on test rows; in sample does not."""
-    task = make_task(800, 400, 3000, 64, 6, known=0.9, wrong=0, memorised=0.3, seed=seed)
+    """On the rows that it fitted, the headline covers the gain on test rows; in sample does not.
+
+    The test rows are so many that their own error hardly counts.
+    """
+    task = make_task(800, 400, 10_000, 64, 6, known=0.9, wrong=0, memorised=0.3, seed=seed)
     run = catwise.tune(task.head, task.train.pair, task.valid.pair)
     for rule in ("greedy", "honest"):
         result = select({"base": task.head, "tuned": run}, task.valid.pair, rule=rule)
@@ -96,21 +101,28 @@ def test_a_head_is_judged_by_the_rows_that_it_has_not_seen(fitted):
         assert scores["half"] - scores["base"] == pytest.approx(expected, abs=1e-9)
 
 
-def test_gains_are_taken_inside_folds(fitted):
-    """Averaged by their positives, beside the original in the same folds."""
-    task, run = fitted
-    z, codes, folds = np.asarray(task.valid.features.values), task.valid.labels.codes, run.folds
-    result = select({"base": task.head, "tuned": run}, task.valid.pair)
-    base = task.head.logits(z).numpy()
-    total, count = np.zeros(6), np.zeros(6)
-    for fold in range(int(folds.fold.max()) + 1):
-        rows = folds.fold == fold
-        n = (codes[rows] == 1).sum(0)
-        total += n * (AP(folds.logits[rows], codes[rows]) - AP(base[rows], codes[rows])).numpy()
-        count += n
-    for c, record in enumerate(result.records):
+def standardised(logits):
+    """(N, C) logits of one head, less their mean, over their standard deviation."""
+    logits = logits.double().numpy()
+    return (logits - logits.mean(0)) / logits.std(0)
+
+
+@pytest.mark.parametrize("known", [1.0, 0.4])
+@pytest.mark.parametrize("metric", ["average_precision", "log_loss"])
+def test_gains_are_taken_on_one_scale(metric, known):
+    """Each row by the head fitted without its fold; all rows together, labelled or not."""
+    task = make_task(400, 600, 1, 32, 6, known_valid=known, seed=0)
+    run = catwise.tune(task.head, task.train.pair, task.valid.pair)
+    z, labels, folds = np.asarray(task.valid.features.values), task.valid.labels, run.folds
+    result = select({"base": task.head, "tuned": run}, task.valid.pair, metric=metric)
+    ranks = metric == "average_precision"
+    by_fold = [standardised(h.logits(z)) if ranks else h.logits(z).numpy() for h in folds.heads]
+    mixed = np.stack(by_fold)[folds.fold, np.arange(600)]
+    score = METRICS[metric].per_category
+    gains = (score(mixed, labels) - score(task.head.logits(z), labels)).tolist()
+    for record, gain in zip(result.records, gains, strict=True):
         scores = record["candidates"]
-        assert scores["tuned"] - scores["base"] == pytest.approx((total / count)[c], abs=1e-6)
+        assert scores["tuned"] - scores["base"] == pytest.approx(gain, abs=1e-6)
 
 
 def test_out_of_fold_logits_are_joined_by_id(fitted):
@@ -155,6 +167,13 @@ def test_new_rows_judge_the_head_beside_the_folds(fitted):
         "300 validation rows that it has not seen and out-of-fold logits of 600 validation rows"
     )
     assert result.summary["gain_low"] < mean_gain(result.head, task.head, task.test)
+    heads = [*run.folds.heads, run.head]
+    fold = np.append(run.folds.fold, np.full(300, len(heads) - 1))
+    mixed = np.stack([standardised(one.logits(z)) for one in heads])[fold, np.arange(900)]
+    gains = (AP(mixed, labels) - AP(task.head.logits(z), labels)).tolist()
+    for record, gain in zip(result.records, gains, strict=True):
+        scores = record["candidates"]
+        assert scores["tuned"] - scores["base"] == pytest.approx(gain, abs=1e-6)
 
 
 def test_a_run_as_the_original(fitted):
@@ -165,33 +184,63 @@ def test_a_run_as_the_original(fitted):
     assert result.records[0]["candidates"]["before"] < result.records[0]["candidates"]["base"]
 
 
-@pytest.mark.parametrize("of", ["head", "folds"])
+@pytest.mark.parametrize("of", ["head", "rows", "fold heads"])
 def test_every_candidate_is_checked(fitted, of):
-    """Mixed-up columns of one that is not the original; rows of its folds in another order."""
+    """Mixed-up columns of one that is not the original, or of its folds; folds of other rows."""
     task, run = fitted
-    head, folds = run.head, run.folds
+    head, folds, order = run.head, run.folds, [1, 2, 3, 4, 5, 0]
+    said = "valid, candidate 'mixed', out-of-fold logits: columns or features look mismatched"
     if of == "head":
-        order = [1, 2, 3, 4, 5, 0]
-        head = head.replace(weight=head.weight[order], bias=head.bias[order])
+        head = head.replace(weight=head.weight[order], bias=head.bias[order], fitted_on=None)
         folds, said = None, r"valid, candidate 'mixed': columns or features look mismatched"
-        head = head.replace(fitted_on=None)
+    elif of == "rows":
+        folds = replace(folds, ids=np.random.default_rng(0).permutation(folds.ids))
+        said = "valid, candidate 'mixed': its folds look mismatched with the rows or the features"
     else:
-        logits = np.random.default_rng(0).permutation(folds.logits)
-        folds = FoldArtifacts(
-            folds.fold, logits, folds.weight, folds.bias, folds.categories, folds.ids
-        )
-        said = "valid, candidate 'mixed', out-of-fold logits: columns or features look mismatched"
+        columns = {name: getattr(folds, name)[:, order] for name in ("logits", "weight", "bias")}
+        folds = replace(folds, **columns)
     heads = {"base": task.head, "mixed": Run(head, folds)}
     with pytest.raises(MismatchError, match=said):
         select(heads, task.valid.pair)
     assert any("mismatched" in note for note in select(heads, task.valid.pair, force=True).notes)
 
 
+def test_fold_heads_of_another_shape_are_refused(fitted):
+    """Folds of another run beside a head."""
+    task, run = fitted
+    folds = replace(run.folds, weight=run.folds.weight[..., :-1])
+    with pytest.raises(HeadError, match=r"(?s)fold heads .* 31 features, a bias"):
+        select({"base": task.head, "mixed": Run(run.head, folds)}, task.valid.pair)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_a_run_of_a_head_of_another_dtype(dtype):
+    """The folds are stored in float32, whatever the head is in."""
+    task = make_task(300, 200, 1, 16, 4, seed=2)
+    weight, bias = task.head.weight.to(dtype), task.head.bias.to(dtype)
+    head = task.head.replace(weight=weight, bias=bias)
+    run = catwise.tune(head, task.train.pair, task.valid.pair)
+    result = select({"base": head, "tuned": run}, task.valid.pair)
+    assert result.head.dtype == dtype
+    assert result.notes[-1].endswith("out-of-fold logits of 200 validation rows.")
+
+
+def test_categories_held_at_once_decide_nothing(fitted, monkeypatch):
+    """Fold heads count as heads that are held; scores stay."""
+    task, run = fitted
+    heads = {"base": task.head, "tuned": run}
+    whole = select(heads, task.valid.pair)
+    monkeypatch.setattr(import_module("catwise.tuning.choosing"), "_ENTRIES", 600 * 7 * 2)
+    cut = select(heads, task.valid.pair)
+    assert (whole.summary["passes"], cut.summary["passes"]) == ({"features": 2}, {"features": 4})
+    for a, b in zip(whole.records, cut.records, strict=True):
+        assert a["candidates"] == pytest.approx(b["candidates"], abs=1e-9)
+        assert a["gain_low"] == pytest.approx(b["gain_low"], abs=1e-9)
+
+
 @pytest.mark.parametrize("kind", ["array", "tensor", "by category"])
 def test_infinite_features_are_refused(fitted, kind):
     """As on the command line, by whatever scores heads."""
-    import torch
-
     task, _ = fitted
     z = np.array(task.valid.features.values)
     z[7, 2] = np.inf

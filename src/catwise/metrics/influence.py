@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["Influence", "influence", "influence_in_parts"]
+__all__ = ["Influence", "influence"]
 
 
 class Influence(NamedTuple):
@@ -80,50 +80,6 @@ def influence(
     k = int(np.count_nonzero(positive))
     share = k / positive.size if prevalence is None else prevalence
     return _FUNCTIONS[metric](score, positive, share)
-
-
-def influence_in_parts(
-    metric: str, scores: NDArray[Any], positive: NDArray[np.bool_], part: NDArray[Any]
-) -> Influence | None:
-    """As :func:`influence`, of scores that are taken inside parts and averaged by their positives.
-
-    For rows whose logits come from several heads, such as those of the folds of a run: logits of
-    different heads are not comparable, so no metric is taken over them together.
-
-    Args:
-        metric: as there.
-        scores: (n,) logits.
-        positive: (n,) bool.
-        part: (n,) which rows belong together; those with a negative number are left out.
-
-    Returns:
-        The average, and (n,) influences, 0 where a row does not count: parts without both classes
-        are left out. None where no part has both.
-
-    Source: Forman & Scholz, SIGKDD Explorations 12, 2010 (the average over folds).
-
-    >>> scores, positive = np.array([2.0, 1.0, 7.0, 9.0]), np.array([True, False, True, False])
-    >>> influence_in_parts("auroc", scores, positive, np.array([0, 0, 1, 1])).value
-    0.5
-    """
-    parts = [rows for p in np.unique(part[part >= 0]) if _both(positive[rows := part == p])]
-    if not parts:
-        return None
-    used = np.logical_or.reduce(parts)
-    k, n = int(positive[used].sum()), int((~positive[used]).sum())
-    found = [influence(metric, scores[rows], positive[rows]) for rows in parts]
-    counts = [int(positive[rows].sum()) for rows in parts]
-    value = sum(one.value * c for one, c in zip(found, counts, strict=True)) / k
-    moves = np.zeros(scores.size)
-    for rows, one, c in zip(parts, found, counts, strict=True):
-        share = c / (int(rows.sum()) - c) * (n / k)
-        own = one.rows + np.where(positive[rows], one.value - value, 0.0)
-        moves[rows] = np.where(positive[rows], own, own * share)
-    return Influence(value, moves)
-
-
-def _both(positive: NDArray[np.bool_]) -> bool:
-    return bool(positive.any() and not positive.all())
 
 
 def _auroc(scores: NDArray[Any], positive: NDArray[np.bool_], share: float) -> Influence:

@@ -28,16 +28,17 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 import numpy as np
 import torch
 
+from catwise.errors import MismatchError
 from catwise.features import of_categories
 from catwise.heads import Head
 from catwise.metrics._inputs import checked_logits
 from catwise.metrics.bootstrap import _groups
-from catwise.metrics.influence import Influence, influence_in_parts
+from catwise.metrics.influence import Influence, influence
 from catwise.metrics.intervals import Estimate, MeanError, Units, difference_of
 from catwise.metrics.mismatch import check_match
 from catwise.progress import Progress, ProgressCallback
 from catwise.tuning.decide import choose_each
-from catwise.tuning.unseen import OWN_PART, UnseenRows
+from catwise.tuning.unseen import UnseenRows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,6 +70,8 @@ _ENTRIES: Final = 1 << 26
 #: Multiply-adds of all splits, and numbers kept of them; more are not made.
 _WORK: Final = 1 << 38
 _KEPT: Final = 1 << 26
+#: Standard deviations from stored out-of-fold logits, in the median, that are not of rounding.
+_APART: Final = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,13 +206,14 @@ def score_candidates(
     if unseen is None:
         unseen = [UnseenRows(np.zeros(n_rows, dtype=np.int16))] * len(heads)
     names = [str(k) for k in range(len(heads))] if names is None else names
-    work = _Work(unseen, labels, metric, splits=splits, seed=seed)
-    width = max(1, _ENTRIES // max(1, n_rows * len(heads)))
+    candidates = _Candidates(heads, unseen, features, metric)
+    work = _Work(len(heads), labels, metric, splits=splits, seed=seed)
+    width = candidates.width(n_rows)
     passes, notes = 0, []
     with ThreadPoolExecutor(max(1, torch.get_num_threads())) as threads:
         for start in range(0, n_categories, width):
             block = range(start, min(start + width, n_categories))
-            columns = _columns(heads, block, features)
+            columns = candidates.columns(block)
             passes += 1
             if start == 0:
                 for k, name in enumerate(names):
@@ -231,7 +235,7 @@ class GainEstimates(NamedTuple):
 
 
 def gain_estimates(
-    pair: tuple[Head, Head],
+    heads: Sequence[Head],
     features: Any,
     labels: PartialLabels,
     metric: Metric,
@@ -246,7 +250,7 @@ def gain_estimates(
     or images through their group, count as shared. The features are read once more.
 
     Args:
-        pair: the original head, and the chosen one; C categories each, the labels' in their order.
+        heads: K candidates, the original first; C categories each, the labels' in their order.
         features: (N, D) of any kind, row i for row i of the labels.
         labels: (N, C).
         metric: of the gain.
@@ -258,21 +262,20 @@ def gain_estimates(
     units = _groups(labels, None, n_rows)
     each = [Estimate(float(gain), 0.0, 0, 0) for gain in gains]
     mean = MeanError(int(units.max(initial=-1)) + 1)
-    width = max(1, _ENTRIES // max(1, 2 * n_rows))
+    candidates = _Candidates(heads, unseen, features, metric)
+    wanted = choice == np.arange(len(heads))[:, None]
+    width = candidates.width(n_rows, of_each=False)
     for c in range(n_categories):
         if c % width == 0:
-            columns = _columns(pair, range(c, min(c + width, n_categories)), features)
+            columns = candidates.columns(range(c, min(c + width, n_categories)), wanted)
         rows, positive = labels.known(c)
         shares = np.zeros(positive.size)
         counts = int(positive.sum()), int((~positive).sum())
-        if not columns.is_same(1, c):
-            own = columns.of(c)[torch.from_numpy(np.array(rows))].T.contiguous().numpy()
-            old, new, part = _paired(own, rows, c, unseen[0], unseen[int(choice[c])])
-            use = _with_both_classes(part, positive) >= 0
+        if not columns.is_same(int(choice[c]), c):
+            old, new = columns.of(c)[torch.from_numpy(np.array(rows))].T.contiguous().numpy()
+            use = _judged(old, new)
             of_row = Units(units[rows[use]], labels.groups is not None)
-            found = difference_of(
-                metric.name, old[use], new[use], positive[use], of_row, fold=part[use]
-            )
+            found = difference_of(metric.name, old[use], new[use], positive[use], of_row)
             if found is not None:
                 each[c] = found.estimate._replace(value=float(gains[c]))
                 shares[use] = found.shares
@@ -283,36 +286,19 @@ def gain_estimates(
     return GainEstimates(each, mean)
 
 
-def _paired(
-    own: NDArray[Any], rows: NDArray[np.int64], c: int, base: UnseenRows, other: UnseenRows
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int32]]:
-    """(n,) logits of the original head and of a candidate that judge, and (n,) parts of the rows.
-
-    A part is one in which the logits of both are of one head each; −1 where either is not judged.
-    """
-    old, old_part = base.column(own[0], rows, c)
-    new, new_part = other.column(own[1], rows, c)
-    both = old_part.astype(np.int32) * (int(new_part.max(initial=0)) + 1) + new_part
-    return old, new, np.where((old_part < 0) | (new_part < 0), -1, both)
-
-
-def _with_both_classes(
-    part: NDArray[np.signedinteger[Any]], positive: NDArray[np.bool_]
-) -> NDArray[np.int32]:
-    """(n,) parts, −1 where a part lacks a class."""
-    n_parts = int(part.max(initial=-1)) + 1
-    used = part >= 0
-    counts = [np.bincount(part[used & side], minlength=n_parts) for side in (positive, ~positive)]
-    both = np.append((counts[0] > 0) & (counts[1] > 0), False)
-    return np.where(both[np.where(used, part, n_parts)], part, -1).astype(np.int32)
+def _judged(old: NDArray[Any], new: NDArray[Any]) -> NDArray[np.bool_]:
+    """(n,) whether a row may judge both."""
+    return np.asarray(~(np.isnan(old) | np.isnan(new)))
 
 
 class _Columns(NamedTuple):
     """Logits of the different rows of all candidates, for a block of categories."""
 
-    logits: torch.Tensor  # (N, columns)
+    own: torch.Tensor  # (N, columns) of the candidates themselves
+    judging: torch.Tensor  # (N, columns) by which rows judge; NaN where they may not
+    by_fold: list[list[torch.Tensor]]  # F of (N, its columns), of the fold heads of each candidate
     place: NDArray[np.int64]  # (K, B) column of each candidate and category
-    same: NDArray[np.bool_]  # (K, B) the candidate's row is the original's
+    same: NDArray[np.bool_]  # (K, B) the candidate's row is the original's, or is not wanted
     first: int
 
     def is_same(self, k: int, c: int) -> bool:
@@ -320,32 +306,70 @@ class _Columns(NamedTuple):
         return bool(self.same[k, c - self.first])
 
     def of(self, c: int) -> torch.Tensor:
-        """(N, different candidates) logits of category c, the original's first."""
+        """(N, different candidates) logits that judge in category c, the original's first."""
         place, same = self.place[:, c - self.first], self.same[:, c - self.first]
         kept = np.concatenate([place[:1], place[1:][~same[1:]]])
-        return self.logits[:, torch.from_numpy(kept)]
+        return self.judging[:, torch.from_numpy(kept)]
 
 
-def _columns(heads: Sequence[Head], block: range, features: Any) -> _Columns:
-    cut = slice(block.start, block.stop)
-    base = heads[0]
-    same = np.ones((len(heads), len(block)), dtype=bool)
-    place = np.tile(np.arange(len(block)), (len(heads), 1))
-    weights, biases, size = [base.weight[cut]], [_bias(base)[cut]], len(block)
-    rows = list(block)  # of the head, for each column
-    for k, head in enumerate(heads[1:], 1):
+class _Candidates(NamedTuple):
+    """Candidates whose logits are taken block by block."""
+
+    heads: Sequence[Head]
+    unseen: Sequence[UnseenRows]
+    features: Any
+    metric: Metric
+
+    def width(self, n_rows: int, *, of_each: bool = True) -> int:
+        """Categories whose logits are held at once: of each candidate, or of one chosen."""
+        n_base, *n_others = (1 + len(one.fold_heads) for one in self.unseen)
+        n_heads = n_base + (sum(n_others) if of_each else max(n_others, default=0))
+        return max(1, _ENTRIES // max(1, n_rows * n_heads))
+
+    def columns(self, block: range, wanted: NDArray[np.bool_] | None = None) -> _Columns:
+        """Logits in a block of categories; of the (K, C) wanted, and of the original head."""
+        cut = slice(block.start, block.stop)
+        same = np.stack([self._is_same(head, cut) for head in self.heads])
+        if wanted is not None:
+            same |= ~wanted[:, cut]
+        index = [np.arange(len(block)), *(np.flatnonzero(~row) for row in same[1:])]
+        same[0] = True
+        ends = np.cumsum([at.size for at in index])
+        place = np.tile(index[0], (len(same), 1))
+        for k, at in enumerate(index):
+            place[k, at] = ends[k] - at.size + np.arange(at.size)
+        index = [at + block.start for at in index]
+        crossed = [
+            (h, at) for one, at in zip(self.unseen, index, strict=True) for h in one.fold_heads
+        ]
+        logits = self._logits([*zip(self.heads, index, strict=True), *crossed])
+        parts = iter(
+            torch.split(logits, [*(at.size for at in index), *(at.size for _, at in crossed)], 1)
+        )
+        own = [next(parts) for _ in index]
+        by_fold = [[next(parts) for _ in one.fold_heads] for one in self.unseen]
+        judging = whole = logits[:, : ends[-1]]
+        if any(one.part.any() for one in self.unseen):
+            every = zip(self.unseen, own, by_fold, index, strict=True)
+            judging = torch.cat([one.judging(z, f, at, self.metric) for one, z, f, at in every], 1)
+        return _Columns(whole, judging, by_fold, place, same, block.start)
+
+    def _is_same(self, head: Head, cut: slice) -> NDArray[np.bool_]:
+        base = self.heads[0]
         equal = (head.weight[cut] == base.weight[cut]).all(1) & (_bias(head) == _bias(base))[cut]
-        same[k] = equal.cpu().numpy()
-        changed = np.flatnonzero(~same[k])
-        place[k, changed] = size + np.arange(changed.size)
-        size += changed.size
-        index = torch.from_numpy(changed).to(base.device)
-        weights.append(head.weight[cut][index])
-        biases.append(_bias(head)[cut][index])
-        rows += (changed + block.start).tolist()
-    stacked = Head(torch.cat(weights), None if base.bias is None else torch.cat(biases))
-    logits = stacked.logits(of_categories(features, rows, base.n_categories)).cpu()
-    return _Columns(checked_logits(logits, (len(logits), size)), place, same, block.start)
+        return np.asarray(equal.cpu().numpy())
+
+    def _logits(self, pairs: list[tuple[Head, NDArray[np.int64]]]) -> torch.Tensor:
+        """(N, columns) of some rows of many heads, in one pass over the features."""
+        base, weights, biases = self.heads[0], [], []
+        for head, at in pairs:
+            rows = torch.from_numpy(at).to(head.device)
+            weights.append(head.weight[rows].to(base.device))
+            biases.append(_bias(head)[rows].to(base.device))
+        stacked = Head(torch.cat(weights), None if base.bias is None else torch.cat(biases))
+        index = np.concatenate([at for _, at in pairs]).tolist()
+        logits = stacked.logits(of_categories(self.features, index, base.n_categories)).cpu()
+        return checked_logits(logits, (len(logits), len(index)))
 
 
 def _bias(head: Head) -> torch.Tensor:
@@ -368,16 +392,37 @@ class _Check(NamedTuple):
         size = columns.same.shape[1]
         whole = size == self.labels.shape[1]
         labels = self.labels if whole else self.labels.take_categories(range(size))
-        own = columns.logits[:, torch.from_numpy(columns.place[k])]
+        at = torch.from_numpy(columns.place[k])
         told = "valid" if k == 0 else f"valid, candidate {self.name!r}"
         options: dict[str, Any] = {"categories": self.categories[:size], "force": self.force}
-        notes = check_match(own, labels, name=told, **options)
-        crossed = np.flatnonzero(self.unseen.part > OWN_PART)
-        logits = None if self.unseen.logits is None else self.unseen.logits[crossed, :size]
-        if notes or logits is None or not crossed.size or np.isnan(logits).any():
+        notes = check_match(columns.own[:, at], labels, name=told, **options)
+        notes += self._check_folds(columns, k, told)
+        crossed = np.flatnonzero(self.unseen.crossed)
+        logits = columns.judging[torch.from_numpy(crossed)][:, at]
+        if notes or not crossed.size or bool(logits.isnan().any()):
             return notes
         told = f"{told}, out-of-fold logits"
         return check_match(logits, labels.take_rows(crossed), name=told, **options)
+
+    def _check_folds(self, columns: _Columns, k: int, told: str) -> list[str]:
+        """Whether rows, features and folds are those of one run."""
+        index = np.arange(columns.same.shape[1])
+        apart = self.unseen.apart(columns.by_fold[k], index if k == 0 else index[~columns.same[k]])
+        if not apart > _APART:
+            return []
+        text = f"{told}: its folds look mismatched with the rows or the features"
+        found = (
+            f"logits of its fold heads that are {apart:.2g} standard deviations, in the median, "
+            "from the out-of-fold logits that it brings"
+        )
+        if self.force:
+            return [f"{text}: {found}."]
+        raise MismatchError(
+            text,
+            found=found,
+            expected=f"at most {_APART:g}: the rows and features that the run was tuned on",
+            remedy="the folds that belong to these rows; or force",
+        )
 
 
 def deal(labels: PartialLabels, splits: int, seed: int) -> NDArray[np.int8]:
@@ -443,7 +488,7 @@ class _Work:
 
     def __init__(
         self,
-        unseen: Sequence[UnseenRows],
+        n_candidates: int,
         labels: PartialLabels,
         metric: Metric,
         *,
@@ -451,8 +496,8 @@ class _Work:
         seed: int,
     ) -> None:
         n_categories = labels.shape[1]
-        shape = (splits * FOLDS, len(unseen), n_categories)
-        self.unseen, self.labels, self.metric = unseen, labels, metric
+        shape = (splits * FOLDS, n_candidates, n_categories)
+        self.labels, self.metric = labels, metric
         self.values = np.full(shape[1:], np.nan)
         self.positives, self.negatives = (np.zeros(shape[1:], dtype=np.int64) for _ in range(2))
         self.rest = np.full(shape, np.nan, dtype=np.float32)
@@ -466,39 +511,40 @@ class _Work:
         rows, positive = self.labels.known(c)
         if positive.all() or not positive.any():
             return
-        own = logits[torch.from_numpy(np.array(rows))].T.contiguous().numpy()
+        found = logits[torch.from_numpy(np.array(rows))].T.contiguous().numpy()
         inside = self.parts[:, None, rows] == np.arange(FOLDS, dtype=np.int8)[:, None]
         known = _Known(rows, positive, inside.reshape(-1, len(rows)))
-        alone, own_part = self.unseen[0].column(own[0], rows, c)
-        part = _with_both_classes(own_part, positive)
-        base = self._influence(alone, positive, part)
+        use = ~np.isnan(found[0])
+        base = self._influence(found[0], positive, use)
         if base is None:
             return
-        every = list(range(len(self.unseen)))
-        self._put(every, c, _Split.of([base], known, part >= 0), is_gain=False)
-        self._score_others(c, own, known)
+        self._put(list(range(len(self.same))), c, _Split.of([base], known, use), is_gain=False)
+        self._score_others(c, found, known)
 
     def _influence(
-        self, scores: NDArray[Any], positive: NDArray[np.bool_], part: NDArray[Any]
+        self, scores: NDArray[Any], positive: NDArray[np.bool_], use: NDArray[np.bool_]
     ) -> Influence | None:
-        """Of the metric; larger is better."""
-        found = influence_in_parts(self.metric.name, scores, positive, part)
-        if found is None or self.metric.higher_is_better:
-            return found
-        return Influence(-found.value, -found.rows)
+        """Of the metric on some rows, 0 for others; larger is better. None without both classes."""
+        side = positive[use]
+        if side.all() or not side.any():
+            return None
+        sign = 1.0 if self.metric.higher_is_better else -1.0
+        found = influence(self.metric.name, scores[use], side)
+        moves = np.zeros(use.size)
+        moves[use] = sign * found.rows
+        return Influence(sign * found.value, moves)
 
-    def _score_others(self, c: int, own: NDArray[Any], known: _Known) -> None:
-        """Score the candidates that differ, by their gains; those with the same parts together."""
-        rows, positive, _ = known
-        together: dict[bytes, tuple[NDArray[np.int32], Influence | None, list[Any]]] = {}
+    def _score_others(self, c: int, logits: NDArray[Any], known: _Known) -> None:
+        """Score the candidates that differ, by their gains; those of the same rows together."""
+        positive = known.positive
+        together: dict[bytes, tuple[NDArray[np.bool_], Influence | None, list[Any]]] = {}
         for place, k in enumerate((np.flatnonzero(~self.same[1:, c]) + 1).tolist(), 1):
-            old, new, part = _paired(own[[0, place]], rows, c, self.unseen[0], self.unseen[k])
-            part = _with_both_classes(part, positive)
-            key = part.tobytes()
+            use = _judged(logits[0], logits[place])
+            key = use.tobytes()
             if key not in together:
-                together[key] = part, self._influence(old, positive, part), []
-            together[key][2].append((k, self._influence(new, positive, part)))
-        for part, before, found in together.values():
+                together[key] = use, self._influence(logits[0], positive, use), []
+            together[key][2].append((k, self._influence(logits[place], positive, use)))
+        for use, before, found in together.values():
             candidates = [k for k, _ in found]
             if before is None:
                 for array in (self.values, self.part, self.rest):
@@ -506,7 +552,7 @@ class _Work:
                 self.positives[candidates, c] = self.negatives[candidates, c] = 0
                 continue
             gains = [Influence(a.value - before.value, a.rows - before.rows) for _, a in found]
-            self._put(candidates, c, _Split.of(gains, known, part >= 0), is_gain=True)
+            self._put(candidates, c, _Split.of(gains, known, use), is_gain=True)
 
     def _put(self, candidates: list[int], c: int, found: _Split, *, is_gain: bool) -> None:
         """Write down scores; gains are added to the scores of the original."""

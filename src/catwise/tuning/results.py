@@ -137,6 +137,9 @@ def _check_folds(
     if wrong:
         found = f"{wrong[0]!r} {shapes[wrong[0]]}" if wrong[0] in shapes else f"no {wrong[0]!r}"
         raise ValueError(f"its tensors do not fit one another: {found}, not {expected[wrong[0]]}")
+    fold = arrays["fold"]
+    if n_rows and not 0 <= int(fold.min()) <= int(fold.max()) < n_folds:
+        raise ValueError(f"folds {fold.min()} to {fold.max()}, of {n_folds} fold heads")
     if ids is not None and len(ids) != n_rows:
         raise ValueError(f"{len(ids):,} ids for {n_rows:,} rows")
 

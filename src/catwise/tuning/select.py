@@ -64,7 +64,7 @@ _NOT_KNOWN: Final = {
 
 
 class Run(NamedTuple):
-    """A candidate that comes with out-of-fold logits.
+    """A candidate that comes with the heads that were fitted without each fold of its rows.
 
     Attributes:
         head: tuned.
@@ -119,9 +119,9 @@ def select(
     """Choose, for each category, one of several heads by its score on validation rows.
 
     A head is judged by the rows that it has not seen. What :func:`tune` gave back is judged, on
-    rows that fitted it, by its out-of-fold logits. A candidate that has neither is not judged: it
-    has no score and is never chosen. Gains over the original are always taken on the same rows,
-    inside the parts whose logits one head made.
+    rows that fitted it, by the heads that it fitted without each fold; for a metric that only
+    ranks, their logits are put on one scale. A candidate that has neither is not judged: it has
+    no score and is never chosen. Gains over the original are always taken on the same rows.
 
     Rule "greedy" takes the best on validation, as published (ties to the original head, then to
     the order given). Rule "honest" takes the best gain after shrinking it to the candidate's
@@ -153,11 +153,12 @@ def select(
 
     Raises:
         ConfigError: If there are no two candidates, or an option is not possible.
-        HeadError: If the candidates are not heads of one model.
+        HeadError: If the candidates, or the fold heads of a run, are not heads of one model.
         ShapeError: If heads, features and labels do not fit together.
         IdError: If a labelled row has no features.
         CategoryError: If the heads lack a category of the labels.
-        MismatchError: If the data look as if they were not the heads' own.
+        MismatchError: If the data look as if they were not the heads' own, or the folds of a run
+            not of its rows.
         LabelError: If no validation label is known.
         FeatureError: If a feature is NaN or infinite.
 
@@ -196,8 +197,9 @@ def select(
     made, capped = affordable_splits(labels, len(heads), splits)
     notes = [*labelled_part(aligned.labels), *aligned.notes]
     notes += [*_in_sample(names, unseen), *([capped] if capped else [])]
+    taken = [_aligned_head(head, aligned) for head in heads]
     scored = score_candidates(
-        [_aligned_head(head, aligned) for head in heads],
+        taken,
         rows,
         labels,
         chosen_metric,
@@ -221,11 +223,10 @@ def select(
         "base": names[0],
         "n_rows": labels.shape[0],
     }
-    head = _mixed(heads, aligned, choice, digests, config)
     gains = worth(scored, rule)
     sign = 1.0 if chosen_metric.higher_is_better else -1.0
     estimates = gain_estimates(
-        (aligned.scored, _aligned_head(head, aligned)),
+        taken,
         rows,
         labels,
         chosen_metric,
@@ -234,14 +235,12 @@ def select(
         unseen=unseen,
     )
     harmed = _harmed(estimates, choice, level, chosen_metric)
-    if harmed.any():
-        choice[harmed] = 0
-        head = _mixed(heads, aligned, choice, digests, config)
+    choice[harmed] = 0
     account = _Account(
         names, scored, choice, gains, estimates, unseen, chosen_metric, config, harmed
     )
     return SelectResult(
-        head=head,
+        head=_mixed(heads, aligned, choice, digests, config),
         records=account.records(aligned),
         summary=account.summary(aligned) | {"seconds": time.perf_counter() - started},
         config=config,

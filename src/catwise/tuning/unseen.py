@@ -3,27 +3,33 @@
 A head that fitted a row, or was chosen by it, looks too good on it. A candidate is judged
 
 - on rows that neither fitted nor chose it: by its own logits;
-- on rows that fitted it, where it is a run that was cross-fitted: by the run's out-of-fold
-  logits, each made by a head that was fitted without the row's fold;
+- on rows that fitted it, where it is a run that was cross-fitted: by the logits of the run's head
+  that was fitted without the row's fold;
 - on other rows that fitted it: not at all.
 
-Logits of different heads are never compared with one another: rows are kept apart by the head that
-made their logits, and a metric is taken inside such a part (Forman & Scholz, SIGKDD Explorations
-12, 2010).
+The logits of a run's heads are put on one scale by all rows, as `tune` does for its own account
+(:mod:`catwise.tuning.gains`), so that all rows that judge are scored together.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+import math
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import torch
 
+from catwise.errors import HeadError
+from catwise.heads import Head
 from catwise.joining import Aligned, has_default_names
+from catwise.tuning.gains import on_one_scale
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
-    from catwise.heads import Head
+    from catwise.metrics import Metric
     from catwise.tuning.results import FoldArtifacts
 
 __all__ = ["OWN_PART", "UnseenRows", "unseen_rows"]
@@ -36,14 +42,19 @@ class UnseenRows(NamedTuple):
     """How a candidate is judged.
 
     Attributes:
-        part: (N,) int16; `OWN_PART`: by the head's own logits; 1 … F: by those of a fold;
+        part: (N,) int16; `OWN_PART`: by the head's own logits; 1 … F: by those of a fold's head;
             −1: not at all.
-        logits: (N, C) float32 out-of-fold logits, NaN where there are none; None without a run.
+        fold_heads: F heads of C categories, each fitted without a fold; none without a run.
+        is_crossed: (C,) whether the fold heads have the category; None without a run.
+        stored: (N, C) float32 out-of-fold logits as the run tells them, NaN where it tells none;
+            None without a run.
         n_seen: rows that fitted or chose the head.
     """
 
     part: NDArray[np.int16]
-    logits: NDArray[np.float32] | None = None
+    fold_heads: tuple[Head, ...] = ()
+    is_crossed: NDArray[np.bool_] | None = None
+    stored: NDArray[np.float32] | None = None
     n_seen: int = 0
 
     @property
@@ -51,26 +62,63 @@ class UnseenRows(NamedTuple):
         """Rows that may not judge it."""
         return int((self.part < 0).sum())
 
-    def column(
-        self, own: NDArray[Any], rows: NDArray[np.int64], c: int
-    ) -> tuple[NDArray[Any], NDArray[np.int16]]:
-        """Logits of some rows in one category, and their parts.
+    @property
+    def crossed(self) -> NDArray[np.bool_]:
+        """(N,) whether a fold's head judges."""
+        return np.asarray(self.part > OWN_PART)
+
+    def judging(
+        self,
+        own: torch.Tensor,
+        by_fold: Sequence[torch.Tensor],
+        index: NDArray[np.int64],
+        metric: Metric,
+    ) -> torch.Tensor:
+        """Logits by which rows judge, NaN where they may not; on one scale where heads are mixed.
 
         Args:
-            own: (n,) the head's own logits of these rows.
-            rows: (n,) their numbers.
-            c: the category.
+            own: (N, B) logits of the head.
+            by_fold: F of (N, B), of the fold heads.
+            index: (B,) the categories.
+            metric: that scores them.
         """
-        part = self.part[rows]
-        if self.logits is None:
-            return own, part
-        crossed = self.logits[rows, c]
-        part = np.where((part > OWN_PART) & np.isnan(crossed), np.int16(-1), part)
-        return np.where(part > OWN_PART, crossed, own).astype(own.dtype), part
+        if not self.part.any():
+            return own
+        crossed = torch.from_numpy(self.crossed)
+        out = on_one_scale(own.T, metric).T.contiguous() if self.fold_heads else own.clone()
+        for fold, logits in enumerate(by_fold, OWN_PART + 1):
+            rows = torch.from_numpy(np.flatnonzero(self.part == fold))
+            out[rows] = on_one_scale(logits.T, metric).T[rows]
+        if self.is_crossed is not None:
+            out[crossed[:, None] & torch.from_numpy(~self.is_crossed[index])] = torch.nan
+        out[torch.from_numpy(self.part < 0)] = torch.nan
+        return out
+
+    def apart(self, by_fold: Sequence[torch.Tensor], index: NDArray[np.int64]) -> float:
+        """Median distance of the fold heads' logits from the stored ones, in standard deviations.
+
+        Args:
+            by_fold: F of (N, B), of the fold heads.
+            index: (B,) the categories.
+
+        Returns:
+            NaN where nothing is stored.
+        """
+        if self.stored is None or not self.crossed.any():
+            return math.nan
+        stored = self.stored[:, index]
+        found = np.full(stored.shape, np.nan, dtype=np.float32)
+        for fold, logits in enumerate(by_fold, OWN_PART + 1):
+            found[self.part == fold] = logits.numpy()[self.part == fold]
+        known = ~np.isnan(stored)
+        if not known.any():
+            return math.nan
+        away = np.abs(found - stored)[known]
+        return float(np.median(away) / max(float(stored[known].std()), 1e-30))
 
     def told(self) -> str:
         """What judges it, for people."""
-        n, crossed = self.part.size, int((self.part > OWN_PART).sum())
+        n, crossed = self.part.size, int(self.crossed.sum())
         own = n - crossed - self.n_left_out
         by = [f"{own:,} validation rows that it has not seen"] if own else []
         by += [f"out-of-fold logits of {crossed:,} validation rows"] if crossed else []
@@ -92,7 +140,7 @@ def unseen_rows(
 ) -> UnseenRows:
     """Find how a candidate may be judged.
 
-    Out-of-fold logits are joined by id where both sides have ids. Where one side has none they are
+    Rows of the folds are joined by id where both sides have ids. Where one side has none they are
     joined by position, if every row fitted the head and there are as many.
 
     Args:
@@ -101,24 +149,43 @@ def unseen_rows(
         aligned: of the labels (N, C) that judge.
         digests: (N,) of the rows.
         ids: (N,) or None.
+
+    Raises:
+        HeadError: If the folds are of a head of another shape.
     """
-    n_rows = digests.size
-    part = np.zeros(n_rows, dtype=np.int16)
-    seen = np.zeros(n_rows, dtype=bool)
+    part = np.zeros(digests.size, dtype=np.int16)
+    seen = np.zeros(digests.size, dtype=bool)
     if head.fitted_on is not None:
         seen = np.isin(digests, head.fitted_on)
     place = None if folds is None else _places(folds, ids, seen)
     if folds is None or place is None:
         part[seen] = -1
-        return UnseenRows(part, None, int(seen.sum()))
+        return UnseenRows(part, n_seen=int(seen.sum()))
     crossed = place >= 0
     part[seen & ~crossed] = -1
     part[crossed] = 1 + folds.fold[place[crossed]].astype(np.int16)
     columns = _columns(folds.categories, aligned)
-    logits = np.full((n_rows, len(columns)), np.nan, dtype=np.float32)
+    stored = np.full((digests.size, len(columns)), np.nan, dtype=np.float32)
     known = columns >= 0
-    logits[np.ix_(crossed, known)] = folds.logits[np.ix_(place[crossed], columns[known])]
-    return UnseenRows(part, logits, int((seen | crossed).sum()))
+    stored[np.ix_(crossed, known)] = folds.logits[np.ix_(place[crossed], columns[known])]
+    heads = _fold_heads(folds, head, np.maximum(columns, 0))
+    return UnseenRows(part, heads, known, stored, int((seen | crossed).sum()))
+
+
+def _fold_heads(folds: FoldArtifacts, head: Head, columns: NDArray[np.int64]) -> tuple[Head, ...]:
+    """Rows of the folds' heads."""
+    n_features = folds.weight.shape[-1]
+    if n_features != head.n_features or (head.bias is None and folds.bias is not None):
+        raise HeadError(
+            "the fold heads of a run do not fit its head.",
+            found=f"{n_features:,} features, {'no' if folds.bias is None else 'a'} bias",
+            expected=f"{head.n_features:,} features, {'no' if head.bias is None else 'a'} bias",
+            remedy="the head and the folds of one run",
+        )
+    at = torch.from_numpy(columns)
+    return tuple(
+        Head(one.weight[at], None if one.bias is None else one.bias[at]) for one in folds.heads
+    )
 
 
 def _places(
