@@ -219,7 +219,7 @@ def measure(name: str, case: Case, work: Path, kills: int, draw: random.Random) 
         where = f"{name}, {number.name} after {moment:.3f} s of {seconds:.2f}, {state}"
         if number != signal.SIGKILL:
             faults += [f"{where}: left {hidden[0]}"] if hidden else []
-            early = -number if state == "absent" else 0  # before it listens
+            early = -number if state in {"absent", "complete"} else 0  # does not listen yet, or now
             faults += [f"{where}: exit code {code}"] if code not in (0, 128 + number, early) else []
             faults += [f"{where}: a process is left"] if lives(process.pid) else []
         code = run(placed(case.call, work), quiet=True).wait()

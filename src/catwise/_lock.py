@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Final
 from catwise.errors import CatwiseError, OutputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 __all__ = [
     "PREFIX",
@@ -38,10 +38,12 @@ __all__ = [
     "exclusive",
     "list_names",
     "measure",
+    "put_off",
     "record",
     "remove",
     "sweep",
     "translated",
+    "undivided",
     "writing",
 ]
 
@@ -193,6 +195,41 @@ def sweep(target: Path) -> None:
                 remove(path)
 
 
+# ---------------------------------------------------------------------------------- signals
+
+
+class _Late:
+    """What a signal asked for while steps ran that must not be parted."""
+
+    depth = 0
+    act: Callable[[], None] | None = None
+
+
+@contextlib.contextmanager
+def undivided() -> Iterator[None]:
+    """A few quick steps, which a signal that asks to end does not part; see `put_off`."""
+    _Late.depth += 1
+    try:
+        yield
+    finally:
+        _Late.depth -= 1
+        act = _Late.act
+        if act is not None and not _Late.depth:
+            _Late.act = None
+            act()
+
+
+def put_off(act: Callable[[], None]) -> bool:
+    """Let a signal's handler act when undivided steps are done.
+
+    Returns:
+        False if there are none: then it may act at once.
+    """
+    if _Late.depth:
+        _Late.act = act
+    return bool(_Late.depth)
+
+
 # ------------------------------------------------------------------------------------ locks
 
 
@@ -317,26 +354,27 @@ def exclusive(
     """
     shown, target = Path(path), Path(os.path.realpath(path))
     made: list[Path] = []
+    taken: list[Hold] = []
     try:
-        with translated(shown):
+        with translated(shown), undivided():
             if shown.exists() and not (shown.is_file() or shown.is_dir()):
                 raise OSError(errno.EINVAL, "neither a file nor a folder")
             made += _make_parents(target.parent) if parents else []
             lock = target / f"{PREFIX}lock" if inside else None
             lock = lock or target.with_name(f"{PREFIX}{_key(target.name)}.lock")
-            hold = Hold(shown, target, lock, inside=inside)
-        _HOLDS.append(hold)
-        try:
-            hold.sweep()
-            yield hold
-            hold.check()
-        finally:
-            _HOLDS.remove(hold)
-            hold.release()
+            taken.append(Hold(shown, target, lock, inside=inside))
+            _HOLDS.extend(taken)
+        taken[0].sweep()
+        yield taken[0]
+        taken[0].check()
     finally:
-        for folder in made:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+        with undivided():
+            for hold in taken:
+                _HOLDS.remove(hold)
+                hold.release()
+            for folder in made:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from click.testing import CliRunner, Result
 
+from catwise import _lock
 from catwise._io import exclusive
 from catwise.cli import main
 from catwise.cli.tables import TableWriter
@@ -100,6 +101,30 @@ def test_signals_end_a_command_cleanly(name: str, monkeypatch: pytest.MonkeyPatc
     assert contents() == {}
     assert hidden() == []
     assert signal.getsignal(number) == before
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("step", ["_acquire", "release"])
+def test_a_signal_does_not_part_the_steps_of_a_lock(
+    step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between making the lock's file and knowing of it, and while it is removed."""
+    home = _lock if step == "_acquire" else _lock.Hold
+    right = getattr(home, step)
+
+    def interrupted(*arguments: Any) -> Any:
+        if step == "release":
+            os.kill(os.getpid(), signal.SIGTERM)
+            return right(*arguments)
+        found = right(*arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return found
+
+    monkeypatch.setattr(home, step, interrupted)
+    result = run(*SIMULATE)
+    assert (result.exit_code, result.stderr) == (143, "ended by SIGTERM\n")
+    assert hidden() == []
+    assert _lock._HOLDS == []
     monkeypatch.undo()
 
 

@@ -8,6 +8,8 @@ import signal
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
+from catwise._lock import put_off
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -49,7 +51,12 @@ def ending_by_signals() -> Iterator[list[int]]:
             signal.signal(one, signal.SIG_IGN)
         if hasattr(signal, "SIGCHLD"):  # where all of a group are asked to end, workers are no news
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        raise Ended(number)
+
+        def ended() -> None:
+            raise Ended(number)
+
+        if not put_off(ended):
+            ended()
 
     numbers = [int(getattr(signal, name)) for name in _NAMES if hasattr(signal, name)]
     _HANDLED[:] = [one for one in numbers if signal.getsignal(one) == signal.SIG_DFL]
