@@ -184,7 +184,7 @@ def test_a_run_as_the_original(fitted):
     assert result.records[0]["candidates"]["before"] < result.records[0]["candidates"]["base"]
 
 
-@pytest.mark.parametrize("of", ["head", "rows", "fold heads"])
+@pytest.mark.parametrize("of", ["head", "rows", "one row", "fold heads"])
 def test_every_candidate_is_checked(fitted, of):
     """Mixed-up columns of one that is not the original, or of its folds; folds of other rows."""
     task, run = fitted
@@ -193,8 +193,10 @@ def test_every_candidate_is_checked(fitted, of):
     if of == "head":
         head = head.replace(weight=head.weight[order], bias=head.bias[order], fitted_on=None)
         folds, said = None, r"valid, candidate 'mixed': columns or features look mismatched"
-    elif of == "rows":
-        folds = replace(folds, ids=np.random.default_rng(0).permutation(folds.ids))
+    elif of in {"rows", "one row"}:
+        weight = folds.weight * (np.arange(6) != 2)[:, None]
+        ids = np.random.default_rng(0).permutation(folds.ids)
+        folds = replace(folds, **({"ids": ids} if of == "rows" else {"weight": weight}))
         said = "valid, candidate 'mixed': its folds look mismatched with the rows or the features"
     else:
         columns = {name: getattr(folds, name)[:, order] for name in ("logits", "weight", "bias")}
@@ -211,6 +213,17 @@ def test_fold_heads_of_another_shape_are_refused(fitted):
     folds = replace(run.folds, weight=run.folds.weight[..., :-1])
     with pytest.raises(HeadError, match=r"(?s)fold heads .* 31 features, a bias"):
         select({"base": task.head, "mixed": Run(run.head, folds)}, task.valid.pair)
+
+
+@pytest.mark.parametrize("fold", [-1, 5])
+def test_a_row_of_no_fold_does_not_judge(fitted, fold):
+    """There is no head that was fitted without it."""
+    task, run = fitted
+    folds = replace(run.folds, fold=np.where(np.arange(600) < 50, np.int8(fold), run.folds.fold))
+    with pytest.warns(InSampleWarning):
+        result = select({"base": task.head, "tuned": Run(run.head, folds)}, task.valid.pair)
+    told = "out-of-fold logits of 550 validation rows; 50 others fitted or chose it"
+    assert result.summary["judged_by"]["tuned"] == told
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])

@@ -412,8 +412,8 @@ class _Check(NamedTuple):
             return []
         text = f"{told}: its folds look mismatched with the rows or the features"
         found = (
-            f"logits of its fold heads that are {apart:.2g} standard deviations, in the median, "
-            "from the out-of-fold logits that it brings"
+            f"a category whose logits by the fold heads are {apart:.2g} standard deviations, in "
+            "the median, from the out-of-fold logits that it brings"
         )
         if self.force:
             return [f"{text}: {found}."]

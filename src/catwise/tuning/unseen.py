@@ -95,7 +95,9 @@ class UnseenRows(NamedTuple):
         return out
 
     def apart(self, by_fold: Sequence[torch.Tensor], index: NDArray[np.int64]) -> float:
-        """Median distance of the fold heads' logits from the stored ones, in standard deviations.
+        """Distance of the fold heads' logits from the stored ones, in standard deviations.
+
+        The median over the rows, in the category where it is largest.
 
         Args:
             by_fold: F of (N, B), of the fold heads.
@@ -110,11 +112,11 @@ class UnseenRows(NamedTuple):
         found = np.full(stored.shape, np.nan, dtype=np.float32)
         for fold, logits in enumerate(by_fold, OWN_PART + 1):
             found[self.part == fold] = logits.numpy()[self.part == fold]
-        known = ~np.isnan(stored)
-        if not known.any():
+        told = ~np.isnan(stored)
+        away = np.abs(found - stored)[:, told.any(axis=0)]
+        if not away.size:
             return math.nan
-        away = np.abs(found - stored)[known]
-        return float(np.median(away) / max(float(stored[known].std()), 1e-30))
+        return float(np.nanmedian(away, axis=0).max() / max(float(stored[told].std()), 1e-30))
 
     def told(self) -> str:
         """What judges it, for people."""
@@ -163,7 +165,8 @@ def unseen_rows(
         return UnseenRows(part, n_seen=int(seen.sum()))
     crossed = place >= 0
     part[seen & ~crossed] = -1
-    part[crossed] = 1 + folds.fold[place[crossed]].astype(np.int16)
+    fold = folds.fold[place[crossed]].astype(np.int16)
+    part[crossed] = np.where((fold >= 0) & (fold < len(folds.weight)), 1 + fold, -1)
     columns = _columns(folds.categories, aligned)
     stored = np.full((digests.size, len(columns)), np.nan, dtype=np.float32)
     known = columns >= 0
