@@ -105,7 +105,14 @@ class Aligned:
         return tuple(self.head.categories[int(i)] for i in self.head_index)
 
 
-def align(head: Head, features: Any, labels: PartialLabels, *, name: str = "data") -> Aligned:
+def align(
+    head: Head,
+    features: Any,
+    labels: PartialLabels,
+    *,
+    name: str = "data",
+    head_name: str = "the head",
+) -> Aligned:
     """Check that a head, features and labels belong together, and say how.
 
     Args:
@@ -113,6 +120,7 @@ def align(head: Head, features: Any, labels: PartialLabels, *, name: str = "data
         features: (N, D) features of any kind; with `.ids` or without.
         labels: (N, C).
         name: what to call this source in an error: "train", "valid", "test".
+        head_name: what to call the head in an error.
 
     Returns:
         The positions that everything inside works with.
@@ -144,13 +152,15 @@ def align(head: Head, features: Any, labels: PartialLabels, *, name: str = "data
     n_features = own.n_features if own else feature_shape(features, name=f"{name} features")[1]
     if n_features != head.n_features:
         raise ShapeError(
-            f"the {name} features do not feed this head.",
+            f"the {name} features do not feed {head_name}.",
             found=f"features with {n_features:,} columns",
             expected=f"{head.n_features:,} columns, as the head's weight has",
             remedy="use the features that feed this head: the output of the layer before it",
         )
     joined = join_rows(features, labels, name=name)
-    index, notes = match_categories(head.categories, labels.categories, name=name)
+    index, notes = match_categories(
+        head.categories, labels.categories, name=name, head_name=head_name
+    )
     return Aligned(head, joined.rows, labels, index, [*joined.notes, *notes])
 
 
@@ -310,7 +320,11 @@ def has_default_names(categories: Sequence[str]) -> bool:
 
 
 def match_categories(
-    head: Sequence[str], labels: Sequence[str], *, name: str = "data"
+    head: Sequence[str],
+    labels: Sequence[str],
+    *,
+    name: str = "data",
+    head_name: str = "the head",
 ) -> tuple[NDArray[np.int64], list[str]]:
     """The row of the head for each column of the labels.
 
@@ -321,6 +335,7 @@ def match_categories(
         head: names of the head's rows.
         labels: names of the labels' columns.
         name: what to call this source in an error.
+        head_name: what to call the head in an error.
 
     Returns:
         (C,) int64, and what was done, a sentence each.
@@ -342,9 +357,9 @@ def match_categories(
         return np.array([place[category] for category in labels], dtype=np.int64), notes
     if plain or has_default_names(head):
         if len(head) != len(labels):
-            who = "the labels" if plain else "the head"
+            who = "the labels" if plain else head_name
             raise ShapeError(
-                f"{name}: head and labels differ in their number of categories, "
+                f"{name}: {head_name} and the labels differ in their number of categories, "
                 f"and {who} have no category names.",
                 found=f"{len(head):,} rows of the head, {len(labels):,} columns of labels",
                 expected="equal numbers, or names on both sides",
@@ -355,7 +370,7 @@ def match_categories(
     lacking = [category for category in labels if category not in place]
     shown = ", ".join(f"{category!r}{nearest(category, head)}" for category in lacking[:_SHOWN])
     raise CategoryError(
-        f"{name}: the head lacks {len(lacking):,} of {len(labels):,} categories of the labels.",
+        f"{name}: {head_name} lacks {len(lacking):,} of {len(labels):,} categories of the labels.",
         found=f"not in the head: {shown}{', …' if len(lacking) > _SHOWN else ''}",
         expected=f"names among the head's {len(head):,}: {_some(head)}",
         remedy="rename the columns, or leave out the categories that the head does not know",

@@ -234,7 +234,7 @@ def test_logits_equal_the_formula(kind: Any) -> None:
     ("features", "kind", "text"),
     [
         (TRAIN[0][:, :3, :], None, ""),  # 4 categories over 3 vectors: 2 each
-        (TRAIN[0][:, :, :5], ShapeError, "do not feed this head"),
+        (TRAIN[0][:, :, :5], ShapeError, "do not feed the head"),
         (np.repeat(TRAIN[0], 2, 1), ShapeError, "8 vectors an image"),
         (TRAIN[0][:, 0], ShapeError, "one vector an image in training, 4 vectors"),
     ],

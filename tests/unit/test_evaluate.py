@@ -463,5 +463,5 @@ def test_heads_are_compared_on_the_labels_categories_alone():
     assert found.first.categories == NAMES[1:3]
     assert found.first.verdict == "no_difference"
     assert set(found.first.reason) == {"unchanged"}
-    with pytest.raises(CategoryError, match="lacks"):
+    with pytest.raises(CategoryError, match="the head before lacks 1 of 2"):
         compare_heads(head.take_categories(NAMES[:2]), head, (features, few))

@@ -169,7 +169,7 @@ def test_align_keeps_the_labels_names_where_the_head_has_none():
 
 def test_features_that_do_not_feed_the_head_are_refused():
     """D differs."""
-    with pytest.raises(ShapeError, match="valid features do not feed this head"):
+    with pytest.raises(ShapeError, match="valid features do not feed the head"):
         align(Head(np.eye(2)), rows_of(2), labelled(2), name="valid")
 
 

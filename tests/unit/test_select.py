@@ -563,7 +563,7 @@ def test_bad_options_are_refused_together():
         select({"base": base}, (z, labels))
     with pytest.raises(ConfigError, match="unknown metric"):
         select(heads, (z, labels), metric="map")
-    with pytest.raises(ShapeError, match="do not feed this head"):
+    with pytest.raises(ShapeError, match="do not feed the head"):
         select(heads, (z[:, :3], labels))
     z[5, 5] = np.nan
     with pytest.raises(FeatureError, match="NaN"):

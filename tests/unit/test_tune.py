@@ -537,7 +537,7 @@ def test_shapes_that_do_not_fit():
     made = task()
     z, labels = np.asarray(made.train.features.values), PartialLabels(made.train.labels.codes)
     head = made.head.replace(categories=None)
-    with pytest.raises(ShapeError, match="do not feed this head"):
+    with pytest.raises(ShapeError, match="do not feed the head"):
         catwise.tune(head, (z[:, :7], labels))
     with pytest.raises(ShapeError, match="number of rows"):
         catwise.tune(head, (z[:-1], labels))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from catwise.labels.core import LabelCounts, PartialLabels
 
-__all__ = ["REASONS", "LabelAudit", "audit_labels", "known_per_row", "labelled_part"]
+__all__ = ["REASONS", "LabelAudit", "audit_labels", "known_per_row", "labelled_part", "reason_code"]
 
 REASONS: Final = {
     "no_known_label": (

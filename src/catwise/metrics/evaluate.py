@@ -62,6 +62,7 @@ _FEW: Final = {
     "few_positives": f"with fewer than {MIN_COUNT} known positives",
     "few_negatives": f"with fewer than {MIN_COUNT} known negatives",
 }
+_SIDES: Final = ("the head before", "the head after")
 #: Logits held at once: 256 MiB as float32.
 _ENTRIES: Final = 1 << 26
 #: Known labels that a micro mean pools at most: 0.6 GiB of scores and codes.
@@ -200,7 +201,10 @@ def compare_heads(
     """
     chosen = _chosen(metrics, level)
     features, labels = open_source(data, name="data")
-    sides = [align(head, features, labels, name="data") for head in (before, after)]
+    sides = [
+        align(head, features, labels, name="data", head_name=name)
+        for name, head in zip(_SIDES, (before, after), strict=True)
+    ]
     require_known(labels)
     categories = sides[1].categories
     options = {
@@ -242,7 +246,7 @@ def _finite_rows(aligned: Aligned, features: Any) -> Any:
 def _seen(sides: list[Aligned], features: Any) -> tuple[tuple[int | None, int | None], list[str]]:
     """How many rows fitted the head before, and the head after, and what was done to join them."""
     notes, found = labelled_part(sides[0].labels), []
-    for name, one in zip(("the head before", "the head after"), sides, strict=True):
+    for name, one in zip(_SIDES, sides, strict=True):
         found.append(_count_in_sample(one.head, features, one, name=name))
         notes = [*notes, *one.notes, *_unknown_rows(found[-1], name=name)]
     return (found[0], found[1]), notes

@@ -63,6 +63,7 @@ __all__ = [
     "interval_of_difference",
     "interval_of_score",
     "p_value",
+    "reason_without_difference",
     "reason_without_interval",
     "t_quantile",
 ]
@@ -193,6 +194,22 @@ def reason_without_interval(n_positive: int, n_negative: int) -> str | None:
     if n_positive < MIN_COUNT:
         return "few_positives"
     return "few_negatives" if n_negative < MIN_COUNT else None
+
+
+def reason_without_difference(estimate: Estimate, *, is_same: bool) -> str | None:
+    """Why a difference has no interval, or None if it has one.
+
+    Args:
+        estimate: of the difference.
+        is_same: whether both score every known row alike.
+
+    Returns:
+        "unchanged", as :func:`reason_without_interval`, "order_unchanged", or None.
+    """
+    if is_same:
+        return "unchanged"
+    few = reason_without_interval(estimate.n_positive, estimate.n_negative)
+    return few or ("order_unchanged" if estimate.error == 0.0 else None)
 
 
 def estimate_of(

@@ -24,14 +24,13 @@ from catwise.metrics._inputs import checked_labels, checked_logits, known_scores
 from catwise.metrics.bootstrap import benjamini_hochberg, category_names
 from catwise.metrics.intervals import (
     LEVEL,
-    Estimate,
     MeanError,
     Units,
     difference_of,
     has_interval,
     interval_of_difference,
     p_value,
-    reason_without_interval,
+    reason_without_difference,
 )
 from catwise.metrics.per_category import undefined_reason
 from catwise.metrics.registry import METRICS, Metric, resolve_metric
@@ -328,7 +327,7 @@ class PairedScores:
         self.table[:3, c] = found.before, found.after, found.estimate.value
         self.table[3:5, c] = interval_of_difference(found.estimate, self.level)
         self.table[5, c] = p_value(found.estimate)
-        self.reason[c] = _reason(found.estimate, is_same=np.array_equal(*sides))
+        self.reason[c] = reason_without_difference(found.estimate, is_same=np.array_equal(*sides))
 
     def result(self) -> PairedComparison:
         """The comparison, when all categories are in."""
@@ -372,14 +371,6 @@ class PairedScores:
 
 
 _NOT_JUDGED: Final = _UNDEFINED | {"few_positives", "few_negatives"}
-
-
-def _reason(estimate: Estimate, *, is_same: bool) -> str | None:
-    """Why a scored category has no interval, if it has none."""
-    if is_same:
-        return "unchanged"
-    few = reason_without_interval(estimate.n_positive, estimate.n_negative)
-    return few or ("order_unchanged" if estimate.error == 0.0 else None)
 
 
 def _one(value: float | Sequence[float] | None, at: int) -> float | None:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from catwise.labels.audit import reason_code
 from catwise.metrics._inputs import (
     Array,
     category_blocks,
@@ -214,7 +215,9 @@ def undefined_reason(labels: PartialLabels | Array) -> list[str | None]:
     >>> undefined_reason(np.array([[1, 0, 1, -1], [0, 0, 1, -2]], dtype=np.int8))
     [None, 'no_known_positive', 'no_known_negative', 'no_known_label']
     """
-    return [_reason(int(k), int(n)) for k, n in zip(*class_counts(labels), strict=True)]
+    pairs = zip(*class_counts(labels), strict=True)
+    codes = [reason_code(int(positive), int(negative), few=1) for positive, negative in pairs]
+    return [None if code == "ok" else code for code in codes]
 
 
 def class_counts(labels: PartialLabels | Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -225,11 +228,3 @@ def class_counts(labels: PartialLabels | Array) -> tuple[NDArray[np.int64], NDAr
     codes = coerced_codes(labels)
     positive = np.count_nonzero(codes == 1, axis=0)
     return positive.astype(np.int64), np.count_nonzero(codes == 0, axis=0).astype(np.int64)
-
-
-def _reason(n_positive: int, n_negative: int) -> str | None:
-    if n_positive and n_negative:
-        return None
-    if not n_positive and not n_negative:
-        return "no_known_label"
-    return "no_known_negative" if n_positive else "no_known_positive"

@@ -25,7 +25,7 @@ from catwise.metrics.intervals import (
     Units,
     difference_of,
     interval_of_difference,
-    reason_without_interval,
+    reason_without_difference,
 )
 from catwise.metrics.levels import leave_one_out_precision
 from catwise.metrics.registry import METRICS
@@ -125,12 +125,10 @@ class Scorer(NamedTuple):
                 continue
             known = self.codes[c] >= 0
             low[c], high[c] = interval_of_difference(found.estimate)
-            why[c] = reason_without_interval(found.estimate.n_positive, found.estimate.n_negative)
+            same = np.array_equal(before[c, known], after[c, known])
+            why[c] = reason_without_difference(found.estimate, is_same=same)
             if np.isfinite(level[c]):
                 mean.add(found.estimate, found.shares, self.units.of_row[known])
-            if why[c] is None and np.isnan(low[c]):
-                same = np.array_equal(before[c, known], after[c, known])
-                why[c] = "unchanged" if same else "order_unchanged"
         gain[np.isnan(level)] = np.nan
         scored = gain[np.isfinite(gain)]
         centre = float(scored.mean()) if scored.size else float("nan")

@@ -19,6 +19,7 @@ import torch
 
 from catwise._json import number
 from catwise.errors import ConfigError, ShapeError
+from catwise.labels.audit import reason_code
 from catwise.metrics._inputs import checked_labels, checked_logits, label_shape
 from catwise.metrics.bootstrap import _groups, _known, category_names
 from catwise.metrics.intervals import (
@@ -261,13 +262,8 @@ def _pool(metric: str, training: MeanError, fresh: MeanError, level: float) -> P
 
 def _reason(positive: NDArray[np.bool_]) -> str | None:
     n_positive = int(np.count_nonzero(positive))
-    n_negative = positive.size - n_positive
-    if not positive.size:
-        return "no_known_label"
-    for what, n in (("positive", n_positive), ("negative", n_negative)):
-        if n < FEW:
-            return f"few_{what}s" if n else f"no_known_{what}"
-    return None
+    code = reason_code(n_positive, positive.size - n_positive, FEW)
+    return None if code == "ok" else code
 
 
 def _advice(pooled: PooledGap) -> str:

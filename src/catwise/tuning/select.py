@@ -25,7 +25,7 @@ from catwise.joining import (
     source_ids,
 )
 from catwise.labels.audit import labelled_part
-from catwise.metrics.intervals import interval_of_difference, reason_without_interval
+from catwise.metrics.intervals import interval_of_difference, reason_without_difference
 from catwise.metrics.per_category import undefined_reason
 from catwise.metrics.registry import Metric, resolve_metric
 from catwise.tuning.choosing import (
@@ -491,8 +491,7 @@ class _Account(NamedTuple):
             return math.nan, math.nan, "unchanged"
         estimate = self.estimates.each[c]
         low, high = interval_of_difference(estimate, self.config["level"])
-        few = reason_without_interval(estimate.n_positive, estimate.n_negative)
-        return low, high, few or ("order_unchanged" if math.isnan(low) else None)
+        return low, high, reason_without_difference(estimate, is_same=False)
 
     def _raw(self, k: int, c: int) -> float:
         return float(self.sign * self.scored.values[k, c])
