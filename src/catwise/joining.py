@@ -39,6 +39,7 @@ __all__ = [
     "match_categories",
     "open_source",
     "require_known",
+    "seen_rows",
     "source_digests",
     "source_ids",
 ]
@@ -458,6 +459,23 @@ def source_digests(
 
     taken = aligned_features(features, rows)
     return row_digests(taken, ids=source_ids(taken, labels))
+
+
+def seen_rows(head: Head, digests: NDArray[np.uint64]) -> tuple[NDArray[np.bool_], bool]:
+    """Which rows fitted or selected a head.
+
+    Args:
+        head: the head.
+        digests: (N,) of the rows, as :func:`source_digests` gives them.
+
+    Returns:
+        (N,) bool, and whether that is all of them: not where nobody knows what fitted the head, nor
+        where a checkpoint kept a part of the digests.
+    """
+    if head.fitted_on is None:
+        return np.zeros(digests.size, dtype=np.bool_), False
+    is_whole = head.provenance.get("fitted_rows", 0) <= head.fitted_on.size
+    return np.isin(digests, head.fitted_on), is_whole
 
 
 def source_ids(features: Any, labels: PartialLabels) -> NDArray[np.str_] | None:

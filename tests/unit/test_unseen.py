@@ -101,6 +101,21 @@ def test_a_head_is_judged_by_the_rows_that_it_has_not_seen(fitted):
         assert scores["half"] - scores["base"] == pytest.approx(expected, abs=1e-9)
 
 
+def test_what_may_have_fitted_a_head_is_said(fitted):
+    """Where nothing is known; where a checkpoint kept a part, no row is vouched for."""
+    task, run = fitted
+    blank = run.head.replace(fitted_on=None)
+    found = select({"base": task.head, "blank": blank}, task.valid.pair)
+    assert found.summary["judged_by"]["blank"] == "600 validation rows that may have fitted it"
+    assert found.notes[-1].endswith("fitted the candidates 'base', 'blank'.")
+    digests = catwise.joining.source_digests(task.valid.features, task.valid.labels)
+    part = blank.with_fitted_on(digests[:10]).replace(provenance={"fitted_rows": 600})
+    with pytest.warns(InSampleWarning):
+        found = select({"base": task.head, "part": part}, task.valid.pair)
+    assert found.summary["after"] is None
+    assert {record["candidates"]["part"] for record in found.records} == {None}
+
+
 def standardised(logits):
     """(N, C) logits of one head, less their mean, over their standard deviation."""
     logits = logits.double().numpy()

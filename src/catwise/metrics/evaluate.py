@@ -13,7 +13,14 @@ from catwise._device import resolve_device
 from catwise._text import plural
 from catwise.errors import ConfigError, InSampleWarning, ShapeError, nearest
 from catwise.features import check_finite, of_categories
-from catwise.joining import Aligned, align, open_source, require_known, source_digests
+from catwise.joining import (
+    Aligned,
+    align,
+    open_source,
+    require_known,
+    seen_rows,
+    source_digests,
+)
 from catwise.labels.audit import labelled_part
 from catwise.metrics._inputs import as_tensor, known_entries, known_scores
 from catwise.metrics.evaluation import Evaluation, HeadComparison, Interval
@@ -308,9 +315,10 @@ def _count_in_sample(
     if not head.fitted_on.size:
         return 0
     digests = source_digests(features, aligned.labels, aligned.rows)
-    count = int(np.isin(digests, head.fitted_on).sum())
-    if not count and head.provenance.get("fitted_rows", 0) > head.fitted_on.size:
-        return None  # a checkpoint keeps so many digests and no more
+    seen, is_whole = seen_rows(head, digests)
+    count = int(seen.sum())
+    if not count and not is_whole:
+        return None
     if count:
         warnings.warn(
             f"{count:,} of {digests.size:,} rows fitted or selected {name}: "

@@ -17,6 +17,7 @@ from catwise.joining import (
     check_disjoint,
     open_source,
     require_known,
+    seen_rows,
     source_ids,
 )
 from catwise.metrics.evaluate import compare_heads
@@ -111,10 +112,7 @@ def _fitted_before(work: Work, data: Data) -> list[str]:
 
     Without ids a few may be equal images, as in `check_disjoint`.
     """
-    known = work.base.fitted_on
-    if known is None:
-        return []
-    seen = np.flatnonzero(np.isin(data.digests, known))
+    seen = np.flatnonzero(seen_rows(work.base, data.digests)[0])
     if not seen.size:
         return []
     text = f"{seen.size:,} of {data.digests.size:,} test rows fitted or selected the head given"

@@ -346,6 +346,10 @@ def _in_sample(names: list[str], unseen: list[UnseenRows]) -> list[str]:
             lost += [told] if rows.n_left_out else []
     if lost:
         warnings.warn(" ".join(lost), InSampleWarning, stacklevel=3)
+    unknown = [repr(name) for name, rows in zip(names, unseen, strict=True) if not rows.is_known]
+    if unknown:
+        which = ("candidate " if len(unknown) == 1 else "candidates ") + ", ".join(unknown)
+        notes.append(f"it is not known whether some of these rows fitted the {which}.")
     return notes
 
 

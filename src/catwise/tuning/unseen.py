@@ -5,7 +5,8 @@ A head that fitted a row, or was chosen by it, looks too good on it. A candidate
 - on rows that neither fitted nor chose it: by its own logits;
 - on rows that fitted it, where it is a run that was cross-fitted: by the logits of the run's head
   that was fitted without the row's fold;
-- on other rows that fitted it: not at all.
+- on other rows that fitted it: not at all;
+- on all rows, with a note, where nobody knows what fitted it.
 
 The logits of a run's heads are put on one scale by all rows, as `tune` does for its own account
 (:mod:`catwise.tuning.gains`), so that all rows that judge are scored together.
@@ -21,7 +22,7 @@ import torch
 
 from catwise.errors import HeadError
 from catwise.heads import Head
-from catwise.joining import Aligned, has_default_names
+from catwise.joining import Aligned, has_default_names, seen_rows
 from catwise.tuning.gains import on_one_scale
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class UnseenRows(NamedTuple):
         stored: (N, C) float32 out-of-fold logits as the run tells them, NaN where it tells none;
             None without a run.
         n_seen: rows that fitted or chose the head.
+        is_known: whether it is known which rows did.
     """
 
     part: NDArray[np.int16]
@@ -56,6 +58,7 @@ class UnseenRows(NamedTuple):
     is_crossed: NDArray[np.bool_] | None = None
     stored: NDArray[np.float32] | None = None
     n_seen: int = 0
+    is_known: bool = True
 
     @property
     def n_left_out(self) -> int:
@@ -122,7 +125,8 @@ class UnseenRows(NamedTuple):
         """What judges it, for people."""
         n, crossed = self.part.size, int(self.crossed.sum())
         own = n - crossed - self.n_left_out
-        by = [f"{own:,} validation rows that it has not seen"] if own else []
+        how = "that it has not seen" if self.is_known else "that may have fitted it"
+        by = [f"{own:,} validation rows {how}"] if own else []
         by += [f"out-of-fold logits of {crossed:,} validation rows"] if crossed else []
         if not by:
             return (
@@ -156,13 +160,13 @@ def unseen_rows(
         HeadError: If the folds are of a head of another shape.
     """
     part = np.zeros(digests.size, dtype=np.int16)
-    seen = np.zeros(digests.size, dtype=bool)
-    if head.fitted_on is not None:
-        seen = np.isin(digests, head.fitted_on)
+    seen, is_known = seen_rows(head, digests)
+    if seen.any() and not is_known:
+        seen[:] = True  # the others cannot be told from these
     place = None if folds is None else _places(folds, ids, seen)
     if folds is None or place is None:
         part[seen] = -1
-        return UnseenRows(part, n_seen=int(seen.sum()))
+        return UnseenRows(part, n_seen=int(seen.sum()), is_known=is_known)
     crossed = place >= 0
     part[seen & ~crossed] = -1
     fold = folds.fold[place[crossed]].astype(np.int16)
@@ -172,7 +176,7 @@ def unseen_rows(
     known = columns >= 0
     stored[np.ix_(crossed, known)] = folds.logits[np.ix_(place[crossed], columns[known])]
     heads = _fold_heads(folds, head, np.maximum(columns, 0))
-    return UnseenRows(part, heads, known, stored, int((seen | crossed).sum()))
+    return UnseenRows(part, heads, known, stored, int((seen | crossed).sum()), is_known)
 
 
 def _fold_heads(folds: FoldArtifacts, head: Head, columns: NDArray[np.int64]) -> tuple[Head, ...]:
