@@ -178,6 +178,15 @@ def test_rows_that_fitted_the_head_given_are_refused():
     assert note in tuned(test, head=task().head.with_fitted_on(digests[:3])).notes
 
 
+def test_rows_that_choose_and_fitted_the_head_given_are_noted():
+    """What it scores there is too good; without validation rows it is the training rows."""
+    digests = source_digests(*task().valid.pair)
+    head = task().head.with_fitted_on(digests[:5])
+    note = f"5 of {digests.size:,} validation rows fitted or selected the head given: "
+    assert any(one.startswith(note) for one in tuned(None, head=head).notes)
+    assert not any("head given" in one for one in tuned(None).notes)
+
+
 @pytest.mark.parametrize("options", [{"preset": "paper"}, {"metric": "brier"}, {"valid": None}])
 def test_every_way_of_tuning_is_judged(options):
     """The published recipe, losses, and training labels alone."""

@@ -20,6 +20,7 @@ from catwise._text import (
 )
 from catwise.reporting.summary import (
     STATUSES,
+    bounds_text,
     facts,
     gain_interval,
     headline,
@@ -254,8 +255,7 @@ def _scores(document: Mapping[str, Any]) -> dict[str, str] | None:
         "before": score(found["before"]),
         "after": score(found["after"]),
         "change": gain(change),
-        "interval": interval(low, high),
-        "level": f"{found.get('level') or 0.95:.0%}",
+        "bounds": bounds_text(low, high, found.get("level") or 0.95),
     }
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "STATUSES",
     "Headline",
+    "bounds_text",
     "facts",
     "gain_interval",
     "headline",
@@ -110,11 +111,22 @@ def _change(document: Mapping[str, Any]) -> str:
             "choosing and too high"
         )
     level = summary.get("level") or (document.get("config") or {}).get("level") or 0.95
-    bounds = interval(summary.get("gain_low"), summary.get("gain_high"))
+    bounds = bounds_text(summary.get("gain_low"), summary.get("gain_high"), level)
     return (
         f"mean {metric} {over} went from {before} to {score(after)} ({gain(summary.get('gain'))}, "
-        f"{level:.0%} interval {bounds}, corrected for the choosing)"
+        f"{bounds}, corrected for the choosing)"
     )
+
+
+def bounds_text(low: float | None, high: float | None, level: float) -> str:
+    """An interval and its level inside a sentence.
+
+    >>> bounds_text(-0.01, 0.02, 0.95), bounds_text(None, None, 0.95)
+    ('95% interval −0.0100 to +0.0200', 'no interval')
+    """
+    if low is None or high is None:
+        return "no interval"
+    return f"{level:.0%} interval {interval(low, high)}"
 
 
 def summary_lines(document: Mapping[str, Any]) -> list[str]:

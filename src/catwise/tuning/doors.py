@@ -24,6 +24,7 @@ from catwise.joining import (
     has_default_names,
     open_source,
     require_known,
+    seen_rows,
     source_digests,
 )
 from catwise.labels import LabelPolicy
@@ -117,6 +118,7 @@ def open_work(
         taken = replace(fresh_aligned, head_index=aligned.head_index).take(valid[0])
         check_finite(taken, name="valid features", for_fitting=True)
         fresh = make_data(taken, ordered, policy, seed)
+    notes += _fitted_before(head, data, fresh)
     notes += labelled_part(data.labels if fresh is None else fresh.labels)
     fitted = [source.labels.counts().uncertain.any() for source in (data, fresh) if source]
     if policy is not None or any(fitted):
@@ -132,6 +134,16 @@ def open_work(
         seed,
         notes,
     )
+
+
+def _fitted_before(head: Head, train: Data, valid: Data | None) -> list[str]:
+    """Say so where the rows that choose fitted the head that was given."""
+    name, chooses = ("training", train) if valid is None else ("validation", valid)
+    n_seen = int(seen_rows(head, chooses.digests)[0].sum())
+    if not n_seen:
+        return []
+    rows = f"{n_seen:,} of {chooses.digests.size:,} {name} rows fitted or selected the head given"
+    return [f"{rows}: what it scores there is too good, and a gain over it is too small."]
 
 
 def check_kinds(train: Any, other: Any, name: str) -> None:
