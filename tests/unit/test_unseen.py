@@ -250,7 +250,7 @@ def test_a_run_of_a_head_of_another_dtype(dtype):
     run = catwise.tune(head, task.train.pair, task.valid.pair)
     result = select({"base": head, "tuned": run}, task.valid.pair)
     assert result.head.dtype == dtype
-    assert result.notes[-1].endswith("out-of-fold logits of 200 validation rows.")
+    assert result.notes[-2].endswith("out-of-fold logits of 200 validation rows.")
 
 
 def test_categories_held_at_once_decide_nothing(fitted, monkeypatch):
