@@ -22,6 +22,7 @@ import contextlib
 import functools
 import hashlib
 import importlib
+import multiprocessing
 import os
 import random
 import shutil
@@ -179,6 +180,8 @@ def run(call: list[str], *, quiet: bool, modules: Path | None = None) -> Running
     finally:
         if modules is not None:
             modules.write_text("\n".join(name for name in sys.modules if "__" not in name))
+        for worker in multiprocessing.active_children():  # as the interpreter does at its end
+            worker.terminate()
         os._exit(code)
 
 
