@@ -32,7 +32,10 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 TESTS = Path(__file__).parents[1] / "tests"
 TIMED = {"summary.json", "report.html", "demo.json"}
@@ -255,14 +258,21 @@ def is_hidden(path: str) -> bool:
 
 
 def lives(pid: int) -> bool:
-    """Whether a process of the group is there after a moment."""
+    """Whether a process of the group runs after a moment; what has ended may still be listed."""
     for _ in range(50):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(pid, 0)
-            time.sleep(0.02)
-            continue
-        return False
+        if not any(member == pid for member in running_groups()):
+            return False
+        time.sleep(0.02)
     return True
+
+
+def running_groups() -> Iterator[int]:
+    """The group of every process that has not ended."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, group = path.read_text().rpartition(")")[2].split()[:3]
+            if state not in {"Z", "X"}:
+                yield int(group)
 
 
 def digests(folder: Path) -> dict[str, str]:
