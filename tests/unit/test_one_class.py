@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from catwise import Head, PartialLabels, evaluate
+from catwise import Head, PartialLabels, compare_heads, evaluate
 from catwise.metrics import METRICS, average_precision, brier, ece, log_loss
 from catwise.metrics.bootstrap import bootstrap_replicates
 
@@ -54,6 +54,21 @@ def test_an_evaluation_with_one_class() -> None:
     assert result.means["auroc"]["n_categories"] == result.means["f1"]["n_categories"] == 1
     reasons = ("no_known_negative", "no_known_positive", "no_known_label", None)
     assert result.reasons == reasons
+
+
+def test_a_comparison_with_one_class() -> None:
+    """Differences are there and count in the mean, as in an evaluation; they are not judged."""
+    before, after = Head(np.eye(4)), Head(2.0 * np.eye(4))
+    found = compare_heads(before, after, (LOGITS, LABELS), metrics=MEANS, force=True)
+    sides = [evaluate(one, (LOGITS, LABELS), metrics=MEANS, force=True) for one in (before, after)]
+    for name in MEANS:
+        one = found.comparisons[name]
+        assert one.n_scored == 3
+        for side, mean in zip(sides, (one.mean_before, one.mean_after), strict=True):
+            assert mean == pytest.approx(side.means[name]["macro"])
+        assert one.reason[:3] == ("no_known_negative", "no_known_positive", "no_known_label")
+        assert one.outcome[:3] == ("not_judged",) * 3
+        assert np.isnan(one.low[:3]).all()
 
 
 def test_replicates_of_one_class() -> None:

@@ -24,9 +24,12 @@ from catwise.metrics._inputs import checked_labels, checked_logits, known_scores
 from catwise.metrics.bootstrap import benjamini_hochberg, category_names
 from catwise.metrics.intervals import (
     LEVEL,
+    Difference,
+    Estimate,
     MeanError,
     Units,
     difference_of,
+    estimate_of,
     has_interval,
     interval_of_difference,
     p_value,
@@ -306,7 +309,7 @@ class PairedScores:
             old, new = (known_scores(side, labels, at) for side in sides)
             k = int(np.count_nonzero(old.positive))
             self.counts[:, c] = k, old.positive.size - k
-            if self.reason[c] is None:
+            if self.metric.covers(old.positive):
                 cut = _one(threshold, at) or 0.0
                 scores = old.above(cut), new.above(cut)
                 self._add_one(c, old.rows, scores, old.positive, _one(prevalence, at))
@@ -322,12 +325,14 @@ class PairedScores:
         units = self.units.take(rows)
         found = difference_of(self.metric.name, *sides, positive, units, prevalence=prevalence)
         if found is None:
-            return
+            found = _of_one_class(self.metric.name, *sides, positive, units)
         self.mean.add(found.estimate, found.shares, units.of_row)
         self.table[:3, c] = found.before, found.after, found.estimate.value
         self.table[3:5, c] = interval_of_difference(found.estimate, self.level)
         self.table[5, c] = p_value(found.estimate)
-        self.reason[c] = reason_without_difference(found.estimate, is_same=np.array_equal(*sides))
+        if self.reason[c] is None:
+            is_same = np.array_equal(*sides)
+            self.reason[c] = reason_without_difference(found.estimate, is_same=is_same)
 
     def result(self) -> PairedComparison:
         """The comparison, when all categories are in."""
@@ -368,6 +373,21 @@ class PairedScores:
                 is_better = (difference[c] > 0) == self.metric.higher_is_better
                 outcomes.append("better" if is_better else "worse")
         return outcomes
+
+
+def _of_one_class(
+    metric: str,
+    before: NDArray[Any],
+    after: NDArray[Any],
+    positive: NDArray[np.bool_],
+    units: Units,
+) -> Difference:
+    """The difference of a mean over the known labels, all of one class: a value, not judged."""
+    (old, own), (new, moved) = (estimate_of(metric, z, positive, units) for z in (before, after))
+    shares = moved - own
+    error = float(np.linalg.norm(np.bincount(units.of_row, weights=shares)))
+    estimate = Estimate(new.value - old.value, error, new.n_positive, new.n_negative)
+    return Difference(old.value, new.value, estimate, shares)
 
 
 _NOT_JUDGED: Final = _UNDEFINED | {"few_positives", "few_negatives"}
