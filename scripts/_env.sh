@@ -5,12 +5,13 @@
 # The environment is made anew only when the project file, the pins or the extras change.
 # CATWISE_VENV names another place for it; PYTHON names the interpreter to use.
 
-# Print the first Python >= 3.10 that starts and can make an environment.
+# Print the first Python >= 3.10 that starts and can make an environment; of an environment that
+# is active, the one behind it: its own may be the one that is made anew.
 find_python() {
     for candidate in ${PYTHON:-} python3 python3.13 python3.12 python3.11 python3.10 python; do
         if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' \
             >/dev/null 2>&1; then
-            command -v "$candidate"
+            "$candidate" -c 'import sys; print(getattr(sys, "_base_executable", "") or sys.executable)'
             return 0
         fi
     done
