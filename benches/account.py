@@ -79,7 +79,7 @@ def runs(args: argparse.Namespace) -> dict[str, dict]:
     paths = sorted(Path(args.data).glob(args.tasks))
     plan = [(mask, 0) for mask in range(args.masks)] + [(0, seed) for seed in range(1, args.seeds)]
     never = patch(
-        "catwise.tuning.gains.clearly_worse", lambda low, *_, **__: np.zeros(low.size, bool)
+        "catwise.tuning.choice.gains.clearly_worse", lambda low, *_, **__: np.zeros(low.size, bool)
     )
     for (mask, seed), keep, path in itertools.product(plan, args.keep, paths):
         key = f"{path.stem}|{keep}|{mask}|{seed}"

@@ -2,7 +2,7 @@
 
     python benches/calibration.py --data TASKS [--tasks 'posters_0.1*.npz'] [--metric auroc]
 
-Heads with and without the refit (`catwise.tuning.recalibrate`), on half 1 of the test rows: the
+Heads with and without the refit (`catwise.tuning.fits.affine`), on half 1 of the test rows: the
 means over categories of log-loss and calibration error, of F1 at probability 0.5, and of the
 metric, which must not change. The row "F1, best" says what the best threshold of each category
 would give; it is chosen on the test rows.
@@ -21,7 +21,7 @@ from quality import labelled, load
 
 from catwise import Head, tune
 from catwise.metrics import METRICS
-from catwise.tuning.paper import PaperConfig
+from catwise.tuning.presets.paper import PaperConfig
 
 SHOWN = ("log_loss", "ece", "f1", "best_f1")
 
@@ -40,7 +40,7 @@ def heads(head: Head, train, valid, metric: str) -> dict[str, Head]:
     found = {"original": head}
     found["paper GA, as evolved"] = tune(head, train, valid, config=plain, **evolved).head
     found["paper GA"] = tune(head, train, valid, **evolved).head
-    with patch("catwise.tuning.default.fit_affine", identity):
+    with patch("catwise.tuning.presets.crossfit.fit_affine", identity):
         found["default, as fitted"] = tune(head, train, valid, **given).head
     found["default"] = tune(head, train, valid, **given).head
     return found

@@ -140,7 +140,7 @@ def warm_up() -> None:
     for name in COMMANDS:
         __import__(f"catwise.cli.{name}")
     import catwise.fixing
-    import catwise.models.extract
+    import catwise.models.extraction
     import catwise.reporting
     import catwise.tuning  # noqa: F401
 

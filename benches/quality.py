@@ -29,7 +29,7 @@ import torch
 from catwise import Head, PartialLabels, tune
 from catwise.metrics import auroc, average_precision, benjamini_hochberg, paired_bootstrap
 from catwise.metrics.bootstrap import bootstrap_replicates
-from catwise.tuning.default import DefaultConfig
+from catwise.tuning.presets.crossfit import DefaultConfig
 
 METHODS = {
     "bp_bce": {"preset": "paper", "methods": ["bp_bce"]},

@@ -25,10 +25,10 @@ from torch import Tensor
 
 from catwise import Head, tune
 from catwise.metrics.ranking import RankingPlan
-from catwise.tuning.default import DefaultConfig
-from catwise.tuning.evolution import EvolutionConfig, ask, init, tell
-from catwise.tuning.geometry import fit_coordinates, read_rows
-from catwise.tuning.metric_stage import Stage, climb
+from catwise.tuning.fits.evolution import EvolutionConfig, ask, init, tell
+from catwise.tuning.fits.ranking_loss import Stage, climb
+from catwise.tuning.presets.crossfit import DefaultConfig
+from catwise.tuning.rows.coordinates import fit_coordinates, read_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -28,8 +28,8 @@ from _peers import import_mlcpl, mlcpl_loop, plain_loop, synchronise
 from _synthetic import SCALES, Scale, Task, make_task
 
 from catwise.metrics.ranking import RankingPlan
-from catwise.tuning.backprop import BackpropConfig, TuningData, fit_backprop
-from catwise.tuning.products import product
+from catwise.tuning.fits.backprop import BackpropConfig, TuningData, fit_backprop
+from catwise.tuning.rows.products import product
 
 LOSSES_RUN = ("bce", "asl_published")
 LAPS = 4
@@ -148,7 +148,7 @@ def check_same(t: SimpleNamespace) -> float:
 
 def _last_step():
     """A metric that always rises, so that the best step is the last."""
-    from catwise.tuning.backprop import ColumnMetric
+    from catwise.tuning.fits.backprop import ColumnMetric
 
     count = iter(range(10**9))
     return ColumnMetric(

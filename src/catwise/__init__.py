@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     )
     from catwise.labels import LabelPolicy, PartialLabels
     from catwise.metrics import Evaluation, compare_heads, evaluate
-    from catwise.models.extract import extract
+    from catwise.models.extraction import extract
     from catwise.tuning import SelectResult, TuneResult, select, tune
 
 _HOME = {
@@ -42,7 +42,7 @@ _HOME = {
     "TuneResult": "catwise.tuning",
     "compare_heads": "catwise.metrics",
     "evaluate": "catwise.metrics",
-    "extract": "catwise.models.extract",
+    "extract": "catwise.models.extraction",
     "fix": "catwise.fixing",
     "list_heads": "catwise.heads",
     "load_head": "catwise.heads",

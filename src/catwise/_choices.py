@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from catwise.errors import ConfigError, nearest
+from catwise.errors import ConfigError, check_choice
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,16 +32,8 @@ def check_choices(
     >>> check_choices("paper", ["bp_bce"], None, has_valid=True)
     'select'
     """
-    if preset not in PRESETS:
-        raise ConfigError(
-            f"there is no preset {preset!r}{nearest(preset, PRESETS)}.",
-            expected=" or ".join(PRESETS),
-        )
-    if validation is not None and validation not in _VALIDATIONS:
-        raise ConfigError(
-            f"validation cannot be used as {validation!r}{nearest(validation, _VALIDATIONS)}.",
-            expected=" or ".join(_VALIDATIONS),
-        )
+    check_choice("preset", preset, PRESETS)
+    check_choice("validation", validation, (*_VALIDATIONS, None))
     chosen = validation or ("select" if preset == "paper" else "fit_and_select")
     if not has_valid and (preset == "paper" or chosen == "select"):
         raise ConfigError(

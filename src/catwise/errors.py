@@ -21,10 +21,11 @@ whole message. `exit_code` is what the command line returns for it.
 from __future__ import annotations
 
 import difflib
+import re
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 __all__ = [
     "CategoryError",
@@ -41,6 +42,8 @@ __all__ = [
     "MissingExtraError",
     "OutputError",
     "ShapeError",
+    "check_choice",
+    "check_rules",
     "nearest",
 ]
 
@@ -163,3 +166,57 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     """
     found = difflib.get_close_matches(name, list(choices), n=1)
     return f" (did you mean {found[0]!r}?)" if found else ""
+
+
+def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
+    """Refuse the value of an option that is not one of its choices.
+
+    Args:
+        name: of the option, or what it is in words.
+        value: as it was given.
+        choices: what it may be; None among them is named last.
+
+    Raises:
+        ConfigError: Suggests the nearest.
+
+    >>> check_choice("rule", "onest", ("honest", "greedy"))
+    Traceback (most recent call last):
+    catwise.errors.ConfigError: rule cannot be 'onest' (did you mean 'honest'?).
+      expected: 'honest' or 'greedy'
+    """
+    allowed = sorted(choices, key=lambda choice: choice is None)
+    if not any(value is choice or value == choice for choice in allowed):
+        texts = [str(choice) for choice in allowed if choice is not None]
+        raise ConfigError(
+            f"{name} cannot be {value!r}{nearest(str(value), texts)}.",
+            expected=" or ".join(map(repr, allowed)),
+        )
+
+
+def check_rules(what: str, options: object, rules: Mapping[str, bool]) -> None:
+    """Refuse options that break a rule; all broken ones are named at once.
+
+    Args:
+        what: the options, such as "options of the genetic algorithm".
+        options: a dataclass or a dict that holds them.
+        rules: each rule, led by the names of the options that it is about, and whether it holds.
+
+    Raises:
+        ConfigError: Names the values found and the rules.
+
+    >>> check_rules("options of a fit", {"lr": -1.0}, {"lr > 0": False})
+    Traceback (most recent call last):
+    catwise.errors.ConfigError: options of a fit are out of range.
+      found:    lr=-1.0
+      expected: lr > 0
+    """
+    broken = [rule for rule, holds in rules.items() if not holds]
+    if not broken:
+        return
+    values = options if isinstance(options, dict) else vars(options)
+    words = {word for rule in broken for word in re.findall(r"\w+", rule)}
+    raise ConfigError(
+        f"{what} are out of range.",
+        found=", ".join(f"{name}={value!r}" for name, value in values.items() if name in words),
+        expected="; ".join(broken),
+    )

@@ -92,7 +92,7 @@ def test_choices_are_those_of_the_library() -> None:
     from catwise.cli.tune import METHODS
     from catwise.labels import ENCODINGS
     from catwise.metrics import METRICS
-    from catwise.tuning import paper
+    from catwise.tuning.presets import paper
 
     assert tuple(paper.METHODS) == METHODS
     assert tuple(METRICS) == METRIC_NAMES

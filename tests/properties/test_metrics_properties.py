@@ -14,8 +14,8 @@ from catwise.joining import align, aligned_features, join_rows
 from catwise.labels import PartialLabels
 from catwise.metrics import METRICS, evaluate
 from catwise.metrics.influence import influence
-from catwise.tuning.memorisation import memorisation_gap
-from catwise.tuning.select import select
+from catwise.tuning.account.memorisation import memorisation_gap
+from catwise.tuning.selecting import select
 
 CODES = st.sampled_from([-2, -1, 0, 0, 1, 1])
 RANKING = sorted(name for name, metric in METRICS.items() if metric.ranks_only)

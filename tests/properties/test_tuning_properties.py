@@ -15,10 +15,10 @@ from catwise import PartialLabels
 from catwise.features import Features, row_digests
 from catwise.heads.core import head_bytes
 from catwise.testing import Task, assert_same_head, make_task
-from catwise.tuning.decide import FoldScores, choose_each, choose_one, decide
-from catwise.tuning.default import DefaultConfig
-from catwise.tuning.folds import assign_folds
-from catwise.tuning.paper import PaperConfig
+from catwise.tuning.choice.decide import FoldScores, choose_each, choose_one, decide
+from catwise.tuning.choice.folds import assign_folds
+from catwise.tuning.presets.crossfit import DefaultConfig
+from catwise.tuning.presets.paper import PaperConfig
 
 QUICK = PaperConfig(lr=2e-3, max_steps=60, patience=20)
 SMALL = DefaultConfig(penalties=(2.5, 0.6), n_folds=3)

@@ -11,8 +11,8 @@ import torch
 import catwise
 from catwise.errors import FeatureError, MismatchError, ShapeError
 from catwise.features import CategoryFeatures, by_category, open_store, write_store
-from catwise.tuning.default import DefaultConfig
-from catwise.tuning.paper import PaperConfig
+from catwise.tuning.presets.crossfit import DefaultConfig
+from catwise.tuning.presets.paper import PaperConfig
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from catwise.metrics import METRICS
-from catwise.tuning.columns import HeadColumns, TuningData
-from catwise.tuning.evolution import Draws, EvolutionConfig, ask, init, tell
-from catwise.tuning.fitness import PopulationFitness
-from catwise.tuning.genetic import GeneticConfig, fit_genetic
+from catwise.tuning.fits.columns import HeadColumns, TuningData
+from catwise.tuning.fits.evolution import Draws, EvolutionConfig, ask, init, tell
+from catwise.tuning.fits.fitness import PopulationFitness
+from catwise.tuning.fits.genetic import GeneticConfig, fit_genetic
 
 CONFIG = EvolutionConfig(population_size=12, mutation_scale=2.0**-6)
 K, N, D = 5, 60, 7
@@ -169,7 +169,7 @@ def test_the_whole_run_is_that_of_the_plain_loop() -> None:
         seed=4,
         config=CONFIG,
     )
-    from catwise.tuning.evolution import draw
+    from catwise.tuning.fits.evolution import draw
 
     for k in range(K):
         population = [list(g) for g in state.population[k].numpy()]

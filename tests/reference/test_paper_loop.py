@@ -7,8 +7,9 @@ from functools import cache
 import pytest
 import torch
 
-from catwise.tuning import regimes, sampled
-from catwise.tuning.backprop import BackpropConfig, ColumnMetric, TuningData, fit_backprop
+from catwise.tuning.fits.backprop import BackpropConfig, ColumnMetric, TuningData, fit_backprop
+from catwise.tuning.rows import layouts as regimes
+from catwise.tuning.rows import sampled
 from reference.paper_loop import asl, bce, paper_loop, plain_average_precision
 
 REGIMES = ["dense", "sparse", "gathered"]

@@ -10,14 +10,15 @@ import torch
 from catwise.errors import ConfigError, ShapeError
 from catwise.losses import LOSSES
 from catwise.metrics import METRICS
-from catwise.tuning import regimes, sampled
-from catwise.tuning.backprop import (
+from catwise.tuning.fits.backprop import (
     BackpropConfig,
     ColumnMetric,
     TuningData,
     fit_backprop,
 )
-from catwise.tuning.regimes import choose_regime
+from catwise.tuning.rows import layouts as regimes
+from catwise.tuning.rows import sampled
+from catwise.tuning.rows.layouts import choose_regime
 
 REGIMES = ("dense", "sparse", "gathered")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from catwise.tuning.decide import (
+from catwise.tuning.choice.decide import (
     MIN_POSITIVES,
     FoldScores,
     choose_each,

@@ -19,9 +19,10 @@ from catwise.errors import (
 from catwise.labels import LabelPolicy
 from catwise.metrics import METRICS
 from catwise.testing import Task, assert_same_head, make_task
-from catwise.tuning import default, rows
-from catwise.tuning.default import DefaultConfig
-from catwise.tuning.paper import PaperConfig
+from catwise.tuning.presets import crossfit as default
+from catwise.tuning.presets.crossfit import DefaultConfig
+from catwise.tuning.presets.paper import PaperConfig
+from catwise.tuning.rows import tuning_rows as rows
 
 QUICK = PaperConfig(lr=2e-3, max_steps=60, patience=20)
 SMALL = DefaultConfig(penalties=(2.5, 0.6), n_folds=3)

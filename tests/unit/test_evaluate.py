@@ -117,7 +117,7 @@ def test_blocks_of_categories_change_nothing(monkeypatch):
     head, features, labels = case()
     options = {"thresholds": np.linspace(-0.5, 0.5, 5)}
     whole = evaluate(head, (features, labels), **options)
-    monkeypatch.setattr(import_module("catwise.metrics.evaluate"), "_ENTRIES", 250)
+    monkeypatch.setattr(import_module("catwise.metrics.evaluating"), "_ENTRIES", 250)
     cut = evaluate(head, (features, labels), **options)
     for name in whole.values:
         np.testing.assert_allclose(cut.values[name], whole.values[name], rtol=1e-6)
@@ -427,7 +427,7 @@ def test_heads_of_other_row_orders_are_compared_by_name(monkeypatch):
     options = {"thresholds": dict(zip(NAMES, [0.1, 0.2, 0.3, 0.4, 0.5], strict=True))}
     given = {"metrics": ["f1", "average_precision"], "prevalence": [0.1, 0.2, 0.3, 0.4, 0.5]}
     plain = compare_heads(base, head, (features, labels), **options, **given)
-    monkeypatch.setattr(import_module("catwise.metrics.evaluate"), "_ENTRIES", 700)
+    monkeypatch.setattr(import_module("catwise.metrics.evaluating"), "_ENTRIES", 700)
     found = compare_heads(turned, head, (features, labels), **options, **given)
     for name in plain.comparisons:
         one, same = found.comparisons[name], plain.comparisons[name]

@@ -10,8 +10,8 @@ import torch
 
 from catwise.errors import ConfigError, ShapeError
 from catwise.metrics import METRICS, Metric
-from catwise.tuning.columns import HeadColumns, TuningData
-from catwise.tuning.evolution import (
+from catwise.tuning.fits.columns import HeadColumns, TuningData
+from catwise.tuning.fits.evolution import (
     SELECTIONS,
     EvolutionConfig,
     EvolutionState,
@@ -21,8 +21,8 @@ from catwise.tuning.evolution import (
     keep_categories,
     tell,
 )
-from catwise.tuning.fitness import PopulationFitness
-from catwise.tuning.genetic import GeneticConfig, fit_genetic
+from catwise.tuning.fits.fitness import PopulationFitness
+from catwise.tuning.fits.genetic import GeneticConfig, fit_genetic
 
 SMALL = EvolutionConfig(population_size=8)
 

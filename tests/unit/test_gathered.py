@@ -6,15 +6,17 @@ import pytest
 import torch
 
 from catwise.metrics import resolve_metric
-from catwise.tuning import default, fitness, genetic, regimes
-from catwise.tuning.columns import HeadColumns
-from catwise.tuning.evolution import EvolutionConfig
-from catwise.tuning.fitness import PopulationFitness, memory_of
-from catwise.tuning.gathered import Gathered
-from catwise.tuning.genetic import GeneticConfig
-from catwise.tuning.penalised import fit_penalised, index_known
-from catwise.tuning.regimes import choose_regime, lay_out
-from catwise.tuning.rows import Rows
+from catwise.tuning.fits import fitness, genetic
+from catwise.tuning.fits.columns import HeadColumns
+from catwise.tuning.fits.evolution import EvolutionConfig
+from catwise.tuning.fits.fitness import PopulationFitness, memory_of
+from catwise.tuning.fits.genetic import GeneticConfig
+from catwise.tuning.fits.penalised import fit_penalised, index_known
+from catwise.tuning.presets import crossfit as default
+from catwise.tuning.rows import layouts as regimes
+from catwise.tuning.rows.gathered import Gathered
+from catwise.tuning.rows.layouts import choose_regime, lay_out
+from catwise.tuning.rows.tuning_rows import Rows
 
 COUNTS = (400, 6, 5, 3, 90, 0, 4, 80)  # one category knows far more than most
 

@@ -11,8 +11,8 @@ import torch
 import catwise
 from catwise.metrics import METRICS, Metric
 from catwise.testing import Task, make_task
-from catwise.tuning.evolution import EvolutionConfig
-from catwise.tuning.paper import PaperConfig
+from catwise.tuning.fits.evolution import EvolutionConfig
+from catwise.tuning.presets.paper import PaperConfig
 
 EVOLVE = PaperConfig(
     max_steps=40, patience=15, operators=EvolutionConfig(population_size=12, mutation_scale=0.1)

@@ -8,8 +8,8 @@ import torch
 
 from catwise.features import Features
 from catwise.heads import Head
-from catwise.tuning import geometry
-from catwise.tuning.geometry import fit_coordinates, read_rows
+from catwise.tuning.rows import coordinates as geometry
+from catwise.tuning.rows.coordinates import fit_coordinates, read_rows
 
 CPU = torch.device("cpu")
 

@@ -25,12 +25,12 @@ from catwise.joining import source_digests
 from catwise.metrics import Metric, compare_logits
 from catwise.metrics.calibration import brier_columns
 from catwise.testing import Task, assert_same_head, make_task
-from catwise.tuning.default import DefaultConfig
-from catwise.tuning.held_out import METRICS
-from catwise.tuning.paper import PaperConfig
+from catwise.tuning.account.held_out import METRICS
+from catwise.tuning.presets.crossfit import DefaultConfig
+from catwise.tuning.presets.paper import PaperConfig
 
 if TYPE_CHECKING:
-    from catwise.tuning.results import TuneResult
+    from catwise.tuning.account.results import TuneResult
 
 QUICK = PaperConfig(lr=2e-3, max_steps=60, patience=20)
 SMALL = DefaultConfig(penalties=(2.5, 0.6), n_folds=3)

@@ -32,7 +32,7 @@ from catwise.fixing import account
 from catwise.fixing.folder import STATE, State
 from catwise.heads.pickles import interpret
 from catwise.models import parts
-from catwise.tuning.results import FoldArtifacts
+from catwise.tuning.account.results import FoldArtifacts
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,7 +11,7 @@ import torch
 from catwise.errors import ConfigError, FeatureError, ShapeError
 from catwise.labels import PartialLabels
 from catwise.metrics import METRICS, bootstrap_replicates
-from catwise.tuning.memorisation import memorisation_gap
+from catwise.tuning.account.memorisation import memorisation_gap
 
 
 def draw(rng, rows, shift, *, share=0.2, categories=6, known=0.8):

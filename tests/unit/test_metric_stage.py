@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from catwise.metrics import METRICS
-from catwise.tuning.metric_stage import Stage, climb
-from catwise.tuning.surrogate import SmoothRanking
+from catwise.tuning.fits.ranking_loss import Stage, climb
+from catwise.tuning.fits.smooth_ranking import SmoothRanking
 
 KINDS = ["average_precision", "auroc"]
 

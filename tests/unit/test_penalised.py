@@ -7,7 +7,7 @@ import torch
 
 from catwise.errors import ShapeError
 from catwise.losses import LOSSES
-from catwise.tuning.penalised import Source, fit_path, fit_penalised, index_known
+from catwise.tuning.fits.penalised import Source, fit_path, fit_penalised, index_known
 
 
 def problem(n: int = 300, k: int = 6, c: int = 4, seed: int = 0) -> tuple[Source, torch.Tensor]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from catwise.tuning import products
-from catwise.tuning.products import product
+from catwise.tuning.rows import products
+from catwise.tuning.rows.products import product
 
 
 def normal(*shape, dtype=torch.float32, seed=0):

@@ -7,7 +7,7 @@ import torch
 from scipy.optimize import minimize
 
 from catwise.metrics import METRICS
-from catwise.tuning.recalibrate import fit_affine
+from catwise.tuning.fits.affine import fit_affine
 
 
 def problem(seed: int = 0, c: int = 6, n: int = 400):

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from catwise.errors import ShapeError
-from catwise.tuning import sampled
-from catwise.tuning.sampled import KnownEntries, is_compiled
+from catwise.tuning.rows import sampled
+from catwise.tuning.rows.sampled import KnownEntries, is_compiled
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,9 +10,9 @@ import catwise
 from catwise.errors import FeatureError, HeadError
 from catwise.features import CategoryFeatures, Features, check_finite, inputs
 from catwise.testing import make_task
-from catwise.tuning import geometry
-from catwise.tuning.default import DefaultConfig
-from catwise.tuning.paper import PaperConfig
+from catwise.tuning.presets.crossfit import DefaultConfig
+from catwise.tuning.presets.paper import PaperConfig
+from catwise.tuning.rows import coordinates as geometry
 
 TASK = make_task(160, 120, 1, 12, 3, seed=3)
 QUICK = DefaultConfig(penalties=(2.5, 0.6), n_folds=2, grid_penalties=(5.0,), grid_steps=(1.0, 4.0))

@@ -25,7 +25,7 @@ from catwise.joining import source_digests
 from catwise.labels import PartialLabels
 from catwise.metrics import METRICS, paired_bootstrap
 from catwise.reporting.tables import RECORD_COLUMNS
-from catwise.tuning.choosing import (
+from catwise.tuning.choice.candidates import (
     FOLDS,
     affordable_splits,
     choose,
@@ -34,9 +34,9 @@ from catwise.tuning.choosing import (
     score_candidates,
     worth,
 )
-from catwise.tuning.decide import choose_each
-from catwise.tuning.select import select
-from catwise.tuning.unseen import UnseenRows
+from catwise.tuning.choice.decide import choose_each
+from catwise.tuning.choice.unseen import UnseenRows
+from catwise.tuning.selecting import select
 
 NAMES = ("ant", "bee", "cat", "dog")
 KEYS = [*RECORD_COLUMNS, "candidates"]
@@ -262,7 +262,7 @@ def test_gain_errors_are_those_of_the_bootstrap():
 def test_what_is_clearly_worse_is_never_taken(metric, monkeypatch):
     """A corrected gain whose interval lies wholly on the wrong side of zero keeps the head."""
     _, truth, base, z, labels = case()
-    told = import_module("catwise.tuning.select")
+    told = import_module("catwise.tuning.selecting")
     right = told.worth
 
     def one_falls(scored, rule):
@@ -520,7 +520,7 @@ def test_seed_and_cutting_decide_nothing_else(monkeypatch):
     heads = {"base": base, **perturbed(rng, base, 5, 0.3)}
     whole, again = select(heads, (z, labels)), select(heads, (z, labels))
     assert whole.records == again.records
-    monkeypatch.setattr(import_module("catwise.tuning.choosing"), "_ENTRIES", 400 * 6 * 2)
+    monkeypatch.setattr(import_module("catwise.tuning.choice.candidates"), "_ENTRIES", 400 * 6 * 2)
     cut = select(heads, (z, labels))
     assert cut.summary["passes"]["features"] == 3
     for a, b in zip(whole.records, cut.records, strict=True):

@@ -26,9 +26,9 @@ from catwise.errors import (
 from catwise.features import Features
 from catwise.metrics import METRICS
 from catwise.testing import Task, assert_same_head, make_task
-from catwise.tuning.default import DefaultConfig
-from catwise.tuning.evolution import EvolutionConfig
-from catwise.tuning.paper import PaperConfig
+from catwise.tuning.fits.evolution import EvolutionConfig
+from catwise.tuning.presets.crossfit import DefaultConfig
+from catwise.tuning.presets.paper import PaperConfig
 
 QUICK = PaperConfig(lr=2e-3, max_steps=60, patience=20)
 EVOLVE = PaperConfig(

@@ -21,10 +21,10 @@ from catwise.heads import Head, save_head
 from catwise.joining import source_digests
 from catwise.reporting.tables import RECORD_COLUMNS
 from catwise.testing import Task, assert_same_head, make_task
-from catwise.tuning.default import DefaultConfig
-from catwise.tuning.paper import PaperConfig
-from catwise.tuning.records import EXPLANATIONS, Scores, make_records
-from catwise.tuning.results import FoldArtifacts, changed_head
+from catwise.tuning.account.records import EXPLANATIONS, Scores, make_records
+from catwise.tuning.account.results import FoldArtifacts, changed_head
+from catwise.tuning.presets.crossfit import DefaultConfig
+from catwise.tuning.presets.paper import PaperConfig
 
 QUICK = PaperConfig(lr=2e-3, max_steps=60, patience=20)
 SMALL = DefaultConfig(penalties=(2.5, 0.6), n_folds=3)

@@ -17,7 +17,7 @@ from catwise.labels import PartialLabels
 from catwise.metrics import METRICS
 from catwise.reporting import run_document, summary_lines
 from catwise.testing import make_task
-from catwise.tuning.select import Run, select
+from catwise.tuning.selecting import Run, select
 
 AP = METRICS["average_precision"].per_category
 
@@ -258,7 +258,7 @@ def test_categories_held_at_once_decide_nothing(fitted, monkeypatch):
     task, run = fitted
     heads = {"base": task.head, "tuned": run}
     whole = select(heads, task.valid.pair)
-    monkeypatch.setattr(import_module("catwise.tuning.choosing"), "_ENTRIES", 600 * 7 * 2)
+    monkeypatch.setattr(import_module("catwise.tuning.choice.candidates"), "_ENTRIES", 600 * 7 * 2)
     cut = select(heads, task.valid.pair)
     assert (whole.summary["passes"], cut.summary["passes"]) == ({"features": 2}, {"features": 4})
     for a, b in zip(whole.records, cut.records, strict=True):

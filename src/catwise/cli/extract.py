@@ -86,7 +86,7 @@ def command(
     check_device(model.device)
     if os.environ.get("RANK", "0") != "0":  # of torchrun: one process talks
         output = dataclasses.replace(output, json=False, quiet=True)
-    from catwise.models.extract import extract
+    from catwise.models.extraction import extract
 
     loaded = load_the_model(model)
     source = _images(model.images, table, path_column, id_column)
@@ -180,7 +180,7 @@ def _columns(table: Path, path_column: str, id_column: str | None) -> tuple[Any,
 
 def _tried(loaded: LoadedModel, source: ImageSource, model: ModelOptions) -> int:
     """The number of features of the first images."""
-    from catwise.models.extract import extract
+    from catwise.models.extraction import extract
     from catwise.models.preprocess import ImageRows
 
     few = ImageRows(source, loaded.preprocessing, rows=range(min(len(source), _TRIED)))

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from catwise.cli.console import Output
     from catwise.tuning import SelectResult, TuneResult
-    from catwise.tuning.select import Run
+    from catwise.tuning.selecting import Run
 
 __all__ = ["finish", "read_candidate"]
 
@@ -55,8 +55,8 @@ def read_candidate(path: Path) -> Run:
         CatwiseError: If a file cannot be read.
     """
     from catwise.heads import read_head
-    from catwise.tuning.results import FoldArtifacts
-    from catwise.tuning.select import Run
+    from catwise.tuning.account.results import FoldArtifacts
+    from catwise.tuning.selecting import Run
 
     inside = path / "head.safetensors" if path.is_dir() else path
     folds = inside.with_name("folds.safetensors")

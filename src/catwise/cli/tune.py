@@ -185,8 +185,8 @@ def _rehearse(
 
 def _check_doors(head: Head, pair: Pair, settings: dict[str, Any]) -> list[str]:
     """All that `tune` refuses before it starts: options, rows, columns, values, a mismatch."""
-    from catwise.tuning.doors import check_logits, check_sources, open_work
-    from catwise.tuning.held_out import open_test
+    from catwise.tuning.account.held_out import open_test
+    from catwise.tuning.inputs import check_logits, check_sources, open_work
     from catwise.tuning.plan import make_plan
 
     plan = make_plan(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from catwise.errors import ConfigError
+from catwise.errors import check_rules
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,18 +53,13 @@ class FixConfig:
     missing: Literal["refuse", "skip"] = "refuse"
 
     def __post_init__(self) -> None:
-        wrong = {
-            "undecodable 'refuse' or 'skip'": self.undecodable not in ("refuse", "skip"),
-            "missing 'refuse' or 'skip'": self.missing not in ("refuse", "skip"),
-            "batch_rows of 1 or more": self.batch_rows < 1,
-            "workers and seed of 0 or more": min(self.workers, self.seed) < 0,
+        rules = {
+            "undecodable 'refuse' or 'skip'": self.undecodable in ("refuse", "skip"),
+            "missing 'refuse' or 'skip'": self.missing in ("refuse", "skip"),
+            "batch_rows >= 1": self.batch_rows >= 1,
+            "workers and seed >= 0": min(self.workers, self.seed) >= 0,
         }
-        if failed := [rule for rule, broken in wrong.items() if broken]:
-            raise ConfigError(
-                "the options of fix are not possible.",
-                found=str(self),
-                expected="; ".join(failed),
-            )
+        check_rules("options of fix", self, rules)
 
 
 @dataclass(frozen=True, eq=False)

@@ -40,7 +40,7 @@ from catwise.fixing.inputs import (
 )
 from catwise.fixing.verify import verify
 from catwise.joining import aligned_features
-from catwise.models.extract import extract
+from catwise.models.extraction import extract
 from catwise.models.layers import ranks_of
 from catwise.models.preprocess import ImageRows
 from catwise.models.registry import write_model

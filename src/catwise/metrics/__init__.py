@@ -13,7 +13,7 @@ from catwise.metrics.bootstrap import (
     paired_bootstrap,
 )
 from catwise.metrics.calibration import ECE_BINS, brier_columns, ece_columns, log_loss_columns
-from catwise.metrics.evaluate import DEFAULT_METRICS, compare_heads, evaluate
+from catwise.metrics.evaluating import DEFAULT_METRICS, compare_heads, evaluate
 from catwise.metrics.evaluation import Evaluation, HeadComparison, Interval
 from catwise.metrics.paired import PairedComparison, compare_logits
 from catwise.metrics.per_category import (

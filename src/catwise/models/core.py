@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from catwise.errors import ConfigError
+from catwise.errors import ConfigError, check_rules
 
 if TYPE_CHECKING:
     from torch import nn
@@ -93,15 +93,12 @@ class Preprocessing:
         object.__setattr__(self, "layout", check_layout(self.layout))
         depth = self.channels in (1, 3) and len(self.mean) == len(self.std) == self.channels
         checks = {
-            "size: two positive numbers": len(self.size) == 2 and min(self.size) > 0,
-            "channels 1 or 3, with as many means and stds": depth,
+            "size two positive numbers": len(self.size) == 2 and min(self.size) > 0,
+            "channels 1 or 3, mean and std with as many numbers": depth,
             "std above 0": min(self.std) > 0,
             "crop_pct in (0, 1]": 0 < self.crop_pct <= 1,
         }
-        if failed := [rule for rule, holds in checks.items() if not holds]:
-            raise ConfigError(
-                "the preprocessing is not possible.", found=str(self), expected="; ".join(failed)
-            )
+        check_rules("options of the preprocessing", self, checks)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from catwise.errors import CatwiseError, ConfigError, FeatureError, IdError
+from catwise.errors import CatwiseError, ConfigError, FeatureError, IdError, check_rules
 from catwise.features.ids import as_ids, compact
 from catwise.models.images import as_channels, import_extra
 
@@ -307,16 +307,13 @@ class ImageLoader:
         white: float | None = None,
         pin_memory: bool = False,
     ) -> None:
-        wrong = {
-            "batch_size of 1 or more": batch_size < 1,
-            "workers of 0 or more": workers < 0,
-            'undecodable "refuse" or "skip"': undecodable not in ("refuse", "skip"),
+        options = {"batch_size": batch_size, "workers": workers, "undecodable": undecodable}
+        rules = {
+            "batch_size >= 1": batch_size >= 1,
+            "workers >= 0": workers >= 0,
+            'undecodable "refuse" or "skip"': undecodable in ("refuse", "skip"),
         }
-        if failed := [rule for rule, broken in wrong.items() if broken]:
-            found = f"batch_size={batch_size}, workers={workers}, undecodable={undecodable!r}"
-            raise ConfigError(
-                "images cannot be read like this.", found=found, expected="; ".join(failed)
-            )
+        check_rules("options of an image loader", options, rules)
         self.dataset = ImageRows(source, preprocessing, rows=rows, white=white)
         self.batch_size = batch_size
         self.workers = workers

@@ -46,11 +46,11 @@ class Kind(NamedTuple):
 
 
 KINDS: Final = {
-    "timm": Kind("timm_models", "load_timm", "NAME"),
-    "torchvision": Kind("torch_models", "load_torchvision", "NAME"),
-    "transformers": Kind("transformers_models", "load_transformers", "FOLDER"),
-    "xrv": Kind("xrv_models", "load_xrv", "NAME"),
-    "onnx": Kind("onnx_models", "load_onnx", "FILE"),
+    "timm": Kind("adapters.timm", "load_timm", "NAME"),
+    "torchvision": Kind("adapters.torch_modules", "load_torchvision", "NAME"),
+    "transformers": Kind("adapters.transformers", "load_transformers", "FOLDER"),
+    "xrv": Kind("adapters.xrv", "load_xrv", "NAME"),
+    "onnx": Kind("adapters.onnx.model", "load_onnx", "FILE"),
     "python": Kind("registry", "load_python", "package.module:function"),
 }
 OWN_CHECKPOINT: Final = frozenset({"transformers", "onnx"})
@@ -206,7 +206,7 @@ def write_model(
         )
     destination = Path(destination)
     if "node" in model.extra:
-        from catwise.models.onnx_models import write_onnx_head
+        from catwise.models.adapters.onnx.model import write_onnx_head
 
         place = {key: model.extra[key] for key in ("node", "output")}
         names = None if model.head is None else model.head.categories
@@ -215,7 +215,7 @@ def write_model(
         )
         return [report]
     if "weights_file" in model.extra:
-        from catwise.models.transformers_models import write_folder
+        from catwise.models.adapters.transformers import write_folder
 
         return write_folder(model, head, destination, overwrite=overwrite)
     return write_file(model, head, model.checkpoint, destination, overwrite=overwrite)
@@ -238,7 +238,7 @@ def write_file(
     """
     from catwise.heads import read_head, write_head
     from catwise.heads.provenance import describe, side_file
-    from catwise.models.torch_models import split_head
+    from catwise.models.adapters.torch_modules import split_head
 
     told = describe(head, model.head) if is_new(head, model.head) else None
     rows = model.extra.get("row_names") or (model.head.categories if model.head else None)
@@ -345,7 +345,7 @@ def load_python(
     """
     from torch import nn
 
-    from catwise.models.torch_models import adapt_module
+    from catwise.models.adapters.torch_modules import adapt_module
 
     function = _find_function(name)
     options = {"checkpoint": checkpoint, "n_categories": n_categories, "categories": categories}
@@ -405,7 +405,7 @@ def _find_function(name: str) -> Callable[..., Any]:
 def _assumed(module: Any) -> tuple[Preprocessing, list[str]]:
     """What a bare module says of its input (timm's do), or ImageNet's usual preprocessing."""
     if getattr(module, "pretrained_cfg", None):
-        from catwise.models.timm_models import read_preprocessing
+        from catwise.models.adapters.timm import read_preprocessing
 
         return read_preprocessing(module), []
     note = (

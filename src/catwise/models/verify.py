@@ -226,7 +226,7 @@ def compare_written(model: LoadedModel, path: Path) -> int:
     source = model.checkpoint
     assert source is not None  # noqa: S101  # it was written from
     if "node" in model.extra:  # the writer has compared all bytes of the file
-        from catwise.models.onnx_graph import list_tensors, open_onnx
+        from catwise.models.adapters.onnx.graph import list_tensors, open_onnx
 
         return len(list(list_tensors(open_onnx(path)))) - (1 if model.bias_key is None else 2)
     if weights := model.extra.get("weights_file"):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from catwise.tuning.results import FoldArtifacts, TuneResult
-from catwise.tuning.select import SelectResult, select
-from catwise.tuning.tune import tune
+from catwise.tuning.account.results import FoldArtifacts, TuneResult
+from catwise.tuning.api import tune
+from catwise.tuning.selecting import SelectResult, select
 
 __all__ = ["FoldArtifacts", "SelectResult", "TuneResult", "select", "tune"]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from catwise._choices import check_choices
 from catwise.errors import ConfigError
 from catwise.metrics import resolve_metric
-from catwise.tuning import paper
-from catwise.tuning.default import DefaultConfig
+from catwise.tuning.presets import paper
+from catwise.tuning.presets.crossfit import DefaultConfig
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

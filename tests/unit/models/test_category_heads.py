@@ -18,7 +18,7 @@ import catwise
 from catwise.errors import HeadError
 from catwise.features import CategoryFeatures
 from catwise.heads import list_heads, read_head, write_head_to_state_dict
-from catwise.models.extract import extract
+from catwise.models.extraction import extract
 from catwise.models.registry import load_model, reload_model, write_model
 from catwise.models.verify import compare_written, verify_written
 from unit.models.test_registry import another, need

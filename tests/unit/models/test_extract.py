@@ -34,7 +34,7 @@ from catwise.errors import (
 )
 from catwise.features import FeatureStore, open_store
 from catwise.models import LoadedModel, Preprocessing
-from catwise.models.extract import Extracted, extract
+from catwise.models.extraction import Extracted, extract
 from catwise.models.layers import head_of
 from catwise.models.parts import PartWork
 

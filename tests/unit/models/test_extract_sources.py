@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from catwise.errors import ConfigError, IdError, MismatchError, OutputError
 from catwise.models import LoadedModel, Preprocessing
-from catwise.models.extract import Extracted, extract
+from catwise.models.extraction import Extracted, extract
 from catwise.models.preprocess import ImageLoader, ImageRows
 from catwise.models.sources import FolderImages, HuggingFaceImages, ImageSource, TarImages
 

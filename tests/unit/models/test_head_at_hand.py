@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from catwise.errors import HeadError
+from catwise.models.adapters.torch_modules import adapt_module
 from catwise.models.core import LoadedModel, Preprocessing
-from catwise.models.torch_models import adapt_module
 from catwise.models.verify import check_output
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from torch import nn
 from catwise.cli import main
 from catwise.errors import CatwiseError, CheckpointError
 from catwise.heads import Head, list_heads, load_head, read_head, save_head, write_head
-from catwise.models.lightning_models import open_weights
+from catwise.models.adapters.lightning import open_weights
 from catwise.models.registry import load_model
 from catwise.models.verify import compare_tensors
 

@@ -21,15 +21,15 @@ from torch import nn
 from catwise.errors import CheckpointError, ConfigError
 from catwise.heads import read_head
 from catwise.heads.catalog import open_catalog
-from catwise.models.lightning_models import (
+from catwise.models.adapters.lightning import (
     count_categories,
     is_lightning,
     load_weights,
     open_weights,
     stored_categories,
 )
+from catwise.models.adapters.xrv import adapt_xrv
 from catwise.models.registry import load_model, write_model
-from catwise.models.xrv_models import adapt_xrv
 from unit.models.test_registry import Small, another, images_for, run, scramble
 
 STATE = {key: value.clone() for key, value in scramble(Small()).state_dict().items()}

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from catwise.errors import HeadError
+from catwise.models.adapters.torch_modules import adapt_module
 from catwise.models.core import Preprocessing
-from catwise.models.extract import extract
+from catwise.models.extraction import extract
 from catwise.models.layers import find_layer
 from catwise.models.logits import ACTIVATIONS, described, logits_of, nearest_logits, tensors_in
-from catwise.models.torch_models import adapt_module
 from catwise.models.verify import noise, verify_written
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 
 from catwise.errors import CatwiseError, ConfigError, HeadError, ShapeError  # noqa: E402
+from catwise.models.adapters.onnx.model import extract_onnx, load_onnx, write_onnx_head  # noqa: E402
 from catwise.models.core import LoadedModel, Preprocessing  # noqa: E402
-from catwise.models.extract import extract  # noqa: E402
-from catwise.models.onnx_models import extract_onnx, load_onnx, write_onnx_head  # noqa: E402
+from catwise.models.extraction import extract  # noqa: E402
 from catwise.models.registry import load_model, reload_model, write_model  # noqa: E402
 from catwise.models.verify import noise, verify_written  # noqa: E402
 

@@ -27,10 +27,10 @@ from catwise.errors import (  # noqa: E402
     ShapeError,
 )
 from catwise.heads import Head  # noqa: E402
+from catwise.models.adapters.onnx.model import extract_onnx, load_onnx, write_onnx_head  # noqa: E402
 from catwise.models.core import Preprocessing  # noqa: E402
-from catwise.models.extract import extract  # noqa: E402
+from catwise.models.extraction import extract  # noqa: E402
 from catwise.models.layers import weights_digest  # noqa: E402
-from catwise.models.onnx_models import extract_onnx, load_onnx, write_onnx_head  # noqa: E402
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -673,7 +673,7 @@ def test_without_the_packages(tmp_path: Path, package: str, raised: str) -> None
     code = f"""if True:
         import sys
         from catwise.errors import MissingExtraError
-        from catwise.models.onnx_models import extract_onnx, load_onnx
+        from catwise.models.adapters.onnx.model import extract_onnx, load_onnx
         class Finder:
             def find_spec(self, name, path=None, target=None):
                 if name == {package!r}:

@@ -27,9 +27,9 @@ from catwise.errors import (
 )
 from catwise.heads import Head, read_head
 from catwise.models import LoadedModel, Preprocessing
+from catwise.models.adapters.torch_modules import split_head, unique_names
 from catwise.models.packages import import_optional
 from catwise.models.registry import KINDS, load_model, write_model
-from catwise.models.torch_models import split_head, unique_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -238,8 +238,8 @@ def test_torchvision_of_another_torch(spec: str, extra: str, tmp_path: Path) -> 
 
 def test_adapters_import_nothing_optional() -> None:
     """All adapters are imported without the packages that they adapt."""
-    modules = [f"catwise.models.{name}_models" for name in
-               ("timm", "torch", "transformers", "xrv", "lightning", "onnx")]  # fmt: skip
+    names = ("timm", "torch_modules", "transformers", "xrv", "lightning", "onnx.model")
+    modules = [f"catwise.models.adapters.{name}" for name in names]
     packages = ("timm", "torchvision", "transformers", "torchxrayvision", "PIL", "onnx",
                 "onnxruntime")  # fmt: skip
     code = (

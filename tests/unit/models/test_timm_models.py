@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 from catwise.errors import CategoryError, CheckpointError, ConfigError, HeadError
-from catwise.models.extract import extract
+from catwise.models.extraction import extract
 from catwise.models.registry import load_model
 from unit.models.test_registry import NAMES, check_file_round_trip, need
 

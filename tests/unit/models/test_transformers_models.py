@@ -21,8 +21,8 @@ from catwise.errors import (
     ShapeError,
 )
 from catwise.heads import list_heads, read_head
+from catwise.models.adapters.transformers import read_processor, write_folder
 from catwise.models.registry import load_model, write_model
-from catwise.models.transformers_models import read_processor, write_folder
 from unit.models.test_registry import NAMES, another, images_for, need, run, scramble
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from catwise.data.dataset import Dataset
 from catwise.data.files import no_rows, open_table, truncated, unreadable
 from catwise.data.source import texts_of
 from catwise.data.table import read_label_table
-from catwise.errors import CategoryError, ConfigError, IdError, LabelError, nearest
+from catwise.errors import CategoryError, IdError, LabelError, check_choice
 from catwise.labels.codes import NEGATIVE, POSITIVE
 from catwise.labels.core import PartialLabels
 from catwise.labels.encodings import Encoding
@@ -87,8 +87,8 @@ def read_celeba(
     >>> dataset.labels.codes.tolist(), dataset.groups.tolist()
     ([[0, 1], [1, 0]], ['2880', '2937'])
     """
-    _check_choice("split", split, (*SPLITS.values(), None))
-    _check_choice("groups", groups, ("identity", None))
+    check_choice("split", split, (*SPLITS.values(), None))
+    check_choice("groups", groups, ("identity", None))
     folder = Path(root)
     attributes, labels = _attributes(_find(folder, ATTRIBUTES))
     ids = attributes.ids
@@ -166,16 +166,6 @@ class _Column(NamedTuple):
                         expected="every image once",
                     )
         return self
-
-
-def _check_choice(option: str, value: object, choices: Sequence[str | None]) -> None:
-    if value not in choices:
-        texts = [choice for choice in choices if choice is not None]
-        raise ConfigError(
-            f"there is no such {option} of CelebA.",
-            found=f"{option}={value!r}{nearest(str(value), texts)}",
-            expected=", ".join(map(repr, choices)),
-        )
 
 
 def _find(folder: Path, stems: Sequence[str]) -> Path:

@@ -10,7 +10,7 @@ import numpy as np
 from catwise.data.dataset import Dataset
 from catwise.data.files import TableFile, listed, no_rows, open_table
 from catwise.data.source import check_textual, texts_of
-from catwise.errors import ConfigError, IdError, LabelError, nearest
+from catwise.errors import ConfigError, IdError, LabelError, check_choice, nearest
 from catwise.labels.codes import NEGATIVE, POSITIVE, Codes, Rows
 from catwise.labels.core import PartialLabels
 
@@ -109,8 +109,8 @@ def read_chestxray14(
     >>> dataset.labels.codes[0].tolist()
     [0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1]
     """
-    _check_option("split", split, (None, *LISTS))
-    _check_option("unlisted", unlisted, POLICIES)
+    check_choice("split", split, (None, *LISTS))
+    check_choice("unlisted", unlisted, POLICIES)
     root = Path(root)
     file = open_table(_find_table(root, table))
     entries = _read_table(file)
@@ -437,13 +437,3 @@ def _notes(
         n = counts["listed_images_without_labels"]
         notes.append(f"Images in a list but not in the table have no labels: {n:,}.")
     return notes
-
-
-def _check_option(name: str, value: Any, choices: Sequence[Any]) -> None:
-    """Refuse the value of an option that is not one of its choices."""
-    if value not in choices:
-        texts = [str(choice) for choice in choices if choice is not None]
-        raise ConfigError(
-            f"{name} cannot be {value!r}{nearest(str(value), texts)}.",
-            expected=" or ".join(map(repr, choices)),
-        )

@@ -12,7 +12,15 @@ import numpy as np
 from catwise.data.dataset import Dataset
 from catwise.data.files import TableFile, listed, open_table
 from catwise.data.source import Edges, Source, encode_column, refuse_values, texts_of
-from catwise.errors import CategoryError, CatwiseError, ConfigError, IdError, LabelError, nearest
+from catwise.errors import (
+    CategoryError,
+    CatwiseError,
+    ConfigError,
+    IdError,
+    LabelError,
+    check_choice,
+    nearest,
+)
 from catwise.labels.codes import NEGATIVE, UNKNOWN, Codes, Rows
 from catwise.labels.core import PartialLabels
 from catwise.labels.encodings import ENCODINGS, UNFIT
@@ -132,8 +140,8 @@ def read_chexpert(
     >>> dataset.labels.ids.tolist(), dataset.labels.codes.tolist()
     (['valid/patient64541/study1/view1_frontal.jpg'], [[-2, 1]])
     """
-    check_option("views", views, VIEWS)
-    check_option("blanks", blanks, BLANKS)
+    check_choice("views", views, VIEWS)
+    check_choice("blanks", blanks, BLANKS)
     names = chosen_categories(categories)
     root, named = Path(root), dict(tables or {})
     parts = [_Part.read(root, *found, names) for found in _find_tables(root, split, named)]
@@ -255,9 +263,9 @@ class _Part:
 
 def _find_tables(root: Path, split: str | None, named: Mapping[str, str]) -> list[tuple[str, Path]]:
     """(split, its table) of the splits to read."""
-    check_option("split", split, (None, *SPLITS))
+    check_choice("split", split, (None, *SPLITS))
     for name in named:
-        check_option("a split of tables", name, SPLITS)
+        check_choice("a split of tables", name, SPLITS)
     found, missing = [], []
     for name in SPLITS if split is None else (split,):
         candidates = (named[name],) if name in named else TABLES[name]
@@ -401,20 +409,10 @@ def _check_patients(parts: Sequence[_Part]) -> None:
                 )
 
 
-def check_option(name: str, value: Any, choices: Sequence[Any]) -> None:
-    """Refuse the value of an option that is not one of its choices."""
-    if value not in choices:
-        texts = [str(choice) for choice in choices if choice is not None]
-        raise ConfigError(
-            f"{name} cannot be {value!r}{nearest(str(value), texts)}.",
-            expected=" or ".join(map(repr, choices)),
-        )
-
-
 def chosen_categories(categories: str | Sequence[str]) -> tuple[str, ...]:
     """The names of the observations asked for; refuses others."""
     if isinstance(categories, str):
-        check_option("categories", categories, ("all", "competition"))
+        check_choice("categories", categories, ("all", "competition"))
         return OBSERVATIONS if categories == "all" else COMPETITION
     wrong = [name for name in categories if name not in OBSERVATIONS]
     if wrong or not categories:

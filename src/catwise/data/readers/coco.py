@@ -17,7 +17,7 @@ from catwise._json import parse
 from catwise.data.dataset import Dataset
 from catwise.data.files import truncated, unreadable
 from catwise.data.source import texts_of
-from catwise.errors import CategoryError, ConfigError, IdError, LabelError, nearest
+from catwise.errors import CategoryError, IdError, LabelError, check_choice
 from catwise.labels.codes import NEGATIVE, POSITIVE, UNKNOWN, Codes, Rows
 from catwise.labels.core import PartialLabels
 
@@ -118,10 +118,10 @@ def read_coco(
     >>> dataset.paths.tolist(), dataset.labels.categories, dataset.labels.codes.tolist()
     (['val2017/000000000139.jpg'], ('person', 'chair'), [[0, 1]])
     """
-    check_option("year", year, YEARS)
-    check_option("split", split, (*SPLITS, None))
-    check_option("unannotated", unannotated, ("drop", "negative", "unknown"))
-    check_option("crowd", crowd, ("positive", "unknown", "ignore"))
+    check_choice("year", year, YEARS)
+    check_choice("split", split, (*SPLITS, None))
+    check_choice("unannotated", unannotated, ("drop", "negative", "unknown"))
+    check_choice("crowd", crowd, ("positive", "unknown", "ignore"))
     root = Path(root)
     paths = _find(root, year, split)
     read = {name: load(path, FIELDS) for name, path in paths.items()}
@@ -199,16 +199,6 @@ def _find(root: Path, year: int, split: str | None) -> dict[str, Path]:
         expected=" or ".join(f"'{path}'" for path in paths.values()),
         remedy=f"year={other}, whose files are there" if other_there else archive,
     )
-
-
-def check_option(name: str, value: Any, choices: Sequence[Any]) -> None:
-    """Refuse the value of an option that is not one of its choices."""
-    if value not in choices:
-        texts = [choice for choice in choices if isinstance(choice, str)]
-        raise ConfigError(
-            f"{name} cannot be {value!r}{nearest(str(value), texts)}.",
-            expected=" or ".join(map(repr, choices)),
-        )
 
 
 @dataclass(frozen=True, slots=True)

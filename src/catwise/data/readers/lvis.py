@@ -17,12 +17,11 @@ from catwise.data.readers.coco import (
     KINDS,
     SPLITS,
     AnnotationFile,
-    check_option,
     load,
     same_categories,
     unique_images,
 )
-from catwise.errors import ConfigError, LabelError
+from catwise.errors import ConfigError, LabelError, check_choice
 from catwise.labels.codes import NEGATIVE, POSITIVE, Rows
 from catwise.labels.columns import Columns, Storage, row_dtype
 from catwise.labels.core import PartialLabels
@@ -136,9 +135,9 @@ def read_lvis(
     >>> dataset.paths.tolist(), dataset.labels.codes.tolist()
     (['val2017/000000397133.jpg'], [[0, -1, 1]])
     """
-    check_option("version", version, VERSIONS)
-    check_option("split", split, (*SPLITS, None))
-    check_option("conflict", conflict, ("error", "positive", "unknown"))
+    check_choice("version", version, VERSIONS)
+    check_choice("split", split, (*SPLITS, None))
+    check_choice("conflict", conflict, ("error", "positive", "unknown"))
     root = Path(root)
     files = _find(root, version, split)
     read = {name: load(path, FIELDS) for name, path in files.items()}
@@ -187,8 +186,8 @@ def read_lvis_categories(
 
     Source: as for :func:`read_lvis`.
     """
-    check_option("version", version, VERSIONS)
-    check_option("split", split, (*SPLITS, None))
+    check_choice("version", version, VERSIONS)
+    check_choice("split", split, (*SPLITS, None))
     path = next(iter(_find(Path(root), version, split).values()))
     file = load(path, {"categories": CATEGORY_FIELDS})
     same_categories([file], SHARED)

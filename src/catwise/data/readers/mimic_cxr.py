@@ -16,13 +16,12 @@ from catwise.data.readers.chexpert import (
     LUNG,
     VIEWS,
     check_column,
-    check_option,
     check_repeats,
     chosen_categories,
     read_labels,
 )
 from catwise.data.source import Edges, Source, texts_of
-from catwise.errors import IdError, LabelError
+from catwise.errors import IdError, LabelError, check_choice
 from catwise.labels.codes import NEGATIVE, UNKNOWN, Codes, Rows
 from catwise.labels.core import PartialLabels
 
@@ -100,11 +99,11 @@ def read_mimic_cxr(
     Source: Johnson et al., "MIMIC-CXR-JPG, a large publicly available database of labeled chest
     radiographs", 2019, arXiv:1901.07042, and physionet.org/content/mimic-cxr-jpg.
     """
-    check_option("labeler", labeler, tuple(LABELS))
-    check_option("split", split, (None, *SPLITS))
-    check_option("views", views, VIEWS)
-    check_option("blanks", blanks, BLANKS)
-    check_option("unlabelled", unlabelled, ("keep", "drop"))
+    check_choice("labeler", labeler, tuple(LABELS))
+    check_choice("split", split, (None, *SPLITS))
+    check_choice("views", views, VIEWS)
+    check_choice("blanks", blanks, BLANKS)
+    check_choice("unlabelled", unlabelled, ("keep", "drop"))
     names = chosen_categories(categories)
     root = Path(root)
     images = _Images.read(_table(root, SPLIT_TABLE))

@@ -13,14 +13,13 @@ import numpy as np
 
 from catwise.data.dataset import Dataset
 from catwise.data.files import listed, unreadable
-from catwise.errors import CategoryError, ConfigError, IdError, LabelError, nearest
+from catwise.errors import CategoryError, IdError, LabelError, check_choice, nearest
 from catwise.labels.codes import POSITIVE
 from catwise.labels.core import PartialLabels
 from catwise.labels.names import category_names
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -90,9 +89,9 @@ def read_nuswide(
     >>> dataset.labels.ids.tolist(), dataset.counts["images_dropped"]
     (['pets/0001_12.jpg'], 1)
     """
-    _check_choice("split", split, ("train", "test", None))
-    _check_choice("unannotated", unannotated, ("keep", "drop"))
-    _check_choice("groups", groups, ("photo", None))
+    check_choice("split", split, ("train", "test", None))
+    check_choice("unannotated", unannotated, ("keep", "drop"))
+    check_choice("groups", groups, ("photo", None))
     folder = Path(root)
     concepts_file, names = _concepts(folder)
     list_file, ids = _image_list(folder, "" if split is None else SPLITS[split])
@@ -141,16 +140,6 @@ def _notes(counts: dict[str, int], unannotated: str) -> tuple[str, ...]:
         n = counts["photos_in_two_splits"]
         notes.append(f"{n:,} Flickr photos are in train and in test.")
     return tuple(notes)
-
-
-def _check_choice(option: str, value: object, choices: Sequence[str | None]) -> None:
-    if value not in choices:
-        texts = [choice for choice in choices if choice is not None]
-        raise ConfigError(
-            f"there is no such {option} of NUS-WIDE.",
-            found=f"{option}={value!r}{nearest(str(value), texts)}",
-            expected=" or ".join(map(repr, choices)),
-        )
 
 
 def _concepts(folder: Path) -> tuple[Path, tuple[str, ...]]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from catwise.data.dataset import Dataset
 from catwise.data.files import TableFile, listed, no_rows, open_table, unreadable
-from catwise.errors import CategoryError, ConfigError, IdError, LabelError, nearest
+from catwise.errors import CategoryError, ConfigError, IdError, LabelError, check_choice, nearest
 from catwise.labels.codes import POSITIVE, UNCERTAIN, Codes, Rows
 from catwise.labels.columns import Columns, row_dtype
 from catwise.labels.core import PartialLabels
@@ -179,9 +179,7 @@ def label_count_groups(labels: PartialLabels, n_groups: int = 5) -> NDArray[np.i
 
 def _check(**options: str) -> None:
     for option, value in options.items():
-        if value not in (choices := CHOICES[option]):
-            what = f"there is no {option} {value!r} of Open Images{nearest(str(value), choices)}."
-            raise ConfigError(what, expected=" or ".join(map(repr, choices)))
+        check_choice(option, value, CHOICES[option])
 
 
 class _Release:

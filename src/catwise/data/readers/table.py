@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 
 from catwise.data.dataset import Dataset
-from catwise.data.readers.chexpert import check_option
 from catwise.data.readers.lists import read_label_lists
 from catwise.data.source import texts_of
 from catwise.data.table import open_labels, read_label_table
-from catwise.errors import ConfigError, IdError
+from catwise.errors import ConfigError, IdError, check_choice
 from catwise.labels.audit import known_per_row
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ def read_table(
     ...     read_table(path, encoding="nan", id_column="id", split_column="part")
     Dataset('labels.csv', n_images=2, n_categories=2, splits={'train': 1, 'test': 1})
     """
-    check_option("layout", layout, LAYOUTS)
+    check_choice("layout", layout, LAYOUTS)
     if split is not None and split_column is None:
         raise ConfigError("split needs split_column.", found=f"split={split!r}")
     path = Path(root)

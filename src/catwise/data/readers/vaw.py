@@ -10,7 +10,6 @@ import numpy as np
 
 from catwise.data.dataset import Dataset
 from catwise.data.readers.visual_genome import (
-    check_option,
     distinct,
     find_images,
     kind,
@@ -18,7 +17,7 @@ from catwise.data.readers.visual_genome import (
     read_names,
     sparse,
 )
-from catwise.errors import IdError, LabelError, nearest
+from catwise.errors import IdError, LabelError, check_choice, nearest
 from catwise.labels.codes import NEGATIVE, POSITIVE, UNCERTAIN, UNKNOWN
 from catwise.labels.core import PartialLabels
 from catwise.labels.names import category_names
@@ -96,7 +95,7 @@ def read_vaw(
     >>> dataset.labels.codes
     array([[ 1, -1,  0]], dtype=int8)
     """
-    check_option("conflicts", conflicts, (*CONFLICTS, "error"))
+    check_choice("conflicts", conflicts, (*CONFLICTS, "error"))
     folder = _folder(Path(root))
     names = read_names(folder / INDEX)
     index = {name: j for j, name in enumerate(names)}
@@ -197,7 +196,7 @@ def _instances(
     Raises:
         LabelError: If a file is missing, damaged or no list of instances with these fields.
     """
-    check_option("split", split, (None, *FILES))
+    check_choice("split", split, (None, *FILES))
     for name in FILES if split is None else (split,):
         for file in FILES[name]:
             path = folder / file

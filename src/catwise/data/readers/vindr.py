@@ -11,7 +11,7 @@ import numpy as np
 from catwise.data.dataset import Dataset
 from catwise.data.files import TableFile, no_rows, open_table
 from catwise.data.source import check_textual, encode_column, texts_of
-from catwise.errors import ConfigError, IdError, LabelError, nearest
+from catwise.errors import ConfigError, IdError, LabelError, check_choice, nearest
 from catwise.labels.codes import NEGATIVE, POSITIVE, UNCERTAIN, UNKNOWN, Codes, Rows
 from catwise.labels.core import PartialLabels
 from catwise.labels.encodings import ENCODINGS, UNFIT, encoding_error
@@ -147,9 +147,9 @@ def read_vindr(
     >>> dataset.labels.codes.tolist()
     [[0, 0, 0, -2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, -2]]
     """
-    _check_option("split", split, (None, *SPLITS))
-    _check_option("raters", raters, POLICIES)
-    _check_option("layout", layout, (None, *LAYOUTS))
+    check_choice("split", split, (None, *SPLITS))
+    check_choice("raters", raters, POLICIES)
+    check_choice("layout", layout, (None, *LAYOUTS))
     if not suffix.startswith("."):
         raise ConfigError("a suffix begins with a dot.", found=repr(suffix), expected="'.dicom'")
     root = Path(root)
@@ -462,13 +462,3 @@ def _paths(root: Path, split: str, ids: Any, suffix: str) -> NDArray[np.str_]:
     files = pa.array([path.name for path in (root / split).iterdir()], pa.string())
     there = compute.is_in(names, value_set=files).to_numpy(zero_copy_only=False)
     return np.where(there, paths, "")
-
-
-def _check_option(name: str, value: Any, choices: Sequence[Any]) -> None:
-    """Refuse the value of an option that is not one of its choices."""
-    if value not in choices:
-        texts = [str(choice) for choice in choices if choice is not None]
-        raise ConfigError(
-            f"{name} cannot be {value!r}{nearest(str(value), texts)}.",
-            expected=" or ".join(map(repr, choices)),
-        )

@@ -14,7 +14,7 @@ import numpy as np
 from catwise._json import parse
 from catwise.data.dataset import Dataset
 from catwise.data.files import truncated
-from catwise.errors import CategoryError, ConfigError, IdError, LabelError, nearest
+from catwise.errors import CategoryError, IdError, LabelError, check_choice
 from catwise.labels.codes import NEGATIVE, POSITIVE, UNKNOWN, Codes, Rows
 from catwise.labels.columns import Columns, row_dtype
 from catwise.labels.core import PartialLabels
@@ -89,9 +89,9 @@ def read_visual_genome(
     >>> dataset.labels.codes[0, [0, 1, 199]]
     array([1, 0, 1], dtype=int8)
     """
-    check_option("split", split, (None, *SPLITS))
-    check_option("n_categories", n_categories, SIZES)
-    check_option("absent", absent, ABSENT)
+    check_choice("split", split, (None, *SPLITS))
+    check_choice("n_categories", n_categories, SIZES)
+    check_choice("absent", absent, ABSENT)
     root, n_categories = Path(root), 200 if n_categories == 200 else 500
     lists = [_List.read(root, name) for name in SPLITS if split in (None, name)]
     _check_repeats(lists)
@@ -449,19 +449,6 @@ def read_text(path: Path, what: str) -> str:
     if not text.strip():
         raise LabelError(f"'{path}' is empty.", expected=what, remedy="download the file again")
     return text
-
-
-def check_option(name: str, value: Any, choices: Sequence[Any]) -> None:
-    """Refuse the value of an option that is not one of its choices.
-
-    Raises:
-        ConfigError: Suggests the nearest.
-    """
-    if value not in choices:
-        near = nearest(str(value), [str(choice) for choice in choices])
-        raise ConfigError(
-            f"{name} cannot be {value!r}{near}.", expected=" or ".join(map(repr, choices))
-        )
 
 
 def kind(value: Any) -> str:

@@ -12,8 +12,8 @@ import numpy as np
 
 from catwise.data.dataset import Dataset
 from catwise.data.files import listed
-from catwise.data.readers.visual_genome import check_option, read_text
-from catwise.errors import ConfigError, IdError, LabelError, nearest
+from catwise.data.readers.visual_genome import read_text
+from catwise.errors import ConfigError, IdError, LabelError, check_choice, nearest
 from catwise.labels.codes import NEGATIVE, POSITIVE, UNKNOWN
 from catwise.labels.core import PartialLabels
 
@@ -113,10 +113,10 @@ def read_voc(
     >>> [int(labels.column(name)[0]) for name in ("chair", "sofa", "cat")]
     [1, -1, 0]
     """
-    check_option("year", year, YEARS)
-    check_option("split", split, SPLITS)
-    check_option("difficult", difficult, tuple(DIFFICULT))
-    check_option("source", source, SOURCES)
+    check_choice("year", year, YEARS)
+    check_choice("split", split, SPLITS)
+    check_choice("difficult", difficult, tuple(DIFFICULT))
+    check_choice("source", source, SOURCES)
     if (year, split) == (2012, "test"):
         raise ConfigError(
             "the test images of VOC2012 have no labels: the evaluation server keeps them.",

@@ -1,0 +1,229 @@
+"""Models of timm: built with random weights, loaded strictly from a checkpoint."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from torch import nn
+
+from catwise._json import parse
+from catwise._safetensors import FileLayout
+from catwise.errors import ConfigError, nearest
+from catwise.heads.provenance import KEY
+from catwise.models.adapters.lightning import count_categories, open_weights
+from catwise.models.adapters.torch_modules import adapt_module, inner_layer, unique_names
+from catwise.models.core import LoadedModel, Preprocessing
+from catwise.models.packages import building, import_optional, take_options
+from catwise.models.stored_names import names_by_number
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from catwise.heads.catalog import Catalog
+
+__all__ = ["load_timm", "read_preprocessing"]
+
+_REFUSED: Final = (
+    "pretrained", "num_classes", "checkpoint_path", "cache_dir", "pretrained_cfg", "features_only",
+)  # fmt: skip
+_STORED_OPTIONS: Final = {
+    "pad_type": str, "bn_eps": float, "bn_momentum": float, "act_layer": str, "global_pool": str,
+    "in_chans": int, "img_size": int, "norm_layer": str, "output_stride": int,
+}  # fmt: skip
+_INTERPOLATIONS: Final = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+_MAX_TEXT: Final = 200
+_CONFIG: Final = "config.json"
+
+
+def load_timm(
+    name: str,
+    *,
+    checkpoint: Path | None = None,
+    n_categories: int | None = None,
+    categories: Sequence[str] | None = None,
+    layer: str | None = None,
+    prefix: str | None = None,
+    model_args: Mapping[str, Any] | None = None,
+) -> LoadedModel:
+    """Load a model of timm.
+
+    The classification layer is what the model's `get_classifier` gives. Models with a second,
+    distilled head average the two: `model_args={"heads": "both"}` makes one head of them, "first"
+    uses the first alone. Options such as `pad_type` and `bn_eps`, which change what a model
+    computes and leave no trace among its tensors, are taken from the checkpoint's metadata where
+    they are and are not given.
+
+    Args:
+        name: of the architecture, with or without a pretrained tag (which tells the preprocessing).
+        checkpoint: as in :func:`catwise.models.registry.load_model`, and so are the others.
+        n_categories: see there; without a checkpoint 1,000.
+        categories: see there.
+        layer: see there.
+        prefix: see there.
+        model_args: further arguments of `timm.create_model`, and `heads`.
+
+    Raises:
+        MissingExtraError: If timm is absent or broken.
+        ConfigError: If it has no such architecture or option.
+        CheckpointError: If the checkpoint is not this model's.
+        HeadError: If the classification layer cannot be used.
+    """
+    timm = import_optional("timm", extra="timm")
+    own, args = take_options(model_args, own={"heads": "refuse"}, refused=_REFUSED)
+    _check_name(timm, name)
+    config = timm.models.get_pretrained_cfg(name)
+    catalog, notes = None, []
+    if checkpoint is not None:
+        catalog = open_weights(checkpoint)
+        stored = {key: value for key, value in _stored_options(catalog).items() if key not in args}
+        if stored:
+            said = ", ".join(f"{key}={value!r}" for key, value in stored.items())
+            notes.append(f"{said}: from the checkpoint's metadata.")
+        args |= stored
+        notes += _metadata_notes(catalog)
+        if n_categories is None:
+            hint = getattr(config, "classifier", None)
+            hint = hint[0] if isinstance(hint, (tuple, list)) else hint
+            n_categories = count_categories(catalog, layer=layer or hint, prefix=prefix)
+        if categories is None and (categories := _stored_names(checkpoint, n_categories)):
+            notes.append(f"the categories' names are those of '{checkpoint.with_name(_CONFIG)}'.")
+    else:
+        notes.append("the weights are random: no checkpoint was given.")
+    with building(f"timm:{name}"):
+        module = timm.create_model(name, pretrained=False, num_classes=n_categories or 1000, **args)
+    return adapt_module(
+        module,
+        name=f"timm:{name}",
+        preprocessing=read_preprocessing(module, args),
+        layers=layer or _classifier(module, name),
+        heads=own["heads"],
+        checkpoint=checkpoint,
+        catalog=catalog,
+        prefix=prefix,
+        categories=categories,
+        notes=notes,
+    )
+
+
+def _stored_names(checkpoint: Path, n_categories: int) -> list[str] | None:
+    """The rows' names in the config.json that timm writes beside the weights, if it has any."""
+    path = checkpoint.with_name(_CONFIG)
+    try:
+        config = parse(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(config, dict) or "architecture" not in config:
+        return None
+    inner = config.get("pretrained_cfg")
+    for key in ("label_names", "labels", "label_descriptions"):
+        for table in (config, inner if isinstance(inner, dict) else {}):
+            if table.get(key):
+                where = f"{key} in '{path}'"
+                return unique_names(names_by_number(table[key], where=where, n_rows=n_categories))
+    return None
+
+
+def _check_name(timm: Any, name: str) -> None:
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        near = nearest(architecture, timm.list_models())
+        raise ConfigError(
+            f"timm has no model {name!r}{near}.",
+            expected="an architecture of timm.list_models(); nothing is downloaded",
+        )
+    tags = timm.list_models(f"{architecture}.*", pretrained=True)
+    if tag and name not in tags:
+        raise ConfigError(
+            f"timm's {architecture!r} has no pretrained tag {tag!r}{nearest(name, tags)}.",
+            expected=", ".join(tags) or "no tag",
+        )
+
+
+def _stored_options(catalog: Catalog) -> dict[str, Any]:
+    """Options of the architecture among the texts in a safetensors header."""
+    found = {}
+    for key, kind in _STORED_OPTIONS.items():
+        if key in catalog.metadata:
+            try:
+                found[key] = kind(catalog.metadata[key])
+            except ValueError as error:
+                raise ConfigError(
+                    f"the metadata of {catalog.label} has a value that cannot be used.",
+                    found=f"{key} = {catalog.metadata[key]!r}",
+                    expected=f"a value for {kind.__name__}",
+                    remedy=f"say it: model_args={{{key!r}: …}}",
+                ) from error
+    return found
+
+
+def _metadata_notes(catalog: Catalog) -> list[str]:
+    """What else a safetensors header says of the model, to be printed."""
+    if not isinstance(catalog.origin, FileLayout):
+        return []
+    skipped = {*_STORED_OPTIONS, "format", KEY}
+    return [
+        f"the checkpoint says {key}: {value[:_MAX_TEXT]}"
+        for key, value in sorted(catalog.metadata.items())
+        if key not in skipped and key not in {e.key for e in catalog.entries}
+    ][:10]
+
+
+def _classifier(module: nn.Module, name: str) -> list[str]:
+    """The names of the layers that the model itself calls its classifier."""
+    getter: Any = getattr(module, "get_classifier", lambda: None)
+    given = getter()
+    names = {id(layer): key for key, layer in module.named_modules()}
+    layers = list(given) if isinstance(given, (tuple, list, nn.ModuleList)) else [given]
+    found = [names[id(layer)] for layer in layers if id(layer) in names]
+    if not found:
+        raise ConfigError(
+            f"timm:{name} does not say which layer is its classifier.",
+            found=type(given).__name__,
+            remedy="name it with layer='…'",
+        )
+    inside = [f"{found[0]}.{key}" for key in ("head", "head_dist")]
+    if set(inside) <= set(names.values()):  # repvit: one module holds both
+        found = inside
+    return [inner_layer(module, key) for key in found]
+
+
+def read_preprocessing(module: nn.Module, args: Mapping[str, Any] | None = None) -> Preprocessing:
+    """Read what a model of timm says of its input.
+
+    Args:
+        module: the model.
+        args: options it was built with; `img_size` and `in_chans` count.
+
+    Raises:
+        ConfigError: If it takes images of neither one nor three channels.
+    """
+    data = import_optional("timm.data", extra="timm")
+    given = dict(args or {})
+    config = data.resolve_model_data_config(module)
+    channels, height, width = config["input_size"]
+    channels = int(given.get("in_chans", channels))
+    size = given.get("img_size", (height, width))
+    height, width = (size, size) if isinstance(size, int) else size
+    mean, std = (_channels(config[key], channels) for key in ("mean", "std"))
+    interpolation = config["interpolation"]
+    stored: Any = getattr(module, "pretrained_cfg", None) or {}
+    tag = stored.get("tag")
+    return Preprocessing(
+        size=(int(height), int(width)),
+        mean=mean,
+        std=std,
+        interpolation=interpolation if interpolation in _INTERPOLATIONS else "bilinear",
+        crop_pct=min(1.0, float(config["crop_pct"])),
+        crop_mode=config["crop_mode"] if config["crop_mode"] in {"squash", "border"} else "center",
+        channels=channels,
+        source=f"timm pretrained_cfg{f' ({tag})' if tag else ''}",
+    )
+
+
+def _channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """As many values as channels; timm averages those of RGB for greyscale."""
+    values = tuple(float(value) for value in values)
+    if len(values) == channels:
+        return values
+    return (sum(values) / len(values),) * channels

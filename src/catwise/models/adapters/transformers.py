@@ -1,0 +1,467 @@
+"""Image classifiers of Hugging Face transformers: a folder in, a folder out."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from catwise._io import atomic_folder
+from catwise._json import parse
+from catwise.errors import CheckpointError, ConfigError, HeadError, OutputError, ShapeError
+from catwise.heads.catalog import open_catalog
+from catwise.models.adapters.torch_modules import adapt_module, inner_layer, unique_names
+from catwise.models.core import LoadedModel, Preprocessing
+from catwise.models.packages import building, import_optional, take_options
+from catwise.models.registry import write_file
+from catwise.models.stored_names import check_inverse, names_by_number
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from catwise.heads import Head, WriteReport
+
+__all__ = ["load_transformers", "read_processor", "write_folder"]
+
+_CONFIG: Final = "config.json"
+_WEIGHTS: Final = "model.safetensors"
+_INDEX: Final = "model.safetensors.index.json"
+_TWO_HEADS: Final = (
+    ("cls_classifier", "distillation_classifier"),
+    ("classifier", "classifier_distill"),
+    ("head", "dist_head"),
+)
+_HEADS: Final = ("classifier", "head", "score", "timm_model")
+_RESAMPLE: Final = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+_OTHER_COPIES: Final = ("*.bin", "*.h5", "*.msgpack", "*.onnx", "onnx/*.onnx", "*.ot")
+
+
+def load_transformers(
+    name: str,
+    *,
+    categories: Sequence[str] | None = None,
+    n_categories: int | None = None,
+    layer: str | None = None,
+    model_args: Mapping[str, Any] | None = None,
+) -> LoadedModel:
+    """Load an image classifier from its folder: config.json, model.safetensors (one or several).
+
+    Nothing is downloaded, no code in the folder is run, and pickles (`pytorch_model.bin`) are not
+    opened. The weights are float32 in memory, whatever the file holds.
+
+    Args:
+        name: the folder.
+        categories: names of the rows; those of `id2label` when not given.
+        n_categories: what the configuration must say.
+        layer: name of the classification layer, where it is not the usual one.
+        model_args: `heads`, as for timm: "refuse", "both" or "first"; and further arguments of
+            `from_pretrained`.
+
+    Raises:
+        MissingExtraError: If transformers is absent or broken.
+        ConfigError: If the model is no image classifier.
+        CheckpointError: If the folder lacks a file, or its weights are not this model's.
+        HeadError: If the classification layer cannot be used.
+    """
+    transformers = import_optional("transformers", extra="transformers")
+    own, args = take_options(
+        model_args,
+        own={"heads": "refuse"},
+        refused=("trust_remote_code", "num_labels", "token", "cache_dir", "revision"),
+    )
+    folder = Path(name)
+    settings = _read_json(folder / _CONFIG, needed=True)
+    files = _weight_files(folder)
+    _check_settings(folder, settings)
+    stored = _stored_labels(folder, settings) if categories is None else None
+    module = _build(transformers, folder, args)
+    config = module.config
+    if n_categories not in {None, config.num_labels}:
+        raise ShapeError(
+            f"'{folder}' has another number of categories.",
+            found=f"{config.num_labels:,} labels",
+            expected=f"{n_categories:,}",
+        )
+    notes = [_problem_note(config)]
+    if categories is None:
+        categories, said = _labels(config, stored)
+        notes += said
+    layers: Any = layer or _classifiers(module)
+    places = {
+        _file_of(files, f"{name}.weight", folder)
+        for name in ([layers] if isinstance(layers, str) else layers)
+    }
+    weights = min(places)
+    if len(places) > 1:
+        raise HeadError(
+            f"the heads in '{folder}' lie in several files.",
+            found=", ".join(sorted(path.name for path in places)),
+            remedy="model.save_pretrained(folder, max_shard_size='1TB') puts them in one",
+        )
+    if others := sorted(p.name for form in _OTHER_COPIES for p in folder.glob(form)):
+        notes.append(f"{', '.join(others)}: other copies of the weights, which keep the old head.")
+    preprocessing, said = read_processor(folder, settings)
+    notes += said
+    if _read_json(folder / "preprocessor_config.json").get("do_flip_channel_order"):
+        module.register_forward_pre_hook(_flip_channels, with_kwargs=True)
+        notes.append("the model takes BGR: the channels are turned as it is called.")
+    loaded = adapt_module(
+        module,
+        name=f"transformers:{name}",
+        preprocessing=preprocessing,
+        layers=layers,
+        heads=own["heads"],
+        catalog=open_catalog(weights),
+        loaded=True,
+        prefix="",
+        categories=categories,
+        image_argument="pixel_values",
+        notes=notes,
+    )
+    loaded.checkpoint = folder
+    loaded.extra["weights_file"] = weights.relative_to(folder).as_posix()
+    return loaded
+
+
+def _flip_channels(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    return args, kwargs | {"pixel_values": kwargs["pixel_values"].flip(1)}
+
+
+def _read_json(path: Path, *, needed: bool = False) -> dict[str, Any]:
+    """Read a table; an absent file that is not needed is an empty one."""
+    if not path.exists() and not needed:
+        return {}
+    try:
+        value = parse(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"cannot read '{path}'.",
+            found=getattr(error, "strerror", None) or str(error),
+            expected="a JSON table in a folder that save_pretrained wrote",
+            remedy="check the folder's name; models are not downloaded",
+        ) from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"'{path}' is no table.", found=type(value).__name__)
+    return value
+
+
+def _weight_files(folder: Path) -> dict[str, Path]:
+    """Every tensor's name and the file that holds it."""
+    shards = _read_json(folder / _INDEX).get("weight_map")
+    files = {folder / _WEIGHTS}
+    if shards is not None and not (folder / _WEIGHTS).exists():
+        if not isinstance(shards, dict) or any(Path(str(f)).name != f for f in shards.values()):
+            raise CheckpointError(
+                f"'{folder / _INDEX}' does not name files beside it.",
+                expected="a weight_map of tensor names and file names",
+            )
+        files = {folder / shard for shard in shards.values()}
+    if missing := sorted(file.name for file in files if not file.exists()):
+        pickled = (folder / "pytorch_model.bin").exists()
+        raise CheckpointError(
+            f"'{folder}' lacks {', '.join(missing)}.",
+            found="pytorch_model.bin, a pickle, which is not opened" if pickled else None,
+            expected="weights as safetensors",
+            remedy="model.save_pretrained(folder) writes them",
+        )
+    return {entry.key: file for file in sorted(files) for entry in open_catalog(file).entries}
+
+
+def _file_of(files: Mapping[str, Path], key: str, folder: Path) -> Path:
+    if key not in files:
+        raise HeadError(
+            f"the weights in '{folder}' have no tensor {key!r}.",
+            found=f"{len(files):,} tensors",
+            remedy="name the classification layer with layer='…'",
+        )
+    return files[key]
+
+
+@contextlib.contextmanager
+def _silent(transformers: Any) -> Iterator[None]:
+    """No progress bars and reports on the terminal while a model loads."""
+    logging = transformers.utils.logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _build(transformers: Any, folder: Path, args: Mapping[str, Any]) -> Any:
+    """Make the model and load its weights, all of them."""
+    with building(f"transformers:{folder}", remedy="check config.json"), _silent(transformers):
+        module, report = transformers.AutoModelForImageClassification.from_pretrained(
+            str(folder),
+            **args,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            dtype=torch.float32,
+        )
+    wrong = {
+        what: sorted(map(str, report.get(f"{what}_keys") or ()))
+        for what in ("missing", "unexpected", "mismatched")
+    }
+    if any(wrong.values()):
+        found = [f"{len(keys):,} {what} ({', '.join(keys[:5])})" for what, keys in wrong.items()]
+        raise CheckpointError(
+            f"the weights in '{folder}' are not those of the model that config.json names.",
+            found="; ".join(text for text, keys in zip(found, wrong.values(), strict=True) if keys),
+            expected="every tensor of the model, and no other",
+            remedy="check num_labels and architectures in config.json",
+        )
+    _own_memory(module)
+    return module
+
+
+def _own_memory(module: Any) -> None:
+    """Move tensors out of the mapped file, to where every tensor of torch's begins.
+
+    A file's tensors begin anywhere, and where one begins decides on the last bits of some
+    convolutions: the same weights out of two files would give features that differ in those.
+    """
+    for part in (*module.parameters(), *module.buffers()):
+        part.data = part.data.clone()
+
+
+def _problem_note(config: Any) -> str:
+    kind = config.problem_type
+    if kind == "multi_label_classification":
+        return "problem_type is multi_label_classification."
+    return f"problem_type is {kind or 'not said'}: each category is taken as a question of its own."
+
+
+def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse folders that transformers cannot open, where it would not say why."""
+    table = settings.get("id2label")
+    if table is not None and not isinstance(table, dict):
+        raise CheckpointError(
+            f"id2label in '{folder / _CONFIG}' is no table: transformers cannot open it.",
+            found=type(table).__name__,
+            expected='{"0": "first name", "1": "second name"}',
+            remedy="correct config.json",
+        )
+    if "architecture" in settings and "model_type" not in settings:
+        raise CheckpointError(
+            f"'{folder}' was written by timm, and transformers does not find its tensors.",
+            remedy=f"--model timm:{settings['architecture']} --checkpoint {folder / _WEIGHTS}",
+        )
+
+
+def _stored_labels(folder: Path, settings: Mapping[str, Any]) -> list[str] | None:
+    """What id2label says of rows 0, 1, …; None without one."""
+    if not (table := settings.get("id2label")):
+        return None
+    where, count = f"id2label in '{folder / _CONFIG}'", settings.get("num_labels")
+    names = names_by_number(table, where=where, n_rows=count)
+    check_inverse(names, settings.get("label2id"), where=where.replace("id2label", "label2id"))
+    return names
+
+
+def _labels(config: Any, stored: list[str] | None) -> tuple[list[str] | None, list[str]]:
+    """Category names out of id2label; None where they are the numbers that transformers invents."""
+    labels = stored or names_by_number(config.id2label or {}, where="id2label")
+    if labels == [f"LABEL_{i}" for i in range(len(labels))]:
+        return None, ["id2label names no categories: they are numbered."]
+    names = unique_names(labels)
+    twice = sum(a != b for a, b in zip(labels, names, strict=True))
+    said = [f"{twice} labels of id2label are told apart by their numbers."] if twice else []
+    return names, said
+
+
+def _classifiers(module: Any) -> str | list[str]:
+    """The names of the classification layers."""
+    for pair in _TWO_HEADS:
+        if all(hasattr(module, name) for name in pair):
+            return [inner_layer(module, name) for name in pair]
+    for name in _HEADS:
+        if hasattr(module, name):
+            return inner_layer(module, name)
+    raise ConfigError(
+        f"{type(module).__name__} has no layer with a usual name.",
+        expected=" or ".join(_HEADS[:-1]),
+        remedy="name it with layer='…'",
+    )
+
+
+# Preprocessing
+
+
+def read_processor(folder: Path, settings: Mapping[str, Any]) -> tuple[Preprocessing, list[str]]:
+    """Read preprocessor_config.json; without one, guess and say so.
+
+    Args:
+        folder: the model's folder.
+        settings: its config.json.
+
+    Returns:
+        The preprocessing, and what to know about it.
+
+    Raises:
+        ConfigError: If the file says what catwise cannot do.
+    """
+    path = folder / "preprocessor_config.json"
+    said = _read_json(path)
+    if not said and isinstance(settings.get("pretrained_cfg"), dict):
+        return _timm_settings(settings["pretrained_cfg"]), []
+    if not said:
+        side = settings.get("image_size") or settings.get("vision_config", {}).get("image_size")
+        size = _pair(side) or (224, 224)
+        note = "no preprocessor_config.json: mean 0.5 and std 0.5 are assumed."
+        return Preprocessing(size, (0.5,) * 3, (0.5,) * 3, source="assumed"), [note]
+    size, crop_pct, mode = _geometry(said, settings)
+    mean, std = _scaling(said)
+    resample = said.get("resample", 2)
+    preprocessing = Preprocessing(
+        size=size,
+        mean=mean,
+        std=std,
+        interpolation=_RESAMPLE[resample] if resample in range(6) else "bilinear",
+        crop_pct=crop_pct,
+        crop_mode="squash" if mode == "squash" else "center",
+        source="preprocessor_config.json",
+    )
+    note = "the processor keeps the images' shapes; they are cut to squares, as batches need."
+    return preprocessing, [note] if mode == "shape" else []
+
+
+def _pair(size: Any) -> tuple[int, int] | None:
+    """(height, width) of what a configuration calls a size; None where it is no such pair."""
+    if isinstance(size, int):
+        return size, size
+    if isinstance(size, (list, tuple)) and len(size) == 2:
+        return int(size[0]), int(size[1])
+    if isinstance(size, dict) and {"height", "width"} <= size.keys():
+        return int(size["height"]), int(size["width"])
+    return None
+
+
+def _geometry(
+    said: Mapping[str, Any], settings: Mapping[str, Any]
+) -> tuple[tuple[int, int], float, str]:
+    """Size, share that is kept, and "center", "squash" or "shape" (the shorter side, no cut)."""
+    size = said.get("size")
+    kind = str(said.get("image_processor_type") or said.get("feature_extractor_type") or "")
+    edge = size.get("shortest_edge") if isinstance(size, dict) else None
+    cut = _pair(said.get("crop_size")) if said.get("do_center_crop") else None
+    if isinstance(size, int) and cut is not None:
+        edge = size
+    if not said.get("do_resize", True):
+        size, edge = settings.get("image_size", 224), None
+    if kind.startswith("ConvNext") or (edge and "crop_pct" in said):
+        side = int(edge or (_pair(size) or (384, 384))[0])
+        squash = side >= 384
+        share = 1.0 if squash else float(said.get("crop_pct") or 224 / 256)
+        return (side, side), share, "squash" if squash else "center"
+    if edge:
+        edge = int(256 / 224 * edge) if kind.startswith("Levit") else int(edge)
+        if cut is None:
+            return (edge, edge), 1.0, "shape"
+        return cut, min(1.0, min(cut) / edge), "center"
+    whole = _pair(size)
+    if whole is None:
+        raise ConfigError(
+            "preprocessor_config.json has a size that is not known.",
+            found=str(size),
+            expected="height and width, shortest_edge, or a number",
+        )
+    if cut is None:
+        return whole, 1.0, "squash"
+    return cut, min(1.0, cut[0] / whole[0]), "squash"
+
+
+def _scaling(said: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std for values in [0, 1]: rescaling, its offset, one or two normalisations."""
+    factor = (
+        255 * float(said.get("rescale_factor", 1 / 255)) if said.get("do_rescale", True) else 255.0
+    )
+    offset = 1.0 if said.get("rescale_offset") else 0.0
+    mean, std = _three(0.0), _three(1.0)
+    if said.get("do_normalize", "do_flip_channel_order" not in said):  # MobileViT's does not
+        mean = _three(said.get("image_mean", 0.5))
+        std = _three(said.get("image_std", 0.5))
+    twice = "EfficientNet" in str(said.get("image_processor_type")) and said.get(
+        "include_top", True
+    )
+    again = _three(said.get("image_std", 0.5)) if twice else _three(1.0)
+    return (
+        tuple((value + offset) / factor for value in mean),
+        tuple(a * b / factor for a, b in zip(std, again, strict=True)),
+    )
+
+
+def _three(value: Any) -> tuple[float, ...]:
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return tuple(float(v) for v in values) * (3 if len(values) == 1 else 1)
+
+
+def _timm_settings(config: Mapping[str, Any]) -> Preprocessing:
+    """The pretrained_cfg that timm writes into config.json."""
+    channels, height, width = config.get("input_size", (3, 224, 224))
+    return Preprocessing(
+        size=(int(height), int(width)),
+        mean=tuple(config.get("mean", (0.485, 0.456, 0.406))),
+        std=tuple(config.get("std", (0.229, 0.224, 0.225))),
+        interpolation=config.get("interpolation", "bicubic"),
+        crop_pct=min(1.0, float(config.get("crop_pct") or 0.875)),
+        crop_mode=config.get("crop_mode", "center"),
+        channels=int(channels),
+        source="pretrained_cfg in config.json",
+    )
+
+
+# Writing
+
+
+def write_folder(
+    model: LoadedModel,
+    head: Head,
+    out: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+) -> list[WriteReport]:
+    """Write a head into a copy of a transformers folder; the folder itself is never touched.
+
+    Only the head's bytes in the safetensors file that holds it change; all other files are copied
+    byte for byte (links as what they lead to).
+
+    Args:
+        model: what `load_transformers` gave.
+        head: the new head; its categories are matched by name.
+        out: the new folder.
+        overwrite: replace a folder that is there.
+
+    Returns:
+        What was written.
+
+    Raises:
+        OutputError: If `out` is the folder itself, lies in it, exists, or cannot be written.
+        CatwiseError: As :func:`catwise.heads.write_head`.
+    """
+    assert model.checkpoint is not None  # noqa: S101  # load_transformers sets it
+    source, target = Path(model.checkpoint).resolve(), Path(out).resolve()
+    if target == source or source in target.parents or target in source.parents:
+        raise OutputError(
+            f"'{out}' is the model's own folder, lies in it, or holds it.",
+            expected="a new folder: an input is never changed",
+            remedy="choose another name",
+        )
+    weights = model.extra["weights_file"]
+    with atomic_folder(out, overwrite=overwrite) as folder:
+        shutil.copytree(
+            source,
+            folder,
+            dirs_exist_ok=True,
+            ignore=lambda at, names: [n for n in names if Path(at, n) == source / weights],
+        )
+        return write_file(model, head, source / weights, folder / weights)

@@ -1,0 +1,211 @@
+"""Chest X-ray models of torchxrayvision, by name or already in memory.
+
+Three things set them apart. Their published files are pickles of whole modules, which are not
+opened: save `model.state_dict()`, or give the model itself. Some targets are `''`, rows that were
+never trained. And `op_threshs`, when set, turn the output into a probability that is stretched so
+that each operating point lies at 0.5: thresholds of the old head, which say nothing of a new one.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Final
+
+from catwise.errors import ConfigError, nearest
+from catwise.models.adapters.lightning import count_categories, load_weights, open_weights
+from catwise.models.adapters.torch_modules import adapt_module, inner_layer
+from catwise.models.core import LoadedModel, Preprocessing
+from catwise.models.packages import building, import_optional, take_options
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from torch import nn
+
+    from catwise.heads.catalog import Catalog
+
+__all__ = ["adapt_xrv", "load_xrv"]
+
+_LAYERS: Final = ("classifier", "model.fc", "fc")
+_POLICIES: Final = ("refuse", "drop", "keep")
+_SIZE: Final = 224
+
+
+def load_xrv(
+    name: str,
+    *,
+    checkpoint: Path | None = None,
+    n_categories: int | None = None,
+    categories: Sequence[str] | None = None,
+    layer: str | None = None,
+    prefix: str | None = None,
+    model_args: Mapping[str, Any] | None = None,
+) -> LoadedModel:
+    """Build a DenseNet of torchxrayvision and load a state_dict into it.
+
+    Args:
+        name: such as ``"densenet121-res224-all"``; tells the targets and the operating points.
+        checkpoint: as in :func:`catwise.models.registry.load_model`, and so are the others.
+        n_categories: see there; without a checkpoint those of the published weights.
+        categories: see there; the published targets, where their number fits.
+        layer: see there.
+        prefix: see there.
+        model_args: further arguments of `torchxrayvision.models.DenseNet`, and `op_threshs`, as in
+            `adapt_xrv`.
+
+    Raises:
+        MissingExtraError: If torchxrayvision is absent or broken.
+        ConfigError: If it has no such model, or the model has operating points and `op_threshs`
+            says nothing about them.
+        CheckpointError: If the checkpoint is a pickle of a module, or not this model's.
+    """
+    xrv = import_optional("torchxrayvision", extra="xrv")
+    own, args = take_options(
+        model_args, own={"op_threshs": "refuse"}, refused=("weights", "num_classes", "cache_dir")
+    )
+    published = xrv.models.model_urls
+    known = sorted(key for key in published if key.startswith("densenet"))
+    if name not in known:
+        raise ConfigError(
+            f"torchxrayvision has no model {name!r} that is built here{nearest(name, known)}.",
+            expected=", ".join(known),
+            remedy="for others, a function that returns adapt_xrv(model): python:MODULE:FUNCTION",
+        )
+    targets, thresholds = published[name]["labels"], published[name].get("op_threshs")
+    catalog = None if checkpoint is None else open_weights(checkpoint)
+    if catalog is not None:
+        n_categories = n_categories or count_categories(catalog, layer="classifier", prefix=prefix)
+        stored = any(entry.key.rpartition(".")[2] == "op_threshs" for entry in catalog.entries)
+        thresholds = thresholds if stored else None
+    n_rows = n_categories or len(targets)
+    with building(f"xrv:{name}"):
+        import torch
+
+        fits = thresholds is not None and len(thresholds) == n_rows
+        points = torch.tensor(thresholds if fits else [math.nan] * n_rows)
+        given = {"op_threshs": points} if thresholds is not None else {}
+        module = xrv.models.DenseNet(weights=None, num_classes=n_rows, **given, **args)
+    if categories is None and len(targets) == n_rows:
+        module.targets = module.pathologies = list(targets)
+    return adapt_xrv(
+        module,
+        name=f"xrv:{name}",
+        op_threshs=own["op_threshs"],
+        layer=layer,
+        checkpoint=checkpoint,
+        catalog=catalog,
+        prefix=prefix,
+        categories=categories,
+    )
+
+
+def adapt_xrv(
+    module: nn.Module,
+    *,
+    op_threshs: str = "refuse",
+    name: str = "xrv",
+    layer: str | None = None,
+    checkpoint: Path | None = None,
+    catalog: Catalog | None = None,
+    prefix: str | None = None,
+    categories: Sequence[str] | None = None,
+) -> LoadedModel:
+    """Say what catwise needs to know of a model of torchxrayvision that is in memory.
+
+    Args:
+        module: the model. `op_threshs="drop"` takes its operating points away.
+        op_threshs: what to do with operating points: "refuse" them; "drop": the model then gives
+            logits; "keep": the model goes on stretching its output by them.
+        name: for messages.
+        layer: the classification layer, where it is not the usual one.
+        checkpoint: a file to load, strictly.
+        catalog: the same, opened.
+        prefix: what leads the model's keys in it.
+        categories: names of all rows; the model's `targets` when not given. Rows named `''` are
+            left out of the head, and left as they are when a head is written.
+
+    Raises:
+        ConfigError: If the model has operating points and `op_threshs` is "refuse".
+        CheckpointError: If the checkpoint is not this model's.
+        HeadError: If the classification layer cannot be used.
+    """
+    if op_threshs not in _POLICIES:
+        raise ConfigError(
+            f"op_threshs={str(op_threshs)!r} is not known.", expected=", ".join(_POLICIES)
+        )
+    own: Any = module
+    notes: list[str] = []
+    if catalog is None and checkpoint is not None:
+        catalog = open_weights(checkpoint)
+    if catalog is not None:
+        load_weights(module, catalog, prefix=prefix)
+    else:
+        notes.append("the weights are those in memory: no checkpoint was given.")
+    has_points = getattr(own, "op_threshs", None) is not None
+    if has_points and op_threshs == "refuse":
+        raise ConfigError(
+            f"{name} stretches its outputs by operating points (op_threshs) of its present head.",
+            found="thresholds that say nothing of a tuned head",
+            expected="to be told what becomes of them",
+            remedy="model_args={'op_threshs': 'drop'} to get logits, 'keep' to leave them",
+        )
+    if has_points:
+        notes.append(_settle_points(own, op_threshs))
+    if layer is None:
+        names = dict(module.named_modules())
+        usual = next((key for key in _LAYERS if key in names), None)
+        layer = None if usual is None else inner_layer(module, usual)
+    names_given = categories if categories is not None else getattr(own, "targets", None)
+    size = int(getattr(own, "input_resolution", None) or _SIZE)
+    loaded = adapt_module(
+        module,
+        name=name,
+        preprocessing=Preprocessing(
+            size=(size, size),
+            mean=(0.5,),
+            std=(1 / 2048,),
+            channels=1,
+            source="torchxrayvision: one channel in [-1024, 1024]",
+        ),
+        layers=layer,
+        checkpoint=checkpoint,
+        catalog=catalog,
+        loaded=True,
+        prefix=prefix,
+        notes=notes,
+    )
+    if names_given:
+        _name_rows(loaded, list(map(str, names_given)))
+    return loaded
+
+
+def _name_rows(loaded: LoadedModel, targets: list[str]) -> None:
+    """Name the rows; those without a name leave the head and stay in the file."""
+    if loaded.head is None:
+        return
+    rows = [target or f"(unnamed {i})" for i, target in enumerate(targets)]
+    head = loaded.head.replace(categories=rows)
+    named = [row for row, target in zip(rows, targets, strict=True) if target]
+    loaded.extra["row_names"] = tuple(rows)
+    loaded.head = head.take_categories(named)
+    if len(named) < len(rows):
+        loaded.notes.append(
+            f"{len(rows) - len(named)} of {len(rows)} rows have no name: they are left out of the "
+            "head, and left as they are when it is written."
+        )
+
+
+def _settle_points(module: Any, op_threshs: str) -> str:
+    """Take the operating points away, or leave them; say what that means."""
+    if op_threshs == "keep":
+        return (
+            "op_threshs are kept: the model's output is a probability, stretched by the "
+            "operating points of the old head."
+        )
+    module.op_threshs = None
+    module.apply_sigmoid = False
+    return (
+        "op_threshs are dropped: the model gives logits. A checkpoint that holds them still does: "
+        "set model.op_threshs = None wherever the tuned weights are used."
+    )

@@ -1,0 +1,1 @@
+"""The account of a run: records, results, test rows, memorisation."""

@@ -1,0 +1,1 @@
+"""The choice between candidates: folds, scores, corrected gains, keep or replace."""

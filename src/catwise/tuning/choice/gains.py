@@ -1,0 +1,237 @@
+"""What replacing rows of a head is worth, from rows that neither fitted nor chose what is scored.
+
+Every fold is scored by the choice made without it, on a head fitted without it. These logits,
+fold by fold, are put on one scale and scored together: inside a fold of 20 rows with 2 positives
+average precision is far too high, and its differences are twice as uncertain. A metric that only
+ranks sees logits minus their mean and divided by their standard deviation over all rows, labelled
+or not, of the head that a fold is scored by; others see logits as they are.
+
+A category whose interval lies wholly on the wrong side of zero is never replaced. The correction
+repeats this, too: for each fold, from the other folds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from catwise.errors import ConfigError
+from catwise.metrics.intervals import (
+    Difference,
+    MeanError,
+    Units,
+    difference_of,
+    interval_of_difference,
+    reason_without_difference,
+)
+from catwise.metrics.levels import leave_one_out_precision
+from catwise.metrics.registry import METRICS
+from catwise.tuning.choice.decide import Decision, FoldScores, clearly_worse
+from catwise.tuning.rows.tuning_rows import prepared_metric
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from catwise.metrics import Metric
+
+    HeldOut = Callable[[NDArray[np.int64], int], Tensor]
+    Logits = NDArray[np.float32]
+
+__all__ = ["Gains", "Scorer", "levels", "on_one_scale", "without_harm"]
+
+_BLOCK_ENTRIES = 1 << 24
+
+
+@dataclass(frozen=True, eq=False)
+class Gains:
+    """Scores of the original head, and gains over it; (C,) each.
+
+    Attributes:
+        before: level of the original head; average precision without its excess on few
+            positives. NaN where it is not defined.
+        gain: score after − before, in the metric's own direction.
+        low: lower end of its interval; NaN where there is none.
+        high: upper end.
+        why: the reason without an interval, a key of `EXPLANATIONS`, or None.
+        mean: the mean gain over the categories with a level, and the ends of its interval.
+    """
+
+    before: NDArray[np.float64]
+    gain: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    why: list[str | None]
+    mean: tuple[float, float, float]
+
+
+class Scorer(NamedTuple):
+    """Scores (C, n) logits against fixed labels.
+
+    Attributes:
+        metric: what is scored.
+        codes: (C, n) int8 label codes.
+        units: of the n rows.
+    """
+
+    metric: Metric
+    codes: NDArray[np.int8]
+    units: Units
+
+    @classmethod
+    def of(cls, metric: Metric, codes: Tensor, groups: NDArray[Any] | None) -> Scorer:
+        """With rows of one group counted as one."""
+        n = codes.shape[1]
+        rows = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
+        return cls(metric, codes.cpu().numpy(), Units(rows, groups is not None))
+
+    def take(self, rows: NDArray[np.int64]) -> Scorer:
+        """On some of the rows."""
+        units = Units(self.units.of_row[rows], self.units.is_grouped)
+        return Scorer(self.metric, self.codes[:, rows], units)
+
+    def values(self, logits: Logits) -> NDArray[np.float64]:
+        """(C,) scores; NaN where a class is not known."""
+        width = max(1, _BLOCK_ENTRIES // max(logits.shape[1], 1))
+        parts = [np.empty(0)]
+        for start in range(0, logits.shape[0], width):
+            block = slice(start, start + width)
+            score = prepared_metric(self.metric, torch.from_numpy(self.codes[block]))
+            parts.append(score(torch.from_numpy(logits[block])).double().numpy())
+        return np.concatenate(parts)
+
+    def levels(self, logits: Logits) -> NDArray[np.float64]:
+        """(C,) scores, average precision without its excess on few positives."""
+        if self.metric is not METRICS["average_precision"]:
+            return self.values(logits)
+        pairs = ((z[y >= 0], y[y >= 0] == 1) for z, y in zip(logits, self.codes, strict=True))
+        return np.array([leave_one_out_precision(*pair) for pair in pairs])
+
+    def gains(self, before: Logits, after: Logits) -> Gains:
+        """What the second logits gain over the first."""
+        level, gain = self.levels(before), self.values(after) - self.values(before)
+        low, high = np.full_like(gain, np.nan), np.full_like(gain, np.nan)
+        why: list[str | None] = [None] * gain.size
+        mean = MeanError(int(self.units.of_row.max(initial=-1)) + 1)
+        for c in np.flatnonzero(np.isfinite(gain)).tolist():
+            found = self._difference(before, after, c)
+            if found is None:
+                why[c] = "no_interval_for_metric"
+                continue
+            known = self.codes[c] >= 0
+            low[c], high[c] = interval_of_difference(found.estimate)
+            same = np.array_equal(before[c, known], after[c, known])
+            why[c] = reason_without_difference(found.estimate, is_same=same)
+            if np.isfinite(level[c]):
+                mean.add(found.estimate, found.shares, self.units.of_row[known])
+        gain[np.isnan(level)] = np.nan
+        scored = gain[np.isfinite(gain)]
+        centre = float(scored.mean()) if scored.size else float("nan")
+        return Gains(level, gain, low, high, why, (centre, *mean.interval_of_difference()))
+
+    def harmed(self, among: NDArray[np.bool_], before: Logits, after: Logits) -> NDArray[np.bool_]:
+        """(C,) whether the interval of a gain lies wholly on the wrong side of zero."""
+        low, high = np.full(among.size, np.nan), np.full(among.size, np.nan)
+        for c in np.flatnonzero(among).tolist():
+            found = self._difference(before, after, c)
+            if found is not None:
+                low[c], high[c] = interval_of_difference(found.estimate)
+        return clearly_worse(low, high, higher_is_better=self.metric.higher_is_better)
+
+    def _difference(self, before: Logits, after: Logits, c: int) -> Difference | None:
+        """None where there is no interval for the metric."""
+        rows = np.flatnonzero(self.codes[c] >= 0)
+        units = Units(self.units.of_row[rows], self.units.is_grouped)
+        positive = self.codes[c, rows] == 1
+        try:
+            return difference_of(self.metric.name, before[c, rows], after[c, rows], positive, units)
+        except ConfigError:  # a metric of one's own has no influence function
+            return None
+
+
+def levels(
+    before: NDArray[np.float64], gain: NDArray[np.float64], metric: Metric
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(C,) scores before and after; average precision is moved into [0, 1] with its gain.
+
+    Its level has no excess and its gain may, which matters on a handful of positives only.
+    """
+    if metric is METRICS["average_precision"]:
+        before = np.clip(before, np.maximum(0.0, -gain), np.minimum(1.0, 1.0 - gain))
+    return before, before + gain
+
+
+def on_one_scale(logits: Tensor, metric: Metric) -> Tensor:
+    """(C, n) logits of one head as a metric is to see them beside those of other heads."""
+    if not metric.ranks_only:
+        return logits
+    centred = logits.double() - logits.double().mean(1, keepdim=True)
+    spread = centred.square().mean(1, keepdim=True).sqrt().clamp_min(1e-300)
+    return (centred / spread).to(logits.dtype)
+
+
+class Corrected(NamedTuple):
+    """A decision without what was clearly worse, and its gains.
+
+    Attributes:
+        decision: `chosen` and `chosen_without` are 0 where the choice was clearly worse.
+        gains: corrected for the choosing.
+        selected_on: (C,) gain of the chosen on the data that chose it; 0 where it is kept.
+        clearly_worse: (C,) whether that is why a category is kept.
+    """
+
+    decision: Decision
+    gains: Gains
+    selected_on: NDArray[np.float64]
+    clearly_worse: NDArray[np.bool_]
+
+
+def without_harm(
+    decision: Decision,
+    scores: FoldScores,
+    base: Tensor,
+    held_out: HeldOut,
+    *,
+    fold: NDArray[np.int8],
+    scorer: Scorer,
+) -> Corrected:
+    """Keep what a choice would clearly harm, and score the choosing with this rule in it.
+
+    Args:
+        decision: what was chosen, from all folds and without each.
+        scores: what it was chosen from; only what lost by them is looked at.
+        base: (C, n) logits of the original head.
+        held_out: of (C,) candidates and the one for all, (C, n) logits on rows that did not fit
+            them, `on_one_scale`.
+        fold: (n,) of the rows.
+        scorer: of all rows.
+    """
+    before = on_one_scale(base, scorer.metric).cpu().numpy()
+    after, chosen_without = before.copy(), decision.chosen_without.copy()
+    for f in np.argsort(decision.settings_without, kind="stable"):
+        taken = held_out(chosen_without[f], decision.settings_without[f]).cpu().numpy()
+        rest, own = np.flatnonzero(fold != f), np.flatnonzero(fold == f)
+        lost = _lost(scores.mean(scores.without(f)), chosen_without[f])
+        worse = scorer.take(rest).harmed(lost, before[:, rest], taken[:, rest])
+        chosen_without[f, worse] = 0
+        cells = np.ix_(chosen_without[f] > 0, own)
+        after[cells] = taken[cells]
+    gains, level = scorer.gains(before, after), scorer.values(before)
+    taken = held_out(decision.chosen, decision.setting).cpu().numpy()
+    raw = np.where(decision.chosen > 0, scorer.values(taken) - level, 0.0)
+    worse = scorer.harmed(_lost(scores.mean(), decision.chosen), before, taken)
+    higher = scorer.metric.higher_is_better
+    worse |= clearly_worse(gains.low, gains.high, higher_is_better=higher) & (decision.chosen > 0)
+    chosen = np.where(worse, 0, decision.chosen)
+    found = decision._replace(chosen=chosen, chosen_without=chosen_without)
+    return Corrected(found, gains, np.where(worse, 0.0, raw), worse)
+
+
+def _lost(scores: NDArray[np.float64], chosen: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(C,) where the chosen candidate's score is below the original head's."""
+    return np.asarray(scores[chosen, np.arange(chosen.size)] < scores[0])

@@ -1,0 +1,1 @@
+"""Fits of head rows: penalised, ranking loss, scale and offset, back-propagation, evolution."""

@@ -1,0 +1,1 @@
+"""The presets: `default`, cross-fitted, and `paper`, as published."""

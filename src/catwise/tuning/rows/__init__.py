@@ -1,0 +1,1 @@
+"""Rows that heads are fitted on: coordinates, layouts of known labels, products."""

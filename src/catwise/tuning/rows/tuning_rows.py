@@ -1,0 +1,217 @@
+"""Rows in coordinates, metrics inside folds, and blocks of categories: what a preset works on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from catwise.metrics import METRICS
+from catwise.metrics.ranking import RankingPlan
+from catwise.progress import Progress, ProgressCallback
+from catwise.tuning.rows.products import product
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from catwise.metrics import Metric
+
+__all__ = [
+    "Counter",
+    "FoldScorer",
+    "OwnRows",
+    "Rows",
+    "category_blocks",
+    "moved",
+    "prepared_metric",
+]
+
+_BLOCK_ENTRIES = 1 << 24
+_KEPT = 1 << 27
+
+
+class OwnRows:
+    """Coordinates of category-specific features: one (n, k) for each run of categories.
+
+    They are made when a block of categories asks for them; what a few runs need is kept.
+
+    Args:
+        runs: neighbouring categories that share their features; together all categories.
+        project: the number of a run and some rows, or None for all → (rows, k) float32.
+        shape: (n, k).
+        device: where they are made.
+        index: (n,) int64 rows that are taken; None: all.
+    """
+
+    def __init__(
+        self,
+        runs: Sequence[slice],
+        project: Callable[[int, Tensor | None], Tensor],
+        shape: tuple[int, int],
+        device: torch.device,
+        index: Tensor | None = None,
+    ) -> None:
+        self.runs, self.shape, self.device = list(runs), torch.Size(shape), device
+        self._project, self._index = project, index
+        self._kept: dict[int, Tensor] = {}
+
+    def of(self, categories: slice) -> Tensor:
+        """(n, k) of a block of categories within one run."""
+        number = next(i for i, r in enumerate(self.runs) if r.start <= categories.start < r.stop)
+        if number not in self._kept:
+            while (len(self._kept) + 1) * self.shape.numel() > max(_KEPT, self.shape.numel()):
+                self._kept.pop(next(iter(self._kept)))
+            self._kept[number] = self._project(number, self._index)
+        return self._kept[number]
+
+    def take(self, rows: Tensor) -> OwnRows:
+        """Some of the rows."""
+        index = rows if self._index is None else self._index[rows]
+        shape = len(index), self.shape[1]
+        return OwnRows(self.runs, self._project, shape, self.device, index)
+
+
+class Rows(NamedTuple):
+    """Rows of one source in coordinates, with the original logits and the known labels.
+
+    Attributes:
+        x: (n, k) float32, or `OwnRows`; those of a block of categories are always the former.
+        logits: (C, n) float32, of the original head as stored.
+        codes: (C, n) int8; 1 positive, 0 negative, all else unknown. They choose and score.
+        intercept: whether the head has a bias to take an intercept up.
+        target: (C, n) float32 in [0, 1], what is fitted, where a label policy says more than
+            the codes; else None.
+        weight: (C, n) float32 of the targets, or None.
+    """
+
+    x: Any
+    logits: Tensor
+    codes: Tensor
+    intercept: bool = True
+    target: Tensor | None = None
+    weight: Tensor | None = None
+
+    def take(self, categories: slice, rows: Tensor | None = None) -> Rows:
+        """Some categories, and all rows or some."""
+
+        def cut(values: Tensor) -> Tensor:
+            part = values[categories]
+            return part if rows is None else part[:, rows]
+
+        return Rows(
+            self._coordinates(categories, rows),
+            cut(self.logits),
+            cut(self.codes),
+            self.intercept,
+            None if self.target is None else cut(self.target),
+            None if self.weight is None else cut(self.weight),
+        )
+
+    def _coordinates(self, categories: slice, rows: Tensor | None) -> Any:
+        x = self.x
+        if isinstance(x, OwnRows):
+            if categories == slice(None):
+                return x if rows is None else x.take(rows)
+            x = x.of(categories)
+        return x if rows is None else x[rows]
+
+    def known(self) -> Rows:
+        """The rows with any label to fit."""
+        fitted = self.codes >= 0 if self.weight is None else self.weight > 0
+        return self.take(slice(None), fitted.any(0).nonzero().flatten())
+
+
+class FoldScorer:
+    """A metric inside every fold.
+
+    Args:
+        codes: (C, n) int8 of the fresh rows.
+        fold: (n,) fold of each row.
+        metric: what is scored.
+
+    Attributes:
+        positives: (F, C) known positives of each fold; 0 where a class is missing there.
+    """
+
+    def __init__(self, codes: Tensor, fold: NDArray[np.int8], metric: Metric) -> None:
+        self._codes, self._metric = codes, metric
+        self._rows = [
+            torch.from_numpy(np.flatnonzero(fold == f)).to(codes.device)
+            for f in range(int(fold.max()) + 1)
+        ]
+        counted = [codes[:, rows] for rows in self._rows]
+        positive = torch.stack([(part == 1).sum(1) for part in counted])
+        negative = torch.stack([(part == 0).sum(1) for part in counted])
+        both = torch.where((positive > 0) & (negative > 0), positive, 0)
+        self.positives: NDArray[np.float64] = both.cpu().numpy().astype(np.float64)
+        self._scorers: dict[tuple[int, int], list[Callable[[Tensor], Tensor]]] = {}
+
+    def __call__(self, logits: Tensor, block: slice) -> NDArray[np.float64]:
+        """(F, B) scores of (B, n) logits of a block of categories."""
+        scorers = self._of(block)[1:]
+        parts = [s(logits[:, rows]) for s, rows in zip(scorers, self._rows, strict=True)]
+        return torch.stack(parts).cpu().numpy()
+
+    def whole(self, logits: Tensor, block: slice) -> NDArray[np.float64]:
+        """(B,) scores on all rows together."""
+        score: NDArray[np.float64] = self._of(block)[0](logits).cpu().numpy()
+        return score
+
+    def _of(self, block: slice) -> list[Callable[[Tensor], Tensor]]:
+        key = (block.start or 0, block.stop or 0)
+        if key not in self._scorers:
+            codes = self._codes[block]
+            parts = [codes, *(codes[:, rows] for rows in self._rows)]
+            self._scorers[key] = [prepared_metric(self._metric, part) for part in parts]
+        return self._scorers[key]
+
+
+def prepared_metric(metric: Metric, codes: Tensor) -> Callable[[Tensor], Tensor]:
+    """A function from (B, n) logits to (B,) scores against fixed (B, n) codes.
+
+    NaN where a class is not known: a category of one class is not tuned, whatever the metric.
+    """
+    if metric is METRICS["average_precision"]:
+        return RankingPlan(codes).average_precision
+    if metric is METRICS["auroc"]:
+        return RankingPlan(codes).auroc
+    lacking = ~((codes == 1).any(1) & (codes == 0).any(1))
+    return lambda logits: metric.columns(logits, codes).masked_fill(lacking, float("nan"))
+
+
+def moved(rows: Rows, delta: Tensor, intercept: Tensor, at: Tensor) -> Tensor:
+    """(C, m) logits of some rows after a change."""
+    if isinstance(rows.x, OwnRows):
+        parts = [moved(rows.take(run), delta[run], intercept[run], at) for run in rows.x.runs]
+        return torch.cat(parts)
+    return product(delta, rows.x[at].T).add_(intercept[:, None]).add_(rows.logits[:, at])
+
+
+def category_blocks(fresh: Rows, train: Rows | None) -> Iterator[slice]:
+    """Blocks of categories whose entries stay bounded, whatever the machine.
+
+    Category-specific features cut them where the vector changes.
+    """
+    n = fresh.x.shape[0] + (0 if train is None else train.x.shape[0])
+    width = max(1, _BLOCK_ENTRIES // max(n, 1))
+    runs = fresh.x.runs if isinstance(fresh.x, OwnRows) else [slice(0, fresh.logits.shape[0])]
+    for run in runs:
+        for start in range(run.start, run.stop, width):
+            yield slice(start, min(start + width, run.stop))
+
+
+class Counter:
+    """Tells the caller how many pieces are done."""
+
+    def __init__(self, progress: ProgressCallback | None, stage: str, total: int) -> None:
+        self._progress, self._stage, self._total, self._done = progress, stage, total, 0
+
+    def step(self, message: str) -> None:
+        """Another piece is done."""
+        self._done += 1
+        if self._progress is not None:
+            self._progress(Progress(self._stage, self._done, self._total, message))
