@@ -61,8 +61,8 @@ RECORDS = [
         "index": 2,
         "status": "replaced",
         "reason": "pooled_gain",
-        "explanation": "Too few fresh positives to judge this category alone; the tuned heads were "
-        "better on the whole.",
+        "explanation": "Too few positives to judge this category alone; the mean gain over all "
+        "categories decided.",
         "candidate": "omega=0.3,kappa=5,tau=1,mu=3",
         "metric": "average_precision",
         "before": 0.105715,

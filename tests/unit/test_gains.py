@@ -262,3 +262,49 @@ def test_the_record_of_a_veto_says_so(monkeypatch, validation):
     assert record["before"] == record["after"] == record["selected_on"]
     assert torch.equal(result.head.weight[1], task.head.weight[1])
     assert "replaced" in {r["status"] for r in result.records}
+
+
+# ------------------------------------------------------------------------- no mean gain
+
+
+@pytest.mark.parametrize("metric", ["average_precision", "auroc", "log_loss"])
+def test_without_a_mean_gain_nothing_is_replaced(metric):
+    """One small loss more than gains, none of them clear: no category has others to lean on."""
+    codes, logits = drawn(400, 4)
+    rng = np.random.default_rng(1)
+    noise = 0.3 * rng.normal(size=logits.shape).astype(np.float32)
+    fold = (np.arange(400) % 4).astype(np.int8)
+    for taken, is_better in ((logits + noise, False), (logits + 0.3 * codes, True)):
+        found = without_harm(
+            *chosen_for_all(4),
+            torch.from_numpy(logits),
+            partial(same_for_all, torch.from_numpy(taken), METRICS[metric]),
+            fold=fold,
+            scorer=scorer(codes, METRICS[metric]),
+        )
+        assert found.decision.chosen.any() == is_better
+        assert found.decision.setting == is_better
+        if is_better:
+            assert not found.without_mean_gain.any()
+            assert np.isfinite(found.gains.mean).all()
+            continue
+        assert (found.without_mean_gain ^ found.clearly_worse).all()
+        assert found.without_mean_gain.any()
+        assert found.gains.mean[0] == 0.0
+        assert np.isnan(found.gains.mean[1:]).all()
+        assert (found.selected_on == 0).all()
+
+
+def test_tuned_again_on_the_same_labels_nothing_is_replaced_for_nothing():
+    """A second run on its own output once replaced all rows with a corrected mean gain below 0."""
+    task = make_task(400, 200, 3000, 32, 4, known=0.6, known_valid=0.3, seed=13)
+    once = catwise.tune(task.head, task.train.pair, task.valid.pair, seed=13)
+    assert once.summary["gain"] > 0
+    again = catwise.tune(once.head, task.train.pair, task.valid.pair, seed=13)
+    assert {r["reason"] for r in again.records} == {"no_mean_gain"}
+    assert {r["status"] for r in again.records} == {"kept"}
+    assert torch.equal(again.head.weight, once.head.weight)
+    told = again.summary
+    assert (told["n_replaced"], told["gain"], told["gain_low"]) == (0, 0.0, None)
+    assert told["before"] == told["after"] == told["selected_on"]
+    assert told["choice"]["candidate"] == "base"

@@ -23,7 +23,7 @@ from catwise.tuning.account.records import Scores, add_test_scores, make_records
 from catwise.tuning.account.results import FoldArtifacts, TuneResult, changed_head
 from catwise.tuning.choice.decide import MIN_POSITIVES
 from catwise.tuning.choice.folds import assign_folds
-from catwise.tuning.choice.gains import levels
+from catwise.tuning.choice.gains import Corrected, levels
 from catwise.tuning.inputs import Data, Work, check_logits, check_sources, open_work
 from catwise.tuning.plan import Plan, make_plan
 from catwise.tuning.presets import paper
@@ -305,8 +305,7 @@ def _scores(found: DefaultResult, fresh: Rows, *, name: str, metric: Metric) -> 
             why.append("pooled_gain" if positives[c] < MIN_POSITIVES else own)
         else:
             status.append("kept")
-            worse = "clearly_worse" if corrected.clearly_worse[c] else "no_gain"
-            why.append("no_pooled_gain" if corrected.decision.setting == 0 else worse)
+            why.append(_kept_because(corrected, c))
         candidate.append(found.settings[int(taken)].name)
     kept = corrected.decision.chosen == 0
     before, after = levels(gains.before, np.where(kept, 0.0, gains.gain), metric)
@@ -317,6 +316,15 @@ def _scores(found: DefaultResult, fresh: Rows, *, name: str, metric: Metric) -> 
         for c, reason in enumerate(gains.why)
     ]
     return Scores(status, why, candidate, before, after, selected_on, low, high, without)
+
+
+def _kept_because(corrected: Corrected, c: int) -> str:
+    if corrected.clearly_worse[c]:
+        return "clearly_worse"
+    if corrected.without_mean_gain[c]:
+        return "no_mean_gain"
+    nothing = corrected.decision.setting == 0 and not corrected.without_mean_gain.any()
+    return "no_pooled_gain" if nothing else "no_gain"
 
 
 def _choice(found: DefaultResult) -> dict[str, Any]:

@@ -19,14 +19,17 @@ __all__ = ["EXPLANATIONS", "Scores", "add_test_scores", "make_records"]
 
 EXPLANATIONS: Final = {
     "gain": "The tuned head scored better on labels that did not fit it.",
-    "shared_gain": "Its own labels show no gain, but too weakly to stand against the other "
-    "categories, in which the tuned heads were better.",
-    "pooled_gain": "Too few fresh positives to judge this category alone; the tuned heads "
-    "were better on the whole.",
+    "shared_gain": "Its own labels show no gain, but they are too few to outweigh the mean gain "
+    "over all categories.",
+    "pooled_gain": "Too few positives to judge this category alone; the mean gain over all "
+    "categories decided.",
     "no_gain": "The tuned head did not score better on labels that did not fit it.",
-    "clearly_worse": "The tuned head was better on the whole, but clearly worse in this category: "
-    "the interval of its gain lies wholly on the wrong side of zero.",
-    "no_pooled_gain": "On the whole no candidate scored better than the original head.",
+    "clearly_worse": "The tuned head was clearly worse in this category: the interval of its gain "
+    "lies wholly on the wrong side of zero.",
+    "no_pooled_gain": "In the mean over all categories no candidate scored better than the "
+    "original head.",
+    "no_mean_gain": "Corrected for the choosing, the mean gain over all categories was not above "
+    "zero, so no category was replaced.",
     "best_step": "Validation scored this step best.",
     "base_best": "Validation scored no step better than the original head.",
     "no_known_label_in_train": "No training label of this category is known.",

@@ -7,12 +7,13 @@ ranks sees logits minus their mean and divided by their standard deviation over 
 or not, of the head that a fold is scored by; others see logits as they are.
 
 A category whose interval lies wholly on the wrong side of zero is never replaced. The correction
-repeats this, too: for each fold, from the other folds.
+repeats this, too: for each fold, from the other folds. Where the mean gain, so corrected, is not
+above zero, nothing is replaced: no category then has others to lean on.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -179,16 +180,20 @@ class Corrected(NamedTuple):
     """A decision without what was clearly worse, and its gains.
 
     Attributes:
-        decision: `chosen` and `chosen_without` are 0 where the choice was clearly worse.
-        gains: corrected for the choosing.
+        decision: `chosen` and `chosen_without` are 0 where the choice was clearly worse; all of
+            `chosen` is 0 where there is no mean gain.
+        gains: corrected for the choosing; where nothing is replaced, their mean is 0 without an
+            interval.
         selected_on: (C,) gain of the chosen on the data that chose it; 0 where it is kept.
         clearly_worse: (C,) whether that is why a category is kept.
+        without_mean_gain: (C,) whether it is kept since the mean gain was not above zero.
     """
 
     decision: Decision
     gains: Gains
     selected_on: NDArray[np.float64]
     clearly_worse: NDArray[np.bool_]
+    without_mean_gain: NDArray[np.bool_]
 
 
 def without_harm(
@@ -201,6 +206,8 @@ def without_harm(
     scorer: Scorer,
 ) -> Corrected:
     """Keep what a choice would clearly harm, and score the choosing with this rule in it.
+
+    Where the corrected mean gain is not above zero, everything is kept.
 
     Args:
         decision: what was chosen, from all folds and without each.
@@ -227,9 +234,15 @@ def without_harm(
     worse = scorer.harmed(_lost(scores.mean(), decision.chosen), before, taken)
     higher = scorer.metric.higher_is_better
     worse |= clearly_worse(gains.low, gains.high, higher_is_better=higher) & (decision.chosen > 0)
-    chosen = np.where(worse, 0, decision.chosen)
-    found = decision._replace(chosen=chosen, chosen_without=chosen_without)
-    return Corrected(found, gains, np.where(worse, 0.0, raw), worse)
+    is_better = gains.mean[0] > 0.0 if higher else gains.mean[0] < 0.0
+    no_gain = (decision.chosen > 0) & ~worse & (not is_better)
+    kept = worse | no_gain
+    chosen = np.where(kept, 0, decision.chosen)
+    if not chosen.any():
+        gains = replace(gains, mean=(abs(gains.mean[0]) * 0.0, np.nan, np.nan))
+    setting = min(decision.setting, 0) if no_gain.any() else decision.setting
+    found = decision._replace(chosen=chosen, setting=setting, chosen_without=chosen_without)
+    return Corrected(found, gains, np.where(kept, 0.0, raw), worse, no_gain)
 
 
 def _lost(scores: NDArray[np.float64], chosen: NDArray[np.int64]) -> NDArray[np.bool_]:
