@@ -444,15 +444,37 @@ def test_rows_that_fitted_either_head_are_said():
         found = compare_heads(other(head), fitted, (features, labels))
     assert found.n_in_sample == (None, 7)
     assert found.sentence().startswith(
-        "In sample: 7 of these rows fitted or selected the head after. "
+        "In sample, so no verdict: 7 of these rows fitted or selected the head after. On 120 rows "
     )
     told = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert found.verdict == told["verdict"] == "in_sample"
+    assert told["in_sample"] is found.in_sample is True
+    for one in told["comparisons"]:
+        assert one["verdict"] == "in_sample"
+        assert one["sentence"].startswith("In sample, so no verdict: ")
+        assert not {"Helped", "Harmed"} & set(one["sentence"].replace(":", " ").split())
     assert (told["n_in_sample_before"], told["n_in_sample_after"]) == (None, 7)
     assert any("fitted the head before" in note for note in found.notes)
     assert [record["metric"] for record in found.records()] == [
         name for name in ("average_precision", "auroc") for _ in NAMES
     ]
     assert "120 rows" in repr(found)
+
+
+def test_the_verdict_stands_where_no_row_is_known_to_have_fitted():
+    """Out of sample, and where that is not known, which the document says."""
+    head, features, labels = case()
+    for first, second, in_sample in (
+        (other(head), head, None),
+        (other(head).with_fitted_on([1]), head, None),
+        (other(head).with_fitted_on([1]), head.with_fitted_on([2]), False),
+    ):
+        found = compare_heads(first, second, (features, labels))
+        told = found.to_dict()
+        assert told["in_sample"] is in_sample
+        assert told["verdict"] == found.first.verdict == "helped"
+        assert told["comparisons"][0]["sentence"] == told["sentence"] == found.first.sentence("row")
+        assert told["sentence"].startswith("Helped: on 120 rows")
 
 
 def test_heads_are_compared_on_the_labels_categories_alone():

@@ -150,15 +150,34 @@ class HeadComparison:
         """By the metric that was named first."""
         return next(iter(self.comparisons.values()))
 
+    @property
+    def in_sample(self) -> bool | None:
+        """Whether some of the rows fitted or selected a head; None where that is not known."""
+        if any(self.n_in_sample):
+            return True
+        return None if None in self.n_in_sample else False
+
+    @property
+    def verdict(self) -> str:
+        """As `PairedComparison.verdict`, of the first metric; "in_sample" where rows were."""
+        return self._verdict_of(self.first)
+
+    def _verdict_of(self, one: PairedComparison) -> str:
+        return "in_sample" if self.in_sample else one.verdict
+
     def sentence(self) -> str:
         """Whether rows were in sample, and what the first metric shows, in plain words."""
-        seen = [
+        return self._sentence_of(self.first)
+
+    def _sentence_of(self, one: PairedComparison) -> str:
+        if not self.in_sample:
+            return one.sentence("row")
+        seen = " and ".join(
             f"{count(n)} of these rows fitted or selected the head {side}"
             for side, n in zip(("before", "after"), self.n_in_sample, strict=True)
             if n
-        ]
-        marked = f"In sample: {' and '.join(seen)}. " if seen else ""
-        return marked + self.first.sentence("row")
+        )
+        return f"In sample, so no verdict: {seen}. {one.sentence('row', judged=False)}"
 
     def records(self) -> list[dict[str, Any]]:
         """One JSON-ready dict for each metric and category, with the keys of `to_dict`."""
@@ -173,10 +192,18 @@ class HeadComparison:
         before, after = self.n_in_sample
         return {
             "sentence": self.sentence(),
-            "verdict": self.first.verdict,
+            "verdict": self.verdict,
+            "in_sample": self.in_sample,
             "n_in_sample_before": before,
             "n_in_sample_after": after,
-            "comparisons": [one.to_dict("row") for one in self.comparisons.values()],
+            "comparisons": [
+                {
+                    **one.to_dict("row"),
+                    "verdict": self._verdict_of(one),
+                    "sentence": self._sentence_of(one),
+                }
+                for one in self.comparisons.values()
+            ],
             "options": dict(self.options),
             "notes": list(self.notes),
         }

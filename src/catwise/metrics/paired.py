@@ -128,11 +128,12 @@ class PairedComparison:
         found = Counter(self.outcome)
         return {outcome: found[outcome] for outcome in OUTCOMES}
 
-    def sentence(self, rows: str = "test row") -> str:
+    def sentence(self, rows: str = "test row", *, judged: bool = True) -> str:
         """What the comparison shows, in plain words.
 
         Args:
             rows: what one row is called.
+            judged: whether to begin with the verdict, which is nothing where rows fitted a head.
         """
         where = f"on {plural(self.n_rows, rows)}"
         if not self.n_scored:
@@ -144,7 +145,8 @@ class PairedComparison:
         if math.isfinite(self.mean_low):
             bounds = interval(self.mean_low, self.mean_high)
             change += f", {self.level:.0%} interval {bounds}"
-        return f"{_VERDICTS[self.verdict]}: {where} the {change}). {self._categories_text()}"
+        start = f"{_VERDICTS[self.verdict]}: {where}" if judged else where.capitalize()
+        return f"{start} the {change}). {self._categories_text()}"
 
     def _categories_text(self) -> str:
         found = self.counts()

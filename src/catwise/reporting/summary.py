@@ -75,7 +75,7 @@ def headline(document: Mapping[str, Any]) -> Headline:
     if evaluation:
         verdict, text = str(evaluation["verdict"]), str(evaluation["sentence"])
         return Headline("test", verdict, text, f"On {where}, which {role}: {_change(document)}.")
-    start = "In sample" if rows == "training" else "Validation only"
+    start = "Training labels only" if rows == "training" else "Validation only"
     text = f"{start}: on {where}, which {role}, {_change(document)}."
     return Headline(rows, "not_judged", f"{text} Test rows, which choose nothing, would judge.", "")
 
