@@ -25,7 +25,7 @@ from catwise.errors import (
     OutputError,
     ShapeError,
 )
-from catwise.heads import read_head, save_head, write_head
+from catwise.heads import Head, load_head, read_head, save_head, write_head
 from cli.example import NAMES, make_example
 
 TABLE = ["--encoding", "nan", "--id-column", "image", "--group-column", "patient"]
@@ -163,6 +163,64 @@ def test_an_applied_head_knows_the_rows_that_fitted_it(tmp_path: Path, name: str
         assert document(*given, str(out))["in_sample"] is None
         (tmp_path / "out.pt.catwise.json").write_text('{"written": 3')
         assert document(*given, str(out))["in_sample"] is None
+
+
+@pytest.mark.parametrize("name", ["out.safetensors", "out.pt"])
+def test_a_head_written_from_python_knows_the_rows_that_fitted_it(
+    tmp_path: Path, name: str
+) -> None:
+    """Unasked; as the head goes on from copy to copy, and only while its numbers are there."""
+    from catwise.features import row_digests
+
+    ids = np.load("test.npz")["ids"]
+    digests = row_digests(np.zeros((len(ids), 1)), ids=ids)
+    head = read_head("model.safetensors", categories=NAMES)
+    tuned = head.replace(weight=head.weight * 1.5).with_fitted_on(digests[:9])
+    source, out = tmp_path / f"in{name[3:]}", tmp_path / name
+    copy, more, bare = (tmp_path / f"{word}{name}" for word in ("copy", "more", "bare"))
+    state = {"fc.weight": head.weight, "fc.bias": head.bias}
+    (save_file if name.endswith("safetensors") else torch.save)(state, source)
+    given = ["evaluate", *TEST, "--head-categories", "names.txt", "--checkpoint"]
+
+    write_head(source, tuned, out)
+    assert document(*given, str(out))["n_in_sample"] == 9
+    write_head(out, read_head(out), copy)
+    assert copy.read_bytes() == out.read_bytes()
+    assert document(*given, str(copy))["n_in_sample"] == 9
+    one_row = tuned.replace(fitted_on=digests[8:12]).take_categories(["bee"])
+    write_head(out, one_row.replace(weight=one_row.weight * 2), more, categories=NAMES)
+    assert document(*given, str(more))["n_in_sample"] == 12
+    write_head(out, tuned.replace(weight=tuned.weight * 2, fitted_on=None, provenance={}), bare)
+    assert document(*given, str(bare))["n_in_sample"] is None
+    write_head(source, tuned, bare, provenance={}, overwrite=True)
+    assert document(*given, str(bare))["n_in_sample"] is None
+    write_head(source, read_head(source), copy, overwrite=True)
+    assert copy.read_bytes() == source.read_bytes()
+    assert document(*given, str(copy))["n_in_sample"] is None
+
+    compared = [*given[:-1], "--checkpoint", str(out), "--against", str(source)]
+    told = document(*compared)
+    assert (told["verdict"], told["n_in_sample_after"]) == ("in_sample", 9)
+    assert told["comparisons"][0]["verdict"] == "in_sample"
+
+
+def test_a_head_written_over_a_saved_one_keeps_no_memory_of_it(tmp_path: Path) -> None:
+    """A file of `save_head` is a checkpoint, too: what fitted the old numbers does not count."""
+    first = Head([[1.0, 2.0], [3.0, 4.0]], categories=["cat", "dog"], fitted_on=[1, 2])
+    save_head(first, tmp_path / "old.safetensors")
+    second = first.replace(weight=first.weight * 2, fitted_on=[3])
+    write_head(tmp_path / "old.safetensors", second, tmp_path / "new.safetensors")
+    for found in (read_head(tmp_path / "new.safetensors"), load_head(tmp_path / "new.safetensors")):
+        assert torch.equal(found.weight, second.weight)
+        assert found.fitted_on is not None
+        assert found.fitted_on.tolist() == [3]
+
+
+def test_rows_that_a_record_had_no_room_for_stay_unknown() -> None:
+    """Also when further rows are remembered: the part is never taken for the whole."""
+    head = Head([[1.0]], fitted_on=[1, 2], provenance={"fitted_rows": 5}).with_fitted_on([2, 9, 10])
+    assert head.provenance["fitted_rows"] == 7
+    assert Head([[1.0]], fitted_on=[1]).with_fitted_on([2]).provenance == {}
 
 
 def test_rows_beyond_what_a_checkpoint_keeps(

@@ -304,8 +304,12 @@ class Head:
         new = _digests(digests)
         if new is None:
             return self
-        old = self.fitted_on
-        return self.replace(fitted_on=new if old is None else np.union1d(old, new))
+        if (old := self.fitted_on) is None:
+            return self.replace(fitted_on=new)
+        both, provenance = np.union1d(old, new), self.provenance
+        if (lacking := provenance.get("fitted_rows", 0) - old.size) > 0:  # a record had no room
+            provenance["fitted_rows"] = int(both.size + lacking)
+        return self.replace(fitted_on=both, provenance=provenance)
 
 
 def _restore(

@@ -7,7 +7,7 @@ for such a text that their readers would leave alone, so there it is a file besi
 
 The record also keeps digests of the rows that fitted the head, so that a score on these rows is
 marked wherever the checkpoint goes. It speaks of certain numbers: to a head with others it does
-not apply.
+not apply. A state_dict has no place for it at all.
 """
 
 from __future__ import annotations
@@ -32,7 +32,18 @@ if TYPE_CHECKING:
 
     from catwise.heads.core import Head
 
-__all__ = ["KEY", "MAX_ROWS", "describe", "put_beside", "recall_rows", "side_file", "stamp"]
+__all__ = [
+    "KEY",
+    "MAX_ROWS",
+    "describe",
+    "fitted_rows",
+    "put_beside",
+    "recall_rows",
+    "record_beside",
+    "remembered",
+    "side_file",
+    "stamp",
+]
 
 KEY: Final = "catwise"
 """The metadata key of a safetensors file."""
@@ -57,23 +68,40 @@ def describe(head: Head, base: Head | None) -> dict[str, Any]:
         "base": None if base is None else base.digest,
         "rows": head.n_categories,
         "tuned": head.provenance.get("catwise"),
-        "fitted_on": _fitted_rows(head),
+        "fitted_on": fitted_rows(head),
     }
 
 
-def _fitted_rows(head: Head) -> dict[str, Any] | None:
+def remembered(head: Head, base: Head | None, *, n_rows: int) -> dict[str, Any] | None:
+    """What a head that takes some or all rows of another says unasked; None where nothing is known.
+
+    Args:
+        head: the new one; it knows what fitted it, or how it was tuned.
+        base: the one that was there, or None where it is not known. Where it keeps rows, what
+            fitted it counts, too.
+        n_rows: how many rows there are.
+    """
+    if base is not None and head.n_categories < n_rows:
+        head = head.with_fitted_on(base.fitted_on)
+    if head.fitted_on is None and "catwise" not in head.provenance:
+        return None
+    return describe(head, base)
+
+
+def fitted_rows(head: Head) -> dict[str, Any] | None:
     """The digests of the rows that fitted a head, as text; None where they are not known."""
     if head.fitted_on is None:
         return None
     kept = head.fitted_on[:MAX_ROWS].astype("<u8").tobytes()
-    return {"n_rows": int(head.fitted_on.size), "digests": base64.b64encode(kept).decode()}
+    n_rows = max(int(head.fitted_on.size), head.provenance.get("fitted_rows", 0))
+    return {"n_rows": n_rows, "digests": base64.b64encode(kept).decode()}
 
 
 def recall_rows(head: Head, path: Path, metadata: Mapping[str, str] | None) -> Head:
     """The head with the rows that fitted it, where a record of these very numbers names them.
 
     Args:
-        head: as it was read, its rows named by their numbers.
+        head: as it was read; the names of its rows do not matter.
         path: the file that it was read from.
         metadata: texts of a safetensors file; None for other files.
 
@@ -82,8 +110,8 @@ def recall_rows(head: Head, path: Path, metadata: Mapping[str, str] | None) -> H
         `fitted_on` may hold a part. As it was given where there is no such record.
     """
     with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
-        record = read_file(side_file(path)) if metadata is None else parse(metadata[KEY])
-        if record["written"] == head.digest:
+        record = record_beside(path) if metadata is None else parse(metadata[KEY])
+        if record["written"] == head.replace(categories=None).digest:
             rows = record["fitted_on"]
             digests = np.frombuffer(base64.b64decode(rows["digests"], validate=True), dtype="<u8")
             provenance = {**head.provenance, "fitted_rows": int(rows["n_rows"])}
@@ -94,6 +122,17 @@ def recall_rows(head: Head, path: Path, metadata: Mapping[str, str] | None) -> H
 def side_file(path: Path) -> Path:
     """Where the record of a file lies that has no place for it."""
     return path.with_name(f"{path.name}.catwise.json")
+
+
+def record_beside(path: Path) -> dict[str, Any]:
+    """The record beside a file.
+
+    Raises:
+        OSError: If there is none.
+        ValueError: If it is not JSON.
+    """
+    record: dict[str, Any] = read_file(side_file(path))
+    return record
 
 
 def stamp(path: Path, record: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ from catwise._json import TABLE, TEXTS, own, read_fields
 from catwise._safetensors import FileLayout, TensorRange, read_layout
 from catwise.errors import CheckpointError
 from catwise.heads.core import HEAD_FORMAT, SAFETENSORS_DTYPES, Head
+from catwise.heads.provenance import recall_rows
 
 if TYPE_CHECKING:
     import os
@@ -75,7 +76,7 @@ def head_of_layout(path: Path, layout: FileLayout) -> Head:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise CheckpointError(f"'{path}' is a damaged head.", found=reason) from error
     fitted_on = None if digests is None else digests.numpy().view(np.uint64)
-    return Head(weight, bias, fitted_on=fitted_on, **said)
+    return recall_rows(Head(weight, bias, fitted_on=fitted_on, **said), path, layout.metadata)
 
 
 def _tensor(path: Path, entry: TensorRange) -> torch.Tensor:

@@ -59,15 +59,11 @@ def read_head(
         return head if categories is None else head.replace(categories=categories)
     n_categories = None if categories is None else len(categories)
     found = find_head(catalog, key=key, bias_key=bias_key, n_categories=n_categories)
-    head = head_at(catalog, found)
-    if catalog.path is not None:
-        texts = layout.metadata if isinstance(layout, FileLayout) else None
-        head = recall_rows(head, catalog.path, texts)
-    return head if categories is None else head.replace(categories=categories)
+    return head_at(catalog, found, categories=categories)
 
 
 def head_at(catalog: Catalog, found: Found, *, categories: Sequence[str] | None = None) -> Head:
-    """Read the head at a place that is already found."""
+    """Read the head at a place that is already found, with the rows known to have fitted it."""
     location = found.location
     weight = load_tensor(catalog, found.weight)
     if found.weight.layout == "groups":
@@ -79,4 +75,8 @@ def head_at(catalog: Catalog, found: Found, *, categories: Sequence[str] | None 
         "key": location.name,
         "bias_key": location.bias_key,
     }
-    return Head(weight, bias, categories=categories, provenance=provenance)
+    head = Head(weight, bias, categories=categories, provenance=provenance)
+    if catalog.path is None:
+        return head
+    texts = catalog.origin.metadata if isinstance(catalog.origin, FileLayout) else None
+    return recall_rows(head, catalog.path, texts)

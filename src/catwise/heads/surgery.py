@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,9 +33,15 @@ from catwise.heads.catalog import (
     view_of,
 )
 from catwise.heads.locate import Found, HeadLocation, find_head
-from catwise.heads.provenance import put_beside, side_file, stamp
+from catwise.heads.provenance import (
+    put_beside,
+    record_beside,
+    remembered,
+    side_file,
+    stamp,
+)
 from catwise.heads.saved import head_of_layout
-from catwise.heads.state import read_head
+from catwise.heads.state import head_at, read_head
 
 if TYPE_CHECKING:
     import os
@@ -103,8 +110,8 @@ def write_head(
 
     Only the head's bytes change: in a safetensors file the tensors' range; in a `torch.save`
     archive the storage's range and the record's CRC-32. Names, dtypes, metadata, the pickle and all
-    other tensors stay byte for byte, but for the text that `provenance` adds. Without it,
-    `write_head(m, read_head(m), n)` makes an identical file.
+    other tensors stay byte for byte, but for the text that `provenance` adds. The head that was
+    read makes an identical file: `write_head(m, read_head(m), n)`.
 
     Args:
         source: the checkpoint.
@@ -114,10 +121,13 @@ def write_head(
         bias_key: the bias's key, when it is not named like the weight's.
         categories: the names of the checkpoint's rows. With them the head's categories are matched
             by name and may be some of the rows; without them the head must have all rows in order.
-        provenance: what to say of the head, JSON-ready; None: nothing. In a safetensors file it is
-            the text ``catwise`` of the metadata; a `torch.save` archive has no place for it: there
-            it is the file ``NAME.catwise.json`` beside it. `written`, a digest of the numbers that
-            are then in the file, is added.
+        provenance: what to say of the head, JSON-ready, ``{}`` for nothing. None: how it was tuned
+            and digests of the rows that fitted it, so far as the head knows that and differs from
+            the one that was there; :func:`read_head` of the new file then knows these rows, and
+            :func:`evaluate` marks them. In a safetensors file it is the text ``catwise`` of the
+            metadata; a `torch.save` archive has no place for it: there it is the file
+            ``NAME.catwise.json`` beside it, which must go where that goes. `written`, a digest of
+            the numbers that are then in the file, is added.
         overwrite: replace a file that is at `destination`.
 
     Returns:
@@ -154,12 +164,13 @@ def write_head(
         )
     catalog = open_catalog(source)
     _check_destination(Path(source), Path(destination), overwrite=overwrite)
-    beside = provenance is not None and not isinstance(catalog.origin, FileLayout)
+    found, patches, report = _plan(catalog, head, key=key, bias_key=bias_key, categories=categories)
+    said = _said(catalog, head, found, patches) if provenance is None else provenance
+    beside = said is not None and not isinstance(catalog.origin, FileLayout)
     if beside:  # one without its file was left by a process that was killed
         alone = not Path(destination).exists()
         side = side_file(Path(destination))
         _check_destination(Path(source), side, overwrite=overwrite or alone)
-    found, patches, report = _plan(catalog, head, key=key, bias_key=bias_key, categories=categories)
     starts = [storage_start(catalog, patch.entry) for patch in patches]
     for patch in patches:
         load_tensor(catalog, patch.entry)  # a damaged record is found before anything is written
@@ -169,9 +180,9 @@ def write_head(
             _overwrite(temporary, patch, start)
         _fix_checksums(temporary, catalog, patches)
         _verify(temporary, catalog, found, patches)
-        if provenance is not None:
+        if said is not None:
             place = {"key": found.location.name, "bias_key": found.location.bias_key}
-            told = {**provenance, "written": read_head(temporary, **place).digest}
+            told = {**said, "written": read_head(temporary, **place).digest}
             if beside:  # first: on a full disk neither is left
                 put_beside(Path(destination), told)
             else:
@@ -190,7 +201,8 @@ def write_head_to_state_dict(
     """Return a new state_dict with this head in it; the given one is not changed.
 
     All other tensors are the same objects as before. Arguments and errors are those of
-    :func:`write_head`.
+    :func:`write_head`. A state_dict has no place for what the head remembers of the rows that
+    fitted it: keep the head itself, too (:func:`save_head`).
 
     >>> from catwise.heads import Head
     >>> old = {"fc.weight": torch.zeros(1, 2), "other": 3}
@@ -288,6 +300,29 @@ def _own_names(catalog: Catalog, key: str | None) -> tuple[str, ...] | None:
     if key not in {None, "weight"} or "catwise_head" not in layout.metadata:
         return None
     return head_of_layout(catalog.path, layout).categories
+
+
+def _said(
+    catalog: Catalog, head: Head, found: Found, patches: Sequence[_Patch]
+) -> Mapping[str, Any] | None:
+    """What the copy says of its head where the caller says nothing."""
+    assert catalog.path is not None  # noqa: S101  # write_head reads files
+    old = None
+    with suppress(HeadError):  # such as one that is not finite
+        old = head_at(catalog, found)
+    if any(_changes(catalog, patch) for patch in patches):
+        return remembered(head, old, n_rows=found.location.n_categories)
+    # Metadata are copied with the file; a record beside it is not.
+    has_no_text = not isinstance(catalog.origin, FileLayout)
+    is_beside = has_no_text and old is not None and old.fitted_on is not None
+    return record_beside(catalog.path) if is_beside else None
+
+
+def _changes(catalog: Catalog, patch: _Patch) -> bool:
+    """Whether a patch gives its tensor other numbers."""
+    new = load_tensor(catalog, patch.entry).clone()
+    patch.apply(new)
+    return not _same_bits(new, load_tensor(catalog, patch.entry))
 
 
 def _match(head: Head, location: HeadLocation, names: tuple[str, ...] | None) -> tuple[int, ...]:

@@ -267,7 +267,8 @@ def write_file(
     with atomic_path(destination) as temporary:
         between = temporary.with_name(f"{temporary.stem}-first{temporary.suffix}")
         try:
-            reports = [write_head(source, first, between, categories=rows, **places[0])]
+            part = first.replace(fitted_on=None, provenance=None)  # the second write says it
+            reports = [write_head(source, part, between, categories=rows, **places[0])]
             last = {**places[1], "provenance": told}
             reports.append(write_head(between, second, temporary, categories=rows, **last))
         finally:

@@ -486,6 +486,24 @@ def test_names_of_the_rows(tmp_path: Path) -> None:
     assert head_of(copy).categories == ("0", "1", "2", "3")
 
 
+def test_the_rows_that_fitted_the_head_are_kept(tmp_path: Path) -> None:
+    """In the side file, from copy to copy; of other numbers nothing is known."""
+    path, copies = made(tmp_path), [tmp_path / f"{i}.onnx" for i in range(4)]
+    new = changed(head_of(path, categories=NAMES)).replace(fitted_on=[3, 4])
+    assert head_of(path).fitted_on is None
+    write_onnx_head(path, copies[0], new, categories=NAMES)
+    write_onnx_head(copies[0], copies[1], head_of(copies[0]))
+    one = Head(torch.ones(1, D), torch.zeros(1), categories=["cat"], fitted_on=[4, 5])
+    write_onnx_head(copies[1], copies[2], one)
+    write_onnx_head(copies[1], copies[3], new.replace(weight=new.weight * 2, fitted_on=None))
+    found = [head_of(copy).fitted_on for copy in copies]
+    assert [None if one is None else one.tolist() for one in found] == [
+        [3, 4], [3, 4], [3, 4, 5], None,
+    ]  # fmt: skip
+    made(tmp_path, name="0.onnx")
+    assert head_of(copies[0]).fitted_on is None
+
+
 def test_head_that_does_not_fit(tmp_path: Path) -> None:
     """Features, rows and bias must be those of the layer; the file is named."""
     path, plain = made(tmp_path), made(tmp_path, "matmul", "o.onnx")

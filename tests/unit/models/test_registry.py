@@ -29,7 +29,7 @@ from catwise.heads import Head, read_head
 from catwise.models import LoadedModel, Preprocessing
 from catwise.models.adapters.torch_modules import split_head, unique_names
 from catwise.models.packages import import_optional
-from catwise.models.registry import KINDS, load_model, write_model
+from catwise.models.registry import KINDS, load_model, reload_model, write_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -337,6 +337,21 @@ def test_function_that_gives_a_module(
     write_model(model, another(model.head).take_categories(NAMES[::-1]), new)
     changed = torch.load(new, weights_only=True)
     assert torch.equal(changed["fc.weight"], another(model.head).weight)
+    assert reload_model(model, new).head.fitted_on is None
+
+
+def test_a_model_knows_the_rows_that_fitted_its_head(
+    users: types.ModuleType, checkpoint: Path, tmp_path: Path
+) -> None:
+    """From the record beside the checkpoint, as `read_head` does; from copy to copy."""
+    users.build = Small
+    model = load_model("python:users_models:build", checkpoint=checkpoint, categories=NAMES)
+    write_model(model, another(model.head).replace(fitted_on=[4, 5]), tmp_path / "new.pt")
+    again = reload_model(model, tmp_path / "new.pt")
+    assert again.head.fitted_on.tolist() == [4, 5]
+    write_model(again, again.head, tmp_path / "copy.pt")
+    assert (tmp_path / "copy.pt").read_bytes() == (tmp_path / "new.pt").read_bytes()
+    assert reload_model(model, tmp_path / "copy.pt").head.fitted_on.tolist() == [4, 5]
 
 
 def test_function_that_gives_a_loaded_model(users: types.ModuleType, checkpoint: Path) -> None:

@@ -325,12 +325,13 @@ def _join(parts: Sequence[Head]) -> Head:
             remedy="model_args={'heads': 'first'}",
         )
     biases = torch.stack([cast("torch.Tensor", part.bias).double() for part in parts])
-    return Head(
+    whole = Head(
         torch.cat([part.weight for part in parts], dim=1),
         biases.mean(0).to(parts[0].dtype),
         categories=parts[0].categories,
-        provenance=parts[0].provenance,
+        provenance={**parts[1].provenance, **parts[0].provenance},
     )
+    return whole.with_fitted_on(parts[0].fitted_on).with_fitted_on(parts[1].fitted_on)
 
 
 def split_head(joined: Head, olds: Sequence[Head]) -> list[Head]:

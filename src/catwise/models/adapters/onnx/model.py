@@ -33,7 +33,7 @@ from catwise.errors import (
     ShapeError,
 )
 from catwise.heads import Head, HeadLocation, WriteReport, write_head_to_state_dict
-from catwise.heads.provenance import side_file
+from catwise.heads.provenance import fitted_rows, recall_rows, side_file
 from catwise.models.adapters.onnx import graph as onnx_graph
 from catwise.models.adapters.onnx.graph import (
     Linear,
@@ -139,8 +139,9 @@ def _module(path: Path, head: Head, extra: Mapping[str, Any]) -> OnnxModule:
 
 
 def _read_head(file: OnnxFile, layer: Linear, categories: Sequence[str] | None = None) -> Head:
-    """The layer as a head, with the names of its rows where they are known."""
+    """The layer as a head, with its rows' names and what fitted it where that is known."""
     head = Head(*_effective(layer, [_read(file, stored) for stored in layer.parts]))
+    head = recall_rows(head, file.path, None)
     names = categories if categories is not None else _stored_names(file, head)
     return head if names is None else head.replace(categories=names)
 
@@ -449,7 +450,8 @@ def write_onnx_head(
     its name. Where Gemm has an alpha or beta, the numbers are divided by it; those that did not
     change keep their bytes, so that the head that was read gives the same file. External data are
     copied along under their own names: the copy then needs another folder than the source. The
-    side file ``NAME.onnx.catwise.json`` keeps the names of the rows and the head's provenance.
+    side file ``NAME.onnx.catwise.json`` keeps the names of the rows, the head's provenance, and
+    digests of the rows that fitted it, which :func:`load_onnx` reads again.
 
     Args:
         source: the model.
@@ -484,6 +486,8 @@ def write_onnx_head(
     record = {
         "format": "catwise-onnx-head",
         "head": after.digest,
+        "written": after.replace(categories=None).digest,
+        "fitted_on": fitted_rows(after),
         "categories": list(after.categories),
         "node": layer.name,
         "provenance": head.provenance,
@@ -550,6 +554,7 @@ def _plan(
             patches.append((path, (start, stop), raw[: stop - start]))
             raw = raw[stop - start :]
     after = Head(*_effective(layer, parts), categories=old.categories)
+    after = after.with_fitted_on(_fitted(head, old, after))
     by_name = set(head.categories) <= set(old.categories)
     order = enumerate(head.categories)
     rows = tuple(old.categories.index(name) if by_name else row for row, name in order)
@@ -562,6 +567,14 @@ def _plan(
     location = HeadLocation(layer.weight.name, keys[1], "", *layer.shape, dtype, note)
     cast = f"rounded to {dtype}, by at most {float(off):.3g}" if off else ""
     return patches, after, WriteReport(location, rows, cast)
+
+
+def _fitted(head: Head, old: Head, after: Head) -> Any:
+    """The digests of the rows that fitted the layer as it will be; None where nobody knows."""
+    if after.digest == old.digest:
+        return old.fitted_on
+    is_whole = head.n_categories == old.n_categories
+    return head.fitted_on if is_whole else head.with_fitted_on(old.fitted_on).fitted_on
 
 
 def _plan_copies(file: OnnxFile, target: Path, *, changed: set[Path]) -> dict[Path, Path]:
