@@ -173,7 +173,7 @@ def test_report_and_card(finished: Path) -> None:
         assert "8 x 8 pixels" in text
     ET.fromstring(report.split("\n", 1)[1])  # noqa: S314  # well-formed; our own text
     assert "Test rows, which chose nothing" in report
-    assert "classification layer of python:cli.fix_case:tiny_net was repaired" in card
+    assert "## The classification layer of python:cli.fix_case:tiny_net" in card
 
 
 def test_inputs_are_not_touched(case: Path) -> None:

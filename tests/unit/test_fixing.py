@@ -288,5 +288,5 @@ def test_lines_where_nothing_could_be_scored() -> None:
     assert account.result_lines(run) == [
         f"{headline} Test rows, which choose nothing, would judge.",
         "Rows of the head: 0 replaced, 0 kept, 4 skipped.",
-        "Nothing was clearly better, so the new checkpoint is a copy of the old one.",
+        "No row was replaced, so the new checkpoint is a copy of the old one.",
     ]

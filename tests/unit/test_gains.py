@@ -308,3 +308,14 @@ def test_tuned_again_on_the_same_labels_nothing_is_replaced_for_nothing():
     assert (told["n_replaced"], told["gain"], told["gain_low"]) == (0, 0.0, None)
     assert told["before"] == told["after"] == told["selected_on"]
     assert told["choice"]["candidate"] == "base"
+
+
+def test_on_training_labels_alone_gains_are_told_too_low_and_do_not_decide():
+    """The original head was trained on what judges: a loss is told where fresh rows gain."""
+    task = make_task(300, 150, 2000, 16, 5, seed=3)
+    with pytest.warns(catwise.InSampleWarning):
+        result = catwise.tune(task.head, task.train.pair, test=task.test.pair)
+    assert result.summary["gain"] < 0 < result.test.mean_difference
+    assert result.summary["n_replaced"] == 5
+    reasons = {r["reason"] for r in result.records}
+    assert "gain_in_folds" in reasons <= {"gain", "gain_in_folds"}

@@ -52,7 +52,7 @@ def test_a_run_is_judged_by_its_out_of_fold_logits(seed):
         assert summary["judged_by"]["tuned"] == "out-of-fold logits of 400 validation rows"
         assert summary["in_sample_rows"] == {"base": 0, "tuned": 400}
     told = {record["scored_on"] for record in result.records if record["status"] == "replaced"}
-    assert "tenths of out-of-fold logits of 400 validation rows" in told.pop()
+    assert "out-of-fold logits of 400 validation rows, chosen without each tenth" in told.pop()
 
 
 @pytest.mark.parametrize("rule", ["greedy", "honest"])

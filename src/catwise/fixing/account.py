@@ -79,19 +79,21 @@ def result_lines(run: Mapping[str, Any]) -> list[str]:
     """What came of it, for people, the headline first."""
     lines = summary_lines(run)
     if not any(record["status"] == "replaced" for record in run["records"]):
-        lines.append("Nothing was clearly better, so the new checkpoint is a copy of the old one.")
+        lines.append("No row was replaced, so the new checkpoint is a copy of the old one.")
     return lines
 
 
 def card(model: LoadedModel, run: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> str:
     """A few lines of Markdown for the model's card."""
+    replaced = sum(record["status"] == "replaced" for record in run["records"])
     lines = [
-        f"## The classification layer of {model.name} was repaired",
+        f"## The classification layer of {model.name}",
         "",
         (
             f"The rows of `{model.weight_key or model.layer}` were tuned category by category on "
-            f"the labels that are known, with catwise {__version__}. Every other tensor is the "
-            "original's, bit for bit."
+            f"the labels that are known, with catwise {__version__}; {replaced:,} of "
+            f"{len(run['records']):,} were replaced. Every other tensor is the original's, bit for "
+            "bit."
         ),
         "",
         *(f"- {line}" for line in result_lines(run)),

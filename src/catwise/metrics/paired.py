@@ -114,11 +114,15 @@ class PairedComparison:
     def verdict(self) -> str:
         """One of "helped", "harmed", "no_difference", and "not_judged" without an interval."""
         if not math.isfinite(self.mean_low):
-            is_same = self.n_scored and set(self.reason) <= {"unchanged", *_UNDEFINED}
-            return "no_difference" if is_same else "not_judged"
+            return "no_difference" if self._is_same else "not_judged"
         if self.mean_low <= 0.0 <= self.mean_high:
             return "no_difference"
         return "helped" if (self.mean_low > 0.0) == self.higher_is_better else "harmed"
+
+    @property
+    def _is_same(self) -> bool:
+        """Whether both heads score every row alike in each category that can be scored."""
+        return self.n_scored > 0 and set(self.reason) <= {"unchanged", *_UNDEFINED}
 
     def __repr__(self) -> str:
         return f"PairedComparison({self.sentence()!r})"
@@ -138,6 +142,11 @@ class PairedComparison:
         where = f"on {plural(self.n_rows, rows)}"
         if not self.n_scored:
             return f"Not judged: {where} no category has a known positive and a known negative."
+        if self._is_same:
+            start = f"No difference: {where}" if judged else where.capitalize()
+            name = resolve_metric(self.metric).text
+            same = f"both heads score alike, mean {name} {score(self.mean_before)}"
+            return f"{start} {same}. {self._categories_text()}"
         change = (
             f"mean {resolve_metric(self.metric).text} went from {score(self.mean_before)} to "
             f"{score(self.mean_after)} ({gain(self.mean_difference)}"

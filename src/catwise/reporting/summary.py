@@ -39,6 +39,7 @@ _OUTCOME_TEXTS: Final = {
     "few_positives": "few positives",
     "few_negatives": "few negatives",
     "order_unchanged": "same order",
+    "not_corrected": "not corrected",
     "no_interval_for_metric": "not for this metric",
 }
 
@@ -76,6 +77,9 @@ def headline(document: Mapping[str, Any]) -> Headline:
         verdict, text = str(evaluation["verdict"]), str(evaluation["sentence"])
         return Headline("test", verdict, text, f"On {where}, which {role}: {_change(document)}.")
     start = "Training labels only" if rows == "training" else "Validation only"
+    if _is_unchanged(document):
+        text = f"Nothing replaced: {_change(document)} on {where}, which {role}."
+        return Headline(rows, "not_judged", text, "")
     text = f"{start}: on {where}, which {role}, {_change(document)}."
     return Headline(rows, "not_judged", f"{text} Test rows, which choose nothing, would judge.", "")
 
@@ -89,6 +93,13 @@ def scored_on(document: Mapping[str, Any]) -> tuple[str, str]:
     use = (document.get("config") or {}).get("validation")
     fitted = not chose and (where.startswith("training") or use == "fit_and_select")
     return where, "fitted and chose" if fitted else "chose"
+
+
+def _is_unchanged(document: Mapping[str, Any]) -> bool:
+    """Whether rows of the head were looked at, and all of them are as they were."""
+    found = {record.get("status") for record in document.get("records") or []}
+    known = (document.get("summary") or {}).get("after") is not None
+    return known and "kept" in found and "replaced" not in found
 
 
 def _change(document: Mapping[str, Any]) -> str:
@@ -110,6 +121,8 @@ def _change(document: Mapping[str, Any]) -> str:
             f"mean {metric} {over} went from {before} to {raw}, which is not corrected for the "
             "choosing and too high"
         )
+    if _is_unchanged(document):
+        return f"mean {metric} {over} stays {before}"
     level = summary.get("level") or (document.get("config") or {}).get("level") or 0.95
     bounds = bounds_text(summary.get("gain_low"), summary.get("gain_high"), level)
     return (

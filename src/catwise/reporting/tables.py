@@ -69,6 +69,10 @@ RECORD_COLUMNS: Final = (
 _FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\n", "＝", "＋", "－", "＠")
 _SIGNS: Final = ("positive", "negative")
 _STYLES: Final = {"better": "green", "worse": "red"}
+_MANY: Final = (
+    "among many categories some intervals leave out 0 by chance: better and worse are "
+    "at a false discovery rate of 5%"
+)
 
 
 def json_ready(value: Any) -> Any:
@@ -281,8 +285,17 @@ def differences_table(
             outcome_text(row),
         )
         _add(table, cells, _STYLES.get(str(row.get("outcome")), ""))
-    table.caption = rest or None
+    told = [rest, _MANY if any(map(_is_one_of_many, shown)) else ""]
+    table.caption = "\n".join(filter(None, told)) or None
     return table
+
+
+def _is_one_of_many(row: Mapping[str, Any]) -> bool:
+    """Whether its interval alone would show a difference, which among many it does not."""
+    low, high = row.get("difference_low"), row.get("difference_high")
+    if low is None or high is None or low <= 0 <= high:
+        return False
+    return row.get("outcome") == "no_difference"
 
 
 def evaluation_table(

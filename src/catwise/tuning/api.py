@@ -301,8 +301,11 @@ def _scores(found: DefaultResult, fresh: Rows, *, name: str, metric: Metric) -> 
         elif taken:
             status.append("replaced")
             better = (gains.gain[c] > 0) if metric.higher_is_better else (gains.gain[c] < 0)
-            own = "gain" if better else "shared_gain"
-            why.append("pooled_gain" if positives[c] < MIN_POSITIVES else own)
+            few = positives[c] < MIN_POSITIVES
+            others = "pooled_gain" if few else "shared_gain"
+            if not gains.has_mean_gain(higher_is_better=metric.higher_is_better):
+                others = "gain_in_folds"
+            why.append("gain" if better and not few else others)
         else:
             status.append("kept")
             why.append(_kept_because(corrected, c))

@@ -504,7 +504,7 @@ class _Account(NamedTuple):
         if k == 0:
             return "validation rows"
         what = self.unseen[k].told() if self.unseen[k].n_seen else "the validation rows"
-        return f"tenths of {what}, the choice repeated without each; {self.config['splits']} splits"
+        return f"{what}, chosen without each tenth in {self.config['splits']} splits"
 
     def _reason(self, c: int) -> str:
         if self.harmed[c]:

@@ -23,6 +23,8 @@ EXPLANATIONS: Final = {
     "over all categories.",
     "pooled_gain": "Too few positives to judge this category alone; the mean gain over all "
     "categories decided.",
+    "gain_in_folds": "Inside the folds the tuned heads were better in the mean over all "
+    "categories. The original head was trained on these labels, so that gains are told too low.",
     "no_gain": "The tuned head did not score better on labels that did not fit it.",
     "clearly_worse": "The tuned head was clearly worse in this category: the interval of its gain "
     "lies wholly on the wrong side of zero.",
@@ -43,6 +45,7 @@ EXPLANATIONS: Final = {
     "unchanged": "The original head was kept, so nothing changed.",
     "order_unchanged": "No known positive and negative changed their order, which says nothing "
     "about others.",
+    "not_corrected": "The labels that chose this step cannot say what it is worth.",
     "no_interval_for_metric": "There is no interval for this metric.",
 }
 """A sentence for each reason code, of `reason` and of `interval_reason`."""

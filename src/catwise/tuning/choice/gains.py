@@ -70,6 +70,10 @@ class Gains:
     why: list[str | None]
     mean: tuple[float, float, float]
 
+    def has_mean_gain(self, *, higher_is_better: bool) -> bool:
+        """Whether the mean gain is above zero, for a loss below it; not where it is not known."""
+        return self.mean[0] > 0.0 if higher_is_better else self.mean[0] < 0.0
+
 
 class Scorer(NamedTuple):
     """Scores (C, n) logits against fixed labels.
@@ -204,10 +208,11 @@ def without_harm(
     *,
     fold: NDArray[np.int8],
     scorer: Scorer,
+    needs_gain: bool = True,
 ) -> Corrected:
     """Keep what a choice would clearly harm, and score the choosing with this rule in it.
 
-    Where the corrected mean gain is not above zero, everything is kept.
+    Where the corrected mean gain is not above zero everything is kept, if these rows can show one.
 
     Args:
         decision: what was chosen, from all folds and without each.
@@ -217,6 +222,8 @@ def without_harm(
             them, `on_one_scale`.
         fold: (n,) of the rows.
         scorer: of all rows.
+        needs_gain: False where the original head was trained on these rows: its scores are too
+            good there, and gains are told too low.
     """
     before = on_one_scale(base, scorer.metric).cpu().numpy()
     after, chosen_without = before.copy(), decision.chosen_without.copy()
@@ -234,8 +241,11 @@ def without_harm(
     worse = scorer.harmed(_lost(scores.mean(), decision.chosen), before, taken)
     higher = scorer.metric.higher_is_better
     worse |= clearly_worse(gains.low, gains.high, higher_is_better=higher) & (decision.chosen > 0)
-    is_better = gains.mean[0] > 0.0 if higher else gains.mean[0] < 0.0
-    no_gain = (decision.chosen > 0) & ~worse & (not is_better)
+    no_gain = (
+        (decision.chosen > 0)
+        & ~worse
+        & (needs_gain and not gains.has_mean_gain(higher_is_better=higher))
+    )
     kept = worse | no_gain
     chosen = np.where(kept, 0, decision.chosen)
     if not chosen.any():

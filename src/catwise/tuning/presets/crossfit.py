@@ -270,6 +270,7 @@ def fit_and_select(
         lambda _, setting: held_out(setting, metric=metric),
         fold=fold,
         scorer=Scorer.of(metric, fresh.codes, groups),
+        needs_gain=train is not None,
     )
     decision, best = corrected.decision, decision.setting
     keep = torch.from_numpy(decision.chosen == 0).to(delta.device)

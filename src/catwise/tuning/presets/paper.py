@@ -358,8 +358,9 @@ def _best(
         "train": sum(r.passes.train for r in found),
         "valid": sum(r.passes.valid for r in found),
     }
-    kept = [None if np.isnan(value) else "unchanged" for value in after]
-    scores = Scores(status, reason, candidate, before, after, best, nothing, nothing, kept)
+    without = {"replaced": "not_corrected", "kept": "unchanged", "skipped": None}
+    why = [without[word] for word in status]
+    scores = Scores(status, reason, candidate, before, after, best, nothing, nothing, why)
     stopped = {n: dict(Counter(sorted(r.stop_reason))) for n, r in results.items()}
     return PaperResult(
         weight.cpu(),
