@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import catwise
@@ -123,6 +123,7 @@ def test_every_account_of_tune(options, seed, metric):
 
 @OFTEN
 @given(st.integers(0, 10**6), st.sampled_from(NAMES), st.sampled_from(["honest", "greedy"]))
+@example(1629, "average_precision", "honest")  # a positive alone in its category
 def test_every_account_of_select(seed, metric, rule):
     """The same of a choice among heads, better and worse ones, one of them a run."""
     head, train, valid, _ = drawn(seed)

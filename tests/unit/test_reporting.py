@@ -30,6 +30,7 @@ from catwise.reporting import (
     render_report,
     rows_csv,
     run_document,
+    summary_lines,
     write_run,
 )
 
@@ -416,3 +417,26 @@ def test_long_tables_show_what_matters() -> None:
     table = records_table(records, limit=2)
     assert [str(cell) for cell in table.columns[0]._cells] == ["c1", "c3"]
     assert "2 further categories" in str(table.caption)
+
+
+def test_lines_where_nothing_was_replaced() -> None:
+    """The head is the original's, and no gain or loss is told of it."""
+    told = {"metric": "auroc", "before": 0.75, "after": 0.75, "gain": 0.0, "n_scored": 2,
+            "n_categories": 2}  # fmt: skip
+    kept = [record(name, i, "kept", gain=0.0) for i, name in enumerate(("cat", "dog"))]
+    lines = summary_lines({"summary": told, "records": kept})
+    assert lines[0].startswith(
+        "Nothing replaced: mean AUROC over 2 of 2 categories stays 0.7500 on "
+    )
+    assert lines[1] == "Rows of the head: 0 replaced, 2 kept, 0 skipped."
+    both = [kept[0], record("dog", 1, "replaced")]
+    assert summary_lines({"summary": told, "records": both})[0].startswith("Validation only: ")
+
+
+def test_among_many_an_interval_without_zero_may_show_nothing() -> None:
+    """That is said under the table, where it is so."""
+    document = run_document(judged())["evaluation"]
+    assert differences_table(document).caption is None
+    document["categories"][0]["outcome"] = "no_difference"
+    assert "false discovery rate of 5%" in str(differences_table(document).caption)
+    assert str(differences_table(document, limit=1).caption).count("\n") == 1

@@ -477,10 +477,15 @@ class _Split(NamedTuple):
             moved, count = drawn @ moves[side], drawn.sum(axis=1, dtype=np.float64)
             counts.append(int(np.count_nonzero(side)))
             positives = positives if positives.size else count
-            with np.errstate(invalid="ignore", divide="ignore"):
-                part += moved / count[:, None]
-                rest -= moved / (counts[-1] - count[:, None])  # all rows together move nothing
+            inside, left = (_or_nan(n)[:, None] for n in (count, counts[-1] - count))
+            part += moved / inside
+            rest -= moved / left  # all rows together move nothing
         return cls(values, part, rest, positives, (counts[0], counts[1]))
+
+
+def _or_nan(count: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Counts to divide by: without rows there is no score, however its parts were rounded."""
+    return np.where(count > 0, count, np.nan)
 
 
 class _Work:
