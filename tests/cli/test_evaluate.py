@@ -223,6 +223,21 @@ def test_rows_that_a_record_had_no_room_for_stay_unknown() -> None:
     assert Head([[1.0]], fitted_on=[1]).with_fitted_on([2]).provenance == {}
 
 
+@pytest.mark.parametrize("number", ["1e400", "NaN", "true", "-1", "9" * 10_000, '"9"'])
+def test_a_damaged_record_of_rows_says_nothing(tmp_path: Path, number: str) -> None:
+    """A count that is none makes the whole record none; the head is read."""
+    head = read_head("model.safetensors", categories=NAMES)
+    told = {
+        "written": head.replace(categories=None).digest,
+        "fitted_on": {"n_rows": "COUNT", "digests": ""},
+    }
+    text = json.dumps(told).replace('"COUNT"', number)
+    state = {"fc.weight": head.weight, "fc.bias": head.bias}
+    save_file(state, tmp_path / "x.safetensors", metadata={"catwise": text})
+    given = ["evaluate", *TEST, "--head-categories", "names.txt", "--checkpoint"]
+    assert document(*given, str(tmp_path / "x.safetensors"))["in_sample"] is None
+
+
 def test_rows_beyond_what_a_checkpoint_keeps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

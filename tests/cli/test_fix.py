@@ -315,6 +315,10 @@ def other_checkpoint(folder: Path) -> None:
         (None, ["--test-split", "none"], "test labels: not there now"),
         (None, ["--flips"], "flips: False, now True"),
         (None, ["--uncertain", "negative"], "policy: None, now Uncertain labels count as negative"),
+        (None, ["--blank", "negative"], "policy: None, now Uncertain labels"),
+        (None, ["--group-column", "image"], "train labels: other content"),
+        (None, ["--valid-split", "none"], "valid labels: not there now"),
+        (None, ["--train-split", "valid", "--valid-split", "train"], "train labels: other content"),
     ],
 )
 def test_other_inputs_are_named(change: Any, more: list[str], told: str, again: Path) -> None:

@@ -102,6 +102,30 @@ def test_no_header_long_and_lists(tmp_path: Path) -> None:
     assert lists.codes.tolist() == [[1, 0]]
 
 
+def test_lists_without_a_header_line(tmp_path: Path) -> None:
+    """Numbers before texts may be names: none of them lists categories, and that is said."""
+    for text in ("1,cat|dog\n2,dog\n", "a,cat\nb,dog\n", "a,cat,dog\n"):
+        path = write(tmp_path, text)
+        for named in ({}, {"id_key": text[0]}):
+            with pytest.raises(LabelError, match=r"no lists of categories[\s\S]*header=F"):
+                read_label_lists(path, others="unknown", separator="|", **named)
+    given: dict[str, Any] = {"others": "unknown", "separator": "|", "header": False}
+    with pytest.raises(LabelError, match="not expected"):  # is it a list of negatives, a split?
+        read_label_lists(path, **given)
+    assert read_label_lists(path, **given, negative_key="3").codes.tolist() == [[1, 0]]
+    assert read_label_lists(path, **given, ignore=["3"]).codes.tolist() == [[1]]
+    assert read_label_lists(path, **given, split_key="3", split="dog").ids.tolist() == ["a"]
+
+
+def test_names_of_thousands_of_letters(tmp_path: Path) -> None:
+    """An error shows where they begin."""
+    long = "9" * 10_000
+    for text in (f"{long},{long}\na,1\n", f"{long},cat\na,1\n"):
+        with pytest.raises(LabelError) as error:
+            read_table(write(tmp_path, text), encoding="nan", id_column="id", header=True)
+        assert len(str(error.value)) < 1000
+
+
 def test_lines_of_a_table_without_header(tmp_path: Path) -> None:
     """An error names the line that is meant; quotes, blank lines and one column are no harm."""
     path = write(tmp_path, '"a",1\n"b",7\n')

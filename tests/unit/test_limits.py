@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 VALUES = np.arange(6.0, dtype=np.float32).reshape(3, 2)
+LONG = "9" * 10_000  # more digits than Python reads
 
 
 def npy(shape: Any, *, values: np.ndarray = VALUES, descr: str = "'<f4'", more: str = "") -> bytes:
@@ -330,6 +331,7 @@ def test_lines_of_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("ids", "[1, 2]", "'ids'"),
         ("ids", '["a"]', "1 ids for 2 rows"),
         ("ids", "[" * 100_000, "deeply"),
+        ("ids", f"[{LONG}]", "too many digits"),
         ("catwise_folds", "2", "no folds that this version reads"),
     ],
 )
@@ -392,7 +394,8 @@ def test_ids_that_are_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(
-    "text", ["[" * 5000, '{"config": 1}', "[]", "{", '{"config": {}, "a": NaN}']
+    "text",
+    ["[" * 5000, '{"config": 1}', "[]", "{", '{"config": {}, "a": NaN}', f'{{"config": {LONG}}}'],
 )
 def test_the_folder_of_a_run(tmp_path: Path, text: str) -> None:
     """What is read back of it is what was written, or an error that names the file."""
@@ -430,7 +433,15 @@ def test_the_state_of_a_run(tmp_path: Path, change: dict[str, Any]) -> None:
         State.look(tmp_path, {"a": "b"}, "m.pt")
 
 
-@pytest.mark.parametrize("text", ["[" * 5000, "[]", "{}", '{"dtype": 1}'])
+def test_a_state_with_a_number_of_many_digits(tmp_path: Path) -> None:
+    """The file is named, and what to do."""
+    document = {"inputs": {}, "target": "m.pt", "finished": "LONG"}
+    (tmp_path / STATE).write_text(json.dumps(document).replace('"LONG"', LONG))
+    with pytest.raises(OutputError, match="too many digits"):
+        State.look(tmp_path, {}, "m.pt")
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, "[]", "{}", '{"dtype": 1}', LONG])
 def test_unfinished_work(tmp_path: Path, text: str) -> None:
     """Parts of features say what they were made of, or cannot be used."""
     path = tmp_path / "progress.json"

@@ -37,16 +37,11 @@ def load_dataset(source: LabelledOptions, table: TableOptions) -> Dataset:
     """
     if source.labels is not None:
         return _read_table(source.labels, table, source.split_column, source.split)
-    for field in dataclasses.fields(table):
-        value = getattr(table, field.name)
-        if (
-            field.name not in FOR_ALL
-            and value not in (None, "", ())
-            and (field.name, value) != ("layout", "wide")
-        ):
-            name = field.name.replace("_", "-")
+    for name, value in _given(table).items():
+        if name not in FOR_ALL:
+            option = "no-header" if value is False else name.replace("_", "-")
             raise click.UsageError(
-                f"--{name} belongs to --labels; --option NAME=VALUE is for the data set's reader."
+                f"--{option} belongs to --labels; --option NAME=VALUE is for the data set's reader."
             )
     dataset = _read_dataset(source)
     if table.category:
@@ -146,7 +141,7 @@ def _given(table: TableOptions) -> dict[str, Any]:
     return {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in every.items()
-        if value and (name, value) != ("layout", "wide")
+        if value not in (None, "", ()) and (name, value) != ("layout", "wide")
     }
 
 

@@ -27,6 +27,7 @@ BLOCK_BYTES: Final = 1 << 24
 SCAN_BYTES: Final = 1 << 20
 BATCH_ROWS: Final = 1 << 16
 BATCH_RECORDS: Final = 1 << 11
+LONGEST_SHOWN: Final = 60
 DELIMITERS: Final = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 PARQUET: Final = (".parquet", ".pq")
 PARQUET_MAGIC: Final = b"PAR1"
@@ -273,7 +274,7 @@ def open_table(
         file.check_header()
         raise LabelError(
             f"{file.head()} has two columns of one name.",
-            found=repr(twice[0]),
+            found=listed(twice[:1]),
             expected="each name once",
         )
     return file
@@ -636,10 +637,11 @@ def looks_like_data(names: Sequence[str], n_texts: int = 1) -> bool:
 
 
 def listed(names: Sequence[str], n: int = 8) -> str:
-    """A few names for people.
+    """A few names for people; of long ones the beginning.
 
     >>> listed(["a", "b", "c"], 2)
     "'a', 'b', … (3)"
     """
-    shown = ", ".join(map(repr, names[:n]))
+    cut = (name if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}…" for name in names[:n])
+    shown = ", ".join(map(repr, cut))
     return f"{shown}, … ({len(names):,})" if len(names) > n else shown

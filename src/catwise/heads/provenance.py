@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from catwise._io import atomic_path, write_text
-from catwise._json import parse, read_file
+from catwise._json import WHOLE, Field, parse, read_fields, read_file
 from catwise._safetensors import read_layout
 from catwise._version import __version__
 
@@ -50,6 +50,7 @@ KEY: Final = "catwise"
 
 MAX_ROWS: Final = 1 << 18
 """Row digests that a record keeps at most, the smallest ones: 2.8 MB as text."""
+_DIGESTS: Final = Field("a text", lambda value: type(value) is str)
 
 
 def describe(head: Head, base: Head | None) -> dict[str, Any]:
@@ -112,9 +113,9 @@ def recall_rows(head: Head, path: Path, metadata: Mapping[str, str] | None) -> H
     with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
         record = record_beside(path) if metadata is None else parse(metadata[KEY])
         if record["written"] == head.replace(categories=None).digest:
-            rows = record["fitted_on"]
+            rows = read_fields(record["fitted_on"], {"n_rows": WHOLE, "digests": _DIGESTS})
             digests = np.frombuffer(base64.b64decode(rows["digests"], validate=True), dtype="<u8")
-            provenance = {**head.provenance, "fitted_rows": int(rows["n_rows"])}
+            provenance = {**head.provenance, "fitted_rows": rows["n_rows"]}
             return head.replace(fitted_on=digests, provenance=provenance)
     return head
 

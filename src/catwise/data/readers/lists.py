@@ -124,6 +124,14 @@ def read_label_lists(
     if not is_json_lines(path):
         file = open_table(path, delimiter=delimiter, header=header)
         file.check_header(named=keys)
+        if file.delimiter is not None and header is None and {*lists}.isdisjoint(file.names):
+            raise LabelError(
+                f"{file.head()} has no lists of categories.",
+                found=listed(file.names),
+                expected=" or ".join(map(repr, lists)),
+                remedy="header=False (--no-header) if there is no header line: columns are then "
+                "'1', '2', …",
+            )
     elif separator is not None or delimiter is not None or header is False:
         raise ConfigError("separator, delimiter and header=False belong to tables.")
     else:
