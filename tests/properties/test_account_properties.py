@@ -15,10 +15,10 @@ from catwise import PartialLabels
 from catwise.metrics import METRICS
 from catwise.reporting.summary import outcome_of
 from catwise.testing import make_task
-from catwise.tuning.decide import clearly_worse
-from catwise.tuning.default import DefaultConfig
-from catwise.tuning.paper import PaperConfig
-from catwise.tuning.records import EXPLANATIONS
+from catwise.tuning.account.records import EXPLANATIONS
+from catwise.tuning.choice.decide import clearly_worse
+from catwise.tuning.presets.crossfit import DefaultConfig
+from catwise.tuning.presets.paper import PaperConfig
 
 if TYPE_CHECKING:
     from catwise.heads import Head

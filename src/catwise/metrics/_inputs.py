@@ -14,7 +14,7 @@ from catwise.errors import ConfigError, FeatureError, ShapeError
 from catwise.labels.reading import array_codes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from catwise.labels import PartialLabels
 
@@ -151,11 +151,14 @@ def label_shape(labels: PartialLabels | Array) -> tuple[int, int]:
 
 
 def checked_logits(logits: Array, shape: tuple[int, int]) -> Tensor:
-    """(N, C) logits that fit the labels and hold no NaN.
+    """(N, C) logits that fit the labels and are finite.
+
+    Infinite ones are refused as NaN is: they come of probabilities of 0 and 1, whose order they
+    have lost, or of an overflow, and a log-loss of them is infinite.
 
     Raises:
         ShapeError: If the shapes differ.
-        FeatureError: If a logit is NaN.
+        FeatureError: If a logit is NaN or infinite.
     """
     score = as_tensor(logits, "logits")
     if tuple(score.shape) != shape:
@@ -168,15 +171,41 @@ def checked_logits(logits: Array, shape: tuple[int, int]) -> Tensor:
         )
     if not score.is_floating_point():
         score = score.to(torch.float64)
-    bad = score.isnan()
-    if bool(bad.any()):
-        row, column = (int(i) for i in bad.nonzero()[0])
-        raise FeatureError(
-            "logits hold NaN",
-            found=f"{int(bad.sum()):,} NaN, first at row {row}, column {column}",
-            expected="a number for every image and category",
-        )
+    for bad, what in ((score.isnan(), "NaN"), (score.isinf(), "infinite values")):
+        if bool(bad.any()):
+            row, column = (int(i) for i in bad.nonzero()[0])
+            raise FeatureError(
+                f"logits hold {what}",
+                found=f"{int(bad.sum()):,} {what}, first at row {row}, column {column}",
+                expected="a finite number for every image and category",
+                remedy="take the model's logits as they are, before a sigmoid: those of "
+                "probabilities of 0 and 1 are infinite"
+                if what != "NaN"
+                else None,
+            )
     return score
+
+
+def check_head_logits(logits: Tensor, categories: Sequence[str], *, name: str) -> Tensor:
+    """(N, C) logits that a head gave: its weights and the features are finite, these may not be.
+
+    Args:
+        logits: as the head gave them.
+        categories: their names.
+        name: of the rows, such as "valid".
+
+    Raises:
+        FeatureError: If one is too large for its dtype.
+    """
+    bad = ~logits.isfinite()
+    if bool(bad.any()):
+        row, column = bad.nonzero()[0].tolist()
+        raise FeatureError(
+            f"{name}: the head gives logits that {str(logits.dtype)[6:]} cannot hold.",
+            found=f"{float(logits[row, column])} in row {row:,}, {categories[column]!r}",
+            remedy="check that head and features are of one model",
+        )
+    return logits
 
 
 def category_blocks(

@@ -22,7 +22,7 @@ from catwise.joining import (
     source_digests,
 )
 from catwise.labels.audit import labelled_part
-from catwise.metrics._inputs import as_tensor, known_entries, known_scores
+from catwise.metrics._inputs import as_tensor, check_head_logits, known_entries, known_scores
 from catwise.metrics.evaluation import Evaluation, HeadComparison, Interval
 from catwise.metrics.intervals import (
     LEVEL,
@@ -339,17 +339,23 @@ def _unknown_rows(n_in_sample: int | None, *, name: str = "this head") -> list[s
 def _blocks(
     aligned: Aligned, rows: Any, device: torch.device
 ) -> Iterator[tuple[slice, PartialLabels, torch.Tensor]]:
-    """Categories, their labels and their logits, as many at a time as memory allows."""
+    """Categories, their labels and their logits, as many at a time as memory allows.
+
+    Raises:
+        FeatureError: If a logit is not finite.
+    """
     n_rows, n_categories = aligned.labels.shape
     head = aligned.scored.to(device)
     width = max(1, _ENTRIES // max(n_rows, 1))
     for start in range(0, n_categories, width):
         block = slice(start, min(start + width, n_categories))
+        names = aligned.categories[block]
         if block.stop - block.start == n_categories:
-            yield block, aligned.labels, head.logits(rows)
+            yield block, aligned.labels, check_head_logits(head.logits(rows), names, name="data")
             return
         index = range(block.start, block.stop)
         logits = head.take_categories(index).logits(of_categories(rows, index, n_categories))
+        logits = check_head_logits(logits, names, name="data")
         yield block, aligned.labels.take_categories(index), logits
 
 

@@ -244,7 +244,7 @@ def compare_logits(
 
     Raises:
         ShapeError: If logits and labels differ in shape.
-        FeatureError: If a logit is NaN.
+        FeatureError: If a logit is NaN or infinite.
         ConfigError: If the metric has no influence function.
 
     >>> rng = np.random.default_rng(0)

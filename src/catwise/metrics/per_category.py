@@ -6,7 +6,7 @@ NaN where a category lacks a known positive or a known negative (:func:`undefine
 which; :func:`brier`, :func:`log_loss` and :func:`ece` need one known label only), and raise:
 
 - ShapeError if logits and labels differ in shape;
-- FeatureError if a logit is NaN;
+- FeatureError if a logit is NaN or infinite;
 - ConfigError if a prevalence is not inside (0, 1).
 """
 

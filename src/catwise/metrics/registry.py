@@ -81,7 +81,7 @@ class Metric:
 
         Raises:
             ShapeError: If logits and labels differ in shape.
-            FeatureError: If a logit is NaN.
+            FeatureError: If a logit is NaN or infinite.
             ConfigError: If the metric does not take an option.
         """
         self._check(options)

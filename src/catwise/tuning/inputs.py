@@ -12,7 +12,6 @@ from catwise._device import resolve_device
 from catwise.errors import (
     CategoryError,
     ConfigError,
-    FeatureError,
     MismatchError,
     ShapeError,
 )
@@ -29,7 +28,7 @@ from catwise.joining import (
 )
 from catwise.labels import LabelPolicy
 from catwise.labels.audit import labelled_part
-from catwise.metrics._inputs import as_tensor
+from catwise.metrics._inputs import as_tensor, check_head_logits
 from catwise.metrics.mismatch import check_match
 
 if TYPE_CHECKING:
@@ -213,22 +212,10 @@ def check_sources(work: Work, train: Any, valid: Any, *, force: bool) -> list[st
     notes = []
     for name, data, logits in (("valid", work.valid, valid), ("train", work.train, train)):
         if data is not None:
-            _check_logits_finite(logits, name, work.categories)
+            check_head_logits(logits, work.categories, name=name)
             names = work.categories
             notes += check_match(logits, data.labels, name=name, categories=names, force=force)
     return notes
-
-
-def _check_logits_finite(logits: torch.Tensor, name: str, categories: tuple[str, ...]) -> None:
-    """Features and weights are finite; their products may still be too large."""
-    bad = ~logits.isfinite()
-    if bool(bad.any()):
-        row, column = bad.nonzero()[0].tolist()
-        raise FeatureError(
-            f"{name}: the head gives logits that float32 cannot hold.",
-            found=f"{float(logits[row, column])} in row {row:,}, {categories[column]!r}",
-            remedy="check that head and features are of one model",
-        )
 
 
 def check_logits(work: Work, logits: Any) -> None:

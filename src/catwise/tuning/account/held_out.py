@@ -20,6 +20,7 @@ from catwise.joining import (
     seen_rows,
     source_ids,
 )
+from catwise.metrics._inputs import check_head_logits
 from catwise.metrics.evaluating import compare_heads
 from catwise.metrics.influence import influence
 from catwise.metrics.mismatch import check_match
@@ -84,13 +85,10 @@ def open_test(
     notes += aligned.notes
     index = range(min(work.scored.n_categories, max(1, _ENTRIES // max(ordered.n_rows, 1))))
     own = of_categories(taken, index, work.scored.n_categories)
-    notes += check_match(
-        work.scored.take_categories(index).logits(own),
-        ordered.take_categories(index),
-        name="test",
-        categories=work.categories[: len(index)],
-        force=force,
-    )
+    names = work.categories[: len(index)]
+    logits = check_head_logits(work.scored.take_categories(index).logits(own), names, name="test")
+    some = ordered.take_categories(index)
+    notes += check_match(logits, some, name="test", categories=names, force=force)
     return data, [*notes, *_fitted_before(work, data)]
 
 

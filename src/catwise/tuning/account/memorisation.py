@@ -154,7 +154,7 @@ def memorisation_gap(
 
     Raises:
         ShapeError: If logits and labels, or the two sources, do not fit together.
-        FeatureError: If a logit is NaN.
+        FeatureError: If a logit is NaN or infinite.
         ConfigError: If the level is not in (0, 1).
 
     Source: DeLong et al., Biometrics 44, 1988 (AUROC); Efron, Biometrika 68, 1981 (the

@@ -31,7 +31,7 @@ import torch
 from catwise.errors import MismatchError
 from catwise.features import of_categories
 from catwise.heads import Head
-from catwise.metrics._inputs import checked_logits
+from catwise.metrics._inputs import check_head_logits
 from catwise.metrics.bootstrap import _groups
 from catwise.metrics.influence import Influence, influence
 from catwise.metrics.intervals import Estimate, MeanError, Units, difference_of
@@ -200,7 +200,7 @@ def score_candidates(
     Raises:
         MismatchError: If one of the heads, features and labels look as if they did not belong
             together.
-        FeatureError: If a logit is NaN.
+        FeatureError: If a logit is NaN or infinite.
     """
     n_rows, n_categories = labels.shape
     if unseen is None:
@@ -369,7 +369,7 @@ class _Candidates(NamedTuple):
         stacked = Head(torch.cat(weights), None if base.bias is None else torch.cat(biases))
         index = np.concatenate([at for _, at in pairs]).tolist()
         logits = stacked.logits(of_categories(self.features, index, base.n_categories)).cpu()
-        return checked_logits(logits, (len(logits), len(index)))
+        return check_head_logits(logits, [base.categories[at] for at in index], name="valid")
 
 
 def _bias(head: Head) -> torch.Tensor:
