@@ -41,6 +41,7 @@ __all__ = [
     "put_off",
     "record",
     "remove",
+    "still_there",
     "sweep",
     "translated",
     "undivided",
@@ -84,6 +85,8 @@ def remove(path: Path) -> None:
 
 
 def _output_error(path: Path, error: OSError) -> OutputError:
+    if error.errno == errno.ENOENT and (gone := _removed(path)) is not None:
+        return gone
     reason = error.strerror or str(error) or type(error).__name__
     return OutputError(
         f"cannot write '{path}'.",
@@ -101,6 +104,30 @@ def translated(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise _output_error(path, error) from error
+
+
+def _removed(path: Path) -> OutputError | None:
+    """The error for a path in a folder that was held and is gone."""
+    around = Path(os.path.realpath(path)).parents
+    gone = (hold.shown for hold in _HOLDS if hold.folder in around and not hold.is_there)
+    for shown in gone:
+        return OutputError(
+            f"the folder of '{shown}' was removed or replaced while catwise ran.",
+            found="No such file or directory",
+            remedy="run the command again, and leave the folder alone until it ends",
+        )
+    return None
+
+
+@contextlib.contextmanager
+def still_there(path: Path) -> Iterator[None]:
+    """An error in the block is told as what it comes of, where a held folder has been removed."""
+    try:
+        yield
+    except Exception as error:
+        if not path.exists() and (gone := _removed(path)) is not None:
+            raise gone from error
+        raise
 
 
 # ------------------------------------------------------------------------------ temporaries
@@ -237,13 +264,14 @@ class Hold:
     """An output that this process alone writes.
 
     Attributes:
-        path: the file or folder, without symbolic links.
+        shown: the file or folder as it was named.
+        path: it, without symbolic links.
         locked: False where the file system has no locks.
         is_used: whether a writer is at work in it; a second one would be another's.
     """
 
     def __init__(self, shown: Path, path: Path, lock: Path, *, inside: bool) -> None:
-        self._shown, self.path, self._lock, self._inside = shown, path, lock, inside
+        self.shown, self.path, self._lock, self._inside = shown, path, lock, inside
         self._thread = threading.get_ident()
         self.is_used = False
         self._descriptor, self.locked = _acquire(lock, shown)
@@ -253,6 +281,16 @@ class Hold:
     def is_mine(self) -> bool:
         """Whether it is of this thread."""
         return self._thread == threading.get_ident()
+
+    @property
+    def folder(self) -> Path:
+        """Where the lock is: the output itself, or the folder around it."""
+        return self._lock.parent
+
+    @property
+    def is_there(self) -> bool:
+        """Whether that folder is still the one that was locked."""
+        return _is_same(self._descriptor, self._lock)
 
     def covers(self, path: Path) -> bool:
         """Whether a path is the output or lies in it."""
@@ -284,9 +322,9 @@ class Hold:
         Raises:
             OutputError: If it was removed, renamed or replaced.
         """
-        if self._inside and not _is_same(self._descriptor, self._lock):
+        if self._inside and not self.is_there:
             raise OutputError(
-                f"'{self._shown}' was removed or replaced while catwise wrote into it.",
+                f"'{self.shown}' was removed or replaced while catwise wrote into it.",
                 remedy="run the command again, and leave the folder alone until it ends",
             )
 
@@ -300,16 +338,16 @@ class Hold:
         lost = [path for path, size in self._written.items() if _size(path) != size]
         if lost:
             raise OutputError(
-                f"files in '{self._shown}' were removed or changed while catwise ran."
+                f"files in '{self.shown}' were removed or changed while catwise ran."
                 if lost != [self.path]
-                else f"'{self._shown}' was removed or changed while catwise ran.",
+                else f"'{self.shown}' was removed or changed while catwise ran.",
                 found=", ".join(f"'{path}'" for path in lost[:3]),
                 remedy="run the command again, and leave its output alone until it ends",
             )
 
     def release(self) -> None:
         """Let others in. The lock's file is removed while it is held, so it is never another's."""
-        if _is_same(self._descriptor, self._lock):
+        if self.is_there:
             with contextlib.suppress(OSError):
                 self._lock.unlink()
         os.close(self._descriptor)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from catwise._io import atomic_path, write_text
+from catwise._io import Temporary, write_text
 from catwise._json import WHOLE, Field, parse, read_fields, read_file
 from catwise._safetensors import read_layout
 from catwise._version import __version__
@@ -140,12 +140,12 @@ def stamp(path: Path, record: Mapping[str, Any]) -> None:
     """Add a record to the header of a safetensors file; no tensor's bytes change.
 
     Args:
-        path: the file; replaced.
+        path: the file, still under a temporary name; replaced.
         record: JSON-ready.
 
     Raises:
         ValueError: If it is no whole safetensors file.
-        OutputError: If it cannot be written.
+        OSError: If it cannot be written.
     """
     read_layout(path)
     with path.open("rb") as stream:
@@ -156,9 +156,11 @@ def stamp(path: Path, record: Mapping[str, Any]) -> None:
         table = {"__metadata__": metadata, **header}
         text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-len(text) % 8)
-        with atomic_path(path) as temporary, temporary.open("wb") as new:
-            new.write(struct.pack("<Q", len(text)) + text)
-            shutil.copyfileobj(stream, new, 2**22)
+        with Temporary(path) as temporary:
+            with temporary.open("wb") as new:
+                new.write(struct.pack("<Q", len(text)) + text)
+                shutil.copyfileobj(stream, new, 2**22)
+            temporary.replace(path)
 
 
 def put_beside(path: Path, record: Mapping[str, Any]) -> Path:

@@ -35,6 +35,7 @@ ACTIVATIONS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
     "log-softmax": lambda logits: logits.log_softmax(1),
 }
 """What models put behind their logits, which are still these."""
+TRANSPOSE: Final = "the transpose of"
 _LEAST: Final = 1e-3
 _DEPTH: Final = 6
 _PARTS: Final = 10_000
@@ -130,13 +131,23 @@ def nearest_logits(
     fits = [
         _compared(path, part, wanted, dtype or wanted.dtype)
         for path, part in tensors_in(output).items()
-        if _bare(part) == _bare(wanted)
+        if _bare(part) == _bare(wanted) and not _is_column(part, wanted)
     ]
     return min(fits, key=lambda match: match.gap, default=None)
 
 
 def _bare(part: Tensor) -> list[int]:
     return [size for size in part.shape if size != 1]
+
+
+def _is_column(part: Tensor, wanted: Tensor) -> bool:
+    """Whether the categories of a single image are given as rows."""
+    return part.ndim == 2 and len(wanted) == 1 and part.shape == (wanted.numel(), 1) != (1, 1)
+
+
+def _transposed(output: object) -> dict[str, Tensor]:
+    """The tables in what a model returns, turned: (N, C) where it gives (C, N)."""
+    return {path: part.T for path, part in tensors_in(output).items() if part.ndim == 2}
 
 
 def _compared(path: str, part: Tensor, wanted: Tensor, dtype: torch.dtype) -> Match:
@@ -156,6 +167,12 @@ def described(output: object, wanted: Tensor) -> str:
     rows = wanted.detach().flatten(1).cpu().double()
     if word := activation_in(output, wanted):
         return f"the {word} of"
+    if turned := _transposed(output):
+        match = nearest_logits(turned, wanted)
+        if match is not None and match.is_same:
+            return TRANSPOSE
+        if word := activation_in(turned, wanted):
+            return f"{TRANSPOSE} the {word} of"
     match = nearest_logits(output, wanted)
     if match is not None and rows.numel():
         factor = float((match.logits.to(rows) * rows).sum() / rows.square().sum().clamp_min(1e-30))
@@ -184,13 +201,25 @@ def logits_of(output: object, wanted: Tensor | None = None) -> Tensor:
             dimensions, or one called ``logits``.
 
     Raises:
-        HeadError: If there are none, or several that may be meant; they are named.
+        HeadError: If there are none, or several that may be meant, which are named; or if they are
+            transposed.
 
     >>> logits_of({"logits": torch.zeros(2, 3, 1, 1), "features": torch.zeros(2, 8)}).shape
     torch.Size([2, 3])
     """
-    if wanted is not None and (match := nearest_logits(output, wanted)) is not None:
-        return match.logits
+    if wanted is not None:
+        match = nearest_logits(output, wanted)
+        if match is not None and match.is_same:
+            return match.logits
+        if described(output, wanted).startswith(TRANSPOSE):
+            raise HeadError(
+                "the model returns its logits transposed.",
+                found=_listed(output),
+                expected=f"{tuple(wanted.shape)}: a row for each image",
+                remedy="return logits.T from its forward",
+            )
+        if match is not None:
+            return match.logits
     held = {} if wanted is not None else tensors_in(output)
     rows = {path: part.flatten(1) for path, part in held.items() if part.ndim >= 2}
     named = [part for path, part in rows.items() if path.rpartition(".")[2] == "logits"]
@@ -260,6 +289,7 @@ def check_logits(head: Head, features: Tensor, output: object, *, name: str) -> 
         found=f"{_listed(output)}; the layer gives {tuple(wanted.shape)}: "
         + (f"the model returns {made} that" if made else gap),
         expected="features @ weight.T + bias, to float tolerance",
-        remedy="name the right layer with layer='…'; take out a sigmoid, a scaling or a mean "
-        "of heads behind it, or use check=False if only the features matter",
+        remedy="name the right layer with layer='…'; take out a sigmoid, a scaling, a "
+        "transposition or a mean of heads behind it, or use check=False if only the features "
+        "matter",
     )

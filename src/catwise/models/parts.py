@@ -20,6 +20,7 @@ from torch import Tensor
 
 from catwise._io import atomic_path, exclusive, put_folder, remove, translated, write_json
 from catwise._json import TEXT, TEXTS, WHOLE, Field, parse, read_fields, read_file
+from catwise._lock import check_place
 from catwise.errors import ConfigError, FeatureStoreError, OutputError
 from catwise.features.places import RemotePlace, is_url
 from catwise.features.store import open_store
@@ -105,6 +106,7 @@ class PartWork:
             )
         if not resume and self.world > 1:
             raise ConfigError("resume=False works in one process only.", remedy="overwrite=True")
+        check_place(self.folder)
         try:
             if not resume and self.folder.exists():
                 shutil.rmtree(self.folder)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import torch
 
 from catwise._io import remove
+from catwise._lock import still_there
 from catwise.errors import HeadError, MismatchError
 from catwise.features.manifest import file_sha256
 from catwise.heads.catalog import load_tensor, open_catalog
@@ -115,8 +116,9 @@ def verify_copy(before: LoadedModel, path: Path, head: Head, images: torch.Tenso
         CatwiseError: If the copy cannot be loaded or run.
     """
     try:
-        seen = verify_written(before, reload_model(before, path), head, images)
-        return seen._replace(tensors=compare_written(before, path))
+        with still_there(path):
+            seen = verify_written(before, reload_model(before, path), head, images)
+            return seen._replace(tensors=compare_written(before, path))
     except BaseException:
         remove(path)
         remove(side_file(path))

@@ -119,6 +119,9 @@ NOT: dict[str, tuple[Callable[[torch.Tensor, torch.Tensor], object], str]] = {
     "softmax": (lambda y, z: {"probs": y.softmax(1)}, "the softmax of"),
     "log_softmax": (lambda y, z: y.log_softmax(1), "the log-softmax of"),
     "temperature": (lambda y, z: (y / 0.7, z), "1.429 times"),
+    "transposed": (lambda y, z: y.T, "the transpose of"),
+    "transposed in a table": (lambda y, z: {"logits": y.T, "z": z}, "the transpose of"),
+    "transposed sigmoid": (lambda y, z: y.sigmoid().T, "the transpose of the sigmoid of"),
     "permuted": (lambda y, z: y.flip(1), ""),
     "shifted": (lambda y, z: {"logits": y + 1}, ""),
     "fewer": (lambda y, z: y[:, :2], ""),
@@ -185,6 +188,30 @@ def test_what_the_layer_does_not_give(kind: str) -> None:
     assert words in model.notes[-1]
     with pytest.raises(HeadError, match=words or "logits"):
         extract(model, [noise(model)])
+
+
+@pytest.mark.parametrize("kind", [kind for kind in NOT if kind.startswith("transposed")])
+@pytest.mark.parametrize("rows", [C, C + 2])
+def test_transposed_logits_are_never_taken(kind: str, rows: int) -> None:
+    """Also where there are as many images as categories, and by a model that nobody tried out."""
+    model = adapted(NOT[kind][0])
+    images = torch.randn(rows, 3, 8, 8)
+    with torch.no_grad():
+        output = model.module(images)
+    wanted = model.head.logits(model.module.features(images).detach())
+    with pytest.raises(HeadError, match=rf"transposed(.|\n)*\({rows}, {C}\)"):
+        logits_of(output, wanted)
+    with pytest.raises(HeadError, match="the transpose of"):
+        extract(model, [images])
+    del model.extra["output_is"]  # as a function of the user's gives it
+    with pytest.raises(HeadError, match="transposed"):
+        verify_written(model, model, model.head, images)
+
+
+def test_a_symmetric_output_is_not_transposed() -> None:
+    """As many images as categories, and the same both ways."""
+    y = torch.randn(C, C)
+    assert torch.equal(logits_of(y + y.T, y + y.T), y + y.T)
 
 
 def test_what_else_is_returned_is_said() -> None:
