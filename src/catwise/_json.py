@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from catwise._limits import MAX_JSON, check_at_most, check_depth
+from catwise._limits import MAX_JSON, check_at_most, check_depth, read_within
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -124,8 +124,7 @@ def read_file(path: Path) -> Any:
         OSError: If it cannot be read.
         ValueError: If it is no such JSON; the message is the reason.
     """
-    check_at_most(path.stat().st_size, MAX_JSON, "bytes of JSON")
-    return own(path.read_bytes())
+    return own(read_within(path, MAX_JSON, "bytes of JSON"))
 
 
 def read_fields(table: Any, fields: Mapping[str, Field], what: str = "it") -> dict[str, Any]:

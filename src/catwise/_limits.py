@@ -9,31 +9,45 @@ Every check raises ValueError whose message is the reason; who reads the file ma
 
 from __future__ import annotations
 
+import math
 import os
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
 __all__ = [
     "MAX_COLUMNS",
     "MAX_DEPTH",
     "MAX_DIMENSIONS",
+    "MAX_DIRECTORY",
     "MAX_HEADER",
     "MAX_ID",
+    "MAX_IMAGE",
+    "MAX_INFLATED",
     "MAX_JSON",
     "MAX_LINE",
     "MAX_MEMBERS",
     "MAX_NPY_HEADER",
     "MAX_PICKLE",
+    "MAX_PIXELS",
+    "MAX_PROTOBUF",
+    "MAX_ROWS",
     "MAX_SIZE",
     "MAX_STEPS",
     "MAX_TABLES",
+    "MAX_TEXT",
     "MAX_UNPACKED",
+    "PIXELS_VARIABLE",
+    "BoundedStream",
     "check_at_most",
     "check_depth",
+    "check_memory",
     "check_shape",
     "check_unpacked",
+    "max_pixels",
+    "read_within",
 ]
 
 MAX_DEPTH: Final = 64
@@ -41,7 +55,8 @@ MAX_DEPTH: Final = 64
 MAX_TABLES: Final = 100_000
 """Tables in a checkpoint."""
 MAX_STEPS: Final = 2_000_000
-"""Instructions of a pickle; the state of a model and its optimizer takes some 100 a tensor."""
+"""Instructions of a pickle (the state of a model and its optimizer takes some 100 a tensor), fields
+and nodes of an ONNX file (some 10 a node), reads of a DICOM header."""
 MAX_PICKLE: Final = 256 * 2**20
 """Bytes of a pickle: names, shapes and options; tensors lie outside of it."""
 MAX_DIMENSIONS: Final = 64
@@ -54,17 +69,34 @@ MAX_NPY_HEADER: Final = 10_000
 """Bytes of a .npy header, as in numpy."""
 MAX_MEMBERS: Final = 1_000_000
 """Members of a zip archive."""
+MAX_DIRECTORY: Final = 64 * 2**20
+"""Bytes of the directory of a zip archive; and of one header of a tar archive or DICOM file."""
 MAX_UNPACKED: Final = 2**36
 """Bytes of a compressed member; also no more than this machine's memory."""
 MAX_JSON: Final = 512 * 2**20
 """Bytes of a JSON file that catwise wrote."""
+MAX_TEXT: Final = 2**31 - 2
+"""Bytes of a text or JSON file of others that is read whole: Arrow's largest block."""
 MAX_LINE: Final = 64 * 2**20
-"""Bytes of a line of JSON lines."""
+"""Bytes of a line of JSON lines, of the first record of a text table, of an image's XML."""
 MAX_COLUMNS: Final = 1_000_000
 """Columns of a table."""
+MAX_ROWS: Final = 10**9
+"""Rows that a Parquet file claims."""
 MAX_ID: Final = 2**16
 """Characters of an image's id."""
+MAX_PROTOBUF: Final = 2**31 - 1
+"""Bytes of an ONNX file without its external data, as in protobuf."""
+MAX_IMAGE: Final = 2**32
+"""Bytes of an image file, as in the lengths of DICOM."""
+MAX_INFLATED: Final = 2**30
+"""Bytes that a DICOM file becomes which is deflated as a whole."""
+MAX_PIXELS: Final = 178_956_970
+"""Pixels of an image, as in Pillow."""
+PIXELS_VARIABLE: Final = "CATWISE_MAX_PIXELS"
+"""The environment variable that sets another bound than `MAX_PIXELS`."""
 
+_PIECE: Final = 2**22
 _DEFLATE: Final = 1032
 """No compressed byte gives more than so many (zlib, "Maximum Compression Factor")."""
 
@@ -152,6 +184,95 @@ def check_unpacked(packed: int | None, size: int, what: str) -> None:
         raise ValueError(
             f"{what} becomes {size:,} bytes, more than {limit:,}: save it uncompressed"
         )
+
+
+def check_memory(size: int, what: str) -> None:
+    """Refuse a part of a file that is to be read at once and does not fit in memory."""
+    limit = _memory()
+    if size > limit:
+        raise ValueError(
+            f"{what} has {size:,} bytes, more than the {limit:,} of this machine's memory"
+        )
+
+
+def max_pixels(pillow: int | None = MAX_PIXELS // 2) -> int | None:
+    """Pixels that an image may have; None where the user took the bound away.
+
+    Args:
+        pillow: `PIL.Image.MAX_IMAGE_PIXELS`; Pillow warns there, and refuses twice as many.
+
+    Raises:
+        ValueError: If the environment variable holds no positive whole number.
+    """
+    told = os.environ.get(PIXELS_VARIABLE, "").strip()
+    if not told:
+        return None if pillow is None else 2 * pillow
+    if not (told.isascii() and told.isdecimal() and len(told) < 20 and int(told)):
+        raise ValueError(f"{PIXELS_VARIABLE} is {told!r:.40}, not a positive whole number")
+    return int(told)
+
+
+def read_within(path: Path, limit: int, what: str = "bytes") -> bytes:
+    """The bytes of a file, whose size is looked at first and which may not grow beyond the bound.
+
+    Args:
+        path: the file; a pipe is read up to the bound.
+        limit: how many bytes it may have.
+        what: what they are, for the error.
+
+    Raises:
+        ValueError: If there are more.
+        OSError: If it cannot be read.
+    """
+    with path.open("rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        check_at_most(size, limit, what)
+        check_memory(size, "it")
+        parts, n_bytes = [stream.read(size)], size
+        while part := stream.read(min(_PIECE, limit + 1 - n_bytes)):
+            parts.append(part)
+            n_bytes += len(part)
+            check_at_most(n_bytes, limit, what)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+class BoundedStream:
+    """A binary file that gives a bounded number of pieces, none of them too long.
+
+    A piece that reaches beyond the file's end is cut before it is asked for, so that a length that
+    a header claims costs no memory.
+
+    Args:
+        stream: a seekable file.
+        pieces: how many reads are allowed; without a bound when not given.
+        size: how many bytes each may give, of those that are there.
+        what: what is read, for the error.
+    """
+
+    def __init__(self, stream: BinaryIO, *, size: int, what: str, pieces: float = math.inf) -> None:
+        at = stream.tell()
+        self._stream, self._end = stream, stream.seek(0, os.SEEK_END)
+        stream.seek(at)
+        self._pieces, self._size, self._what = pieces, size, what
+        self._n_read = 0
+        self.seek, self.tell = stream.seek, stream.tell
+
+    def read(self, size: int | None = -1) -> bytes:
+        """So many bytes, all that follow by default.
+
+        Raises:
+            ValueError: If they are too many, or were asked for too often.
+        """
+        rest = max(0, self._end - self._stream.tell())
+        wanted = rest if size is None or size < 0 else min(size, rest)
+        self._n_read += 1
+        if wanted > self._size:
+            raise ValueError(
+                f"{self._what} has a part of {wanted:,} bytes, more than {self._size:,}"
+            )
+        if self._n_read > self._pieces:
+            raise ValueError(f"{self._what} has more than {self._pieces:,} parts")
+        return self._stream.read(wanted)
 
 
 def _memory() -> int:

@@ -15,7 +15,8 @@ What is not plain 8-bit RGB, and the rule for each:
   black. Without a window, images of up to 8 bits use the range of those bits,
   deeper ones stretch their own smallest to largest value. YBR and palettes become RGB.
 
-Only raster formats are opened: none that Pillow would hand to another program (EPS).
+Only raster formats are opened: none that Pillow would hand to another program (EPS). How large an
+image and its file may be is looked at before pixels are decoded.
 """
 
 from __future__ import annotations
@@ -23,14 +24,17 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import stat
 import warnings
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import numpy as np
 
+from catwise import _limits
 from catwise._extras import import_extra
 from catwise.errors import CatwiseError, ConfigError, FeatureError, FeatureStoreError
 
@@ -43,7 +47,14 @@ if TYPE_CHECKING:
 
     ImageInput: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 
-__all__ = ["DICOM_SUFFIXES", "as_channels", "import_extra", "open_file", "read_image"]
+__all__ = [
+    "DICOM_SUFFIXES",
+    "as_channels",
+    "import_extra",
+    "open_file",
+    "pixel_limit",
+    "read_image",
+]
 
 DICOM_SUFFIXES: Final = (".dcm", ".dicom")
 _FORMATS: Final[tuple[str, ...]] = (
@@ -51,6 +62,9 @@ _FORMATS: Final[tuple[str, ...]] = (
     "HEIF",  # where a plugin registered it
 )
 _REASON: Final = 240
+_META: Final = 2**16  # no first group is longer
+_EXPLICIT: Final = b"1.2.840.10008.1.2.1"
+_DEFLATED: Final = b"1.2.840.10008.1.2.1.99"
 _ORIENTATION: Final = 0x0112
 _TURNS: Final = (  # for orientations 2 to 8
     *("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM"),
@@ -87,7 +101,8 @@ def read_image(
 
     Raises:
         FeatureError: If the image cannot be decoded: no such file, not an image, truncated, too
-            many pixels, a compression without a decoder.
+            many pixels (the environment variable CATWISE_MAX_PIXELS allows more) or bytes, a
+            compression without a decoder.
         FeatureStoreError: If the machine failed: an I/O error, too many open files, no memory.
         ConfigError: If `channels` or `white` is not possible.
         MissingExtraError: If Pillow or pydicom is missing.
@@ -101,6 +116,8 @@ def read_image(
     import_extra("PIL.Image", "images", "reading images")
     with _decoding(shown), warnings.catch_warnings(), _stream(source) as stream:
         warnings.simplefilter("ignore")  # they name no file, and errors are caught
+        _check_bytes(stream.seek(0, os.SEEK_END))
+        stream.seek(0)
         head = stream.read(132)
         stream.seek(0)
         marked = head[128:] == b"DICM"
@@ -186,7 +203,7 @@ def _stream(source: ImageInput) -> Iterator[BinaryIO]:
         source.seek(0)
         yield source
     else:
-        yield io.BytesIO(source.read())
+        yield io.BytesIO(source.read(_limits.MAX_IMAGE + 1))
 
 
 @contextmanager
@@ -220,17 +237,47 @@ def _decoding(name: str) -> Iterator[None]:
         ) from error
 
 
-def _check_pixels(width: int, height: int) -> None:
-    """Refuse what Pillow calls a decompression bomb."""
+def pixel_limit() -> int | None:
+    """How many pixels an image may have, which Pillow is told too; None: there is no bound.
+
+    Raises:
+        ConfigError: If the environment variable that sets the bound holds no number.
+    """
     from PIL import Image
 
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and width * height > 2 * limit:
+    try:
+        limit = _limits.max_pixels(Image.MAX_IMAGE_PIXELS)
+    except ValueError as error:
+        raise ConfigError(str(error), remedy=f"unset {_limits.PIXELS_VARIABLE}") from error
+    if limit is not None and 2 * (Image.MAX_IMAGE_PIXELS or limit) < limit:
+        Image.MAX_IMAGE_PIXELS = (limit + 1) // 2
+    return limit
+
+
+def _check_pixels(width: int, height: int) -> None:
+    limit = pixel_limit()
+    if limit is not None and width * height > limit:
+        raise _too_many(f"{width:,} x {height:,}", limit, width * height)
+
+
+def _too_many(found: str, limit: int, wanted: int) -> FeatureError:
+    return FeatureError(
+        "the image has too many pixels.",
+        found=f"{found} pixels",
+        expected=f"at most {limit:,} pixels",
+        remedy=f"shrink it or leave it out; {_limits.PIXELS_VARIABLE}={wanted} in the environment "
+        "lets it in",
+    )
+
+
+def _check_bytes(size: int) -> None:
+    """Refuse a file that is larger than the bound."""
+    if size > _limits.MAX_IMAGE:
         raise FeatureError(
-            "the image has too many pixels.",
-            found=f"{width:,} x {height:,}",
-            expected=f"at most {2 * limit:,}",
-            remedy="shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS",
+            "the image's file is too large.",
+            found=f"{size:,} bytes",
+            expected=f"at most {_limits.MAX_IMAGE:,}",
+            remedy="save the frame or page that is meant alone",
         )
 
 
@@ -239,8 +286,12 @@ def _read_picture(stream: BinaryIO, channels: int, white: float | None) -> Image
 
     Image.init()
     formats = [name for name in _FORMATS if name in Image.OPEN]
+    limit = pixel_limit()
     try:
         image: Image.Image = Image.open(stream, formats=formats)
+    except Image.DecompressionBombError as error:  # it says how many; Pillow gives no size
+        n_pixels = int((re.findall(r"\d+", str(error)) or ["0"])[0])
+        raise _too_many(f"{n_pixels:,}", limit or n_pixels, n_pixels) from error
     except UnidentifiedImageError as error:
         raise FeatureError(
             "the file is no image of a known format.",
@@ -350,7 +401,13 @@ def _read_dicom(stream: BinaryIO, channels: int, *, marked: bool) -> Image:
 
     pydicom = import_extra("pydicom", "dicom", "reading DICOM")
     pixels = import_extra("pydicom.pixels", "dicom", "reading DICOM")
-    data = pydicom.dcmread(stream, force=not marked)
+    source = _limits.BoundedStream(
+        _inflated(stream) if marked else stream,
+        size=_limits.MAX_IMAGE,
+        pieces=_limits.MAX_STEPS,
+        what="the DICOM file",
+    )
+    data = pydicom.dcmread(source, force=not marked)
     _check_dicom(data, pydicom)
     stored = _stored(data, pixels)
     photometric = str(data.get("PhotometricInterpretation", "MONOCHROME2")).strip().upper()
@@ -366,15 +423,49 @@ def _read_dicom(stream: BinaryIO, channels: int, *, marked: bool) -> Image:
     return _as_channels(Image.fromarray(np.ascontiguousarray(colours[..., :3])), channels, None)
 
 
+def _inflated(stream: BinaryIO) -> BinaryIO:
+    """A DICOM file as it is, or unpacked where all of it but its first group is deflated.
+
+    pydicom would unpack it without a bound. Source: PS3.5, A.5; PS3.10, 7.1.
+    """
+    head = stream.read(_META)
+    length = int.from_bytes(head[140:144], "little") if head[132:138] == b"\x02\0\0\0UL" else 0
+    meta = head[: 144 + length]
+    stream.seek(0)
+    if _DEFLATED not in meta:
+        return stream
+    stream.seek(len(meta))
+    unpacker, limit = zlib.decompressobj(-zlib.MAX_WBITS), _limits.MAX_INFLATED
+    data = unpacker.decompress(stream.read(), limit + 1)
+    if len(data) > limit:
+        raise FeatureError(
+            "the DICOM file is deflated and becomes too large.",
+            found=f"more than {limit:,} bytes",
+            expected=f"at most {limit:,}",
+            remedy="save it with another transfer syntax, such as Explicit VR Little Endian",
+        )
+    plain = _EXPLICIT.ljust(len(_DEFLATED), b"\0")
+    return io.BytesIO(meta.replace(_DEFLATED, plain) + data)
+
+
 def _check_dicom(data: Any, pydicom: Any) -> None:
     """Refuse what has no pixels, or too many; fill in a transfer syntax that is not stated."""
-    held = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-    if not any(keyword in data for keyword in held) or not (
+    held_in = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+    if not any(keyword in data for keyword in held_in) or not (
         data.get("Rows") and data.get("Columns")
     ):
         modality = str(data.get("Modality", "")) or "unknown"
         raise FeatureError("the DICOM file holds no image.", found=f"modality {modality}")
     _check_pixels(int(data.Columns), int(data.Rows))
+    held = [len(data[keyword].value or b"") for keyword in held_in if keyword in data]
+    frames = int(data.get("NumberOfFrames") or 1)
+    if not 0 < frames <= max(held):
+        raise FeatureError(
+            "the DICOM file claims more frames than it can hold.",
+            found=f"{frames:,} frames in {max(held):,} bytes",
+            expected="a byte of each frame at least",
+            remedy="copy the file again, or leave it out",
+        )
     if not hasattr(data, "file_meta"):
         data.file_meta = pydicom.dataset.FileMetaDataset()
     uids = pydicom.uid
@@ -444,7 +535,9 @@ def _dicom_grey(
         shown = _windowed(values, voi)
     if shown is None:
         stated = not table and stored.dtype.kind in "iu" and int(data.BitsStored) <= 8
-        shown = _stretched(values, padding, _limits(data, slope, intercept) if stated else None)
+        shown = _stretched(
+            values, padding, _range_of_bits(data, slope, intercept) if stated else None
+        )
     result: NDArray[np.float32] = np.clip(shown, 0.0, 1.0).astype(np.float32)
     result = _presented(result, data, photometric)
     result[padding] = 0.0
@@ -517,7 +610,7 @@ def _windowed(values: NDArray[Any], voi: Any) -> NDArray[Any] | None:
     return (values - (center - 0.5)) / (width - 1.0) + 0.5
 
 
-def _limits(data: Any, slope: float, intercept: float) -> tuple[float, float]:
+def _range_of_bits(data: Any, slope: float, intercept: float) -> tuple[float, float]:
     """The range that the stored bits can hold, rescaled."""
     bits, signed = int(data.BitsStored), int(data.get("PixelRepresentation", 0))
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from catwise.errors import CatwiseError, ConfigError, FeatureError, IdError, check_rules
 from catwise.features.ids import as_ids, compact
-from catwise.models.images import as_channels, import_extra
+from catwise.models.images import as_channels, import_extra, pixel_limit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -96,12 +96,12 @@ def _resized(image: Image, preprocessing: Preprocessing) -> Image:
     height, width = _target(image.height, image.width, preprocessing)
     if (width, height) == image.size:
         return image
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and width * height > 2 * limit:
+    limit = pixel_limit()
+    if limit is not None and width * height > limit:
         raise FeatureError(
             "the image is too narrow to be resized.",
             found=f"{image.width:,} x {image.height:,}, resized {width:,} x {height:,}",
-            expected=f"at most {2 * limit:,} pixels",
+            expected=f"at most {limit:,} pixels",
             remedy='leave it out, or use crop_mode="squash"',
         )
     return image.resize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import re
 import struct
 import sys
 import zlib
@@ -237,13 +238,57 @@ def test_bombs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     chunk = b"IHDR" + claim
     head = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk
     data = head + struct.pack(">I", zlib.crc32(chunk)) + encoded(LARGE)[33:]
-    with pytest.raises(FeatureError, match="exceeds limit"):
+    with pytest.raises(FeatureError, match=r"too many pixels") as refused:
         read_image(data, name="bomb.png")
+    assert "found:    3,600,000,000 pixels" in str(refused.value)
+    assert "CATWISE_MAX_PIXELS=3600000000" in str(refused.value)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)
     assert read_image(encoded(LARGE)).size == (64, 64)  # between Pillow's warning and its error
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
-    with pytest.raises(FeatureError, match="exceeds limit"):
+    with pytest.raises(FeatureError, match="too many pixels"):
         read_image(encoded(LARGE))
+
+
+def test_the_bound_of_pixels_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The remedy that the error names works, for images and DICOM; nonsense is refused."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    large = np.tile(GREYS, (64, 64))
+    for data in (encoded(LARGE), dicom(large)):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+        monkeypatch.delenv("CATWISE_MAX_PIXELS", raising=False)
+        with pytest.raises(FeatureError, match=r"expected: at most 200 pixels") as refused:
+            read_image(data)
+        remedy = re.search(r"CATWISE_MAX_PIXELS=(\d+)", str(refused.value))
+        assert remedy is not None
+        monkeypatch.setenv("CATWISE_MAX_PIXELS", remedy[1])
+        read_image(data)
+        monkeypatch.setenv("CATWISE_MAX_PIXELS", str(int(remedy[1]) - 1))
+        with pytest.raises(FeatureError, match="too many pixels"):
+            read_image(data)
+    for nonsense in ("many", "0", "-5", "9" * 30):
+        monkeypatch.setenv("CATWISE_MAX_PIXELS", nonsense)
+        with pytest.raises(ConfigError, match="CATWISE_MAX_PIXELS is"):
+            read_image(encoded(LARGE))
+
+
+class Pipe(io.BytesIO):
+    """What cannot go back."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+def test_files_that_are_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file's size is looked at before it is read; what is no file is read up to the bound."""
+    data = encoded(LARGE)
+    path = tmp_path / "a.png"
+    path.write_bytes(data)
+    monkeypatch.setattr("catwise._limits.MAX_IMAGE", len(data))
+    read_image(path)
+    monkeypatch.setattr("catwise._limits.MAX_IMAGE", len(data) - 1)
+    for source in (path, data, Pipe(data)):
+        with pytest.raises(FeatureError, match="file is too large"):
+            read_image(source)
 
 
 def test_formats_that_run_programs_are_not_opened() -> None:
@@ -355,7 +400,8 @@ def dicom(array: np.ndarray, **elements: Any) -> bytes:
         data.compress(syntax)
     elif syntax is not None:
         data.file_meta.TransferSyntaxUID = syntax
-        data.PixelData = pydicom.encaps.encapsulate([encapsulated])
+        if encapsulated is not None:
+            data.PixelData = pydicom.encaps.encapsulate([encapsulated])
         data["PixelData"].VR = "OB"
     file = io.BytesIO()
     pydicom.dcmwrite(file, data, enforce_file_format=True)
@@ -549,6 +595,22 @@ def test_dicom_files(tmp_path: Path) -> None:
     strange = dicom(GREYS, syntax="1.2.840.10008.1.2.4.80", encapsulated=b"rubbish!")
     with pytest.raises(FeatureError, match="pip install pylibjpeg"):
         read_image(strange, name="jls.dcm")
+
+
+def test_dicom_headers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames, elements and what a deflated file becomes are looked at before pixels are decoded."""
+    pydicom = pytest.importorskip("pydicom")
+    with pytest.raises(FeatureError, match="claims more frames than it can hold"):
+        read_image(dicom(GREYS, NumberOfFrames=2**31 - 1))
+    deflated = dicom(GREYS, syntax=pydicom.uid.DeflatedExplicitVRLittleEndian)
+    np.testing.assert_allclose(np.asarray(read_image(deflated)), GREYS / 255, atol=1e-7)
+    monkeypatch.setattr("catwise._limits.MAX_INFLATED", 100)
+    with pytest.raises(FeatureError, match=r"deflated and becomes too large") as refused:
+        read_image(deflated)
+    assert "found:    more than 100 bytes" in str(refused.value)
+    monkeypatch.setattr("catwise._limits.MAX_STEPS", 20)
+    with pytest.raises(FeatureError, match="more than 20 parts"):
+        read_image(dicom(GREYS))
 
 
 def test_dicom_without_pydicom(monkeypatch: pytest.MonkeyPatch) -> None:

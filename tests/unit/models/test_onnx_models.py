@@ -705,3 +705,81 @@ def test_without_the_packages(tmp_path: Path, package: str, raised: str) -> None
     told = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True).stdout
     assert f"{package} is" in told
     assert "pip install 'catwise[onnx]'" in told
+
+
+def in_one_another(depth: int) -> Any:
+    """A model whose graph holds a graph that holds a graph, and so on."""
+    inner = onnx.helper.make_graph([node("Identity", ["x"], ["z"])], "inner", [], [])
+    for _ in range(depth):
+        inner = onnx.helper.make_graph([node("If", ["x"], ["z"], then_branch=inner)], "g", [], [])
+    return model_of([*KINDS["gemm"][0], *inner.node], w=TURNED, b=BIAS)
+
+
+def doubling(n_functions: int, *, round_about: bool = False) -> Any:
+    """A model whose functions each call the next one twice."""
+    model = model_of([*KINDS["gemm"][0], node("F0", ["x"], ["z"], domain="own")], w=TURNED, b=BIAS)
+    opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("own", 1)]
+    for i in range(n_functions):
+        last = i == n_functions - 1
+        op, domain = ("Identity", "") if last else (f"F{i + 1}", "own")
+        op, domain = ("F0", "own") if last and round_about else (op, domain)
+        body = [node(op, ["a"], ["t"], domain=domain), node(op, ["t"], ["o"], domain=domain)]
+        model.functions.append(
+            onnx.helper.make_function("own", f"F{i}", ["a"], ["o"], body, opsets)
+        )
+    model.opset_import.append(opsets[1])
+    return model
+
+
+def claiming(dims: list[int]) -> Any:
+    model = model_of(KINDS["gemm"][0], w=TURNED, b=BIAS)
+    model.graph.initializer[0].dims[:] = dims
+    return model
+
+
+def plain() -> Any:
+    return model_of(KINDS["gemm"][0], w=TURNED, b=BIAS)
+
+
+@pytest.mark.parametrize(
+    ("make", "limit", "value", "reason"),
+    [
+        (plain, "MAX_PROTOBUF", 100, "bytes of one protobuf message, more than 100"),
+        (plain, "MAX_STEPS", 40, "more than 40 fields"),
+        (lambda: in_one_another(25), "MAX_DEPTH", 64, "nests more than 64 messages"),
+        (plain, "MAX_DIMENSIONS", 3, "4 axes of the tensor 'kernel', more than 3"),
+        (lambda: claiming([2**40, 3, 3, 3]), "MAX_DEPTH", 64, "claims 29,686,813,949,952 numbers"),
+        (lambda: claiming([2**62, 2**62]), "MAX_DEPTH", 64, "entries"),
+        (lambda: claiming([-5, 3, 3, 3]), "MAX_DEPTH", 64, "no whole number: -5"),
+        (lambda: doubling(9), "MAX_STEPS", 500, "nodes once its functions are written out"),
+        (lambda: doubling(3, round_about=True), "MAX_DEPTH", 64, "calls itself"),
+    ],
+)
+def test_what_a_file_claims_is_bounded(
+    make: Any, limit: str, value: int, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Size, fields, depth, shapes and functions are looked at before anything is made of them."""
+    path = save(tmp_path / "m.onnx", make())
+    monkeypatch.setattr(f"catwise._limits.{limit}", value)
+    with pytest.raises(CheckpointError, match=reason) as refused:
+        load_onnx(path)
+    assert refused.value.expected
+    assert refused.value.remedy
+
+
+def test_what_is_within_the_bounds_is_read(tmp_path: Path) -> None:
+    """Inner graphs and functions that are written out are no harm."""
+    for number, model in enumerate((in_one_another(10), doubling(4))):
+        assert load_onnx(save(tmp_path / f"{number}.onnx", model), node="head").head is not None
+
+
+@pytest.mark.parametrize("change", [{"length": str(2**60)}, {"offset": "-1"}, {"offset": "9999"}])
+def test_external_data_that_are_not_there(tmp_path: Path, change: dict[str, str]) -> None:
+    """Where numbers lie is compared with the file's size before they are read."""
+    path = with_external(tmp_path)
+    model = onnx.load(path, load_external_data=False)
+    for held in model.graph.initializer:
+        for entry in held.external_data:
+            entry.value = change.get(entry.key, entry.value)
+    with pytest.raises(CheckpointError, match="from byte"):
+        load_onnx(save(path, model))

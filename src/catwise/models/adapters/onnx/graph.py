@@ -15,11 +15,13 @@ import math
 import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from catwise import _limits
 from catwise.errors import CheckpointError, HeadError, nearest
 from catwise.models.packages import first_line, import_optional
 
@@ -47,6 +49,12 @@ RESHAPING: Final = frozenset({"Flatten", "Reshape", "Squeeze"})
 LAYERS: Final = frozenset({"Gemm", "MatMul", "Conv"})
 QUANTISED: Final = re.compile("[Qq]uant|QLinear|Integer|NBits|QGemm|Bnb4|FpQ4")
 FLOATS: Final = {1: torch.float32, 10: torch.float16, 11: torch.float64, 16: torch.bfloat16}
+_ITEM_BYTES: Final = {
+    1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2,
+}  # fmt: skip
+"""Of the numbers of each ONNX type that take whole bytes."""
+_FIXED: Final = {1: 8, 5: 4}
+"""Bytes of the kinds of fields that say nothing of their length."""
 _MAX_PASSED: Final = 16
 _SHOWN: Final = 6
 
@@ -144,6 +152,7 @@ class OnnxFile:
     makers: dict[str, Any] = field(default_factory=dict)
     constants: dict[str, Stored] = field(default_factory=dict)
     uses: Counter[str] = field(default_factory=Counter)
+    takers: dict[str, list[Any]] = field(default_factory=dict)
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -163,7 +172,8 @@ class OnnxFile:
             f"cannot read the ONNX model '{file or self.path}'.",
             found=reason,
             expected="a whole ONNX file, with the files of its external data beside it",
-            remedy="copy the file again if it was cut short, or export the model again",
+            remedy="copy the file again if it was cut short, or export the model again "
+            "(beyond 2 GiB with its weights as external data)",
         )
 
 
@@ -177,13 +187,16 @@ def open_onnx(path: str | os.PathLike[str]) -> OnnxFile:
     onnx = import_optional("onnx", extra="onnx")
     empty = OnnxFile(Path(path), b"", None)
     try:
-        raw = empty.path.read_bytes()
-    except OSError as error:
-        raise empty.damaged(error.strerror or str(error)) from error
+        raw = _limits.read_within(empty.path, _limits.MAX_PROTOBUF, "bytes of one protobuf message")
+        _check_fields(raw, onnx.ModelProto.DESCRIPTOR)
+    except (OSError, ValueError) as error:
+        raise empty.damaged(getattr(error, "strerror", None) or str(error)) from error
     file = replace(empty, raw=raw, model=onnx.ModelProto())
     model = file.model
     try:
         model.ParseFromString(raw)
+        _check_tensors(model)
+        _check_functions(model)
         file.uses.update(name for node in _inner(model, "NodeProto") for name in node.input)
         for graph in _inner(model, "GraphProto"):
             file.uses.update(value.name for value in graph.output)
@@ -196,6 +209,8 @@ def open_onnx(path: str | os.PathLike[str]) -> OnnxFile:
         if not node.output:
             raise file.damaged(f"node {position:,} gives nothing")
         file.makers.update({name: node for name in node.output if name})
+        for name in dict.fromkeys(node.input):
+            file.takers.setdefault(name, []).append(node)
         for place, attribute in enumerate(node.attribute):
             if node.op_type == "Constant" and attribute.name == "value":
                 way = ((1, position), (5, place), (5, 0))
@@ -205,6 +220,101 @@ def open_onnx(path: str | os.PathLike[str]) -> OnnxFile:
             raise file.damaged(f"the constant {tensor.name!r} is there twice")
         file.constants[tensor.name] = Stored(tensor.name, tensor, ((5, position),))
     return file
+
+
+def _check_fields(raw: bytes, kind: Any) -> None:
+    """Refuse a protobuf of too many fields, or too deep, before it is parsed.
+
+    A parsed message takes a hundred times the two bytes of an empty one.
+
+    Args:
+        raw: the message.
+        kind: its descriptor.
+
+    Raises:
+        ValueError: If it is so, or is damaged.
+    """
+    waiting: list[tuple[Any, Span, int]] = [(kind, (0, len(raw)), 1)]
+    n_fields = n_packed = 0
+    while waiting:
+        kind, span, depth = waiting.pop()
+        if depth > _limits.MAX_DEPTH:
+            raise ValueError(f"it nests more than {_limits.MAX_DEPTH:,} messages")
+        inner, whole = _parts_of(kind)
+        for number, place in fields_of(raw, span):
+            n_fields += 1
+            if n_fields > _limits.MAX_STEPS:
+                raise ValueError(f"it has more than {_limits.MAX_STEPS:,} fields")
+            if number in inner:
+                waiting.append((inner[number], place, depth + 1))
+            elif number in whole:
+                n_packed += place[1] - place[0]
+    _limits.check_unpacked(None, 8 * n_packed, "the model's whole numbers")
+
+
+@cache
+def _parts_of(kind: Any) -> tuple[dict[int, Any], frozenset[int]]:
+    """The fields of a message that are messages again, by number; those that are whole numbers."""
+    fields = kind.fields_by_number.items()
+    inner = {number: what.message_type for number, what in fields if what.message_type is not None}
+    whole = (
+        number
+        for number, what in fields
+        if what.type in {what.TYPE_INT32, what.TYPE_INT64, what.TYPE_UINT64}
+    )
+    return inner, frozenset(whole)
+
+
+def _check_tensors(model: Any) -> None:
+    """Refuse a tensor that claims more numbers than it holds.
+
+    Raises:
+        ValueError: Names it.
+    """
+    for tensor in _inner(model, "TensorProto"):
+        what = f"the tensor {tensor.name!r}"
+        n_numbers = math.prod(_limits.check_shape(tensor.dims, what))
+        size = _ITEM_BYTES.get(tensor.data_type, 0)
+        if tensor.data_location == 1 or not size or not n_numbers:
+            continue
+        typed = (tensor.float_data, tensor.int32_data, tensor.int64_data)
+        held = len(tensor.raw_data) // size
+        held += sum(map(len, (*typed, tensor.double_data, tensor.uint64_data)))
+        if n_numbers > held:
+            raise ValueError(f"{what} claims {n_numbers:,} numbers, and holds {held:,}")
+    for tensor in _inner(model, "SparseTensorProto"):
+        _limits.check_shape(tensor.dims, "a sparse tensor")
+
+
+def _check_functions(model: Any) -> None:
+    """Refuse functions that call one another without end, or become too many nodes.
+
+    Raises:
+        ValueError: If it is so.
+    """
+    if not model.functions:
+        return
+    calls = {
+        (function.domain, function.name): Counter(
+            (node.domain, node.op_type) for node in _inner(function, "NodeProto")
+        )
+        for function in model.functions
+    }
+    sizes: dict[tuple[str, str], int] = {}
+    waiting, path = [*calls], set[tuple[str, str]]()
+    while waiting:  # the functions that one calls are counted before it
+        name = waiting[-1]
+        inner = [other for other in calls[name] if other in calls and other not in sizes]
+        if name in sizes or not inner:
+            sizes[name] = sum(n * sizes.get(other, 1) for other, n in calls[name].items())
+            path.discard(waiting.pop())
+        elif name in path:
+            raise ValueError(f"the function {name[1]!r} calls itself")
+        else:
+            path.add(name)
+            waiting += inner
+    total = sum(sizes.get((node.domain, node.op_type), 1) for node in list_nodes(model))
+    _limits.check_at_most(total, _limits.MAX_STEPS, "nodes once its functions are written out")
 
 
 def _inner(message: Any, kind: str) -> Iterator[Any]:
@@ -295,10 +405,10 @@ def _refuse_others(file: OnnxFile, layer: Linear, reasons: Sequence[str]) -> Non
     An output before the layer (features, maps) or behind it is none.
     """
     before = _reached({layer.features}, {name: node.input for name, node in file.makers.items()})
-    behind: dict[str, list[str]] = {}
-    for node in file.model.graph.node:
-        for name in node.input:
-            behind.setdefault(name, []).extend(node.output)
+    behind = {
+        name: [other for node in nodes for other in node.output]
+        for name, nodes in file.takers.items()
+    }
     known = before | _reached(set(layer.results), behind)
     if others := [name for name in file.outputs if name not in known]:
         why = [text for text in reasons if text.startswith(tuple(map(repr, others)))]
@@ -352,7 +462,7 @@ def _all_layers(file: OnnxFile) -> list[Linear]:
 def _with_add(file: OnnxFile, node: Any) -> Linear:
     """A node as a layer, with the bias that the only node behind it adds."""
     if node.op_type in LAYERS:
-        behind = [n for n in file.model.graph.node if node.output[0] in n.input]
+        behind = file.takers.get(node.output[0], [])
         if len(behind) == 1 and behind[0].op_type == "Add":
             with contextlib.suppress(ValueError):
                 return replace(_walk(file, behind[0].output[0]), output="", after=())
@@ -513,15 +623,16 @@ def fields_of(raw: bytes, span: Span | None = None) -> Iterator[tuple[int, Span]
     """The fields of a protobuf message: number, and where the content lies."""
     at, stop = span or (0, len(raw))
     while at < stop:
-        key, at = _varint(raw, at, stop)
-        kind, size = key & 7, {1: 8, 5: 4}.get(key & 7, 0)
-        end = at + size
-        if kind == 0:
-            _, end = _varint(raw, at, stop)
-        elif kind == 2:
+        key, at = (raw[at], at + 1) if raw[at] < 128 else _varint(raw, at, stop)
+        kind = key & 7
+        if kind == 2:
             size, at = _varint(raw, at, stop)
             end = at + size
-        elif not size:
+        elif kind == 0:
+            _, end = _varint(raw, at, stop)
+        elif kind in _FIXED:
+            end = at + _FIXED[kind]
+        else:
             raise ValueError(f"the protobuf has a field of the unknown kind {kind}")
         if end > stop:
             raise ValueError(f"the protobuf's field {key >> 3} is cut short")
@@ -530,6 +641,8 @@ def fields_of(raw: bytes, span: Span | None = None) -> Iterator[tuple[int, Span]
 
 
 def _varint(raw: bytes, at: int, stop: int) -> Span:
+    if at < stop and raw[at] < 128:
+        return raw[at], at + 1
     value, shift = 0, 0
     while at < stop and shift < 70:
         value |= (raw[at] & 127) << shift

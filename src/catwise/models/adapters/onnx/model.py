@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from catwise._io import atomic_path
-from catwise._json import parse
+from catwise._json import parse, read_file
 from catwise.errors import (
     CatwiseError,
     CheckpointError,
@@ -162,7 +162,7 @@ def _times(values: torch.Tensor, factor: float) -> torch.Tensor:
 def _stored_names(file: OnnxFile, head: Head) -> list[str] | None:
     """Names of the rows, from the side file if it was written with this head."""
     with suppress(OSError, ValueError, TypeError, KeyError, CatwiseError):
-        side = parse(side_file(file.path).read_bytes())
+        side = read_file(side_file(file.path))
         if head.replace(categories=side["categories"]).digest == side["head"]:
             return list(side["categories"])
     return None  # no side file, or one of another head
@@ -402,9 +402,14 @@ def _spans(file: OnnxFile, stored: Stored) -> tuple[Path, list[Span]]:
     where = file.path if external is None else external[0]
     try:
         if external is not None:
+            size = where.stat().st_size
             start = int(external[1].get("offset", 0))
-            stop = start + int(external[1].get("length", where.stat().st_size - start))
-            return where, [(max(0, start), stop)]
+            stop = start + int(external[1].get("length", size - start))
+            if not 0 <= start <= stop <= size:
+                raise ValueError(  # noqa: TRY301
+                    f"{stored.name!r} lies from byte {start:,} to {stop:,} of {size:,}"
+                )
+            return where, [(start, stop)]
         (span,) = [s for n, s in onnx_graph.fields_of(file.raw) if n == 7]
         for number, position in stored.path:
             span = [s for n, s in onnx_graph.fields_of(file.raw, span) if n == number][position]
@@ -419,6 +424,11 @@ def _spans(file: OnnxFile, stored: Stored) -> tuple[Path, list[Span]]:
 def _read(file: OnnxFile, stored: Stored) -> torch.Tensor:
     """A constant's numbers, in the shape that is stored."""
     path, spans = _spans(file, stored)
+    expected = math.prod(stored.shape) * stored.dtype.itemsize
+    held = sum(stop - start for start, stop in spans) if spans else expected
+    if held != expected:  # before so much is read
+        reason = f"{stored.name!r} has {held:,} bytes, {expected:,} expected"
+        raise file.damaged(reason, file=path)
     if not spans:
         raw = np.array(stored.tensor.int32_data, dtype="<i4").astype("<u2").tobytes()
     elif path == file.path:
@@ -427,7 +437,6 @@ def _read(file: OnnxFile, stored: Stored) -> torch.Tensor:
         with path.open("rb") as stream:
             stream.seek(spans[0][0])
             raw = stream.read(spans[0][1] - spans[0][0])
-    expected = math.prod(stored.shape) * stored.dtype.itemsize
     if len(raw) != expected:
         reason = f"{stored.name!r} has {len(raw):,} bytes, {expected:,} expected"
         raise file.damaged(reason, file=path)
