@@ -25,7 +25,7 @@ from catwise.features import (
     row_digests,
     write_store,
 )
-from catwise.features.places import RemotePlace, is_url, place_of
+from catwise.features.places import LocalPlace, RemotePlace, is_url, place_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,7 +59,7 @@ def test_round_trip(tmp_path: Path, dtype: str) -> None:
     store = write_store(URL, VALUES, ids=IDS, dtype=dtype)
     assert (store.digest, store.shape, store.path) == (local.digest, (1000, 4), URL)
     place = RemotePlace(URL)
-    assert {name: place.read(name) for name in names()} == {
+    assert {name: place.read(name, 10**6) for name in names()} == {
         path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()
     }
     index = [999, 0, 0, 300, 299, -2]
@@ -149,7 +149,7 @@ def test_damage_is_found(memory: Any) -> None:
     store = write_store(URL, VALUES, ids=IDS)
     place = RemotePlace(URL)
     name = "features-00001.safetensors"
-    path, raw = f"/stores/train/{name}", place.read(name)
+    path, raw = f"/stores/train/{name}", place.read(name, 10**6)
     memory.pipe_file(path, raw[:-1] + bytes([raw[-1] ^ 1]))
     with pytest.raises(FeatureStoreError, match=r"features-00001.safetensors \(rows 300 to 599\)"):
         open_store(URL, verify=True)
@@ -196,3 +196,40 @@ def test_read_features_takes_an_url() -> None:
     features = read_features(URL)
     assert features.shape == (1000, 4)
     np.testing.assert_array_equal(features.rows([1]), VALUES[[1]])
+
+
+@pytest.mark.parametrize("where", ["local", "remote", "unsized"])
+def test_the_size_of_a_manifest_is_looked_at(
+    where: str, tmp_path: Path, memory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A manifest beyond the bound is refused, and no more than the bound is ever read of it."""
+    place = str(tmp_path / "s") if where == "local" else URL
+    write_store(place, VALUES, ids=IDS)
+    raw = LocalPlace(tmp_path / "s").read if where == "local" else RemotePlace(URL).read
+    size = len(raw("manifest.json", 10**6))
+    asked: list[Any] = []
+    if where == "unsized":
+        monkeypatch.setattr(type(memory), "info", lambda *_, **__: {"type": "file"})
+    cat_file = type(memory).cat_file
+
+    def watched(self: Any, path: str, start: Any = None, end: Any = None, **options: Any) -> Any:
+        asked.append(end)
+        return cat_file(self, path, start, end, **options)
+
+    monkeypatch.setattr(type(memory), "cat_file", watched)
+    monkeypatch.setattr("catwise._limits.MAX_JSON", size)
+    assert open_store(place).shape == (1000, 4)
+    monkeypatch.setattr("catwise._limits.MAX_JSON", size - 1)
+    asked.clear()
+    with pytest.raises(FeatureStoreError, match=f"{size:,} bytes of JSON, more than"):
+        open_store(place)
+    assert asked == ([size] if where == "unsized" else [])
+
+
+def test_ids_that_grew_are_not_read(tmp_path: Path) -> None:
+    """A file of ids is read up to what the manifest says of it."""
+    store = open_store(write_store(tmp_path / "s", VALUES, ids=IDS).path)
+    with (tmp_path / "s" / "ids-00000.txt").open("ab") as stream:
+        stream.write(b"more\n" * 1000)
+    with pytest.raises(FeatureStoreError, match="bytes, more than"):
+        _ = store.ids

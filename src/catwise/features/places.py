@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 
 from catwise._extras import import_extra
+from catwise._limits import check_at_most, read_within
 from catwise.errors import ConfigError, MissingExtraError, OutputError
 from catwise.features.manifest import DATA_START, file_sha256
 
@@ -33,8 +34,8 @@ _CHUNK_BYTES: Final = 2**24
 class Place(Protocol):
     """A folder of files that are read and never change. Errors are OSErrors."""
 
-    def read(self, name: str) -> bytes:
-        """The bytes of a file."""
+    def read(self, name: str, limit: int, what: str = "bytes") -> bytes:
+        """The bytes of a file, whose size is looked at first; ValueError where it is too large."""
 
     def heads(self, names: Sequence[str]) -> list[tuple[int, bytes] | OSError]:
         """Size and first bytes of files, or why they cannot be read."""
@@ -84,9 +85,9 @@ class LocalPlace:
     def __str__(self) -> str:
         return str(self.folder)
 
-    def read(self, name: str) -> bytes:
-        """The bytes of a file."""
-        return (self.folder / name).read_bytes()
+    def read(self, name: str, limit: int, what: str = "bytes") -> bytes:
+        """The bytes of a file, whose size is looked at first; ValueError where it is too large."""
+        return read_within(self.folder / name, limit, what)
 
     def heads(self, names: Sequence[str]) -> list[tuple[int, bytes] | OSError]:
         """Size and first bytes of files, or why they cannot be read."""
@@ -138,10 +139,18 @@ class RemotePlace:
     def _path(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}"
 
-    def read(self, name: str) -> bytes:
-        """The bytes of a file."""
+    def read(self, name: str, limit: int, what: str = "bytes") -> bytes:
+        """The bytes of a file, whose size is looked at first; ValueError where it is too large.
+
+        Where the place tells no size, no more than the bound is asked for.
+        """
         with _as_os_error():
-            data: bytes = self._files.cat_file(self._path(name))
+            size = self._files.info(self._path(name)).get("size")
+        check_at_most(size or 0, limit, what)
+        with _as_os_error():
+            end = limit + 1 if size is None else None
+            data: bytes = self._files.cat_file(self._path(name), end=end)
+        check_at_most(len(data), limit, what)
         return data
 
     def sizes(self) -> dict[str, int]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from catwise import _limits
 from catwise.errors import FeatureStoreError
 from catwise.features.arrays import widen_bfloat16
 from catwise.features.id_files import ids_array
@@ -124,8 +125,8 @@ class FeatureStore:
         found, problems = [], []
         for part in self._manifest.ids:
             try:
-                raw = self._place.read(part.file)
-            except OSError as error:
+                raw = self._place.read(part.file, part.bytes)
+            except (OSError, ValueError) as error:
                 problems.append(f"{part.file}: {_reason(error)}")
                 continue
             if hashlib.sha256(raw).hexdigest() != part.sha256:
@@ -250,7 +251,14 @@ def open_store(path: str | os.PathLike[str], *, verify: bool = False) -> Feature
     """
     place = place_of(path)
     try:
-        raw = place.read(MANIFEST_FILE)
+        raw = place.read(MANIFEST_FILE, _limits.MAX_JSON, "bytes of JSON")
+    except ValueError as error:
+        raise FeatureStoreError(
+            f"cannot read the manifest of '{path}'.",
+            found=str(error),
+            expected="the manifest.json that write_store wrote",
+            remedy=_REMEDY,
+        ) from error
     except OSError as error:
         folder = isinstance(place, LocalPlace) and place.folder.is_dir()
         raise FeatureStoreError(
