@@ -37,6 +37,7 @@ __all__ = [
     "MAX_SIZE",
     "MAX_STEPS",
     "MAX_TABLES",
+    "MAX_TAR_HEADER",
     "MAX_TEXT",
     "MAX_UNPACKED",
     "PIXELS_VARIABLE",
@@ -70,7 +71,9 @@ MAX_NPY_HEADER: Final = 10_000
 MAX_MEMBERS: Final = 1_000_000
 """Members of a zip archive."""
 MAX_DIRECTORY: Final = 64 * 2**20
-"""Bytes of the directory of a zip archive; and of one header of a tar archive or DICOM file."""
+"""Bytes of the directory of a zip archive."""
+MAX_TAR_HEADER: Final = 2**20
+"""Bytes of a header in a tar archive, the long names and attributes of a file among them."""
 MAX_UNPACKED: Final = 2**36
 """Bytes of a compressed member; also no more than this machine's memory."""
 MAX_JSON: Final = 512 * 2**20
@@ -133,7 +136,7 @@ def check_shape(shape: Iterable[Any], what: str = "the array") -> tuple[int, ...
     return sizes
 
 
-def check_depth(value: Any, limit: int = MAX_DEPTH) -> None:
+def check_depth(value: Any, limit: int | None = None) -> None:
     """Refuse what nests too deeply, or holds itself; parts that are shared are looked at once.
 
     >>> check_depth([[1], [2]], limit=2)
@@ -141,6 +144,7 @@ def check_depth(value: Any, limit: int = MAX_DEPTH) -> None:
     Traceback (most recent call last):
     ValueError: it nests more than 2 tables and lists
     """
+    limit = MAX_DEPTH if limit is None else limit
     heights: dict[int, int] = {}
     path, open_parts, inside = [id(value)], [_parts(value)], [0]
     while path:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from catwise._json import parse
-from catwise._limits import MAX_HEADER, check_shape
+from catwise._limits import MAX_HEADER, check_memory, check_shape
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -118,6 +118,7 @@ def read_arrays(path: Path, layout: FileLayout) -> dict[str, NDArray[Any]]:
         for tensor in layout.tensors:
             if tensor.dtype in NUMPY_DTYPES:
                 stream.seek(tensor.start)
+                check_memory(tensor.stop - tensor.start, f"the tensor {tensor.name!r}")
                 raw = stream.read(tensor.stop - tensor.start)
                 values = np.frombuffer(bytearray(raw), NUMPY_DTYPES[tensor.dtype])
                 found[tensor.name] = values.reshape(tensor.shape)

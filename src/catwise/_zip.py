@@ -8,18 +8,19 @@ Source: PKWARE APPNOTE 6.3, sections 4.3.7 and 4.3.12.
 
 from __future__ import annotations
 
+import os
 import struct
 import zipfile
 import zlib
 from itertools import pairwise
 from typing import TYPE_CHECKING, BinaryIO, Final
 
-from catwise._limits import MAX_MEMBERS, check_at_most, check_unpacked
+from catwise._limits import MAX_DIRECTORY, MAX_MEMBERS, check_at_most, check_unpacked
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["DAMAGE", "data_start", "members"]
+__all__ = ["DAMAGE", "data_start", "members", "open_zip"]
 
 DAMAGE: Final = (
     zipfile.BadZipFile,
@@ -32,6 +33,40 @@ DAMAGE: Final = (
 """What `zipfile` raises at damaged archives and unknown ways of compressing."""
 _LOCAL: Final = b"PK\x03\x04"
 _ENCRYPTED: Final = 0x1
+_END: Final = b"PK\x05\x06"
+_END_64: Final = b"PK\x06\x06"
+_LOCATOR_64: Final = b"PK\x06\x07"
+_IN_END_64: Final = b"\xff\xff\xff\xff"
+_SEARCHED: Final = 2**16 + 22 + 20 + 56
+
+
+def open_zip(path: Path) -> zipfile.ZipFile:
+    """Open an archive whose directory is not too long: `zipfile` reads all of it at once.
+
+    Source: PKWARE APPNOTE 6.3, sections 4.3.14 to 4.3.16.
+
+    Raises:
+        ValueError: If it is; the message is the reason.
+        zipfile.BadZipFile: If it is no archive.
+        OSError: If it cannot be read.
+    """
+    with path.open("rb") as stream:
+        start = stream.seek(-min(_SEARCHED, stream.seek(0, os.SEEK_END)), os.SEEK_END)
+        tail = stream.read(_SEARCHED)
+        plain = len(tail) - 22
+        at = plain if tail[plain:].startswith(_END) and not any(tail[-2:]) else tail.rfind(_END)
+        ends = [tail[at : at + 22]] if at >= 0 else []
+        locator = tail[max(0, at - 20) : max(0, at)]
+        if locator.startswith(_LOCATOR_64):
+            for place in (start + at - 76, int.from_bytes(locator[8:16], "little")):
+                stream.seek(min(max(0, place), start + at))
+                ends.append(stream.read(56))
+    for end in ends:
+        size = end[12:16] if end.startswith(_END) else end[40:48] if end[:4] == _END_64 else b""
+        if size != _IN_END_64:
+            n_bytes = int.from_bytes(size, "little")
+            check_at_most(n_bytes, MAX_DIRECTORY, "bytes of the archive's directory")
+    return zipfile.ZipFile(path)
 
 
 def members(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:

@@ -278,4 +278,4 @@ def _summary_beside(head: Path) -> dict[str, Any] | None:
     from catwise.models.card import run_summary
 
     beside = head.with_name("summary.json")
-    return run_summary(beside.read_text(encoding="utf-8")) if beside.is_file() else None
+    return run_summary(beside) if beside.is_file() else None

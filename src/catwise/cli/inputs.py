@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from catwise._limits import MAX_TEXT, read_within
 from catwise.cli.labelled import describe_labels, load_dataset, load_labels
 from catwise.errors import ConfigError, OutputError, ShapeError
 
@@ -267,8 +268,9 @@ def read_names(path: Path) -> list[str]:
         ConfigError: If the file cannot be read, holds no name, or a line is blank.
     """
     try:
-        names = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        raw = read_within(path, MAX_TEXT)
+        names = raw.decode("utf-8-sig").rstrip().splitlines()
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"cannot read names from '{path}'.",
             found=getattr(error, "strerror", None) or str(error),

@@ -62,9 +62,10 @@ def load_prevalence(given: tuple[str, ...]) -> dict[str, float]:
 
 def _json_shares(path: Path) -> dict[str, float]:
     from catwise._json import parse
+    from catwise._limits import MAX_JSON, read_within
 
     try:
-        found = parse(path.read_text(encoding="utf-8-sig"))
+        found = parse(read_within(path, MAX_JSON).decode("utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"cannot read prevalences from '{path}'.",

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
-from catwise._limits import MAX_COLUMNS
+from catwise import _limits
 from catwise.errors import ConfigError, LabelError, nearest
 
 if TYPE_CHECKING:
@@ -259,13 +259,7 @@ def open_table(
         names = _parquet_names(path, head)
     else:
         names = _csv_names(path, head, delimiter, said=said)
-    if len(names) > MAX_COLUMNS:
-        raise LabelError(
-            f"'{path}' has too many columns.",
-            found=f"{len(names):,}",
-            expected=f"at most {MAX_COLUMNS:,}",
-            remedy="a long table, or lists of categories, hold as many",
-        )
+    _check_most(path, "columns", len(names), _limits.MAX_COLUMNS, _SHORTER)
     if header is False:
         names = tuple(str(i) for i in range(1, len(names) + 1))
     file = TableFile(path, names, delimiter, header=header)
@@ -314,6 +308,28 @@ def unreadable(path: Path, error: OSError) -> LabelError:
     )
 
 
+def read_whole(path: Path, limit: int | None = None) -> bytes:
+    """The bytes of a file that is read at once, at most `MAX_TEXT` or `limit`.
+
+    Raises:
+        LabelError: If there are more; its size is looked at first.
+        OSError: If it cannot be read.
+    """
+    limit = _limits.MAX_TEXT if limit is None else limit
+    try:
+        return _limits.read_within(path, limit)
+    except ValueError as error:
+        raise LabelError(
+            f"'{path}' is too large to be read at once.",
+            found=str(error),
+            expected=f"at most {limit:,} bytes, and no more than fit in memory",
+            remedy="write what it holds as a table or JSON lines: these are read in parts",
+        ) from error
+
+
+_SHORTER: Final = "a long table, or lists of categories, hold as many labels in short lines"
+
+
 def _parquet_names(path: Path, head: bytes) -> tuple[str, ...]:
     import pyarrow as pa
     from pyarrow import parquet
@@ -332,13 +348,25 @@ def _parquet_names(path: Path, head: bytes) -> tuple[str, ...]:
         raise truncated(path, "the end of the file is missing")
     try:
         with parquet.ParquetFile(path) as opened:
-            return tuple(opened.schema_arrow.names)
+            n_rows, names = opened.metadata.num_rows, tuple(opened.schema_arrow.names)
     except (pa.ArrowException, OSError) as error:
         raise LabelError(
             f"'{path}' is damaged.",
             found=" ".join(str(error).split()),
             remedy="write or download the file again",
         ) from error
+    _check_most(path, "rows", n_rows, _limits.MAX_ROWS, "write or download the file again")
+    return names
+
+
+def _check_most(path: Path, what: str, found: int, limit: int, remedy: str) -> None:
+    if found > limit:
+        raise LabelError(
+            f"'{path}' has too many {what}.",
+            found=f"{found:,}",
+            expected=f"at most {limit:,}",
+            remedy=remedy,
+        )
 
 
 def _csv_names(path: Path, head: bytes, delimiter: str, *, said: bool) -> tuple[str, ...]:
@@ -346,7 +374,7 @@ def _csv_names(path: Path, head: bytes, delimiter: str, *, said: bool) -> tuple[
         raise _not_utf8(path, 1, "UTF-16")
     try:
         with _text(path) as text:
-            for line, names in _records(text, delimiter):
+            for line, names in _records(_first_lines(path, text), delimiter):
                 _check_names(path, line, names, None if said else delimiter)
                 return tuple(names)
     except TEXT_ERRORS as error:
@@ -354,6 +382,25 @@ def _csv_names(path: Path, head: bytes, delimiter: str, *, said: bool) -> tuple[
     except OSError as error:
         raise unreadable(path, error) from error
     raise LabelError(f"'{path}' is empty.", found="blank lines only")
+
+
+def _first_lines(path: Path, text: TextIO) -> Iterator[str]:
+    """The lines of the first record, which may not go on for ever."""
+    n_read = 0
+    while line := text.readline(_limits.MAX_LINE + 1 - n_read):
+        n_read += len(line)
+        if n_read > _limits.MAX_LINE:
+            raise _too_long(path, 1)
+        yield line
+
+
+def _too_long(path: Path, line: int) -> LabelError:
+    return LabelError(
+        f"'{path}', line {line:,}: is too long.",
+        found=f"more than {_limits.MAX_LINE:,} bytes",
+        expected=f"at most {_limits.MAX_LINE:,}",
+        remedy=_SHORTER,
+    )
 
 
 def _check_names(path: Path, line: int, names: list[str], delimiter: str | None) -> None:
@@ -393,7 +440,7 @@ class _RecordError(csv.Error):
         self.line = line
 
 
-def _records(text: TextIO, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+def _records(text: Iterable[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """(first line, fields) of each record; a blank line is one only where there is one column."""
     reader = csv.reader(text, delimiter=delimiter, strict=True)
     line, width = 1, 0
@@ -457,7 +504,7 @@ class _Look(NamedTuple):
 def _look_at_bytes(path: Path) -> _Look:
     """Refuse bytes that are no UTF-8, and NUL."""
     decoder, limit = codecs.getincrementaldecoder("utf-8")(), csv.field_size_limit()
-    offset = run = 0  # bytes before the block, and those of them since the last line end
+    offset = run = open_line = 0  # bytes before the block, and those since the last line end
     quotes = long_lines = False
     with _bytes(path) as file:
         while block := file.read(SCAN_BYTES):
@@ -475,6 +522,11 @@ def _look_at_bytes(path: Path) -> _Look:
                 raise _zero_byte(path, _line_of(path, offset + zero))
             if not long_lines:
                 long_lines, run = _has_long_line(block, run, limit)
+            starts = [at for at in (block.find(b"\n"), block.find(b"\r")) if at >= 0]
+            if open_line + min(starts, default=len(block)) > _limits.MAX_LINE:
+                raise _too_long(path, _line_of(path, offset))
+            end = _last_end(block, 0, len(block))
+            open_line = open_line + len(block) if end < 0 else len(block) - end - 1
             quotes = quotes or b'"' in block
             offset += len(block)
     pending = len(decoder.getstate()[0])

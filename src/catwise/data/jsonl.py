@@ -104,8 +104,12 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
             for line, raw in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), 1):
                 if len(raw) > MAX_LINE:
-                    found = f"more than {MAX_LINE:,} bytes"
-                    raise LabelError(f"'{path}', line {line:,}: is too long.", found=found)
+                    raise LabelError(
+                        f"'{path}', line {line:,}: is too long.",
+                        found=f"more than {MAX_LINE:,} bytes",
+                        expected=f"at most {MAX_LINE:,}",
+                        remedy="leave out of the records what is neither id nor label",
+                    )
                 if not raw.isspace():
                     yield line, _record(path, line, raw)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:

@@ -19,6 +19,7 @@ import numpy as np
 
 from catwise._io import write_bytes
 from catwise._json import TABLE, TEXT, TEXTS, WHOLE, own, read_fields
+from catwise._limits import MAX_UNPACKED, read_within
 from catwise._safetensors import NUMPY_DTYPES, build, read_layout
 from catwise.errors import CategoryError, ConfigError, IdError, LabelError, ShapeError
 from catwise.labels.codes import UNKNOWN
@@ -341,7 +342,7 @@ def _read(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     """The tensors and metadata of a mask file whose checksum is right."""
     try:
         layout = read_layout(path)
-        raw = path.read_bytes()
+        raw = read_within(path, MAX_UNPACKED)
     except (OSError, ValueError) as error:
         raise LabelError(
             f"cannot read the mask '{path}'.",

@@ -14,7 +14,7 @@ import torch
 
 from catwise._limits import MAX_NPY_HEADER, check_at_most, check_shape
 from catwise._safetensors import NUMPY_DTYPES, read_layout
-from catwise._zip import DAMAGE, data_start, members
+from catwise._zip import DAMAGE, data_start, members, open_zip
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -200,7 +200,7 @@ def _npy(path: Path) -> list[FileArray]:
 
 def _npz(path: Path) -> list[FileArray]:
     arrays = []
-    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+    with open_zip(path) as archive, path.open("rb") as file:
         for info in members(archive, path).values():
             if info.is_dir() or not info.filename.endswith(".npy"):
                 continue
@@ -214,7 +214,7 @@ def _npz(path: Path) -> list[FileArray]:
 
 def _decompress(path: Path, name: str) -> NDArray[np.generic]:
     try:
-        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as stream:
+        with open_zip(path) as archive, archive.open(f"{name}.npy") as stream:
             return np.asarray(np.lib.format.read_array(stream, allow_pickle=False))
     except (*DAMAGE, MemoryError) as error:
         raise ValueError(f"array {name!r} is damaged or cut short ({error})") from error

@@ -8,8 +8,8 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
-from catwise._limits import MAX_PICKLE, check_at_most
-from catwise._zip import DAMAGE, data_start, members
+from catwise._limits import MAX_PICKLE, check_at_most, check_memory
+from catwise._zip import DAMAGE, data_start, members, open_zip
 from catwise.heads.pickles import Storage, interpret
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def open_archive(path: Path) -> Archive:
         OSError: If it cannot be read.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             records = members(archive, path)
             prefix = _prefix(records)
             _check_byte_order(archive, records, prefix)
@@ -95,7 +95,8 @@ def read_record(archive: Archive, name: str) -> bytes:
         ValueError: If they do not match, or are cut short.
     """
     try:
-        with zipfile.ZipFile(archive.path) as opened:
+        check_memory(archive.records[name].file_size, f"the record {name!r}")
+        with open_zip(archive.path) as opened:
             return opened.read(name)
     except DAMAGE as error:
         raise ValueError(f"record {name!r} is damaged ({error})") from error
@@ -129,7 +130,7 @@ def fix_crc(path: Path, name: str) -> None:
     Raises:
         ValueError: If the archive is not built as the format says.
     """
-    with zipfile.ZipFile(path) as archive:
+    with open_zip(path) as archive:
         infos = archive.infolist()
         start_of_directory = archive.start_dir
     position = next(i for i, info in enumerate(infos) if info.filename == name)

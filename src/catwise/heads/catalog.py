@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from catwise._limits import MAX_TABLES
+from catwise._limits import MAX_TABLES, check_memory
 from catwise._safetensors import FileLayout, read_layout
 from catwise.errors import CheckpointError, HeadError
 from catwise.heads.archive import Archive, open_archive, read_record, record_name, record_start
@@ -293,6 +293,7 @@ def _storage_bytes(catalog: Catalog, entry: Entry) -> bytes:
         raw = read_record(catalog.origin, name)
     else:
         assert catalog.path is not None  # noqa: S101  # a file that is no archive
+        check_memory(entry.value.stop - entry.value.start, f"the tensor {entry.name!r}")
         with catalog.path.open("rb") as stream:
             stream.seek(entry.value.start)
             raw = stream.read(entry.value.stop - entry.value.start)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from catwise._json import TABLE, TEXTS, own, read_fields
+from catwise._limits import check_memory
 from catwise._safetensors import FileLayout, TensorRange, read_layout
 from catwise.errors import CheckpointError
 from catwise.heads.core import HEAD_FORMAT, SAFETENSORS_DTYPES, Head
@@ -74,7 +75,11 @@ def head_of_layout(path: Path, layout: FileLayout) -> Head:
         digests = _tensor(path, tensors["fitted_on"]) if "fitted_on" in tensors else None
     except (KeyError, ValueError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise CheckpointError(f"'{path}' is a damaged head.", found=reason) from error
+        raise CheckpointError(
+            f"'{path}' is a damaged head.",
+            found=reason,
+            remedy="copy the file again, or save the head again",
+        ) from error
     fitted_on = None if digests is None else digests.numpy().view(np.uint64)
     return recall_rows(Head(weight, bias, fitted_on=fitted_on, **said), path, layout.metadata)
 
@@ -83,6 +88,7 @@ def _tensor(path: Path, entry: TensorRange) -> torch.Tensor:
     dtype = _DTYPES[entry.dtype]
     if entry.start == entry.stop:
         return torch.empty(entry.shape, dtype=dtype)
+    check_memory(entry.stop - entry.start, f"the tensor {entry.name!r}")
     with path.open("rb") as stream:
         stream.seek(entry.start)
         raw = bytearray(stream.read(entry.stop - entry.start))

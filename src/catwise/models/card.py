@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from catwise._json import parse
+from catwise._limits import MAX_JSON, read_within
 from catwise._version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from catwise.heads import Head, WriteReport
     from catwise.models.verify import Verified
@@ -66,10 +68,10 @@ def model_card(
     return "\n".join(lines) + "\n"
 
 
-def run_summary(text: str) -> dict[str, Any] | None:
+def run_summary(path: Path) -> dict[str, Any] | None:
     """The summary in a run's `summary.json`; None if that is something else."""
     try:
-        found = parse(text)["summary"]
-    except (ValueError, KeyError, TypeError):
+        found = parse(read_within(path, MAX_JSON))["summary"]
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     return found if isinstance(found, dict) and "n_replaced" in found else None

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DICOM_SUFFIXES",
     "as_channels",
+    "check_bytes",
     "import_extra",
     "open_file",
     "pixel_limit",
@@ -116,7 +117,7 @@ def read_image(
     import_extra("PIL.Image", "images", "reading images")
     with _decoding(shown), warnings.catch_warnings(), _stream(source) as stream:
         warnings.simplefilter("ignore")  # they name no file, and errors are caught
-        _check_bytes(stream.seek(0, os.SEEK_END))
+        check_bytes(stream.seek(0, os.SEEK_END))
         stream.seek(0)
         head = stream.read(132)
         stream.seek(0)
@@ -270,8 +271,12 @@ def _too_many(found: str, limit: int, wanted: int) -> FeatureError:
     )
 
 
-def _check_bytes(size: int) -> None:
-    """Refuse a file that is larger than the bound."""
+def check_bytes(size: int) -> None:
+    """Refuse an image's file that is larger than the bound.
+
+    Raises:
+        FeatureError: If it is.
+    """
     if size > _limits.MAX_IMAGE:
         raise FeatureError(
             "the image's file is too large.",

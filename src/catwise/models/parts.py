@@ -20,6 +20,7 @@ from torch import Tensor
 
 from catwise._io import atomic_path, exclusive, put_folder, remove, translated, write_json
 from catwise._json import TEXT, TEXTS, WHOLE, Field, parse, read_fields, read_file
+from catwise._limits import MAX_JSON, check_at_most
 from catwise._lock import check_place
 from catwise.errors import ConfigError, FeatureStoreError, OutputError
 from catwise.features.places import RemotePlace, is_url
@@ -284,6 +285,7 @@ def _read_about(path: Path, dtype: str) -> dict[str, Any] | None:
         with path.open("rb") as stream:
             stream.seek(-_LENGTH.size, os.SEEK_END)
             (length,) = _LENGTH.unpack(stream.read())
+            check_at_most(length, MAX_JSON, "bytes of JSON")
             size = stream.seek(-_LENGTH.size - length, os.SEEK_END)
             about = read_fields(parse(stream.read(length)), _ABOUT)
     except (OSError, ValueError):

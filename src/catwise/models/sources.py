@@ -24,13 +24,14 @@ import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath, PurePosixPath
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
 
 import numpy as np
 
+from catwise._limits import MAX_TAR_HEADER, BoundedStream
 from catwise.errors import CatwiseError, ConfigError, FeatureError, IdError, ShapeError
 from catwise.features.ids import as_ids, compact, digest_of
-from catwise.models.images import DICOM_SUFFIXES, import_extra, open_file, read_image
+from catwise.models.images import DICOM_SUFFIXES, check_bytes, import_extra, open_file, read_image
 from catwise.models.preprocess import (
     ImageBatch,
     ImageLoader,
@@ -304,6 +305,7 @@ class TarImages(ImageSource):
         path = self.paths[number]
         name = f"{path}:{self._names[row].as_py()}"
         with _shard(path), open_file(path) as file:
+            check_bytes(size)
             file.seek(start)
             data = file.read(size)
         if len(data) != size:
@@ -357,9 +359,15 @@ def _samples(path: Path, wanted: str | None) -> tuple[dict[str, tuple[str, int, 
     return images, len(keys)
 
 
+def _headers(file: BinaryIO) -> tarfile.TarFile:
+    """A shard whose headers are read, each of which is bounded."""
+    bounded = BoundedStream(file, size=MAX_TAR_HEADER, what="a header")
+    return tarfile.open(fileobj=cast("BinaryIO", bounded), mode="r:")
+
+
 def _members(path: Path) -> Iterator[tarfile.TarInfo]:
     """The plain files of a shard, by their headers alone; all of them, or an error."""
-    with _shard(path), open_file(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
+    with _shard(path), open_file(path) as file, _headers(file) as archive:
         length = file.seek(0, os.SEEK_END)
         last = -1
         while (member := archive.next()) is not None:

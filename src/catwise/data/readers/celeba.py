@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 import numpy as np
 
 from catwise.data.dataset import Dataset
-from catwise.data.files import no_rows, open_table, truncated, unreadable
+from catwise.data.files import no_rows, open_table, read_whole, truncated, unreadable
 from catwise.data.source import texts_of
 from catwise.data.table import read_label_table
 from catwise.errors import CategoryError, IdError, LabelError, check_choice
@@ -289,7 +289,7 @@ def _identity_counts(people: NDArray[np.str_], splits: NDArray[np.str_]) -> dict
 def _text(path: Path) -> bytes:
     """A text file with plain line ends and single spaces, no space around its lines."""
     try:
-        raw = path.read_bytes()
+        raw = read_whole(path)
     except OSError as error:
         raise unreadable(path, error) from error
     if not raw.strip():

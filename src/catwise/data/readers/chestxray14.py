@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 import numpy as np
 
 from catwise.data.dataset import Dataset
-from catwise.data.files import TableFile, listed, no_rows, open_table
+from catwise.data.files import TableFile, listed, no_rows, open_table, read_whole
 from catwise.data.source import check_textual, texts_of
 from catwise.errors import ConfigError, IdError, LabelError, check_choice, nearest
 from catwise.labels.codes import NEGATIVE, POSITIVE, Codes, Rows
@@ -300,7 +300,7 @@ def _read_list(path: Path) -> _List:
     from pyarrow import compute
 
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_whole(path).decode("utf-8-sig")
     except OSError as error:
         raise LabelError(
             f"cannot read the list '{path}'.",

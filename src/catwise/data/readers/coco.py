@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import numpy as np
 
+from catwise import _limits
 from catwise._json import parse
 from catwise.data.dataset import Dataset
-from catwise.data.files import truncated, unreadable
+from catwise.data.files import read_whole, truncated, unreadable
 from catwise.data.source import texts_of
 from catwise.errors import CategoryError, IdError, LabelError, check_choice
 from catwise.labels.codes import NEGATIVE, POSITIVE, UNKNOWN, Codes, Rows
@@ -40,8 +41,6 @@ FIELDS: Final = {
 }
 KINDS: Final = {"number": "a whole number", "text": "a text", "numbers": "a list of whole numbers"}
 INT64: Final = np.iinfo(np.int64)
-BLOCK_LIMIT: Final = (1 << 31) - 2
-"""Bytes of a file that is parsed as one block: its size is a signed 32-bit number."""
 SHOWN: Final = 40
 NO_PATH: Final = r"^\s*$|^/|\\|\x00|(^|/)\.\.?(/|$)"
 DAMAGED: Final = "download the file again"
@@ -364,11 +363,14 @@ def load(path: Path, fields: Mapping[str, Mapping[str, str]]) -> AnnotationFile:
         for part, kinds in fields.items()
     )
     size = path.stat().st_size
-    if not 0 < size <= BLOCK_LIMIT:
+    if not 0 < size <= _limits.MAX_TEXT:
         raise LabelError(
             f"'{path}' is too large." if size else f"'{path}' is empty.",
             found=f"{size:,} bytes",
-            expected=f"1 to {BLOCK_LIMIT:,}",
+            expected=f"1 to {_limits.MAX_TEXT:,}",
+            remedy="write what it holds as a table or JSON lines: these are read in parts"
+            if size
+            else "download the file again",
         )
     try:
         table = arrow_json.read_json(
@@ -417,7 +419,7 @@ def _refuse_missing(path: Path, part: str, name: str, array: Any, expected: str)
 
 def _fault(path: Path, fields: Mapping[str, Mapping[str, str]], seen: str) -> LabelError:
     """The error for a file that the fast parser gave up on: what is wrong, and where."""
-    data = path.read_bytes()
+    data = read_whole(path)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

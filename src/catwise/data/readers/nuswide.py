@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import numpy as np
 
 from catwise.data.dataset import Dataset
-from catwise.data.files import listed, unreadable
+from catwise.data.files import listed, read_whole, unreadable
 from catwise.errors import CategoryError, IdError, LabelError, check_choice, nearest
 from catwise.labels.codes import POSITIVE
 from catwise.labels.core import PartialLabels
@@ -195,7 +195,7 @@ def _lines(path: Path) -> list[str]:
 
 def _bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_whole(path)
     except OSError as error:
         raise unreadable(path, error) from error
 

@@ -7,6 +7,7 @@ other categories of the image are unknown. Labels that a model has made are neve
 from __future__ import annotations
 
 import csv
+import io
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catwise.data.dataset import Dataset
-from catwise.data.files import TableFile, listed, no_rows, open_table, unreadable
+from catwise.data.files import TableFile, listed, no_rows, open_table, read_whole, unreadable
 from catwise.errors import CategoryError, ConfigError, IdError, LabelError, check_choice, nearest
 from catwise.labels.codes import POSITIVE, UNCERTAIN, Codes, Rows
 from catwise.labels.columns import Columns, row_dtype
@@ -231,7 +232,8 @@ def _classes(path: Path, *, described: bool) -> dict[str, str]:
     """MID → name (the MID where it has none), in the order of a file with or without a header."""
     classes: dict[str, str] = {}
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        text = read_whole(path).decode("utf-8-sig")
+        with io.StringIO(text, newline="") as file:
             reader = csv.reader(file, strict=True)
             for i, fields in enumerate(reader):
                 mid, name = ([text.strip() for text in fields] + ["", ""])[:2]

@@ -13,7 +13,7 @@ import numpy as np
 
 from catwise._json import parse
 from catwise.data.dataset import Dataset
-from catwise.data.files import truncated
+from catwise.data.files import read_whole, truncated
 from catwise.errors import CategoryError, IdError, LabelError, check_choice
 from catwise.labels.codes import NEGATIVE, POSITIVE, UNKNOWN, Codes, Rows
 from catwise.labels.columns import Columns, row_dtype
@@ -417,18 +417,19 @@ def load_json(
         raise LabelError(f"'{path}' is no JSON that can be read.", found=str(error)) from error
 
 
-def read_text(path: Path, what: str) -> str:
+def read_text(path: Path, what: str, *, limit: int | None = None) -> str:
     """The text of a file; a byte-order mark is skipped.
 
     Args:
         path: the file.
         what: what it holds, for the error.
+        limit: how many bytes it may have.
 
     Raises:
-        LabelError: If it is missing, empty, unreadable or not UTF-8.
+        LabelError: If it is missing, empty, unreadable, too large or not UTF-8.
     """
     try:
-        content = path.read_bytes()
+        content = read_whole(path, limit)
     except OSError as error:
         missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
         raise LabelError(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from torch import nn
 
 from catwise._json import parse
+from catwise._limits import MAX_JSON, read_within
 from catwise._safetensors import FileLayout
 from catwise.errors import ConfigError, nearest
 from catwise.heads.provenance import KEY
@@ -110,7 +111,7 @@ def _stored_names(checkpoint: Path, n_categories: int) -> list[str] | None:
     """The rows' names in the config.json that timm writes beside the weights, if it has any."""
     path = checkpoint.with_name(_CONFIG)
     try:
-        config = parse(path.read_bytes())
+        config = parse(read_within(path, MAX_JSON))
     except (OSError, ValueError):
         return None
     if not isinstance(config, dict) or "architecture" not in config:

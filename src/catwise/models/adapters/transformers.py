@@ -11,6 +11,7 @@ import torch
 
 from catwise._io import atomic_folder
 from catwise._json import parse
+from catwise._limits import MAX_JSON, read_within
 from catwise.errors import CheckpointError, ConfigError, HeadError, OutputError, ShapeError
 from catwise.heads.catalog import open_catalog
 from catwise.models.adapters.torch_modules import adapt_module, inner_layer, unique_names
@@ -136,7 +137,7 @@ def _read_json(path: Path, *, needed: bool = False) -> dict[str, Any]:
     if not path.exists() and not needed:
         return {}
     try:
-        value = parse(path.read_bytes())
+        value = parse(read_within(path, MAX_JSON))
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"cannot read '{path}'.",

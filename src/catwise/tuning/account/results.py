@@ -96,7 +96,12 @@ class FoldArtifacts:
                 _check_folds(arrays, len(said["categories"]), said["ids"])
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-            raise FeatureStoreError(f"cannot read folds from '{path}'.", found=reason) from error
+            raise FeatureStoreError(
+                f"cannot read folds from '{path}'.",
+                found=reason,
+                expected="the whole file, as `catwise tune` wrote it",
+                remedy="copy it again, or tune again",
+            ) from error
         if version != FOLDS_FORMAT:
             raise FeatureStoreError(
                 f"'{path}' holds no folds that this version reads.",
