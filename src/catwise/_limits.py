@@ -22,6 +22,7 @@ __all__ = [
     "MAX_DEPTH",
     "MAX_DIMENSIONS",
     "MAX_DIRECTORY",
+    "MAX_ELEMENTS",
     "MAX_HEADER",
     "MAX_ID",
     "MAX_IMAGE",
@@ -34,6 +35,7 @@ __all__ = [
     "MAX_PIXELS",
     "MAX_PROTOBUF",
     "MAX_ROWS",
+    "MAX_SEQUENCE",
     "MAX_SIZE",
     "MAX_STEPS",
     "MAX_TABLES",
@@ -57,7 +59,9 @@ MAX_TABLES: Final = 100_000
 """Tables in a checkpoint."""
 MAX_STEPS: Final = 2_000_000
 """Instructions of a pickle (the state of a model and its optimizer takes some 100 a tensor), fields
-and nodes of an ONNX file (some 10 a node), reads of a DICOM header."""
+and nodes of an ONNX file (some 10 a node)."""
+MAX_ELEMENTS: Final = 1_000_000
+"""Reads that the elements of a DICOM file take, one or two each."""
 MAX_PICKLE: Final = 256 * 2**20
 """Bytes of a pickle: names, shapes and options; tensors lie outside of it."""
 MAX_DIMENSIONS: Final = 64
@@ -92,7 +96,9 @@ MAX_PROTOBUF: Final = 2**31 - 1
 """Bytes of an ONNX file without its external data, as in protobuf."""
 MAX_IMAGE: Final = 2**32
 """Bytes of an image file, as in the lengths of DICOM."""
-MAX_INFLATED: Final = 2**30
+MAX_SEQUENCE: Final = 2**24
+"""Bytes of a sequence of a DICOM file that is looked into."""
+MAX_INFLATED: Final = 2**28
 """Bytes that a DICOM file becomes which is deflated as a whole."""
 MAX_PIXELS: Final = 178_956_970
 """Pixels of an image, as in Pillow."""

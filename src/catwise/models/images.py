@@ -64,6 +64,10 @@ _FORMATS: Final[tuple[str, ...]] = (
 )
 _REASON: Final = 240
 _META: Final = 2**16  # no first group is longer
+_SEQUENCES: Final = (
+    *("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"),
+    *("ModalityLUTSequence", "VOILUTSequence", "PresentationLUTSequence"),
+)
 _EXPLICIT: Final = b"1.2.840.10008.1.2.1"
 _DEFLATED: Final = b"1.2.840.10008.1.2.1.99"
 _ORIENTATION: Final = 0x0112
@@ -409,7 +413,7 @@ def _read_dicom(stream: BinaryIO, channels: int, *, marked: bool) -> Image:
     source = _limits.BoundedStream(
         _inflated(stream) if marked else stream,
         size=_limits.MAX_IMAGE,
-        pieces=_limits.MAX_STEPS,
+        pieces=_limits.MAX_ELEMENTS,
         what="the DICOM file",
     )
     data = pydicom.dcmread(source, force=not marked)
@@ -471,6 +475,15 @@ def _check_dicom(data: Any, pydicom: Any) -> None:
             expected="a byte of each frame at least",
             remedy="copy the file again, or leave it out",
         )
+    for keyword in _SEQUENCES:
+        raw = getattr(data.get_item(keyword), "value", None) if keyword in data else None
+        if isinstance(raw, bytes) and len(raw) > _limits.MAX_SEQUENCE:
+            raise FeatureError(
+                "a sequence of the DICOM file is too large.",
+                found=f"{keyword} of {len(raw):,} bytes",
+                expected=f"at most {_limits.MAX_SEQUENCE:,}",
+                remedy="save the frame that is meant alone",
+            )
     if not hasattr(data, "file_meta"):
         data.file_meta = pydicom.dataset.FileMetaDataset()
     uids = pydicom.uid

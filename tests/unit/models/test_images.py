@@ -608,7 +608,11 @@ def test_dicom_headers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FeatureError, match=r"deflated and becomes too large") as refused:
         read_image(deflated)
     assert "found:    more than 100 bytes" in str(refused.value)
-    monkeypatch.setattr("catwise._limits.MAX_STEPS", 20)
+    monkeypatch.setattr("catwise._limits.MAX_SEQUENCE", 10)
+    table = items(LUTDescriptor=[256, 0, 10], LUTData=bytes(512))
+    with pytest.raises(FeatureError, match=r"PresentationLUTSequence of \d+ bytes"):
+        read_image(dicom(GREYS, PresentationLUTSequence=table))
+    monkeypatch.setattr("catwise._limits.MAX_ELEMENTS", 20)
     with pytest.raises(FeatureError, match="more than 20 parts"):
         read_image(dicom(GREYS))
 
