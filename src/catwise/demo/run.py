@@ -26,6 +26,7 @@ from catwise.demo.scenes import CATEGORIES, SceneSet, make_scenes, read_digits, 
 from catwise.errors import ConfigError, OutputError
 from catwise.features import Features
 from catwise.heads import Head, read_head, write_head
+from catwise.heads.provenance import side_file
 from catwise.labels import UNKNOWN, LabelPolicy, PartialLabels, drop_uniform
 from catwise.metrics import compare_heads
 from catwise.progress import Progress
@@ -219,7 +220,8 @@ def _checked_out(out: Path) -> Path:
         raise OutputError(f"'{out}' is a file.", expected="a folder", remedy="choose another name")
     try:
         inside = list_names(out) if out.is_dir() else []
-        foreign = [name for name in inside if name not in _FILES.values()]
+        own = {*_FILES.values(), side_file(out / _FILES["tuned_checkpoint"]).name}
+        foreign = [name for name in inside if name not in own]
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(

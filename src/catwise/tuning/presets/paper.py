@@ -359,8 +359,8 @@ def _best(
         "valid": sum(r.passes.valid for r in found),
     }
     without = {"replaced": "not_corrected", "kept": "unchanged", "skipped": None}
-    why = [without[word] for word in status]
-    scores = Scores(status, reason, candidate, before, after, best, nothing, nothing, why)
+    told = [without[word] for word in status]
+    scores = Scores(status, reason, candidate, before, after, best, nothing, nothing, told)
     stopped = {n: dict(Counter(sorted(r.stop_reason))) for n, r in results.items()}
     return PaperResult(
         weight.cpu(),
