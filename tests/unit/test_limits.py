@@ -377,7 +377,7 @@ def test_columns_of_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert labels.codes.sum() == 1999
     with pytest.raises(LabelError, match="must be named"):
         read_table(path, id_column="id")
-    monkeypatch.setattr("catwise._limits.MAX_COLUMNS", 2000)
+    monkeypatch.setattr("catwise.data.files.MAX_COLUMNS", 2000)
     with pytest.raises(LabelError, match=r"too many columns(.|\n)*2,001"):
         read_table(path, encoding="nan", id_column="id")
 

@@ -217,9 +217,9 @@ def test_the_size_of_a_manifest_is_looked_at(
         return cat_file(self, path, start, end, **options)
 
     monkeypatch.setattr(type(memory), "cat_file", watched)
-    monkeypatch.setattr("catwise._limits.MAX_JSON", size)
+    monkeypatch.setattr("catwise.features.store.MAX_JSON", size)
     assert open_store(place).shape == (1000, 4)
-    monkeypatch.setattr("catwise._limits.MAX_JSON", size - 1)
+    monkeypatch.setattr("catwise.features.store.MAX_JSON", size - 1)
     asked.clear()
     with pytest.raises(FeatureStoreError, match=f"{size:,} bytes of JSON, more than"):
         open_store(place)

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
-from catwise import _limits
+from catwise._limits import MAX_COLUMNS, MAX_LINE, MAX_ROWS, MAX_TEXT, read_within
 from catwise.errors import ConfigError, LabelError, nearest
 
 if TYPE_CHECKING:
@@ -259,7 +259,7 @@ def open_table(
         names = _parquet_names(path, head)
     else:
         names = _csv_names(path, head, delimiter, said=said)
-    _check_most(path, "columns", len(names), _limits.MAX_COLUMNS, _SHORTER)
+    _check_most(path, "columns", len(names), MAX_COLUMNS, _SHORTER)
     if header is False:
         names = tuple(str(i) for i in range(1, len(names) + 1))
     file = TableFile(path, names, delimiter, header=header)
@@ -315,9 +315,9 @@ def read_whole(path: Path, limit: int | None = None) -> bytes:
         LabelError: If there are more; its size is looked at first.
         OSError: If it cannot be read.
     """
-    limit = _limits.MAX_TEXT if limit is None else limit
+    limit = MAX_TEXT if limit is None else limit
     try:
-        return _limits.read_within(path, limit)
+        return read_within(path, limit)
     except ValueError as error:
         raise LabelError(
             f"'{path}' is too large to be read at once.",
@@ -355,7 +355,7 @@ def _parquet_names(path: Path, head: bytes) -> tuple[str, ...]:
             found=" ".join(str(error).split()),
             remedy="write or download the file again",
         ) from error
-    _check_most(path, "rows", n_rows, _limits.MAX_ROWS, "write or download the file again")
+    _check_most(path, "rows", n_rows, MAX_ROWS, "write or download the file again")
     return names
 
 
@@ -387,9 +387,9 @@ def _csv_names(path: Path, head: bytes, delimiter: str, *, said: bool) -> tuple[
 def _first_lines(path: Path, text: TextIO) -> Iterator[str]:
     """The lines of the first record, which may not go on for ever."""
     n_read = 0
-    while line := text.readline(_limits.MAX_LINE + 1 - n_read):
+    while line := text.readline(MAX_LINE + 1 - n_read):
         n_read += len(line)
-        if n_read > _limits.MAX_LINE:
+        if n_read > MAX_LINE:
             raise _too_long(path, 1)
         yield line
 
@@ -397,8 +397,8 @@ def _first_lines(path: Path, text: TextIO) -> Iterator[str]:
 def _too_long(path: Path, line: int) -> LabelError:
     return LabelError(
         f"'{path}', line {line:,}: is too long.",
-        found=f"more than {_limits.MAX_LINE:,} bytes",
-        expected=f"at most {_limits.MAX_LINE:,}",
+        found=f"more than {MAX_LINE:,} bytes",
+        expected=f"at most {MAX_LINE:,}",
         remedy=_SHORTER,
     )
 
@@ -523,7 +523,7 @@ def _look_at_bytes(path: Path) -> _Look:
             if not long_lines:
                 long_lines, run = _has_long_line(block, run, limit)
             starts = [at for at in (block.find(b"\n"), block.find(b"\r")) if at >= 0]
-            if open_line + min(starts, default=len(block)) > _limits.MAX_LINE:
+            if open_line + min(starts, default=len(block)) > MAX_LINE:
                 raise _too_long(path, _line_of(path, offset))
             end = _last_end(block, 0, len(block))
             open_line = open_line + len(block) if end < 0 else len(block) - end - 1

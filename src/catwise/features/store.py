@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from catwise import _limits
+from catwise._limits import MAX_JSON
 from catwise.errors import FeatureStoreError
 from catwise.features.arrays import widen_bfloat16
 from catwise.features.id_files import ids_array
@@ -251,7 +251,7 @@ def open_store(path: str | os.PathLike[str], *, verify: bool = False) -> Feature
     """
     place = place_of(path)
     try:
-        raw = place.read(MANIFEST_FILE, _limits.MAX_JSON, "bytes of JSON")
+        raw = place.read(MANIFEST_FILE, MAX_JSON, "bytes of JSON")
     except ValueError as error:
         raise FeatureStoreError(
             f"cannot read the manifest of '{path}'.",

@@ -34,8 +34,16 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import numpy as np
 
-from catwise import _limits
 from catwise._extras import import_extra
+from catwise._limits import (
+    MAX_ELEMENTS,
+    MAX_IMAGE,
+    MAX_INFLATED,
+    MAX_SEQUENCE,
+    PIXELS_VARIABLE,
+    BoundedStream,
+    max_pixels,
+)
 from catwise.errors import CatwiseError, ConfigError, FeatureError, FeatureStoreError
 
 if TYPE_CHECKING:
@@ -208,7 +216,7 @@ def _stream(source: ImageInput) -> Iterator[BinaryIO]:
         source.seek(0)
         yield source
     else:
-        yield io.BytesIO(source.read(_limits.MAX_IMAGE + 1))
+        yield io.BytesIO(source.read(MAX_IMAGE + 1))
 
 
 @contextmanager
@@ -251,9 +259,9 @@ def pixel_limit() -> int | None:
     from PIL import Image
 
     try:
-        limit = _limits.max_pixels(Image.MAX_IMAGE_PIXELS)
+        limit = max_pixels(Image.MAX_IMAGE_PIXELS)
     except ValueError as error:
-        raise ConfigError(str(error), remedy=f"unset {_limits.PIXELS_VARIABLE}") from error
+        raise ConfigError(str(error), remedy=f"unset {PIXELS_VARIABLE}") from error
     if limit is not None and 2 * (Image.MAX_IMAGE_PIXELS or limit) < limit:
         Image.MAX_IMAGE_PIXELS = (limit + 1) // 2
     return limit
@@ -270,7 +278,7 @@ def _too_many(found: str, limit: int, wanted: int) -> FeatureError:
         "the image has too many pixels.",
         found=f"{found} pixels",
         expected=f"at most {limit:,} pixels",
-        remedy=f"shrink it or leave it out; {_limits.PIXELS_VARIABLE}={wanted} in the environment "
+        remedy=f"shrink it or leave it out; {PIXELS_VARIABLE}={wanted} in the environment "
         "lets it in",
     )
 
@@ -281,11 +289,11 @@ def check_bytes(size: int) -> None:
     Raises:
         FeatureError: If it is.
     """
-    if size > _limits.MAX_IMAGE:
+    if size > MAX_IMAGE:
         raise FeatureError(
             "the image's file is too large.",
             found=f"{size:,} bytes",
-            expected=f"at most {_limits.MAX_IMAGE:,}",
+            expected=f"at most {MAX_IMAGE:,}",
             remedy="save the frame or page that is meant alone",
         )
 
@@ -410,10 +418,10 @@ def _read_dicom(stream: BinaryIO, channels: int, *, marked: bool) -> Image:
 
     pydicom = import_extra("pydicom", "dicom", "reading DICOM")
     pixels = import_extra("pydicom.pixels", "dicom", "reading DICOM")
-    source = _limits.BoundedStream(
+    source = BoundedStream(
         _inflated(stream) if marked else stream,
-        size=_limits.MAX_IMAGE,
-        pieces=_limits.MAX_ELEMENTS,
+        size=MAX_IMAGE,
+        pieces=MAX_ELEMENTS,
         what="the DICOM file",
     )
     data = pydicom.dcmread(source, force=not marked)
@@ -444,7 +452,7 @@ def _inflated(stream: BinaryIO) -> BinaryIO:
     if _DEFLATED not in meta:
         return stream
     stream.seek(len(meta))
-    unpacker, limit = zlib.decompressobj(-zlib.MAX_WBITS), _limits.MAX_INFLATED
+    unpacker, limit = zlib.decompressobj(-zlib.MAX_WBITS), MAX_INFLATED
     data = unpacker.decompress(stream.read(), limit + 1)
     if len(data) > limit:
         raise FeatureError(
@@ -477,11 +485,11 @@ def _check_dicom(data: Any, pydicom: Any) -> None:
         )
     for keyword in _SEQUENCES:
         raw = getattr(data.get_item(keyword), "value", None) if keyword in data else None
-        if isinstance(raw, bytes) and len(raw) > _limits.MAX_SEQUENCE:
+        if isinstance(raw, bytes) and len(raw) > MAX_SEQUENCE:
             raise FeatureError(
                 "a sequence of the DICOM file is too large.",
                 found=f"{keyword} of {len(raw):,} bytes",
-                expected=f"at most {_limits.MAX_SEQUENCE:,}",
+                expected=f"at most {MAX_SEQUENCE:,}",
                 remedy="save the frame that is meant alone",
             )
     if not hasattr(data, "file_meta"):

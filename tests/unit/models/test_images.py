@@ -283,9 +283,9 @@ def test_files_that_are_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     data = encoded(LARGE)
     path = tmp_path / "a.png"
     path.write_bytes(data)
-    monkeypatch.setattr("catwise._limits.MAX_IMAGE", len(data))
+    monkeypatch.setattr("catwise.models.images.MAX_IMAGE", len(data))
     read_image(path)
-    monkeypatch.setattr("catwise._limits.MAX_IMAGE", len(data) - 1)
+    monkeypatch.setattr("catwise.models.images.MAX_IMAGE", len(data) - 1)
     for source in (path, data, Pipe(data)):
         with pytest.raises(FeatureError, match="file is too large"):
             read_image(source)
@@ -604,15 +604,15 @@ def test_dicom_headers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         read_image(dicom(GREYS, NumberOfFrames=2**31 - 1))
     deflated = dicom(GREYS, syntax=pydicom.uid.DeflatedExplicitVRLittleEndian)
     np.testing.assert_allclose(np.asarray(read_image(deflated)), GREYS / 255, atol=1e-7)
-    monkeypatch.setattr("catwise._limits.MAX_INFLATED", 100)
+    monkeypatch.setattr("catwise.models.images.MAX_INFLATED", 100)
     with pytest.raises(FeatureError, match=r"deflated and becomes too large") as refused:
         read_image(deflated)
     assert "found:    more than 100 bytes" in str(refused.value)
-    monkeypatch.setattr("catwise._limits.MAX_SEQUENCE", 10)
+    monkeypatch.setattr("catwise.models.images.MAX_SEQUENCE", 10)
     table = items(LUTDescriptor=[256, 0, 10], LUTData=bytes(512))
     with pytest.raises(FeatureError, match=r"PresentationLUTSequence of \d+ bytes"):
         read_image(dicom(GREYS, PresentationLUTSequence=table))
-    monkeypatch.setattr("catwise._limits.MAX_ELEMENTS", 20)
+    monkeypatch.setattr("catwise.models.images.MAX_ELEMENTS", 20)
     with pytest.raises(FeatureError, match="more than 20 parts"):
         read_image(dicom(GREYS))
 

@@ -403,6 +403,6 @@ def test_options(root):
 
 def test_files_that_are_too_large(root, monkeypatch):
     """More than the parser can take as one block is refused before it is read."""
-    monkeypatch.setattr("catwise._limits.MAX_TEXT", 1000)
+    monkeypatch.setattr("catwise.data.readers.coco.MAX_TEXT", 1000)
     with pytest.raises(LabelError, match="is too large"):
         read_coco(root)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import numpy as np
 
-from catwise import _limits
 from catwise._json import parse
+from catwise._limits import MAX_TEXT
 from catwise.data.dataset import Dataset
 from catwise.data.files import read_whole, truncated, unreadable
 from catwise.data.source import texts_of
@@ -363,11 +363,11 @@ def load(path: Path, fields: Mapping[str, Mapping[str, str]]) -> AnnotationFile:
         for part, kinds in fields.items()
     )
     size = path.stat().st_size
-    if not 0 < size <= _limits.MAX_TEXT:
+    if not 0 < size <= MAX_TEXT:
         raise LabelError(
             f"'{path}' is too large." if size else f"'{path}' is empty.",
             found=f"{size:,} bytes",
-            expected=f"1 to {_limits.MAX_TEXT:,}",
+            expected=f"1 to {MAX_TEXT:,}",
             remedy="write what it holds as a table or JSON lines: these are read in parts"
             if size
             else "download the file again",

@@ -10,7 +10,7 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 
-from catwise import _limits
+from catwise._limits import MAX_LINE
 from catwise.data.dataset import Dataset
 from catwise.data.files import listed
 from catwise.data.readers.visual_genome import read_text
@@ -325,7 +325,7 @@ def _parse(path: Path) -> ET.Element:
     Raises:
         LabelError: If the file is no such XML.
     """
-    text = read_text(path, "the annotation of an image", limit=_limits.MAX_LINE)
+    text = read_text(path, "the annotation of an image", limit=MAX_LINE)
     declared = DECLARATION.search(text)
     if declared:
         line = text.count("\n", 0, declared.start()) + 1

@@ -21,7 +21,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from catwise import _limits
+from catwise._limits import (
+    MAX_DEPTH,
+    MAX_PROTOBUF,
+    MAX_STEPS,
+    check_at_most,
+    check_shape,
+    check_unpacked,
+    read_within,
+)
 from catwise.errors import CheckpointError, HeadError, nearest
 from catwise.models.packages import first_line, import_optional
 
@@ -187,7 +195,7 @@ def open_onnx(path: str | os.PathLike[str]) -> OnnxFile:
     onnx = import_optional("onnx", extra="onnx")
     empty = OnnxFile(Path(path), b"", None)
     try:
-        raw = _limits.read_within(empty.path, _limits.MAX_PROTOBUF, "bytes of one protobuf message")
+        raw = read_within(empty.path, MAX_PROTOBUF, "bytes of one protobuf message")
         _check_fields(raw, onnx.ModelProto.DESCRIPTOR)
     except (OSError, ValueError) as error:
         raise empty.damaged(getattr(error, "strerror", None) or str(error)) from error
@@ -238,18 +246,18 @@ def _check_fields(raw: bytes, kind: Any) -> None:
     n_fields = n_packed = 0
     while waiting:
         kind, span, depth = waiting.pop()
-        if depth > _limits.MAX_DEPTH:
-            raise ValueError(f"it nests more than {_limits.MAX_DEPTH:,} messages")
+        if depth > MAX_DEPTH:
+            raise ValueError(f"it nests more than {MAX_DEPTH:,} messages")
         inner, whole = _parts_of(kind)
         for number, place in fields_of(raw, span):
             n_fields += 1
-            if n_fields > _limits.MAX_STEPS:
-                raise ValueError(f"it has more than {_limits.MAX_STEPS:,} fields")
+            if n_fields > MAX_STEPS:
+                raise ValueError(f"it has more than {MAX_STEPS:,} fields")
             if number in inner:
                 waiting.append((inner[number], place, depth + 1))
             elif number in whole:
                 n_packed += place[1] - place[0]
-    _limits.check_unpacked(None, 8 * n_packed, "the model's whole numbers")
+    check_unpacked(None, 8 * n_packed, "the model's whole numbers")
 
 
 @cache
@@ -273,7 +281,7 @@ def _check_tensors(model: Any) -> None:
     """
     for tensor in _inner(model, "TensorProto"):
         what = f"the tensor {tensor.name!r}"
-        n_numbers = math.prod(_limits.check_shape(tensor.dims, what))
+        n_numbers = math.prod(check_shape(tensor.dims, what))
         size = _ITEM_BYTES.get(tensor.data_type, 0)
         if tensor.data_location == 1 or not size or not n_numbers:
             continue
@@ -283,7 +291,7 @@ def _check_tensors(model: Any) -> None:
         if n_numbers > held:
             raise ValueError(f"{what} claims {n_numbers:,} numbers, and holds {held:,}")
     for tensor in _inner(model, "SparseTensorProto"):
-        _limits.check_shape(tensor.dims, "a sparse tensor")
+        check_shape(tensor.dims, "a sparse tensor")
 
 
 def _check_functions(model: Any) -> None:
@@ -314,7 +322,7 @@ def _check_functions(model: Any) -> None:
             path.add(name)
             waiting += inner
     total = sum(sizes.get((node.domain, node.op_type), 1) for node in list_nodes(model))
-    _limits.check_at_most(total, _limits.MAX_STEPS, "nodes once its functions are written out")
+    check_at_most(total, MAX_STEPS, "nodes once its functions are written out")
 
 
 def _inner(message: Any, kind: str) -> Iterator[Any]:
