@@ -94,3 +94,19 @@ def test_what_a_head_gives(call: Any) -> None:
     """Features and weights are finite, their product is not: never a score of it."""
     with pytest.raises(FeatureError, match=WHERE):
         call((FEATURES, LABELS))
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan"), 1e39])
+def test_features_are_finite_too(bad: float) -> None:
+    """From Python as on the command line, and before anything is scored."""
+    features = np.linspace(-1, 1, 12)[:, None]
+    features[7, 0] = bad
+    data = (features, LABELS)
+    for call in (
+        lambda: catwise.evaluate(SMALL, data),
+        lambda: catwise.compare_heads(SMALL, SMALL, data),
+        lambda: catwise.select({"base": SMALL, "other": SMALL}, valid=data),
+        lambda: catwise.tune(SMALL, data),
+    ):
+        with pytest.raises(FeatureError, match="row 7"):
+            call()
