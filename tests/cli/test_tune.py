@@ -117,8 +117,8 @@ class Fake:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     value = Fake()
-    monkeypatch.setattr("catwise.tuning.api", value.tune, raising=False)
-    monkeypatch.setattr("catwise.tuning.selecting", value.select, raising=False)
+    monkeypatch.setattr("catwise.tuning.tune", value.tune, raising=False)
+    monkeypatch.setattr("catwise.tuning.select", value.select, raising=False)
     return value
 
 

@@ -485,7 +485,7 @@ def test_random_state_is_untouched(tmp_path: Path) -> None:
 )
 def test_options_are_checked(tmp_path: Path, options: dict[str, Any]) -> None:
     """What cannot be is told when the loader is made."""
-    with pytest.raises(ConfigError, match="cannot be read like this"):
+    with pytest.raises(ConfigError, match="options of an image loader are out of range"):
         ImageLoader(folder(tmp_path, 1), SMALL, **options)
 
 

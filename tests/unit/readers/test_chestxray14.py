@@ -149,7 +149,7 @@ def test_splits(tmp_path):
     assert read_chestxray14(tmp_path, split="train_val").labels.ids.tolist() == TRAIN
     with pytest.raises(ConfigError, match="split cannot be 'train'") as caught:
         read_chestxray14(tmp_path, split="train")
-    assert caught.value.expected == "None or 'train_val' or 'test'"
+    assert caught.value.expected == "'train_val' or 'test' or None"
 
 
 def test_no_finding(tmp_path):

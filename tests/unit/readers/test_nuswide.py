@@ -217,7 +217,7 @@ def test_the_split_must_be_there(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"split": "valid"}, "no such split"),
+        ({"split": "valid"}, "split cannot be 'valid'"),
         ({"unannotated": "dropp"}, "did you mean 'drop'"),
         ({"groups": "photos"}, "did you mean 'photo'"),
     ],
