@@ -35,6 +35,14 @@ def test_two_exchanged_columns_are_named():
         check_match(logits, codes)
 
 
+def test_an_exchange_that_is_twenty_times_as_likely_is_seen():
+    """Not quite thirty times as likely as chance, with some 25 positives a category."""
+    _, logits, codes = draw(343, 250, [0.75] * 12)
+    assert seen(logits, codes) == ""
+    logits[:, [3, 8]] = logits[:, [8, 3]]
+    assert seen(logits, codes).startswith("two columns look exchanged: row '8'")
+
+
 @pytest.mark.parametrize("turn", [[0, 1], [2, 5, 9], [1, 2, 3, 4, 5], list(range(12))])
 def test_columns_in_turn_are_seen(turn):
     """Two of two, three, five, and all."""
