@@ -10,87 +10,45 @@ Public names load on first use, so that ``import catwise`` costs nothing:
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
-from catwise._version import __version__
-from catwise.errors import CatwiseError, InSampleWarning
+from catwise._lazy import attach
+from catwise._version import __version__ as __version__
+from catwise.errors import CatwiseError as CatwiseError
+from catwise.errors import InSampleWarning as InSampleWarning
 
 if TYPE_CHECKING:
-    from catwise.features import FeatureStore, open_store, read_features
-    from catwise.fixing import fix
-    from catwise.heads import (
-        Head,
-        list_heads,
-        load_head,
-        read_head,
-        save_head,
-        write_head,
-    )
-    from catwise.labels import LabelPolicy, PartialLabels
-    from catwise.metrics import Evaluation, compare_heads, evaluate
-    from catwise.models.extraction import extract
-    from catwise.tuning import SelectResult, TuneResult, select, tune
+    from catwise.features import FeatureStore as FeatureStore
+    from catwise.features import open_store as open_store
+    from catwise.features import read_features as read_features
+    from catwise.fixing import fix as fix
+    from catwise.heads import Head as Head
+    from catwise.heads import list_heads as list_heads
+    from catwise.heads import load_head as load_head
+    from catwise.heads import read_head as read_head
+    from catwise.heads import save_head as save_head
+    from catwise.heads import write_head as write_head
+    from catwise.labels import LabelPolicy as LabelPolicy
+    from catwise.labels import PartialLabels as PartialLabels
+    from catwise.metrics import Evaluation as Evaluation
+    from catwise.metrics import compare_heads as compare_heads
+    from catwise.metrics import evaluate as evaluate
+    from catwise.models.extraction import extract as extract
+    from catwise.tuning import SelectResult as SelectResult
+    from catwise.tuning import TuneResult as TuneResult
+    from catwise.tuning import select as select
+    from catwise.tuning import tune as tune
 
-_HOME = {
-    "Evaluation": "catwise.metrics",
-    "FeatureStore": "catwise.features",
-    "Head": "catwise.heads",
-    "LabelPolicy": "catwise.labels",
-    "PartialLabels": "catwise.labels",
-    "SelectResult": "catwise.tuning",
-    "TuneResult": "catwise.tuning",
-    "compare_heads": "catwise.metrics",
-    "evaluate": "catwise.metrics",
-    "extract": "catwise.models.extraction",
-    "fix": "catwise.fixing",
-    "list_heads": "catwise.heads",
-    "load_head": "catwise.heads",
-    "open_store": "catwise.features",
-    "read_features": "catwise.features",
-    "read_head": "catwise.heads",
-    "save_head": "catwise.heads",
-    "select": "catwise.tuning",
-    "tune": "catwise.tuning",
-    "write_head": "catwise.heads",
-}
-
-__all__ = [
-    "CatwiseError",
-    "Evaluation",
-    "FeatureStore",
-    "Head",
-    "InSampleWarning",
-    "LabelPolicy",
-    "PartialLabels",
-    "SelectResult",
-    "TuneResult",
-    "__version__",
-    "compare_heads",
-    "evaluate",
-    "extract",
-    "fix",
-    "list_heads",
-    "load_head",
-    "open_store",
-    "read_features",
-    "read_head",
-    "save_head",
-    "select",
-    "tune",
-    "write_head",
-]
-
-
-def __getattr__(name: str) -> object:
-    """Load a public name from its home the first time that it is asked for."""
-    if name not in _HOME:
-        msg = f"module 'catwise' has no attribute {name!r}"
-        raise AttributeError(msg)
-    value: object = getattr(importlib.import_module(_HOME[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(set(globals()) | set(__all__))
+__all__, __getattr__, __dir__ = attach(
+    __name__,
+    {
+        "catwise.features": "FeatureStore open_store read_features",
+        "catwise.fixing": "fix",
+        "catwise.heads": "Head list_heads load_head read_head save_head write_head",
+        "catwise.labels": "LabelPolicy PartialLabels",
+        "catwise.metrics": "Evaluation compare_heads evaluate",
+        "catwise.models.extraction": "extract",
+        "catwise.tuning": "SelectResult TuneResult select tune",
+    },
+    ("CatwiseError", "InSampleWarning", "__version__"),
+)

@@ -9,67 +9,43 @@ They load on first use:
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
+from catwise._lazy import attach
+
 if TYPE_CHECKING:
-    from catwise.data.readers.celeba import read_celeba
-    from catwise.data.readers.chestxray14 import read_chestxray14
-    from catwise.data.readers.chexpert import read_chexpert
-    from catwise.data.readers.coco import read_coco
-    from catwise.data.readers.lists import read_jsonl_table, read_label_lists
-    from catwise.data.readers.lvis import read_lvis
-    from catwise.data.readers.mimic_cxr import read_mimic_cxr
-    from catwise.data.readers.nuswide import read_nuswide
-    from catwise.data.readers.openimages import read_openimages
-    from catwise.data.readers.table import read_table
-    from catwise.data.readers.vaw import read_vaw
-    from catwise.data.readers.vindr import read_vindr
-    from catwise.data.readers.visual_genome import read_visual_genome
-    from catwise.data.readers.voc import read_voc
+    from catwise.data.readers.celeba import read_celeba as read_celeba
+    from catwise.data.readers.chestxray14 import read_chestxray14 as read_chestxray14
+    from catwise.data.readers.chexpert import read_chexpert as read_chexpert
+    from catwise.data.readers.coco import read_coco as read_coco
+    from catwise.data.readers.lists import read_jsonl_table as read_jsonl_table
+    from catwise.data.readers.lists import read_label_lists as read_label_lists
+    from catwise.data.readers.lvis import read_lvis as read_lvis
+    from catwise.data.readers.mimic_cxr import read_mimic_cxr as read_mimic_cxr
+    from catwise.data.readers.nuswide import read_nuswide as read_nuswide
+    from catwise.data.readers.openimages import read_openimages as read_openimages
+    from catwise.data.readers.table import read_table as read_table
+    from catwise.data.readers.vaw import read_vaw as read_vaw
+    from catwise.data.readers.vindr import read_vindr as read_vindr
+    from catwise.data.readers.visual_genome import read_visual_genome as read_visual_genome
+    from catwise.data.readers.voc import read_voc as read_voc
 
-_HOME = {
-    "read_celeba": "celeba",
-    "read_chestxray14": "chestxray14",
-    "read_chexpert": "chexpert",
-    "read_coco": "coco",
-    "read_jsonl_table": "lists",
-    "read_label_lists": "lists",
-    "read_lvis": "lvis",
-    "read_mimic_cxr": "mimic_cxr",
-    "read_nuswide": "nuswide",
-    "read_openimages": "openimages",
-    "read_table": "table",
-    "read_vaw": "vaw",
-    "read_vindr": "vindr",
-    "read_visual_genome": "visual_genome",
-    "read_voc": "voc",
-}
-
-__all__ = [
-    "read_celeba",
-    "read_chestxray14",
-    "read_chexpert",
-    "read_coco",
-    "read_jsonl_table",
-    "read_label_lists",
-    "read_lvis",
-    "read_mimic_cxr",
-    "read_nuswide",
-    "read_openimages",
-    "read_table",
-    "read_vaw",
-    "read_vindr",
-    "read_visual_genome",
-    "read_voc",
-]
-
-
-def __getattr__(name: str) -> object:
-    """Load a reader the first time that it is asked for."""
-    if name not in _HOME:
-        msg = f"module 'catwise.data.readers' has no attribute {name!r}"
-        raise AttributeError(msg)
-    value: object = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+__all__, __getattr__, __dir__ = attach(
+    __name__,
+    {
+        "catwise.data.readers.celeba": "read_celeba",
+        "catwise.data.readers.chestxray14": "read_chestxray14",
+        "catwise.data.readers.chexpert": "read_chexpert",
+        "catwise.data.readers.coco": "read_coco",
+        "catwise.data.readers.lists": "read_jsonl_table read_label_lists",
+        "catwise.data.readers.lvis": "read_lvis",
+        "catwise.data.readers.mimic_cxr": "read_mimic_cxr",
+        "catwise.data.readers.nuswide": "read_nuswide",
+        "catwise.data.readers.openimages": "read_openimages",
+        "catwise.data.readers.table": "read_table",
+        "catwise.data.readers.vaw": "read_vaw",
+        "catwise.data.readers.vindr": "read_vindr",
+        "catwise.data.readers.visual_genome": "read_visual_genome",
+        "catwise.data.readers.voc": "read_voc",
+    },
+)
