@@ -9,7 +9,7 @@ array([[ 1, -2],
 
 from __future__ import annotations
 
-from catwise.labels.audit import REASONS, LabelAudit, audit_labels
+from catwise.labels.audit import LabelAudit, audit_labels
 from catwise.labels.codes import NEGATIVE, POSITIVE, UNCERTAIN, UNKNOWN
 from catwise.labels.core import LabelCounts, PartialLabels
 from catwise.labels.dropping import DRAWS, drop_uniform, keep_per_category, keep_single_positive
@@ -24,6 +24,7 @@ from catwise.labels.priors import (
     inverse_propensity_weights,
     selection_bias,
 )
+from catwise.labels.reasons import REASONS
 from catwise.labels.splits import split_labels
 
 __all__ = [

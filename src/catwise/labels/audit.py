@@ -4,41 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from catwise.labels.codes import UNCERTAIN
+from catwise.labels.reasons import REASONS, class_reason
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from catwise.labels.core import LabelCounts, PartialLabels
-
-__all__ = ["REASONS", "LabelAudit", "audit_labels", "known_per_row", "labelled_part", "reason_code"]
-
-REASONS: Final = {
-    "no_known_label": (
-        "No label is known: the category can be neither tuned nor scored and keeps its weights."
-    ),
-    "no_known_positive": (
-        "No positive is known: without both classes the category can be neither tuned nor scored "
-        "and keeps its weights."
-    ),
-    "no_known_negative": (
-        "No negative is known: without both classes the category can be neither tuned nor scored "
-        "and keeps its weights, unless a policy counts unknown labels as negative."
-    ),
-    "few_positives": (
-        "Fewer than {few} positives are known: the category is tuned, but whether it is replaced "
-        "follows from all categories together, and no memorisation gap is shown."
-    ),
-    "few_negatives": (
-        "Fewer than {few} negatives are known: the category is tuned, but its scores are rough."
-    ),
-    "ok": "Enough positives and negatives are known to tune the category and to score it.",
-}
-"""Reason code → what it means; `{few}` is the least number of a class that counts as enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,26 +61,9 @@ def audit_labels(labels: PartialLabels, *, few: int = 5) -> LabelAudit:
     return LabelAudit(summary, rows, _notes(labels, summary))
 
 
-def reason_code(positive: int, negative: int, few: int = 5) -> str:
-    """The reason code of a category with so many known labels.
-
-    >>> reason_code(0, 7), reason_code(9, 9)
-    ('no_known_positive', 'ok')
-    """
-    if not positive and not negative:
-        return "no_known_label"
-    if not positive:
-        return "no_known_positive"
-    if not negative:
-        return "no_known_negative"
-    if positive < few:
-        return "few_positives"
-    return "few_negatives" if negative < few else "ok"
-
-
 def _row(labels: PartialLabels, counts: LabelCounts, j: int, few: int) -> dict[str, Any]:
     known, positive, negative, uncertain = (int(count[j]) for count in counts)
-    reason = reason_code(positive, negative, few)
+    reason = class_reason(positive, negative, few=few) or "ok"
     return {
         "category": labels.categories[j],
         "index": j,

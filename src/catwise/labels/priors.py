@@ -19,6 +19,7 @@ import numpy as np
 
 from catwise._arrays import as_numpy
 from catwise.errors import CategoryError, ConfigError, FeatureError, LabelError, ShapeError, nearest
+from catwise.labels.reasons import explain
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,7 +50,7 @@ ASSUMPTIONS: Final = {
 """Name → what it says."""
 
 VERDICTS: Final = {
-    "no_known_label": "No label is known.",
+    "no_known_label": explain("no_known_label"),
     "not_identified": (
         "No prevalence is given: from known labels alone it cannot be told whether positives or "
         "negatives became known more often."

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from catwise.labels.audit import reason_code
+from catwise.labels.reasons import class_reason
 from catwise.metrics._inputs import (
     Array,
     category_blocks,
@@ -216,8 +216,7 @@ def undefined_reason(labels: PartialLabels | Array) -> list[str | None]:
     [None, 'no_known_positive', 'no_known_negative', 'no_known_label']
     """
     pairs = zip(*class_counts(labels), strict=True)
-    codes = [reason_code(int(positive), int(negative), few=1) for positive, negative in pairs]
-    return [None if code == "ok" else code for code in codes]
+    return [class_reason(int(positive), int(negative)) for positive, negative in pairs]
 
 
 def class_counts(labels: PartialLabels | Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

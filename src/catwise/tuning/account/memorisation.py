@@ -19,7 +19,7 @@ import torch
 
 from catwise._json import number
 from catwise.errors import ConfigError, ShapeError
-from catwise.labels.audit import reason_code
+from catwise.labels.reasons import class_reason
 from catwise.metrics._inputs import checked_labels, checked_logits, label_shape
 from catwise.metrics.bootstrap import _groups, _known, category_names
 from catwise.metrics.intervals import (
@@ -262,8 +262,7 @@ def _pool(metric: str, training: MeanError, fresh: MeanError, level: float) -> P
 
 def _reason(positive: NDArray[np.bool_]) -> str | None:
     n_positive = int(np.count_nonzero(positive))
-    code = reason_code(n_positive, positive.size - n_positive, FEW)
-    return None if code == "ok" else code
+    return class_reason(n_positive, positive.size - n_positive, few=FEW)
 
 
 def _advice(pooled: PooledGap) -> str:
