@@ -9,6 +9,7 @@ True
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ from torch import Tensor
 from catwise.errors import ConfigError, ShapeError, nearest
 from catwise.metrics import calibration, ranking, threshold
 from catwise.metrics._inputs import (
+    NEGATIVE,
+    POSITIVE,
     Array,
     as_tensor,
     category_blocks,
@@ -25,6 +28,7 @@ from catwise.metrics._inputs import (
     known_entries,
     label_shape,
 )
+from catwise.metrics.ranking import RankingPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -64,6 +68,31 @@ class Metric:
     def text(self) -> str:
         """The label as it stands inside a sentence: "average precision", "AUROC"."""
         return self.label if self.label[1].isupper() or self.label == "F1" else _lower(self.label)
+
+    @property
+    def sign(self) -> float:
+        """1.0, or -1.0 where lower is better: of ``sign * score`` more is always better."""
+        return 1.0 if self.higher_is_better else -1.0
+
+    def prepare(self, codes: Tensor) -> Callable[..., Tensor]:
+        """The metric against fixed labels, for many sets of scores: what they share is done once.
+
+        Args:
+            codes: (C, M) int8; 1 positive, 0 negative, all else unknown.
+
+        Returns:
+            A function of scores (..., C, M), and of an `offset` (C, M) to add to them, or None; it
+            gives (..., C) float64, NaN where no positive or no negative is known: for any metric.
+        """
+        if self.columns in _PLANNED:
+            return partial(_PLANNED[self.columns], RankingPlan(codes))
+        lacking = ~((codes == POSITIVE).any(-1) & (codes == NEGATIVE).any(-1))
+
+        def score(scores: Tensor, *, offset: Tensor | None = None) -> Tensor:
+            whole = scores if offset is None else scores + offset
+            return self.columns(whole, codes.expand(whole.shape)).masked_fill(lacking, torch.nan)
+
+        return score
 
     def per_category(
         self, logits: Array, labels: PartialLabels | Array, **options: float | Array | None
@@ -121,6 +150,13 @@ class Metric:
                     found=f"{name}={options[name]}",
                     expected=f"one of {sorted(self.takes)}" if self.takes else "no options",
                 )
+
+
+#: Kernels that sort and search; what they need of the labels is found once.
+_PLANNED: Mapping[Callable[..., Tensor], Callable[..., Tensor]] = {
+    ranking.average_precision_columns: RankingPlan.average_precision,
+    ranking.auroc_columns: RankingPlan.auroc,
+}
 
 
 def _lower(label: str) -> str:

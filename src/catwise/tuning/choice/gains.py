@@ -31,7 +31,6 @@ from catwise.metrics.intervals import (
 from catwise.metrics.levels import leave_one_out_precision
 from catwise.metrics.registry import METRICS
 from catwise.tuning.choice.decide import Decision, FoldScores, clearly_worse
-from catwise.tuning.rows.tuning_rows import prepared_metric
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,7 +105,7 @@ class Scorer(NamedTuple):
         parts = [np.empty(0)]
         for start in range(0, logits.shape[0], width):
             block = slice(start, start + width)
-            score = prepared_metric(self.metric, torch.from_numpy(self.codes[block]))
+            score = self.metric.prepare(torch.from_numpy(self.codes[block]))
             parts.append(score(torch.from_numpy(logits[block])).double().numpy())
         return np.concatenate(parts)
 
