@@ -233,7 +233,10 @@ def test_faults_of_csv_files(tmp_path, name, text, kind, message):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"split": "val"}, "did you mean 'valid'"), ({"groups": "person"}, "groups cannot be 'person'")],
+    [
+        ({"split": "val"}, "did you mean 'valid'"),
+        ({"groups": "person"}, "groups cannot be 'person'"),
+    ],
 )
 def test_wrong_options(tmp_path, options, message):
     """Wrong choices are refused before any file is opened."""
