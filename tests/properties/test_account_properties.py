@@ -16,7 +16,7 @@ from catwise.metrics import METRICS
 from catwise.reporting.summary import outcome_of
 from catwise.testing import make_task
 from catwise.tuning.account.records import EXPLANATIONS
-from catwise.tuning.choice.decide import clearly_worse
+from catwise.tuning.choice.rules import clearly_worse
 from catwise.tuning.presets.crossfit import DefaultConfig
 from catwise.tuning.presets.paper import PaperConfig
 

@@ -15,8 +15,9 @@ from catwise import PartialLabels
 from catwise.features import Features, row_digests
 from catwise.heads.core import head_bytes
 from catwise.testing import Task, assert_same_head, make_task
-from catwise.tuning.choice.decide import FoldScores, choose_each, choose_one, decide
 from catwise.tuning.choice.folds import assign_folds
+from catwise.tuning.choice.nested import FoldScores, nested_choice
+from catwise.tuning.choice.rules import choose_each, choose_one
 from catwise.tuning.presets.crossfit import DefaultConfig
 from catwise.tuning.presets.paper import PaperConfig
 
@@ -171,7 +172,7 @@ def fold_scores(draw):
 @given(fold_scores(), st.sampled_from([choose_one, choose_each]))
 def test_decisions_are_in_range(scores, choose):
     """A choice is a candidate; without positives it is the base."""
-    found = decide(scores, choose)
+    found = nested_choice(scores, choose)
     assert ((found.chosen >= 0) & (found.chosen < len(scores.values))).all()
     nothing = scores.positives.sum(0) == 0
     assert (found.chosen[nothing] == 0).all()
@@ -186,7 +187,7 @@ def test_averages_permute_with_categories_and_folds(scores, choose, random):
     columns = random.sample(range(n_categories), n_categories)
     folds = random.sample(range(n_folds), n_folds)
     moved = FoldScores(scores.values[:, folds][:, :, columns], scores.positives[folds][:, columns])
-    first, second = decide(scores, choose), decide(moved, choose)
+    first, second = nested_choice(scores, choose), nested_choice(moved, choose)
     np.testing.assert_allclose(moved.mean()[0], scores.mean()[0, columns], equal_nan=True)
     np.testing.assert_allclose(second.pooled, first.pooled, atol=1e-12)
 
@@ -197,6 +198,6 @@ def test_equal_candidates_never_replace(scores):
     """Copies of the original head show no gain, so nothing is replaced."""
     copies = FoldScores(np.repeat(scores.values[:1], 4, axis=0), scores.positives)
     for choose in (choose_one, choose_each):
-        found = decide(copies, choose)
+        found = nested_choice(copies, choose)
         assert (found.chosen == 0).all()
         assert (found.chosen_without == 0).all()

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from catwise.tuning.choice.decide import (
+from catwise.tuning.choice.nested import FoldScores, nested_choice
+from catwise.tuning.choice.rules import (
     MIN_POSITIVES,
-    FoldScores,
     choose_each,
+    choose_greedy,
     choose_one,
     choose_staged,
     clearly_worse,
-    decide,
     pooled_gain,
     shrunk,
 )
@@ -44,14 +46,14 @@ def test_fold_means_are_weighted_by_positives():
     """A fold counts by its positives; one without a score does not count."""
     scores = FoldScores(np.array([[[0.2], [0.8], [NAN]]]), np.array([[1.0], [3.0], [0.0]]))
     assert scores.mean()[0, 0] == pytest.approx(0.65)
-    assert scores.mean(scores.without(1))[0, 0] == pytest.approx(0.2)
+    assert scores.mean(without=1)[0, 0] == pytest.approx(0.2)
 
 
 def test_a_category_without_any_score_is_nan():
     """Nothing is made up where no fold has both classes."""
     scores = FoldScores(np.full((2, 3, 1), NAN), np.zeros((3, 1)))
     assert np.isnan(scores.mean()).all()
-    decision = decide(scores)
+    decision = nested_choice(scores, choose_one)
     assert decision.chosen.tolist() == [0]
     assert np.isnan(corrected(scores, decision)).all()
 
@@ -125,7 +127,7 @@ def test_a_fold_is_scored_by_the_choice_made_without_it():
     values = np.zeros((2, 4, 1))
     values[1, 0], values[1, 1:] = 0.9, -0.1
     scores = FoldScores(values, np.full((4, 1), 50.0))
-    decision = decide(scores)
+    decision = nested_choice(scores, choose_one)
     assert decision.chosen.tolist() == [1]
     assert decision.chosen_without[:, 0].tolist() == [0, 1, 1, 1]
     assert raw(scores, decision)[0] == pytest.approx(0.15)
@@ -135,10 +137,10 @@ def test_a_fold_is_scored_by_the_choice_made_without_it():
 def test_the_scores_of_a_fold_do_not_reach_its_own_choice():
     """Whatever happens in a fold, what was chosen without it stays."""
     scores = noise(5)
-    first = decide(scores)
+    first = nested_choice(scores, choose_one)
     changed = scores.values.copy()
     changed[7, 2] += 10.0
-    second = decide(FoldScores(changed, scores.positives))
+    second = nested_choice(FoldScores(changed, scores.positives), choose_one)
     assert np.array_equal(first.chosen_without[2], second.chosen_without[2])
     assert (second.chosen == 7).any()
 
@@ -149,7 +151,7 @@ def test_noise_shows_no_gain_after_the_correction(choose):
     shown, true = [], []
     for seed in range(40):
         scores = noise(seed)
-        decision = decide(scores, choose)
+        decision = nested_choice(scores, choose)
         shown.append(raw(scores, decision).mean())
         true.append(corrected(scores, decision).mean())
     error = np.std(true) / np.sqrt(len(true))
@@ -161,7 +163,7 @@ def test_a_real_gain_survives_the_correction():
     """What is better in every fold is chosen in every fold."""
     scores = noise(0, size=0.01)
     scores.values[4] += 0.2
-    decision = decide(scores)
+    decision = nested_choice(scores, choose_one)
     assert decision.setting == 4
     assert (decision.chosen_without == 4).all()
     assert corrected(scores, decision).mean() == pytest.approx(0.2, abs=0.01)
@@ -173,7 +175,7 @@ def test_another_score_may_choose():
     scores.values[3] += 0.2
     other = scores.mean()  # such as average precision on all rows, which differs in level
     other[5] += 0.4
-    decision = decide(scores, choose_each, final=other)
+    decision = nested_choice(replace(scores, final=other), choose_each)
     assert (decision.chosen == 5).all()
     assert (decision.chosen_without == 3).all()
 
@@ -196,7 +198,7 @@ def test_variants_are_weighed_only_after_their_origin_was_chosen():
 
 def test_a_decision_tells_what_each_fold_would_have_chosen():
     """One setting for the whole, and one without each fold."""
-    decision = decide(noise(3, candidates=3))
+    decision = nested_choice(noise(3, candidates=3), choose_one)
     assert len(decision.settings_without) == 5
     for fold, setting in enumerate(decision.settings_without):
         assert set(decision.chosen_without[fold]) <= {0, setting}
@@ -208,3 +210,11 @@ def test_clearly_worse_is_an_interval_on_the_wrong_side_of_zero():
     assert clearly_worse(low, high).tolist() == [True, False, False, False]
     loss = clearly_worse(low, high, higher_is_better=False)
     assert loss.tolist() == [False, False, True, False]
+
+
+def test_choices_without_nan():
+    """A category without a score keeps the original head under every rule."""
+    values = np.array([[0.5, np.nan, 0.5], [0.6, np.nan, 0.4]])
+    positives = np.array([50.0, 0.0, 50.0])
+    assert choose_greedy(values, positives)[0].tolist() == [1, 0, 0]
+    assert choose_each(values, positives)[0].tolist() == [1, 0, 0]

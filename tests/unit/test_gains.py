@@ -13,8 +13,8 @@ from catwise.metrics import METRICS, Metric
 from catwise.metrics.levels import leave_one_out_precision
 from catwise.testing import make_task
 from catwise.tuning.choice import gains
-from catwise.tuning.choice.decide import Decision, FoldScores
 from catwise.tuning.choice.gains import Scorer, levels, on_one_scale, without_harm
+from catwise.tuning.choice.nested import Decision, FoldScores
 
 AP, AUROC = METRICS["average_precision"], METRICS["auroc"]
 

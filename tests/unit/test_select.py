@@ -28,13 +28,13 @@ from catwise.reporting.tables import RECORD_COLUMNS
 from catwise.tuning.choice.candidates import (
     FOLDS,
     affordable_splits,
-    choose,
+    candidate_gains,
     deal,
-    gain_estimates,
+    nested_gains,
     score_candidates,
-    worth,
 )
-from catwise.tuning.choice.decide import choose_each
+from catwise.tuning.choice.nested import nested_choice
+from catwise.tuning.choice.rules import choose_each
 from catwise.tuning.choice.unseen import UnseenRows
 from catwise.tuning.selecting import select
 
@@ -204,7 +204,7 @@ def test_parts_of_a_mean_are_exact():
         assert summed.tolist() == labels.counts().positive.tolist()
 
 
-def test_worth_repeats_the_choice_without_each_part():
+def test_nested_gains_repeat_the_choice_without_each_part():
     """The same sums, written plainly."""
     rng, _, base, z, labels = case()
     heads = [base, *perturbed(rng, base, 5, 0.5).values()]
@@ -214,16 +214,11 @@ def test_worth_repeats_the_choice_without_each_part():
         for c, k in enumerate(choose_each(rest.astype(float), scored.weights)[0]):
             expected[c] += positives[k, c] * (part[k, c] - part[0, c])
     np.testing.assert_allclose(
-        worth(scored, "honest"), expected / scored.part_positives[:, 0].sum(0), rtol=1e-5, atol=1e-7
+        nested_gains(scored, nested_choice(scored, choose_each)),
+        expected / scored.part_positives[:, 0].sum(0),
+        rtol=1e-5,
+        atol=1e-7,
     )
-
-
-def test_greedy_and_honest_choose_without_nan():
-    """A category without a score keeps the base under both rules."""
-    values = np.array([[0.5, np.nan, 0.5], [0.6, np.nan, 0.4]])
-    positives = np.array([50.0, 0.0, 50.0])
-    assert choose(values, positives, "greedy").tolist() == [1, 0, 0]
-    assert choose(values, positives, "honest").tolist() == [1, 0, 0]
 
 
 def test_parts_keep_groups_whole_and_spread_the_rare():
@@ -247,15 +242,17 @@ def test_gain_errors_are_those_of_the_bootstrap():
     rng, _, base, z, labels = case(rows=800)
     other = perturbed(rng, base, 1, 0.8)["noise 0"]
     unseen = [UnseenRows(np.zeros(800, dtype=np.int16))] * 2
-    gains, choice = np.zeros(4), np.ones(4, dtype=np.int64)
-    metric = METRICS["average_precision"]
-    pair = base, other
-    found = gain_estimates(pair, z, labels, metric, gains=gains, choice=choice, unseen=unseen)
+    metric, pair = METRICS["average_precision"], [base, other]
+    scored = score_candidates(pair, z, labels, metric, splits=1)
+    found = candidate_gains(
+        pair, z, labels, metric, scored=scored, gains=np.zeros(4), choice=np.ones(4, dtype=int),
+        unseen=unseen,
+    )  # fmt: skip
     paired = paired_bootstrap(base.logits(z), other.logits(z), labels, n_resamples=400)
-    errors = [estimate.error for estimate in found.each]
-    np.testing.assert_allclose(errors, paired.standard_error, rtol=0.2)
+    np.testing.assert_allclose(found.high, 1.98 * paired.standard_error, rtol=0.2)
+    np.testing.assert_allclose(found.low, -found.high)
     width = np.subtract(*paired.mean_interval[::-1])
-    assert 2 * 1.96 * found.mean.estimate()[0] == pytest.approx(width, rel=0.2)
+    assert found.mean[2] - found.mean[1] == pytest.approx(width, rel=0.2)
 
 
 @pytest.mark.parametrize("metric", ["average_precision", "log_loss"])
@@ -263,14 +260,14 @@ def test_what_is_clearly_worse_is_never_taken(metric, monkeypatch):
     """A corrected gain whose interval lies wholly on the wrong side of zero keeps the head."""
     _, truth, base, z, labels = case()
     told = import_module("catwise.tuning.selecting")
-    right = told.worth
+    right = told.nested_gains
 
-    def one_falls(scored, rule):
-        gains = right(scored, rule)
+    def one_falls(scored, decision):
+        gains = right(scored, decision)
         gains[1] = -0.5
         return gains
 
-    monkeypatch.setattr(told, "worth", one_falls)
+    monkeypatch.setattr(told, "nested_gains", one_falls)
     result = select({"base": base, "truth": base.replace(weight=truth)}, (z, labels), metric=metric)
     record = result.records[1]
     assert (record["status"], record["reason"]) == ("kept", "clearly_worse")
@@ -520,7 +517,7 @@ def test_seed_and_cutting_decide_nothing_else(monkeypatch):
     heads = {"base": base, **perturbed(rng, base, 5, 0.3)}
     whole, again = select(heads, (z, labels)), select(heads, (z, labels))
     assert whole.records == again.records
-    monkeypatch.setattr(import_module("catwise.tuning.choice.candidates"), "_ENTRIES", 400 * 6 * 2)
+    monkeypatch.setattr(import_module("catwise.tuning.choice.logits"), "_ENTRIES", 400 * 6 * 2)
     cut = select(heads, (z, labels))
     assert cut.summary["passes"]["features"] == 3
     for a, b in zip(whole.records, cut.records, strict=True):

@@ -258,7 +258,7 @@ def test_categories_held_at_once_decide_nothing(fitted, monkeypatch):
     task, run = fitted
     heads = {"base": task.head, "tuned": run}
     whole = select(heads, task.valid.pair)
-    monkeypatch.setattr(import_module("catwise.tuning.choice.candidates"), "_ENTRIES", 600 * 7 * 2)
+    monkeypatch.setattr(import_module("catwise.tuning.choice.logits"), "_ENTRIES", 600 * 7 * 2)
     cut = select(heads, task.valid.pair)
     assert (whole.summary["passes"], cut.summary["passes"]) == ({"features": 2}, {"features": 4})
     for a, b in zip(whole.records, cut.records, strict=True):

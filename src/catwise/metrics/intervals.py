@@ -53,6 +53,7 @@ __all__ = [
     "LEVEL",
     "MIN_COUNT",
     "Difference",
+    "Differences",
     "Estimate",
     "MeanError",
     "Units",
@@ -501,6 +502,45 @@ def _edge(is_near: Any, inside: float, outside: float) -> float:
         middle = (inside + outside) / 2.0
         inside, outside = (middle, outside) if is_near(middle) else (inside, middle)
     return inside
+
+
+class Differences:
+    """Paired differences of many categories: their intervals, and that of their mean.
+
+    Args:
+        n_categories: C.
+        units: of all rows.
+        level: confidence level.
+
+    Attributes:
+        low: (C,) lower ends; NaN where there is no interval.
+        high: (C,) upper ends.
+        reason: C times None, or why there is none; see :func:`reason_without_difference`.
+        mean: over the categories that count.
+    """
+
+    def __init__(self, n_categories: int, units: Units, level: float = LEVEL) -> None:
+        self.low, self.high = np.full((2, n_categories), np.nan)
+        self.reason: list[str | None] = [None] * n_categories
+        self.mean = MeanError(units.n_units)
+        self._units, self._level = units, level
+
+    def add(
+        self, c: int, found: Difference, rows: NDArray[Any], *, is_same: bool, counts: bool = True
+    ) -> None:
+        """Put in a category.
+
+        Args:
+            c: which one.
+            found: its difference.
+            rows: (n,) the rows that its shares are of.
+            is_same: whether both score every known row alike.
+            counts: whether the mean covers it.
+        """
+        self.low[c], self.high[c] = interval_of_difference(found.estimate, self._level)
+        self.reason[c] = reason_without_difference(found.estimate, is_same=is_same)
+        if counts:
+            self.mean.add(found.estimate, found.shares, self._units.of_row[rows])
 
 
 class MeanError:

@@ -21,9 +21,9 @@ from catwise.tuning.account.held_out import compare_on, evaluation_of, open_test
 from catwise.tuning.account.memorisation import MemorisationGap, memorisation_gap
 from catwise.tuning.account.records import Scores, add_test_scores, make_records
 from catwise.tuning.account.results import FoldArtifacts, TuneResult, changed_head
-from catwise.tuning.choice.decide import MIN_POSITIVES
 from catwise.tuning.choice.folds import assign_folds
 from catwise.tuning.choice.gains import Corrected, levels
+from catwise.tuning.choice.rules import MIN_POSITIVES
 from catwise.tuning.inputs import Data, Work, check_logits, check_sources, open_work
 from catwise.tuning.plan import Plan, make_plan
 from catwise.tuning.presets import paper
@@ -300,10 +300,10 @@ def _scores(found: DefaultResult, fresh: Rows, *, name: str, metric: Metric) -> 
             why.append(f"{reasons[c]}_in_{name}")
         elif taken:
             status.append("replaced")
-            better = (gains.gain[c] > 0) if metric.higher_is_better else (gains.gain[c] < 0)
+            better = metric.sign * gains.gain[c] > 0
             few = positives[c] < MIN_POSITIVES
             others = "pooled_gain" if few else "shared_gain"
-            if not gains.has_mean_gain(higher_is_better=metric.higher_is_better):
+            if not gains.has_mean_gain(metric):
                 others = "gain_in_folds"
             why.append("gain" if better and not few else others)
         else:

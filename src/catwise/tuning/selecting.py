@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -25,23 +25,21 @@ from catwise.joining import (
     source_ids,
 )
 from catwise.labels.audit import labelled_part
-from catwise.metrics.intervals import interval_of_difference, reason_without_difference
 from catwise.metrics.per_category import undefined_reason
 from catwise.metrics.registry import Metric, resolve_metric
 from catwise.tuning.account.records import EXPLANATIONS
 from catwise.tuning.account.results import FoldArtifacts, TuneResult
 from catwise.tuning.choice.candidates import (
     FOLDS,
-    GainEstimates,
-    Rule,
     Scored,
     affordable_splits,
-    choose,
-    gain_estimates,
+    candidate_gains,
+    nested_gains,
     score_candidates,
-    worth,
 )
-from catwise.tuning.choice.decide import MIN_POSITIVES, clearly_worse, pooled_gain
+from catwise.tuning.choice.gains import Gains
+from catwise.tuning.choice.nested import Decision, nested_choice
+from catwise.tuning.choice.rules import MIN_POSITIVES, RULES, RuleName
 from catwise.tuning.choice.unseen import UnseenRows, unseen_rows
 
 if TYPE_CHECKING:
@@ -109,7 +107,7 @@ def select(
     valid: tuple[Any, PartialLabels],
     *,
     metric: str | Metric = "average_precision",
-    rule: Rule = "honest",
+    rule: RuleName = "honest",
     seed: int = 0,
     level: float = 0.95,
     splits: int = 20,
@@ -210,7 +208,8 @@ def select(
         force=force,
         progress=progress,
     )
-    choice = choose(scored.values, scored.weights, rule)
+    decision = nested_choice(scored, RULES[rule])
+    choice = decision.chosen.copy()
     choice[scored.same[choice, np.arange(choice.size)]] = 0
     config = {
         "metric": chosen_metric.name,
@@ -223,21 +222,23 @@ def select(
         "base": names[0],
         "n_rows": labels.shape[0],
     }
-    gains = worth(scored, rule)
-    sign = 1.0 if chosen_metric.higher_is_better else -1.0
-    estimates = gain_estimates(
+    gains = candidate_gains(
         taken,
         rows,
         labels,
         chosen_metric,
-        gains=sign * gains,
+        scored=scored,
+        gains=nested_gains(scored, decision),
         choice=choice,
         unseen=unseen,
+        level=level,
     )
-    harmed = _harmed(estimates, choice, level, chosen_metric)
+    harmed = gains.clearly_worse(chosen_metric) & (choice > 0)
     choice[harmed] = 0
+    if not choice.any():
+        gains = gains.without_mean()
     account = _Account(
-        names, scored, choice, gains, estimates, unseen, chosen_metric, config, harmed
+        names, scored, decision, choice, gains, unseen, chosen_metric, config, harmed
     )
     return SelectResult(
         head=_mixed(heads, aligned, choice, digests, config),
@@ -248,19 +249,10 @@ def select(
     )
 
 
-def _harmed(
-    estimates: GainEstimates, choice: NDArray[np.int64], level: float, metric: Metric
-) -> NDArray[np.bool_]:
-    """(C,) whether what was chosen is clearly worse than the original head."""
-    ends = np.array([interval_of_difference(one, level) for one in estimates.each]).reshape(-1, 2)
-    worse = clearly_worse(*ends.T, higher_is_better=metric.higher_is_better)
-    return worse & (choice > 0)
-
-
 def _checked(metric: str | Metric, rule: str, level: float, splits: int) -> Metric:
     problems = []
-    if rule not in get_args(Rule):
-        problems.append(f"rule={rule!r}{nearest(str(rule), get_args(Rule))}")
+    if rule not in RULES:
+        problems.append(f"rule={rule!r}{nearest(str(rule), RULES)}")
     if not 0.0 < level < 1.0:
         problems.append(f"level={level}")
     if splits < 1:
@@ -398,9 +390,9 @@ class _Account(NamedTuple):
 
     names: list[str]
     scored: Scored
+    decision: Decision
     choice: NDArray[np.int64]
-    gains: NDArray[np.float64]  # (C,) of the choosing; NaN where it cannot be scored
-    estimates: GainEstimates
+    gains: Gains
     unseen: list[UnseenRows]
     metric: Metric
     config: dict[str, Any]
@@ -408,7 +400,7 @@ class _Account(NamedTuple):
 
     @property
     def sign(self) -> float:
-        return 1.0 if self.metric.higher_is_better else -1.0
+        return self.metric.sign
 
     def records(self, aligned: Aligned) -> list[dict[str, Any]]:
         """One for each row of the base head."""
@@ -466,7 +458,7 @@ class _Account(NamedTuple):
     def _told(self, c: int) -> dict[str, Any]:
         k = int(self.choice[c])
         before, raw = self._raw(0, c), self._raw(k, c)
-        gain = self.sign * float(self.gains[c]) if k else 0.0
+        gain = float(self.gains.gain[c]) if k else 0.0
         low, high, why_not = self._interval(c)
         after = number(before + gain)
         reason = self._reason(c)
@@ -493,9 +485,7 @@ class _Account(NamedTuple):
         """Of the gain, or why there is none."""
         if not self.choice[c]:
             return math.nan, math.nan, "unchanged"
-        estimate = self.estimates.each[c]
-        low, high = interval_of_difference(estimate, self.config["level"])
-        return low, high, reason_without_difference(estimate, is_same=False)
+        return float(self.gains.low[c]), float(self.gains.high[c]), self.gains.why[c]
 
     def _raw(self, k: int, c: int) -> float:
         return float(self.sign * self.scored.values[k, c])
@@ -558,14 +548,13 @@ class _Account(NamedTuple):
 
     def summary(self, aligned: Aligned) -> dict[str, Any]:
         """Means over the categories that can be scored, and counts over the head's rows."""
-        scored, is_scored = self.scored, np.isfinite(self.gains)
+        scored, is_scored = self.scored, np.isfinite(self.gains.gain)
         n_scored, n_defined = int(is_scored.sum()), int((scored.weights[0] > 0).sum())
         n_replaced = int((self.choice > 0).sum())
         before = self.sign * _mean(scored.values[0], is_scored)
-        gain = self.sign * _mean(self.gains, is_scored) if n_replaced else 0.0
-        low, high = self.estimates.mean.interval_of_difference(self.config["level"])
+        gain, low, high = self.gains.mean
         taken = scored.values[self.choice, np.arange(self.choice.size)]
-        pooled = pooled_gain(scored.values - scored.values[:1], scored.weights)
+        pooled = self.decision.pooled
         unknown = not self._judged.any() and not scored.same.all()
         if unknown:
             gain = low = high = math.nan

@@ -21,57 +21,40 @@ JMLR 11, 2010. Compare Tsamardinos et al., Machine Learning 107, 2018 (BBC-CV).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from catwise.errors import MismatchError
-from catwise.features import of_categories
 from catwise.heads import Head
-from catwise.metrics._inputs import check_head_logits
-from catwise.metrics.bootstrap import _groups
+from catwise.labels import PartialLabels
+from catwise.metrics import Metric
 from catwise.metrics.influence import Influence, influence
-from catwise.metrics.intervals import Estimate, MeanError, Units, difference_of
-from catwise.metrics.mismatch import check_match
+from catwise.metrics.intervals import (
+    LEVEL,
+    Difference,
+    Differences,
+    Estimate,
+    Units,
+    difference_of,
+)
 from catwise.progress import Progress, ProgressCallback
-from catwise.tuning.choice.decide import choose_each
+from catwise.tuning.choice.gains import Gains
+from catwise.tuning.choice.logits import CandidateCheck, CandidateLogits, LogitBlock, judged
+from catwise.tuning.choice.nested import Decision, Judged
+from catwise.tuning.choice.rules import Chosen, Floats
 from catwise.tuning.choice.unseen import UnseenRows
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-    from catwise.labels import PartialLabels
-    from catwise.metrics import Metric
-
-__all__ = [
-    "FOLDS",
-    "GainEstimates",
-    "Rule",
-    "Scored",
-    "affordable_splits",
-    "choose",
-    "gain_estimates",
-    "score_candidates",
-    "worth",
-]
-
-Rule = Literal["honest", "greedy"]
 
 FOLDS: Final = 10
 """Parts of a split."""
 
-#: Logits held at once, over categories and candidates: 256 MiB as float32.
-_ENTRIES: Final = 1 << 26
 #: Multiply-adds of all splits, and numbers kept of them; more are not made.
 _WORK: Final = 1 << 38
 _KEPT: Final = 1 << 26
-#: Standard deviations from stored out-of-fold logits, in the median, that are not of rounding.
-_APART: Final = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +90,19 @@ class Scored:
         """(K, C) positives that judge, 0 where the metric is not defined."""
         return np.where(np.isfinite(self.values), self.positives, 0).astype(np.float64)
 
+    @property
+    def n_parts(self) -> int:
+        """P."""
+        return len(self.rest)
+
+    def whole(self) -> Judged:
+        """On all rows."""
+        return Judged(self.values, self.weights)
+
+    def without(self, part: int) -> Judged:
+        """Without part p of the rows."""
+        return Judged(self.rest[part].astype(np.float64), self.weights)
+
 
 def affordable_splits(
     labels: PartialLabels, n_candidates: int, wanted: int
@@ -125,38 +121,16 @@ def affordable_splits(
     )
 
 
-def choose(values: NDArray[Any], positives: NDArray[np.float64], rule: Rule) -> NDArray[np.int64]:
-    """The candidate of each category; ties go to the original head, then to the first.
-
-    Args:
-        values: (K, C) scores, larger is better, candidate 0 the original; NaN is never chosen by
-            itself.
-        positives: (C,) known positives, 0 where the metric is not defined; or (K, C), those that
-            judge each candidate.
-        rule: "greedy", the best score; or "honest", the best shrunk gain: with n positives and
-            m the mean gain of a candidate over categories weighted n / (n + 100), it is
-            m + n / (n + 30) (gain − m), and m alone under 5 positives.
-
-    >>> choose(np.array([[0.5, 0.5], [0.6, 0.5]]), np.array([40.0, 40.0]), "greedy")
-    array([1, 0])
-    """
-    if rule == "honest":
-        return choose_each(np.asarray(values, dtype=np.float64), positives)[0]
-    filled = np.where(np.isfinite(values), values, -np.inf)
-    defined = positives > 0 if positives.ndim == 1 else positives[0] > 0
-    return np.where(defined, filled.argmax(axis=0), 0).astype(np.int64)
-
-
-def worth(scored: Scored, rule: Rule) -> NDArray[np.float64]:
+def nested_gains(scored: Scored, decision: Decision) -> Floats:
     """(C,) gains of the choosing over the original head, each part's chosen without it.
 
-    Parts count by the positives that judge what was chosen. NaN where no part holds both
-    classes, and where there are not two rows of each: what chose must not score.
+    Larger is better. Parts count by the positives that judge what was chosen. NaN where no part
+    holds both classes, and where there are not two rows of each: what chose must not score.
     """
     index = np.arange(scored.values.shape[1])
     total, weight = np.zeros(index.size), np.zeros(index.size)
-    for rest, part, positives in zip(scored.rest, scored.part, scored.part_positives, strict=True):
-        chosen = choose(rest, scored.weights, rule)
+    parts = zip(decision.chosen_without, scored.part, scored.part_positives, strict=True)
+    for chosen, part, positives in parts:
         gain = part[chosen, index] - part[0]
         alone = np.minimum(scored.positives, scored.negatives)[chosen, index] < 2
         counts = np.where(np.isfinite(gain) & ~alone, positives[chosen, index], 0.0)
@@ -206,18 +180,18 @@ def score_candidates(
     if unseen is None:
         unseen = [UnseenRows(np.zeros(n_rows, dtype=np.int16))] * len(heads)
     names = [str(k) for k in range(len(heads))] if names is None else names
-    candidates = _Candidates(heads, unseen, features, metric)
+    logits = CandidateLogits(heads, unseen, features, metric)
     work = _Work(len(heads), labels, metric, splits=splits, seed=seed)
-    width = candidates.width(n_rows)
+    width = logits.width(n_rows)
     passes, notes = 0, []
     with ThreadPoolExecutor(max(1, torch.get_num_threads())) as threads:
         for start in range(0, n_categories, width):
             block = range(start, min(start + width, n_categories))
-            columns = candidates.columns(block)
+            columns = logits.block(block)
             passes += 1
             if start == 0:
                 for k, name in enumerate(names):
-                    check = _Check(name, heads[0].categories, labels, unseen[k], force)
+                    check = CandidateCheck(name, heads[0].categories, labels, unseen[k], force)
                     notes += check.of(columns, k)
             work.same[:, block.start : block.stop] = columns.same
             scored = threads.map(work.score, block, (columns.of(c) for c in block))
@@ -227,24 +201,19 @@ def score_candidates(
     return work.result(passes, notes)
 
 
-class GainEstimates(NamedTuple):
-    """Gains of a choice over the original head, with what their intervals need."""
-
-    each: list[Estimate]  # C; error 0 where the original head is kept
-    mean: MeanError  # over the covered categories
-
-
-def gain_estimates(
+def candidate_gains(
     heads: Sequence[Head],
     features: Any,
     labels: PartialLabels,
     metric: Metric,
     *,
-    gains: NDArray[np.float64],
-    choice: NDArray[np.int64],
+    scored: Scored,
+    gains: Floats,
+    choice: Chosen,
     unseen: Sequence[UnseenRows],
-) -> GainEstimates:
-    """How unsure the gain of a choice over the original head is, per category and in the mean.
+    level: float = LEVEL,
+) -> Gains:
+    """Gains of a choice over the original head with intervals, per category and in the mean.
 
     By the logits and on the rows that judged. Errors that categories share through their images,
     or images through their group, count as shared. The features are read once more.
@@ -254,175 +223,52 @@ def gain_estimates(
         features: (N, D) of any kind, row i for row i of the labels.
         labels: (N, C).
         metric: of the gain.
-        gains: (C,) in the metric's own sign; NaN where a category is not covered.
+        scored: of these heads.
+        gains: (C,) larger is better, corrected for the choosing; NaN where that is not known.
         choice: (C,) which candidate was chosen.
         unseen: how each candidate is judged.
+        level: confidence level of the intervals.
     """
-    n_rows, n_categories = labels.shape
-    units = _groups(labels, None, n_rows)
-    each = [Estimate(float(gain), 0.0, 0, 0) for gain in gains]
-    mean = MeanError(int(units.max(initial=-1)) + 1)
-    candidates = _Candidates(heads, unseen, features, metric)
+    gains, n_categories = metric.sign * gains, labels.shape[1]
+    units = Units.of_labels(labels)
+    found = Differences(n_categories, units, level)
+    logits = CandidateLogits(heads, unseen, features, metric)
     wanted = choice == np.arange(len(heads))[:, None]
-    width = candidates.width(n_rows, of_each=False)
+    width = logits.width(labels.shape[0], of_each=False)
     for c in range(n_categories):
         if c % width == 0:
-            columns = candidates.columns(range(c, min(c + width, n_categories)), wanted)
-        rows, positive = labels.known(c)
-        shares = np.zeros(positive.size)
-        counts = int(positive.sum()), int((~positive).sum())
-        if not columns.is_same(int(choice[c]), c):
-            old, new = columns.of(c)[torch.from_numpy(np.array(rows))].T.contiguous().numpy()
-            use = _judged(old, new)
-            of_row = Units(units[rows[use]], labels.groups is not None)
-            found = difference_of(metric.name, old[use], new[use], positive[use], of_row)
-            if found is not None:
-                each[c] = found.estimate._replace(value=float(gains[c]))
-                shares[use] = found.shares
-        else:
-            each[c] = Estimate(float(gains[c]), 0.0, *counts)
-        if np.isfinite(gains[c]):
-            mean.add(each[c], shares, units[rows])
-    return GainEstimates(each, mean)
+            block = logits.block(range(c, min(c + width, n_categories)), wanted)
+        rows = np.array(labels.known(c)[0])
+        same = block.is_same(int(choice[c]), c)
+        one = _same(labels, c) if same else _difference(block, labels, c, metric, units)
+        one = one._replace(estimate=one.estimate._replace(value=float(gains[c])))
+        found.add(c, one, rows, is_same=same, counts=bool(np.isfinite(gains[c])))
+    centre = float(gains[known].mean()) if (known := np.isfinite(gains)).any() else np.nan
+    mean = (centre, *found.mean.interval_of_difference(level))
+    before = metric.sign * scored.values[0]
+    return Gains(before, gains, found.low, found.high, found.reason, mean)
 
 
-def _judged(old: NDArray[Any], new: NDArray[Any]) -> NDArray[np.bool_]:
-    """(n,) whether a row may judge both."""
-    return np.asarray(~(np.isnan(old) | np.isnan(new)))
+def _same(labels: PartialLabels, c: int) -> Difference:
+    """Of a category that keeps its row."""
+    positive = labels.known(c)[1]
+    counts = int(positive.sum()), int((~positive).sum())
+    return Difference(np.nan, np.nan, Estimate(0.0, 0.0, *counts), np.zeros(positive.size))
 
 
-class _Columns(NamedTuple):
-    """Logits of the different rows of all candidates, for a block of categories."""
-
-    own: torch.Tensor  # (N, columns) of the candidates themselves
-    judging: torch.Tensor  # (N, columns) by which rows judge; NaN where they may not
-    by_fold: list[list[torch.Tensor]]  # F of (N, its columns), of the fold heads of each candidate
-    place: NDArray[np.int64]  # (K, B) column of each candidate and category
-    same: NDArray[np.bool_]  # (K, B) the candidate's row is the original's, or is not wanted
-    first: int
-
-    def is_same(self, k: int, c: int) -> bool:
-        """Whether candidate k has the original's row in category c."""
-        return bool(self.same[k, c - self.first])
-
-    def of(self, c: int) -> torch.Tensor:
-        """(N, different candidates) logits that judge in category c, the original's first."""
-        place, same = self.place[:, c - self.first], self.same[:, c - self.first]
-        kept = np.concatenate([place[:1], place[1:][~same[1:]]])
-        return self.judging[:, torch.from_numpy(kept)]
-
-
-class _Candidates(NamedTuple):
-    """Candidates whose logits are taken block by block."""
-
-    heads: Sequence[Head]
-    unseen: Sequence[UnseenRows]
-    features: Any
-    metric: Metric
-
-    def width(self, n_rows: int, *, of_each: bool = True) -> int:
-        """Categories whose logits are held at once: of each candidate, or of one chosen."""
-        n_base, *n_others = (1 + len(one.fold_heads) for one in self.unseen)
-        n_heads = n_base + (sum(n_others) if of_each else max(n_others, default=0))
-        return max(1, _ENTRIES // max(1, n_rows * n_heads))
-
-    def columns(self, block: range, wanted: NDArray[np.bool_] | None = None) -> _Columns:
-        """Logits in a block of categories; of the (K, C) wanted, and of the original head."""
-        cut = slice(block.start, block.stop)
-        same = np.stack([self._is_same(head, cut) for head in self.heads])
-        if wanted is not None:
-            same |= ~wanted[:, cut]
-        index = [np.arange(len(block)), *(np.flatnonzero(~row) for row in same[1:])]
-        same[0] = True
-        ends = np.cumsum([at.size for at in index])
-        place = np.tile(index[0], (len(same), 1))
-        for k, at in enumerate(index):
-            place[k, at] = ends[k] - at.size + np.arange(at.size)
-        index = [at + block.start for at in index]
-        crossed = [
-            (h, at) for one, at in zip(self.unseen, index, strict=True) for h in one.fold_heads
-        ]
-        logits = self._logits([*zip(self.heads, index, strict=True), *crossed])
-        parts = iter(
-            torch.split(logits, [*(at.size for at in index), *(at.size for _, at in crossed)], 1)
-        )
-        own = [next(parts) for _ in index]
-        by_fold = [[next(parts) for _ in one.fold_heads] for one in self.unseen]
-        judging = whole = logits[:, : ends[-1]]
-        if any(one.part.any() for one in self.unseen):
-            every = zip(self.unseen, own, by_fold, index, strict=True)
-            judging = torch.cat([one.judging(z, f, at, self.metric) for one, z, f, at in every], 1)
-        return _Columns(whole, judging, by_fold, place, same, block.start)
-
-    def _is_same(self, head: Head, cut: slice) -> NDArray[np.bool_]:
-        base = self.heads[0]
-        equal = (head.weight[cut] == base.weight[cut]).all(1) & (_bias(head) == _bias(base))[cut]
-        return np.asarray(equal.cpu().numpy())
-
-    def _logits(self, pairs: list[tuple[Head, NDArray[np.int64]]]) -> torch.Tensor:
-        """(N, columns) of some rows of many heads, in one pass over the features."""
-        base, weights, biases = self.heads[0], [], []
-        for head, at in pairs:
-            rows = torch.from_numpy(at).to(head.device)
-            weights.append(head.weight[rows].to(base.device))
-            biases.append(_bias(head)[rows].to(base.device))
-        stacked = Head(torch.cat(weights), None if base.bias is None else torch.cat(biases))
-        index = np.concatenate([at for _, at in pairs]).tolist()
-        logits = stacked.logits(of_categories(self.features, index, base.n_categories)).cpu()
-        return check_head_logits(logits, [base.categories[at] for at in index], name="valid")
-
-
-def _bias(head: Head) -> torch.Tensor:
-    return head.weight.new_zeros(head.n_categories) if head.bias is None else head.bias
-
-
-class _Check(NamedTuple):
-    """Whether a candidate, features and labels belong together."""
-
-    name: str
-    categories: Sequence[str]
-    labels: PartialLabels
-    unseen: UnseenRows
-    force: bool
-
-    def of(self, columns: _Columns, k: int) -> list[str]:
-        """What was seen in a block of categories: by its own logits, and by those of folds."""
-        if k and columns.same[k].all():
-            return []
-        size = columns.same.shape[1]
-        whole = size == self.labels.shape[1]
-        labels = self.labels if whole else self.labels.take_categories(range(size))
-        at = torch.from_numpy(columns.place[k])
-        told = "valid" if k == 0 else f"valid, candidate {self.name!r}"
-        options: dict[str, Any] = {"categories": self.categories[:size], "force": self.force}
-        notes = check_match(columns.own[:, at], labels, name=told, **options)
-        notes += self._check_folds(columns, k, told)
-        crossed = np.flatnonzero(self.unseen.crossed)
-        logits = columns.judging[torch.from_numpy(crossed)][:, at]
-        if notes or not crossed.size or bool(logits.isnan().any()):
-            return notes
-        told = f"{told}, out-of-fold logits"
-        return check_match(logits, labels.take_rows(crossed), name=told, **options)
-
-    def _check_folds(self, columns: _Columns, k: int, told: str) -> list[str]:
-        """Whether rows, features and folds are those of one run."""
-        index = np.arange(columns.same.shape[1])
-        apart = self.unseen.apart(columns.by_fold[k], index if k == 0 else index[~columns.same[k]])
-        if not apart > _APART:
-            return []
-        text = f"{told}: its folds look mismatched with the rows or the features"
-        found = (
-            f"a category whose logits by the fold heads are {apart:.2g} standard deviations, in "
-            "the median, from the out-of-fold logits that it brings"
-        )
-        if self.force:
-            return [f"{text}: {found}."]
-        raise MismatchError(
-            text,
-            found=found,
-            expected=f"at most {_APART:g}: the rows and features that the run was tuned on",
-            remedy="the folds that belong to these rows; or force",
-        )
+def _difference(
+    block: LogitBlock, labels: PartialLabels, c: int, metric: Metric, units: Units
+) -> Difference:
+    """Of the chosen candidate and the original head, on the rows that judge both."""
+    rows, positive = labels.known(c)
+    old, new = block.of(c)[torch.from_numpy(np.array(rows))].T.contiguous().numpy()
+    use = judged(old, new)
+    found = difference_of(metric.name, old[use], new[use], positive[use], units.take(rows[use]))
+    shares = np.zeros(positive.size)
+    if found is None:
+        return Difference(np.nan, np.nan, Estimate(0.0, 0.0, 0, 0), shares)
+    shares[use] = found.shares
+    return found._replace(shares=shares)
 
 
 def deal(labels: PartialLabels, splits: int, seed: int) -> NDArray[np.int8]:
@@ -432,8 +278,8 @@ def deal(labels: PartialLabels, splits: int, seed: int) -> NDArray[np.int8]:
     dealt in turn.
     """
     n_rows, n_categories = labels.shape
-    units = _groups(labels, None, n_rows)
-    n_units = int(units.max(initial=-1)) + 1
+    of_labels = Units.of_labels(labels)
+    units, n_units = of_labels.of_row, of_labels.n_units
     rarest = np.full(n_units, n_categories)
     for rank, c in enumerate(np.argsort(-labels.counts().positive, kind="stable")):
         rows, positive = labels.known(int(c))
@@ -533,7 +379,7 @@ class _Work:
         side = positive[use]
         if side.all() or not side.any():
             return None
-        sign = 1.0 if self.metric.higher_is_better else -1.0
+        sign = self.metric.sign
         found = influence(self.metric.name, scores[use], side)
         moves = np.zeros(use.size)
         moves[use] = sign * found.rows
@@ -544,7 +390,7 @@ class _Work:
         positive = known.positive
         together: dict[bytes, tuple[NDArray[np.bool_], Influence | None, list[Any]]] = {}
         for place, k in enumerate((np.flatnonzero(~self.same[1:, c]) + 1).tolist(), 1):
-            use = _judged(logits[0], logits[place])
+            use = judged(logits[0], logits[place])
             key = use.tobytes()
             if key not in together:
                 together[key] = use, self._influence(logits[0], positive, use), []

@@ -13,37 +13,23 @@ above zero, nothing is replaced: no category then has others to lean on.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from catwise.errors import ConfigError
-from catwise.metrics.intervals import (
-    Difference,
-    MeanError,
-    Units,
-    difference_of,
-    interval_of_difference,
-    reason_without_difference,
-)
+from catwise.metrics.intervals import Difference, Differences, Units, difference_of, has_interval
 from catwise.metrics.levels import leave_one_out_precision
-from catwise.metrics.registry import METRICS
-from catwise.tuning.choice.decide import Decision, FoldScores, clearly_worse
+from catwise.metrics.registry import METRICS, Metric
+from catwise.tuning.choice.nested import Decision, FoldScores
+from catwise.tuning.choice.rules import Chosen, Floats, clearly_worse
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from catwise.metrics import Metric
-
-    HeldOut = Callable[[NDArray[np.int64], int], Tensor]
-    Logits = NDArray[np.float32]
-
-__all__ = ["Gains", "Scorer", "levels", "on_one_scale", "without_harm"]
+HeldOut: TypeAlias = Callable[[Chosen, int], Tensor]
+Logits: TypeAlias = NDArray[np.float32]
 
 _BLOCK_ENTRIES = 1 << 24
 
@@ -53,25 +39,33 @@ class Gains:
     """Scores of the original head, and gains over it; (C,) each.
 
     Attributes:
-        before: level of the original head; average precision without its excess on few
-            positives. NaN where it is not defined.
-        gain: score after − before, in the metric's own direction.
+        before: score of the original head; in `tune` average precision is without its excess on
+            few positives. NaN where it is not defined.
+        gain: score after − before, in the metric's own direction, corrected for the choosing.
         low: lower end of its interval; NaN where there is none.
         high: upper end.
         why: the reason without an interval, a key of `EXPLANATIONS`, or None.
-        mean: the mean gain over the categories with a level, and the ends of its interval.
+        mean: the mean gain over the categories that have one, and the ends of its interval.
     """
 
-    before: NDArray[np.float64]
-    gain: NDArray[np.float64]
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
+    before: Floats
+    gain: Floats
+    low: Floats
+    high: Floats
     why: list[str | None]
     mean: tuple[float, float, float]
 
-    def has_mean_gain(self, *, higher_is_better: bool) -> bool:
+    def has_mean_gain(self, metric: Metric) -> bool:
         """Whether the mean gain is above zero, for a loss below it; not where it is not known."""
-        return self.mean[0] > 0.0 if higher_is_better else self.mean[0] < 0.0
+        return metric.sign * self.mean[0] > 0.0
+
+    def clearly_worse(self, metric: Metric) -> NDArray[np.bool_]:
+        """(C,) whether an interval lies wholly on the wrong side of zero."""
+        return clearly_worse(self.low, self.high, higher_is_better=metric.higher_is_better)
+
+    def without_mean(self) -> Gains:
+        """Where nothing is replaced: the mean gain is 0, without an interval."""
+        return replace(self, mean=(abs(self.mean[0]) * 0.0, np.nan, np.nan))
 
 
 class Scorer(NamedTuple):
@@ -94,12 +88,11 @@ class Scorer(NamedTuple):
         rows = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
         return cls(metric, codes.cpu().numpy(), Units(rows, groups is not None))
 
-    def take(self, rows: NDArray[np.int64]) -> Scorer:
+    def select_rows(self, rows: Chosen) -> Scorer:
         """On some of the rows."""
-        units = Units(self.units.of_row[rows], self.units.is_grouped)
-        return Scorer(self.metric, self.codes[:, rows], units)
+        return Scorer(self.metric, self.codes[:, rows], self.units.take(rows))
 
-    def values(self, logits: Logits) -> NDArray[np.float64]:
+    def values(self, logits: Logits) -> Floats:
         """(C,) scores; NaN where a class is not known."""
         width = max(1, _BLOCK_ENTRIES // max(logits.shape[1], 1))
         parts = [np.empty(0)]
@@ -109,7 +102,7 @@ class Scorer(NamedTuple):
             parts.append(score(torch.from_numpy(logits[block])).double().numpy())
         return np.concatenate(parts)
 
-    def levels(self, logits: Logits) -> NDArray[np.float64]:
+    def levels(self, logits: Logits) -> Floats:
         """(C,) scores, average precision without its excess on few positives."""
         if self.metric is not METRICS["average_precision"]:
             return self.values(logits)
@@ -119,48 +112,48 @@ class Scorer(NamedTuple):
     def gains(self, before: Logits, after: Logits) -> Gains:
         """What the second logits gain over the first."""
         level, gain = self.levels(before), self.values(after) - self.values(before)
-        low, high = np.full_like(gain, np.nan), np.full_like(gain, np.nan)
-        why: list[str | None] = [None] * gain.size
-        mean = MeanError(int(self.units.of_row.max(initial=-1)) + 1)
-        for c in np.flatnonzero(np.isfinite(gain)).tolist():
-            found = self._difference(before, after, c)
-            if found is None:
-                why[c] = "no_interval_for_metric"
-                continue
-            known = self.codes[c] >= 0
-            low[c], high[c] = interval_of_difference(found.estimate)
-            same = np.array_equal(before[c, known], after[c, known])
-            why[c] = reason_without_difference(found.estimate, is_same=same)
-            if np.isfinite(level[c]):
-                mean.add(found.estimate, found.shares, self.units.of_row[known])
+        found = self._differences(np.isfinite(gain), before, after, counts=np.isfinite(level))
         gain[np.isnan(level)] = np.nan
         scored = gain[np.isfinite(gain)]
         centre = float(scored.mean()) if scored.size else float("nan")
-        return Gains(level, gain, low, high, why, (centre, *mean.interval_of_difference()))
+        mean = (centre, *found.mean.interval_of_difference())
+        return Gains(level, gain, found.low, found.high, found.reason, mean)
 
     def harmed(self, among: NDArray[np.bool_], before: Logits, after: Logits) -> NDArray[np.bool_]:
         """(C,) whether the interval of a gain lies wholly on the wrong side of zero."""
-        low, high = np.full(among.size, np.nan), np.full(among.size, np.nan)
+        found = self._differences(among, before, after)
+        return clearly_worse(found.low, found.high, higher_is_better=self.metric.higher_is_better)
+
+    def _differences(
+        self,
+        among: NDArray[np.bool_],
+        before: Logits,
+        after: Logits,
+        *,
+        counts: NDArray[np.bool_] | None = None,
+    ) -> Differences:
+        """Of some categories; the mean covers those that count."""
+        found = Differences(among.size, self.units)
         for c in np.flatnonzero(among).tolist():
-            found = self._difference(before, after, c)
-            if found is not None:
-                low[c], high[c] = interval_of_difference(found.estimate)
-        return clearly_worse(low, high, higher_is_better=self.metric.higher_is_better)
+            one = self._difference(before, after, c)
+            if one is None:
+                found.reason[c] = "no_interval_for_metric"
+                continue
+            known = np.flatnonzero(self.codes[c] >= 0)
+            same = np.array_equal(before[c, known], after[c, known])
+            found.add(c, one, known, is_same=same, counts=counts is not None and bool(counts[c]))
+        return found
 
     def _difference(self, before: Logits, after: Logits, c: int) -> Difference | None:
         """None where there is no interval for the metric."""
-        rows = np.flatnonzero(self.codes[c] >= 0)
-        units = Units(self.units.of_row[rows], self.units.is_grouped)
-        positive = self.codes[c, rows] == 1
-        try:
-            return difference_of(self.metric.name, before[c, rows], after[c, rows], positive, units)
-        except ConfigError:  # a metric of one's own has no influence function
+        if not has_interval(self.metric):
             return None
+        rows = np.flatnonzero(self.codes[c] >= 0)
+        positive, units = self.codes[c, rows] == 1, self.units.take(rows)
+        return difference_of(self.metric.name, before[c, rows], after[c, rows], positive, units)
 
 
-def levels(
-    before: NDArray[np.float64], gain: NDArray[np.float64], metric: Metric
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def levels(before: Floats, gain: Floats, metric: Metric) -> tuple[Floats, Floats]:
     """(C,) scores before and after; average precision is moved into [0, 1] with its gain.
 
     Its level has no excess and its gain may, which matters on a handful of positives only.
@@ -194,7 +187,7 @@ class Corrected(NamedTuple):
 
     decision: Decision
     gains: Gains
-    selected_on: NDArray[np.float64]
+    selected_on: Floats
     clearly_worse: NDArray[np.bool_]
     without_mean_gain: NDArray[np.bool_]
 
@@ -222,38 +215,37 @@ def without_harm(
         fold: (n,) of the rows.
         scorer: of all rows.
         needs_gain: False where the original head was trained on these rows: its scores are too
-            good there, and gains are told too low.
+            good there, and gains are reported too low.
     """
-    before = on_one_scale(base, scorer.metric).cpu().numpy()
+    metric, chosen = scorer.metric, decision.chosen
+    before = on_one_scale(base, metric).cpu().numpy()
     after, chosen_without = before.copy(), decision.chosen_without.copy()
     for f in np.argsort(decision.settings_without, kind="stable"):
         taken = held_out(chosen_without[f], decision.settings_without[f]).cpu().numpy()
         rest, own = np.flatnonzero(fold != f), np.flatnonzero(fold == f)
-        lost = _lost(scores.mean(scores.without(f)), chosen_without[f])
-        worse = scorer.take(rest).harmed(lost, before[:, rest], taken[:, rest])
+        lost = _lost(scores.mean(without=f), chosen_without[f])
+        worse = scorer.select_rows(rest).harmed(lost, before[:, rest], taken[:, rest])
         chosen_without[f, worse] = 0
         cells = np.ix_(chosen_without[f] > 0, own)
         after[cells] = taken[cells]
     gains, level = scorer.gains(before, after), scorer.values(before)
-    taken = held_out(decision.chosen, decision.setting).cpu().numpy()
-    raw = np.where(decision.chosen > 0, scorer.values(taken) - level, 0.0)
-    worse = scorer.harmed(_lost(scores.mean(), decision.chosen), before, taken)
-    higher = scorer.metric.higher_is_better
-    worse |= clearly_worse(gains.low, gains.high, higher_is_better=higher) & (decision.chosen > 0)
-    no_gain = (
-        (decision.chosen > 0)
-        & ~worse
-        & (needs_gain and not gains.has_mean_gain(higher_is_better=higher))
-    )
+    taken = held_out(chosen, decision.setting).cpu().numpy()
+    raw = np.where(chosen > 0, scorer.values(taken) - level, 0.0)
+    worse = scorer.harmed(_lost(scores.mean(), chosen), before, taken)
+    worse |= gains.clearly_worse(metric) & (chosen > 0)
+    no_gain = (chosen > 0) & ~worse & (needs_gain and not gains.has_mean_gain(metric))
     kept = worse | no_gain
-    chosen = np.where(kept, 0, decision.chosen)
-    if not chosen.any():
-        gains = replace(gains, mean=(abs(gains.mean[0]) * 0.0, np.nan, np.nan))
+    final = np.where(kept, 0, chosen)
     setting = min(decision.setting, 0) if no_gain.any() else decision.setting
-    found = decision._replace(chosen=chosen, setting=setting, chosen_without=chosen_without)
-    return Corrected(found, gains, np.where(kept, 0.0, raw), worse, no_gain)
+    return Corrected(
+        decision._replace(chosen=final, setting=setting, chosen_without=chosen_without),
+        gains if final.any() else gains.without_mean(),
+        np.where(kept, 0.0, raw),
+        worse,
+        no_gain,
+    )
 
 
-def _lost(scores: NDArray[np.float64], chosen: NDArray[np.int64]) -> NDArray[np.bool_]:
+def _lost(scores: Floats, chosen: Chosen) -> NDArray[np.bool_]:
     """(C,) where the chosen candidate's score is below the original head's."""
     return np.asarray(scores[chosen, np.arange(chosen.size)] < scores[0])

@@ -31,15 +31,9 @@ from torch import Tensor
 
 from catwise.errors import ConfigError, check_rules
 from catwise.losses import resolve_loss
-from catwise.tuning.choice.decide import (
-    Decision,
-    FoldScores,
-    choose_each,
-    choose_one,
-    choose_staged,
-    decide,
-)
 from catwise.tuning.choice.gains import Corrected, Scorer, on_one_scale, without_harm
+from catwise.tuning.choice.nested import Decision, FoldScores, nested_choice
+from catwise.tuning.choice.rules import choose_each, choose_one, choose_staged
 from catwise.tuning.fits.affine import fit_affine
 from catwise.tuning.fits.penalised import (
     PenalisedFit,
@@ -240,11 +234,11 @@ def fit_and_select(
             values[k, :, block] = scorer(out[k], block)
         passes += sum(fitter.passes for fitter in fitters.values())
     table = _Table(grid.settings, values, deltas, intercepts)
-    sign = 1.0 if metric.higher_is_better else -1.0
+    sign = metric.sign
     plain = partial(choose_one, n_preferred=grid.n_preferred)
     stages = config.stages.get(metric.name, ())
     if stages:
-        found = decide(FoldScores(sign * values, scorer.positives), plain)
+        found = nested_choice(FoldScores(sign * values, scorer.positives), plain)
         # Every fit that some choice would take, so that each choice can be repeated whole.
         taken = sorted({found.setting, *found.settings_without})
         passes += table.add_stages(
@@ -258,7 +252,7 @@ def fit_and_select(
         )
     choose = partial(choose_staged, choose=plain, variants=table.variants, n_plain=len(values))
     scores = FoldScores(sign * table.values, scorer.positives)
-    decision = decide(scores, choose)
+    decision = nested_choice(scores, choose)
     delta, intercept, more = _refit(
         table, decision.setting, fresh=fresh, train=train, config=config, metric=metric
     )
@@ -629,10 +623,10 @@ def only_select(
                     scorer.whole(out, block),
                 )
             counter.step(f"direction {g + 1} of {len(grid)}")
-    sign = 1.0 if metric.higher_is_better else -1.0
+    sign = metric.sign
     choose = partial(choose_each, prior=config.grid_prior)
-    scores = FoldScores(sign * values, scorer.positives)
-    decision = decide(scores, choose, final=sign * final)
+    scores = FoldScores(sign * values, scorer.positives, sign * final)
+    decision = nested_choice(scores, choose)
     steps = torch.tensor([0.0, *(s.options["step"] for s in settings[1:])]).to(directions)
     index = torch.arange(n_categories, device=directions.device)
     intercept = fresh.logits.new_zeros(n_categories)

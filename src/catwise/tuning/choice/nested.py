@@ -1,0 +1,110 @@
+"""The nested choice: made from all rows, and again without each part of them.
+
+The best of many candidates looks better than it is. So the whole choice is repeated without each
+part of the rows, and only that part scores what was chosen without it: the folds of `tune`, or the
+tenths of many random splits in `select`. What chooses is the same `Rule` in all of them.
+
+Source: Varma & Simon, "Bias in error estimation when using cross-validation for model
+selection", BMC Bioinformatics 7, 2006; Cawley & Talbot, "On over-fitting in model selection",
+JMLR 11, 2010.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from catwise.tuning.choice.rules import Chosen, Floats, Rule, pooled_gain
+
+
+class Judged(NamedTuple):
+    """Floats of K candidates, larger is better, and the positives that judge: (C,) or (K, C)."""
+
+    scores: Floats
+    positives: Floats
+
+
+class Candidates(Protocol):
+    """What a choice is made from; candidate 0 is the original head."""
+
+    @property
+    def n_parts(self) -> int:
+        """How many parts of the rows there are."""
+
+    def whole(self) -> Judged:
+        """On all rows."""
+
+    def without(self, part: int) -> Judged:
+        """On the rows outside of a part."""
+
+
+class Decision(NamedTuple):
+    """What was chosen.
+
+    Attributes:
+        chosen: (C,) candidate of each category; 0 is the original head.
+        setting: the candidate chosen for all, −1 where each category has its own.
+        pooled: (K,) pooled mean gain of each candidate.
+        chosen_without: (P, C) what was chosen without each part.
+        settings_without: P, what was chosen for all without each part; as `setting`.
+    """
+
+    chosen: Chosen
+    setting: int
+    pooled: Floats
+    chosen_without: Chosen
+    settings_without: tuple[int, ...]
+
+
+def nested_choice(candidates: Candidates, rule: Rule) -> Decision:
+    """Choose from all rows, and without each part of them."""
+    whole = candidates.whole()
+    chosen, setting = rule(*whole)
+    without, settings = zip(
+        *(rule(*candidates.without(part)) for part in range(candidates.n_parts)), strict=True
+    )
+    pooled = pooled_gain(whole.scores - whole.scores[:1], whole.positives)
+    return Decision(chosen, setting, pooled, np.stack(without), settings)
+
+
+@dataclass(frozen=True, eq=False)
+class FoldScores:
+    """Floats inside every fold, on rows that did not fit the candidate.
+
+    Args:
+        values: (K, F, C) larger is better, candidate 0 the original head; NaN where a fold lacks
+            a class.
+        positives: (F, C) known positives of each fold, 0 where the score is not defined.
+        final: (K, C) what chooses from all rows where that is not the average over folds.
+    """
+
+    values: Floats
+    positives: Floats
+    final: Floats | None = None
+
+    @property
+    def n_parts(self) -> int:
+        """F."""
+        return len(self.positives)
+
+    def whole(self) -> Judged:
+        """Averages over all folds, or the final scores."""
+        total = self.mean() if self.final is None else self.final
+        return Judged(total, self.positives.sum(0))
+
+    def without(self, part: int) -> Judged:
+        """Averages over the other folds."""
+        return Judged(self.mean(without=part), self.positives[self._others(part)].sum(0))
+
+    def mean(self, *, without: int | None = None) -> Floats:
+        """(K, C) averages over folds by their positives; NaN where no fold has a score."""
+        use = self._others(without)
+        weight = self.positives[use]
+        total = np.einsum("kfc,fc->kc", np.nan_to_num(self.values[:, use]), weight)
+        count = weight.sum(0)
+        return np.where(count > 0, total / np.maximum(count, 1e-12), np.nan)
+
+    def _others(self, fold: int | None) -> Chosen:
+        return np.flatnonzero(np.arange(self.n_parts) != (-1 if fold is None else fold))
