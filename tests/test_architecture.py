@@ -59,6 +59,7 @@ PRIVATE: set[tuple[str, str]] = {
     ("tuning/account/memorisation.py", "catwise.metrics.bootstrap._groups"),
     ("tuning/account/memorisation.py", "catwise.metrics.bootstrap._known"),
     ("tuning/choice/candidates.py", "catwise.metrics._inputs.check_head_logits"),
+    ("tuning/choice/logits.py", "catwise.metrics._inputs.check_head_logits"),
     ("tuning/choice/candidates.py", "catwise.metrics.bootstrap._groups"),
     ("tuning/inputs.py", "catwise.metrics._inputs.as_tensor"),
     ("tuning/inputs.py", "catwise.metrics._inputs.check_head_logits"),
