@@ -52,17 +52,9 @@ CIRCLES: list[set[str]] = [
     {"models/adapters/transformers.py", "models/registry.py"},
 ]
 PRIVATE: set[tuple[str, str]] = {
-    ("tuning/account/held_out.py", "catwise.metrics._inputs.check_head_logits"),
-    ("tuning/account/memorisation.py", "catwise.metrics._inputs.checked_labels"),
-    ("tuning/account/memorisation.py", "catwise.metrics._inputs.checked_logits"),
-    ("tuning/account/memorisation.py", "catwise.metrics._inputs.label_shape"),
     ("tuning/account/memorisation.py", "catwise.metrics.bootstrap._groups"),
     ("tuning/account/memorisation.py", "catwise.metrics.bootstrap._known"),
-    ("tuning/choice/candidates.py", "catwise.metrics._inputs.check_head_logits"),
-    ("tuning/choice/logits.py", "catwise.metrics._inputs.check_head_logits"),
     ("tuning/choice/candidates.py", "catwise.metrics.bootstrap._groups"),
-    ("tuning/inputs.py", "catwise.metrics._inputs.as_tensor"),
-    ("tuning/inputs.py", "catwise.metrics._inputs.check_head_logits"),
 }
 LONG: set[str] = {
     "cli/apply.py command",

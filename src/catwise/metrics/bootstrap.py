@@ -27,7 +27,7 @@ import torch
 
 from catwise._arrays import as_numpy
 from catwise.errors import ConfigError, IdError, ShapeError
-from catwise.metrics._inputs import (
+from catwise.metrics.inputs import (
     Array,
     checked_labels,
     checked_logits,

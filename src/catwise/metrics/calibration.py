@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from catwise.metrics._inputs import Array, Entries, entries, in_order, where_known
+from catwise.metrics.inputs import Array, Entries, entries, in_order, where_known
 from catwise.metrics.ranking import tie_edges
 
 __all__ = ["ECE_BINS", "brier_columns", "ece_columns", "log_loss_columns"]

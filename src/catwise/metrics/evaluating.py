@@ -22,8 +22,8 @@ from catwise.joining import (
     source_digests,
 )
 from catwise.labels.audit import labelled_part
-from catwise.metrics._inputs import as_tensor, check_head_logits, known_entries, known_scores
 from catwise.metrics.evaluation import Evaluation, HeadComparison, Interval
+from catwise.metrics.inputs import as_tensor, check_head_logits, known_entries, known_scores
 from catwise.metrics.intervals import (
     LEVEL,
     MIN_COUNT,
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from catwise.heads import Head
     from catwise.labels import PartialLabels
-    from catwise.metrics._inputs import KnownScores
+    from catwise.metrics.inputs import KnownScores
 
 __all__ = ["DEFAULT_METRICS", "compare_heads", "evaluate"]
 

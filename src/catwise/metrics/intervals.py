@@ -37,16 +37,16 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from catwise.metrics._inputs import label_shape
 from catwise.metrics.bootstrap import _groups
 from catwise.metrics.influence import influence
+from catwise.metrics.inputs import label_shape
 from catwise.metrics.registry import METRICS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from catwise.labels import PartialLabels
-    from catwise.metrics._inputs import Array
+    from catwise.metrics.inputs import Array
     from catwise.metrics.registry import Metric
 
 __all__ = [

@@ -32,8 +32,8 @@ import numpy as np
 import torch
 
 from catwise.errors import MismatchError
-from catwise.metrics._inputs import Array, coerced_codes, label_shape
 from catwise.metrics.bootstrap import category_names
+from catwise.metrics.inputs import Array, coerced_codes, label_shape
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

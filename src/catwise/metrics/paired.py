@@ -20,8 +20,8 @@ import torch
 from catwise._json import number
 from catwise._text import count, gain, interval, plural, score
 from catwise.errors import ConfigError
-from catwise.metrics._inputs import checked_labels, checked_logits, known_scores, label_shape
 from catwise.metrics.bootstrap import benjamini_hochberg, category_names
+from catwise.metrics.inputs import checked_labels, checked_logits, known_scores, label_shape
 from catwise.metrics.intervals import (
     LEVEL,
     Difference,
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from catwise.labels import PartialLabels
-    from catwise.metrics._inputs import Array
+    from catwise.metrics.inputs import Array
 
 __all__ = ["OUTCOMES", "PairedComparison", "PairedScores", "compare_logits"]
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from catwise.labels.reasons import class_reason
-from catwise.metrics._inputs import (
+from catwise.metrics.inputs import (
     Array,
     category_blocks,
     checked_logits,

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from catwise.errors import ConfigError, ShapeError
-from catwise.metrics._inputs import (
+from catwise.metrics.inputs import (
     NEGATIVE,
     POSITIVE,
     Array,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from catwise.errors import ConfigError, ShapeError, nearest
 from catwise.metrics import calibration, ranking, threshold
-from catwise.metrics._inputs import (
+from catwise.metrics.inputs import (
     NEGATIVE,
     POSITIVE,
     Array,

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from catwise.metrics._inputs import (
+from catwise.metrics.inputs import (
     Array,
     Entries,
     as_tensor,

@@ -28,7 +28,7 @@ from catwise.joining import (
 )
 from catwise.labels import LabelPolicy
 from catwise.labels.audit import labelled_part
-from catwise.metrics._inputs import as_tensor, check_head_logits
+from catwise.metrics.inputs import as_tensor, check_head_logits
 from catwise.metrics.mismatch import check_match
 
 if TYPE_CHECKING:

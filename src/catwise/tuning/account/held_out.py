@@ -20,9 +20,9 @@ from catwise.joining import (
     seen_rows,
     source_ids,
 )
-from catwise.metrics._inputs import check_head_logits
 from catwise.metrics.evaluating import compare_heads
 from catwise.metrics.influence import influence
+from catwise.metrics.inputs import check_head_logits
 from catwise.metrics.mismatch import check_match
 from catwise.tuning.inputs import Data, check_kinds, make_data, same_categories
 

@@ -20,8 +20,8 @@ import torch
 from catwise._json import number
 from catwise.errors import ConfigError, ShapeError
 from catwise.labels.reasons import class_reason
-from catwise.metrics._inputs import checked_labels, checked_logits, label_shape
 from catwise.metrics.bootstrap import _groups, _known, category_names
+from catwise.metrics.inputs import checked_labels, checked_logits, label_shape
 from catwise.metrics.intervals import (
     Estimate,
     MeanError,

@@ -14,7 +14,7 @@ from catwise.features import of_categories
 from catwise.heads import Head
 from catwise.labels import PartialLabels
 from catwise.metrics import Metric
-from catwise.metrics._inputs import check_head_logits
+from catwise.metrics.inputs import check_head_logits
 from catwise.metrics.mismatch import check_match
 from catwise.tuning.choice.unseen import UnseenRows
 
