@@ -1,7 +1,19 @@
 """Metrics on logits over known labels: per category, macro, micro, and with intervals.
 
-Functions of (N, C) logits live here by their plain names; kernels on category-major blocks
-end in ``_columns``.
+Functions of (N, C) logits live here by their plain names. Kernels on category-major blocks end in
+``_columns``; all of them take
+
+- ``scores`` (..., M) logits, of which only the order matters to metrics that rank;
+- ``codes`` (..., M) int8, which broadcast against the scores: 1 positive, 0 negative; all other
+  codes are ignored;
+- ``weight`` (..., M) non-negative row weights (a duplicate is a weight of 2), or None;
+- ``threshold``, where the metric has one: the logit from which an image is called positive; and
+  ``prevalence``: the share of positives to assume, in (0, 1), at which true and false positives
+  count ``π TPR`` and ``(1 − π) FPR``. Both broadcast against the result.
+
+They give (...,) float64 on the device of the scores, in [0, 1] unless they say otherwise; NaN where
+a class that the metric needs is not known, or a known score is NaN. What does not broadcast is a
+ShapeError, an option out of range a ConfigError.
 """
 
 from __future__ import annotations

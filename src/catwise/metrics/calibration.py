@@ -2,8 +2,8 @@
 
 All three read a logit s as the probability ``sigmoid(s)`` and stay finite and exact for logits
 of ±1,000: nothing is computed as one minus a rounded probability. Lower is better. They are means
-over the known labels, so that a category of which only one class is known has them too; a metric
-that ranks the one class above the other needs both.
+over the known labels, so that a category of which only one class is known has them too, and NaN
+is left where no label is known. What all kernels take and give is said in :mod:`catwise.metrics`.
 
 >>> import torch
 >>> logits = torch.tensor([[1000.0, -1000.0, 0.0]])
@@ -21,22 +21,12 @@ from torch.nn.functional import softplus
 from catwise.metrics.inputs import Array, Entries, entries, in_order, where_known
 from catwise.metrics.ranking import tie_edges
 
-__all__ = ["ECE_BINS", "brier_columns", "ece_columns", "log_loss_columns"]
-
 #: Equal-mass bins of the calibration error.
 ECE_BINS = 15
 
 
 def brier_columns(scores: Array, codes: Array, *, weight: Array | None = None) -> Tensor:
-    """Brier score ``mean((sigmoid(s) − y)²)``, along the last dimension.
-
-    Args:
-        scores: (..., M) logits.
-        codes: (..., M) int8; 1 positive, 0 negative, all other codes are ignored.
-        weight: (..., M) non-negative row weights, or None.
-
-    Returns:
-        (...,) float64 in [0, 1]; NaN where no label is known. One class alone has its value.
+    """Brier score ``mean((sigmoid(s) − y)²)``, in [0, 1].
 
     Source: Brier, "Verification of forecasts expressed in terms of probability", 1950, in the
     one-class form. Matches: scikit-learn ``brier_score_loss``.
@@ -50,8 +40,7 @@ def brier_columns(scores: Array, codes: Array, *, weight: Array | None = None) -
 def log_loss_columns(scores: Array, codes: Array, *, weight: Array | None = None) -> Tensor:
     """Log-loss ``mean(softplus(−s))`` over positives and ``softplus(s)`` over negatives, in nats.
 
-    Arguments and result as :func:`brier_columns`; the result is in [0, inf). Probabilities
-    are not clipped: a logit of −1,000 on a positive costs 1,000.
+    In [0, inf): probabilities are not clipped, a logit of −1,000 on a positive costs 1,000.
 
     Matches: scikit-learn ``log_loss`` where that does not clip.
     """
@@ -77,12 +66,9 @@ def ece_columns(
 
     Args:
         scores: (..., M) logits.
-        codes: (..., M) int8; 1 positive, 0 negative, all other codes are ignored.
-        weight: (..., M) non-negative row weights, or None.
+        codes: (..., M) int8.
+        weight: (..., M) or None.
         n_bins: number of bins, at least 1.
-
-    Returns:
-        (...,) float64 in [0, 1]; NaN where no label is known. One class alone has its value.
 
     Source: Naeini et al., "Obtaining well calibrated probabilities using Bayesian binning",
     AAAI 2015, with the equal-mass bins of Nguyen & O'Connor, EMNLP 2015.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -11,12 +12,8 @@ from torch import Tensor
 
 from catwise._arrays import dense
 from catwise.errors import ConfigError, FeatureError, ShapeError
+from catwise.labels import PartialLabels
 from catwise.labels.reading import array_codes
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from catwise.labels import PartialLabels
 
 #: What the kernels and the public functions read as an array.
 Array: TypeAlias = Tensor | NDArray[Any]
@@ -28,11 +25,7 @@ BLOCK_ENTRIES = 1 << 22
 
 
 def as_tensor(array: Array | float, name: str = "scores, codes and weights") -> Tensor:
-    """A tensor that shares the memory of `array` where torch can.
-
-    Raises:
-        FeatureError: If it is no dense array of numbers.
-    """
+    """A tensor that shares the memory of `array` where torch can; else FeatureError."""
     values = dense(array, name=name, error=FeatureError)
     tensor = isinstance(values, Tensor)
     if values.is_complex() if tensor else values.dtype.kind not in "fiub":
@@ -61,11 +54,7 @@ class Entries(NamedTuple):
 
 
 def entries(scores: Array, codes: Array, weight: Array | None, *, fill: float = 0.0) -> Entries:
-    """Broadcast scores, codes and weights, and blank out what does not count.
-
-    Raises:
-        ShapeError: If they do not broadcast.
-    """
+    """Scores, codes and weights of one shape, with what does not count blanked out."""
     score, code = as_tensor(scores), as_tensor(codes)
     weights = torch.ones((), dtype=torch.float64) if weight is None else as_tensor(weight).double()
     try:
@@ -107,11 +96,7 @@ def where_known(value: Tensor, given: Entries) -> Tensor:
 
 
 def checked_prevalence(prevalence: float | Array | None, device: torch.device) -> Tensor | None:
-    """The stated prevalence as a float64 tensor.
-
-    Raises:
-        ConfigError: If it is not inside (0, 1).
-    """
+    """The stated prevalence as a float64 tensor; ConfigError if it is not inside (0, 1)."""
     if prevalence is None:
         return None
     share = as_tensor(prevalence, "the prevalence").to(device, torch.float64)
@@ -124,41 +109,34 @@ def checked_prevalence(prevalence: float | Array | None, device: torch.device) -
     return share
 
 
-def coerced_codes(labels: PartialLabels | Array) -> NDArray[np.int8]:
-    """(N, C) int8 codes of labels given as `PartialLabels` or as an array of codes.
+def restated(
+    true: Any, false: Any, n_positive: Any, n_negative: Any, share: Any
+) -> tuple[Any, Any]:
+    """Weights of true and false positives at a stated prevalence: ``π TPR`` and ``(1 − π) FPR``."""
+    return share * true / n_positive, (1.0 - share) * false / n_negative
 
-    Raises:
-        LabelError: If an array holds other values than the four codes.
-        ShapeError: If it is not two-dimensional.
-    """
-    codes = getattr(labels, "codes", None)
-    return codes if isinstance(codes, np.ndarray) else array_codes(labels)
+
+def coerced_codes(labels: PartialLabels | Array) -> NDArray[np.int8]:
+    """(N, C) int8 codes of labels; LabelError or ShapeError if an array holds none."""
+    return labels.codes if isinstance(labels, PartialLabels) else array_codes(labels)
 
 
 def checked_labels(labels: PartialLabels | Array) -> PartialLabels | NDArray[np.int8]:
     """`PartialLabels` as they are; an array as its checked (N, C) int8 codes."""
-    if not isinstance(labels, (Tensor, np.ndarray)) and hasattr(labels, "storage"):
-        return labels
-    return coerced_codes(labels)
+    return labels if isinstance(labels, PartialLabels) else coerced_codes(labels)
 
 
 def label_shape(labels: PartialLabels | Array) -> tuple[int, int]:
     """(N, C) of labels, without making their codes dense."""
-    if not isinstance(labels, (Tensor, np.ndarray)) and hasattr(labels, "storage"):
-        return labels.shape
-    n, c = coerced_codes(labels).shape
+    n, c = checked_labels(labels).shape
     return n, c
 
 
 def checked_logits(logits: Array, shape: tuple[int, int]) -> Tensor:
-    """(N, C) logits that fit the labels and are finite.
+    """(N, C) logits that fit the labels and are finite; else ShapeError or FeatureError.
 
     Infinite ones are refused as NaN is: they come of probabilities of 0 and 1, whose order they
     have lost, or of an overflow, and a log-loss of them is infinite.
-
-    Raises:
-        ShapeError: If the shapes differ.
-        FeatureError: If a logit is NaN or infinite.
     """
     score = as_tensor(logits, "logits")
     if tuple(score.shape) != shape:
@@ -187,16 +165,7 @@ def checked_logits(logits: Array, shape: tuple[int, int]) -> Tensor:
 
 
 def check_head_logits(logits: Tensor, categories: Sequence[str], *, name: str) -> Tensor:
-    """(N, C) logits that a head gave: its weights and the features are finite, these may not be.
-
-    Args:
-        logits: as the head gave them.
-        categories: their names.
-        name: of the rows, such as "valid".
-
-    Raises:
-        FeatureError: If one is too large for its dtype.
-    """
+    """(N, C) logits that a head gave for the rows `name`; FeatureError if they overflowed."""
     bad = ~logits.isfinite()
     if bool(bad.any()):
         row, column = bad.nonzero()[0].tolist()
@@ -217,9 +186,9 @@ def category_blocks(
     give as many categories as fit a block.
     """
     n, c = label_shape(labels)
-    if getattr(labels, "storage", "dense") == "columns" and not isinstance(labels, Tensor):
+    if isinstance(labels, PartialLabels) and labels.storage == "columns":
         for j in range(c):
-            rows, positive = labels.known(j)  # type: ignore[union-attr]
+            rows, positive = labels.known(j)
             codes = torch.from_numpy(np.asarray(positive, dtype=np.int8)).to(logits.device)
             index = torch.from_numpy(np.array(rows, dtype=np.int64)).to(logits.device)
             yield slice(j, j + 1), logits[index, j][None], codes[None]
@@ -233,17 +202,11 @@ def category_blocks(
 
 
 class KnownScores(NamedTuple):
-    """The known rows of one category.
+    """The known rows of one category."""
 
-    Attributes:
-        rows: (n,) int64 positions.
-        scores: (n,) float32 or float64 logits.
-        positive: (n,) bool.
-    """
-
-    rows: NDArray[np.int64]
-    scores: NDArray[Any]
-    positive: NDArray[np.bool_]
+    rows: NDArray[np.int64]  # (n,) positions
+    scores: NDArray[Any]  # (n,) float32 or float64 logits
+    positive: NDArray[np.bool_]  # (n,)
 
     def above(self, threshold: float) -> NDArray[Any]:
         """By how much each score is above a threshold; 0 where it just reaches it."""

@@ -12,14 +12,10 @@ that are averages over rows or pairs of rows, such as AUROC and log-loss, have n
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-__all__ = ["leave_one_out_precision"]
+from numpy.typing import NDArray
 
 
 def leave_one_out_precision(scores: NDArray[Any], positive: NDArray[np.bool_]) -> float:

@@ -12,41 +12,22 @@ which; :func:`brier`, :func:`log_loss` and :func:`ece` need one known label only
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from catwise.labels import PartialLabels
 from catwise.labels.reasons import class_reason
 from catwise.metrics.inputs import (
     Array,
     category_blocks,
+    checked_labels,
     checked_logits,
-    coerced_codes,
     label_shape,
 )
 from catwise.metrics.registry import METRICS
 from catwise.metrics.threshold import BestF1, best_f1_threshold_columns
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from catwise.labels import PartialLabels
-
-__all__ = [
-    "auroc",
-    "average_precision",
-    "best_f1",
-    "best_f1_threshold",
-    "brier",
-    "ece",
-    "f1",
-    "log_loss",
-    "precision",
-    "recall",
-    "undefined_reason",
-]
 
 
 def average_precision(
@@ -79,13 +60,6 @@ def average_precision(
 def auroc(logits: Array, labels: PartialLabels | Array) -> Tensor:
     """Area under the ROC curve of each category over its known labels; a tie counts half.
 
-    Args:
-        logits: (N, C) float.
-        labels: (N, C); unknown entries are ignored.
-
-    Returns:
-        (C,) float64 in [0, 1].
-
     Source: see :func:`~catwise.metrics.ranking.auroc_columns`. Matches: scikit-learn.
     """
     return METRICS["auroc"].per_category(logits, labels)
@@ -102,7 +76,7 @@ def precision(
 
     Args:
         logits: (N, C) float.
-        labels: (N, C); unknown entries are ignored.
+        labels: (N, C).
         threshold: a logit, or one for each category; 0 is a probability of one half.
         prevalence: share of positives to assume, a number or (C,).
 
@@ -119,10 +93,7 @@ def precision(
 def recall(
     logits: Array, labels: PartialLabels | Array, *, threshold: float | Array = 0.0
 ) -> Tensor:
-    """Recall of each category, calling positive what reaches the threshold.
-
-    Arguments and result as :func:`precision`. Matches: scikit-learn.
-    """
+    """Recall of each category; arguments as :func:`precision`. Matches: scikit-learn."""
     return METRICS["recall"].per_category(logits, labels, threshold=threshold)
 
 
@@ -133,10 +104,7 @@ def f1(
     threshold: float | Array = 0.0,
     prevalence: float | Array | None = None,
 ) -> Tensor:
-    """F1 of each category, calling positive what reaches the threshold.
-
-    Arguments and result as :func:`precision`. Matches: scikit-learn.
-    """
+    """F1 of each category; arguments as :func:`precision`. Matches: scikit-learn."""
     return METRICS["f1"].per_category(logits, labels, threshold=threshold, prevalence=prevalence)
 
 
@@ -154,7 +122,7 @@ def best_f1_threshold(
 
     Args:
         logits: (N, C) float.
-        labels: (N, C); unknown entries are ignored.
+        labels: (N, C).
         prevalence: share of positives to assume.
 
     Returns:
@@ -174,14 +142,8 @@ def best_f1_threshold(
 def brier(logits: Array, labels: PartialLabels | Array) -> Tensor:
     """Brier score of each category: the mean squared error of ``sigmoid(logit)``.
 
-    Args:
-        logits: (N, C) float.
-        labels: (N, C); unknown entries are ignored.
-
-    Returns:
-        (C,) float64 in [0, 1]; lower is better.
-
-    Source: see :func:`~catwise.metrics.calibration.brier_columns`. Matches: scikit-learn.
+    In [0, 1]; lower is better. Source: see :func:`~catwise.metrics.calibration.brier_columns`.
+    Matches: scikit-learn.
     """
     return METRICS["brier"].per_category(logits, labels)
 
@@ -189,8 +151,7 @@ def brier(logits: Array, labels: PartialLabels | Array) -> Tensor:
 def log_loss(logits: Array, labels: PartialLabels | Array) -> Tensor:
     """Mean cross-entropy of each category in nats, from logits, without clipping.
 
-    Arguments as :func:`brier`; (C,) float64 in [0, inf), lower is better. Matches:
-    scikit-learn where that does not clip.
+    In [0, inf); lower is better. Matches: scikit-learn where that does not clip.
     """
     return METRICS["log_loss"].per_category(logits, labels)
 
@@ -199,7 +160,7 @@ def ece(logits: Array, labels: PartialLabels | Array) -> Tensor:
     """Expected calibration error of each category's positive-class probability.
 
     15 bins of equal mass; the rule in words is in
-    :func:`~catwise.metrics.calibration.ece_columns`. Arguments and result as :func:`brier`.
+    :func:`~catwise.metrics.calibration.ece_columns`. In [0, 1]; lower is better.
     """
     return METRICS["ece"].per_category(logits, labels)
 
@@ -221,9 +182,9 @@ def undefined_reason(labels: PartialLabels | Array) -> list[str | None]:
 
 def class_counts(labels: PartialLabels | Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(C,) int64 known positives and negatives of each category."""
-    if not isinstance(labels, Tensor) and hasattr(labels, "counts"):
+    labels = checked_labels(labels)
+    if isinstance(labels, PartialLabels):
         counts = labels.counts()
         return np.asarray(counts.positive), np.asarray(counts.negative)
-    codes = coerced_codes(labels)
-    positive = np.count_nonzero(codes == 1, axis=0)
-    return positive.astype(np.int64), np.count_nonzero(codes == 0, axis=0).astype(np.int64)
+    positive, negative = (np.count_nonzero(labels == code, axis=0) for code in (1, 0))
+    return positive.astype(np.int64), negative.astype(np.int64)

@@ -9,9 +9,8 @@ negatives that score at least as high. Three ways to the same numbers:
   with any leading dimensions, any device, and optional row weights;
 - ``tests/reference`` holds the plain loop that both must equal.
 
-Scores are ranked as given (half precision is widened exactly, never narrowed). A category
-without a known positive or without a known negative gives NaN; so does one with a NaN
-among its known scores.
+Scores are ranked as given (half precision is widened exactly, never narrowed). What all kernels
+take and give is said in :mod:`catwise.metrics`.
 
 >>> import torch
 >>> codes = torch.tensor([[1, 0, 1, -1]], dtype=torch.int8)
@@ -25,15 +24,17 @@ tensor([0.5000], dtype=torch.float64)
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from catwise.errors import ConfigError, ShapeError
+from catwise.errors import ShapeError, check_rules
 from catwise.metrics.inputs import (
     NEGATIVE,
     POSITIVE,
@@ -43,20 +44,9 @@ from catwise.metrics.inputs import (
     checked_prevalence,
     entries,
     in_order,
+    restated,
     where_defined,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from numpy.typing import NDArray
-
-__all__ = [
-    "RankingPlan",
-    "auroc_columns",
-    "average_precision_columns",
-    "partial_auroc_columns",
-]
 
 #: False-positive rate up to which the partial AUROC goes, unless told.
 MAX_FPR = 0.1
@@ -78,30 +68,14 @@ def average_precision_columns(
 
     ``AP = Σ_i w_i P(s_i) / Σ_i w_i`` over the known positives i, where
     ``P(s) = TP(s) / (TP(s) + FP(s))`` and TP, FP are the weights of the known positives and
-    negatives that score at least s. At a stated prevalence π,
-    ``P(s) = π TPR(s) / (π TPR(s) + (1 − π) FPR(s))``.
-
-    Args:
-        scores: (..., M) float; only their order matters.
-        codes: (..., M) int8, broadcast against `scores`; 1 positive, 0 negative, all other
-            codes are ignored.
-        weight: (..., M) non-negative row weights (a duplicate is a weight of 2), or None.
-        prevalence: share of positives to assume, in (0, 1), broadcast against the result.
-
-    Returns:
-        (...,) float64 in [0, 1] on the device of `scores`; NaN where undefined.
-
-    Raises:
-        ShapeError: If the shapes do not broadcast.
-        ConfigError: If `prevalence` is not inside (0, 1).
+    negatives that score at least s.
 
     Source: Zhu, "Recall, precision and average precision", Waterloo 2004; prevalence: Siblini
     et al., "Master your metrics with calibration", IDA 2020, eq. 4. Matches: scikit-learn.
     """
     score, code = as_tensor(scores), as_tensor(codes)
-    if weight is None and code.ndim <= 2 and score.shape[score.ndim - code.ndim :] == code.shape:
-        plan = RankingPlan(code if code.ndim == 2 else code[None])
-        lifted = score if code.ndim == 2 else score.unsqueeze(-2)
+    if _is_plain(score, code, weight):
+        plan, lifted = _planned(score, code)
         values = plan.average_precision(lifted, prevalence=_lifted(prevalence, code.ndim))
         return values if code.ndim == 2 else values.squeeze(-1)
     return _ap_from(accumulate(score, code, weight), checked_prevalence(prevalence, score.device))
@@ -117,29 +91,16 @@ def auroc_columns(
     """Area under the ROC curve along the last dimension; a tie counts half.
 
     ``AUROC = Σ_i Σ_j w_i w_j ([s_i > s_j] + [s_i = s_j] / 2) / (Σ_i w_i Σ_j w_j)`` over known
-    positives i and known negatives j. It does not depend on the prevalence, which is accepted
-    (and checked) only so that all kernels are called alike.
-
-    Args:
-        scores: (..., M) float; only their order matters.
-        codes: (..., M) int8, broadcast against `scores`; 1 positive, 0 negative.
-        weight: (..., M) non-negative row weights, or None.
-        prevalence: without effect.
-
-    Returns:
-        (...,) float64 in [0, 1] on the device of `scores`; NaN where undefined.
-
-    Raises:
-        ShapeError: If the shapes do not broadcast.
+    positives i and known negatives j. The prevalence is checked, and changes nothing.
 
     Source: Hanley & McNeil, "The meaning and use of the area under a ROC curve", Radiology
     143, 1982. Matches: scikit-learn.
     """
     score, code = as_tensor(scores), as_tensor(codes)
     checked_prevalence(prevalence, score.device)
-    if weight is None and code.ndim <= 2 and score.shape[score.ndim - code.ndim :] == code.shape:
-        plan = RankingPlan(code if code.ndim == 2 else code[None])
-        values = plan.auroc(score if code.ndim == 2 else score.unsqueeze(-2))
+    if _is_plain(score, code, weight):
+        plan, lifted = _planned(score, code)
+        values = plan.auroc(lifted)
         return values if code.ndim == 2 else values.squeeze(-1)
     return _auroc_from(accumulate(score, code, weight))
 
@@ -155,15 +116,14 @@ def partial_auroc_columns(
 
     Args:
         scores: (..., M) float; only their order matters.
-        codes: (..., M) int8, broadcast against `scores`; 1 positive, 0 negative.
-        weight: (..., M) non-negative row weights, or None.
+        codes: (..., M) int8.
+        weight: (..., M) or None.
         max_fpr: in (0, 1]; at 1 it is `auroc_columns`.
 
     Returns:
-        (...,) float64, at most 1; chance is 0.5; NaN where undefined.
+        (...,) float64, at most 1; chance is 0.5.
 
     Raises:
-        ShapeError: If the shapes do not broadcast.
         ConfigError: If `max_fpr` is not in (0, 1].
 
     Source: McClish, "Analyzing a portion of the ROC curve", Medical Decision Making 9, 1989.
@@ -173,10 +133,9 @@ def partial_auroc_columns(
     >>> partial_auroc_columns(torch.tensor([4.0, 3.0, 2.0, 1.0]), codes, max_fpr=0.5)
     tensor(0.6667, dtype=torch.float64)
     """
-    if not 0 < max_fpr <= 1:
-        raise ConfigError(
-            "max_fpr must be a false-positive rate.", found=f"{max_fpr}", expected="in (0, 1]"
-        )
+    check_rules(
+        "options of a partial AUROC", {"max_fpr": max_fpr}, {"0 < max_fpr <= 1": 0 < max_fpr <= 1}
+    )
     sums = accumulate(as_tensor(scores), as_tensor(codes), weight)
     n_positive, n_negative = sums.given.n_positive[..., None], sums.given.n_negative[..., None]
     if not sums.ranked.shape[-1]:
@@ -192,6 +151,18 @@ def partial_auroc_columns(
     chance = max_fpr**2 / 2
     value = (1 + (area - chance) / (max_fpr - chance)) / 2 if max_fpr < 1 else area
     return where_defined(value, sums.given)
+
+
+def _is_plain(score: Tensor, code: Tensor, weight: Array | None) -> bool:
+    """Whether a plan can do it: no weights, and codes for the last axes of the scores."""
+    return weight is None and code.ndim <= 2 and score.shape[score.ndim - code.ndim :] == code.shape
+
+
+def _planned(score: Tensor, code: Tensor) -> tuple[RankingPlan, Tensor]:
+    """A plan for (C, M) or (M,) codes, and the scores as it takes them."""
+    if code.ndim == 2:
+        return RankingPlan(code), score
+    return RankingPlan(code[None]), score.unsqueeze(-2)
 
 
 class _Column(NamedTuple):
@@ -287,7 +258,7 @@ class RankingPlan:
             offset: (C, M) added to the scores before they are ranked, in its own precision.
 
         Returns:
-            (..., C) float64; NaN where undefined.
+            (..., C) float64; NaN where a class is not known.
 
         Raises:
             ShapeError: If the scores do not have this shape.
@@ -299,31 +270,15 @@ class RankingPlan:
         shares = None if share is None else np.broadcast_to(share.numpy(), (self.n_categories,))
 
         def one(c: int, counts: _Counts) -> Any:
-            return _ap_counts(
-                counts,
-                int(self.n_positive[c]),
-                int(self.n_negative[c]),
-                None if shares is None else float(shares[c]),
-            )
+            share = None if shares is None else float(shares[c])
+            return _ap_counts(counts, int(self.n_positive[c]), int(self.n_negative[c]), share)
 
         return self._each(score, one, offset, rows_first=rows_first)
 
     def auroc(
         self, scores: Array, *, rows_first: bool = False, offset: Tensor | None = None
     ) -> Tensor:
-        """Area under the ROC curve of every category, as :func:`auroc_columns`.
-
-        Args:
-            scores: (..., C, M) float, or (..., M, C) with `rows_first`.
-            rows_first: the scores are logits (..., M, C) as models give them.
-            offset: (C, M) added to the scores before they are ranked, in its own precision.
-
-        Returns:
-            (..., C) float64; NaN where undefined.
-
-        Raises:
-            ShapeError: If the scores do not have this shape.
-        """
+        """Area under the ROC curve of every category; all as :meth:`average_precision`."""
         score = self._scores(scores, offset, rows_first=rows_first)
         if score.device.type != "cpu":
             return _auroc_counts_batch(self._batch(score.device), score)
@@ -516,8 +471,8 @@ def _after(
 def _ap_counts(counts: _Counts, k: int, n_negative: int, share: float | None) -> Any:
     if share is None:
         return np.add.reduce(counts.positives_ge / counts.ge, axis=1) / k
-    true = share * (counts.positives_ge / k)
-    false = (1.0 - share) * ((counts.ge - counts.positives_ge) / n_negative)
+    false = counts.ge - counts.positives_ge
+    true, false = restated(counts.positives_ge, false, k, n_negative, share)
     return (true / (true + false)).mean(axis=1)
 
 
@@ -613,9 +568,8 @@ def _ap_counts_batch(batch: _Batch, scores: Tensor, share: Tensor | None) -> Ten
     counts = _count_batch(batch, scores, strict=False)
     true, every = counts.positives_ge.double(), counts.ge.double()
     if share is not None:
-        share = share[..., None]
-        false = (1.0 - share) * (every - true) / (batch.n_known - batch.n_positive)
-        true = share * true / batch.n_positive
+        n_negative = batch.n_known - batch.n_positive
+        true, false = restated(true, every - true, batch.n_positive, n_negative, share[..., None])
         every = true + false
     precision = torch.where(counts.real, true / every, 0.0)
     return _finish(precision.sum(dim=-1) / batch.n_positive[:, 0], batch, counts.failed)
@@ -638,6 +592,13 @@ class Accumulated(NamedTuple):
     true: Tensor  # (..., M) weight of the positives that score at least this
     false: Tensor  # (..., M) weight of the negatives that score at least this
     false_above: Tensor  # (..., M) weight of the negatives that score more
+
+    def restated(self, share: Tensor | None) -> tuple[Tensor, Tensor]:
+        """`true` and `false`, as rates at a stated prevalence (...,) if there is one."""
+        if share is None:
+            return self.true, self.false
+        counts = self.given.n_positive[..., None], self.given.n_negative[..., None]
+        return restated(self.true, self.false, *counts, share[..., None])
 
 
 def accumulate(scores: Array, codes: Array, weight: Array | None) -> Accumulated:
@@ -672,10 +633,7 @@ def tie_edges(ranked: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _ap_from(sums: Accumulated, share: Tensor | None) -> Tensor:
-    true, false = sums.true, sums.false
-    if share is not None:
-        true = share[..., None] * true / sums.given.n_positive[..., None]
-        false = (1.0 - share[..., None]) * false / sums.given.n_negative[..., None]
+    true, false = sums.restated(share)
     precision = torch.where(sums.positive > 0, true / (true + false), 0.0)
     value = (sums.positive * precision).sum(-1) / sums.given.n_positive
     return where_defined(value, sums.given)

@@ -2,8 +2,7 @@
 
 An image counts as called positive when its logit is at least the threshold, ties included;
 a logit of 0 is a probability of one half. Where nothing is called positive, precision and F1
-are 0, as in scikit-learn. At a stated prevalence π the confusion counts are restated as
-``TP = π TPR`` and ``FP = (1 − π) FPR``.
+are 0, as in scikit-learn. What all kernels take and give is said in :mod:`catwise.metrics`.
 
 >>> import torch
 >>> logits = torch.tensor([[2.0, 1.0, -1.0, -2.0]])
@@ -25,18 +24,10 @@ from catwise.metrics.inputs import (
     as_tensor,
     checked_prevalence,
     entries,
+    restated,
     where_defined,
 )
 from catwise.metrics.ranking import accumulate
-
-__all__ = [
-    "BestF1",
-    "best_f1_columns",
-    "best_f1_threshold_columns",
-    "f1_columns",
-    "precision_columns",
-    "recall_columns",
-]
 
 
 class BestF1(NamedTuple):
@@ -54,24 +45,13 @@ def precision_columns(
     threshold: float | Array = 0.0,
     prevalence: float | Array | None = None,
 ) -> Tensor:
-    """Precision ``TP / (TP + FP)`` at a threshold, along the last dimension.
-
-    Args:
-        scores: (..., M) logits.
-        codes: (..., M) int8; 1 positive, 0 negative, all other codes are ignored.
-        weight: (..., M) non-negative row weights, or None.
-        threshold: logit from which an image is called positive, broadcast against the result.
-        prevalence: share of positives to assume, in (0, 1), broadcast against the result.
-
-    Returns:
-        (...,) float64 in [0, 1]; 0 where nothing is called positive, NaN where a class is
-        missing.
+    """Precision ``TP / (TP + FP)`` at a threshold, 0 where nothing is called positive.
 
     Matches: scikit-learn ``precision_score(zero_division=0)``.
     """
     given = entries(scores, codes, weight)
     true, false = _called(given, threshold, prevalence)
-    return where_defined(_ratio(true, true + false), given)
+    return where_defined(torch.where(true + false > 0, true / (true + false), 0.0), given)
 
 
 def recall_columns(
@@ -82,9 +62,7 @@ def recall_columns(
     threshold: float | Array = 0.0,
     prevalence: float | Array | None = None,
 ) -> Tensor:
-    """Recall ``TP / (TP + FN)`` at a threshold, along the last dimension.
-
-    Arguments and result as :func:`precision_columns`; the prevalence has no effect.
+    """Recall ``TP / (TP + FN)`` at a threshold; the prevalence is checked, and changes nothing.
 
     Matches: scikit-learn ``recall_score``.
     """
@@ -102,9 +80,7 @@ def f1_columns(
     threshold: float | Array = 0.0,
     prevalence: float | Array | None = None,
 ) -> Tensor:
-    """F1 ``2 TP / (2 TP + FP + FN)`` at a threshold, along the last dimension.
-
-    Arguments and result as :func:`precision_columns`.
+    """F1 ``2 TP / (2 TP + FP + FN)`` at a threshold.
 
     Matches: scikit-learn ``f1_score(zero_division=0)``. Source: van Rijsbergen, "Information
     Retrieval", 1979, ch. 7.
@@ -134,33 +110,23 @@ def best_f1_threshold_columns(
     weight: Array | None = None,
     prevalence: float | Array | None = None,
 ) -> BestF1:
-    """The best F1 over all thresholds, and the threshold, along the last dimension.
+    """The best F1 over all thresholds, and the threshold.
 
     The thresholds tried are the known logits themselves; of several with the same F1 the
     highest is given. Chosen and scored on the same rows the value is optimistic.
 
-    Args:
-        scores: (..., M) logits.
-        codes: (..., M) int8; 1 positive, 0 negative, all other codes are ignored.
-        weight: (..., M) non-negative row weights, or None.
-        prevalence: share of positives to assume, in (0, 1), broadcast against the result.
-
     Returns:
-        value and threshold, (...,) float64 each; NaN where a class is missing.
+        value and threshold, (...,) float64 each; NaN where a class is not known.
 
     Matches: the maximum over scikit-learn's ``precision_recall_curve``.
     """
     sums = accumulate(scores, codes, weight)
-    given, true, false = sums.given, sums.true, sums.false
-    share = checked_prevalence(prevalence, given.score.device)
-    every = given.n_positive[..., None]
-    if share is not None:
-        true = share[..., None] * true / every
-        false = (1.0 - share[..., None]) * false / given.n_negative[..., None]
-        every = share[..., None]
+    given, share = sums.given, checked_prevalence(prevalence, sums.given.score.device)
+    true, false = sums.restated(share)
     if not true.shape[-1]:
         nothing = where_defined(given.n_positive, given)
         return BestF1(nothing, nothing)
+    every = (given.n_positive if share is None else share)[..., None]
     value, place = (2.0 * true / (true + false + every)).max(dim=-1, keepdim=True)
     threshold = sums.ranked.double().expand(true.shape).gather(-1, place)
     return BestF1(
@@ -177,12 +143,6 @@ def _called(
     called = given.score.double() >= limit[..., None]
     true, false = (given.positive * called).sum(-1), (given.negative * called).sum(-1)
     share = checked_prevalence(prevalence, device)
-    if share is not None:
-        true = share * true / given.n_positive
-        false = (1.0 - share) * false / given.n_negative
-    return true, false
-
-
-def _ratio(part: Tensor, whole: Tensor) -> Tensor:
-    """`part / whole`, 0 where the whole is 0."""
-    return torch.where(whole > 0, part / whole, 0.0)
+    if share is None:
+        return true, false
+    return restated(true, false, given.n_positive, given.n_negative, share)
