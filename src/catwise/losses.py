@@ -21,24 +21,24 @@ and ``|slope| * sigmoid(logits)`` for the positive, the ratio that binary cross-
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from catwise.errors import ConfigError, nearest
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+from catwise.errors import ConfigError, check_rules, nearest
 
 __all__ = [
     "LOSSES",
+    "AsymmetricOptions",
     "Derivatives",
     "Loss",
+    "ProperAsymmetricOptions",
     "asymmetric",
     "asymmetric_derivatives",
     "binary_cross_entropy",
@@ -153,9 +153,8 @@ def focal(
     >>> focal(torch.tensor(0.0), torch.tensor(1.0))
     tensor(0.1733)
     """
-    return asymmetric(
-        logits, target, gamma_neg=gamma, gamma_pos=gamma, clip=0.0, as_published=as_published
-    )
+    options = {"gamma_neg": gamma, "gamma_pos": gamma, "clip": 0.0}
+    return asymmetric(logits, target, **options, as_published=as_published)
 
 
 def focal_derivatives(
@@ -166,20 +165,44 @@ def focal_derivatives(
     >>> focal_derivatives(torch.tensor(0.0), torch.tensor(1.0)).slope
     tensor(-0.2983)
     """
-    return asymmetric_derivatives(
-        logits, target, gamma_neg=gamma, gamma_pos=gamma, clip=0.0, as_published=as_published
-    )
+    options = {"gamma_neg": gamma, "gamma_pos": gamma, "clip": 0.0}
+    return asymmetric_derivatives(logits, target, **options, as_published=as_published)
 
 
-def asymmetric(
-    logits: Tensor,
-    target: Tensor,
-    *,
-    gamma_neg: float = 4.0,
-    gamma_pos: float = 0.0,
-    clip: float = 0.05,
-    as_published: bool = False,
-) -> Tensor:
+@dataclass(frozen=True)
+class AsymmetricOptions:
+    """Options of the asymmetric loss.
+
+    Attributes:
+        gamma_neg: focusing exponent of the negative term, >= 0.
+        gamma_pos: focusing exponent of the positive term, >= 0.
+        clip: probability margin in [0, 1).
+        as_published: as in the authors' code, the focusing factor is a constant to the
+            gradient and the logarithms are clamped at 1e-8. Then the gradient is no
+            gradient of the value: no line search on it.
+
+    Raises:
+        ConfigError: If one is out of range.
+    """
+
+    gamma_neg: float = 4.0
+    gamma_pos: float = 0.0
+    clip: float = 0.05
+    as_published: bool = False
+
+    def __post_init__(self) -> None:
+        check_rules(
+            "options of the asymmetric loss",
+            self,
+            {
+                f"{name} >= 0, and finite": math.isfinite(value) and value >= 0
+                for name, value in (("gamma_neg", self.gamma_neg), ("gamma_pos", self.gamma_pos))
+            }
+            | {"0 <= clip < 1": 0 <= self.clip < 1},
+        )
+
+
+def asymmetric(logits: Tensor, target: Tensor, **options: float) -> Tensor:
     """Asymmetric loss (ASL): focal terms of their own for positives and negatives.
 
     Positive: ``-(1 - p)**gamma_pos * log(p)``. Negative: ``-m**gamma_neg * log(1 - m)``
@@ -189,12 +212,7 @@ def asymmetric(
     Args:
         logits: any shape, unbounded.
         target: broadcasts to it, in [0, 1].
-        gamma_neg: focusing exponent of the negative term, >= 0.
-        gamma_pos: focusing exponent of the positive term, >= 0.
-        clip: probability margin in [0, 1).
-        as_published: as in the authors' code, the focusing factor is a constant to the
-            gradient and the logarithms are clamped at 1e-8. Then the gradient is no
-            gradient of the value: no line search on it.
+        options: of `AsymmetricOptions`.
 
     Returns:
         The loss of each element, >= 0; neither convex nor proper.
@@ -207,25 +225,17 @@ def asymmetric(
     >>> asymmetric(torch.tensor([-1000.0, 0.0, 1000.0]), torch.tensor(0.0))
     tensor([0.0000, 0.0245, 2.4400])
     """
-    _check_asymmetric(gamma_neg, gamma_pos, clip)
-    if as_published:
-        positive = _published_positive(logits, gamma_pos)
-        negative = _published_negative(logits, gamma_neg, clip)
+    o = AsymmetricOptions(**options)  # type: ignore[arg-type]
+    if o.as_published:
+        positive = _published_positive(logits, o.gamma_pos)
+        negative = _published_negative(logits, o.gamma_neg, o.clip)
     else:
-        positive = -_factor(logits, gamma_pos) * logsigmoid(logits)
-        negative = _shifted_negative(logits, gamma_neg, clip)
+        positive = -_factor(logits, o.gamma_pos) * logsigmoid(logits)
+        negative = _shifted_negative(logits, o.gamma_neg, o.clip)
     return target * positive + (1 - target) * negative
 
 
-def asymmetric_derivatives(
-    logits: Tensor,
-    target: Tensor,
-    *,
-    gamma_neg: float = 4.0,
-    gamma_pos: float = 0.0,
-    clip: float = 0.05,
-    as_published: bool = False,
-) -> Derivatives:
+def asymmetric_derivatives(logits: Tensor, target: Tensor, **options: float) -> Derivatives:
     """Derivatives of `asymmetric`, with the same options.
 
     The slope is what autograd gives, in both forms. The curvature is kept positive (see
@@ -234,19 +244,27 @@ def asymmetric_derivatives(
     >>> asymmetric_derivatives(torch.tensor(0.0), torch.tensor(1.0)).slope
     tensor(-0.5000)
     """
-    _check_asymmetric(gamma_neg, gamma_pos, clip)
+    o = AsymmetricOptions(**options)  # type: ignore[arg-type]
     p, s = torch.sigmoid(logits), torch.sigmoid(-logits)
-    if as_published:
-        positive = _published_positive_slope(p, s, gamma_pos)
-        negative = _published_negative_slope(p, s, gamma_neg, clip)
-        bend_positive, bend_negative = -positive * p, negative * s
+    if o.as_published:
+        positive = _published_positive_slope(p, s, o.gamma_pos)
+        negative = _published_negative_slope(p, s, o.gamma_neg, o.clip)
+        curvatures = -positive * p, negative * s
     else:
-        positive, bend_positive = _positive_terms(logits, p, s, gamma_pos)
-        negative, bend_negative = _negative_terms(logits, p, s, gamma_neg, clip)
-    return Derivatives(
-        target * positive + (1 - target) * negative,
-        target * bend_positive + (1 - target) * bend_negative,
+        positive, curvature_positive = _positive_terms(logits, p, s, o.gamma_pos)
+        negative, curvature_negative = _negative_terms(logits, p, s, o.gamma_neg, o.clip)
+        curvatures = curvature_positive, curvature_negative
+    return _mixed((positive, negative), curvatures, target)
+
+
+def _mixed(
+    slopes: tuple[Tensor, Tensor], curvatures: tuple[Tensor, Tensor], target: Tensor
+) -> Derivatives:
+    """Derivatives of the positive and of the negative term, in the shares of a target."""
+    slope, curvature = (
+        target * positive + (1 - target) * negative for positive, negative in (slopes, curvatures)
     )
+    return Derivatives(slope, curvature)
 
 
 def _asl_published_slope(logits: Tensor, target: Tensor) -> Tensor:
@@ -256,23 +274,6 @@ def _asl_published_slope(logits: Tensor, target: Tensor) -> Tensor:
     negative = _published_negative_slope(p, s, 4.0, 0.05)
     positive = _published_positive_slope(p, s, 0.0)
     return torch.lerp(negative, positive, target)
-
-
-def _check_asymmetric(gamma_neg: float, gamma_pos: float, clip: float) -> None:
-    """Gather every bad option of the asymmetric and focal losses."""
-    bad = [
-        f"{name}={value}"
-        for name, value in (("gamma_neg", gamma_neg), ("gamma_pos", gamma_pos))
-        if not (math.isfinite(value) and value >= 0)
-    ]
-    if not 0 <= clip < 1:
-        bad.append(f"clip={clip}")
-    if bad:
-        raise ConfigError(
-            "Options of the asymmetric loss are out of range.",
-            found=", ".join(bad),
-            expected="finite gammas >= 0 and clip in [0, 1)",
-        )
 
 
 def _power(base: Tensor, exponent: float) -> Tensor:
@@ -364,41 +365,36 @@ def _negative_terms(
 
 
 @dataclass(frozen=True)
-class _Margins:
-    """Options of the strictly proper asymmetric loss: scale, steepness and place per side."""
+class ProperAsymmetricOptions:
+    """Options of the strictly proper asymmetric loss.
 
-    zeta_pos: float
-    k_pos: float
-    b_pos: float
-    zeta_neg: float
-    k_neg: float
-    b_neg: float
+    Attributes:
+        zeta_pos: divisor of the positive term, > 0.
+        k_pos: its steepness, > 0.
+        b_pos: its place on the logit axis.
+        zeta_neg: divisor of the negative term, > 0.
+        k_neg: its steepness, > 0.
+        b_neg: its place on the logit axis.
+
+    Raises:
+        ConfigError: If one is out of range.
+    """
+
+    zeta_pos: float = 1.0
+    k_pos: float = 1.0
+    b_pos: float = 0.0
+    zeta_neg: float = 5.0
+    k_neg: float = 3.0
+    b_neg: float = 1.0
 
     def __post_init__(self) -> None:
-        positive = ("zeta_pos", "k_pos", "zeta_neg", "k_neg")
-        bad = [
-            n for n in positive if not (math.isfinite(getattr(self, n)) and getattr(self, n) > 0)
-        ]
-        bad += [n for n in ("b_pos", "b_neg") if not math.isfinite(getattr(self, n))]
-        if bad:
-            raise ConfigError(
-                "Options of the strictly proper asymmetric loss are out of range.",
-                found=", ".join(f"{n}={getattr(self, n)}" for n in bad),
-                expected="finite numbers; zeta_* and k_* above 0",
-            )
+        finite = {f"{name} is finite": math.isfinite(value) for name, value in vars(self).items()}
+        above = ("zeta_pos", "k_pos", "zeta_neg", "k_neg")
+        rules = finite | {f"{name} > 0": getattr(self, name) > 0 for name in above}
+        check_rules("options of the strictly proper asymmetric loss", self, rules)
 
 
-def proper_asymmetric(
-    logits: Tensor,
-    target: Tensor,
-    *,
-    zeta_pos: float = 1.0,
-    k_pos: float = 1.0,
-    b_pos: float = 0.0,
-    zeta_neg: float = 5.0,
-    k_neg: float = 3.0,
-    b_neg: float = 1.0,
-) -> Tensor:
+def proper_asymmetric(logits: Tensor, target: Tensor, **options: float) -> Tensor:
     """Strictly proper asymmetric loss: two softplus terms and the link that fits them.
 
     Positive: ``-log sigmoid(k_pos (u - b_pos)) / zeta_pos``. Negative:
@@ -411,12 +407,7 @@ def proper_asymmetric(
     Args:
         logits: any shape, unbounded.
         target: broadcasts to it, in [0, 1].
-        zeta_pos: divisor of the positive term, > 0.
-        k_pos: its steepness, > 0.
-        b_pos: its place on the logit axis.
-        zeta_neg: divisor of the negative term, > 0.
-        k_neg: its steepness, > 0.
-        b_neg: its place on the logit axis.
+        options: of `ProperAsymmetricOptions`.
 
     Returns:
         The loss of each element, >= 0; convex.
@@ -431,50 +422,28 @@ def proper_asymmetric(
     >>> proper_asymmetric(torch.tensor(1.0), torch.tensor([0.0, 1.0]))
     tensor([0.1386, 0.3133])
     """
-    o = _Margins(zeta_pos, k_pos, b_pos, zeta_neg, k_neg, b_neg)
+    o = ProperAsymmetricOptions(**options)
     positive = -logsigmoid(o.k_pos * (logits - o.b_pos)) / o.zeta_pos
     negative = -logsigmoid(-o.k_neg * (logits - o.b_neg)) / o.zeta_neg
     return target * positive + (1 - target) * negative
 
 
-def proper_asymmetric_derivatives(
-    logits: Tensor,
-    target: Tensor,
-    *,
-    zeta_pos: float = 1.0,
-    k_pos: float = 1.0,
-    b_pos: float = 0.0,
-    zeta_neg: float = 5.0,
-    k_neg: float = 3.0,
-    b_neg: float = 1.0,
-) -> Derivatives:
+def proper_asymmetric_derivatives(logits: Tensor, target: Tensor, **options: float) -> Derivatives:
     """Derivatives of `proper_asymmetric`, with the same options; the curvature is true.
 
     >>> proper_asymmetric_derivatives(torch.tensor(1.0), torch.tensor(0.0))
     Derivatives(slope=tensor(0.3000), curvature=tensor(0.4500))
     """
-    o = _Margins(zeta_pos, k_pos, b_pos, zeta_neg, k_neg, b_neg)
+    o = ProperAsymmetricOptions(**options)
     above, below = o.k_pos * (logits - o.b_pos), o.k_neg * (logits - o.b_neg)
     miss, hit = torch.sigmoid(-above), torch.sigmoid(below)
-    slope_pos, slope_neg = -o.k_pos / o.zeta_pos * miss, o.k_neg / o.zeta_neg * hit
-    bend_pos = o.k_pos**2 / o.zeta_pos * miss * torch.sigmoid(above)
-    bend_neg = o.k_neg**2 / o.zeta_neg * hit * torch.sigmoid(-below)
-    return Derivatives(
-        target * slope_pos + (1 - target) * slope_neg,
-        target * bend_pos + (1 - target) * bend_neg,
-    )
+    curvature_positive = o.k_pos**2 / o.zeta_pos * miss * torch.sigmoid(above)
+    curvature_negative = o.k_neg**2 / o.zeta_neg * hit * torch.sigmoid(-below)
+    slopes = -o.k_pos / o.zeta_pos * miss, o.k_neg / o.zeta_neg * hit
+    return _mixed(slopes, (curvature_positive, curvature_negative), target)
 
 
-def proper_asymmetric_probability(
-    logits: Tensor,
-    *,
-    zeta_pos: float = 1.0,
-    k_pos: float = 1.0,
-    b_pos: float = 0.0,
-    zeta_neg: float = 5.0,
-    k_neg: float = 3.0,
-    b_neg: float = 1.0,
-) -> Tensor:
+def proper_asymmetric_probability(logits: Tensor, **options: float) -> Tensor:
     """Return the probability whose expected `proper_asymmetric` loss is least at the logit.
 
     Where the expected slope is zero, ``p / (1 - p)`` is the ratio of the negative term's
@@ -482,12 +451,7 @@ def proper_asymmetric_probability(
 
     Args:
         logits: any shape, unbounded.
-        zeta_pos: as in `proper_asymmetric`, like the other options.
-        k_pos: see there.
-        b_pos: see there.
-        zeta_neg: see there.
-        k_neg: see there.
-        b_neg: see there.
+        options: of `ProperAsymmetricOptions`.
 
     Returns:
         Probabilities in [0, 1], same shape.
@@ -500,7 +464,7 @@ def proper_asymmetric_probability(
     >>> proper_asymmetric_probability(torch.tensor([0.0, 1.0, 2.0]))
     tensor([0.0538, 0.5273, 0.8274])
     """
-    o = _Margins(zeta_pos, k_pos, b_pos, zeta_neg, k_neg, b_neg)
+    o = ProperAsymmetricOptions(**options)
     ratio = math.log(o.k_neg * o.zeta_pos / (o.k_pos * o.zeta_neg))
     log_odds = (
         ratio + logsigmoid(o.k_neg * (logits - o.b_neg)) - logsigmoid(-o.k_pos * (logits - o.b_pos))
@@ -511,49 +475,51 @@ def proper_asymmetric_probability(
 # ------------------------------------------------------------------------------ registry
 
 
-def _slope_only(
+def _loss(
+    name: str,
+    value: Callable[[Tensor, Tensor], Tensor],
     derivatives: Callable[[Tensor, Tensor], Derivatives],
-) -> Callable[[Tensor, Tensor], Tensor]:
-    def slope(logits: Tensor, target: Tensor) -> Tensor:
+    *,
+    slope: Callable[[Tensor, Tensor], Tensor] | None = None,
+    probability: Callable[[Tensor], Tensor] = torch.sigmoid,
+    convex: bool = False,
+    is_gradient: bool = True,
+) -> Loss:
+    """A loss, with a slope that is made of its derivatives where there is no shorter way."""
+
+    def of_derivatives(logits: Tensor, target: Tensor) -> Tensor:
         return derivatives(logits, target).slope
 
-    return slope
+    return Loss(name, value, slope or of_derivatives, derivatives, probability, convex, is_gradient)
 
 
-_asl_published_derivatives = partial(asymmetric_derivatives, as_published=True)
-
-#: Every loss by name, with its default options.
-LOSSES: Mapping[str, Loss] = MappingProxyType(
-    {
-        loss.name: loss
-        for loss in (
-            Loss(
-                "bce",
-                binary_cross_entropy,
-                _bce_slope,
-                binary_cross_entropy_derivatives,
-                convex=True,
-            ),
-            Loss("focal", focal, _slope_only(focal_derivatives), focal_derivatives),
-            Loss("asl", asymmetric, _slope_only(asymmetric_derivatives), asymmetric_derivatives),
-            Loss(
-                "asl_published",
-                partial(asymmetric, as_published=True),
-                _asl_published_slope,
-                _asl_published_derivatives,
-                is_gradient=False,
-            ),
-            Loss(
-                "proper_asymmetric",
-                proper_asymmetric,
-                _slope_only(proper_asymmetric_derivatives),
-                proper_asymmetric_derivatives,
-                probability=proper_asymmetric_probability,
-                convex=True,
-            ),
-        )
-    }
+_ALL = (
+    _loss(
+        "bce",
+        binary_cross_entropy,
+        binary_cross_entropy_derivatives,
+        slope=_bce_slope,
+        convex=True,
+    ),
+    _loss("focal", focal, focal_derivatives),
+    _loss("asl", asymmetric, asymmetric_derivatives),
+    _loss(
+        "asl_published",
+        partial(asymmetric, as_published=True),
+        partial(asymmetric_derivatives, as_published=True),
+        slope=_asl_published_slope,
+        is_gradient=False,
+    ),
+    _loss(
+        "proper_asymmetric",
+        proper_asymmetric,
+        proper_asymmetric_derivatives,
+        probability=proper_asymmetric_probability,
+        convex=True,
+    ),
 )
+#: Every loss by name, with its default options.
+LOSSES: Mapping[str, Loss] = MappingProxyType({loss.name: loss for loss in _ALL})
 
 
 def resolve_loss(loss: str | Loss) -> Loss:
