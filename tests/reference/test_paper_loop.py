@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from catwise.tuning.fits.backprop import BackpropConfig, ColumnMetric, TuningData, fit_backprop
-from catwise.tuning.rows import layouts as regimes
+from catwise.tuning.rows import known as layouts
 from catwise.tuning.rows import sampled
 from reference.paper_loop import asl, bce, paper_loop, plain_average_precision
 
@@ -22,7 +22,7 @@ LOSS = {"bce": bce, "asl_published": asl}
 def _small_tiles(monkeypatch):
     """Known entries come in many tiles: 16 rows by 4 categories."""
     monkeypatch.setattr(sampled, "_TILE_BYTES", 16 * 12 * 8)
-    monkeypatch.setattr(regimes, "_HEAD_BYTES", 4 * 12 * 8)
+    monkeypatch.setattr(layouts, "_HEAD_BYTES", 4 * 12 * 8)
 
 
 def task(*, seed=0, n=160, m=70, d=12, c=9, uneven=True):

@@ -16,9 +16,9 @@ from catwise.tuning.fits.backprop import (
     TuningData,
     fit_backprop,
 )
-from catwise.tuning.rows import layouts as regimes
+from catwise.tuning.rows import known as layouts
 from catwise.tuning.rows import sampled
-from catwise.tuning.rows.layouts import choose_regime
+from catwise.tuning.rows.costs import choose_layout
 
 REGIMES = ("dense", "sparse", "gathered")
 
@@ -224,7 +224,7 @@ def test_the_size_of_the_tiles_changes_nothing(tile, monkeypatch):
     weight, bias, train, valid = data(n=300, m=200, known=0.1)
     one = fit_backprop(weight, bias, train, valid, config(regime="sparse"))
     monkeypatch.setattr(sampled, "_TILE_BYTES", tile)
-    monkeypatch.setattr(regimes, "_HEAD_BYTES", tile)
+    monkeypatch.setattr(layouts, "_HEAD_BYTES", tile)
     two = fit_backprop(weight, bias, train, valid, config(regime="sparse"))
     torch.testing.assert_close(one.weight, two.weight, rtol=1e-9, atol=1e-12)
 
@@ -263,9 +263,9 @@ def test_progress_is_told():
 def test_regime_follows_density_and_memory():
     """Few known labels call for the known entries alone; on a GPU for copies, if they fit."""
     few = torch.full((80,), 200)
-    assert choose_regime(20_000, few, 2_048).name == "sparse"
-    assert choose_regime(20_000, few * 40, 2_048).name == "dense"
-    on_gpu = partial(choose_regime, 20_000, device="cuda")
+    assert choose_layout(20_000, few, 2_048).name == "sparse"
+    assert choose_layout(20_000, few * 40, 2_048).name == "dense"
+    on_gpu = partial(choose_layout, 20_000, device="cuda")
     assert on_gpu(few, 2_048).name == "gathered"
     assert on_gpu(few, 2_048, gather_bytes=1_000).name == "dense"
     assert on_gpu(few, 2_048).gathered_bytes == 80 * 200 * 2_048 * 4
@@ -275,13 +275,13 @@ def test_compiled_products_make_more_labels_sparse(monkeypatch):
     """With 20% known, the known entries alone are worth it only if their products are fast."""
     for library, name in ((object(), "sparse"), (None, "dense")):
         monkeypatch.setattr(sampled, "_compiled", lambda library=library: library)
-        assert choose_regime(20_000, torch.full((80,), 4_000), 2_048).name == name
-        assert choose_regime(20_000, torch.full((80,), 4_000), 2_048, itemsize=8).name == "dense"
+        assert choose_layout(20_000, torch.full((80,), 4_000), 2_048).name == name
+        assert choose_layout(20_000, torch.full((80,), 4_000), 2_048, itemsize=8).name == "dense"
 
 
 def test_longest_columns_do_not_pad_the_others():
     """Lengths apart by more than a fifth fall into groups of their own."""
-    got = choose_regime(1_000, torch.tensor([100, 10, 90, 9]), 1, itemsize=1)
+    got = choose_layout(1_000, torch.tensor([100, 10, 90, 9]), 1, itemsize=1)
     assert got.gathered_bytes == 2 * 100 + 2 * 10
 
 

@@ -19,9 +19,9 @@ from catwise.errors import (
 from catwise.labels import LabelPolicy
 from catwise.metrics import METRICS
 from catwise.testing import Task, assert_same_head, make_task
-from catwise.tuning.presets import crossfit as default
 from catwise.tuning.presets.crossfit import DefaultConfig
 from catwise.tuning.presets.paper import PaperConfig
+from catwise.tuning.rows import known
 from catwise.tuning.rows import tuning_rows as rows
 
 QUICK = PaperConfig(lr=2e-3, max_steps=60, patience=20)
@@ -288,10 +288,8 @@ def test_labels_stored_as_columns_are_the_same_task():
 def test_the_way_in_which_rows_are_laid_out_changes_nothing(name, monkeypatch):
     """All entries, the known ones and gathered rows lead to one head."""
     plain = default_result()
-    choose = default.choose_regime
-    monkeypatch.setattr(
-        default, "choose_regime", lambda *a, **k: choose(*a, **k)._replace(name=name)
-    )
+    choose = known.choose_layout
+    monkeypatch.setattr(known, "choose_layout", lambda *a, **k: choose(*a, **k)._replace(name=name))
     assert_same_head(tuned().head, plain.head, rtol=1e-3, atol=1e-4)
 
 

@@ -11,11 +11,11 @@ from catwise.tuning.fits.columns import HeadColumns
 from catwise.tuning.fits.evolution import EvolutionConfig
 from catwise.tuning.fits.fitness import PopulationFitness, memory_of
 from catwise.tuning.fits.genetic import GeneticConfig
-from catwise.tuning.fits.penalised import fit_penalised, index_known
-from catwise.tuning.presets import crossfit as default
-from catwise.tuning.rows import layouts as regimes
+from catwise.tuning.fits.penalised import fit_path
+from catwise.tuning.rows import costs
+from catwise.tuning.rows.costs import choose_layout
 from catwise.tuning.rows.gathered import Gathered
-from catwise.tuning.rows.layouts import choose_regime, lay_out
+from catwise.tuning.rows.known import LabelledRows, known_rows, lay_out
 from catwise.tuning.rows.tuning_rows import Rows
 
 COUNTS = (400, 6, 5, 3, 90, 0, 4, 80)  # one category knows far more than most
@@ -34,30 +34,26 @@ def data(n=400, k=8, dtype=torch.float32):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_what_is_counted_is_what_is_made(dtype):
-    """For the copies of the penalised fits and of back-propagation, on any device."""
+    """For the copies of the fits, on any device."""
     x, codes = data(dtype=dtype)
     counts = (codes >= 0).sum(1)
-    regime = choose_regime(400, counts, 8, itemsize=dtype.itemsize, device="cuda")
-    source = index_known(x, codes, torch.zeros(codes.shape, dtype=dtype), layout="gathered")
-    rows, chosen = lay_out(x, codes.T, dtype, regime="gathered")
-    for made in (source.entries, rows._gathered):
-        assert made.nbytes == regime.gathered_bytes == chosen.gathered_bytes
-        blocks = {group.block.untyped_storage().data_ptr() for group in made.groups}
-        assert len(blocks) == len(made.groups)
-    assert regime.gathered_bytes < 2 * int(counts.sum()) * 8 * dtype.itemsize
+    counted = choose_layout(400, counts, 8, itemsize=dtype.itemsize, device="cuda")
+    rows, chosen = known_rows(x, codes >= 0, layout="gathered")
+    assert rows.copies.nbytes == counted.gathered_bytes == chosen.gathered_bytes
+    blocks = {group.block.untyped_storage().data_ptr() for group in rows.copies.groups}
+    assert len(blocks) == len(rows.copies.groups)
+    assert counted.gathered_bytes < 2 * int(counts.sum()) * 8 * dtype.itemsize
 
 
 def test_the_bound_binds(monkeypatch):
     """Where copies are cheapest, as on a GPU, none are made beyond the bound."""
     for name in ("_CPU", "_COMPILED"):
-        monkeypatch.setattr(regimes, name, regimes._GPU._replace(gathered=1e30))
+        monkeypatch.setattr(costs, name, costs._GPU._replace(gathered=1e30))
     x, codes = data()
     rows = Rows(x, torch.zeros(codes.shape), codes)
-    assert isinstance(default._source(rows).entries, Gathered)
-    assert isinstance(lay_out(x, codes.T, torch.float32)[0], regimes._GatheredRows)
-    bound = choose_regime(400, (codes >= 0).sum(1), 8).gathered_bytes - 1
-    assert default._source(rows, gather_bytes=bound).entries is None
-    assert isinstance(lay_out(x, codes.T, torch.float32, gather_bytes=bound)[0], regimes._DenseRows)
+    assert isinstance(lay_out(rows).rows.copies, Gathered)
+    bound = choose_layout(400, (codes >= 0).sum(1), 8).gathered_bytes - 1
+    assert not hasattr(lay_out(rows, gather_bytes=bound).rows, "copies")
 
 
 def test_copies_of_some_categories_are_shared_or_fewer():
@@ -65,24 +61,25 @@ def test_copies_of_some_categories_are_shared_or_fewer():
     x, codes = data()
     whole = Gathered.build(x, codes >= 0, x.dtype)
     keep = torch.tensor([1, 2, 3, 4, 7])
-    part = whole.take(keep)
+    part = whole.select_categories(keep)
     assert part.nbytes < whole.nbytes
     held = {group.block.data_ptr() for group in whole.groups}
     assert any(group.block.data_ptr() in held for group in part.groups)
     weight = torch.randn(len(codes), 8)
-    every = whole.forward(x, weight).view(len(codes), -1)
-    torch.testing.assert_close(part.forward(x, weight[keep]).view(5, -1), every[keep])
+    every = whole.forward(weight)
+    torch.testing.assert_close(part.forward(weight[keep]), every[keep])
 
 
 def test_fits_of_categories_of_very_different_lengths_agree():
     """Groups of their own change nothing in the fit."""
     x, codes = data(dtype=torch.float64)
     offset = torch.zeros(codes.shape, dtype=torch.float64)
-    one, other = (
-        fit_penalised([index_known(x, codes, offset, layout=layout)], 1.0, tolerance=1e-9).delta
-        for layout in ("dense", "gathered")
-    )
-    torch.testing.assert_close(one, other)
+    fits = []
+    for layout in ("dense", "gathered"):
+        rows, _ = known_rows(x, codes >= 0, layout=layout)
+        labelled = LabelledRows.from_codes(rows, codes, offset)
+        fits += fit_path([labelled], [1.0], tolerance=1e-9)
+    torch.testing.assert_close(fits[0].delta, fits[1].delta)
 
 
 @pytest.mark.parametrize("share", [fitness._SHARED_FROM, 1e-9])

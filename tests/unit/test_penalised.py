@@ -7,31 +7,45 @@ import torch
 
 from catwise.errors import ShapeError
 from catwise.losses import LOSSES
-from catwise.tuning.fits.penalised import Source, fit_path, fit_penalised, index_known
+from catwise.tuning.fits.penalised import PenalisedFit, fit_path
+from catwise.tuning.rows.known import KnownRows, LabelledRows, known_rows
 
 
-def problem(n: int = 300, k: int = 6, c: int = 4, seed: int = 0) -> tuple[Source, torch.Tensor]:
+def fit_penalised(sources: list[LabelledRows], penalty, **options) -> PenalisedFit:
+    """A path of one penalty."""
+    (fit,) = fit_path(sources, [penalty], **options)
+    return fit
+
+
+def labelled(x, offset, target, weight, *, intercept: bool = True) -> LabelledRows:
+    """Rows that all count, with their arrays."""
+    return LabelledRows(KnownRows(x), target, weight, offset, intercept)
+
+
+def problem(
+    n: int = 300, k: int = 6, c: int = 4, seed: int = 0, share: float = 0.6
+) -> tuple[LabelledRows, torch.Tensor]:
     """A source in float64 with some labels unknown, and its codes."""
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(n, k, generator=g, dtype=torch.float64) / k**0.5
     offset = torch.randn(c, n, generator=g, dtype=torch.float64)
     positive = torch.rand(c, n, generator=g) < 0.3
-    known = torch.rand(c, n, generator=g) < 0.6
+    known = torch.rand(c, n, generator=g) < share
     codes = torch.where(known, positive.to(torch.int8), torch.tensor(-1, dtype=torch.int8))
-    return Source(x, offset, positive.double(), known.double()), codes
+    return labelled(x, offset, positive.double(), known.double()), codes
 
 
-def plain_fit(sources: list[Source], penalty: float, category: int) -> torch.Tensor:
+def plain_fit(sources: list[LabelledRows], penalty: float, category: int) -> torch.Tensor:
     """One category by Newton's method on (delta, intercepts), written out."""
-    k = sources[0].x.shape[1]
+    k = sources[0].rows.x.shape[1]
     theta = torch.zeros(k + len(sources), dtype=torch.float64)
     for _ in range(50):
         g = torch.zeros_like(theta)
         h = torch.zeros(len(theta), len(theta), dtype=torch.float64)
         for i, s in enumerate(sources):
-            one = torch.zeros(len(s.x), len(sources), dtype=torch.float64)
+            one = torch.zeros(len(s.rows.x), len(sources), dtype=torch.float64)
             one[:, i] = 1.0
-            design = torch.cat([s.x, one], 1)
+            design = torch.cat([s.rows.x, one], 1)
             p = torch.sigmoid(s.offset[category] + design @ theta)
             g += design.T @ (s.weight[category] * (p - s.target[category]))
             h += design.T @ ((s.weight[category] * p * (1 - p))[:, None] * design)
@@ -54,9 +68,11 @@ def test_minimum_equals_newtons_method_per_category(penalty: float) -> None:
 
 def test_gathered_rows_equal_dense_rows() -> None:
     """Each category's own known rows give the same fit as the shared product."""
-    source, codes = problem()
+    source, codes = problem(share=0.3)
     indexed, sampled, gathered = (
-        index_known(source.x, codes, source.offset, layout=layout)
+        LabelledRows.from_codes(
+            known_rows(source.rows.x, codes >= 0, layout=layout)[0], codes, source.offset
+        )
         for layout in ("dense", "sparse", "gathered")
     )
     dense = fit_penalised([source], 1.0, tolerance=1e-9)
@@ -120,7 +136,7 @@ def test_category_without_labels_keeps_zeros() -> None:
     source, _ = problem()
     weight = source.weight.clone()
     weight[2] = 0
-    fit = fit_penalised([Source(source.x, source.offset, source.target, weight)], 1.0)
+    fit = fit_penalised([labelled(source.rows.x, source.offset, source.target, weight)], 1.0)
     assert not fit.delta[2].any()
     assert int(fit.iterations[2]) == 0
 
@@ -128,7 +144,7 @@ def test_category_without_labels_keeps_zeros() -> None:
 def test_source_without_intercept_has_none() -> None:
     """A head without a bias is fitted without an intercept."""
     source, _ = problem()
-    bare = Source(source.x, source.offset, source.target, source.weight, intercept=False)
+    bare = labelled(source.rows.x, source.offset, source.target, source.weight, intercept=False)
     fit = fit_penalised([bare], 1.0)
     assert not fit.intercepts.any()
 
@@ -145,7 +161,7 @@ def test_other_losses_end_where_the_gradient_vanishes(loss: str) -> None:
 def test_one_class_gives_finite_intercepts() -> None:
     """A source that knows positives alone does not run to infinity."""
     source, _ = problem()
-    only = Source(source.x, source.offset, torch.ones_like(source.target), source.weight)
+    only = labelled(source.rows.x, source.offset, torch.ones_like(source.target), source.weight)
     assert bool(fit_penalised([only], 1.0).intercepts.abs().max() < 20)
 
 
@@ -153,4 +169,4 @@ def test_arrays_must_fit() -> None:
     """A source whose arrays differ in shape is refused."""
     source, _ = problem()
     with pytest.raises(ShapeError, match="do not fit together"):
-        Source(source.x[:5], source.offset, source.target, source.weight)
+        labelled(source.rows.x[:5], source.offset, source.target, source.weight)

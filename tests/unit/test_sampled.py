@@ -79,7 +79,7 @@ def test_entries_of_some_categories_are_those_of_their_columns(way, length, as_m
     known, z, w = draw((300, 40, 9))
     keep = torch.tensor([1, 2, 5, 8])
     given = torch.zeros(9, dtype=torch.bool).index_fill(0, keep, value=True) if as_mask else keep
-    taken = KnownEntries(known, length=length).take(given)
+    taken = KnownEntries(known, length=length).select_categories(given)
     fresh = KnownEntries(known[:, keep], length=length)
     slopes = torch.linspace(-1, 1, fresh.n_places)
     assert torch.equal(taken.forward(z, w[keep]), fresh.forward(z, w[keep]))

@@ -3,7 +3,7 @@
 Each category is a logistic regression of its own on that category's known labels, started
 at the model's own weights and moved by full-batch Adam. Validation decides, after every
 step, which step to keep. Here the categories are the columns of one batch: an epoch is one
-product forward and one backward over the training rows (`regimes`) and one over the validation
+product forward and one backward over the training rows (`rows.known`) and one over the validation
 rows, whatever the number of categories. A column that has stopped leaves the batch.
 
 Source: Chong et al., Category-wise Fine-Tuning: Resisting incorrect pseudo-labels in
@@ -14,8 +14,9 @@ arXiv 2401.16991 (CFT_BP); Kingma & Ba, Adam, ICLR 2015.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -33,10 +34,8 @@ from catwise.tuning.fits.columns import (
     resolve_column_metric,
     skip_reasons,
 )
-from catwise.tuning.rows.layouts import RegimeName, lay_out
-
-if TYPE_CHECKING:
-    from catwise.tuning.rows.layouts import Regime, TrainingRows
+from catwise.tuning.rows.costs import LayoutCosts, LayoutName
+from catwise.tuning.rows.known import LabelledRows, known_rows
 
 __all__ = [
     "BackpropConfig",
@@ -66,7 +65,7 @@ class BackpropConfig:
         max_steps: bound on the steps of every category.
         patience: a category stops that many steps after its best one.
         dtype: precision of the arithmetic, float32 or float64.
-        regime: "dense", "sparse", "gathered" (see `regimes`), or "auto", which chooses by cost.
+        regime: "dense", "sparse", "gathered" (see `rows.known`), or "auto", which chooses by cost.
         gather_bytes: "auto" does not gather copies of features beyond that size.
         progress_every: steps between two calls of the progress callback.
     """
@@ -79,7 +78,7 @@ class BackpropConfig:
     max_steps: int = 5_000
     patience: int = 300
     dtype: torch.dtype = torch.float32
-    regime: RegimeName | Literal["auto"] = "auto"
+    regime: LayoutName | Literal["auto"] = "auto"
     gather_bytes: int = 1 << 30
     progress_every: int = 20
 
@@ -127,7 +126,7 @@ class BackpropResult:
     stop_reason: list[str]
     skipped: list[str | None]
     history: list[dict[str, float | int]]
-    regime: Regime
+    regime: LayoutCosts
     passes: Passes
 
 
@@ -175,13 +174,7 @@ def fit_backprop(
         head_weight.detach().to(device, dtype, copy=True),
         None if head_bias is None else head_bias.detach().to(device, dtype, copy=True),
     )
-    rows, regime = lay_out(
-        train.features,
-        codes,
-        dtype,
-        regime=config.regime,
-        gather_bytes=config.gather_bytes,
-    )
+    rows, regime = _training_rows(train.features, codes.T, config)
     scorer = Validation(valid.features.to(device, dtype), codes_valid, metric)
     outcome = _Outcome.start(base, len(skipped))
     history: list[dict[str, float | int]] = []
@@ -205,6 +198,39 @@ def fit_backprop(
         regime,
         Passes(train_passes, valid_passes),
     )
+
+
+def _training_rows(
+    features: Tensor, codes: Tensor, config: BackpropConfig
+) -> tuple[LabelledRows, LayoutCosts]:
+    known = codes >= 0
+    some = known.any(0)
+    if not bool(some.all()):
+        features, codes, known = features[some], codes[:, some], known[:, some]
+    rows, costs = known_rows(
+        features,
+        known,
+        dtype=config.dtype,
+        layout=config.regime,
+        gather_bytes=config.gather_bytes,
+        by_rows=True,
+    )
+    return LabelledRows.from_codes(rows, codes), costs
+
+
+def _gradients(
+    labelled: LabelledRows, head: HeadColumns, slope: Callable[[Tensor, Tensor], Tensor]
+) -> list[Tensor]:
+    """Gradient of the summed loss by weight (A, D) and, if there is one, bias (A,)."""
+    rows = labelled.rows
+    logits = rows.forward(head.weight)
+    if head.bias is not None:
+        logits += rows.spread(head.bias)
+    slopes = slope(logits, labelled.target)
+    if labelled.weight is not None:
+        slopes *= labelled.weight
+    gradient = rows.backward(slopes)
+    return [gradient] if head.bias is None else [gradient, rows.sums(slopes)]
 
 
 # ------------------------------------------------------------------------------ the loop
@@ -300,7 +326,7 @@ class _Columns:
 
 def _descend(
     columns: _Columns,
-    rows: TrainingRows,
+    rows: LabelledRows,
     scorer: Validation,
     outcome: _Outcome,
     config: BackpropConfig,
@@ -317,7 +343,7 @@ def _descend(
     columns.keep_best(base, 0)
     check, step = config.patience, 0  # no column can finish before that step
     for step in range(1, config.max_steps + 1):
-        columns.adam_step(rows.gradients(columns.head, slope), step, config)
+        columns.adam_step(_gradients(rows, columns.head, slope), step, config)
         scores = scorer(columns.head)
         columns.keep_best(scores, step)
         track.add(step, n_alive, scores, columns, outcome)
@@ -332,7 +358,8 @@ def _descend(
             check = int(columns.best_step[columns.alive].min()) + config.patience
             if len(columns.alive) - n_alive >= _COMPACT_SHARE * len(columns.alive):
                 keep = columns.alive.nonzero().flatten()
-                columns, rows, scorer = columns.take(keep), rows.take(keep), scorer.take(keep)
+                columns, scorer = columns.take(keep), scorer.take(keep)
+                rows = rows.select_categories(keep)
         if progress is not None and step % config.progress_every == 0:
             message = f"{n_alive} of {n_tuned} categories still moving"
             progress(Progress(_STAGE, step, config.max_steps, message))

@@ -30,7 +30,7 @@ from torch import Tensor
 from catwise.metrics import METRICS, Metric
 from catwise.metrics.ranking import RankingPlan
 from catwise.tuning.fits.evolution import ask
-from catwise.tuning.rows.gathered import gathered_rows, group_by_length
+from catwise.tuning.rows.gathered import Gathered, gathered_rows
 
 if TYPE_CHECKING:
     from catwise.tuning.fits.columns import HeadColumns
@@ -137,7 +137,7 @@ class PopulationFitness:
             rows = known.any(0)
             self._parts = self._share(features[rows], codes[:, rows].contiguous())
         else:
-            self._parts = self._gather_all(features, codes)
+            self._parts = self._gather(features, codes)
         self.multiply_adds = sum(p.offset.numel() for p in self._parts) * features.shape[1]
 
     def _share(self, x: Tensor, codes: Tensor) -> list[_Part]:
@@ -156,30 +156,21 @@ class PopulationFitness:
             for b in torch.split(every, width)
         ]
 
-    def _gather_all(self, features: Tensor, codes: Tensor) -> list[_Part]:
-        parts = []
-        for length, members in group_by_length((codes >= 0).sum(1)):
-            width = max(1, self._entries // max(length, 1))
-            for start in range(0, len(members), width):
-                cut = members[start : start + width]
-                parts.append(self._gather(features, codes, cut, max(length, 1)))
-        return parts
+    def _gather(self, features: Tensor, codes: Tensor) -> list[_Part]:
+        copies = Gathered.build(features, codes >= 0, self._product, max_places=self._entries)
+        return [self._gathered_part(features, codes, *group) for group in copies.groups]
 
-    def _gather(self, features: Tensor, codes: Tensor, members: list[int], length: int) -> _Part:
-        index = torch.tensor(members, device=codes.device)
-        part = codes[index]
-        order = (part < 0).to(torch.int8).argsort(dim=1, stable=True)[:, :length]
-        picked = part.gather(1, order).clamp_min(-1)
-        dtype = self._head.weight.dtype
-        x = features.new_empty((len(members), length, features.shape[1]), dtype=self._product)
-        offset = features.new_empty((len(members), length), dtype=dtype)
-        for i, rows in enumerate(order):
-            own = features[rows].to(dtype)
-            torch.mv(own, self._head.weight[members[i]], out=offset[i])
-            x[i].copy_(own)
+    def _gathered_part(
+        self, features: Tensor, codes: Tensor, index: Tensor, rows: Tensor, block: Tensor
+    ) -> _Part:
+        weight, dtype = self._head.weight, self._head.weight.dtype
+        offset = features.new_empty(rows.shape, dtype=dtype)
+        for i, own in enumerate(rows):  # the copies may be coarser than the head
+            torch.mv(features[own].to(dtype), weight[index[i]], out=offset[i])
         if self._head.bias is not None:
             offset += self._head.bias[index, None]
-        return _Part(index, x, offset, picked, self._plan(picked))
+        known = codes[index].gather(1, rows).clamp_min(-1)
+        return _Part(index, block, offset, known, self._plan(known))
 
     def take(self, keep: Tensor) -> PopulationFitness:
         """The fitness of some categories, by (k,) ascending positions."""

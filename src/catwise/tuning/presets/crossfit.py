@@ -35,20 +35,14 @@ from catwise.tuning.choice.gains import Corrected, Scorer, on_one_scale, without
 from catwise.tuning.choice.nested import Decision, FoldScores, nested_choice
 from catwise.tuning.choice.rules import choose_each, choose_one, choose_staged
 from catwise.tuning.fits.affine import fit_affine
-from catwise.tuning.fits.penalised import (
-    PenalisedFit,
-    Source,
-    fit_path,
-    index_known,
-)
+from catwise.tuning.fits.penalised import PenalisedFit, fit_path
 from catwise.tuning.fits.ranking_loss import Stage, climb
-from catwise.tuning.rows.layouts import choose_regime
+from catwise.tuning.rows.known import LabelledRows, lay_out
 from catwise.tuning.rows.products import product
-from catwise.tuning.rows.sampled import is_compiled
 from catwise.tuning.rows.tuning_rows import Counter, FoldScorer, Rows, category_blocks, moved
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -64,8 +58,6 @@ __all__ = [
     "only_select",
 ]
 
-
-_INDEXED_BELOW = 0.5
 
 STAGES: Final = {
     "average_precision": (Stage(1.0, 3.0), Stage(1.0, 1.0)),
@@ -218,7 +210,8 @@ def fit_and_select(
     passes = 0
     for block in blocks:
         part = fresh.take(block)
-        fitters = _Fitter.for_losses(None if train is None else train.take(block), config)
+        known = None if train is None else train.take(block)
+        fitters = {loss: _Fitter.build(known, config, loss) for loss in config.losses}
         values[0, :, block] = scorer(part.logits, block)
         out = part.logits.new_empty(len(grid.settings), *part.logits.shape)
         for f in range(n_folds):
@@ -464,31 +457,26 @@ class _Fit(NamedTuple):
 class _Fitter:
     """Both fits of a block of categories, along the path of penalties."""
 
-    train: Source | None
+    train: LabelledRows | None
     direction: Tensor | None
     config: DefaultConfig
     loss: str
     passes: int = 0
 
     @classmethod
-    def for_losses(cls, train: Rows | None, config: DefaultConfig) -> dict[str, _Fitter]:
-        return {loss: cls.build(train, config, loss) for loss in config.losses}
-
-    @classmethod
     def build(cls, train: Rows | None, config: DefaultConfig, loss: str) -> _Fitter:
         if train is None:
             return cls(None, None, config, loss)
-        source = _source(train)
+        source = lay_out(train)
         (found,) = fit_directions(train, source, [config.direction_penalty], config, loss)
         return cls(source, config.direction_step * found.delta, config, loss, found.passes)
 
     def path(self, fresh: Rows, weight: float, penalties: Sequence[float]) -> Iterator[_Fit]:
         """The averaged fit for each penalty, each started from the one before."""
         anchors = [None] if self.direction is None or weight == 0 else [None, self.direction]
-        laid_out = _source(fresh)
+        laid_out, options = lay_out(fresh), _fit_options(self.config, self.loss)
         paths = [
-            _fit_path(self._sources(laid_out, weight, a), penalties, self.config, self.loss)
-            for a in anchors
+            fit_path(self._sources(laid_out, weight, a), penalties, **options) for a in anchors
         ]
         for fits in zip(*paths, strict=True):
             delta, intercept = torch.zeros(()), torch.zeros(())
@@ -499,65 +487,44 @@ class _Fitter:
                 intercept = intercept + fit.intercepts[0] / len(anchors)
             yield _Fit(delta, intercept)
 
-    def _sources(self, fresh: Source, weight: float, anchor: Tensor | None) -> list[Source]:
+    def _sources(
+        self, fresh: LabelledRows, weight: float, anchor: Tensor | None
+    ) -> list[LabelledRows]:
         """Fresh and training rows; with an anchor, the latter without their original logits."""
         train = None if weight == 0 else self.train
         if anchor is not None:
-            fresh = replace(fresh, offset=fresh.offset + fresh.forward(anchor))
-            train = None if train is None else replace(train, offset=train.forward(anchor))
-        return [fresh] if train is None else [fresh, replace(train, weight=weight * train.weight)]
+            along = fresh.rows.forward(anchor)
+            fresh = replace(fresh, offset=along if fresh.offset is None else fresh.offset + along)
+            train = None if train is None else replace(train, offset=train.rows.forward(anchor))
+        if train is None:
+            return [fresh]
+        known = torch.ones_like(train.target) if train.weight is None else train.weight
+        return [fresh, replace(train, weight=weight * known)]
 
 
-def _fit_path(
-    sources: list[Source],
-    penalties: Iterable[float | Tensor],
-    config: DefaultConfig,
-    loss: str,
-) -> Iterator[PenalisedFit]:
-    return fit_path(
-        sources,
-        penalties,
-        pointwise=resolve_loss(loss).slope_curvature,
-        max_iterations=config.max_iterations,
-        tolerance=config.tolerance,
-    )
-
-
-def _source(rows: Rows, *, gather_bytes: int = 1 << 30) -> Source:
-    """Rows as a source: all entries, the known ones, or gathered rows, whichever costs less.
-
-    No more than `gather_bytes` are gathered.
-    """
-    x, codes, logits = rows.x, rows.codes, rows.logits
-    counts = (codes >= 0).sum(1)
-    device = x.device.type
-    regime = choose_regime(
-        x.shape[0], counts.cpu(), x.shape[1], gather_bytes=gather_bytes, device=device
-    )
-    layout = regime.name if regime.name != "sparse" or is_compiled(x.dtype) else "dense"
-    if rows.target is not None and rows.weight is not None:
-        source = Source(x, logits, rows.target, rows.weight)
-    elif layout != "dense" or int(counts.max()) <= _INDEXED_BELOW * x.shape[0]:
-        source = index_known(x, codes, logits, layout=layout)
-    else:
-        source = Source(x, logits, (codes == 1).to(x.dtype), (codes >= 0).to(x.dtype))
-    return replace(source, intercept=rows.intercept)
+def _fit_options(config: DefaultConfig, loss: str) -> dict[str, Any]:
+    return {
+        "pointwise": resolve_loss(loss).slope_curvature,
+        "max_iterations": config.max_iterations,
+        "tolerance": config.tolerance,
+    }
 
 
 def fit_directions(
-    train: Rows, source: Source, penalties: Sequence[float], config: DefaultConfig, loss: str
+    train: Rows, source: LabelledRows, penalties: Sequence[float], config: DefaultConfig, loss: str
 ) -> Iterator[PenalisedFit]:
     """Where the known training labels alone point to, from zero logits, for each penalty.
 
-    `source` is what `_source` makes of `train`.
+    `source` is what `lay_out` makes of `train`.
 
     The penalty grows with the root of the number of positives, so that the direction keeps
     much the same length however many labels are known.
     """
     positives = (train.codes == 1).sum(1).clamp_min(1).to(train.x.dtype)
-    source = replace(source, offset=torch.zeros_like(source.offset), intercept=True)
+    source = replace(source, offset=None, intercept=True)
     growth = (positives / 50.0).sqrt()
-    return _fit_path([source], [penalty * growth for penalty in penalties], config, loss)
+    path = [penalty * growth for penalty in penalties]
+    return fit_path([source], path, **_fit_options(config, loss))
 
 
 # --------------------------------------------------------------------------------- select
@@ -610,7 +577,7 @@ def only_select(
             if g % len(config.grid_penalties) == 0:
                 stretched = known if power == 0 else known._replace(x=known.x * stretch)
                 penalties = config.grid_penalties
-                found = fit_directions(stretched, _source(stretched), penalties, config, loss)
+                found = fit_directions(stretched, lay_out(stretched), penalties, config, loss)
             fit = next(found)
             passes += fit.passes
             directions[g, block] = fit.delta * stretch

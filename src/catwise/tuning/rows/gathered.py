@@ -6,14 +6,13 @@ grouping that makes them, so that a bound on them binds.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Gathered", "Group", "gathered_rows", "group_by_length"]
-
-_BUCKET_SHARE = 0.8
+_GROUP_SHARE = 0.8
 _CHUNK_ENTRIES = 1 << 22
 
 
@@ -40,7 +39,7 @@ def group_by_length(counts: Tensor) -> list[tuple[int, list[int]]]:
     values = counts.tolist()
     groups: list[tuple[int, list[int]]] = []
     for c in sorted(range(len(values)), key=lambda i: (-values[i], i)):
-        if not groups or values[c] < _BUCKET_SHARE * groups[-1][0]:
+        if not groups or values[c] < _GROUP_SHARE * groups[-1][0]:
             groups.append((values[c], []))
         groups[-1][1].append(c)
     return [(length, sorted(members)) for length, members in groups]
@@ -55,6 +54,7 @@ def gathered_rows(counts: Tensor) -> int:
     return sum(length * len(members) for length, members in group_by_length(counts))
 
 
+@dataclass(frozen=True, eq=False)
 class Gathered:
     """The copies of a batch of categories.
 
@@ -64,31 +64,42 @@ class Gathered:
     Args:
         groups: of the categories.
         length: L.
+        n_categories: C.
+        n_features: D.
     """
 
-    def __init__(self, groups: list[Group], length: int) -> None:
-        self.groups, self.length = groups, length
+    groups: list[Group]
+    length: int
+    n_categories: int
+    n_features: int
 
     @classmethod
-    def build(cls, features: Tensor, known: Tensor, dtype: torch.dtype) -> Gathered:
-        """Copy the rows of (N, D) features that are known, (C, N) bool, to each category."""
-        groups, counts = [], known.sum(1)
+    def build(
+        cls, features: Tensor, known: Tensor, dtype: torch.dtype, *, max_places: int | None = None
+    ) -> Gathered:
+        """Copy the rows of (N, D) features that are known, (C, N) bool, to each category.
+
+        A group has no more than `max_places` rows, unless it is of one category.
+        """
+        groups, counts, n_features = [], known.sum(1), features.shape[1]
         for length, members in group_by_length(counts):
-            columns = torch.tensor(members, device=known.device)
-            order = torch.argsort((~known[columns]).to(torch.int8), dim=1, stable=True)
-            order = order[:, :length]
-            block = features.new_empty((*order.shape, features.shape[1]), dtype=dtype)
-            for copy, rows in zip(block, order, strict=True):
-                copy.copy_(features[rows])
-            groups.append(Group(columns, order, block))
-        return cls(groups, int(counts.max()))
+            width = len(members) if max_places is None else max(1, max_places // max(1, length))
+            for start in range(0, len(members), width):
+                columns = torch.tensor(members[start : start + width], device=known.device)
+                order = torch.argsort((~known[columns]).to(torch.int8), dim=1, stable=True)
+                order = order[:, :length]
+                block = features.new_empty((*order.shape, n_features), dtype=dtype)
+                for copy, rows in zip(block, order, strict=True):
+                    copy.copy_(features[rows])
+                groups.append(Group(columns, order, block))
+        return cls(groups, int(counts.max()) if len(counts) else 0, len(counts), n_features)
 
     @property
     def nbytes(self) -> int:
         """What the copies take."""
         return sum(group.block.nbytes for group in self.groups)
 
-    def take(self, keep: Tensor) -> Gathered:
+    def select_categories(self, keep: Tensor) -> Gathered:
         """The copies of some categories, given by ascending number (A,) or as a mask (C,).
 
         Groups of which all stay are shared.
@@ -103,32 +114,36 @@ class Gathered:
                 new = torch.tensor([place[numbers[i]] for i in at], device=columns.device)
                 rows, block = (part if len(at) == len(part) else part[at] for part in parts)
                 groups.append(Group(new, rows, block))
-        return Gathered(groups, self.length)
+        return Gathered(groups, self.length, len(keep), self.n_features)
 
-    def forward(self, features: Tensor, weight: Tensor) -> Tensor:
-        """(C · L,) products of the copies with (C, D) weights; `features` are in the copies."""
-        del features
+    def at(self, values: Tensor) -> Tensor:
+        """(C, L) of (C, N) values at the rows of each category, known ones first."""
+        places = values.new_zeros(len(values), self.length)
+        for columns, rows, _ in self.groups:
+            places[columns, : rows.shape[1]] = values[columns].gather(1, rows)
+        return places
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """(C, L) products of the copies with (C, D) weights."""
         places = weight.new_zeros(len(weight), self.length)
         for columns, rows, block in self.groups:
             found = torch.bmm(block, weight[columns][:, :, None]).squeeze(2)
             places[columns, : rows.shape[1]] = found
-        return places.flatten()
+        return places
 
-    def backward(self, features: Tensor, slopes: Tensor) -> Tensor:
-        """(C, D) sums over the copies of a category times their (C · L,) slopes."""
-        places = slopes.view(-1, self.length)
-        sums = slopes.new_zeros(len(places), features.shape[1])
+    def backward(self, slopes: Tensor) -> Tensor:
+        """(C, D) sums over the copies of a category times their (C, L) slopes."""
+        sums = slopes.new_zeros(len(slopes), self.n_features)
         for columns, rows, block in self.groups:
-            part = places[columns, : rows.shape[1]]
+            part = slopes[columns, : rows.shape[1]]
             sums[columns] = torch.bmm(part[:, None], block).squeeze(1)
         return sums
 
-    def squares(self, features: Tensor, curvatures: Tensor) -> Tensor:
-        """(C, D) sums over the squared copies of a category times their (C · L,) curvatures."""
-        places = curvatures.view(-1, self.length)
-        sums = curvatures.new_zeros(len(places), features.shape[1])
+    def squares(self, curvatures: Tensor) -> Tensor:
+        """(C, D) sums over the squared copies of a category times their (C, L) curvatures."""
+        sums = curvatures.new_zeros(len(curvatures), self.n_features)
         for columns, rows, block in self.groups:
-            part = places[columns, : rows.shape[1]]
+            part = curvatures[columns, : rows.shape[1]]
             width = max(1, _CHUNK_ENTRIES // max(1, block[0].numel()))  # squares are few at a time
             pieces = zip(torch.split(part, width), torch.split(block, width), strict=True)
             sums[columns] = torch.cat([torch.bmm(p[:, None], b.square()) for p, b in pieces])[:, 0]

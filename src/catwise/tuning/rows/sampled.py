@@ -27,8 +27,6 @@ from catwise.errors import ShapeError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["MAX_PLACES", "KnownEntries", "is_compiled"]
-
 MAX_PLACES: Final = (1 << 31) - 1
 """Places are counted in 32 bits."""
 
@@ -82,7 +80,7 @@ class KnownEntries:
             self.place = rank[known].to(torch.int32)
         self._tiled: tuple[tuple[int, torch.dtype], list[_Tile]] | None = None
 
-    def take(self, keep: Tensor) -> KnownEntries:
+    def select_categories(self, keep: Tensor) -> KnownEntries:
         """The entries of some categories, given by ascending number (A,) or as a mask (C,)."""
         keep = keep.nonzero().flatten() if keep.dtype == torch.bool else keep
         new = torch.full((self.n_categories,), -1, dtype=torch.int32, device=keep.device)
@@ -98,6 +96,14 @@ class KnownEntries:
             taken.place = self.place[kept] - gone * self.length
         taken._tiled = None  # noqa: SLF001 -- of this class
         return taken
+
+    def at(self, values: Tensor) -> Tensor:
+        """(n_places,) of (C, n) values, at the entries; zeros elsewhere."""
+        row = torch.repeat_interleave(self.start.diff())
+        found = values[self.category.long(), row]
+        if self.length is None:
+            return found
+        return values.new_zeros(self.n_places).index_put_((self.place.long(),), found)
 
     @property
     def n_places(self) -> int:
@@ -203,9 +209,7 @@ class KnownEntries:
         here = slice(int(start[0]), int(start[-1]))
         category, place = self.category[here].long(), self.place[here].long()
         local = start - start[0]
-        row = torch.repeat_interleave(
-            torch.arange(len(local) - 1, device=start.device), local.diff()
-        )
+        row = torch.repeat_interleave(local.diff())
         turned = category.argsort(stable=True)
         counts = torch.bincount(category, minlength=self.n_categories)
         with warnings.catch_warnings():  # that sparse rows are in beta: what is used here is tested
