@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 
+from catwise._extras import import_optional
 from catwise.errors import CatwiseError
-from catwise.models.packages import import_optional
 from catwise.models.registry import load_model, reload_model, write_model
 from catwise.models.verify import compare_written, noise, verify_written
 
@@ -109,10 +109,10 @@ def scramble(module: torch.nn.Module) -> torch.nn.Module:
 def make_file(kind: str, name: str, folder: Path) -> tuple[str, dict[str, Any], Path]:
     """A checkpoint of random weights: the model's spec, options, and the file or folder."""
     if kind == "timm":
-        build = import_optional("timm", extra="timm").create_model
+        build = import_optional("timm", extra="timm", purpose="this bench").create_model
         module = build(name, pretrained=False, num_classes=N_CATEGORIES)
     elif kind == "torchvision":
-        models = import_optional("torchvision.models", extra="torchvision")
+        models = import_optional("torchvision.models", extra="torchvision", purpose="this bench")
         args = {"init_weights": False} if name in {"googlenet", "inception_v3"} else {}
         module = models.get_model(name, weights=None, num_classes=N_CATEGORIES, **args)
     elif kind == "transformers":
@@ -125,7 +125,7 @@ def make_file(kind: str, name: str, folder: Path) -> tuple[str, dict[str, Any], 
 
 
 def make_folder(name: str, folder: Path) -> tuple[str, dict[str, Any], Path]:
-    transformers = import_optional("transformers", extra="transformers")
+    transformers = import_optional("transformers", extra="transformers", purpose="this bench")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     suffix, settings = TRANSFORMERS[name]
@@ -140,7 +140,7 @@ def make_folder(name: str, folder: Path) -> tuple[str, dict[str, Any], Path]:
 
 
 def make_onnx(name: str, folder: Path) -> tuple[str, dict[str, Any], Path]:
-    models = import_optional("torchvision.models", extra="torchvision")
+    models = import_optional("torchvision.models", extra="torchvision", purpose="this bench")
     module = scramble(models.get_model(name, weights=None, num_classes=N_CATEGORIES)).eval()
     path = folder / "old.onnx"
     with warnings.catch_warnings():
@@ -171,8 +171,8 @@ def there_and_back(kind: str, name: str, folder: Path) -> list[str]:
         policy, options = "both heads as one", {**options, "model_args": {"heads": "both"}}
         model = load_model(spec, **options)
     assert model.head is not None
-    if "output_is" in model.extra:
-        policy = f"refused by extract: {model.extra['output_is']}"
+    if model.output_is:
+        policy = f"refused by extract: {model.output_is}"
     elif "places" in " ".join(model.notes):
         policy = "mean over places"
     new, same = folder / f"new{old.suffix}", folder / f"same{old.suffix}"

@@ -1,41 +1,48 @@
-"""Packages that are no dependencies: imported where they are used, or told how to install."""
+"""Packages that are not dependencies: imported where they are used, or told how to install."""
 
 from __future__ import annotations
 
 import importlib
+import sys
+import warnings
 from typing import Any, Final
 
 from catwise.errors import MissingExtraError
 
-__all__ = ["import_extra"]
-
+MUST_FIT: Final = "the packages must fit one another; torch and torchvision come in pairs"
+_BROKEN: Final = (ImportError, RuntimeError, OSError, AttributeError, ValueError)
+"""What an absent package raises on import, and one whose parts do not fit together."""
 _REASON: Final = 240
 
 
-def import_extra(module: str, extra: str, purpose: str) -> Any:
-    """Import what is no dependency, or say how to install it.
+def import_optional(module: str, *, extra: str, purpose: str) -> Any:
+    """Import a module that catwise does not depend on, or say how to install it.
 
     Args:
         module: dotted name.
         extra: the extra of catwise that brings it.
         purpose: what needs it, the start of a sentence.
 
-    Returns:
-        The module.
-
     Raises:
-        MissingExtraError: If it is absent or breaks on import.
+        MissingExtraError: If it is absent, or one that it needs is broken.
 
-    >>> import_extra("json", "images", "reading JSON").__name__
+    >>> import_optional("json", extra="images", purpose="reading JSON").__name__
     'json'
     """
+    if (found := sys.modules.get(module)) is not None:
+        return found
     try:
-        return importlib.import_module(module)
-    except (ImportError, RuntimeError, OSError, AttributeError, ValueError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importlib.import_module(module)
+    except _BROKEN as error:
         package = module.partition(".")[0]
-        reason = " ".join(str(error).split())[:_REASON]
+        is_absent = isinstance(error, ModuleNotFoundError) and error.name == package
+        state = "not installed" if is_absent else "installed, and cannot be imported"
+        reason = ": ".join(filter(None, [type(error).__name__, " ".join(str(error).split())]))
+        install = f"pip install 'catwise[{extra}]'"
         raise MissingExtraError(
-            f"{purpose} needs the package {package!r}, which cannot be imported.",
-            found=f"{type(error).__name__}: {reason}" if reason else type(error).__name__,
-            remedy=f"pip install 'catwise[{extra}]'",
+            f"{purpose} needs the package {package!r}, which is {state}.",
+            found=None if is_absent else reason[:_REASON],
+            remedy=install if is_absent else f"{install} in a fresh environment: {MUST_FIT}",
         ) from error

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from catwise._extras import import_extra
+from catwise._extras import import_optional
 from catwise.errors import ConfigError, FeatureError, LabelError, nearest
 from catwise.labels.codes import NEGATIVE, POSITIVE, UNCERTAIN
 from catwise.labels.priors import checked_scores
@@ -132,7 +132,7 @@ def to_fiftyone(
         MissingExtraError: If FiftyOne is not installed or cannot be imported.
     """
     samples = fiftyone_samples(dataset, kinds=kinds, skip_without_path=skip_without_path)
-    fo = import_extra("fiftyone", "fiftyone", "converting to FiftyOne")
+    fo = import_optional("fiftyone", extra="fiftyone", purpose="converting to FiftyOne")
     made = fo.Dataset(name)
     made.info = {"catwise": {"name": dataset.name, "notes": list(dataset.notes)}}
     made.classes = {kind: list(dataset.labels.categories) for kind in kinds}
@@ -275,7 +275,9 @@ def to_huggingface(dataset: Dataset, *, images: bool = True) -> Any:
         MissingExtraError: If `datasets` is not installed or cannot be imported.
         ConfigError: If the name of a split is none that `datasets` takes.
     """
-    datasets = import_extra("datasets", "datasets", "converting to a Hugging Face data set")
+    datasets = import_optional(
+        "datasets", extra="datasets", purpose="converting to a Hugging Face data set"
+    )
     splits = np.where(dataset.splits == "", "all", dataset.splits)
     names, first = np.unique(splits, return_index=True)
     for name in names.tolist():

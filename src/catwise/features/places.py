@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
-from catwise._extras import import_extra
+from catwise._extras import import_optional
 from catwise._limits import check_at_most, read_within
 from catwise.errors import ConfigError, MissingExtraError, OutputError
 from catwise.features.manifest import DATA_START, file_sha256
@@ -120,7 +120,7 @@ class RemotePlace:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
-        core = import_extra("fsspec.core", "remote", f"opening '{url}'")
+        core = import_optional("fsspec.core", extra="remote", purpose=f"opening '{url}'")
         try:
             self._files, self._root = core.url_to_fs(self.url)
         except ImportError as error:

@@ -107,7 +107,7 @@ def checked_model(
             f"{loaded.name} was loaded without a checkpoint: there is nothing to repair.",
             remedy="give the file with its weights: --checkpoint",
         )
-    if "loaded_with" not in loaded.extra:
+    if loaded.request is None:
         raise ConfigError(
             f"{loaded.name} cannot be loaded again to verify what is written.",
             remedy="let load_model load it: 'python:MODULE:FUNCTION' calls a function of yours",

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from catwise.models.core import LoadedModel, Preprocessing
+from catwise.models.core import LoadedModel, Preprocessing, Request, Writer
 
-__all__ = ["LoadedModel", "Preprocessing"]
+__all__ = ["LoadedModel", "Preprocessing", "Request", "Writer"]

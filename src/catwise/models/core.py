@@ -17,16 +17,18 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from catwise.errors import ConfigError, check_rules
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from torch import nn
 
-    from catwise.heads import Head
+    from catwise.heads import Head, WriteReport
 
-__all__ = ["LoadedModel", "Preprocessing", "check_layout"]
+__all__ = ["LoadedModel", "Preprocessing", "Request", "Writer", "check_layout"]
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 _LAYOUTS: Final = {"channels_first": "nchw", "channels_last": "nhwc"}
@@ -120,6 +122,44 @@ class Preprocessing:
         return replace(self, layout=layout)
 
 
+@dataclass(frozen=True)
+class Request:
+    """What `load_model` was asked for, as every adapter is given it.
+
+    Attributes:
+        name: what follows the kind's colon: an architecture, a folder, a file, a function.
+        checkpoint: the file with the weights.
+        n_categories: rows of the classification layer.
+        categories: their names, in order.
+        layer: name of the classification layer.
+        prefix: what leads the model's keys in the checkpoint.
+        model_args: options of the architecture and of the adapter.
+    """
+
+    name: str
+    checkpoint: Path | None = None
+    n_categories: int | None = None
+    categories: Sequence[str] | None = None
+    layer: str | None = None
+    prefix: str | None = None
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Writer(Protocol):
+    """Writes a head into a copy of what a model was loaded from, and compares the two.
+
+    Brought by the adapter that read it: it knows where the head lies.
+    """
+
+    def write(
+        self, model: LoadedModel, head: Head, source: Path, destination: Path, *, overwrite: bool
+    ) -> list[WriteReport]:
+        """Write the copy; the source is never touched."""
+
+    def compare(self, model: LoadedModel, source: Path, copy: Path) -> int:
+        """Compare all but the head; how many tensors that were. MismatchError if some differ."""
+
+
 @dataclass(eq=False)
 class LoadedModel:
     """A model, ready to extract features from.
@@ -136,7 +176,12 @@ class LoadedModel:
         checkpoint: the file or folder that the weights came from, or None.
         image_argument: name of the keyword that takes the images; None: the first argument.
         notes: what to know about it, a sentence each.
-        extra: what an adapter needs to write back, such as file names.
+        row_names: names of all rows of the layer, where some of them are no categories.
+        output_is: what the model makes of its layer's output: ``"sigmoid"``, ``"softmax"`` and the
+            like, ``"not linear"``, ``"not the layer's"``; ``""`` where it returns that itself.
+        request: what `load_model` was asked for; None where it did not load the model.
+        writer: writes the head back; None: `checkpoint` is one file in which `weight_key` and
+            `bias_key` are the head.
     """
 
     name: str
@@ -149,7 +194,10 @@ class LoadedModel:
     checkpoint: Path | None = None
     image_argument: str | None = None
     notes: list[str] = field(default_factory=list)
-    extra: dict[str, Any] = field(default_factory=dict)
+    row_names: tuple[str, ...] = ()
+    output_is: str = ""
+    request: Request | None = None
+    writer: Writer | None = None
 
     def __post_init__(self) -> None:
         if self.checkpoint is not None:

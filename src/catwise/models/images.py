@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import numpy as np
 
-from catwise._extras import import_extra
+from catwise._extras import import_optional
 from catwise._limits import (
     MAX_ELEMENTS,
     MAX_IMAGE,
@@ -59,7 +59,6 @@ __all__ = [
     "DICOM_SUFFIXES",
     "as_channels",
     "check_bytes",
-    "import_extra",
     "open_file",
     "pixel_limit",
     "read_image",
@@ -126,7 +125,7 @@ def read_image(
     """
     _check_options(channels, white)
     shown = _name(source) if name is None else name
-    import_extra("PIL.Image", "images", "reading images")
+    import_optional("PIL.Image", extra="images", purpose="reading images")
     with _decoding(shown), warnings.catch_warnings(), _stream(source) as stream:
         warnings.simplefilter("ignore")  # they name no file, and errors are caught
         check_bytes(stream.seek(0, os.SEEK_END))
@@ -416,8 +415,8 @@ def _top(image: Image, tags: Any) -> float:
 def _read_dicom(stream: BinaryIO, channels: int, *, marked: bool) -> Image:
     from PIL import Image
 
-    pydicom = import_extra("pydicom", "dicom", "reading DICOM")
-    pixels = import_extra("pydicom.pixels", "dicom", "reading DICOM")
+    pydicom = import_optional("pydicom", extra="dicom", purpose="reading DICOM")
+    pixels = import_optional("pydicom.pixels", extra="dicom", purpose="reading DICOM")
     source = BoundedStream(
         _inflated(stream) if marked else stream,
         size=MAX_IMAGE,

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from catwise._extras import import_optional
 from catwise.errors import CatwiseError, ConfigError, FeatureError, IdError, check_rules
 from catwise.features.ids import as_ids, compact
-from catwise.models.images import as_channels, import_extra, pixel_limit
+from catwise.models.images import as_channels, pixel_limit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -77,7 +78,7 @@ def preprocess(image: Image, preprocessing: Preprocessing) -> Tensor:
     >>> preprocess(grey, Preprocessing(size=(8, 8))).shape
     torch.Size([3, 8, 8])
     """
-    import_extra("PIL.Image", "images", "preprocessing images")
+    import_optional("PIL.Image", extra="images", purpose="preprocessing images")
     ready = as_channels(image, channels=preprocessing.channels)
     if not min(ready.size):
         raise FeatureError("the image has no pixels.", found=f"size {ready.size}")
@@ -222,7 +223,7 @@ class ImageRows(Dataset[ImageRow]):
         rows: Any = None,
         white: float | None = None,
     ) -> None:
-        import_extra("PIL.Image", "images", "reading images")
+        import_optional("PIL.Image", extra="images", purpose="reading images")
         self.source = source
         self.preprocessing = preprocessing
         self.white = white

@@ -28,10 +28,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
 
 import numpy as np
 
+from catwise._extras import import_optional
 from catwise._limits import MAX_TAR_HEADER, BoundedStream
 from catwise.errors import CatwiseError, ConfigError, FeatureError, IdError, ShapeError
 from catwise.features.ids import as_ids, compact, digest_of
-from catwise.models.images import DICOM_SUFFIXES, check_bytes, import_extra, open_file, read_image
+from catwise.models.images import DICOM_SUFFIXES, check_bytes, open_file, read_image
 from catwise.models.preprocess import (
     ImageBatch,
     ImageLoader,
@@ -432,7 +433,9 @@ class HuggingFaceImages(ImageSource):
         super().__init__(list(rows) if id_column is None else list(plain[id_column]))
         images = plain.select_columns([image_column])
         if type(images.features[image_column]).__name__ == "Image":
-            datasets = import_extra("datasets", "datasets", "reading a Hugging Face data set")
+            datasets = import_optional(
+                "datasets", extra="datasets", purpose="reading a Hugging Face data set"
+            )
             images = images.cast_column(image_column, datasets.Image(decode=False))
         self._images = images
         self._column = image_column

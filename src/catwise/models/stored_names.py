@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from catwise.errors import CategoryError
-
-__all__ = ["check_inverse", "names_by_number"]
 
 _SHOWN = 5
 
@@ -88,3 +87,13 @@ def check_inverse(names: list[str], inverse: object, *, where: str) -> None:
     wrong += [f"{n!r} is {number}" for n, number in said.items() if n not in rows]
     if wrong:
         raise _refuse(where, "; ".join(wrong[:_SHOWN]), "the inverse of id2label, or none")
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """Tell equal names apart by their positions; ImageNet has two cranes.
+
+    >>> unique_names(["crane", "crane", "dog"])
+    ['crane (0)', 'crane (1)', 'dog']
+    """
+    seen = Counter(names)
+    return [f"{name} ({i})" if seen[name] > 1 else name for i, name in enumerate(names)]

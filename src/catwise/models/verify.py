@@ -9,32 +9,19 @@ import torch
 from catwise._io import remove
 from catwise._lock import still_there
 from catwise.errors import HeadError, MismatchError
-from catwise.features.manifest import file_sha256
-from catwise.heads.catalog import load_tensor, open_catalog
 from catwise.heads.provenance import side_file
 from catwise.models.layers import call, capture, evaluating, logits_of, scores
 from catwise.models.logits import ACTIVATIONS, activation_in
 from catwise.models.registry import reload_model
+from catwise.models.writing import writer_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from catwise.heads import Head
     from catwise.models.core import LoadedModel
 
-__all__ = [
-    "Verified",
-    "check_output",
-    "compare_tensors",
-    "compare_written",
-    "noise",
-    "verify_copy",
-    "verify_written",
-]
-
 _TOLERANCE: Final = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
-_SHOWN: Final = 5
 
 
 class Verified(NamedTuple):
@@ -83,16 +70,15 @@ def check_output(model: LoadedModel) -> None:
     Raises:
         HeadError: If a head that is written would not be what the model says.
     """
-    loaded_with = model.extra.get("loaded_with") or {}
-    asked = set((loaded_with.get("model_args") or {}).items())
-    if model.extra.get("output_is") in {None, *ACTIVATIONS}:
+    if model.output_is in {"", *ACTIVATIONS}:
         return
-    if asked & {("heads", "first"), ("op_threshs", "keep")}:
+    asked = model.request.model_args if model.request else {}
+    if asked.get("heads") == "first" or asked.get("op_threshs") == "keep":
         return
     raise HeadError(
         f"the logits of {model.name} are not what its layer {model.layer!r} gives: a head that is "
         "written into it would not be what the model says.",
-        found=f"an output that is {model.extra['output_is']}",
+        found=f"an output that is {model.output_is}",
         expected="features @ weight.T + bias, to float tolerance",
         remedy="name the right layer (--layer), or take out what lies behind it",
     )
@@ -132,7 +118,7 @@ def verify_written(
 
     Features must be identical, and the classification layer must give what the new head predicts,
     to float tolerance. So must the model, by the sigmoid or softmax that it ends in, unless
-    something else lies behind that layer in the original too (``extra["output_is"]``). Rows that
+    something else lies behind that layer in the original too (`output_is`). Rows that
     the head does not name must not have changed.
 
     Args:
@@ -153,7 +139,7 @@ def verify_written(
         )
     assert before.head is not None  # noqa: S101  # it was written
     whole = _whole(before.head, head)
-    if names := before.extra.get("row_names"):  # some rows of the layer are no categories
+    if names := before.row_names:  # some rows of the layer are no categories
         rows = [names.index(name) for name in whole.categories]
         old, new = old[:, rows], new[:, rows]
     wanted = scores(whole, features.to(whole.device)).to(new)
@@ -165,7 +151,7 @@ def verify_written(
             expected="features @ weight.T + bias, to float tolerance",
             remedy="do not use this file, and report this",
         )
-    word = before.extra.get("output_is")
+    word = before.output_is
     if word in ACTIVATIONS and made != word:
         raise MismatchError(
             f"'{after.checkpoint}' does not say what its head says.",
@@ -207,8 +193,8 @@ def _run(model: LoadedModel, images: torch.Tensor) -> tuple[torch.Tensor, torch.
     finally:
         handle.remove()
     given = seen[-1].flatten(2).mean(2) if seen[-1].ndim == 4 else seen[-1].flatten(1)
-    logits = given if "output_is" in model.extra else logits_of(output, given)
-    made = activation_in(output, given) if "output_is" in model.extra else ""
+    logits = given if model.output_is else logits_of(output, given)
+    made = activation_in(output, given) if model.output_is else ""
     return features.float(), logits.double(), made
 
 
@@ -227,67 +213,4 @@ def compare_written(model: LoadedModel, path: Path) -> int:
     """
     source = model.checkpoint
     assert source is not None  # noqa: S101  # it was written from
-    if "node" in model.extra:  # the writer has compared all bytes of the file
-        from catwise.models.adapters.onnx.graph import list_tensors, open_onnx
-
-        return len(list(list_tensors(open_onnx(path)))) - (1 if model.bias_key is None else 2)
-    if weights := model.extra.get("weights_file"):
-        _compare_files(source, path, but=weights)
-        source, path = source / weights, path / weights
-    heads = model.extra.get("heads", [{"weight_key": model.weight_key, "bias_key": model.bias_key}])
-    names = [at[key] for at in heads for key in ("weight_key", "bias_key") if at[key]]
-    return compare_tensors(source, path, but=names)
-
-
-def _compare_files(old: Path, new: Path, *, but: str) -> None:
-    """Compare the files of two folders byte for byte, but for one."""
-    names = [
-        {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-        for folder in (old, new)
-    ]
-    wrong = sorted(names[0] ^ names[1])
-    common = sorted((names[0] & names[1]) - {but})
-    wrong += [name for name in common if file_sha256(old / name) != file_sha256(new / name)]
-    if wrong:
-        raise MismatchError(
-            f"'{new}' differs from '{old}' in more than its head.",
-            found=f"{len(wrong):,} files: {', '.join(wrong[:_SHOWN])}",
-            remedy="do not use this folder, and report this",
-        )
-
-
-def compare_tensors(old: Path, new: Path, *, but: Sequence[str]) -> int:
-    """Compare all tensors of two checkpoints bit for bit, but for the head's own.
-
-    Args:
-        old: a safetensors file or `torch.save` archive.
-        new: the same.
-        but: names of the tensors that may differ.
-
-    Returns:
-        How many were compared.
-
-    Raises:
-        MismatchError: If tensors are missing, added or differ; they are named.
-        CheckpointError: If a file cannot be read.
-    """
-    before, after = open_catalog(old), open_catalog(new)
-    theirs = {entry.name: entry for entry in after.entries}
-    wrong = sorted({entry.name for entry in before.entries} ^ theirs.keys())
-    compared = 0
-    for entry in before.entries:
-        if entry.name in but or entry.name not in theirs or entry.dtype is None:
-            continue
-        values = load_tensor(before, entry), load_tensor(after, theirs[entry.name])
-        raw = [part.contiguous().flatten().view(torch.uint8) for part in values]
-        same = values[0].shape == values[1].shape and values[0].dtype == values[1].dtype
-        if not same or not torch.equal(*raw):
-            wrong.append(entry.name)
-        compared += 1
-    if wrong:
-        raise MismatchError(
-            f"'{new}' differs from '{old}' in more than its head.",
-            found=f"{len(wrong):,} tensors: {', '.join(wrong[:_SHOWN])}",
-            remedy="do not use this file, and report this",
-        )
-    return compared
+    return writer_of(model).compare(model, source, path)

@@ -225,7 +225,7 @@ def test_read_and_write(kind: str, suffix: str, tmp_path: Path) -> None:
     old = save(module.state_dict(), tmp_path / f"old{suffix}")
     model = loaded(kind, old)
     assert (model.head.n_categories, model.head.n_features) == (C, D)
-    assert "output_is" not in model.extra
+    assert not model.output_is
     write_model(model, model.head, tmp_path / f"same{suffix}")
     assert (tmp_path / f"same{suffix}").read_bytes() == old.read_bytes()
 
@@ -408,6 +408,6 @@ def test_csra_where_it_is_not(kind: str, tmp_path: Path) -> None:
     """
     old = save(globals()[kind]().state_dict(), tmp_path / "old.safetensors")
     model = load_model(f"python:category_heads:{kind}", checkpoint=old)
-    assert model.extra["output_is"] == "not linear"
+    assert model.output_is == "not linear"
     with pytest.raises(HeadError, match="does not make the model's logits"):
         extract(model, [images(3)])

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations
 
 from catwise.errors import HeadError
 from catwise.models.adapters.torch_modules import adapt_module
-from catwise.models.core import LoadedModel, Preprocessing
+from catwise.models.core import LoadedModel, Preprocessing, Request
 from catwise.models.verify import check_output
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def test_layers_without_a_matrix(layer: str) -> None:
 @pytest.mark.parametrize(
     ("output", "asked", "refused"),
     [
-        (None, {}, False),
+        ("", {}, False),
         ("sigmoid", {}, False),
         ("softmax", {}, False),
         ("not the layer's", {}, True),
@@ -116,13 +116,11 @@ def test_layers_without_a_matrix(layer: str) -> None:
     ],
 )
 def test_models_whose_logits_are_not_their_layer_s(
-    output: str | None, asked: dict[str, str], refused: bool
+    output: str, asked: dict[str, str], refused: bool
 ) -> None:
     """They are not written into, unless that was asked for."""
-    extra: dict[str, Any] = {"loaded_with": {"model_args": asked or None}}
-    model = LoadedModel("mine", nn.Identity(), "fc", TAKE, extra=extra)
-    if output is not None:
-        extra["output_is"] = output
+    request = Request("mine:load", model_args=asked)
+    model = LoadedModel("mine", nn.Identity(), "fc", TAKE, output_is=output, request=request)
     if refused:
         with pytest.raises(HeadError, match="are not what its layer 'fc' gives"):
             check_output(model)
@@ -146,4 +144,4 @@ def test_what_lies_behind_the_layer_is_told(function: str) -> None:
 
     model = adapt_module(Net(), name="mine", preprocessing=TAKE)
     expected = "not the layer's" if function == "tanh" else function
-    assert model.extra["output_is"] == expected
+    assert model.output_is == expected

@@ -19,7 +19,7 @@ from catwise.errors import CatwiseError, CheckpointError
 from catwise.heads import Head, list_heads, load_head, read_head, save_head, write_head
 from catwise.models.adapters.lightning import open_weights
 from catwise.models.registry import load_model
-from catwise.models.verify import compare_tensors
+from catwise.models.writing import compare_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from catwise._extras import import_optional
 from catwise.errors import ConfigError, FeatureError, FeatureStoreError, MissingExtraError
-from catwise.models.images import as_channels, import_extra, read_image
+from catwise.models.images import as_channels, read_image
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -367,9 +368,9 @@ def test_missing_and_broken_packages(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """Both are one error with the line that installs them."""
     (tmp_path / "broken_extra.py").write_text("raise RuntimeError('operator x does not exist')")
     monkeypatch.syspath_prepend(tmp_path)
-    for module, reason in (("broken_extra", "operator x"), ("absent_extra", "ModuleNotFound")):
+    for module, reason in (("broken_extra", "operator x"), ("absent_extra", "not installed")):
         with pytest.raises(MissingExtraError, match=reason) as caught:
-            import_extra(module, "timm", "reading")
+            import_optional(module, extra="timm", purpose="reading")
         assert "pip install 'catwise[timm]'" in str(caught.value)
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
     with pytest.raises(MissingExtraError, match=r"catwise\[images\]"):

@@ -348,7 +348,7 @@ def test_xrv_drop_gives_logits(tmp_path: Path) -> None:
     features, out = run(model.module, model.layer, images_for(model))
     assert torch.allclose(out, read_head(path, key="classifier").logits(features), atol=1e-5)
     assert any("op_threshs are dropped" in note for note in model.notes)
-    assert "output_is" not in model.extra
+    assert not model.output_is
 
 
 @pytest.mark.usefixtures("xrv")
@@ -361,7 +361,7 @@ def test_xrv_keep_leaves_the_model(tmp_path: Path) -> None:
     _, out = run(model.module, model.layer, images_for(model))
     assert 0 <= float(out[:, 0].min()) <= float(out[:, 0].max()) <= 1
     assert any("op_threshs are kept" in note for note in model.notes)
-    assert model.extra["output_is"] == "not the layer's"
+    assert model.output_is == "not the layer's"
 
 
 @pytest.mark.usefixtures("xrv")
@@ -393,7 +393,7 @@ def test_xrv_preprocessing_is_its_range() -> None:
     ("name", "args", "text"),
     [
         ("densenet121-res224-che", {}, "did you mean 'densenet121-res224-chex'"),
-        ("densenet121-res224-chex", {"op_threshs": "forget"}, "'forget' is not known"),
+        ("densenet121-res224-chex", {"op_threshs": "forget"}, "cannot be 'forget'"),
         ("densenet121-res224-chex", {"weights": "all"}, "model_args has no weights"),
     ],
 )

@@ -168,7 +168,7 @@ def adapted(returned: Callable[[Any, Any], object]) -> Any:
 def test_one_rule_wherever_the_logits_are(kind: str) -> None:
     """Loading, extraction and verification find the tensor that the layer gives, in anything."""
     model = adapted(RETURNED[kind])
-    assert "output_is" not in model.extra
+    assert not model.output_is
     assert not any("not what" in note or "fails" in note for note in model.notes)
     images = noise(model)
     found = extract(model, [images], dtype="float32")
@@ -183,7 +183,7 @@ def test_what_the_layer_does_not_give(kind: str) -> None:
     returned, words = NOT[kind]
     model = adapted(returned)
     word = kind.replace("_", "-")
-    assert model.extra["output_is"] == (word if word in ACTIVATIONS else "not the layer's")
+    assert model.output_is == (word if word in ACTIVATIONS else "not the layer's")
     assert any("output is not what its layer 'fc' gives" in note for note in model.notes)
     assert words in model.notes[-1]
     with pytest.raises(HeadError, match=words or "logits"):
@@ -203,7 +203,7 @@ def test_transposed_logits_are_never_taken(kind: str, rows: int) -> None:
         logits_of(output, wanted)
     with pytest.raises(HeadError, match="the transpose of"):
         extract(model, [images])
-    del model.extra["output_is"]  # as a function of the user's gives it
+    del model.output_is  # as a function of the user's gives it
     with pytest.raises(HeadError, match="transposed"):
         verify_written(model, model, model.head, images)
 

@@ -15,6 +15,7 @@ ort = pytest.importorskip("onnxruntime")
 
 from catwise.errors import CatwiseError, ConfigError, HeadError, ShapeError  # noqa: E402
 from catwise.models.adapters.onnx.model import extract_onnx, load_onnx, write_onnx_head  # noqa: E402
+from catwise.models.adapters.onnx.module import OnnxModule  # noqa: E402
 from catwise.models.core import LoadedModel, Preprocessing  # noqa: E402
 from catwise.models.extraction import extract  # noqa: E402
 from catwise.models.registry import load_model, reload_model, write_model  # noqa: E402
@@ -226,7 +227,8 @@ def test_images_reach_the_graph_as_it_takes_them(tmp_path: Path, kind: str) -> N
     np.testing.assert_allclose(found.features, features, rtol=1e-6)
     np.testing.assert_allclose(found.logits, features @ WEIGHT.T, rtol=1e-5, atol=1e-5)
     sides = model.preprocessing.size
-    declared = model.extra["input"]
+    assert isinstance(model.module, OnnxModule)
+    declared = model.module.image
     assert sides == (declared.size("h") or 224, declared.size("w") or 224)
 
 

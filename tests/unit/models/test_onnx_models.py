@@ -27,13 +27,20 @@ from catwise.errors import (  # noqa: E402
     ShapeError,
 )
 from catwise.heads import Head  # noqa: E402
-from catwise.models.adapters.onnx.model import extract_onnx, load_onnx, write_onnx_head  # noqa: E402
+from catwise.models.adapters.onnx.model import (  # noqa: E402
+    OnnxWriter,
+    extract_onnx,
+    load_onnx,
+    write_onnx_head,
+)
 from catwise.models.core import Preprocessing  # noqa: E402
 from catwise.models.extraction import extract  # noqa: E402
 from catwise.models.layers import weights_digest  # noqa: E402
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from catwise.models import LoadedModel
 
 node = onnx.helper.make_node
 tensor = onnx.numpy_helper.from_array
@@ -175,13 +182,18 @@ def n_differing(old: Path, new: Path) -> int:
     return int((a != b).sum())  # of different sizes: an error
 
 
+def node_of(model: LoadedModel) -> str:
+    assert isinstance(model.writer, OnnxWriter)
+    return model.writer.node
+
+
 @kinds
 def test_head_is_read_as_it_acts(tmp_path: Path, kind: str) -> None:
     """Transposition, alpha and beta are in the numbers; features times head is the output."""
     path = made(tmp_path, kind)
     model = load_onnx(path)
     no_bias = KINDS[kind][2] is None
-    assert (model.layer, model.extra["node"], model.weight_key) == ("head", "head", "w")
+    assert (model.layer, node_of(model), model.weight_key) == ("head", "head", "w")
     assert model.bias_key == (None if no_bias else "b")
     assert model.head is not None
     assert (model.head.bias is None) == no_bias
@@ -360,7 +372,7 @@ def test_two_outputs_are_not_clear(tmp_path: Path) -> None:
     with pytest.raises(HeadError, match=r"not clear[\s\S]*'labels'[\s\S]*'embedding'"):
         load_onnx(path)
     for options in ({"output": "y"}, {"node": "labels"}, {"node": "y"}, {"n_categories": C}):
-        assert load_onnx(path, **options).extra["node"] == "labels"  # type: ignore[arg-type]
+        assert node_of(load_onnx(path, **options)) == "labels"  # type: ignore[arg-type]
     assert head_of(path, layer="embedding").n_categories == 3
     for wrong, reason in (
         ({"n_categories": 9}, "another number of categories"),
@@ -381,7 +393,8 @@ def test_logits_and_probabilities_are_one_layer(tmp_path: Path) -> None:
     """Two outputs of one layer, one behind a sigmoid, are clear; so is a feature beside them."""
     model = model_of(KINDS["sigmoid"][0], ("y", "g", "pooled"), w=WEIGHT, b=BIAS)
     found = load_onnx(save(tmp_path / "m.onnx", model))
-    assert (found.layer, found.extra["output"], found.extra["activations"]) == ("head", "g", ())
+    assert (found.layer, found.writer) == ("head", OnnxWriter("head", "g"))
+    assert not any("of the logits" in note for note in found.notes)
 
 
 def test_notes_say_what_lies_behind(tmp_path: Path) -> None:
@@ -623,7 +636,7 @@ def test_features_that_are_no_rows(tmp_path: Path) -> None:
     del model.graph.input[0].type.tensor_type.shape.dim[2:]
     model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = D
     alone = load_onnx(save(path, model))
-    assert alone.extra["node"] == "y"
+    assert node_of(alone) == "y"
     rows = np.eye(D, dtype=np.float32)
     np.testing.assert_array_equal(next(extract_onnx(alone, [rows])), rows)
 
@@ -703,7 +716,7 @@ def test_without_the_packages(tmp_path: Path, package: str, raised: str) -> None
             print(error)"""
     command = [sys.executable, "-c", code]
     told = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True).stdout
-    assert f"{package} is" in told
+    assert f"needs the package {package!r}, which is" in told
     assert "pip install 'catwise[onnx]'" in told
 
 
@@ -760,7 +773,7 @@ def test_what_a_file_claims_is_bounded(
 ) -> None:
     """Size, fields, depth, shapes and functions are looked at before anything is made of them."""
     path = save(tmp_path / "m.onnx", make())
-    for module in ("_limits", "models.onnx_graph"):
+    for module in ("_limits", "models.adapters.onnx.graph"):
         monkeypatch.setattr(f"catwise.{module}.{limit}", value, raising=False)
     with pytest.raises(CheckpointError, match=reason) as refused:
         load_onnx(path)

@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from catwise._extras import import_optional
 from catwise.errors import (
     CatwiseError,
     ConfigError,
@@ -27,9 +28,10 @@ from catwise.errors import (
 )
 from catwise.heads import Head, read_head
 from catwise.models import LoadedModel, Preprocessing
-from catwise.models.adapters.torch_modules import split_head, unique_names
-from catwise.models.packages import import_optional
+from catwise.models.adapters.two_heads import split_head
 from catwise.models.registry import KINDS, load_model, reload_model, write_model
+from catwise.models.stored_names import unique_names
+from catwise.models.writing import FileWriter, HeadKeys
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,7 +49,7 @@ def need(package: str) -> Any:
     if "torchvision" not in sys.modules and "TorchvisionFinder" not in finders:
         importlib.import_module("stubs.sitecustomize")
     try:
-        return import_optional(package, extra="test")
+        return import_optional(package, extra="test", purpose="this test")
     except MissingExtraError as error:
         pytest.skip(str(error), allow_module_level=True)
 
@@ -136,7 +138,7 @@ def check_file_round_trip(
     assert not torch.allclose(old_out, out, rtol=1e-2, atol=1e-2)
     with torch.no_grad():
         assert torch.allclose(fresh(images), out, rtol=1e-4, atol=1e-5)
-    if "output_is" not in model.extra:
+    if not model.output_is:
         assert torch.allclose(head.logits(before.flatten(1)), out, rtol=1e-4, atol=1e-4)
     return model
 
@@ -193,14 +195,14 @@ def test_broken_package(error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "broken_package.py").write_text(f"raise {error}\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(MissingExtraError, match=r"cannot be imported") as caught:
-        import_optional("broken_package", extra="thing")
+        import_optional("broken_package", extra="thing", purpose="this test")
     assert "operator missing" in str(caught.value) or "no library" in str(caught.value)
 
 
 def test_a_module_within_a_package_that_is_absent() -> None:
     """What an installed package lacks is not called 'not installed'."""
-    with pytest.raises(MissingExtraError, match="json is installed, and cannot be imported"):
-        import_optional("json.absent", extra="json")
+    with pytest.raises(MissingExtraError, match="'json', which is installed, and cannot"):
+        import_optional("json.absent", extra="json", purpose="this test")
 
 
 @pytest.mark.parametrize(
@@ -230,7 +232,7 @@ def test_torchvision_of_another_torch(spec: str, extra: str, tmp_path: Path) -> 
             print(error)
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert f"{kind} is installed, and cannot be imported" in done.stdout
+    assert f"{kind}', which is installed, and cannot be imported" in done.stdout
     assert "RuntimeError: operator torchvision::nms does not exist" in done.stdout
     assert f"pip install 'catwise[{extra}]'" in done.stdout
     assert "Traceback" not in done.stderr
@@ -388,7 +390,7 @@ def test_function_that_loads_its_weights_itself(users: types.ModuleType, checkpo
         ("users_models", "names no function"),
         ("users_models:bild", "did you mean 'build'"),
         ("users_model:build", "cannot be imported"),
-        ("users_models:number", "gives no model"),
+        ("users_models:number", "does not return a model"),
         ("users_models:fails", "ZeroDivisionError"),
     ],
 )
@@ -487,12 +489,12 @@ def test_two_heads_never_overwrite(tmp_path: Path) -> None:
     }
     torch.save(state, old)
     new.write_bytes(b"mine")
-    places = [{"layer": p, "weight_key": f"{p}.weight", "bias_key": f"{p}.bias"} for p in "ab"]
+    writer = FileWriter((HeadKeys("a.weight", "a.bias"), HeadKeys("b.weight", "b.bias")))
     biases = (state["a.bias"].double() + state["b.bias"].double()) / 2
     head = Head(torch.cat([state["a.weight"], state["b.weight"]], dim=1), biases.float())
     model = LoadedModel(
         "mine", nn.Identity(), "joined", Preprocessing((8, 8)), head=head, checkpoint=old,
-        extra={"heads": places},
+        writer=writer,
     )  # fmt: skip
     with pytest.raises(OutputError, match="exists"):
         write_model(model, head, new)

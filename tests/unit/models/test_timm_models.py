@@ -49,7 +49,7 @@ def test_round_trip(name: str, tmp_path: Path) -> None:
     """Architectures of one head, with linear and with 1×1 convolutional classifiers."""
     model = check_file_round_trip(f"timm:{name}", lambda: build(name), tmp_path)
     assert model.layer == LAYERS[name]
-    assert "output_is" not in model.extra
+    assert not model.output_is
 
 
 @pytest.mark.parametrize("name", TWO_HEADS)
@@ -59,7 +59,7 @@ def test_two_heads_as_one(name: str, tmp_path: Path) -> None:
         f"timm:{name}", lambda: build(name), tmp_path, model_args={"heads": "both"}
     )
     assert model.layer == "joined"
-    assert len(model.extra["heads"]) == 2
+    assert len(model.writer.parts) == 2
 
 
 def test_two_heads_that_are_not_averaged() -> None:
@@ -67,7 +67,7 @@ def test_two_heads_that_are_not_averaged() -> None:
     model = load_model(
         "timm:deit_tiny_distilled_patch16_224", n_categories=7, model_args={"heads": "both"}
     )
-    assert "output_is" not in model.extra
+    assert not model.output_is
     extract(model, [torch.rand(1, 3, 224, 224)])
     handle = model.module.model.register_forward_hook(lambda _, __, output: 2 * output)
     with pytest.raises(HeadError, match="does not make the model's logits"):
@@ -154,7 +154,7 @@ def test_preprocessing_follows_size_and_channels() -> None:
         ("hf-hub:someone/something", {}, "nothing is downloaded"),
         ("test_vit", {"pretrained": True}, "model_args has no pretrained"),
         ("test_vit", {"colour": "red"}, "unexpected keyword argument 'colour'"),
-        ("test_vit", {"heads": "second"}, "heads='second' is not known"),
+        ("test_vit", {"heads": "second"}, "heads cannot be 'second'"),
     ],
 )
 def test_refused(name: str, args: dict[str, Any], text: str) -> None:

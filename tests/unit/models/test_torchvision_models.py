@@ -38,7 +38,7 @@ def test_round_trip(name: str, tmp_path: Path) -> None:
     """Heads at all the places where torchvision has them."""
     model = check_file_round_trip(f"torchvision:{name}", lambda: build(name), tmp_path)
     assert model.layer == LAYERS[name]
-    assert ("output_is" in model.extra) == (name == "squeezenet1_1")
+    assert bool(model.output_is) == (name == "squeezenet1_1")
 
 
 def test_model_that_asks_for_its_version(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_model_that_asks_for_its_version(tmp_path: Path) -> None:
 def test_layer_that_scores_every_place() -> None:
     """SqueezeNet's head is applied before the pooling: its input is no vector, and that is said."""
     model = load_model("torchvision:squeezenet1_1", n_categories=7)
-    assert model.extra["output_is"] == "not linear"
+    assert model.output_is == "not linear"
     assert any("13×13 places: its input is no vector" in note for note in model.notes)
 
 

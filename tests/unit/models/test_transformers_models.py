@@ -21,7 +21,7 @@ from catwise.errors import (
     ShapeError,
 )
 from catwise.heads import list_heads, read_head
-from catwise.models.adapters.transformers import read_processor, write_folder
+from catwise.models.adapters.transformers import read_processor
 from catwise.models.registry import load_model, write_model
 from unit.models.test_registry import NAMES, another, images_for, need, run, scramble
 
@@ -112,7 +112,7 @@ def check_folder(family: str, kind: str, settings: dict[str, Any], tmp_path: Pat
     assert contents(tmp_path / "same") == before
 
     head = another(model.head)
-    write_folder(model, head, tmp_path / "new")
+    write_model(model, head, tmp_path / "new")
     after = contents(tmp_path / "new")
     assert [name for name in before if before[name] != after[name]] == ["model.safetensors"]
     assert contents(old) == before
@@ -127,8 +127,8 @@ def check_folder(family: str, kind: str, settings: dict[str, Any], tmp_path: Pat
     assert head.digest in told
     with torch.no_grad():
         assert torch.allclose(theirs(images).logits, out, rtol=1e-4, atol=1e-4)
-    heads = model.extra.get("heads", [{"weight_key": model.weight_key}])
-    touched = {key for at in heads for key in (at["weight_key"], at.get("bias_key"))}
+    heads = model.writer.inside.parts or [(model.weight_key, model.bias_key)]
+    touched = {key for at in heads for key in at}
     was, now = (
         safetensors.torch.load_file(folder / "model.safetensors")
         for folder in (old, tmp_path / "new")
@@ -154,7 +154,7 @@ def test_two_heads_as_one(family: str, tmp_path: Path) -> None:
     """Distilled models: both heads joined are the model's own output."""
     kind, settings = TWO_HEADS[family]
     model = check_folder(family, kind, settings, tmp_path)
-    assert (model.layer, len(model.extra["heads"])) == ("joined", 2)
+    assert (model.layer, len(model.writer.inside.parts)) == ("joined", 2)
 
 
 def test_two_heads_are_refused(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_half_precision(tmp_path: Path) -> None:
     assert (model.head.dtype, next(model.module.parameters()).dtype) == (
         torch.float16, torch.float32,
     )  # fmt: skip
-    (report,) = write_folder(model, another(model.head), tmp_path / "new")
+    (report,) = write_model(model, another(model.head), tmp_path / "new")
     assert "float16" in report.cast
 
 
@@ -225,8 +225,8 @@ def test_sharded_weights(tmp_path: Path) -> None:
     index = {"metadata": {}, "weight_map": {k: n for n, part in shards.items() for k in part}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     model = load_model(f"transformers:{folder}")
-    assert model.extra["weights_file"] == "model-00002-of-00002.safetensors"
-    write_folder(model, another(model.head), tmp_path / "new")
+    assert model.writer.weights_file == "model-00002-of-00002.safetensors"
+    write_model(model, another(model.head), tmp_path / "new")
     before, after = contents(folder), contents(tmp_path / "new")
     assert before.keys() == after.keys()
     assert [n for n in before if before[n] != after[n]] == ["model-00002-of-00002.safetensors"]
@@ -260,7 +260,7 @@ def test_links_are_followed(tmp_path: Path) -> None:
         (folder / path.name).symlink_to(path)
     before = contents(blobs)
     model = load_model(f"transformers:{folder}")
-    write_folder(model, another(model.head), tmp_path / "new")
+    write_model(model, another(model.head), tmp_path / "new")
     assert not any(path.is_symlink() for path in (tmp_path / "new").iterdir())
     assert contents(blobs) == before
     assert read_head(tmp_path / "new" / "model.safetensors", key="classifier") is not None
@@ -273,7 +273,7 @@ def test_the_folder_itself_is_never_written(out: str, tmp_path: Path) -> None:
     before = contents(folder)
     model = load_model(f"transformers:{folder}")
     with pytest.raises(OutputError, match="own folder"):
-        write_folder(model, model.head, tmp_path / out, overwrite=True)
+        write_model(model, model.head, tmp_path / out, overwrite=True)
     assert contents(folder) == before
 
 
@@ -283,9 +283,9 @@ def test_a_folder_that_exists_stays(tmp_path: Path) -> None:
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "mine.txt").write_text("mine")
     with pytest.raises(OutputError, match="not empty"):
-        write_folder(model, model.head, tmp_path / "new")
+        write_model(model, model.head, tmp_path / "new")
     assert (tmp_path / "new" / "mine.txt").read_text() == "mine"
-    write_folder(model, model.head, tmp_path / "new", overwrite=True)
+    write_model(model, model.head, tmp_path / "new", overwrite=True)
     assert not (tmp_path / "new" / "mine.txt").exists()
 
 
@@ -294,7 +294,7 @@ def test_head_that_does_not_fit_leaves_nothing(tmp_path: Path) -> None:
     model = load_model(f"transformers:{make_vit(tmp_path / 'old')}")
     wrong = model.head.replace(categories=[*NAMES[:-1], "else"])
     with pytest.raises(CatwiseError):
-        write_folder(model, wrong, tmp_path / "new")
+        write_model(model, wrong, tmp_path / "new")
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
 
 

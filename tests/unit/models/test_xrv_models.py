@@ -78,7 +78,7 @@ def test_operating_points_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="operating points"):
         load_model(f"xrv:{NAME}", checkpoint=old)
     kept = load_model(f"xrv:{NAME}", checkpoint=old, model_args={"op_threshs": "keep"})
-    assert kept.extra["output_is"] == "not the layer's"
+    assert kept.output_is == "not the layer's"
 
 
 def test_published_files_are_not_opened(tmp_path: Path) -> None:

@@ -6,24 +6,23 @@ from typing import TYPE_CHECKING, Any, Final
 
 from torch import nn
 
+from catwise._extras import import_optional
 from catwise._json import parse
 from catwise._limits import MAX_JSON, read_within
 from catwise._safetensors import FileLayout
 from catwise.errors import ConfigError, nearest
 from catwise.heads.provenance import KEY
 from catwise.models.adapters.lightning import count_categories, open_weights
-from catwise.models.adapters.torch_modules import adapt_module, inner_layer, unique_names
-from catwise.models.core import LoadedModel, Preprocessing
-from catwise.models.packages import building, import_optional, take_options
-from catwise.models.stored_names import names_by_number
+from catwise.models.adapters.torch_modules import adapt_module, inner_layer
+from catwise.models.core import LoadedModel, Preprocessing, Request
+from catwise.models.packages import building, split_options
+from catwise.models.stored_names import names_by_number, unique_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from catwise.heads.catalog import Catalog
-
-__all__ = ["load_timm", "read_preprocessing"]
 
 _REFUSED: Final = (
     "pretrained", "num_classes", "checkpoint_path", "cache_dir", "pretrained_cfg", "features_only",
@@ -37,16 +36,7 @@ _MAX_TEXT: Final = 200
 _CONFIG: Final = "config.json"
 
 
-def load_timm(
-    name: str,
-    *,
-    checkpoint: Path | None = None,
-    n_categories: int | None = None,
-    categories: Sequence[str] | None = None,
-    layer: str | None = None,
-    prefix: str | None = None,
-    model_args: Mapping[str, Any] | None = None,
-) -> LoadedModel:
+def load_timm(request: Request) -> LoadedModel:
     """Load a model of timm.
 
     The classification layer is what the model's `get_classifier` gives. Models with a second,
@@ -56,13 +46,9 @@ def load_timm(
     they are and are not given.
 
     Args:
-        name: of the architecture, with or without a pretrained tag (which tells the preprocessing).
-        checkpoint: as in :func:`catwise.models.registry.load_model`, and so are the others.
-        n_categories: see there; without a checkpoint 1,000.
-        categories: see there.
-        layer: see there.
-        prefix: see there.
-        model_args: further arguments of `timm.create_model`, and `heads`.
+        request: its name may have a pretrained tag, which tells the preprocessing; `model_args` are
+            `heads` and further arguments of `timm.create_model`. Without a checkpoint there are
+            1,000 categories.
 
     Raises:
         MissingExtraError: If timm is absent or broken.
@@ -70,41 +56,47 @@ def load_timm(
         CheckpointError: If the checkpoint is not this model's.
         HeadError: If the classification layer cannot be used.
     """
-    timm = import_optional("timm", extra="timm")
-    own, args = take_options(model_args, own={"heads": "refuse"}, refused=_REFUSED)
+    name, categories = request.name, request.categories
+    timm = import_optional("timm", extra="timm", purpose=f"the model timm:{name}")
+    own, args = split_options(request.model_args, own={"heads": "refuse"}, refused=_REFUSED)
     _check_name(timm, name)
-    config = timm.models.get_pretrained_cfg(name)
-    catalog, notes = None, []
-    if checkpoint is not None:
-        catalog = open_weights(checkpoint)
+    catalog, notes, n_rows = None, [], request.n_categories
+    if request.checkpoint is None:
+        notes.append("the weights are random: no checkpoint was given.")
+    else:
+        catalog = open_weights(request.checkpoint)
         stored = {key: value for key, value in _stored_options(catalog).items() if key not in args}
         if stored:
             said = ", ".join(f"{key}={value!r}" for key, value in stored.items())
             notes.append(f"{said}: from the checkpoint's metadata.")
         args |= stored
         notes += _metadata_notes(catalog)
-        if n_categories is None:
-            hint = getattr(config, "classifier", None)
-            hint = hint[0] if isinstance(hint, (tuple, list)) else hint
-            n_categories = count_categories(catalog, layer=layer or hint, prefix=prefix)
-        if categories is None and (categories := _stored_names(checkpoint, n_categories)):
-            notes.append(f"the categories' names are those of '{checkpoint.with_name(_CONFIG)}'.")
-    else:
-        notes.append("the weights are random: no checkpoint was given.")
+        if n_rows is None:
+            layer = request.layer or _published_layer(timm, name)
+            n_rows = count_categories(catalog, layer=layer, prefix=request.prefix)
+        if categories is None and (categories := _stored_names(request.checkpoint, n_rows)):
+            beside = request.checkpoint.with_name(_CONFIG)
+            notes.append(f"the categories' names are those of '{beside}'.")
     with building(f"timm:{name}"):
-        module = timm.create_model(name, pretrained=False, num_classes=n_categories or 1000, **args)
+        module = timm.create_model(name, pretrained=False, num_classes=n_rows or 1000, **args)
     return adapt_module(
         module,
         name=f"timm:{name}",
         preprocessing=read_preprocessing(module, args),
-        layers=layer or _classifier(module, name),
+        layers=request.layer or _classifier(module, name),
         heads=own["heads"],
-        checkpoint=checkpoint,
+        checkpoint=request.checkpoint,
         catalog=catalog,
-        prefix=prefix,
+        prefix=request.prefix,
         categories=categories,
         notes=notes,
     )
+
+
+def _published_layer(timm: Any, name: str) -> str | None:
+    """The classification layer that timm's own configuration names; the first of two."""
+    hint = getattr(timm.models.get_pretrained_cfg(name), "classifier", None)
+    return hint[0] if isinstance(hint, (tuple, list)) else hint
 
 
 def _stored_names(checkpoint: Path, n_categories: int) -> list[str] | None:
@@ -199,7 +191,7 @@ def read_preprocessing(module: nn.Module, args: Mapping[str, Any] | None = None)
     Raises:
         ConfigError: If it takes images of neither one nor three channels.
     """
-    data = import_optional("timm.data", extra="timm")
+    data = import_optional("timm.data", extra="timm", purpose="reading what timm says of a model")
     given = dict(args or {})
     config = data.resolve_model_data_config(module)
     channels, height, width = config["input_size"]

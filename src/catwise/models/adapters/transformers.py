@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from catwise._extras import import_optional
 from catwise._io import atomic_folder
 from catwise._json import parse
 from catwise._limits import MAX_JSON, read_within
 from catwise.errors import CheckpointError, ConfigError, HeadError, OutputError, ShapeError
+from catwise.features.manifest import file_sha256
 from catwise.heads.catalog import open_catalog
-from catwise.models.adapters.torch_modules import adapt_module, inner_layer, unique_names
-from catwise.models.core import LoadedModel, Preprocessing
-from catwise.models.packages import building, import_optional, take_options
-from catwise.models.registry import write_file
-from catwise.models.stored_names import check_inverse, names_by_number
+from catwise.models.adapters.torch_modules import adapt_module, inner_layer
+from catwise.models.core import LoadedModel, Preprocessing, Request, Writer
+from catwise.models.packages import building, split_options
+from catwise.models.stored_names import check_inverse, names_by_number, unique_names
+from catwise.models.writing import refuse_changes, writer_of
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterator, Mapping, Sequence
 
     from catwise.heads import Head, WriteReport
-
-__all__ = ["load_transformers", "read_processor", "write_folder"]
 
 _CONFIG: Final = "config.json"
 _WEIGHTS: Final = "model.safetensors"
@@ -41,25 +41,15 @@ _RESAMPLE: Final = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming
 _OTHER_COPIES: Final = ("*.bin", "*.h5", "*.msgpack", "*.onnx", "onnx/*.onnx", "*.ot")
 
 
-def load_transformers(
-    name: str,
-    *,
-    categories: Sequence[str] | None = None,
-    n_categories: int | None = None,
-    layer: str | None = None,
-    model_args: Mapping[str, Any] | None = None,
-) -> LoadedModel:
+def load_transformers(request: Request) -> LoadedModel:
     """Load an image classifier from its folder: config.json, model.safetensors (one or several).
 
     Nothing is downloaded, no code in the folder is run, and pickles (`pytorch_model.bin`) are not
     opened. The weights are float32 in memory, whatever the file holds.
 
     Args:
-        name: the folder.
-        categories: names of the rows; those of `id2label` when not given.
-        n_categories: what the configuration must say.
-        layer: name of the classification layer, where it is not the usual one.
-        model_args: `heads`, as for timm: "refuse", "both" or "first"; and further arguments of
+        request: its name is the folder. The rows have the names of `id2label` where no categories
+            are given; `model_args` are `heads`, as for timm, and further arguments of
             `from_pretrained`.
 
     Raises:
@@ -68,41 +58,33 @@ def load_transformers(
         CheckpointError: If the folder lacks a file, or its weights are not this model's.
         HeadError: If the classification layer cannot be used.
     """
-    transformers = import_optional("transformers", extra="transformers")
-    own, args = take_options(
-        model_args,
+    folder = Path(request.name)
+    transformers = import_optional(
+        "transformers", extra="transformers", purpose=f"the model transformers:{folder}"
+    )
+    own, args = split_options(
+        request.model_args,
         own={"heads": "refuse"},
         refused=("trust_remote_code", "num_labels", "token", "cache_dir", "revision"),
     )
-    folder = Path(name)
     settings = _read_json(folder / _CONFIG, needed=True)
     files = _weight_files(folder)
     _check_settings(folder, settings)
-    stored = _stored_labels(folder, settings) if categories is None else None
+    stored = _stored_labels(folder, settings) if request.categories is None else None
     module = _build(transformers, folder, args)
-    config = module.config
-    if n_categories not in {None, config.num_labels}:
+    config, notes = module.config, [_problem_note(module.config)]
+    if request.n_categories not in {None, config.num_labels}:
         raise ShapeError(
             f"'{folder}' has another number of categories.",
             found=f"{config.num_labels:,} labels",
-            expected=f"{n_categories:,}",
+            expected=f"{request.n_categories:,}",
         )
-    notes = [_problem_note(config)]
+    categories = request.categories
     if categories is None:
         categories, said = _labels(config, stored)
         notes += said
-    layers: Any = layer or _classifiers(module)
-    places = {
-        _file_of(files, f"{name}.weight", folder)
-        for name in ([layers] if isinstance(layers, str) else layers)
-    }
-    weights = min(places)
-    if len(places) > 1:
-        raise HeadError(
-            f"the heads in '{folder}' lie in several files.",
-            found=", ".join(sorted(path.name for path in places)),
-            remedy="model.save_pretrained(folder, max_shard_size='1TB') puts them in one",
-        )
+    layers: Any = request.layer or _classifiers(module)
+    weights = _weights_of(layers, files, folder)
     if others := sorted(p.name for form in _OTHER_COPIES for p in folder.glob(form)):
         notes.append(f"{', '.join(others)}: other copies of the weights, which keep the old head.")
     preprocessing, said = read_processor(folder, settings)
@@ -112,7 +94,7 @@ def load_transformers(
         notes.append("the model takes BGR: the channels are turned as it is called.")
     loaded = adapt_module(
         module,
-        name=f"transformers:{name}",
+        name=f"transformers:{folder}",
         preprocessing=preprocessing,
         layers=layers,
         heads=own["heads"],
@@ -124,8 +106,21 @@ def load_transformers(
         notes=notes,
     )
     loaded.checkpoint = folder
-    loaded.extra["weights_file"] = weights.relative_to(folder).as_posix()
+    loaded.writer = FolderWriter(weights.relative_to(folder).as_posix(), writer_of(loaded))
     return loaded
+
+
+def _weights_of(layers: str | Sequence[str], files: Mapping[str, Path], folder: Path) -> Path:
+    """The one file that holds the heads."""
+    names = [layers] if isinstance(layers, str) else layers
+    places = {_file_of(files, f"{name}.weight", folder) for name in names}
+    if len(places) > 1:
+        raise HeadError(
+            f"the heads in '{folder}' lie in several files.",
+            found=", ".join(sorted(path.name for path in places)),
+            remedy="model.save_pretrained(folder, max_shard_size='1TB') puts them in one",
+        )
+    return min(places)
 
 
 def _flip_channels(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -424,45 +419,57 @@ def _timm_settings(config: Mapping[str, Any]) -> Preprocessing:
 # Writing
 
 
-def write_folder(
-    model: LoadedModel,
-    head: Head,
-    out: str | os.PathLike[str],
-    *,
-    overwrite: bool = False,
-) -> list[WriteReport]:
-    """Write a head into a copy of a transformers folder; the folder itself is never touched.
+@dataclass(frozen=True)
+class FolderWriter:
+    """Writes into a copy of a transformers folder; links are copied as what they lead to.
 
-    Only the head's bytes in the safetensors file that holds it change; all other files are copied
-    byte for byte (links as what they lead to).
-
-    Args:
-        model: what `load_transformers` gave.
-        head: the new head; its categories are matched by name.
-        out: the new folder.
-        overwrite: replace a folder that is there.
-
-    Returns:
-        What was written.
-
-    Raises:
-        OutputError: If `out` is the folder itself, lies in it, exists, or cannot be written.
-        CatwiseError: As :func:`catwise.heads.write_head`.
+    Attributes:
+        weights_file: the safetensors file in the folder that holds the head.
+        inside: writes into a copy of that file.
     """
-    assert model.checkpoint is not None  # noqa: S101  # load_transformers sets it
-    source, target = Path(model.checkpoint).resolve(), Path(out).resolve()
-    if target == source or source in target.parents or target in source.parents:
-        raise OutputError(
-            f"'{out}' is the model's own folder, lies in it, or holds it.",
-            expected="a new folder: an input is never changed",
-            remedy="choose another name",
-        )
-    weights = model.extra["weights_file"]
-    with atomic_folder(out, overwrite=overwrite) as folder:
-        shutil.copytree(
-            source,
-            folder,
-            dirs_exist_ok=True,
-            ignore=lambda at, names: [n for n in names if Path(at, n) == source / weights],
-        )
-        return write_file(model, head, source / weights, folder / weights)
+
+    weights_file: str
+    inside: Writer
+
+    def write(
+        self, model: LoadedModel, head: Head, source: Path, destination: Path, *, overwrite: bool
+    ) -> list[WriteReport]:
+        """Copy the folder byte for byte, but for the head's bytes.
+
+        Raises:
+            OutputError: If the new folder is the old one, lies in it, exists, or cannot be written.
+            CatwiseError: As :func:`catwise.heads.write_head`.
+        """
+        old, new = source.resolve(), destination.resolve()
+        if new == old or old in new.parents or new in old.parents:
+            raise OutputError(
+                f"'{destination}' is the model's own folder, lies in it, or holds it.",
+                expected="a new folder: an input is never changed",
+                remedy="choose another name",
+            )
+        weights = old / self.weights_file
+
+        def left_out(at: str, names: list[str]) -> list[str]:
+            return [name for name in names if Path(at, name) == weights]
+
+        with atomic_folder(destination, overwrite=overwrite) as folder:
+            shutil.copytree(old, folder, dirs_exist_ok=True, ignore=left_out)
+            copy = folder / self.weights_file
+            return self.inside.write(model, head, weights, copy, overwrite=False)
+
+    def compare(self, model: LoadedModel, source: Path, copy: Path) -> int:
+        """Compare all files byte for byte, and all other tensors of the head's file.
+
+        Raises:
+            MismatchError: If some differ.
+        """
+        names = [
+            {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+            for folder in (source, copy)
+        ]
+        common = sorted((names[0] & names[1]) - {self.weights_file})
+        wrong = sorted(names[0] ^ names[1]) + [
+            name for name in common if file_sha256(source / name) != file_sha256(copy / name)
+        ]
+        refuse_changes(source, copy, wrong, what="files")
+        return self.inside.compare(model, source / self.weights_file, copy / self.weights_file)

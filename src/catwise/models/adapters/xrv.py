@@ -11,48 +11,36 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Final
 
-from catwise.errors import ConfigError, nearest
+import torch
+
+from catwise._extras import import_optional
+from catwise.errors import ConfigError, check_choice, nearest
 from catwise.models.adapters.lightning import count_categories, load_weights, open_weights
 from catwise.models.adapters.torch_modules import adapt_module, inner_layer
-from catwise.models.core import LoadedModel, Preprocessing
-from catwise.models.packages import building, import_optional, take_options
+from catwise.models.core import LoadedModel, Preprocessing, Request
+from catwise.models.packages import building, split_options
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from torch import nn
 
     from catwise.heads.catalog import Catalog
 
-__all__ = ["adapt_xrv", "load_xrv"]
-
 _LAYERS: Final = ("classifier", "model.fc", "fc")
 _POLICIES: Final = ("refuse", "drop", "keep")
 _SIZE: Final = 224
 
 
-def load_xrv(
-    name: str,
-    *,
-    checkpoint: Path | None = None,
-    n_categories: int | None = None,
-    categories: Sequence[str] | None = None,
-    layer: str | None = None,
-    prefix: str | None = None,
-    model_args: Mapping[str, Any] | None = None,
-) -> LoadedModel:
+def load_xrv(request: Request) -> LoadedModel:
     """Build a DenseNet of torchxrayvision and load a state_dict into it.
 
     Args:
-        name: such as ``"densenet121-res224-all"``; tells the targets and the operating points.
-        checkpoint: as in :func:`catwise.models.registry.load_model`, and so are the others.
-        n_categories: see there; without a checkpoint those of the published weights.
-        categories: see there; the published targets, where their number fits.
-        layer: see there.
-        prefix: see there.
-        model_args: further arguments of `torchxrayvision.models.DenseNet`, and `op_threshs`, as in
-            `adapt_xrv`.
+        request: its name, such as ``"densenet121-res224-all"``, tells the targets, which name the
+            categories where their number fits, and the operating points; `model_args` are
+            `op_threshs`, as in `adapt_xrv`, and further arguments of
+            `torchxrayvision.models.DenseNet`.
 
     Raises:
         MissingExtraError: If torchxrayvision is absent or broken.
@@ -60,9 +48,12 @@ def load_xrv(
             says nothing about them.
         CheckpointError: If the checkpoint is a pickle of a module, or not this model's.
     """
-    xrv = import_optional("torchxrayvision", extra="xrv")
-    own, args = take_options(
-        model_args, own={"op_threshs": "refuse"}, refused=("weights", "num_classes", "cache_dir")
+    name, catalog, n_rows = request.name, None, request.n_categories
+    xrv = import_optional("torchxrayvision", extra="xrv", purpose=f"the model xrv:{name}")
+    own, args = split_options(
+        request.model_args,
+        own={"op_threshs": "refuse"},
+        refused=("weights", "num_classes", "cache_dir"),
     )
     published = xrv.models.model_urls
     known = sorted(key for key in published if key.startswith("densenet"))
@@ -73,30 +64,28 @@ def load_xrv(
             remedy="for others, a function that returns adapt_xrv(model): python:MODULE:FUNCTION",
         )
     targets, thresholds = published[name]["labels"], published[name].get("op_threshs")
-    catalog = None if checkpoint is None else open_weights(checkpoint)
-    if catalog is not None:
-        n_categories = n_categories or count_categories(catalog, layer="classifier", prefix=prefix)
+    if request.checkpoint is not None:
+        catalog = open_weights(request.checkpoint)
+        n_rows = n_rows or count_categories(catalog, layer="classifier", prefix=request.prefix)
         stored = any(entry.key.rpartition(".")[2] == "op_threshs" for entry in catalog.entries)
         thresholds = thresholds if stored else None
-    n_rows = n_categories or len(targets)
+    n_rows = n_rows or len(targets)
     with building(f"xrv:{name}"):
-        import torch
-
         fits = thresholds is not None and len(thresholds) == n_rows
         points = torch.tensor(thresholds if fits else [math.nan] * n_rows)
         given = {"op_threshs": points} if thresholds is not None else {}
         module = xrv.models.DenseNet(weights=None, num_classes=n_rows, **given, **args)
-    if categories is None and len(targets) == n_rows:
+    if request.categories is None and len(targets) == n_rows:
         module.targets = module.pathologies = list(targets)
     return adapt_xrv(
         module,
         name=f"xrv:{name}",
         op_threshs=own["op_threshs"],
-        layer=layer,
-        checkpoint=checkpoint,
+        layer=request.layer,
+        checkpoint=request.checkpoint,
         catalog=catalog,
-        prefix=prefix,
-        categories=categories,
+        prefix=request.prefix,
+        categories=request.categories,
     )
 
 
@@ -130,10 +119,7 @@ def adapt_xrv(
         CheckpointError: If the checkpoint is not this model's.
         HeadError: If the classification layer cannot be used.
     """
-    if op_threshs not in _POLICIES:
-        raise ConfigError(
-            f"op_threshs={str(op_threshs)!r} is not known.", expected=", ".join(_POLICIES)
-        )
+    check_choice("op_threshs", op_threshs, _POLICIES)
     own: Any = module
     notes: list[str] = []
     if catalog is None and checkpoint is not None:
@@ -187,7 +173,7 @@ def _name_rows(loaded: LoadedModel, targets: list[str]) -> None:
     rows = [target or f"(unnamed {i})" for i, target in enumerate(targets)]
     head = loaded.head.replace(categories=rows)
     named = [row for row, target in zip(rows, targets, strict=True) if target]
-    loaded.extra["row_names"] = tuple(rows)
+    loaded.row_names = tuple(rows)
     loaded.head = head.take_categories(named)
     if len(named) < len(rows):
         loaded.notes.append(

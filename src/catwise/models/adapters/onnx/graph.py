@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from catwise._extras import import_optional
 from catwise._limits import (
     MAX_DEPTH,
     MAX_PROTOBUF,
@@ -31,7 +32,7 @@ from catwise._limits import (
     read_within,
 )
 from catwise.errors import CheckpointError, HeadError, nearest
-from catwise.models.packages import first_line, import_optional
+from catwise.models.packages import first_line
 
 if TYPE_CHECKING:
     import os
@@ -185,6 +186,15 @@ class OnnxFile:
         )
 
 
+def import_onnx(module: str = "onnx") -> Any:
+    """Import a module of onnx or onnxruntime.
+
+    Raises:
+        MissingExtraError: If it is absent or broken.
+    """
+    return import_optional(module, extra="onnx", purpose="a model of the kind onnx")
+
+
 def open_onnx(path: str | os.PathLike[str]) -> OnnxFile:
     """Read and parse an ONNX file; external data stay on the disk.
 
@@ -192,7 +202,7 @@ def open_onnx(path: str | os.PathLike[str]) -> OnnxFile:
         CheckpointError: If the file is missing, cut short, or no ONNX model.
         MissingExtraError: If the onnx package is absent or broken.
     """
-    onnx = import_optional("onnx", extra="onnx")
+    onnx = import_onnx()
     empty = OnnxFile(Path(path), b"", None)
     try:
         raw = read_within(empty.path, MAX_PROTOBUF, "bytes of one protobuf message")

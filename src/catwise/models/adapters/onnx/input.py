@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from catwise.errors import ConfigError
-from catwise.models.adapters.onnx.graph import QUANTISED, list_nodes
+from catwise.models.adapters.onnx.graph import QUANTISED, import_onnx, list_nodes
 from catwise.models.core import check_layout
-from catwise.models.packages import FAILS, import_optional
+from catwise.models.packages import FAILS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -235,9 +235,9 @@ class _Trace:
     """Follows an input forwards, into inner graphs and functions too."""
 
     def __init__(self, file: OnnxFile, name: str) -> None:
-        onnx, model = import_optional("onnx", extra="onnx"), file.model
+        onnx, model = import_onnx(), file.model
         if model.functions:
-            inliner = import_optional("onnx.inliner", extra="onnx")
+            inliner = import_onnx("onnx.inliner")
             with suppress(
                 RuntimeError, ValueError, TypeError
             ):  # onnxruntime will say what is wrong

@@ -16,6 +16,7 @@ import json
 import math
 import shutil
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -41,12 +42,13 @@ from catwise.models.adapters.onnx.graph import (
     Span,
     Stored,
     find_linear,
+    import_onnx,
     open_onnx,
 )
 from catwise.models.adapters.onnx.input import DTYPES, ImageInput, find_input
 from catwise.models.adapters.onnx.module import OnnxModule
-from catwise.models.core import LoadedModel, Preprocessing
-from catwise.models.packages import first_line, import_optional
+from catwise.models.core import LoadedModel, Preprocessing, Request
+from catwise.models.packages import first_line
 
 if TYPE_CHECKING:
     import os
@@ -58,6 +60,7 @@ __all__ = ["extract_onnx", "load_onnx", "write_onnx_head"]
 
 _MEAN_STD: Final = {3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), 1: ((0.449,), (0.226,))}
 _CHUNK: Final = 2**22
+_OWN_OPTIONS: Final = ("layout", "node", "output", "preprocessing")
 
 
 def load_onnx(
@@ -106,11 +109,9 @@ def load_onnx(
     if found.activations:
         chain = " of the ".join(reversed(found.activations))
         notes.append(f"the output {found.output!r} is the {chain} of the logits.")
-    given = {key: getattr(found, key) for key in ("output", "features", "activations", "op")}
-    extra = {**given, "node": found.name, "logits": found.results[-1], "input": image}
     return LoadedModel(
         name=f"onnx:{path}",
-        module=_module(file.path, head, extra),
+        module=_module(file.path, head, found, image),
         layer="head",
         preprocessing=preprocessing,
         head=head,
@@ -118,24 +119,74 @@ def load_onnx(
         bias_key=found.bias.name if found.bias else None,
         checkpoint=file.path,
         notes=notes,
-        extra=extra,
+        writer=OnnxWriter(found.name, found.output),
     )
 
 
-def _module(path: Path, head: Head, extra: Mapping[str, Any]) -> OnnxModule:
+def load_by_request(request: Request) -> LoadedModel:
+    """Load what `load_model` was asked for; its `model_args` are further options of `load_onnx`.
+
+    Raises:
+        ConfigError: If an option is not known.
+        CatwiseError: As :func:`load_onnx`.
+    """
+    if unknown := sorted(request.model_args.keys() - set(_OWN_OPTIONS)):
+        raise ConfigError(
+            f"a model of the kind 'onnx' takes no {', '.join(unknown)}.",
+            expected=", ".join(_OWN_OPTIONS),
+        )
+    return load_onnx(
+        request.name,
+        layer=request.layer,
+        n_categories=request.n_categories,
+        categories=request.categories,
+        **request.model_args,
+    )
+
+
+@dataclass(frozen=True)
+class OnnxWriter:
+    """Writes into a copy of an ONNX file; `node` and `output` tell its layer."""
+
+    node: str
+    output: str
+
+    def write(
+        self, model: LoadedModel, head: Head, source: Path, destination: Path, *, overwrite: bool
+    ) -> list[WriteReport]:
+        """Write the copy; see :func:`write_onnx_head`."""
+        report = write_onnx_head(
+            source,
+            destination,
+            head,
+            node=self.node,
+            output=self.output,
+            categories=None if model.head is None else model.head.categories,
+            overwrite=overwrite,
+        )
+        return [report]
+
+    def compare(self, model: LoadedModel, source: Path, copy: Path) -> int:  # noqa: ARG002
+        """Count the other tensors: the writer has compared all bytes of the file."""
+        tensors = onnx_graph.list_tensors(open_onnx(copy))
+        return len(list(tensors)) - (1 if model.bias_key is None else 2)
+
+
+def _module(path: Path, head: Head, layer: Linear, image: ImageInput) -> OnnxModule:
     """What runs the file: features and logits of images, in the model's dtype."""
+    wanted = [layer.features, layer.results[-1]]  # the layer itself would keep the file in memory
 
     def session() -> Any:
-        file = _open_for_images(path, extra["input"])
-        return file, _session(file, [extra["features"], extra["logits"]], None, None)
+        file = _open_for_images(path, image)
+        return file, _session(file, wanted, None, None)
 
     def run(made: Any, images: Any) -> tuple[Any, Any]:
         file, ready = made
         sizes = head.n_features, head.n_categories
-        features, logits = _outputs(file, ready, extra["input"], images, sizes)
+        features, logits = _outputs(file, ready, image, images, sizes)
         return features, logits
 
-    return OnnxModule(path, head, session=session, run=run, layout=extra["input"].layout)
+    return OnnxModule(path, head, features=wanted[0], image=image, session=session, run=run)
 
 
 def _read_head(file: OnnxFile, layer: Linear, categories: Sequence[str] | None = None) -> Head:
@@ -253,13 +304,13 @@ def extract_onnx(
         CheckpointError: If onnxruntime cannot load or run the model.
         ShapeError: If the batches do not fit the input, or the features are not (N, D).
     """
-    if model.checkpoint is None or model.head is None or "features" not in model.extra:
-        raise ConfigError(f"{model.name} is no ONNX model.", expected="what load_onnx gave")
-    image: ImageInput = model.extra["input"]
-    file = _open_for_images(model.checkpoint, image)
-    session = _session(file, [str(model.extra["features"])], threads, providers)
+    module = model.module
+    if model.checkpoint is None or model.head is None or not isinstance(module, OnnxModule):
+        raise ConfigError(f"{model.name} is not an ONNX model.", expected="what load_onnx gave")
+    file = _open_for_images(model.checkpoint, module.image)
+    session = _session(file, [module.features], threads, providers)
     sizes = (model.head.n_features,)
-    return (_outputs(file, session, image, x, sizes)[0] for x in batches)
+    return (_outputs(file, session, module.image, x, sizes)[0] for x in batches)
 
 
 def _open_for_images(path: Path, image: ImageInput) -> OnnxFile:
@@ -281,8 +332,7 @@ def _open_for_images(path: Path, image: ImageInput) -> OnnxFile:
 
 def _session(file: OnnxFile, wanted: Sequence[str], threads: int | None, providers: Any) -> Any:
     """The graph up to some of its tensors, ready to run."""
-    onnx = import_optional("onnx", extra="onnx")
-    runtime = import_optional("onnxruntime", extra="onnx")
+    onnx, runtime = import_onnx(), import_onnx("onnxruntime")
     asked, there = list(providers or ["CPUExecutionProvider"]), runtime.get_available_providers()
     if not set(asked) <= set(there):
         raise ConfigError("onnxruntime lacks a provider.", found=str(asked), expected=str(there))

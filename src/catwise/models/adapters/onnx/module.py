@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from catwise.heads import Head
+    from catwise.models.adapters.onnx.input import ImageInput
 
 __all__ = ["OnnxModule"]
 
@@ -32,9 +33,10 @@ class OnnxModule(nn.Module):
     Args:
         path: the file.
         head: of its classification layer.
+        features: the graph's tensor that its layer takes.
+        image: the graph's input.
         session: makes the session.
         run: the session and images → features and logits, as arrays.
-        layout: the order of the axes of the graph's input.
     """
 
     def __init__(
@@ -42,12 +44,14 @@ class OnnxModule(nn.Module):
         path: Path,
         head: Head,
         *,
+        features: str,
+        image: ImageInput,
         session: Callable[[], Any],
         run: Callable[[Any, Any], tuple[Any, Any]],
-        layout: str,
     ) -> None:
         super().__init__()
-        self.path, self.layout = path, layout
+        self.path, self.layout = path, image.layout
+        self.features, self.image = features, image
         bias = head.bias is not None
         self.head = nn.Linear(head.n_features, head.n_categories, bias=bias, dtype=head.dtype)
         put_head(self.head, head)

@@ -1,0 +1,97 @@
+"""Models that a function of the user's builds."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from catwise.errors import ConfigError, nearest
+from catwise.models.adapters.timm import read_preprocessing
+from catwise.models.adapters.torch_modules import adapt_module
+from catwise.models.core import LoadedModel, Preprocessing, Request
+from catwise.models.packages import FAILS, building, first_line, split_options
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def load_python(request: Request) -> LoadedModel:
+    """Load a model by a function of the user's.
+
+    The function is given those of `checkpoint`, `n_categories` and `categories` that it names, and
+    `model_args`. It returns a `LoadedModel`, or a module: the checkpoint is then loaded into that,
+    unless the function took it.
+
+    Args:
+        request: its name is ``"package.module:function"``.
+
+    Raises:
+        ConfigError: If there is no such function, it fails, or it returns something else.
+    """
+    function = _find_function(request.name)
+    own, args = split_options(request.model_args, own={"heads": "refuse"})
+    asked = {key: getattr(request, key) for key in ("checkpoint", "n_categories", "categories")}
+    named = inspect.signature(function).parameters.keys()
+    passed = {key: value for key, value in asked.items() if key in named and value is not None}
+    with building(f"python:{request.name}", remedy="correct the function, or what it is given"):
+        made = function(**passed, **args)
+    if isinstance(made, LoadedModel):
+        made.checkpoint = made.checkpoint or request.checkpoint
+        return made
+    if not isinstance(made, nn.Module):
+        raise ConfigError(
+            f"python:{request.name} does not return a model.",
+            found=type(made).__name__,
+            expected="a LoadedModel or a torch.nn.Module",
+        )
+    preprocessing, notes = _assumed(made)
+    return adapt_module(
+        made,
+        name=request.name,
+        preprocessing=preprocessing,
+        layers=request.layer,
+        heads=own["heads"],
+        checkpoint=request.checkpoint,
+        loaded="checkpoint" in passed,
+        prefix=request.prefix,
+        categories=request.categories,
+        n_categories=request.n_categories,
+        notes=notes,
+    )
+
+
+def _find_function(name: str) -> Callable[..., Any]:
+    module_name, colon, function_name = name.partition(":")
+    if not colon or not function_name:
+        raise ConfigError(
+            f"'python:{name}' names no function.", expected="python:package.module:function"
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except FAILS as error:
+        raise ConfigError(
+            f"the module {module_name!r} cannot be imported.",
+            found=f"{type(error).__name__}: {first_line(error)}",
+            remedy="run from its folder with PYTHONPATH=., or install it",
+        ) from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise ConfigError(
+            f"{module_name!r} has no function {function_name!r}"
+            f"{nearest(function_name, vars(module))}."
+        )
+    return function  # type: ignore[no-any-return]
+
+
+def _assumed(module: Any) -> tuple[Preprocessing, list[str]]:
+    """What a bare module says of its input (timm's do), or ImageNet's usual preprocessing."""
+    if getattr(module, "pretrained_cfg", None):
+        return read_preprocessing(module), []
+    note = (
+        "the preprocessing is assumed: 224 x 224 pixels, ImageNet's mean and std; "
+        "return a LoadedModel to say another."
+    )
+    return Preprocessing(size=(224, 224), crop_pct=0.875, source="assumed"), [note]

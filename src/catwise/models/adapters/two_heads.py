@@ -1,0 +1,123 @@
+"""Models whose output is the mean of two heads, as one head over the inputs of both."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+
+from catwise.errors import HeadError, ShapeError
+from catwise.heads import Head
+from catwise.models.logits import logits_of, settled
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class TwoHeads(nn.Module):
+    """A model whose output is the mean of two heads, as one head over both inputs.
+
+    ``(W₁x₁ + b₁ + W₂x₂ + b₂) / 2`` is one layer of weight ``[W₁ W₂]`` and bias ``(b₁ + b₂) / 2``
+    over the features ``[x₁ x₂] / 2``. The layer is called `joined`; what is returned is what the
+    model itself gives, so that the two can be compared.
+
+    Args:
+        model: the model, unchanged.
+        layers: names of its two heads.
+        head: of the joined layer.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[str], head: Head) -> None:
+        super().__init__()
+        self.model = model
+        self.layers = tuple(layers)
+        self.joined = nn.Linear(head.n_features, head.n_categories, bias=head.bias is not None)
+        with torch.no_grad():
+            self.joined.weight.copy_(head.weight)
+            if head.bias is not None:
+                self.joined.bias.copy_(head.bias)
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Run the model, catch what enters its heads, and score that beside it."""
+        seen: dict[str, torch.Tensor] = {}
+        handles = [
+            self.model.get_submodule(name).register_forward_pre_hook(
+                lambda _, inputs, name=name: seen.update({name: inputs[0]})
+            )
+            for name in self.layers
+        ]
+        try:
+            output = self.model(*args, **kwargs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        parts = [seen[name].flatten(1) for name in self.layers]
+        return logits_of(settled(output), self.joined(torch.cat(parts, dim=1) / len(parts)))
+
+
+def join_heads(parts: Sequence[Head]) -> Head:
+    """One head over the inputs of several that are averaged; see `TwoHeads`."""
+    if len(parts) < 2:
+        return parts[0]
+    if len(parts) > 2:
+        raise HeadError(
+            "more than two heads are not joined.",
+            found=f"{len(parts)} heads",
+            remedy="model_args={'heads': 'first'}",
+        )
+    if len({part.n_categories for part in parts}) != 1 or any(p.bias is None for p in parts):
+        raise HeadError(
+            "two heads are joined when they have as many categories, and biases.",
+            found="; ".join(map(repr, parts)),
+            remedy="model_args={'heads': 'first'}",
+        )
+    biases = torch.stack([cast("torch.Tensor", part.bias).double() for part in parts])
+    whole = Head(
+        torch.cat([part.weight for part in parts], dim=1),
+        biases.mean(0).to(parts[0].dtype),
+        categories=parts[0].categories,
+        provenance={**parts[1].provenance, **parts[0].provenance},
+    )
+    return whole.with_fitted_on(parts[0].fitted_on).with_fitted_on(parts[1].fitted_on)
+
+
+def split_head(joined: Head, olds: Sequence[Head]) -> list[Head]:
+    """Cut a joined head into the heads that it averages; see `TwoHeads`.
+
+    What its bias differs from the mean of the old ones goes to each part, so that an unchanged
+    head gives unchanged parts.
+
+    Args:
+        joined: over the inputs of all parts.
+        olds: the heads as they were.
+
+    Raises:
+        ShapeError: If they do not fit together.
+        HeadError: If the joined head has no bias.
+
+    >>> olds = [Head([[1.0]], [1.0]), Head([[2.0]], [5.0])]
+    >>> [part.bias.item() for part in split_head(Head([[1.0, 2.0]], [4.0]), olds)]
+    [2.0, 6.0]
+    """
+    whole = join_heads(olds)
+    if joined.weight.shape != whole.weight.shape:
+        raise ShapeError(
+            "the head does not fit the two heads of the model.",
+            found=f"shape {tuple(joined.weight.shape)}",
+            expected=f"{tuple(whole.weight.shape)}, both side by side",
+        )
+    if joined.bias is None or whole.bias is None:
+        raise HeadError(
+            "the model's heads have biases and the new one has none.",
+            remedy="head.replace(bias=torch.zeros(…)) says that the bias shall be zero",
+        )
+    change = joined.bias.double().cpu() - whole.bias.double()
+    weights = torch.split(joined.weight, [old.n_features for old in olds], dim=1)
+    return [
+        joined.replace(
+            weight=weight,
+            bias=(cast("torch.Tensor", old.bias).double() + change).to(joined.dtype),
+        )
+        for old, weight in zip(olds, weights, strict=True)
+    ]

@@ -1,0 +1,218 @@
+"""Writing a head back: a copy of what a model was loaded from, in which the head alone differs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import torch
+
+from catwise._io import atomic_path
+from catwise.errors import ConfigError, MismatchError, OutputError
+from catwise.heads import Head, WriteReport, read_head, write_head
+from catwise.heads.catalog import load_tensor, open_catalog
+from catwise.heads.provenance import describe, side_file
+from catwise.models.adapters.two_heads import split_head
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from catwise.models.core import LoadedModel, Writer
+
+_SHOWN: Final = 5
+
+
+class HeadKeys(NamedTuple):
+    """The names of a head's tensors in a checkpoint."""
+
+    weight_key: str | None
+    bias_key: str | None
+
+
+@dataclass(frozen=True)
+class FileWriter:
+    """Writes into a copy of one file, in which the head is a layer, or two that are averaged.
+
+    Attributes:
+        parts: of each of two averaged heads; empty: `weight_key` and `bias_key` of the model.
+    """
+
+    parts: tuple[HeadKeys, ...] = ()
+
+    def write(
+        self,
+        model: LoadedModel,
+        head: Head,
+        source: Path,
+        destination: Path,
+        *,
+        overwrite: bool = False,
+    ) -> list[WriteReport]:
+        """Write the copy, with the head's provenance where it is another head.
+
+        Raises:
+            CatwiseError: As :func:`catwise.heads.write_head`.
+        """
+        told = describe(head, model.head) if is_new(head, model.head) else None
+        rows = model.row_names or (model.head.categories if model.head else None)
+        if self.parts:
+            _check_free(source, destination, overwrite=overwrite)
+            whole = head if rows is None else head.take_categories(rows)
+            return self._write_both(whole, source, destination, rows=rows, told=told)
+        report = write_head(
+            source,
+            head,
+            destination,
+            key=model.weight_key,
+            bias_key=model.bias_key,
+            categories=rows,
+            provenance=told,
+            overwrite=overwrite,
+        )
+        return [report]
+
+    def _write_both(
+        self,
+        head: Head,
+        source: Path,
+        destination: Path,
+        *,
+        rows: Sequence[str] | None,
+        told: dict[str, object] | None,
+    ) -> list[WriteReport]:
+        """Write one of the two heads into a copy, and the other into a copy of that."""
+        places: list[dict[str, Any]] = [
+            {"key": part.weight_key, "bias_key": part.bias_key} for part in self.parts
+        ]
+        first, second = split_head(head, [read_head(source, **place) for place in places])
+        first = first.replace(fitted_on=None, provenance=None)  # the second write says it
+        with atomic_path(destination) as temporary:
+            between = temporary.with_name(f"{temporary.stem}-first{temporary.suffix}")
+            try:
+                reports = [write_head(source, first, between, categories=rows, **places[0])]
+                reports.append(
+                    write_head(
+                        between, second, temporary, categories=rows, provenance=told, **places[1]
+                    )
+                )
+            finally:
+                between.unlink(missing_ok=True)
+                if (beside := side_file(temporary)).exists():
+                    beside.replace(side_file(destination))
+        return reports
+
+    def compare(self, model: LoadedModel, source: Path, copy: Path) -> int:
+        """Compare all other tensors bit for bit.
+
+        Raises:
+            MismatchError: If some differ.
+        """
+        parts = self.parts or (HeadKeys(model.weight_key, model.bias_key),)
+        return compare_tensors(source, copy, but=[key for part in parts for key in part if key])
+
+
+def _check_free(source: Path, destination: Path, *, overwrite: bool) -> None:
+    if destination.exists() and (not overwrite or destination.samefile(source)):
+        raise OutputError(
+            f"'{destination}' exists.", remedy="choose another name, or ask to overwrite it"
+        )
+
+
+def writer_of(model: LoadedModel) -> Writer:
+    """What writes a head back into a model's checkpoint."""
+    return model.writer or FileWriter()
+
+
+def write_model(
+    model: LoadedModel,
+    head: Head,
+    destination: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+) -> list[WriteReport]:
+    """Write a head into a copy of what a model was loaded from: a file, or a transformers folder.
+
+    The head that was read gives a copy that is equal byte for byte. Any other is told of in the
+    copy: see `catwise.heads.provenance`.
+
+    Args:
+        model: what `load_model` gave.
+        head: the new head; its categories are matched by name.
+        destination: the new file or folder.
+        overwrite: replace what is there.
+
+    Returns:
+        What was written: one report, or one for each of two joined heads.
+
+    Raises:
+        ConfigError: If the model was loaded without a checkpoint.
+        CatwiseError: As :func:`catwise.heads.write_head`.
+    """
+    if model.checkpoint is None:
+        raise ConfigError(
+            f"the head of {model.name} cannot be written: it was not loaded from a checkpoint.",
+            remedy="load it with checkpoint='…'",
+        )
+    source, target = model.checkpoint, Path(destination)
+    return writer_of(model).write(model, head, source, target, overwrite=overwrite)
+
+
+def is_new(head: Head, base: Head | None) -> bool:
+    """Whether a head has other numbers than the one that was read, in the precision of that."""
+    if base is None or not set(head.categories) <= set(base.categories):
+        return True
+    same = base.take_categories(head.categories)
+    pairs = [(head.weight, same.weight), (head.bias, same.bias)]
+    return any(
+        (new is None) != (old is None)
+        or (new is not None and old is not None and bool((new.to(old) != old).any()))
+        for new, old in pairs
+    )
+
+
+def compare_tensors(old: Path, new: Path, *, but: Sequence[str]) -> int:
+    """Compare all tensors of two checkpoints bit for bit, but for the head's own.
+
+    Args:
+        old: a safetensors file or `torch.save` archive.
+        new: the same.
+        but: names of the tensors that may differ.
+
+    Returns:
+        How many were compared.
+
+    Raises:
+        MismatchError: If tensors are missing, added or differ; they are named.
+        CheckpointError: If a file cannot be read.
+    """
+    before, after = open_catalog(old), open_catalog(new)
+    theirs = {entry.name: entry for entry in after.entries}
+    wrong = sorted({entry.name for entry in before.entries} ^ theirs.keys())
+    compared = 0
+    for entry in before.entries:
+        if entry.name in but or entry.name not in theirs or entry.dtype is None:
+            continue
+        values = load_tensor(before, entry), load_tensor(after, theirs[entry.name])
+        raw = [part.contiguous().flatten().view(torch.uint8) for part in values]
+        same = values[0].shape == values[1].shape and values[0].dtype == values[1].dtype
+        if not same or not torch.equal(*raw):
+            wrong.append(entry.name)
+        compared += 1
+    refuse_changes(old, new, wrong, what="tensors")
+    return compared
+
+
+def refuse_changes(old: Path, new: Path, wrong: Sequence[str], *, what: str) -> None:
+    """Refuse a copy in which something but the head differs.
+
+    Raises:
+        MismatchError: If `wrong` names some.
+    """
+    if wrong:
+        raise MismatchError(
+            f"'{new}' differs from '{old}' in more than its head.",
+            found=f"{len(wrong):,} {what}: {', '.join(wrong[:_SHOWN])}",
+            remedy="do not use it, and report this",
+        )
