@@ -29,7 +29,8 @@ MAX_CODE = 45  # of a function, as scripts/longest counts
 LAYERS = (
     {"_version", "_limits", "_lazy", "errors", "progress"},
     {"_lock"},
-    {"_io", "_arrays", "_json", "_zip", "_extras", "_device", "_choices", "_names", "_text"},
+    {"_io", "_arrays", "_json", "_zip", "_extras", "_device", "_names", "_options", "_text"},
+    {"_configs"},
     {"_safetensors"},
     {"labels", "losses", "features"},
     {"data", "heads", "joining"},

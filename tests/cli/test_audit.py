@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from catwise._names import DATASETS
 from catwise.cli import main
-from catwise.cli.options import DATASET_NAMES, option_value
+from catwise.cli.reader_options import option_value
 from catwise.data import readers
 from catwise.errors import CategoryError, ConfigError, IdError, LabelError
 
@@ -54,7 +55,7 @@ def table(*arguments: str) -> list[str]:
 def test_the_names_of_data_sets_are_the_readers() -> None:
     """What --dataset offers is what the library reads."""
     tables = {"read_jsonl_table", "read_label_lists", "read_table"}  # what --labels reads
-    assert [f"read_{name}" for name in DATASET_NAMES] == [
+    assert [f"read_{name}" for name in DATASETS] == [
         name for name in readers.__all__ if name not in tables
     ]
 
@@ -188,7 +189,7 @@ def test_values_of_no_meaning(texts: list[str], annotation: str) -> None:
         option_value("it", texts, annotation)
 
 
-@pytest.mark.parametrize("reader", [f"read_{name}" for name in DATASET_NAMES])
+@pytest.mark.parametrize("reader", [f"read_{name}" for name in DATASETS])
 def test_every_option_of_every_reader_has_a_value(reader: str) -> None:
     """Each option has an annotation by which some text is a value."""
     for option in list(inspect.signature(getattr(readers, reader)).parameters.values())[1:]:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from catwise import _names
 from catwise.cli import main
-from catwise.cli.audit import ASSUMPTION_NAMES
 from catwise.errors import ConfigError, IdError
 from catwise.heads import Head, save_head
 from catwise.labels import ASSUMPTIONS
@@ -163,4 +163,4 @@ def test_estimated_prevalence() -> None:
     result = run(*given, "--assume", "scar")
     assert result.exit_code == 2
     assert "--assume and --logits belong together" in result.stderr
-    assert tuple(ASSUMPTIONS) == ASSUMPTION_NAMES
+    assert tuple(ASSUMPTIONS) == _names.ASSUMPTIONS

@@ -53,11 +53,13 @@ def test_every_option_of_a_table_is_described(name: str) -> None:
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(LabelledOptions)])
 def test_every_option_of_a_source_is_described(name: str) -> None:
     """The file or the data set, its reader's options, the split."""
-    empty = LabelledOptions(Path("a.csv"), None, None, (), "part", "one")
-    if name in {"dataset", "root", "option"}:
-        empty = LabelledOptions(None, "coco", Path("here"), ("year=2014",), None, "val")
+    empty = LabelledOptions(labels=Path("a.csv"), split_column="part", split="one")
+    if name in {"dataset", "root", "options"}:
+        empty = LabelledOptions(
+            dataset="coco", root=Path("here"), options=("year=2014",), split="val"
+        )
     about = describe_labels(empty, LABELS, TableOptions(**NOTHING))
-    field = {"labels": "path", "root": "path", "option": "options"}.get(name, name)
+    field = {"labels": "path", "root": "path"}.get(name, name)
     value = getattr(empty, name)
     assert about[field] == (list(value) if isinstance(value, tuple) else str(value))
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from catwise.cli import main
 from catwise.cli.options import LabelledOptions, TableOptions
-from catwise.cli.tables import TableWriter
+from catwise.cli.tables import TableWriter, WrittenOptions
 from catwise.data import Dataset, apply_mask, read_mask
 from catwise.errors import IdError, LabelError, OutputError, ShapeError
 from catwise.labels import PartialLabels, drop_uniform, keep_per_category, keep_single_positive
@@ -293,15 +293,13 @@ def test_published_streams() -> None:
 
 def options(**given: Any) -> tuple[TableOptions, LabelledOptions]:
     """The options of a table without any option."""
-    none = dict.fromkeys(TableOptions.__slots__)
-    table = TableOptions(**{**none, "layout": "wide", "category": (), "ignore_column": (), **given})
-    return table, LabelledOptions(Path("x"), None, None, (), None, None)
+    return TableOptions(**given), LabelledOptions(labels=Path("x"))
 
 
 def writer_of(labels: PartialLabels, layout: str = "wide", **given: Any) -> TableWriter:
     blank: Any = [""] * labels.n_rows
     dataset = Dataset("it", Path(), blank, labels, blank)
-    return TableWriter(dataset, *options(**given), "codes", layout)
+    return TableWriter(dataset, *options(**given), WrittenOptions("codes", layout))
 
 
 def test_a_single_column_with_marks_in_its_name(tmp_path: Path) -> None:

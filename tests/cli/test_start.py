@@ -11,15 +11,16 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from catwise import _names
 from catwise.cli import main
 from catwise.cli.main import COMMANDS
-from catwise.cli.options import ENCODING_NAMES, METRIC_NAMES
 from catwise.errors import CatwiseError, InSampleWarning, LabelError
 
 HEAVY = ("torch", "sklearn", "pyarrow", "scipy", "pandas")
 
 PROBE = f"""
 import sys
+from catwise import _names
 from catwise.cli import main
 try:
     main(prog_name="catwise")
@@ -89,14 +90,11 @@ def test_module_is_the_command() -> None:
 
 def test_choices_are_those_of_the_library() -> None:
     """The names that the options repeat are the ones that the library knows."""
-    from catwise.cli.tune import METHODS
     from catwise.labels import ENCODINGS
     from catwise.metrics import METRICS
-    from catwise.tuning.presets import paper
 
-    assert tuple(paper.METHODS) == METHODS
-    assert tuple(METRICS) == METRIC_NAMES
-    assert tuple(ENCODINGS) == ENCODING_NAMES
+    assert tuple(METRICS) == _names.METRICS
+    assert tuple(ENCODINGS) == _names.ENCODINGS
 
 
 def test_unknown_command_is_told_its_neighbour() -> None:

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from catwise.cli.simulate import DRAW_NAMES
+from catwise import _names
 from catwise.errors import ConfigError
 from catwise.labels import DRAWS, PartialLabels, drop_uniform
 
@@ -77,4 +77,4 @@ def test_wrong_draws():
     assert "'matrix'" in str(caught.value)
     with pytest.raises(ConfigError, match="no such seed"):
         drop_uniform(labels, 0.5, -1, draws="matrix")
-    assert list(DRAWS) == list(DRAW_NAMES)
+    assert tuple(DRAWS) == _names.DRAWS

@@ -3,95 +3,89 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
+from catwise._options import group, option
+from catwise.cli.building import make_command
+from catwise.cli.console import Output
 from catwise.cli.inputs import read_names
-from catwise.cli.models import model_args
-from catwise.cli.options import output_options, path_type
+from catwise.cli.models import KINDS_HELP, LAYER_HELP, PREFIX_HELP, model_args
 from catwise.cli.outputs import hold_output
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from catwise.cli.console import Output
     from catwise.heads import Head, WriteReport
     from catwise.models import LoadedModel
     from catwise.models.verify import Verified
 
-__all__ = ["command"]
-
 _IMAGES = 8
 
 
-class Writer(Protocol):
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What `catwise apply` is given."""
+
+    head: Path = option(metavar="FILE", first=True, help="The head that tune wrote.")
+    checkpoint: Path | None = option(
+        None,
+        metavar="FILE",
+        first=True,
+        help="The model's checkpoint (.safetensors, .pt); it is never changed.",
+    )
+    out: Path = option(metavar="PATH", first=True, help="The new checkpoint or folder.")
+    model: str | None = option(
+        None,
+        metavar="KIND:NAME",
+        first=True,
+        help="Run the model before and after: " + KINDS_HELP,
+    )
+    model_arg: tuple[str, ...] = option(
+        (), metavar="NAME=VALUE", help="An option of the architecture (repeatable)."
+    )
+    layer: str | None = option(None, metavar="NAME", help=LAYER_HELP)
+    prefix: str | None = option(None, metavar="TEXT", help=PREFIX_HELP)
+    images: Path | None = option(
+        None, metavar="DIR", help="Images to run; made-up ones if not given."
+    )
+    name: str | None = option(
+        None,
+        names="--name --head-key",
+        metavar="KEY",
+        help="The weight's key, such as fc.weight or state_dict_ema:fc.weight; found if not given.",
+    )
+    bias_key: str | None = option(None, metavar="KEY", help="The bias's key, if named otherwise.")
+    head_categories: Path | None = option(
+        None,
+        metavar="FILE",
+        help="Names of the checkpoint's rows, one a line: the head's rows are matched by name and "
+        "may be some of them.",
+    )
+    card: Path | None = option(None, metavar="FILE", help="Write lines for the model's card.")
+    overwrite: bool = option(default=False, help="Replace a file that is there.")
+    output: Output = group("Output")
+
+    def __post_init__(self) -> None:
+        given = {"--images": self.images, "--model-arg": self.model_arg, "--layer": self.layer}
+        given["--prefix"] = self.prefix
+        if self.model is not None:
+            given = {"--name": self.name, "--bias-key": self.bias_key}
+        if wrong := sorted(name for name, value in given.items() if value):
+            text = "is for a file without --model" if self.model else "needs --model"
+            raise click.UsageError(f"{wrong[0]} {text}.")
+
+
+class _Writer(Protocol):
     """Writes the tuned head into a copy at a place."""
 
     def __call__(self, path: Path, overwrite: bool) -> list[WriteReport]: ...  # noqa: FBT001
 
 
-@click.command("apply", short_help="Write a tuned head into a copy of a checkpoint.")
-@click.option(
-    "--head", type=path_type(), required=True, metavar="FILE", help="The head that tune wrote."
-)
-@click.option(
-    "--checkpoint",
-    type=path_type(),
-    metavar="FILE",
-    help="The model's checkpoint (.safetensors, .pt); it is never changed.",
-)
-@click.option(
-    "--out", type=path_type(), required=True, metavar="PATH", help="The new checkpoint or folder."
-)
-@click.option(
-    "--model",
-    metavar="KIND:NAME",
-    help="Run the model before and after: timm:NAME, torchvision:NAME, transformers:FOLDER, "
-    "xrv:NAME, onnx:FILE or python:package.module:function.",
-)
-@click.option(
-    "--model-arg",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="An option of the architecture (repeatable).",
-)
-@click.option("--layer", metavar="NAME", help="The classification layer, if not clear.")
-@click.option("--prefix", metavar="TEXT", help="What leads the model's keys in the file.")
-@click.option(
-    "--images", type=path_type(), metavar="DIR", help="Images to run; made-up ones if not given."
-)
-@click.option(
-    "--name",
-    "--head-key",
-    "name",
-    metavar="KEY",
-    help="The weight's key, such as fc.weight or state_dict_ema:fc.weight; found if not given.",
-)
-@click.option("--bias-key", metavar="KEY", help="The bias's key, if named otherwise.")
-@click.option(
-    "--head-categories",
-    type=path_type(),
-    metavar="FILE",
-    help="Names of the checkpoint's rows, one a line: the head's rows are matched by name and may "
-    "be some of them.",
-)
-@click.option("--card", type=path_type(), metavar="FILE", help="Write lines for the model's card.")
-@click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
-@output_options
-def command(
-    *,
-    head: Path,
-    checkpoint: Path | None,
-    out: Path,
-    model: str | None,
-    head_categories: Path | None,
-    card: Path | None,
-    overwrite: bool,
-    output: Output,
-    **options: Any,
-) -> None:
+@make_command("apply", "Write a tuned head into a copy of a checkpoint.")
+def command(given: Options) -> None:
     """Write a tuned head into a copy of a checkpoint.
 
     Only the head's bytes change. Names, dtypes, container and all other tensors stay bit for bit,
@@ -103,109 +97,125 @@ def command(
     """
     from catwise._io import write_text
     from catwise.heads import load_head
-    from catwise.models.card import model_card
 
-    _check_options(checkpoint, model, options)
+    _check_checkpoint(given)
+    out, output = given.out, given.output
     hold_output(out)
-    hold_output(card)
-    names = None if head_categories is None else read_names(head_categories)
-    tuned = load_head(head)
-    loaded, verified = None, None
-    base: Head | None
-    if model is None:
-        assert checkpoint is not None  # noqa: S101  # checked
-        base, write = _file_writer(checkpoint, tuned, names, options)
-    else:
-        loaded = _load(model, checkpoint, names, options)
-        base, write = loaded.head, _model_writer(loaded, tuned)
-    if loaded is None and card is None:
-        reports = write(out, overwrite=overwrite)
-    else:
-        with _rehearsed(out) as trial:
-            reports = write(trial, overwrite=False)
-            verified = None if loaded is None else _verified(loaded, trial, tuned, options)
-            # Killed between the two, a call may be repeated for the card.
-            if card is None or card.exists() or not _is_there(trial, out):
-                write(out, overwrite=overwrite)
+    hold_output(given.card)
+    names = None if given.head_categories is None else read_names(given.head_categories)
+    tuned = load_head(given.head)
+    loaded = None if given.model is None else _load(given.model, names, given)
+    base, write = (
+        _file_writer(tuned, names, given) if loaded is None else _model_writer(loaded, tuned)
+    )
+    reports, verified = _written(given, loaded, tuned, write)
     for report in reports:
         output.line(f"{report} written")
     if loaded is not None:
         output.line(f"preprocessing: {loaded.preprocessing}")
     if verified is not None:
         output.line(str(verified))
-    if card is not None:
-        source = loaded.name if loaded is not None else str(checkpoint and checkpoint.name)
-        facts: dict[str, Any] = {
-            "base": base,
-            "verified": verified,
-            "summary": _summary_beside(head),
-            "preprocessing": None if loaded is None else str(loaded.preprocessing),
-        }
-        write_text(card, model_card(source, tuned, reports, **facts))
+    if given.card is not None:
+        made = _card(
+            given, loaded=loaded, tuned=tuned, base=base, reports=reports, verified=verified
+        )
+        write_text(given.card, made)
     output.line(str(out))
+    first = reports[0]
     output.document(
         {
             "command": "apply",
             "out": str(out),
-            "key": reports[0].location.name,
-            "bias_key": reports[0].location.bias_key,
+            "key": first.location.name,
+            "bias_key": first.location.bias_key,
             "keys": [report.location.name for report in reports],
-            "rows": reports[0].rows,
-            "n_categories": reports[0].location.n_categories,
-            "rounding": reports[0].cast or None,
+            "rows": first.rows,
+            "n_categories": first.location.n_categories,
+            "rounding": first.cast or None,
             "verified": None if verified is None else verified._asdict(),
-            "card": None if card is None else str(card),
+            "card": None if given.card is None else str(given.card),
         }
     )
 
 
-def _check_options(checkpoint: Path | None, model: str | None, options: dict[str, Any]) -> None:
+def _check_checkpoint(given: Options) -> None:
     from catwise.models.registry import OWN_CHECKPOINT
 
-    own = model is not None and model.partition(":")[0] in OWN_CHECKPOINT
-    if own and checkpoint is not None:
-        raise click.UsageError(f"--model {model} is its own checkpoint: leave out --checkpoint.")
-    if checkpoint is None and not own:
+    own = given.model is not None and given.model.partition(":")[0] in OWN_CHECKPOINT
+    if own and given.checkpoint is not None:
+        raise click.UsageError(
+            f"--model {given.model} is its own checkpoint: leave out --checkpoint."
+        )
+    if given.checkpoint is None and not own:
         raise click.UsageError("Missing option '--checkpoint'.")
-    said = [f"--{key.replace('_', '-')}" for key, value in options.items() if value]
-    without = {"--images", "--model-arg", "--layer", "--prefix"}
-    wrong = {"--name", "--bias-key"} & set(said) if model else without & set(said)
-    if wrong:
-        text = "is for a file without --model" if model else "needs --model"
-        raise click.UsageError(f"{sorted(wrong)[0]} {text}.")
 
 
-def _file_writer(
-    checkpoint: Path, tuned: Head, names: list[str] | None, options: dict[str, Any]
-) -> tuple[Head, Writer]:
+def _written(
+    given: Options, loaded: LoadedModel | None, tuned: Head, write: _Writer
+) -> tuple[list[WriteReport], Verified | None]:
+    """Write the copy; with a model or a card only once it holds in a hidden folder."""
+    if loaded is None and given.card is None:
+        return write(given.out, overwrite=given.overwrite), None
+    with _rehearsed(given.out) as trial:
+        reports = write(trial, overwrite=False)
+        verified = None if loaded is None else _verified(loaded, trial, tuned, given.images)
+        # Killed between the two, a call may be repeated for the card.
+        if given.card is None or given.card.exists() or not _is_there(trial, given.out):
+            write(given.out, overwrite=given.overwrite)
+    return reports, verified
+
+
+def _card(
+    given: Options,
+    *,
+    loaded: LoadedModel | None,
+    tuned: Head,
+    base: Head | None,
+    reports: list[WriteReport],
+    verified: Verified | None,
+) -> str:
+    from catwise.models.card import model_card, run_summary
+
+    beside = given.head.with_name("summary.json")
+    return model_card(
+        loaded.name if loaded is not None else str(given.checkpoint and given.checkpoint.name),
+        tuned,
+        reports,
+        base=base,
+        verified=verified,
+        summary=run_summary(beside) if beside.is_file() else None,
+        preprocessing=None if loaded is None else str(loaded.preprocessing),
+    )
+
+
+def _file_writer(tuned: Head, names: list[str] | None, given: Options) -> tuple[Head, _Writer]:
     """Without the model: the checkpoint's head, and what writes into a copy of the file alone."""
     from catwise.heads import read_head, write_head
     from catwise.heads.provenance import describe
 
-    place = {"key": options["name"], "bias_key": options["bias_key"]}
+    place: dict[str, Any] = {"key": given.name, "bias_key": given.bias_key}
+    checkpoint = str(given.checkpoint)
     base = read_head(checkpoint, **place, categories=names or tuned.categories)
-    facts = {**place, "categories": names, "provenance": describe(tuned, base)}
+    facts: dict[str, Any] = {**place, "categories": names, "provenance": describe(tuned, base)}
     return base, lambda path, overwrite: [
         write_head(checkpoint, tuned, path, **facts, overwrite=overwrite)
     ]
 
 
-def _load(
-    model: str, checkpoint: Path | None, names: list[str] | None, options: dict[str, Any]
-) -> LoadedModel:
+def _load(model: str, names: list[str] | None, given: Options) -> LoadedModel:
     from catwise.models.registry import load_model
 
-    given = {
-        "layer": options["layer"],
-        "prefix": options["prefix"],
+    options: dict[str, Any] = {
+        "layer": given.layer,
+        "prefix": given.prefix,
         "categories": names,
-        "model_args": model_args(options["model_arg"]),
+        "model_args": model_args(given.model_arg),
     }
-    return load_model(model, checkpoint=checkpoint, **{k: v for k, v in given.items() if v})
+    return load_model(model, checkpoint=given.checkpoint, **{k: v for k, v in options.items() if v})
 
 
-def _model_writer(loaded: LoadedModel, tuned: Head) -> Writer:
-    """With the model: what writes into a copy of what it was loaded from."""
+def _model_writer(loaded: LoadedModel, tuned: Head) -> tuple[Head | None, _Writer]:
+    """With the model: its head, and what writes into a copy of what it was loaded from."""
     from catwise.joining import has_default_names
     from catwise.models.registry import write_model
     from catwise.models.verify import check_output
@@ -215,14 +225,15 @@ def _model_writer(loaded: LoadedModel, tuned: Head) -> Writer:
     nameless = base is not None and has_default_names(base.categories)
     if base is not None and nameless and base.n_categories == tuned.n_categories:
         loaded.head = base.replace(categories=tuned.categories)
-    return lambda path, overwrite: write_model(loaded, tuned, path, overwrite=overwrite)
+    return loaded.head, lambda path, overwrite: write_model(
+        loaded, tuned, path, overwrite=overwrite
+    )
 
 
-def _verified(loaded: LoadedModel, path: Path, tuned: Head, options: dict[str, Any]) -> Verified:
+def _verified(loaded: LoadedModel, path: Path, tuned: Head, images: Path | None) -> Verified:
     """What a few images say of a written copy."""
     from catwise.models.verify import noise, verify_copy
 
-    images = options["images"]
     batch = noise(loaded) if images is None else _few(loaded, images)
     return verify_copy(loaded, path, tuned, batch)
 
@@ -271,11 +282,3 @@ def _few(loaded: LoadedModel, images: Path) -> Any:
     if not read:
         raise ConfigError(f"none of the first images of '{images}' can be read.")
     return torch.stack(read)
-
-
-def _summary_beside(head: Path) -> dict[str, Any] | None:
-    """What the run that the head lies in says of itself."""
-    from catwise.models.card import run_summary
-
-    beside = head.with_name("summary.json")
-    return run_summary(beside) if beside.is_file() else None

@@ -2,73 +2,63 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from catwise._names import ASSUMPTIONS
+from catwise._options import group, option
+from catwise.cli.building import make_command
+from catwise.cli.console import Output
 from catwise.cli.inputs import refuse_inputs
 from catwise.cli.labelled import describe_labels, load_dataset
-from catwise.cli.options import labelled_options, output_options, path_type, table_options
+from catwise.cli.options import CSV_HELP, LabelledOptions, TableOptions
 from catwise.cli.outputs import hold_output
 from catwise.cli.prevalence import PREVALENCE_HELP, load_prevalence
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
-
-    from catwise.cli.console import Output
-    from catwise.cli.options import LabelledOptions, TableOptions
     from catwise.data import Dataset
     from catwise.labels import PartialLabels
 
-__all__ = ["command"]
 
-ASSUMPTION_NAMES: Final = ("scar",)
-"""Written here a second time, since their home loads numpy; a test compares them."""
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What `catwise audit` is given."""
+
+    source: LabelledOptions = group("Labels")
+    table: TableOptions = group("Label tables")
+    few: int = option(
+        5,
+        low=1,
+        metavar="N",
+        help="Under so many known positives (or negatives) a category has few.",
+    )
+    prevalence: tuple[str, ...] = option(
+        (),
+        metavar="NAME=VALUE",
+        first=True,
+        help="The true share of positives, known from elsewhere. " + PREVALENCE_HELP,
+    )
+    assume: str | None = option(
+        None,
+        choices=ASSUMPTIONS,
+        help="Estimate the share of positives where none is known, under this assumption (with "
+        "--logits). scar: every positive had the same chance to become known.",
+    )
+    logits: Path | None = option(
+        None,
+        metavar="PATH",
+        help="For --assume: logits (N, C) of a head that was not fitted on these rows.",
+    )
+    csv_path: Path | None = option(None, names="--csv", metavar="FILE", first=True, help=CSV_HELP)
+    output: Output = group("Output")
 
 
-@click.command("audit", short_help="Say what is known of each category.")
-@labelled_options
-@table_options
-@click.option(
-    "--few",
-    type=click.IntRange(min=1),
-    default=5,
-    show_default=True,
-    metavar="N",
-    help="Under so many known positives (or negatives) a category has few.",
-)
-@click.option(
-    "--prevalence",
-    metavar="NAME=VALUE",
-    multiple=True,
-    help="The true share of positives, known from elsewhere. " + PREVALENCE_HELP,
-)
-@click.option(
-    "--assume",
-    type=click.Choice(ASSUMPTION_NAMES),
-    help="Estimate the share of positives where none is known, under this assumption (with "
-    "--logits). scar: every positive had the same chance to become known.",
-)
-@click.option(
-    "--logits",
-    type=path_type(),
-    metavar="PATH",
-    help="For --assume: logits (N, C) of a head that was not fitted on these rows.",
-)
-@click.option("--csv", "csv_path", type=path_type(), metavar="FILE", help="Write the table as CSV.")
-@output_options
-def command(
-    *,
-    source: LabelledOptions,
-    table: TableOptions,
-    few: int,
-    prevalence: tuple[str, ...],
-    assume: str | None,
-    logits: Path | None,
-    csv_path: Path | None,
-    output: Output,
-) -> None:
+@make_command("audit", "Say what is known of each category.")
+def command(given: Options) -> None:
     """Say what is known of each category, what fine-tuning can do with it, and what looks odd.
 
     Labels come from a table (--labels), or from a data set in its official layout (--dataset,
@@ -77,15 +67,17 @@ def command(
     """
     from catwise.labels import find_suspicious, selection_bias, unknown_together
 
+    source, table, assume, logits = given.source, given.table, given.assume, given.logits
+    csv_path, output = given.csv_path, given.output
     if (assume is None) != (logits is None):
         raise click.UsageError("--assume and --logits belong together.")
     if csv_path is not None:
         refuse_inputs(csv_path, source.labels, logits)
     hold_output(csv_path)
-    shares = load_prevalence(prevalence)
+    shares = load_prevalence(given.prevalence)
     dataset = load_dataset(source, table)
     labels = dataset.labels
-    audit = labels.audit(few=few)
+    audit = labels.audit(few=given.few)
     bias = selection_bias(labels, shares) if shares else None
     estimate = None if assume is None else _estimate(labels, logits, assume)
     suspicious = find_suspicious(

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from catwise._options import option
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -24,19 +26,15 @@ _WIDTH: Final = 120
 """Columns where the output is no terminal and COLUMNS is not set."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Output:
-    """How a command talks.
+    """How a command talks."""
 
-    Args:
-        json: print one JSON document and nothing else on stdout.
-        quiet: print no tables, notes or progress.
-        rows: at most so many rows of a table; 0 for all.
-    """
-
-    json: bool = False
-    quiet: bool = False
-    rows: int = 40
+    json: bool = option(default=False, help="One JSON document on stdout, nothing else.")
+    quiet: bool = option(default=False, names="-q --quiet", help="No tables, notes or progress.")
+    rows: int = option(
+        40, low=0, metavar="N", help="At most N rows of a table on the terminal; 0 for all."
+    )
 
     @property
     def talks(self) -> bool:

@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
-from catwise.cli.options import output_options, path_type, seed_option
+from catwise._options import group, option
+from catwise.cli.building import make_command
+from catwise.cli.console import Output
+from catwise.cli.options import SEED_HELP
 from catwise.cli.outputs import hold_output
 
 if TYPE_CHECKING:
-    from catwise.cli.console import Output
     from catwise.demo import DemoResult
 
-__all__ = ["command"]
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What `catwise demo` is given."""
+
+    out: Path = option(
+        Path("catwise-demo"),
+        metavar="DIR",
+        first=True,
+        help="Output directory of the demonstration's files.",
+    )
+    seed: int = option(0, low=0, help=SEED_HELP)
+    output: Output = group("Output")
 
 
-@click.command("demo", short_help="Show the whole path on handwritten digits, in 90 s.")
-@click.option(
-    "--out",
-    type=path_type(),
-    default=Path("catwise-demo"),
-    show_default=True,
-    metavar="DIR",
-    help="Where the demonstration's files go.",
-)
-@seed_option
-@output_options
-def command(*, out: Path, seed: int, output: Output) -> None:
+@make_command("demo", "Show the whole path on handwritten digits, in 90 s.")
+def command(given: Options) -> None:
     """Show the whole path on scenes of several handwritten digits each.
 
     A small network is trained as if every unknown label were negative; its features are cached; its
@@ -37,10 +40,10 @@ def command(*, out: Path, seed: int, output: Output) -> None:
     """
     from catwise.demo import run_demo
 
-    hold_output(out, parents=True)
-    with output.progress() as progress:
-        result = run_demo(out=out, seed=seed, progress=progress)
-    show(result, output)
+    hold_output(given.out, parents=True)
+    with given.output.progress() as progress:
+        result = run_demo(out=given.out, seed=given.seed, progress=progress)
+    show(result, given.output)
 
 
 def show(result: DemoResult, output: Output) -> None:

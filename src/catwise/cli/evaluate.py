@@ -2,100 +2,83 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from catwise._names import METRICS
+from catwise._options import group, option
+from catwise.cli.building import make_command
+from catwise.cli.console import Output
 from catwise.cli.inputs import (
     check_device,
     describe_features,
     describe_head,
-    describe_labels,
     load_source,
     load_the_head,
     read_names,
     refuse_inputs,
 )
+from catwise.cli.labelled import describe_labels
 from catwise.cli.options import (
-    METRIC_NAMES,
-    head_options,
-    output_options,
-    path_type,
-    source_options,
-    table_options,
+    CSV_HELP,
+    DEVICE_HELP,
+    FORCE_HELP,
+    HeadOptions,
+    SourceOptions,
+    TableOptions,
 )
 from catwise.cli.outputs import hold_output
 from catwise.cli.prevalence import PREVALENCE_HELP, one_or_many
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from catwise.cli.console import Output
-    from catwise.cli.options import HeadOptions, SourceOptions, TableOptions
     from catwise.heads import Head
 
-__all__ = ["command"]
-
-_DEFAULT_METRICS = ("average_precision", "auroc")
+_DEFAULT_METRICS: Final = ("average_precision", "auroc")
 
 
-@click.command("evaluate", short_help="Score a head, category by category.")
-@source_options()
-@table_options
-@head_options
-@click.option(
-    "--metric",
-    "metrics",
-    type=click.Choice(METRIC_NAMES),
-    multiple=True,
-    help="Repeatable.  [default: average_precision, auroc]",
-)
-@click.option(
-    "--prevalence",
-    metavar="SHARE",
-    multiple=True,
-    help="Average precision, precision and F1 as they would be at this share of positives: one "
-    "number for all categories, " + PREVALENCE_HELP,
-)
-@click.option("--threshold", type=float, help="Logit for precision, recall and F1.  [default: 0]")
-@click.option(
-    "--against",
-    type=path_type(),
-    metavar="FILE",
-    help="Another head, or the checkpoint that holds it: what is better and what worse than there.",
-)
-@click.option(
-    "--against-key",
-    metavar="KEY",
-    help="Its weight's key, if it is in a checkpoint and not clear.",
-)
-@click.option(
-    "--level",
-    type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True),
-    default=0.95,
-    show_default=True,
-    help="Of the intervals.",
-)
-@click.option("--device", help="Such as cpu or cuda:0.  [default: cpu]")
-@click.option("--force", is_flag=True, help="Go on although head and data look mismatched.")
-@click.option("--csv", "csv_path", type=path_type(), metavar="FILE", help="Write the table as CSV.")
-@output_options
-def command(
-    *,
-    data: SourceOptions,
-    table: TableOptions,
-    source: HeadOptions,
-    metrics: tuple[str, ...],
-    prevalence: tuple[str, ...],
-    threshold: float | None,
-    against: Path | None,
-    against_key: str | None,
-    level: float,
-    device: str | None,
-    force: bool,
-    csv_path: Path | None,
-    output: Output,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What `catwise evaluate` is given."""
+
+    data: SourceOptions = group("Features and labels")
+    table: TableOptions = group("Label tables")
+    source: HeadOptions = group("Head")
+    metrics: tuple[str, ...] = option(
+        _DEFAULT_METRICS,
+        names="--metric",
+        choices=METRICS,
+        first=True,
+        help=f"Repeatable.  [default: {', '.join(_DEFAULT_METRICS)}]",
+    )
+    prevalence: tuple[str, ...] = option(
+        (),
+        metavar="SHARE",
+        help="Average precision, precision and F1 as they would be at this share of positives: one "
+        "number for all categories, " + PREVALENCE_HELP,
+    )
+    threshold: float | None = option(None, help="Logit for precision, recall and F1.  [default: 0]")
+    against: Path | None = option(
+        None,
+        metavar="FILE",
+        first=True,
+        help="Another head, or the checkpoint that holds it: what is better and what worse than "
+        "there.",
+    )
+    against_key: str | None = option(
+        None, metavar="KEY", help="Its weight's key, if it is in a checkpoint and not clear."
+    )
+    level: float = option(0.95, above=0, below=1, help="Of the intervals.")
+    device: str | None = option(None, help=DEVICE_HELP)
+    force: bool = option(default=False, help=FORCE_HELP)
+    csv_path: Path | None = option(None, names="--csv", metavar="FILE", help=CSV_HELP)
+    output: Output = group("Output")
+
+
+@make_command("evaluate", "Score a head, category by category.")
+def command(given: Options) -> None:
     """Score a head on the known labels, category by category and in the mean.
 
     Every score has an interval, unless fewer than 3 positives or negatives are known. With
@@ -103,28 +86,31 @@ def command(
     intervals, and what they show. Rows that fitted or selected a head are found out, and the result
     is marked in-sample.
     """
-    metrics = tuple(dict.fromkeys(metrics)) or _DEFAULT_METRICS
-    if against_key is not None and against is None:
+    data, source, csv_path, output = given.data, given.source, given.csv_path, given.output
+    metrics = tuple(dict.fromkeys(given.metrics))
+    if given.against_key is not None and given.against is None:
         raise click.UsageError("--against-key needs --against.")
-    shares = one_or_many(prevalence)
-    check_device(device)
+    shares = one_or_many(given.prevalence)
+    check_device(given.device)
     if csv_path is not None:
-        heads = source.head, source.checkpoint, against
+        heads = source.head, source.checkpoint, given.against
         refuse_inputs(csv_path, data.features, data.labels, *heads)
     hold_output(csv_path)
     head = load_the_head(source)
-    other = None if against is None else _other(against, against_key, source, head)
-    features, labels = load_source(data, table)
+    other = (
+        None if given.against is None else _other(given.against, given.against_key, source, head)
+    )
+    features, labels = load_source(data, given.table)
     found = _score(
         other,
         head,
         (features, labels),
         metrics=metrics,
         prevalence=shares,
-        thresholds=threshold,
-        level=level,
-        device=device,
-        force=force,
+        thresholds=given.threshold,
+        level=given.level,
+        device=given.device,
+        force=given.force,
     )
     if csv_path is not None:
         from catwise._io import write_text
@@ -138,11 +124,11 @@ def command(
         _show_comparison(document, output)
     inputs = {
         "features": describe_features(data.features, features),
-        "labels": describe_labels(data.labelled, labels, table),
+        "labels": describe_labels(data, labels, given.table),
         "head": describe_head(source, head),
     }
     if other is not None:
-        inputs["against"] = {"path": str(against), "sha256": other.digest}
+        inputs["against"] = {"path": str(given.against), "sha256": other.digest}
     output.document({"command": "evaluate", "inputs": inputs, **document})
 
 

@@ -4,100 +4,81 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from catwise._configs import ExtractConfig
+from catwise._options import group, option
+from catwise.cli.building import make_command
+from catwise.cli.console import Output
 from catwise.cli.inputs import check_device
-from catwise.cli.models import load_the_model, model_options
-from catwise.cli.options import output_options, path_type, place_type
+from catwise.cli.models import ModelOptions, load_the_model
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from catwise.cli.console import Output
-    from catwise.cli.models import ModelOptions
     from catwise.models import LoadedModel
     from catwise.models.sources import ImageSource
-
-__all__ = ["command"]
 
 _TRIED: Final = 4
 
 
-@click.command("extract", short_help="Cache what goes into a model's classification layer.")
-@model_options
-@click.option(
-    "--table",
-    type=path_type(),
-    metavar="FILE",
-    help="Only the images of this table (CSV, TSV, Parquet, JSON lines), in its order.",
-)
-@click.option(
-    "--path-column",
-    metavar="NAME",
-    default="path",
-    show_default=True,
-    help="Column of their paths below --images.",
-)
-@click.option("--id-column", metavar="NAME", help="Column of their ids.  [default: the paths]")
-@click.option(
-    "--dtype",
-    type=click.Choice(["float16", "bfloat16", "float32"]),
-    default="float16",
-    show_default=True,
-    help="Of the features.",
-)
-@click.option("--dry-run", is_flag=True, help="Run the model on a few images; write nothing.")
-@click.option("--overwrite", is_flag=True, help="Replace another store there.")
-@click.option("--no-resume", is_flag=True, help="Begin anew; with --overwrite if it is finished.")
-@click.option(
-    "--out",
-    type=place_type(),
-    required=True,
-    metavar="DIR",
-    help="The feature store to make: a folder or an URL.",
-)
-@click.option(
-    "--parts", type=path_type(), metavar="DIR", help="Unfinished work, if --out is an URL."
-)
-@output_options
-def command(
-    *,
-    model: ModelOptions,
-    table: Path | None,
-    path_column: str,
-    id_column: str | None,
-    dtype: str,
-    dry_run: bool,
-    overwrite: bool,
-    no_resume: bool,
-    out: Path | str,
-    parts: Path | None,
-    output: Output,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What `catwise extract` is given."""
+
+    model: ModelOptions = group("Model and its input")
+    config: ExtractConfig = group("Images through the model")
+    table: Path | None = option(
+        None,
+        metavar="FILE",
+        help="Only the images of this table (CSV, TSV, Parquet, JSON lines), in its order.",
+    )
+    path_column: str = option("path", metavar="NAME", help="Column of their paths below --images.")
+    id_column: str | None = option(
+        None, metavar="NAME", help="Column of their ids.  [default: the paths]"
+    )
+    dtype: str = option(
+        "float16", choices=("float16", "bfloat16", "float32"), help="Of the features."
+    )
+    dry_run: bool = option(
+        default=False, first=True, help="Run the model on a few images; write nothing."
+    )
+    overwrite: bool = option(default=False, help="Replace another store there.")
+    no_resume: bool = option(default=False, help="Start over; with --overwrite if it is finished.")
+    out: Path | str = option(
+        metavar="DIR", first=True, help="The feature store to make: a folder or an URL."
+    )
+    parts: Path | None = option(None, metavar="DIR", help="Unfinished work, if --out is an URL.")
+    output: Output = group("Output")
+
+
+@make_command("extract", "Cache what goes into a model's classification layer.")
+def command(given: Options) -> None:
     """Stream images through a model and keep what goes into its classification layer.
 
     Ids are the images' paths below the folder, the samples' names in tar shards, or a column of
-    --table. Stopped, it goes on where it was; several processes under torchrun share the work.
+    --table. Stopped, it resumes where it was; several processes under torchrun share the work.
     """
+    model, config, out, output = given.model, given.config, given.out, given.output
     if model.images is None:
         raise click.UsageError("Missing option '--images'.")
-    check_device(model.device)
+    check_device(config.device)
     if os.environ.get("RANK", "0") != "0":  # of torchrun: one process talks
         output = dataclasses.replace(output, json=False, quiet=True)
     from catwise.models.extraction import extract
 
     loaded = load_the_model(model)
-    source = _images(model.images, table, path_column, id_column)
+    source = _images(model.images, given.table, given.path_column, given.id_column)
     output.line(f"{loaded.name}: classification layer {loaded.layer}")
     output.line(f"preprocessing: {loaded.preprocessing}")
     for note in loaded.notes:
         output.line(note)
     about = {"command": "extract", "layer": loaded.layer, "images": len(source)}
     about["preprocessing"] = loaded.preprocessing.to_dict()
-    if dry_run:
-        width = _tried(loaded, source, model)
+    if given.dry_run:
+        width = _tried(loaded, source, config)
         output.line(f"dry run: {len(source):,} images, {width:,} features; nothing was written")
         output.document({**about, "dry_run": True, "features": width})
         return
@@ -106,15 +87,11 @@ def command(
             loaded,
             source,
             out,
-            device=model.device,
-            flips=model.flips,
-            dtype=dtype,
-            undecodable=model.undecodable,  # type: ignore[arg-type]  # a choice
-            overwrite=overwrite,
-            resume=not no_resume,
-            batch_rows=model.batch_size,
-            parts=parts,
-            num_workers=model.workers,
+            **config.extraction(),
+            dtype=given.dtype,
+            overwrite=given.overwrite,
+            resume=not given.no_resume,
+            parts=given.parts,
             progress=progress,
         )
     rows, n_features = store.shape
@@ -178,7 +155,7 @@ def _columns(table: Path, path_column: str, id_column: str | None) -> tuple[Any,
     return columns[path_column], None if id_column is None else columns[id_column]
 
 
-def _tried(loaded: LoadedModel, source: ImageSource, model: ModelOptions) -> int:
+def _tried(loaded: LoadedModel, source: ImageSource, config: ExtractConfig) -> int:
     """The number of features of the first images."""
     from catwise.models.extraction import extract
     from catwise.models.preprocess import ImageRows
@@ -187,7 +164,7 @@ def _tried(loaded: LoadedModel, source: ImageSource, model: ModelOptions) -> int
     found: Any = extract(
         loaded,
         few,
-        device=model.device,
-        undecodable=model.undecodable,  # type: ignore[arg-type]  # a choice
+        device=config.device,
+        undecodable=config.undecodable,
     )
     return int(found.features[0].numel())

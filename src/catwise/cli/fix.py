@@ -2,147 +2,80 @@
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from catwise.cli.inputs import (
-    check_device,
-    environment,
-    load_policy,
-)
+from catwise._configs import FixConfig
+from catwise._options import group, option
+from catwise.cli.building import make_command
+from catwise.cli.console import Output
+from catwise.cli.inputs import check_device, environment, load_policy
 from catwise.cli.labelled import describe_labels, load_dataset
-from catwise.cli.models import load_the_model, model_options
-from catwise.cli.options import (
-    labelled_options,
-    metric_option,
-    output_options,
-    path_type,
-    policy_options,
-    seed_option,
-    table_options,
-)
+from catwise.cli.models import ModelOptions, load_the_model
+from catwise.cli.options import LabelledOptions, PolicyOptions, TableOptions
 from catwise.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from catwise.cli.console import Output
-    from catwise.cli.models import ModelOptions
-    from catwise.cli.options import LabelledOptions, PolicyOptions, TableOptions
     from catwise.data import Dataset
-    from catwise.fixing import FixConfig, FixResult, FoundImages, PreparedFix
-
-__all__ = ["command"]
+    from catwise.fixing import FixResult, FoundImages, PreparedFix
 
 
-@click.command("fix", short_help="From checkpoint, images and labels to a better checkpoint.")
-@model_options
-@click.option(
-    "--missing",
-    type=click.Choice(["refuse", "skip"]),
-    default="refuse",
-    show_default=True,
-    help="Labelled images that are not there.",
-)
-@labelled_options
-@click.option("--train-split", metavar="VALUE", default="train", show_default=True)
-@click.option("--valid-split", metavar="VALUE", default="valid", show_default=True)
-@click.option(
-    "--test-split",
-    metavar="VALUE",
-    default="test",
-    show_default=True,
-    help="Images that choose nothing and judge at the end; 'none' for none.",
-)
-@table_options
-@policy_options
-@metric_option()
-@click.option(
-    "--preset",
-    type=click.Choice(["default", "paper"]),
-    default="default",
-    show_default=True,
-    help="paper: as published, step for step.",
-)
-@click.option(
-    "--method",
-    "methods",
-    multiple=True,
-    metavar="NAME",
-    help="For paper: bp_bce, bp_asl or ga (repeatable).  [default: the preset's]",
-)
-@click.option(
-    "--validation",
-    type=click.Choice(["fit_and_select", "select"]),
-    help="What validation labels are used for.  [default: fit_and_select; paper: select]",
-)
-@seed_option
-@click.option("--force", is_flag=True, help="Go on although head and labels look mismatched.")
-@click.option("--dry-run", is_flag=True, help="Check model, labels and images, say what would run.")
-@click.option(
-    "--overwrite",
-    is_flag=True,
-    help="Replace a run with other inputs; its features stay if they would be the same.",
-)
-@click.option(
-    "--out",
-    type=path_type(),
-    required=True,
-    metavar="DIR",
-    help="Where all shall be; an unfinished run there goes on.",
-)
-@output_options
-def command(
-    *,
-    model: ModelOptions,
-    missing: str,
-    source: LabelledOptions,
-    train_split: str,
-    valid_split: str,
-    test_split: str,
-    table: TableOptions,
-    policy: PolicyOptions,
-    metric: str,
-    preset: str,
-    methods: tuple[str, ...],
-    validation: str | None,
-    seed: int,
-    force: bool,
-    dry_run: bool,
-    overwrite: bool,
-    out: Path,
-    output: Output,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What `catwise fix` is given."""
+
+    model: ModelOptions = group("Model and its input")
+    source: LabelledOptions = group("Labels")
+    train_split: str = option("train", metavar="VALUE", group="Labels", help="Images that fit.")
+    valid_split: str = option(
+        "valid",
+        metavar="VALUE",
+        group="Labels",
+        help="Images that the model was not trained on; they fit and choose. 'none' for none.",
+    )
+    test_split: str = option(
+        "test",
+        metavar="VALUE",
+        group="Labels",
+        help="Images that choose nothing and judge at the end; 'none' for none.",
+    )
+    table: TableOptions = group("Label tables")
+    policy: PolicyOptions = group("Fitting")
+    config: FixConfig = group("Fitting")
+    dry_run: bool = option(
+        default=False, help="Check model, labels and images, say what would run."
+    )
+    overwrite: bool = option(
+        default=False,
+        help="Replace a run with other inputs; its features stay if they would be the same.",
+    )
+    out: Path = option(
+        metavar="DIR",
+        first=True,
+        help="Output directory of everything; an unfinished run there is resumed.",
+    )
+    output: Output = group("Output")
+
+
+@make_command("fix", "From checkpoint, images and labels to a better checkpoint.")
+def command(given: Options) -> None:
     """Read, extract, tune, write back, verify, evaluate and report, in one command.
 
     DIR gets the new checkpoint under the old one's name, report.html, a snippet for the model's
-    card, the scores on the test images, the run and the features. Stopped, the same command goes on
+    card, the scores on the test images, the run and the features. Stopped, the same command resumes
     where it was.
     """
-    check_device(model.device)
-    from catwise.fixing import FixConfig
-
-    config = FixConfig(
-        metric=metric,
-        preset=preset,
-        methods=methods or None,
-        validation=validation,
-        policy=load_policy(policy),
-        seed=seed,
-        force=force,
-        batch_rows=model.batch_size,
-        workers=model.workers,
-        flips=model.flips,
-        device=model.device,
-        undecodable=model.undecodable,  # type: ignore[arg-type]  # click.Choice
-        missing=missing,  # type: ignore[arg-type]  # click.Choice
-    )
+    model, source, table, output = given.model, given.source, given.table, given.output
+    check_device(given.config.device)
+    config = dataclasses.replace(given.config, policy=load_policy(given.policy))
     if source.split is not None:
         raise click.UsageError("fix takes --train-split, --valid-split and --test-split.")
     dataset = load_dataset(source, table)
-    wanted = {"train": train_split, "valid": valid_split, "test": test_split}
-    parts = _splits(dataset, wanted)
+    parts = _splits(dataset, given)
     about = {
         "labels": describe_labels(source, dataset.labels, table),
         "splits": {
@@ -152,16 +85,16 @@ def command(
         "images": str(model.images or dataset.root),
         "environment": environment(),
     }
-    job = _prepare(model, dataset, parts, config, about, out=out, overwrite=overwrite)
+    job = _prepare(given, dataset, parts, config, about)
     _introduce(job, output)
-    if dry_run:
+    if given.dry_run:
         output.line(f"dry run: all fits; would run {', '.join(job.ahead) or 'nothing'}")
-        output.line(f"nothing was written to '{out}'")
+        output.line(f"nothing was written to '{given.out}'")
         output.document(
             {
                 "command": "fix",
                 "dry_run": True,
-                "out": str(out),
+                "out": str(given.out),
                 "steps": job.ahead,
                 "inputs": about,
                 "left_out": job.left_out,
@@ -174,8 +107,9 @@ def command(
     _tell(result, output)
 
 
-def _splits(dataset: Dataset, wanted: dict[str, str]) -> dict[str, Dataset]:
+def _splits(dataset: Dataset, given: Options) -> dict[str, Dataset]:
     """Training, validation and test rows; all are training rows where there are no splits."""
+    wanted = {"train": given.train_split, "valid": given.valid_split, "test": given.test_split}
     there = set(dataset.splits.tolist())
     if there == {""}:
         return {"train": dataset}
@@ -220,25 +154,22 @@ def _ids(part: Dataset) -> list[str]:
 
 
 def _prepare(
-    model: ModelOptions,
+    given: Options,
     dataset: Dataset,
     parts: dict[str, Dataset],
     config: FixConfig,
     about: dict[str, Any],
-    *,
-    out: Path,
-    overwrite: bool,
 ) -> PreparedFix:
     from catwise.fixing import prepare
 
     return prepare(
-        load_the_model(model),
-        _images(model, dataset, parts, skip_missing=config.missing == "skip"),
+        load_the_model(given.model),
+        _images(given.model, dataset, parts, skip_missing=config.missing == "skip"),
         {name: part.labels for name, part in parts.items()},
-        out,
+        given.out,
         config=config,
         inputs=about,
-        overwrite=overwrite,
+        overwrite=given.overwrite,
     )
 
 

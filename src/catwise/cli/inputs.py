@@ -2,52 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from catwise._limits import MAX_TEXT, read_within
-from catwise.cli.labelled import describe_labels, load_dataset, load_labels
+from catwise.cli.labelled import describe_labels, load_dataset
+from catwise.cli.options import (
+    HeadOptions,
+    LabelledOptions,
+    PairOptions,
+    PolicyOptions,
+    SourceOptions,
+    TableOptions,
+)
 from catwise.errors import ConfigError, OutputError, ShapeError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import numpy as np
     from numpy.typing import NDArray
 
-    from catwise.cli.options import (
-        HeadOptions,
-        LabelledOptions,
-        PairOptions,
-        PolicyOptions,
-        SourceOptions,
-        TableOptions,
-    )
     from catwise.features.by_category import CategoryFeatures
     from catwise.features.inputs import Features
     from catwise.heads import Head
     from catwise.labels import LabelPolicy, PartialLabels
-
-__all__ = [
-    "Pair",
-    "check_device",
-    "describe_features",
-    "describe_head",
-    "describe_labels",
-    "environment",
-    "load_features",
-    "load_labels",
-    "load_logits",
-    "load_pair",
-    "load_policy",
-    "load_source",
-    "load_the_head",
-    "name_rows",
-    "read_names",
-    "refuse_inputs",
-]
 
 POLICIES: Final = ("unknown", "negative", "positive")
 
@@ -63,7 +44,7 @@ def load_features(
 
 def load_source(data: SourceOptions, table: TableOptions) -> tuple[Any, PartialLabels]:
     """Read features and labels of one source."""
-    labels = load_dataset(data.labelled, table).labels
+    labels = load_dataset(data, table).labels
     features = load_features(data.features, key=data.features_key, ids_key=data.ids_key)
     if data.labels is None or data.split is None or data.split_column is None:
         return features, labels
@@ -92,7 +73,7 @@ class Pair:
 def load_pair(data: PairOptions, table: TableOptions) -> Pair:
     """Read training, validation and test data; what checks them looks at their values."""
 
-    def read(path: Path) -> Features | CategoryFeatures:
+    def read(path: Path | str) -> Features | CategoryFeatures:
         return load_features(path, key=data.features_key, ids_key=data.ids_key, check=False)
 
     common = read(data.features)
@@ -127,12 +108,10 @@ def _test_of(data: PairOptions, table: TableOptions) -> LabelledOptions | None:
     source, column = data.test, data.split_column
     if source is None or column is None or data.test_labels is None:
         return source
-    from dataclasses import replace
-
     from catwise.data.table import open_labels
 
     there = open_labels(data.test_labels, [column], delimiter=table.delimiter).names
-    return replace(source, split_column=column) if column in there else source
+    return dataclasses.replace(source, split_column=column) if column in there else source
 
 
 def split_features(
@@ -236,8 +215,6 @@ def refuse_inputs(out: Path, *inputs: Path | str | None) -> None:
     Raises:
         OutputError: If it is one of them, by whatever name.
     """
-    from pathlib import Path
-
     for path in inputs:
         if path is not None and out.exists() and Path(path).exists() and out.samefile(path):
             raise OutputError(

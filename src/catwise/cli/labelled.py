@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from catwise.cli.options import option_value
+from catwise.cli.options import LabelledOptions, TableOptions
+from catwise.cli.reader_options import option_value
 from catwise.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from catwise.cli.options import LabelledOptions, TableOptions
     from catwise.data import Dataset
     from catwise.labels import PartialLabels
-
-__all__ = ["describe_labels", "load_dataset", "load_labels"]
 
 FOR_ALL: Final = ("category", "id_prefix", "id_suffix", "strip_prefix", "strip_suffix")
 """Options of tables that hold for data sets too."""
@@ -92,7 +89,7 @@ def _read_dataset(source: LabelledOptions) -> Dataset:
     first, *_ = parameters
     del parameters[first]
     given: dict[str, list[str]] = {} if source.split is None else {"split": [source.split]}
-    for text in source.option:
+    for text in source.options:
         name, equals, value = text.partition("=")
         name = name.replace("-", "_")
         if not equals or name not in parameters:
@@ -149,14 +146,12 @@ def describe_labels(
     source: LabelledOptions | Path, labels: PartialLabels, table: TableOptions
 ) -> dict[str, Any]:
     """What the report says about labels and where they came from."""
-    from pathlib import Path
-
     counts = labels.counts()
     about: dict[str, Any] = {"path": str(source), **_given(table)}
     if not isinstance(source, Path):
         about["path"] = str(source.labels if source.labels is not None else source.root)
         if source.dataset is not None:
-            about = {"dataset": source.dataset, "options": list(source.option), **about}
+            about = {"dataset": source.dataset, "options": list(source.options), **about}
         for name in ("split_column", "split"):
             if getattr(source, name) is not None:
                 about[name] = getattr(source, name)

@@ -2,103 +2,64 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from catwise.cli.options import grouped, path_type
+from catwise._options import option
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from catwise.models import LoadedModel, Preprocessing
 
-__all__ = ["ModelOptions", "load_the_model", "model_options", "preprocessing_of"]
+KINDS_HELP: Final = (
+    "timm:NAME, torchvision:NAME, transformers:FOLDER, xrv:NAME, onnx:FILE or "
+    "python:package.module:function."
+)
+LAYER_HELP: Final = "The classification layer, if not clear."
+PREFIX_HELP: Final = "What leads the model's keys in the file."
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelOptions:
     """Which model, and how images become its input."""
 
-    model: str
-    checkpoint: Path | None
-    model_arg: tuple[str, ...]
-    layer: str | None
-    prefix: str | None
-    input_size: str | None
-    mean: str | None
-    std: str | None
-    crop_pct: float | None
-    crop_mode: str | None
-    interpolation: str | None
-    images: Path | None
-    device: str | None
-    batch_size: int
-    workers: int
-    flips: bool
-    undecodable: str
-
-
-model_options = grouped(
-    ModelOptions,
-    "model",
-    [
-        click.option(
-            "--model",
-            required=True,
-            metavar="KIND:NAME",
-            help="timm:NAME, torchvision:NAME, transformers:FOLDER, xrv:NAME, onnx:FILE or "
-            "python:package.module:function.",
-        ),
-        click.option(
-            "--checkpoint",
-            type=path_type(),
-            metavar="FILE",
-            help="Its weights (.safetensors, .pt); nothing in it is executed.",
-        ),
-        click.option(
-            "--model-arg",
-            multiple=True,
-            metavar="NAME=VALUE",
-            help="An option of the architecture, such as bn_eps=0.001 (repeatable).",
-        ),
-        click.option("--layer", metavar="NAME", help="The classification layer, if not clear."),
-        click.option("--prefix", metavar="TEXT", help="What leads the model's keys in the file."),
-        click.option("--input-size", metavar="HxW", help="Pixels.  [default: the model's own]"),
-        click.option("--mean", metavar="LIST", help="Of the channels: 0.5 or 0.5,0.5,0.5"),
-        click.option("--std", metavar="LIST", help="Of the channels."),
-        click.option("--crop-pct", type=float, help="Share of the resized image that is kept."),
-        click.option("--crop-mode", type=click.Choice(["center", "squash", "border"])),
-        click.option(
-            "--interpolation",
-            type=click.Choice(["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]),
-        ),
-        click.option(
-            "--images",
-            type=path_type(),
-            metavar="DIR",
-            help="A folder of images, a folder of tar shards, or one shard.",
-        ),
-        click.option("--device", help="Such as cpu or cuda:0.  [default: cpu]"),
-        click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True),
-        click.option(
-            "--workers",
-            type=click.IntRange(min=0),
-            default=0,
-            show_default=True,
-            help="Processes that read images.",
-        ),
-        click.option("--flips", is_flag=True, help="Average with flipped images."),
-        click.option(
-            "--undecodable",
-            type=click.Choice(["refuse", "skip"]),
-            default="refuse",
-            show_default=True,
-            help="Images that cannot be decoded.",
-        ),
-    ],
-)
+    model: str = option(metavar="KIND:NAME", first=True, help=KINDS_HELP)
+    checkpoint: Path | None = option(
+        None,
+        metavar="FILE",
+        first=True,
+        help="Its weights (.safetensors, .pt); nothing in it is executed.",
+    )
+    model_arg: tuple[str, ...] = option(
+        (),
+        metavar="NAME=VALUE",
+        help="An option of the architecture, such as bn_eps=0.001 (repeatable).",
+    )
+    layer: str | None = option(None, metavar="NAME", help=LAYER_HELP)
+    prefix: str | None = option(None, metavar="TEXT", help=PREFIX_HELP)
+    input_size: str | None = option(None, metavar="HxW", help="Pixels.  [default: the model's own]")
+    mean: str | None = option(None, metavar="LIST", help="Of the channels: 0.5 or 0.5,0.5,0.5")
+    std: str | None = option(None, metavar="LIST", help="Of the channels.")
+    crop_pct: float | None = option(None, help="Share of the resized image that is kept.")
+    crop_mode: str | None = option(
+        None,
+        choices=("center", "squash", "border"),
+        help="How the resized image is cut to the input size.",
+    )
+    interpolation: str | None = option(
+        None,
+        choices=("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"),
+        help="How images are resized.",
+    )
+    images: Path | None = option(
+        None,
+        metavar="DIR",
+        first=True,
+        help="A folder of images, a folder of tar shards, or one shard.",
+    )
 
 
 def model_args(given: tuple[str, ...]) -> dict[str, Any]:
@@ -135,8 +96,6 @@ def load_the_model(options: ModelOptions) -> LoadedModel:
 
 def preprocessing_of(options: ModelOptions, own: Preprocessing) -> Preprocessing:
     """The model's own preprocessing with what was said instead."""
-    import dataclasses
-
     given: dict[str, Any] = {}
     if options.input_size is not None:
         given["size"] = _size(options.input_size)
@@ -166,5 +125,5 @@ def _numbers(text: str, channels: int, option: str) -> tuple[float, ...]:
     try:
         values = tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise click.BadParameter(f"{text!r} is no list of numbers.", param_hint=option) from None
+        raise click.BadParameter(f"{text!r} is not a list of numbers.", param_hint=option) from None
     return values * channels if len(values) == 1 else values

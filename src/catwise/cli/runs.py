@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from catwise.tuning import SelectResult, TuneResult
     from catwise.tuning.selecting import Run
 
-__all__ = ["finish", "read_candidate"]
+RUN_HELP: Final = "Output directory."
+OVERWRITE_HELP: Final = "Replace an earlier run there."
 
 
 def finish(

@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from catwise._names import DRAWS
+from catwise._options import group, option
+from catwise.cli.building import make_command
+from catwise.cli.console import Output
 from catwise.cli.labelled import describe_labels, load_dataset
-from catwise.cli.options import (
-    labelled_options,
-    output_options,
-    path_type,
-    seed_option,
-    table_options,
-)
+from catwise.cli.options import SEED_HELP, LabelledOptions, TableOptions
 from catwise.cli.outputs import hold_output
-from catwise.cli.tables import TableWriter, written_table_options
+from catwise.cli.tables import TableWriter, WrittenOptions
 from catwise.errors import OutputError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from catwise.cli.console import Output
-    from catwise.cli.options import LabelledOptions, TableOptions
     from catwise.labels import PartialLabels
 
-__all__ = ["command"]
-
-DRAW_NAMES: Final = ("keyed", "mlcpl", "matrix")
-"""Written here a second time, since their home loads numpy; a test compares them."""
 SERIES: Final = tuple(i / 10 for i in range(1, 10))
 MASK_ENDING: Final = ".mask.safetensors"
 
@@ -59,142 +50,125 @@ class Step:
         return keep_single_positive(full, seed)
 
 
-@click.command("simulate", short_help="Drop labels by a published protocol.")
-@labelled_options
-@table_options
-@click.option(
-    "--keep",
-    type=click.FloatRange(0, 1),
-    multiple=True,
-    metavar="SHARE",
-    help="Keep each label with this probability (repeatable; what 0.1 keeps, 0.2 keeps too).",
-)
-@click.option("--series", is_flag=True, help="--keep 0.1, 0.2, … 0.9, as the field reports them.")
-@click.option(
-    "--draws",
-    type=click.Choice(DRAW_NAMES),
-    default="keyed",
-    show_default=True,
-    help="How --keep and --series draw. mlcpl and matrix: the stream of published code, which with "
-    "its seed (526 and 0) keeps the same labels.",
-)
-@click.option(
-    "--n",
-    type=click.IntRange(min=0),
-    multiple=True,
-    metavar="N",
-    help="Keep N positives and N negatives of each category (repeatable, nested).",
-)
-@click.option("--single-positive", is_flag=True, help="Keep one positive of each row, no more.")
-@click.option("--mask", type=path_type(), metavar="FILE", help="Keep what a saved mask keeps.")
-@click.option(
-    "--corrected",
-    is_flag=True,
-    help="With --mask: the labels were corrected since; keep what stands at its places now.",
-)
-@seed_option
-@click.option(
-    "--out", type=path_type(), required=True, metavar="DIR", help="Where tables and masks shall be."
-)
-@written_table_options
-@click.option("--dry-run", is_flag=True, help="Say what would stay; write nothing.")
-@click.option("--force", is_flag=True, help="Replace files of these names that differ.")
-@output_options
-def command(
-    *,
-    source: LabelledOptions,
-    table: TableOptions,
-    keep: tuple[float, ...],
-    series: bool,
-    draws: str,
-    n: tuple[int, ...],
-    single_positive: bool,
-    mask: Path | None,
-    corrected: bool,
-    seed: int,
-    out: Path,
-    out_encoding: str,
-    out_layout: str,
-    dry_run: bool,
-    force: bool,
-    output: Output,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What `catwise simulate` is given."""
+
+    source: LabelledOptions = group("Labels")
+    table: TableOptions = group("Label tables")
+    keep: tuple[float, ...] = option(
+        (),
+        low=0,
+        high=1,
+        metavar="SHARE",
+        first=True,
+        help="Keep each label with this probability (repeatable; what 0.1 keeps, 0.2 keeps too).",
+    )
+    series: bool = option(default=False, help="--keep 0.1, 0.2, … 0.9, as the field reports them.")
+    draws: str = option(
+        "keyed",
+        choices=DRAWS,
+        help="How --keep and --series draw. mlcpl and matrix: the stream of published code, which "
+        "with its seed (526 and 0) keeps the same labels.",
+    )
+    n: tuple[int, ...] = option(
+        (),
+        low=0,
+        metavar="N",
+        help="Keep N positives and N negatives of each category (repeatable, nested).",
+    )
+    single_positive: bool = option(default=False, help="Keep one positive of each row, no more.")
+    mask: Path | None = option(None, metavar="FILE", help="Keep what a saved mask keeps.")
+    corrected: bool = option(
+        default=False,
+        help="With --mask: the labels were corrected since; keep what stands at its places now.",
+    )
+    seed: int = option(0, low=0, first=True, help=SEED_HELP)
+    out: Path = option(metavar="DIR", first=True, help="Output directory of tables and masks.")
+    written: WrittenOptions = group("Output")
+    dry_run: bool = option(default=False, help="Say what would stay; write nothing.")
+    force: bool = option(default=False, help="Replace files of these names that differ.")
+    output: Output = group("Output")
+
+    def __post_init__(self) -> None:
+        if self.corrected and self.mask is None:
+            raise click.UsageError("--corrected belongs to --mask.")
+        asked = [bool(self.shares), bool(self.n), self.single_positive, self.mask is not None]
+        if sum(asked) != 1:
+            raise click.UsageError(
+                "give one of --keep SHARE or --series, --n N, --single-positive, --mask FILE."
+            )
+        if self.draws != "keyed" and not self.shares:
+            raise click.UsageError("--draws belongs to --keep and --series.")
+
+    @property
+    def shares(self) -> list[float]:
+        """The shares to keep, ascending."""
+        return sorted({*self.keep, *(SERIES if self.series else ())})
+
+    def steps(self) -> list[Step]:
+        """What is to be done, each step with its protocol."""
+        seed = self.seed
+        if self.mask is not None:
+            from catwise.data import read_mask
+
+            protocol = read_mask(self.mask).protocol
+            stem = self.mask.name.removesuffix(MASK_ENDING)
+            return [Step(stem, protocol, self.mask, self.corrected)]
+        if self.shares:
+            keyed = self.draws == "keyed"
+            more, end = ({}, "") if keyed else ({"draws": self.draws}, f"_{self.draws}")
+            made = [("drop_uniform", {"keep": x}, f"uniform_{x}", more) for x in self.shares]
+        elif self.n:
+            end = ""
+            made = [
+                ("keep_per_category", {"n": x}, f"per_category_{x}", {}) for x in sorted({*self.n})
+            ]
+        else:
+            end = ""
+            made = [("keep_single_positive", {}, "single_positive", {})]
+        return [
+            Step(f"{stem}_seed{seed}{end}", {"name": name, **what, "seed": seed, **extra})
+            for name, what, stem, extra in made
+        ]
+
+
+@make_command("simulate", "Drop labels by a published protocol.")
+def command(given: Options) -> None:
     """Drop labels by the published protocols, and save what stays.
 
     For each protocol DIR gets a label table and a mask: a small file that says which labels stay
     and applies to the same labels wherever they are (--mask). The same seed gives the same masks,
-    checksum for checksum. Draws hang on the names of categories and the ids of rows, not on their
+    checksum for checksum. Draws depend on the names of categories and the ids of rows, not on their
     order, unless --draws names a published stream.
     """
-    if corrected and mask is None:
-        raise click.UsageError("--corrected belongs to --mask.")
-    shares = [*dict.fromkeys([*keep, *(SERIES if series else ())])]
-    asked = [bool(shares), bool(n), single_positive, mask is not None]
-    if sum(asked) != 1:
-        raise click.UsageError(
-            "give one of --keep SHARE or --series, --n N, --single-positive, --mask FILE."
-        )
-    if draws != "keyed" and not shares:
-        raise click.UsageError("--draws belongs to --keep and --series.")
-    steps = _steps(shares, n, mask, seed, draws=draws, corrected=corrected)
-    dataset = load_dataset(source, table)
-    writer = TableWriter(dataset, table, source, out_encoding, out_layout)
-    writer.check(dataset.labels if shares else steps[-1].kept(dataset.labels))
-    if not dry_run:
+    source, out, output = given.source, given.out, given.output
+    steps = given.steps()
+    dataset = load_dataset(source, given.table)
+    writer = TableWriter(dataset, given.table, source, given.written)
+    writer.check(dataset.labels if given.shares else steps[-1].kept(dataset.labels))
+    if not given.dry_run:
         _make_folder(out, steps, source)
         hold_output(out, inside=True)
     files = [
-        _carry_out(step, writer, out, dry_run=dry_run, force=force, output=output) for step in steps
+        _carry_out(step, writer, out, dry_run=given.dry_run, force=given.force, output=output)
+        for step in steps
     ]
-    if dry_run:
+    if given.dry_run:
         output.line("dry run: nothing was written")
     else:
         output.line(f"read them with: catwise audit --labels TABLE {writer.reading}")
     output.document(
         {
             "command": "simulate",
-            "dry_run": dry_run,
-            "inputs": {"labels": describe_labels(source, dataset.labels, table)},
-            "encoding": out_encoding,
-            "layout": out_layout,
+            "dry_run": given.dry_run,
+            "inputs": {"labels": describe_labels(source, dataset.labels, given.table)},
+            "encoding": writer.encoding,
+            "layout": writer.layout,
             "columns": writer.columns,
             "files": files,
         }
     )
-
-
-def _steps(
-    shares: list[float],
-    n: tuple[int, ...],
-    mask: Path | None,
-    seed: int,
-    *,
-    draws: str,
-    corrected: bool,
-) -> list[Step]:
-    if mask is not None:
-        from catwise.data import read_mask
-
-        protocol = read_mask(mask).protocol
-        return [Step(mask.name.removesuffix(MASK_ENDING), protocol, mask, corrected)]
-    if shares:
-        said, end = ({}, "") if draws == "keyed" else ({"draws": draws}, f"_{draws}")
-        return [
-            Step(
-                f"uniform_{share}_seed{seed}{end}",
-                {"name": "drop_uniform", "keep": share, "seed": seed, **said},
-            )
-            for share in sorted(shares)
-        ]
-    if n:
-        return [
-            Step(
-                f"per_category_{number}_seed{seed}",
-                {"name": "keep_per_category", "n": number, "seed": seed},
-            )
-            for number in sorted(set(n))
-        ]
-    return [Step(f"single_positive_seed{seed}", {"name": "keep_single_positive", "seed": seed})]
 
 
 def _make_folder(out: Path, steps: list[Step], source: LabelledOptions) -> None:

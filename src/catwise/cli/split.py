@@ -1,97 +1,80 @@
-"""`catwise split`: deal images into splits, groups whole, stratified over partial labels."""
+"""`catwise split`: assign images to splits, groups whole, stratified over partial labels."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
+from catwise._options import group, option
+from catwise.cli.building import make_command
+from catwise.cli.console import Output
 from catwise.cli.inputs import refuse_inputs
 from catwise.cli.labelled import describe_labels, load_dataset
-from catwise.cli.options import (
-    labelled_options,
-    output_options,
-    path_type,
-    seed_option,
-    table_options,
-)
+from catwise.cli.options import SEED_HELP, LabelledOptions, TableOptions
 from catwise.cli.outputs import hold_output
-from catwise.cli.tables import TableWriter, written_table_options
+from catwise.cli.tables import TableWriter, WrittenOptions
 from catwise.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from catwise.cli.console import Output
-    from catwise.cli.options import LabelledOptions, TableOptions
     from catwise.data import Dataset
 
-__all__ = ["command"]
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What `catwise split` is given."""
+
+    source: LabelledOptions = group("Labels")
+    table: TableOptions = group("Label tables")
+    share: tuple[str, ...] = option(
+        metavar="NAME=SHARE",
+        first=True,
+        help="A split and its share of the images, such as valid=0.2 (repeatable; their sum is 1).",
+    )
+    seed: int = option(0, low=0, help=SEED_HELP)
+    out: Path = option(
+        metavar="FILE",
+        first=True,
+        help="The label table to write, with the column of splits (.csv).",
+    )
+    written: WrittenOptions = group("Output")
+    force: bool = option(default=False, help="Replace a file of this name.")
+    output: Output = group("Output")
 
 
-@click.command("split", short_help="Deal images into splits, groups whole.")
-@labelled_options
-@table_options
-@click.option(
-    "--share",
-    metavar="NAME=SHARE",
-    multiple=True,
-    required=True,
-    help="A split and its share of the images, such as valid=0.2 (repeatable; their sum is 1).",
-)
-@seed_option
-@click.option(
-    "--out",
-    type=path_type(),
-    required=True,
-    metavar="FILE",
-    help="Where the label table with the column of splits shall be (.csv).",
-)
-@written_table_options
-@click.option("--force", is_flag=True, help="Replace a file of this name.")
-@output_options
-def command(
-    *,
-    source: LabelledOptions,
-    table: TableOptions,
-    share: tuple[str, ...],
-    seed: int,
-    out: Path,
-    out_encoding: str,
-    out_layout: str,
-    force: bool,
-    output: Output,
-) -> None:
-    """Deal images into splits and write one label table that tells them.
+@make_command("split", "Assign images to splits, groups whole.")
+def command(given: Options) -> None:
+    """Assign images to splits and write one label table that says which.
 
     Groups (patients) stay whole. Known positives and negatives of every category are spread as the
-    shares say. The same seed gives the same splits; they hang on the names of groups or the ids of
-    rows, not on their order. What is read may be one split of a data set (--split).
+    shares say. The same seed gives the same splits; they depend on the names of groups or the ids
+    of rows, not on their order. What is read may be one split of a data set (--split).
     """
-    shares = _shares(share)
+    source, table, out, output = given.source, given.table, given.out, given.output
+    shares = _shares(given.share)
     refuse_inputs(out, source.labels)
     hold_output(out)
-    if out.exists() and not force:
+    if out.exists() and not given.force:
         raise OutputError(f"'{out}' exists.", remedy="another name, or --force to replace it")
     dataset = load_dataset(source, table)
-    dealt = dataset.with_splits(shares, seed=seed)
-    writer = TableWriter(dealt, table, source, out_encoding, out_layout)
-    writer.check(dealt.labels)
-    writer.write(dealt.labels, out)
-    splits = [_about(dealt.split(name), name) for name in shares]
+    assigned = dataset.with_splits(shares, seed=given.seed)
+    writer = TableWriter(assigned, table, source, given.written)
+    writer.check(assigned.labels)
+    writer.write(assigned.labels, out)
+    splits = [_about(assigned.split(name), name) for name in shares]
     for row in splits:
         groups = "" if row["groups"] is None else f" of {row['groups']:,} groups"
         output.line(
             f"{row['split']}: {row['rows']:,} images{groups}; {row['positive']:,} known positives, "
             f"{row['negative']:,} negatives; {row['categories_both']:,} of "
-            f"{dealt.labels.n_categories:,} categories have both"
+            f"{assigned.labels.n_categories:,} categories have both"
         )
     output.line(f"read it with: --labels {out} {writer.reading}")
     output.document(
         {
             "command": "split",
             "inputs": {"labels": describe_labels(source, dataset.labels, table)},
-            "seed": seed,
+            "seed": given.seed,
             "table": str(out),
             "columns": writer.columns,
             "splits": splits,

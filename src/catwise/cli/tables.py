@@ -2,44 +2,38 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TextIO
 
-import click
-
-from catwise.cli.options import ENCODING_NAMES
+from catwise import _names
+from catwise._options import option
+from catwise.cli.options import LabelledOptions, TableOptions
 from catwise.errors import LabelError, OutputError, ShapeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-    from typing import TextIO
-
-    from catwise.cli.options import LabelledOptions, TableOptions
     from catwise.data import Dataset
     from catwise.labels import PartialLabels
-
-__all__ = ["TableWriter", "written_table_options"]
 
 MAX_CELLS: Final = 1 << 31
 """Cells that a wide table may have: more are some gigabytes of commas."""
 
 
-def written_table_options(function: Callable[..., Any]) -> Callable[..., Any]:
+@dataclass(frozen=True)
+class WrittenOptions:
     """What the values of a written table mean, and how it is laid out."""
-    function = click.option(
-        "--out-layout",
-        type=click.Choice(["wide", "long"]),
-        default="wide",
-        show_default=True,
-        help="wide: one column a category. long: one row a known label.",
-    )(function)
-    return click.option(
-        "--out-encoding",
-        type=click.Choice([name for name in ENCODING_NAMES if name != "complete"]),
-        default="nan",
-        show_default=True,
+
+    out_encoding: str = option(
+        "nan",
+        choices=[name for name in _names.ENCODINGS if name != "complete"],
         help="What the values of the written table mean.",
-    )(function)
+    )
+    out_layout: str = option(
+        "wide",
+        choices=("wide", "long"),
+        help="wide: one column a category. long: one row a known label.",
+    )
 
 
 class TableWriter:
@@ -50,12 +44,11 @@ class TableWriter:
         dataset: Dataset,
         table: TableOptions,
         source: LabelledOptions,
-        encoding: str,
-        layout: str,
+        written: WrittenOptions,
     ) -> None:
         from catwise.labels import ENCODINGS
 
-        labels = dataset.labels
+        labels, encoding, layout = dataset.labels, written.out_encoding, written.out_layout
         self.dataset, self.encoding, self.layout = dataset, encoding, layout
         self.texts = {
             code: "" if raw is None else f"{raw:g}" for raw, code in ENCODINGS[encoding].codes

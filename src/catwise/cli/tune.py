@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import click
-
+from catwise._configs import TuneConfig
+from catwise._names import check_choices
+from catwise._options import group, option
+from catwise.cli.building import make_command
+from catwise.cli.console import Output
 from catwise.cli.inputs import (
+    Pair,
     check_device,
     describe_head,
     environment,
@@ -16,135 +22,78 @@ from catwise.cli.inputs import (
     load_the_head,
     name_rows,
 )
-from catwise.cli.options import (
-    head_options,
-    metric_option,
-    output_options,
-    pair_options,
-    path_type,
-    policy_options,
-    seed_option,
-    table_options,
-)
+from catwise.cli.options import DEVICE_HELP, HeadOptions, PairOptions, PolicyOptions, TableOptions
 from catwise.cli.outputs import hold_output
-from catwise.cli.runs import finish
+from catwise.cli.runs import OVERWRITE_HELP, RUN_HELP, finish
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from catwise.cli.console import Output
-    from catwise.cli.inputs import Pair
-    from catwise.cli.options import HeadOptions, PairOptions, PolicyOptions, TableOptions
     from catwise.heads import Head
 
-__all__ = ["command"]
 
-METHODS: Final = ("bp_bce", "bp_asl", "ga")
-"""Written here a second time, since their home loads torch; a test compares them."""
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What `catwise tune` is given."""
+
+    data: PairOptions = group("Features and labels")
+    table: TableOptions = group("Label tables")
+    policy: PolicyOptions = group("Fitting")
+    source: HeadOptions = group("Head")
+    logits: Path | None = option(
+        None,
+        metavar="FILE",
+        group="Head",
+        help="The model's own logits of the training rows, (N, C): they must equal the head's.",
+    )
+    config: TuneConfig = group("Fitting")
+    device: str | None = option(None, group="Fitting", help=DEVICE_HELP)
+    dry_run: bool = option(
+        default=False, help="Check everything, say what would run; write nothing."
+    )
+    overwrite: bool = option(default=False, help=OVERWRITE_HELP)
+    out: Path = option(metavar="DIR", first=True, help=RUN_HELP)
+    output: Output = group("Output")
 
 
-@click.command("tune", short_help="Make a trained head better with the labels that are known.")
-@pair_options
-@table_options
-@policy_options
-@head_options
-@click.option(
-    "--logits",
-    type=path_type(),
-    metavar="FILE",
-    help="The model's own logits of the training rows, (N, C): they must equal the head's.",
-)
-@metric_option()
-@click.option(
-    "--preset",
-    type=click.Choice(["default", "paper"]),
-    default="default",
-    show_default=True,
-    help="paper: as published, step for step.",
-)
-@click.option(
-    "--method",
-    "methods",
-    multiple=True,
-    type=click.Choice(METHODS),
-    help="For paper (repeatable).  [default: the preset's]",
-)
-@click.option(
-    "--validation",
-    type=click.Choice(["fit_and_select", "select"]),
-    help="What validation labels are used for.  [default: fit_and_select; paper: select]",
-)
-@seed_option
-@click.option("--device", help="Such as cpu or cuda:0.  [default: cpu]")
-@click.option("--force", is_flag=True, help="Go on although head and data look mismatched.")
-@click.option(
-    "--dry-run", is_flag=True, help="Check everything, say what would run; write nothing."
-)
-@click.option("--overwrite", is_flag=True, help="Replace an earlier run there.")
-@click.option(
-    "--out", type=path_type(), required=True, metavar="DIR", help="Where the run shall be."
-)
-@output_options
-def command(
-    *,
-    data: PairOptions,
-    table: TableOptions,
-    policy: PolicyOptions,
-    source: HeadOptions,
-    logits: Path | None,
-    metric: str,
-    preset: str,
-    methods: tuple[str, ...],
-    validation: str | None,
-    seed: int,
-    device: str | None,
-    force: bool,
-    dry_run: bool,
-    overwrite: bool,
-    out: Path,
-    output: Output,
-) -> None:
-    """Make a trained head better with the labels that are really known.
+@make_command("tune", "Fine-tune the classification head on the known labels.")
+def command(given: Options) -> None:
+    """Fine-tune the classification head, category by category, on the known labels.
 
     Features are what the head is given by the model: one row for each image. DIR gets the tuned
     head, the records of all categories (JSON, CSV), the configuration and report.html. Test rows,
     which fit and choose nothing, judge the result where there are any.
     """
-    from catwise._choices import check_choices
-
-    check_choices(preset, methods, validation, has_valid=data.valid is not None)
-    fitting = load_policy(policy)
+    config, data, out, output = given.config, given.data, given.out, given.output
+    check_choices(
+        config.preset, config.methods, config.validation, has_valid=data.valid is not None
+    )
+    policy = load_policy(given.policy)
     from catwise.reporting.run import check_output
 
-    if not dry_run:
+    if not given.dry_run:
         hold_output(out, parents=True)
-    check_output(out, overwrite=overwrite)
-    check_device(device)
-    pair = load_pair(data, table)
-    head, named = name_rows(load_the_head(source), pair.train[1])
-    about = describe_head(source, head)
+    check_output(out, overwrite=given.overwrite)
+    check_device(given.device)
+    pair = load_pair(data, given.table)
+    head, named = name_rows(load_the_head(given.source), pair.train[1])
+    about = describe_head(given.source, head)
     if named:
         about["names"] = "of the label columns, in their order"
     inputs = {"head": about, **pair.about, "environment": environment()}
-    settings: dict[str, Any] = {
-        "metric": metric,
-        "preset": preset,
-        "methods": list(methods) or None,
-        "validation": validation,
-        "seed": seed,
-        "device": device,
-        "force": force,
-        "policy": fitting,
-        "logits": None if logits is None else load_logits(logits, data, table, pair),
+    logits = None if given.logits is None else load_logits(given.logits, data, given.table, pair)
+    settings = {
+        **config.tuning(),
+        "device": given.device,
+        "policy": policy,
+        "logits": logits,
     }
-    if dry_run:
+    if given.dry_run:
         _rehearse(head, pair, settings, inputs, out=out, output=output)
         return
     from catwise.tuning import tune
 
     with output.progress() as progress:
         result = tune(head, pair.train, pair.valid, test=pair.test, progress=progress, **settings)
-    finish("tune", result, out, inputs=inputs, overwrite=overwrite, output=output)
+    finish("tune", result, out, inputs=inputs, overwrite=given.overwrite, output=output)
 
 
 def _rehearse(
@@ -160,9 +109,11 @@ def _rehearse(
     from catwise._text import value_text
     from catwise.reporting.run import RUN_FILES
 
-    notes = _check_doors(head, pair, settings)
+    notes = _check_inputs(head, pair, settings)
     shown = {**settings, "policy": settings["policy"] and str(settings["policy"])}
     shown["logits"] = settings["logits"] is not None
+    if "config" in shown:
+        shown["config"] = asdict(shown["config"])
     output.line("dry run: everything fits; nothing was written")
     for part in (inputs, {"settings": shown}):
         for name, values in part.items():
@@ -183,7 +134,7 @@ def _rehearse(
     )
 
 
-def _check_doors(head: Head, pair: Pair, settings: dict[str, Any]) -> list[str]:
+def _check_inputs(head: Head, pair: Pair, settings: dict[str, Any]) -> list[str]:
     """All that `tune` refuses before it starts: options, rows, columns, values, a mismatch."""
     from catwise.tuning.account.held_out import open_test
     from catwise.tuning.inputs import check_logits, check_sources, open_work
@@ -194,7 +145,7 @@ def _check_doors(head: Head, pair: Pair, settings: dict[str, Any]) -> list[str]:
         settings["methods"],
         settings["validation"],
         settings["metric"],
-        config=None,
+        settings.get("config"),
         has_valid=pair.valid is not None,
     )
     fitting = {name: settings[name] for name in ("policy", "seed", "device")}

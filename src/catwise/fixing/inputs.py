@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 SPLITS: Final = ("train", "valid", "test")
-_NOT_IN_RESULTS: Final = ("workers", "device")
+_NOT_IN_RESULTS: Final = ("workers", "device", "paper")
 
 
 def checked_splits(labels: Mapping[str, PartialLabels]) -> dict[str, PartialLabels]:
@@ -213,6 +213,8 @@ def what_decides(
     for field in dataclasses.fields(config):
         if field.name not in _NOT_IN_RESULTS:
             decides[field.name.replace("_", " ")] = str(getattr(config, field.name))
+    if config.preset == "paper":
+        decides["options of the preset"] = str(config.paper)
     return decides
 
 

@@ -153,7 +153,7 @@ def prepare(
         config.methods,
         config.validation,
         config.metric,
-        config=None,
+        config=config.paper if config.preset == "paper" else None,
         has_valid="valid" in splits,
     )
     loaded = checked_model(model, checkpoint, model_options, splits, preprocessing)
@@ -274,11 +274,7 @@ def _extract(
         rows,
         state.folder / FEATURES,
         ids=ids,
-        device=config.device,
-        flips=config.flips,
-        undecodable=config.undecodable,
-        batch_rows=config.batch_rows,
-        num_workers=config.workers,
+        **config.extraction(),
         overwrite=job.overwrite,
         progress=told,
     )
@@ -310,13 +306,7 @@ def _tuned(job: PreparedFix, store: FeatureStore, progress: ProgressCallback | N
             train,
             valid,
             test=test,
-            metric=config.metric,
-            preset=config.preset,
-            methods=config.methods,
-            validation=config.validation,
-            policy=config.policy,
-            seed=config.seed,
-            force=config.force,
+            **config.tuning(),
             progress=progress,
         )
     result.summary["seconds"] = None  # the same run must end with the same bytes

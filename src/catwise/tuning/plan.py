@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from catwise._choices import check_choices
+from catwise._names import check_choices
 from catwise.errors import ConfigError
 from catwise.metrics import resolve_metric
 from catwise.tuning.presets import paper

@@ -23,15 +23,14 @@ Evolutionary Computing, 2nd ed., 2015, section 5.2.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from catwise.errors import ShapeError, check_choice, check_rules
+from catwise._configs import SELECTIONS, EvolutionConfig
+from catwise.errors import ShapeError
 from catwise.labels.draws import category_keys, mix, uniform
 
 if TYPE_CHECKING:
@@ -53,46 +52,6 @@ __all__ = [
 ]
 
 _BLOCK_GENES: Final = 1 << 20
-SELECTIONS: Final = ("roulette", "rank", "tournament")
-
-
-@dataclass(frozen=True)
-class EvolutionConfig:
-    """Operators of the genetic algorithm; the defaults are the published ones.
-
-    Args:
-        population_size: P, individuals of every category.
-        selection: how each parent is drawn, with replacement. "roulette": in proportion to the
-            fitness; "rank": in proportion to P − rank (best rank 0), so that nearly equal
-            scores still select; "tournament": the better of two.
-        crossover: probability that a gene comes from the first parent.
-        mutation_probability: that an offspring mutates.
-        mutation_scale: a mutating offspring adds U(−scale, scale) to every gene.
-        n_elite: best individuals that live on unchanged, ahead of the offspring.
-        higher_is_better: direction of the fitness.
-
-    Raises:
-        ConfigError: If an option is out of range.
-    """
-
-    population_size: int = 50
-    selection: Literal["roulette", "rank", "tournament"] = "roulette"
-    crossover: float = 0.2
-    mutation_probability: float = 0.5
-    mutation_scale: float = 1e-3
-    n_elite: int = 1
-    higher_is_better: bool = True
-
-    def __post_init__(self) -> None:
-        check_choice("selection", self.selection, SELECTIONS)
-        checks = {
-            "population_size >= 2": self.population_size >= 2,
-            "crossover in [0, 1]": 0 <= self.crossover <= 1,
-            "mutation_probability in [0, 1]": 0 <= self.mutation_probability <= 1,
-            "mutation_scale >= 0": math.isfinite(self.mutation_scale) and self.mutation_scale >= 0,
-            "n_elite in 0 … population_size - 1": 0 <= self.n_elite < self.population_size,
-        }
-        check_rules("options of the genetic algorithm", self, checks)
 
 
 class Draws(NamedTuple):

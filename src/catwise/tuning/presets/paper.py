@@ -6,19 +6,20 @@ Source: Chong et al., arXiv 2401.16991 (CFT_BP, CFT_GA, and "Greedy" over severa
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import torch
 
+from catwise._configs import PaperConfig
+from catwise._names import METHODS
 from catwise.errors import ConfigError, nearest
 from catwise.features import category_runs, feature_shape, iterate_blocks
 from catwise.metrics.per_category import undefined_reason
 from catwise.tuning.account.records import Scores
 from catwise.tuning.fits.affine import fit_affine
 from catwise.tuning.fits.backprop import BackpropConfig, ColumnMetric, TuningData, fit_backprop
-from catwise.tuning.fits.evolution import EvolutionConfig
 from catwise.tuning.fits.genetic import GeneticConfig, GeneticResult, fit_genetic
 from catwise.tuning.rows.tuning_rows import prepared_metric
 
@@ -34,31 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["METHODS", "PaperConfig", "PaperResult", "checked_methods", "run_paper", "step_notes"]
 
-METHODS: Final = {"bp_bce": "bce", "bp_asl": "asl_published", "ga": None}
-"""The published methods, and the loss of those by back-propagation."""
-
 _LEAST_STEP: Final = 2e-5  # in logits; 5,000 of them move one by 0.1
 _LARGEST_STEP: Final = 10.0
-
-
-@dataclass(frozen=True)
-class PaperConfig:
-    """Options of the `paper` preset; the defaults are the published ones.
-
-    Args:
-        lr: Adam's step size.
-        max_steps: bound on the steps (generations) of every category.
-        patience: a category stops that many steps after its best one.
-        operators: of the genetic algorithm.
-        recalibrate: after the genetic algorithm, whose metric is blind to scale and offset, refit
-            both on the validation labels. Ranks, and so AP and AUROC, stay what they are.
-    """
-
-    lr: float = 1e-4
-    max_steps: int = 5_000
-    patience: int = 300
-    operators: EvolutionConfig = field(default_factory=EvolutionConfig)
-    recalibrate: bool = True
 
 
 class PaperResult(NamedTuple):

@@ -1,18 +1,34 @@
-"""Which options of `tune` go together: checked before anything is read, and without torch."""
+"""Names that the command line and the library share, and which of them go together: no torch here.
+
+Tables whose values need numpy or torch (`METRICS`, `ENCODINGS`, the readers) are tested to have
+these keys, in this order.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Sequence
+from typing import Final
 
 from catwise.errors import ConfigError, check_choice
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-__all__ = ["PRESETS", "check_choices"]
-
 PRESETS: Final = ("default", "paper")
-_VALIDATIONS: Final = ("fit_and_select", "select")
+VALIDATIONS: Final = ("fit_and_select", "select")
+METHODS: Final = {"bp_bce": "bce", "bp_asl": "asl_published", "ga": None}
+"""The published methods, and the loss of those by back-propagation."""
+
+METRICS: Final = (
+    "average_precision", "auroc", "partial_auroc", "f1", "best_f1", "precision", "recall",
+    "brier", "log_loss", "ece",
+)  # fmt: skip
+ENCODINGS: Final = (
+    "nan", "minus_one_unknown", "minus_one_uncertain", "zero_unknown", "codes", "complete",
+)  # fmt: skip
+DATASETS: Final = (
+    "celeba", "chestxray14", "chexpert", "coco", "lvis", "mimic_cxr", "nuswide", "openimages",
+    "vaw", "vindr", "visual_genome", "voc",
+)  # fmt: skip
+DRAWS: Final = ("keyed", "mlcpl", "matrix")
+ASSUMPTIONS: Final = ("scar",)
 
 
 def check_choices(
@@ -33,7 +49,7 @@ def check_choices(
     'select'
     """
     check_choice("preset", preset, PRESETS)
-    check_choice("validation", validation, (*_VALIDATIONS, None))
+    check_choice("validation", validation, (*VALIDATIONS, None))
     chosen = validation or ("select" if preset == "paper" else "fit_and_select")
     if not has_valid and (preset == "paper" or chosen == "select"):
         raise ConfigError(

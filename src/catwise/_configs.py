@@ -1,0 +1,200 @@
+"""The options of `tune`, `extract` and `fix`, each stated once; nothing here loads torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from catwise._names import METHODS, METRICS, PRESETS, VALIDATIONS
+from catwise._options import check_options, described, group, option
+from catwise.errors import ConfigError, check_rules
+
+if TYPE_CHECKING:
+    from catwise.labels import LabelPolicy
+
+SELECTIONS = ("roulette", "rank", "tournament")
+_EXTRACTION = "Images through the model"
+
+
+@described
+@dataclass(frozen=True)
+class EvolutionConfig:
+    """Operators of the genetic algorithm; the defaults are the published ones.
+
+    `higher_is_better` is the direction of the fitness.
+
+    Raises:
+        ConfigError: If an option is out of range.
+    """
+
+    population_size: int = option(
+        50, low=2, names="--population --population-size", help="ga: individuals of each category."
+    )
+    selection: str = option(
+        "roulette",
+        choices=SELECTIONS,
+        help="ga: how each parent is drawn. roulette: in proportion to the fitness. rank: in "
+        "proportion to population - rank, so that nearly equal scores still select. tournament: "
+        "the better of two.",
+    )
+    crossover: float = option(
+        0.2, low=0, high=1, help="ga: probability that a gene comes from the first parent."
+    )
+    mutation_probability: float = option(
+        0.5, low=0, high=1, help="ga: probability that an offspring mutates."
+    )
+    mutation_scale: float = option(
+        1e-3, low=0, help="ga: a mutation adds U(-scale, scale) to every gene."
+    )
+    n_elite: int = option(
+        1, low=0, names="--elite", help="ga: best individuals that live on unchanged."
+    )
+    higher_is_better: bool = True
+
+    def __post_init__(self) -> None:
+        check_options("options of the genetic algorithm", self)
+        rules = {"n_elite < population_size": self.n_elite < self.population_size}
+        check_rules("options of the genetic algorithm", self, rules)
+
+
+@described
+@dataclass(frozen=True)
+class PaperConfig:
+    """Options of the `paper` preset; the defaults are the published ones.
+
+    `operators` are those of the genetic algorithm, an `EvolutionConfig`.
+
+    Raises:
+        ConfigError: If an option is out of range.
+    """
+
+    lr: float = option(1e-4, above=0, help="bp_bce, bp_asl: Adam's step size.")
+    max_steps: int = option(
+        5_000,
+        low=1,
+        names="--steps --generations",
+        help="Most steps (ga: generations) of each category.",
+    )
+    patience: int = option(
+        300, low=1, help="A category stops that many steps (ga: generations) after its best one."
+    )
+    operators: EvolutionConfig = group("Preset paper", EvolutionConfig)
+    recalibrate: bool = option(
+        default=True,
+        names="--recalibrate/--no-recalibrate",
+        help="ga: refit scale and offset on the validation labels, to which ranks are blind.",
+    )
+
+    def __post_init__(self) -> None:
+        check_options("options of the preset 'paper'", self)
+
+
+@described
+@dataclass(frozen=True)
+class TuneConfig:
+    """What `tune` and `fix` let choose, beside the data.
+
+    `paper` are the options of the preset of that name, a `PaperConfig`.
+
+    Raises:
+        ConfigError: If an option is out of range, or belongs to the other preset.
+    """
+
+    metric: str = option(
+        "average_precision", choices=METRICS, first=True, help="Metric to optimise."
+    )
+    preset: str = option("default", choices=PRESETS, help="paper: as published, step for step.")
+    methods: tuple[str, ...] | None = option(
+        None,
+        names="--method",
+        choices=METHODS,
+        help="For paper (repeatable).  [default: the preset's]",
+    )
+    validation: str | None = option(
+        None,
+        choices=VALIDATIONS,
+        help="What validation labels are used for.  [default: fit_and_select; paper: select]",
+    )
+    seed: int = option(0, low=0, help="Of every random draw.")
+    force: bool = option(
+        default=False,
+        help="Proceed although head and data look mismatched.",
+    )
+    paper: PaperConfig = group("Preset paper", PaperConfig)
+
+    def __post_init__(self) -> None:
+        check_options("options of tune", self)
+        if self.preset != "paper" and self.paper != PaperConfig():
+            raise ConfigError(
+                f"the preset {self.preset!r} takes no options of the preset 'paper'.",
+                found=str(self.paper),
+                remedy="--preset paper (preset='paper')",
+            )
+
+    def tuning(self) -> dict[str, Any]:
+        """The arguments of `tune` that say the same."""
+        names = ("metric", "preset", "methods", "validation", "seed", "force")
+        given = {name: getattr(self, name) for name in names}
+        return {**given, "config": self.paper} if self.preset == "paper" else given
+
+
+@described
+@dataclass(frozen=True)
+class ExtractConfig:
+    """How images go through a model."""
+
+    batch_rows: int = option(
+        64, low=1, names="--batch-size", group=_EXTRACTION, help="Images in a batch."
+    )
+    workers: int = option(0, low=0, group=_EXTRACTION, help="Processes that read images.")
+    flips: bool = option(
+        default=False,
+        group=_EXTRACTION,
+        help="Average with the features of the images flipped left to right.",
+    )
+    device: str | None = option(
+        None, group=_EXTRACTION, help="Such as cpu or cuda:0.  [default: cpu]"
+    )
+    undecodable: Literal["refuse", "skip"] = option(
+        "refuse",
+        choices=("refuse", "skip"),
+        group=_EXTRACTION,
+        help="Images that cannot be decoded.",
+    )
+
+    def __post_init__(self) -> None:
+        check_options("options of extract", self)
+
+    def extraction(self) -> dict[str, Any]:
+        """The arguments of `extract` that say the same."""
+        names = ("batch_rows", "flips", "device", "undecodable")
+        return {"num_workers": self.workers, **{name: getattr(self, name) for name in names}}
+
+
+@described
+@dataclass(frozen=True)
+class FixConfig(TuneConfig, ExtractConfig):
+    """Options of `fix`: those of `tune` and of `extract`.
+
+    `policy` is what uncertain and blank labels count as in fitting, as in `tune`; `paper` are the
+    options of the preset of that name, a `PaperConfig`.
+
+    Raises:
+        ConfigError: If an option is out of range, or belongs to the other preset.
+    """
+
+    policy: LabelPolicy | None = None
+    missing: Literal["refuse", "skip"] = option(
+        "refuse",
+        choices=("refuse", "skip"),
+        group=_EXTRACTION,
+        help="Labelled images that are not there.",
+    )
+
+    def __post_init__(self) -> None:
+        check_options("options of fix", self)
+        TuneConfig.__post_init__(self)
+
+    def tuning(self) -> dict[str, Any]:
+        """The arguments of `tune` that say the same."""
+        return {**super().tuning(), "policy": self.policy}

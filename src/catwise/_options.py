@@ -1,0 +1,187 @@
+"""Options stated once: a field of a dataclass, with its help, range and default.
+
+Such a dataclass documents and checks itself, and the command line is made from it
+(`catwise.cli.building`).
+
+>>> @described
+... @dataclasses.dataclass(frozen=True)
+... class Steps:
+...     "Options of a fit."
+...     n: int = option(5, low=1, help="Most steps.")
+...     def __post_init__(self): check_options("options of a fit", self)
+>>> print(Steps.__doc__.splitlines()[-1].strip())
+n: Most steps. (n >= 1)
+>>> Steps(n=0)
+Traceback (most recent call last):
+catwise.errors.ConfigError: options of a fit are out of range.
+  found:    n=0
+  expected: n >= 1
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, NamedTuple, TypeVar
+
+from catwise.errors import check_choice, check_rules
+
+Kind = TypeVar("Kind", bound=type)
+
+_OPTION: Final = "catwise.option"
+_GROUP: Final = "catwise.group"
+
+
+class Option(NamedTuple):
+    """What is known of an option beside its name, type and default; see `option`."""
+
+    help: str
+    names: str
+    metavar: str | None
+    choices: tuple[str, ...]
+    low: float | None
+    above: float | None
+    high: float | None
+    below: float | None
+    group: str
+    first: bool
+    prefixed: bool
+
+    def rule(self, name: str) -> str:
+        """The range in words; empty where there is none."""
+        low = self.low if self.above is None else self.above
+        high = self.high if self.below is None else self.below
+        if low is not None and high is not None:
+            ends = f"{'[' if self.above is None else '('}{low:g}, {high:g}"
+            return f"{name} in {ends}{']' if self.below is None else ')'}"
+        if low is not None:
+            return f"{name} {'>=' if self.above is None else '>'} {low:g}"
+        return "" if high is None else f"{name} {'<=' if self.below is None else '<'} {high:g}"
+
+    def holds(self, value: float) -> bool:
+        """Whether a number is finite and in the range."""
+        return (
+            math.isfinite(value)
+            and (self.low is None or value >= self.low)
+            and (self.above is None or value > self.above)
+            and (self.high is None or value <= self.high)
+            and (self.below is None or value < self.below)
+        )
+
+
+class Group(NamedTuple):
+    """Options that stand together: a field whose type is a dataclass of options."""
+
+    title: str
+    prefix: str
+
+
+def option(
+    default: Any = dataclasses.MISSING,
+    *,
+    help: str = "",  # noqa: A002 - as click calls it
+    names: str = "",
+    metavar: str | None = None,
+    choices: Iterable[str] = (),
+    low: float | None = None,
+    above: float | None = None,
+    high: float | None = None,
+    below: float | None = None,
+    group: str = "",
+    first: bool = False,
+    prefixed: bool = False,
+) -> Any:
+    """A field of a dataclass that is an option.
+
+    Args:
+        default: its value where none is given; without one it is required.
+        help: a sentence, for the command line and the docstring.
+        names: on the command line, such as "-q --quiet"; by default the field's own.
+        metavar: what stands for its value on the command line.
+        choices: the texts that it may be.
+        low: least value.
+        above: what it must be larger than.
+        high: largest value.
+        below: what it must be smaller than.
+        group: heading in the help; by default that of its dataclass.
+        first: whether most users need it: it stands first in the help.
+        prefixed: whether the prefix of the group goes before its name.
+    """
+    about = Option(
+        help, names, metavar, tuple(choices), low, above, high, below, group, first, prefixed
+    )
+    return dataclasses.field(default=default, metadata={_OPTION: about})
+
+
+def group(title: str, default: Callable[[], Any] | None = None, *, prefix: str = "") -> Any:
+    """A field of a dataclass that is a dataclass of options.
+
+    Args:
+        title: heading in the help.
+        default: makes its value where none is given.
+        prefix: goes before the names of those options that take it.
+    """
+    metadata = {_GROUP: Group(title, prefix)}
+    if default is None:
+        return dataclasses.field(metadata=metadata)
+    return dataclasses.field(default_factory=default, metadata=metadata)
+
+
+class OptionField(NamedTuple):
+    """A field of a dataclass: its name, type and default, and what is known of it."""
+
+    name: str
+    kind: Any
+    default: Any
+    about: Option | Group
+
+
+def option_fields(kind: type) -> Iterator[OptionField]:
+    """The options and groups of a dataclass, in the order of its fields."""
+    homes = {name: base for base in kind.__mro__[::-1] for name in inspect.get_annotations(base)}
+    for item in dataclasses.fields(kind):
+        about = item.metadata.get(_OPTION) or item.metadata.get(_GROUP)
+        if about is not None:
+            scope = vars(sys.modules[homes[item.name].__module__])
+            hint = eval(item.type, scope) if isinstance(item.type, str) else item.type  # noqa: S307
+            yield OptionField(item.name, hint, item.default, about)
+
+
+def check_options(what: str, options: Any) -> None:
+    """Refuse options that are none of their choices or out of their range.
+
+    Args:
+        what: the options, such as "options of the genetic algorithm".
+        options: a dataclass whose fields are made by `option`.
+
+    Raises:
+        ConfigError: Names the values found, and all the rules that are broken.
+    """
+    values = {item.name: getattr(options, item.name) for item in dataclasses.fields(options)}
+    rules: dict[str, bool] = {}
+    for item in dataclasses.fields(options):
+        about, value = item.metadata.get(_OPTION), values[item.name]
+        if about is None or value is None:
+            continue
+        for one in value if isinstance(value, (tuple, list)) else (value,):
+            if about.choices:
+                check_choice(item.name, one, about.choices)
+            if rule := about.rule(item.name):
+                rules[rule] = rules.get(rule, True) and about.holds(one)
+    check_rules(what, values, rules)
+
+
+def described(kind: Kind) -> Kind:
+    """Give a dataclass of options the "Args" of its docstring."""
+    lines = []
+    for item in dataclasses.fields(kind):
+        about = item.metadata.get(_OPTION)
+        if about is not None:
+            more = [about.rule(item.name), " or ".join(map(repr, about.choices))]
+            text = ", ".join(filter(None, more))
+            lines.append(f"    {item.name}: {about.help}{f' ({text})' if text else ''}")
+    kind.__doc__ = "\n".join([f"{kind.__doc__}", "", "Args:", *lines])
+    return kind

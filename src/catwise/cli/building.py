@@ -1,0 +1,135 @@
+"""Commands and their options, made from dataclasses of options (`catwise._options`)."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING
+from pathlib import Path
+from typing import Any, Final, get_args, get_origin
+
+import click
+
+from catwise._options import Group, Option, OptionField, option_fields
+
+MOST_USED: Final = "Used most"
+OWN: Final = "Options"
+
+
+class _Place(click.Path):
+    """A path, or an URL that stays as it was typed."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if isinstance(value, str) and ("://" in value or "::" in value):
+            return value
+        return super().convert(value, param, ctx)
+
+
+class _Option(click.Option):
+    """An option that knows under which heading of the help it stands."""
+
+    def __init__(self, *arguments: Any, heading: str, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self.heading = heading
+
+
+class _Command(click.Command):
+    """A command whose help shows its options in groups, those that most users need first."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {MOST_USED: [], OWN: []}
+        for parameter in sorted(self.get_params(ctx), key=lambda one: not one.required):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                heading = getattr(parameter, "heading", "Output")
+                groups.setdefault(heading, []).append(record)
+        for heading, records in groups.items():
+            if records:
+                with formatter.section(heading):
+                    formatter.write_dl(records)
+
+
+def make_command(name: str, short_help: str) -> Callable[[Callable[[Any], None]], click.Command]:
+    """Make a command of a function that takes one dataclass of options.
+
+    The function's docstring is the command's help; its options are those of the dataclass by which
+    its argument is annotated.
+    """
+
+    def make(function: Callable[[Any], None]) -> click.Command:
+        annotations = inspect.get_annotations(function, eval_str=True)
+        (kind,) = (hint for argument, hint in annotations.items() if argument != "return")
+        return _Command(
+            name,
+            callback=lambda **values: function(_built(kind, values)),
+            params=list(_made(kind, OWN)),
+            help=function.__doc__,
+            short_help=short_help,
+        )
+
+    return make
+
+
+def _made(kind: type, heading: str, prefix: str = "") -> Iterator[click.Parameter]:
+    """The options of a dataclass, and of those in it."""
+    for item in option_fields(kind):
+        if isinstance(item.about, Group):
+            yield from _made(item.kind, item.about.title, item.about.prefix)
+        else:
+            yield _option(item, item.about, heading, prefix if item.about.prefixed else "")
+
+
+def _built(kind: type, values: dict[str, Any]) -> Any:
+    """The dataclass, of the values of its options; what was not given has its default."""
+    found = {}
+    for item in option_fields(kind):
+        if isinstance(item.about, Group):
+            found[item.name] = _built(item.kind, values)
+        elif (value := values[item.name]) != ():
+            found[item.name] = value
+    return kind(**found)
+
+
+def _option(item: OptionField, about: Option, heading: str, prefix: str) -> _Option:
+    names = about.names.split() or [f"--{prefix}{item.name.replace('_', '-')}"]
+    kinds = _kinds(item.kind)
+    is_switch = bool in kinds
+    more: dict[str, Any] = {"is_flag": True} if is_switch else {"type": _type(about, kinds)}
+    if tuple in kinds:
+        more["multiple"] = True
+    elif item.default is not MISSING:
+        more["default"] = item.default
+        more["show_default"] = bool(item.default) or type(item.default) is int
+    return _Option(
+        [*names, item.name],
+        heading=MOST_USED if about.first else about.group or heading,
+        required=item.default is MISSING,
+        metavar=about.metavar or ("N" if int in kinds else "X" if float in kinds else None),
+        help=about.help,
+        **more,
+    )
+
+
+def _kinds(hint: Any) -> set[Any]:
+    """The types in a type: of `tuple[str, ...] | None` tuple, str and None's, among others."""
+    return {get_origin(hint) or hint}.union(*map(_kinds, get_args(hint)))
+
+
+def _type(about: Option, kinds: set[Any]) -> click.ParamType[Any]:
+    """What a value is; whether a path can be read is for the reader to say."""
+    if about.choices:
+        return click.Choice(about.choices)
+    if Path in kinds:
+        made = _Place if str in kinds else click.Path
+        return made(path_type=Path, readable=False)
+    low: Any = about.low if about.above is None else about.above
+    high: Any = about.high if about.below is None else about.below
+    if int in kinds:
+        return click.IntRange(low, high)
+    if float not in kinds:
+        return click.STRING
+    if low is None and high is None:
+        return click.FLOAT
+    return click.FloatRange(
+        low, high, min_open=about.above is not None, max_open=about.below is not None
+    )
