@@ -282,7 +282,7 @@ def test_shapes_and_names_must_fit():
         PartialLabels([[1], [1, 0]])
     with pytest.raises(ShapeError, match="ids do not fit"):
         PartialLabels(CODES, ids=["a"])
-    with pytest.raises(IdError, match="'a' in rows 0 and 4"):
+    with pytest.raises(IdError, match="'a' in row 0 and row 4"):
         PartialLabels(CODES, ids=list("abcda"))
     with pytest.raises(IdError, match="blank"):
         PartialLabels(CODES, groups=["1", "", "2", "3", "4"])
@@ -290,7 +290,7 @@ def test_shapes_and_names_must_fit():
         PartialLabels(CODES, ids=[1.5, 2, 3, 4, 5])
     with pytest.raises(IdError, match="None"):
         PartialLabels(CODES, ids=["a", None, "c", "d", "e"])
-    with pytest.raises(CategoryError, match="columns 0 and 2"):
+    with pytest.raises(CategoryError, match="column 0 and column 2"):
         PartialLabels(CODES, categories=["a", "b", "a"])
     with pytest.raises(CategoryError, match="several names"):
         PartialLabels(CODES, categories="abc")

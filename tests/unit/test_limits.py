@@ -17,7 +17,7 @@ from catwise import Head, load_head, read_features, read_head, save_head
 from catwise._limits import check_depth, check_shape, check_unpacked
 from catwise._safetensors import build
 from catwise.data import read_table
-from catwise.data.readers import coco, visual_genome
+from catwise.data.readers import _kit, coco
 from catwise.errors import (
     CatwiseError,
     CheckpointError,
@@ -289,7 +289,7 @@ def test_a_checkpoint_beyond_the_bounds(tmp_path: Path, monkeypatch: pytest.Monk
 
 READERS: dict[str, Callable[[Path], Any]] = {
     "coco": lambda path: coco.load(path, {"images": {"id": "number"}}),
-    "genome": lambda path: visual_genome.load_json(path, "labels"),
+    "genome": lambda path: _kit.read_json(path, "labels"),
 }
 
 

@@ -28,7 +28,7 @@ from catwise.cli.prevalence import _json_shares
 from catwise.data import read_table
 from catwise.data.files import open_table
 from catwise.data.masks import read_mask, save_mask
-from catwise.data.readers import celeba, chestxray14, coco, nuswide, openimages, visual_genome, voc
+from catwise.data.readers import _kit, celeba, chestxray14, coco, nuswide, openimages, voc
 from catwise.errors import CatwiseError
 from catwise.features import open_store, write_store
 from catwise.fixing import account
@@ -221,12 +221,12 @@ READERS: dict[str, Reader] = {
         "too large",
     ),
     "Visual Genome, VAW": Reader(
-        "x.json", text("[]"), lambda p: visual_genome.load_json(p, "it"), "MAX_TEXT", 1, "too large"
+        "x.json", text("[]"), lambda p: _kit.read_json(p, "it"), "MAX_TEXT", 1, "too large"
     ),
     "VOC lists": Reader(
         "x.txt",
         text("a 1\n"),
-        lambda p: visual_genome.read_text(p, "it"),
+        lambda p: _kit.read_text(p, "it"),
         "MAX_TEXT",
         1,
         "too large",

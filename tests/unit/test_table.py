@@ -203,7 +203,7 @@ def test_faults_of_text(tmp_path, fault):
 def test_both_lines_of_a_repeat(tmp_path):
     """A repeated id is shown with both lines; quoted line ends and blank lines count."""
     path = write(tmp_path, 'image,cat\n"a\nb",1\nc,1\n\nc,0\n')
-    with pytest.raises(IdError, match="twice") as caught:
+    with pytest.raises(IdError, match="duplicate id") as caught:
         read_label_table(path, encoding="nan", id_column="image")
     assert caught.value.found == f"'c' in '{path}', line 4 and '{path}', line 6 (1 repeats in all)"
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from catwise.data.checks import first_rows, refuse_two, refuse_wrong
 from catwise.data.files import listed
 from catwise.data.source import Source, check_textual, encode_column, refuse_values, texts_of
 from catwise.errors import CategoryError, IdError, LabelError, nearest
@@ -52,17 +53,6 @@ class _Register:
         return result
 
 
-def first_rows(numbers: NDArray[Any], n: int) -> Rows:
-    """(n,) the first row in which each number appears, -1 where it does not.
-
-    >>> first_rows(np.array([2, 0, 2]), 4)
-    array([ 1, -1,  0, -1])
-    """
-    first = np.full(n, -1, dtype=np.int64)
-    first[numbers[::-1]] = np.arange(len(numbers))[::-1]  # what is written last stays
-    return first
-
-
 class _Rows:
     """The rows of a long table as numbers."""
 
@@ -107,13 +97,14 @@ class _Rows:
     def _numbers(self, register: _Register, batch: Any, column: str | None, origin: Rows) -> Rows:
         file = self.source.file
         numbers = register.add(batch.column(column), column or "", file)
-        blank = np.flatnonzero(numbers == register.numbers.get("", -1))
-        if len(blank):
-            error = LabelError if column == self.category_column else IdError
-            raise error(
-                f"a blank name in {file.place(int(origin[blank[0]]), column)}.",
-                expected="a name in every row",
-            )
+        refuse_wrong(
+            [""] * len(numbers),
+            numbers != register.numbers.get("", -1),
+            lambda i: file.place(int(origin[i]), column),
+            f"{file} has a blank name.",
+            error=LabelError if column == self.category_column else IdError,
+            expected="a name in every row",
+        )
         return numbers
 
 
@@ -244,18 +235,13 @@ def _groups(
     """The group of each image; refuses an image in two groups."""
     if entries.group is None:
         return None
-    first = first_rows(entries.id, len(ids))
-    of_image = entries.group[first]
-    wrong = np.flatnonzero(entries.group != of_image[entries.id])
-    if len(wrong):
-        row = int(wrong[0])
-        image = int(entries.id[row])
-        rows = [int(entries.origin[i]) for i in (first[image], row)]
-        raise IdError(
-            f"{source.file} has an image in two groups.",
-            found=f"image {str(ids[image])!r}: {names[of_image[image]]!r} in "
-            f"{source.file.place(rows[0])}, {names[int(entries.group[row])]!r} in "
-            f"{source.file.place(rows[1])}",
-            expected="one group for each image",
-        )
-    return np.array(names, dtype=np.str_)[of_image]
+    groups = np.array(names, dtype=np.str_)
+    refuse_two(
+        entries.id,
+        entries.group,
+        lambda i: source.file.place(int(entries.origin[i])),
+        f"{source.file} has an image in two groups.",
+        names=(ids, groups),
+        expected="one group for each image",
+    )
+    return groups[entries.group[first_rows(entries.id, len(ids))]]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
+from catwise.data.checks import Place, refuse_wrong
 from catwise.data.files import TableFile, listed, no_rows
 from catwise.errors import ConfigError, IdError, LabelError, nearest
 from catwise.labels.encodings import (
@@ -40,7 +41,7 @@ class Edges(NamedTuple):
     strip_prefix: str
     strip_suffix: str
 
-    def apply(self, ids: NDArray[np.str_], place: Any) -> NDArray[np.str_]:
+    def apply(self, ids: NDArray[np.str_], place: Place) -> NDArray[np.str_]:
         """The ids as the features have them; `place` tells where id i is."""
         if not any(self):
             return ids
@@ -49,13 +50,8 @@ class Edges(NamedTuple):
             (np.char.endswith(ids, self.strip_suffix), "end", self.strip_suffix),
         )
         for good, verb, text in checks:
-            wrong = np.flatnonzero(~good)
-            if len(wrong):
-                raise IdError(
-                    f"not every id {verb}s with {text!r}, which should be taken off.",
-                    found=f"{str(ids[wrong[0]])!r} in {place(int(wrong[0]))} "
-                    f"(first of {len(wrong):,})",
-                )
+            what = f"not every id {verb}s with {text!r}, which should be taken off."
+            refuse_wrong(ids, good, place, what)
         cut = [i.removeprefix(self.strip_prefix).removesuffix(self.strip_suffix) for i in ids]
         return np.array([f"{self.prefix}{i}{self.suffix}" for i in cut], dtype=np.str_)
 
@@ -119,10 +115,9 @@ class Source:
     def texts(self, batch: Any, column: str, origin: Rows) -> NDArray[np.str_]:
         """Ids or groups of a batch; blank ones are refused."""
         texts = texts_of(batch.column(column), column, self.file)
-        blank = np.flatnonzero(texts == "")
-        if len(blank):
-            kind = "id" if column == self.id_column else "group"
-            raise IdError(f"blank {kind} in {self.file.place(int(origin[blank[0]]), column)}.")
+        kind = "id" if column == self.id_column else "group"
+        what = f"{self.file} has a blank {kind}."
+        refuse_wrong(texts, texts != "", lambda i: self.file.place(int(origin[i]), column), what)
         return texts
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from catwise.data.checks import refuse_repeats
 from catwise.data.files import listed
 from catwise.data.source import Source, encode_column, refuse_values
-from catwise.errors import CategoryError, IdError, LabelError, nearest
+from catwise.errors import CategoryError, LabelError, nearest
 from catwise.labels.codes import UNKNOWN
 from catwise.labels.columns import COLUMNS_BELOW, Columns
 from catwise.labels.core import PartialLabels
@@ -18,7 +19,6 @@ from catwise.labels.names import category_names
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from catwise.data.files import TableFile
     from catwise.labels.codes import Codes, Rows
     from catwise.labels.columns import Storage
 
@@ -131,25 +131,11 @@ def _ids(source: Source, parts: list[NDArray[np.str_]], origin: Rows) -> NDArray
         return None
     file, column = source.file, source.id_column
     ids = source.edges.apply(np.concatenate(parts), lambda i: file.place(int(origin[i]), column))
-    _check_unique(file, ids, origin)
+    refuse_repeats(
+        ids,
+        lambda i: file.place(int(origin[i])),
+        f"{file} has a duplicate id.",
+        expected="every id once",
+        remedy="layout='long' if each row is one label",
+    )
     return ids
-
-
-def _check_unique(file: TableFile, ids: NDArray[np.str_], origin: Rows) -> None:
-    """Refuse ids that repeat, naming both lines."""
-    texts: list[Any] = ids.tolist()
-    n_twice = len(texts) - len(set(texts))
-    if not n_twice:
-        return
-    seen: dict[str, int] = {}
-    for i, name in enumerate(texts):
-        first = seen.setdefault(name, i)
-        if first != i:
-            rows = int(origin[first]), int(origin[i])
-            raise IdError(
-                f"{file} lists an image id twice.",
-                found=f"{name!r} in {file.place(rows[0])} and {file.place(rows[1])} "
-                f"({n_twice:,} repeats in all)",
-                expected="every id once",
-                remedy="layout='long' if each row is one label",
-            )

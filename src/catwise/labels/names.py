@@ -8,12 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catwise._arrays import as_numpy
-from catwise.errors import CategoryError, IdError, ShapeError, nearest
+from catwise.errors import CategoryError, CatwiseError, IdError, ShapeError, nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-__all__ = ["Names", "category_names", "category_positions", "check_unique", "row_names"]
+    from collections.abc import Callable, Iterable, Sequence
 
 Names: TypeAlias = NDArray[np.str_]
 
@@ -48,7 +46,7 @@ def row_names(values: Any, n_rows: int, what: str, *, unique: bool) -> Names | N
             remedy="give every row a name" + ("" if unique else ", its own where it has no group"),
         )
     if unique:
-        check_unique(array, what)
+        refuse_repeats(array, "row {}".format, f"{what} repeat.", expected="every id once")
     array.flags.writeable = False
     return array
 
@@ -73,25 +71,34 @@ def _no_name(what: str, found: str) -> IdError:
     return IdError(f"{what} must be texts or whole numbers.", found=found)
 
 
-def check_unique(ids: Names, what: str = "ids") -> None:
-    """Refuse ids that repeat.
+def refuse_repeats(
+    values: Any,
+    place: Callable[[int], str],
+    what: str,
+    *,
+    error: type[CatwiseError] = IdError,
+    expected: str = "every one once",
+    remedy: str | None = None,
+) -> None:
+    """Refuse values of which one is there twice, naming both places.
 
-    Raises:
-        IdError: Names the first one and its two rows.
+    Args:
+        values: (N,) texts or numbers: a sequence, or an array of numpy or Arrow.
+        place: where value i is, for people.
+        what: the sentence of the error.
+        error: its kind.
+        expected: what should be.
+        remedy: what to do.
     """
-    listed = ids.tolist()
-    n_twice = len(listed) - len(set(listed))
-    if not n_twice:
-        return
-    seen: dict[str, int] = {}
-    for row, name in enumerate(listed):
-        first = seen.setdefault(name, row)
-        if first != row:
-            raise IdError(
-                f"{what} repeat.",
-                found=f"{name!r} in rows {first} and {row} ({n_twice:,} repeats in all)",
-                expected="every id once",
-            )
+    if not isinstance(values, (list, tuple)):
+        values = values.tolist()
+    n_twice = len(values) - len(set(values))
+    seen: dict[Any, int] = {}
+    for i, value in enumerate(values if n_twice else ()):
+        first = seen.setdefault(value, i)
+        if first != i:
+            found = f"{value!r} in {place(first)} and {place(i)} ({n_twice:,} repeats in all)"
+            raise error(what, found=found, expected=expected, remedy=remedy)
 
 
 def category_names(names: Sequence[str] | None, n: int) -> tuple[str, ...]:
@@ -112,13 +119,7 @@ def category_names(names: Sequence[str] | None, n: int) -> tuple[str, ...]:
             found=f"{len(texts):,} names",
             expected=f"{n:,}, one for each column",
         )
-    seen: dict[str, int] = {}
-    for j, name in enumerate(texts):
-        first = seen.setdefault(name, j)
-        if first != j:
-            raise CategoryError(
-                "two categories have one name.", found=f"{name!r} in columns {first} and {j}"
-            )
+    refuse_repeats(texts, "column {}".format, "two categories have one name.", error=CategoryError)
     return texts
 
 

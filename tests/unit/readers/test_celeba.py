@@ -157,12 +157,12 @@ def test_spellings(tmp_path):
 HEAD = "2\nBald Young \n"
 #: What is wrong → the file, its new text (None: it is missing), the error, its message.
 FAULTS: dict[str, tuple[str, str | bytes | None, type[CatwiseError], str]] = {
-    "no attributes": (ATTRIBUTES, None, LabelError, "there is no file"),
-    "no partition": (PARTITION, None, LabelError, "there is no file"),
-    "no identities": (IDENTITY, None, LabelError, "there is no file"),
+    "no attributes": (ATTRIBUTES, None, LabelError, "has no file of"),
+    "no partition": (PARTITION, None, LabelError, "has no file of"),
+    "no identities": (IDENTITY, None, LabelError, "has no file of"),
     "empty": (ATTRIBUTES, "\n", LabelError, "is empty"),
-    "no number": (ATTRIBUTES, "Bald Young\na.jpg 1 1\n", LabelError, "line 1: no number"),
-    "no names": (ATTRIBUTES, "1\n\na.jpg 1 1\n", LabelError, "line 2: no names"),
+    "no number": (ATTRIBUTES, "Bald Young\na.jpg 1 1\n", LabelError, "line 1: is not the number"),
+    "no names": (ATTRIBUTES, "1\n\na.jpg 1 1\n", LabelError, "line 2: has no names"),
     "names twice": (ATTRIBUTES, "1\nBald Bald\na.jpg 1 1\n", CategoryError, "line 2: "),
     "only a head": (ATTRIBUTES, HEAD, LabelError, "truncated"),
     "fewer images": (ATTRIBUTES, HEAD + "a.jpg 1 1\n", LabelError, "1 images"),
@@ -177,7 +177,7 @@ FAULTS: dict[str, tuple[str, str | bytes | None, type[CatwiseError], str]] = {
     "large": (ATTRIBUTES, HEAD + "a.jpg 1 1\nb.jpg 257 1\n", LabelError, "line 4, column 'Bald'"),
     "latin-1": (ATTRIBUTES, HEAD.encode() + b"\xe9.jpg 1 1\nb 1 1\n", LabelError, "line 3: is"),
     "image twice": (ATTRIBUTES, HEAD + "a.jpg 1 1\na.jpg 1 1\n", IdError, "line 3 and "),
-    "part 3": (PARTITION, "000001.jpg 0\n000002.jpg 3\n", LabelError, "line 2: no value"),
+    "part 3": (PARTITION, "000001.jpg 0\n000002.jpg 3\n", LabelError, "line 2 (first of"),
     "part twice": (PARTITION, "a.jpg 0\nb.jpg 1\na.jpg 0\n", IdError, "line 1 and"),
     "part cut": (PARTITION, "000001.jpg 0\n000002.jpg", LabelError, "line 2 has 1 of 2 fields"),
     "part wide": (PARTITION, "000001.jpg 0 0\n", LabelError, "line 1: not as many"),
@@ -189,7 +189,7 @@ FAULTS: dict[str, tuple[str, str | bytes | None, type[CatwiseError], str]] = {
         IdError,
         "'000009.jpg' in",
     ),
-    "identity head": (IDENTITY, "img label\n000001.jpg 1\n", LabelError, "line 1: no value"),
+    "identity head": (IDENTITY, "img label\n000001.jpg 1\n", LabelError, "line 1 (first of"),
     "identity missing": (IDENTITY, "000001.jpg 1\n", IdError, "'000002.jpg' in"),
 }
 
@@ -206,7 +206,7 @@ def test_faults(tmp_path, fault):
         read_celeba(tmp_path)
     assert type(caught.value) is kind
     assert message in str(caught.value)
-    assert str(path) in str(caught.value)
+    assert (str(path) if text is not None else name) in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ def test_both_editions(tmp_path):
     """Two editions are refused until one is named."""
     write_release(tmp_path)
     write_table(tmp_path, {**ROWS, "00000001_000.png": "Mass"}, OLD, ",")
-    with pytest.raises(ConfigError, match="two editions") as caught:
+    with pytest.raises(ConfigError, match="more than one table") as caught:
         read_chestxray14(tmp_path)
     assert NEW in caught.value.remedy
     assert read_chestxray14(tmp_path, table=NEW).labels.codes[0, 1] == 1
@@ -256,7 +256,7 @@ FAULTS: dict[str, tuple[str, str, str, type[CatwiseError], str]] = {
     "listed twice": ("test_list.txt", TEST[1], TEST[0], IdError, "test_list.txt', line 2 (1 rep"),
     "in both lists": ("test_list.txt", TEST[1], TRAIN[1], IdError, "train_val_list.txt', line 2"),
     "cut list": ("test_list.txt", f"{TEST[1]}\n", "00000003_0", IdError, "line 2"),
-    "no list": ("test_list.txt", TEST[0], "<html>", IdError, "is no list of images"),
+    "no list": ("test_list.txt", TEST[0], "<html>", IdError, "is not as it should be"),
 }
 
 
@@ -320,7 +320,7 @@ def test_other_missing_things(tmp_path):
     with pytest.raises(LabelError, match="has no table of ChestX-ray14"):
         read_chestxray14(tmp_path / "nowhere")
     write_release(tmp_path)
-    with pytest.raises(LabelError, match="there is no table"):
+    with pytest.raises(LabelError, match="has no table"):
         read_chestxray14(tmp_path, table=OLD)
     (tmp_path / "test_list.txt").write_text("00000009_000.png\n")
     with pytest.raises(LabelError, match="no image of the split 'test'"):
@@ -336,11 +336,11 @@ def test_a_patient_in_both_lists(tmp_path):
     (tmp_path / "train_val_list.txt").write_text("\n".join([*TRAIN, TEST[0]]))
     (tmp_path / "test_list.txt").write_text(TEST[1])
     for split in (None, "train_val", "test"):
-        with pytest.raises(IdError, match="share 1 patients") as caught:
+        with pytest.raises(IdError, match="share patients") as caught:
             read_chestxray14(tmp_path, split=split)
-        assert "'3' in train_val" in caught.value.found
-        assert f"{NEW}', line 5) and test" in caught.value.found
-        assert f"{NEW}', line 6)" in caught.value.found
+        assert "'3': 'train_val' in" in caught.value.found
+        assert f"{NEW}', line 5, column 'Image Index' and 'test' in" in caught.value.found
+        assert f"{NEW}', line 6" in caught.value.found
 
 
 found = st.lists(st.sampled_from(DISEASES), unique=True, max_size=14)

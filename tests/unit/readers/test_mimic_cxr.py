@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from catwise.data.readers._kit import matched
 from catwise.data.readers.chexpert import COMPETITION, OBSERVATIONS
-from catwise.data.readers.mimic_cxr import matched, read_mimic_cxr
+from catwise.data.readers.mimic_cxr import read_mimic_cxr
 from catwise.errors import CategoryError, CatwiseError, ConfigError, IdError, LabelError
 
 NAMES = sorted(OBSERVATIONS)  # the order of the official tables
@@ -120,7 +121,7 @@ def test_labelers(tmp_path):
     write_release(tmp_path, studies=studies, labeler="negbio")
     edema = read_mimic_cxr(tmp_path, labeler="negbio").labels.column("Edema")
     assert edema.tolist() == [-2, -2, -2, -2, -2, -1]
-    with pytest.raises(LabelError, match="there is no table") as caught:
+    with pytest.raises(LabelError, match="has no table 'mimic") as caught:
         read_mimic_cxr(tmp_path, labeler="radiologist")
     assert "mimic-cxr-2.1.0-test-set-labeled.csv" in str(caught.value)
     with pytest.raises(ConfigError, match="did you mean 'chexpert'"):
@@ -228,7 +229,7 @@ FAULTS: dict[str, tuple[tuple[str, str, str], type[CatwiseError], str]] = {
     "text": (("chexpert", ",1.0", ",yes"), LabelError, "line 2, column 'Edema'"),
     "split": (("split", "validate", "valid"), LabelError, "line 7, column 'split'"),
     "blank id": (("split", "02aa-2", ""), IdError, "line 3, column 'dicom_id'"),
-    "image twice": (("split", "02aa-2", "02aa-1"), IdError, "line 2 and"),
+    "image twice": (("split", "02aa-2", "02aa-1"), IdError, "line 2, column 'dicom_id' and"),
     "metadata twice": (("metadata", "02aa-2", "02aa-1"), IdError, "line 7, column 'dicom_id'"),
     "study twice": (("chexpert", "53189527", "50414267"), IdError, "line 4, column 'study_id'"),
     "float": (("split", "10000032", "10000032.0"), IdError, "line 2, column 'subject_id'"),

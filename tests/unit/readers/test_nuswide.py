@@ -107,7 +107,7 @@ def test_photos_as_groups(tmp_path):
     assert dataset.paths.tolist() == IMAGES
     root = write_release(tmp_path, images=[*IMAGES[:3], "zoo/lion.jpg"])
     assert read_nuswide(root).counts["photos_listed_twice"] == 0
-    with pytest.raises(IdError, match="line 4: the name tells no Flickr photo") as caught:
+    with pytest.raises(IdError, match=r"tells no Flickr photo(.|\n)*line 4") as caught:
         read_nuswide(root, groups="photo")
     assert "'zoo/lion.jpg'" in caught.value.found
 
@@ -141,7 +141,7 @@ FAULTS: dict[str, tuple[str, bytes | None, type[CatwiseError], str]] = {
         "ConceptsList/Concepts81.txt",
         b"airport\ncat\ncat\n",
         CategoryError,
-        "'cat' in line 2 and line 3",
+        "line 3 (1 repeats",
     ),
     "fewer concepts": (
         "ConceptsList/Concepts81.txt",
@@ -163,7 +163,7 @@ FAULTS: dict[str, tuple[str, bytes | None, type[CatwiseError], str]] = {
         "ImageList/Imagelist.txt",
         b"a_1.jpg\nb_2.jpg\na_1.jpg\n",
         IdError,
-        "'a_1.jpg' in line 1 and line 3",
+        "line 3 (1 repeats",
     ),
     "no split": ("ImageList/TrainImagelist.txt", b"actor\\0001_11.jpg\n", IdError, "in no list"),
     "two splits": (
@@ -176,17 +176,22 @@ FAULTS: dict[str, tuple[str, bytes | None, type[CatwiseError], str]] = {
         "ImageList/TestImagelist.txt",
         b"x\\0009_9.jpg\nactor\\0002_22.jpg\nzebra\\0001_33.jpg\n",
         IdError,
-        "'x/0009_9.jpg' of",
+        "'x/0009_9.jpg' in",
     ),
     "no labels": (LABELS, None, LabelError, "no 'Labels_cat.txt'"),
     "too short": (LABELS, b"0\n0\n0\n", LabelError, "3 labels, 4 images in"),
     "too long": (LABELS, b"0\n0\n0\n1\n0\n", LabelError, "5 labels, 4 images in"),
-    "empty": (LABELS, b"", LabelError, "0 labels, 4 images in"),
-    "two": (LABELS, b"0\n0\n2\n1\n", LabelError, "Labels_cat.txt', line 3: no label"),
-    "minus one": (LABELS, b"0\n-1\n0\n1\n", LabelError, "Labels_cat.txt', line 2: no label"),
-    "gap": (LABELS, b"0\n\n0\n1\n", LabelError, "Labels_cat.txt', line 2: no label"),
-    "matrix": (LABELS, b"0 1\n0 0\n0 1\n1 1\n", LabelError, "Labels_cat.txt', line 1: no label"),
-    "binary": (LABELS, b"\xff\n0\n0\n1\n", LabelError, "Labels_cat.txt', line 1: no label"),
+    "empty": (LABELS, b"", LabelError, "is empty"),
+    "two": (LABELS, b"0\n0\n2\n1\n", LabelError, "Labels_cat.txt', line 3: is not a label"),
+    "minus one": (LABELS, b"0\n-1\n0\n1\n", LabelError, "Labels_cat.txt', line 2: is not a label"),
+    "gap": (LABELS, b"0\n\n0\n1\n", LabelError, "Labels_cat.txt', line 2: is not a label"),
+    "matrix": (
+        LABELS,
+        b"0 1\n0 0\n0 1\n1 1\n",
+        LabelError,
+        "cat.txt', line 1: is not a label",
+    ),
+    "binary": (LABELS, b"\xff\n0\n0\n1\n", LabelError, "cat.txt', line 1: is not a label"),
 }
 
 
@@ -202,7 +207,7 @@ def test_faults(tmp_path, fault):
         read_nuswide(tmp_path)
     assert type(caught.value) is kind
     assert message in str(caught.value)
-    assert str(path if content is not None else path.parent) in str(caught.value)
+    assert str(path if content is not None else tmp_path) in str(caught.value)
 
 
 def test_the_split_must_be_there(tmp_path):

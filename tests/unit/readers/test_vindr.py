@@ -257,13 +257,15 @@ def test_splits_and_layouts(tmp_path):
     assert BOXES in caught.value.found
     assert read_vindr(tmp_path, layout="kaggle").labels.n_categories == 15
     assert read_vindr(tmp_path, layout="physionet").labels.n_categories == 28
-    with pytest.raises(LabelError, match="has no table of the split 'test'") as caught:
+    with pytest.raises(
+        LabelError, match=r"has no table of VinDr-CXR.* for the split 'test'"
+    ) as caught:
         read_vindr(tmp_path, layout="kaggle", split="test")
     assert "test images have no labels" in caught.value.found
     (tmp_path / "annotations" / TRAIN).unlink()
-    with pytest.raises(LabelError, match="no table of the split 'train'") as caught:
+    with pytest.raises(LabelError, match=r"no table of .* for the split 'train'") as caught:
         read_vindr(tmp_path, layout="physionet", split="train")
-    assert caught.value.expected == f"annotations/{TRAIN}"
+    assert caught.value.expected == f"'annotations/{TRAIN}' or '{TRAIN}'"
     for name, value in {"split": "valid", "raters": "mean", "layout": "nih"}.items():
         with pytest.raises(ConfigError, match=f"{name} cannot be '{value}'"):
             read_vindr(tmp_path, **{name: value})
@@ -287,7 +289,7 @@ FAULTS: dict[str, tuple[str, str, str, type[CatwiseError], str]] = {
     "two rows": (TRAIN, f"{A},R10", f"{A},R8", IdError, "line 6 (1 repeats"),
     "ragged": (TRAIN, f"{A},R9,1", f"{A},R9,1,1", LabelError, "line 4: not as many fields"),
     "class": (BOXES, "Cardiomegaly,3", "Cardiomegaly,4", LabelError, "line 4, column 'class_id'"),
-    "class name": (BOXES, "Cardiomegaly,3", "Big heart,3", LabelError, "'Big heart'"),
+    "class name": (BOXES, "Cardiomegaly,3", "Big heart,3", LabelError, "Big heart'"),
     "class number": (BOXES, "finding,14,R10", "finding,15,R10", LabelError, "0 to 14"),
     "blank class": (BOXES, "Cardiomegaly,3", ",3", LabelError, "line 4, column 'class_name'"),
     "box without id": (BOXES, f"{A},Aortic", ",Aortic", IdError, "line 3, column 'image_id'"),
@@ -361,11 +363,11 @@ def test_the_first_of_many_faults(tmp_path, monkeypatch):
     path.write_text(good.replace("R2", "R1"))
     with pytest.raises(IdError, match="two rows of one radiologist") as caught:
         read_vindr(tmp_path)
-    assert f"image '0' in '{path}', line 2 and '{path}', line 99 (97" in caught.value.found
+    assert f"'0 by R1' in '{path}', line 2 and '{path}', line 99 (97" in caught.value.found
     path.write_text(good.replace(",R2,", ",R1,").replace("0,R1,", "0,R3,", 1))
     with pytest.raises(IdError) as caught:
         read_vindr(tmp_path)
-    assert f"image '7' in '{path}', line 3 and '{path}', line 100 (96" in caught.value.found
+    assert f"'7 by R1' in '{path}', line 3 and '{path}', line 100 (96" in caught.value.found
 
 
 def test_images_twice(tmp_path):
@@ -378,9 +380,10 @@ def test_images_twice(tmp_path):
     assert f"{TEST}', line 2 and" in caught.value.found
     assert f"{TEST}', line 3" in caught.value.found
     path.write_text(text.replace(C, A))
-    with pytest.raises(IdError, match="share 1 images") as caught:
+    with pytest.raises(IdError, match="share images") as caught:
         read_vindr(tmp_path)
-    assert caught.value.found == repr(A)
+    assert caught.value.found.startswith(repr(A))
+    assert TEST in caught.value.found
     assert read_vindr(tmp_path, split="test").labels.ids.tolist() == [A]
 
 

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from catwise.data.readers.visual_genome import load_json, read_names, read_visual_genome
+from catwise.data.readers._kit import read_json
+from catwise.data.readers.visual_genome import read_names, read_visual_genome
 from catwise.errors import CategoryError, ConfigError, IdError, LabelError
 
 if TYPE_CHECKING:
@@ -217,15 +218,15 @@ def test_names(tmp_path, suffix):
     [
         ("names.txt", None, LabelError, "no file"),
         ("names.txt", "sky\ntree", CategoryError, "2 names"),
-        ("names.txt", "sky\ntree\nsky", CategoryError, "'sky', 2 times"),
-        ("names.txt", "sky\n\ntree", CategoryError, "'', line 2"),
+        ("names.txt", "sky\ntree\nsky", CategoryError, "'sky' in line 1 and line 3"),
+        ("names.txt", "sky\n\ntree", CategoryError, "blank name(.|\n)*line 2"),
         ("names.json", "3", LabelError, "the number 3"),
         ("names.json", "{}", LabelError, "holds no names"),
         ("names.json", '["sky", 1, "sun"]', LabelError, "the number 1 in place 1"),
-        ("names.json", '{"sky": 0, "sun": 1, "sea": 3}', LabelError, "name 'sea': no position"),
+        ("names.json", '{"sky": 0, "sun": 1, "sea": 3}', LabelError, "name 'sea': not a position"),
         ("names.json", '{"sky": 0, "sun": "1", "sea": 2}', LabelError, "the text '1'"),
         ("names.json", '{"sky": 0, "sun": true, "sea": 2}', LabelError, "'sun'(.|\n)*true"),
-        ("names.json", '{"sky": 0, "sun": 1, "sea": 1}', LabelError, "'sun' and 'sea': 1"),
+        ("names.json", '{"sky": 0, "sun": 1, "sea": 1}', LabelError, "1 in 'sun' and 'sea'"),
     ],
 )
 def test_bad_names(tmp_path, file, content, error, words):
@@ -259,7 +260,7 @@ def test_missing_files(tmp_path):
     with pytest.raises(LabelError, match=r"VG-200(.|\n)*take_categories\(range\(200\)\)"):
         read_visual_genome(tmp_path, n_categories=200)
     (tmp_path / "vg_category_500_labels_index.json").unlink()
-    with pytest.raises(LabelError, match=r"expected: +vg_category_500_labels_index\.json"):
+    with pytest.raises(LabelError, match=r"expected: +'vg_category_500_labels_index\.json'"):
         read_500(tmp_path)
     (tmp_path / "test_list_500.txt").unlink()
     with pytest.raises(LabelError, match=r"no file '.*test_list_500\.txt'"):
@@ -270,12 +271,12 @@ def test_missing_files(tmp_path):
     ("content", "error", "words"),
     [
         ("", LabelError, "is empty"),
-        ("2.jpg\n2.jpg\n", IdError, r"line 2: an image is listed twice(.|\n)*line 1"),
-        ("2.jpg\n\n61540.jpg\n", IdError, r"test_list_500.txt', line 2(.|\n)*train_list_500.*3"),
-        ("2.jpg\nVG_100K/3.jpg\n", IdError, "line 2: no name of an image"),
-        ("2.jpg 1\n", IdError, "line 1: no name of an image"),
+        ("2.jpg\n2.jpg\n", IdError, r"listed twice(.|\n)*line 1 and .*line 2"),
+        ("2.jpg\n\n61540.jpg\n", IdError, r"train_list_500.*3 and .*test_list_500.txt', line 2"),
+        ("2.jpg\nVG_100K/3.jpg\n", IdError, "VG_100K/3.jpg' in .*line 2"),
+        ("2.jpg 1\n", IdError, "2.jpg 1' in .*line 1"),
         ("2.jpg\n3.jpg\n4.jpg\n", LabelError, r"line 2: an image has no(.|\n)*3.jpg' \(first of 2"),
-        (b"2.jpg\n\xff.jpg\n", LabelError, "line 2: not UTF-8"),
+        (b"2.jpg\n\xff.jpg\n", LabelError, "line 2: is not UTF-8"),
     ],
 )
 def test_bad_lists(tmp_path, content, error, words):
@@ -293,10 +294,10 @@ GOOD: dict[str, Any] = {**TRAIN, **TEST}
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ([1, 2], "is no object of images(.|\n)*a list"),
-        ({**GOOD, "2.jpg": 7}, "image '2.jpg': no list(.|\n)*the number 7"),
-        ({**GOOD, "2.jpg": {"7": 1}}, "image '2.jpg': no list(.|\n)*an object"),
-        ({**GOOD, "2.jpg": None}, "image '2.jpg': no list(.|\n)*null"),
+        ([1, 2], "is not an object of images(.|\n)*a list"),
+        ({**GOOD, "2.jpg": 7}, "image '2.jpg': not a list(.|\n)*the number 7"),
+        ({**GOOD, "2.jpg": {"7": 1}}, "image '2.jpg': not a list(.|\n)*an object"),
+        ({**GOOD, "2.jpg": None}, "image '2.jpg': not a list(.|\n)*null"),
         ({**GOOD, "2.jpg": [7, 500]}, "image '2.jpg': a label(.|\n)*500"),
         ({**GOOD, "2.jpg": [-1]}, "image '2.jpg': a label(.|\n)*-1"),
         ({**GOOD, "2.jpg": [10**30]}, "image '2.jpg': a label(.|\n)*1000"),
@@ -339,11 +340,11 @@ def test_unlisted_images_are_not_looked_at(tmp_path):
     [
         ('{"2.jpg": [1, 2', "is truncated"),
         ('{"2.jp', "is truncated"),
-        ('{"2.jpg": [1]}\n}', "line 2, column 1: no JSON"),
-        ("{'2.jpg': [1]}", "line 1, column 2: no JSON"),
+        ('{"2.jpg": [1]}\n}', "line 2, column 1: is not JSON"),
+        ("{'2.jpg': [1]}", "line 1, column 2: is not JSON"),
         ('{"2.jpg": [1], "3.jpg": [], "2.jpg": [2]}', "a key twice(.|\n)*'2.jpg'"),
         ("[" * 200_000, "that can be read"),
-        (b'{"2.jpg\xff": []}', "line 1: not UTF-8"),
+        (b'{"2.jpg\xff": []}', "line 1: is not UTF-8"),
     ],
 )
 def test_bad_json(tmp_path, content, words):
@@ -351,7 +352,7 @@ def test_bad_json(tmp_path, content, words):
     path = tmp_path / "labels.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(LabelError, match=words) as caught:
-        load_json(path, "labels")
+        read_json(path, "labels")
     assert "labels.json" in str(caught.value)
 
 

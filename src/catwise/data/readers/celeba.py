@@ -6,32 +6,40 @@ or `list_attr_celeba.csv` and `list_eval_partition.csv`.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
+from catwise.data.checks import Place, refuse_repeats, refuse_wrong
 from catwise.data.dataset import Dataset
-from catwise.data.files import no_rows, open_table, read_whole, truncated, unreadable
+from catwise.data.files import open_table, truncated
+from catwise.data.readers._kit import (
+    AGAIN,
+    dataset,
+    decode,
+    find,
+    in_column,
+    matched,
+    read_bytes,
+    read_columns,
+)
 from catwise.data.source import texts_of
 from catwise.data.table import read_label_table
-from catwise.errors import CategoryError, IdError, LabelError, check_choice
-from catwise.labels.codes import NEGATIVE, POSITIVE
-from catwise.labels.core import PartialLabels
+from catwise.errors import CategoryError, LabelError, check_choice
+from catwise.labels.codes import NEGATIVE, POSITIVE, Codes
 from catwise.labels.encodings import Encoding
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Sequence
-
-    from numpy.typing import NDArray
-
 
 __all__ = ["read_celeba"]
 
 SPLITS: Final = {"0": "train", "1": "valid", "2": "test"}
-ATTRIBUTES: Final = ("Anno/list_attr_celeba", "list_attr_celeba")
-PARTITION: Final = ("Eval/list_eval_partition", "list_eval_partition")
+FILES: Final = {
+    "attributes": ("Anno/list_attr_celeba", "list_attr_celeba"),
+    "partition": ("Eval/list_eval_partition", "list_eval_partition"),
+}
 IDENTITY: Final = ("Anno/identity_CelebA.txt", "identity_CelebA.txt")
 ENCODING: Final = Encoding(
     "celeba", "CelebA: 1 positive, -1 negative", ((1.0, POSITIVE), (-1.0, NEGATIVE))
@@ -90,30 +98,33 @@ def read_celeba(
     check_choice("split", split, (*SPLITS.values(), None))
     check_choice("groups", groups, ("identity", None))
     folder = Path(root)
-    attributes, labels = _attributes(_find(folder, ATTRIBUTES))
+    attributes, categories, codes = _attributes(_find(folder, "attributes"))
     ids = attributes.ids
-    numbers = _partition(_find(folder, PARTITION)).values_for(attributes)
+    numbers = _partition(_find(folder, "partition")).values_for(attributes)
     splits = np.array([SPLITS[number] for number in numbers.tolist()], dtype=np.str_)
     counts: dict[str, Any] = {"images_listed": len(splits)}
     notes = ["Every label is known: 1 is positive, -1 negative."]
     people = None
     if groups is not None:
-        people = _identities(_find_identity(folder)).values_for(attributes)
+        remedy = "download the file, or groups=None"
+        path = find(folder, IDENTITY, "file of CelebA's identities", remedy=remedy)
+        people = _identities(path).values_for(attributes)
         counts |= _identity_counts(people, splits)
         n, many = counts["identities_in_two_splits"], counts["identities"]
         notes.append(f"The group of an image is its identity; {n:,} of {many:,} are in two splits.")
-    dataset = Dataset(
+    read = dataset(
         "celeba",
         folder,
-        np.array([f"{images}/{name}" if images else name for name in ids], dtype=np.str_),
-        PartialLabels.from_content(
-            labels.codes, len(ids), labels.categories, ids=ids, groups=people, storage="auto"
-        ),
-        splits,
-        counts,
-        tuple(notes),
+        codes,
+        categories,
+        ids=ids,
+        groups=people,
+        paths=[f"{images}/{name}" if images else name for name in ids],
+        splits=splits,
+        counts=counts,
+        notes=notes,
     )
-    return dataset if split is None else dataset.split(split)
+    return read if split is None else read.split(split)
 
 
 class _Column(NamedTuple):
@@ -122,7 +133,7 @@ class _Column(NamedTuple):
     path: Path
     ids: NDArray[np.str_]
     values: NDArray[Any]
-    place: Callable[[int], str]
+    place: Place
 
     def values_for(self, images: _Column) -> NDArray[Any]:
         """The values in the order of other images, which must be the same.
@@ -133,74 +144,37 @@ class _Column(NamedTuple):
         if np.array_equal(self.ids, images.ids):
             return self.values
         for mine, theirs in ((self, images), (images, self)):
-            beyond = np.flatnonzero(~np.isin(mine.ids, theirs.ids))
-            if len(beyond):
-                raise IdError(
-                    f"'{mine.path}' has images that '{theirs.path}' does not have.",
-                    found=f"{str(mine.ids[beyond[0]])!r} in {mine.place(int(beyond[0]))} "
-                    f"(first of {len(beyond):,})",
-                    expected="the same images in both",
-                )
-        order = np.argsort(self.ids)
-        return self.values[order[np.searchsorted(self.ids[order], images.ids)]]
+            refuse_wrong(
+                mine.ids,
+                np.isin(mine.ids, theirs.ids),
+                mine.place,
+                f"'{mine.path}' has images that '{theirs.path}' does not have.",
+                expected="the same images in both",
+            )
+        return self.values[matched(images.ids, self.ids)]
 
     def checked(self, good: NDArray[np.bool_], expected: str) -> _Column:
         """The column; refuses values that are not good, and images that repeat."""
-        wrong = np.flatnonzero(~good)
-        if len(wrong):
-            i = int(wrong[0])
-            raise LabelError(
-                f"{self.place(i)}: no value of this file.",
-                found=f"{str(self.values[i])!r} (first of {len(wrong):,})",
-                expected=expected,
-            )
-        names = self.ids.tolist()
-        if len(set(names)) != len(names):
-            seen: dict[str, int] = {}
-            for i, name in enumerate(names):
-                first = seen.setdefault(name, i)
-                if first != i:
-                    raise IdError(
-                        f"'{self.path}' has an image twice.",
-                        found=f"{name!r} in {self.place(first)} and {self.place(i)}",
-                        expected="every image once",
-                    )
+        what = f"'{self.path}' has an unrecognised value."
+        refuse_wrong(self.values, good, self.place, what, expected=expected, error=LabelError)
+        refuse_repeats(self.ids, self.place, f"'{self.path}' has a duplicate image.")
         return self
 
 
-def _find(folder: Path, stems: Sequence[str]) -> Path:
+def _find(folder: Path, what: str) -> Path:
     """The text file, or else its CSV variant."""
-    paths = [folder / f"{stem}{suffix}" for suffix in (".txt", ".csv") for stem in stems]
-    found = next((path for path in paths if path.exists()), None)
-    if found is None:
-        raise LabelError(
-            f"there is no file '{paths[0]}'.",
-            expected="one of " + ", ".join(f"'{path.relative_to(folder)}'" for path in paths),
-            remedy="correct the path, or download the file",
-        )
-    return found
+    names = [f"{stem}{suffix}" for suffix in (".txt", ".csv") for stem in FILES[what]]
+    remedy = "correct the root, or download the file into it"
+    return find(folder, names, f"file of CelebA's {what}", remedy=remedy)
 
 
-def _find_identity(folder: Path) -> Path:
-    paths = [folder / name for name in IDENTITY]
-    found = next((path for path in paths if path.exists()), None)
-    if found is None:
-        raise LabelError(
-            f"there is no file '{paths[0]}'.",
-            expected="one of " + ", ".join(map(repr, IDENTITY)),
-            remedy="download the file, or groups=None",
-        )
-    return found
-
-
-def _attributes(path: Path) -> tuple[_Column, PartialLabels]:
-    """(ids, labels) of the attribute file."""
+def _attributes(path: Path) -> tuple[_Column, tuple[str, ...], Codes]:
+    """The images, the names of the attributes, and (N, C) codes."""
     if path.suffix == ".csv":
         labels = read_label_table(path, encoding=ENCODING, id_column="image_id")
         ids = np.array(labels.ids)
-        return _Column(path, ids, ids, open_table(path).place), labels
-    raw = _text(path)
-    count, names, body = _head(path, raw)
+        return _Column(path, ids, ids, open_table(path).place), labels.categories, labels.codes
+    count, names, body = _head(path, _text(path))
     table = _fields(path, body, 2, names, "int8")
     codes = np.empty((table.num_rows, len(names)), dtype=np.int8)
     good = np.ones(table.num_rows, dtype=np.bool_)
@@ -215,13 +189,9 @@ def _attributes(path: Path) -> tuple[_Column, PartialLabels]:
             f"'{path}' is not as long as its first line says.",
             found=f"{len(codes):,} images",
             expected=f"{count:,}",
-            remedy="download the file again",
+            remedy=AGAIN,
         )
-    column = _column(path, table, 2).checked(good, "")
-    labels = PartialLabels.from_content(
-        codes, len(codes), names, ids=None, groups=None, storage="dense"
-    )
-    return column, labels
+    return _column(path, table, 2).checked(good, ""), names, codes
 
 
 def _head(path: Path, raw: bytes) -> tuple[int, tuple[str, ...], bytes]:
@@ -230,7 +200,7 @@ def _head(path: Path, raw: bytes) -> tuple[int, tuple[str, ...], bytes]:
     first = lines[0].strip().decode("utf-8", "replace")
     if not (first.isascii() and first.isdecimal()):
         raise LabelError(
-            f"'{path}', line 1: no number of images.",
+            f"'{path}', line 1: is not the number of images.",
             found=repr(first[:60]),
             expected="the number of images alone, then a line of names",
         )
@@ -238,7 +208,7 @@ def _head(path: Path, raw: bytes) -> tuple[int, tuple[str, ...], bytes]:
         raise truncated(path, "there is no image after the line of names")
     names = lines[1].decode("utf-8", "replace").split()
     if not names:
-        raise LabelError(f"'{path}', line 2: no names of attributes.", found="a blank line")
+        raise LabelError(f"'{path}', line 2: has no names of attributes.", found="a blank line")
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise CategoryError(f"'{path}', line 2: names an attribute twice.", found=repr(twice[0]))
@@ -249,15 +219,9 @@ def _partition(path: Path) -> _Column:
     """0, 1 or 2 for each image."""
     if path.suffix == ".csv":
         file = open_table(path)
-        columns = [file.require("image_id", "the images"), file.require("partition", "the splits")]
-        parts = [
-            [texts_of(batch.column(k), columns[k], file) for k in (0, 1)]
-            for batch in file.batches(columns)
-        ]
-        if not parts:
-            raise no_rows(str(file))
-        ids, values = (np.concatenate(part) for part in zip(*parts, strict=True))
-        column = _Column(path, ids, values, lambda i: file.place(i, "partition"))
+        texts, _ = read_columns(file, {"image_id": "the images", "partition": "the splits"})
+        ids, values = (texts_of(array) for array in texts.values())
+        column = _Column(path, ids, values, in_column(file, "partition"))
     else:
         column = _column(path, _fields(path, _text(path), 0, ["partition"], "string"), 0)
     return column.checked(np.isin(column.values, list(SPLITS)), "0 train, 1 valid or 2 test")
@@ -288,12 +252,7 @@ def _identity_counts(people: NDArray[np.str_], splits: NDArray[np.str_]) -> dict
 
 def _text(path: Path) -> bytes:
     """A text file with plain line ends and single spaces, no space around its lines."""
-    try:
-        raw = read_whole(path)
-    except OSError as error:
-        raise unreadable(path, error) from error
-    if not raw.strip():
-        raise LabelError(f"'{path}' is empty.", remedy="download the file again")
+    raw = read_bytes(path, "a line for each image")
     raw = raw.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\t", b" ")
     while b"  " in raw:
         raw = raw.replace(b"  ", b" ")
@@ -331,10 +290,9 @@ def _fault(
     for i, line in enumerate(lines):
         where = f"'{path}', line {i + 1 + skip:,}"
         try:
-            fields = line.decode("utf-8").split()
-        except UnicodeDecodeError as error:
-            byte = error.object[error.start]
-            return LabelError(f"{where}: is not UTF-8 text.", found=f"byte {byte:#04x}")
+            fields = decode(path, line, above=i + skip).split()
+        except LabelError as error:
+            return error
         found = f"{len(fields)} of {len(columns) + 1} fields"
         if i + 1 == len(lines) and len(fields) <= len(columns) and not body.endswith(b"\n"):
             return truncated(path, f"line {i + 1 + skip:,} has {found}")
@@ -343,8 +301,8 @@ def _fault(
         for name, field in zip(columns, fields[1:], strict=True):
             if labels and field not in ("1", "-1"):
                 return LabelError(
-                    f"{where}, column {name!r}: no label.",
+                    f"{where}, column {name!r}: is not a label.",
                     found=repr(field),
                     expected=ENCODING.text,
                 )
-    return LabelError(f"'{path}' is damaged.", remedy="download the file again")
+    return LabelError(f"'{path}' is damaged.", remedy=AGAIN)

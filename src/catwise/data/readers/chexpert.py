@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
+from catwise.data.checks import places, refuse_repeats, refuse_two, refuse_wrong
 from catwise.data.dataset import Dataset
 from catwise.data.files import TableFile, listed, open_table
-from catwise.data.source import Edges, Source, encode_column, refuse_values, texts_of
-from catwise.errors import (
-    CategoryError,
-    CatwiseError,
-    ConfigError,
-    IdError,
-    LabelError,
-    check_choice,
-    nearest,
-)
+from catwise.data.readers._kit import dataset, find_splits, in_column, read_columns, relative
+from catwise.data.source import texts_of
+from catwise.errors import CategoryError, IdError, LabelError, check_choice, nearest
 from catwise.labels.codes import NEGATIVE, UNKNOWN, Codes, Rows
-from catwise.labels.core import PartialLabels
-from catwise.labels.encodings import ENCODINGS, UNFIT
+from catwise.labels.encodings import ENCODINGS
 from catwise.labels.names import category_names
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterable, Mapping, Sequence
-
-    from numpy.typing import NDArray
 
 __all__ = ["COMPETITION", "OBSERVATIONS", "read_chexpert", "study_ids"]
 
@@ -63,12 +53,13 @@ SPLITS: Final = ("train", "valid", "test")
 BATCH: Final = "CheXpert-v1.0 batch "
 PLACES: Final = (
     "",
-    "CheXpert-v1.0",
-    "CheXpert-v1.0-small",
-    f"{BATCH}1 (validate & csv)",
-    "CheXpert",
-    "cheXpert-test-set-labels",
+    "CheXpert-v1.0/",
+    "CheXpert-v1.0-small/",
+    f"{BATCH}1 (validate & csv)/",
+    "CheXpert/",
+    "cheXpert-test-set-labels/",
 )
+WHAT: Final = "table of CheXpert"
 TABLES: Final = {
     "train": ("train.csv",),
     "valid": ("valid.csv", "val_labels.csv"),
@@ -85,6 +76,7 @@ NOTES: Final = {
     "valid": "valid: labelled from the images, by the majority of three radiologists.",
     "test": "test: labelled from the images, by the majority of five radiologists.",
 }
+BLANK_NOTE: Final = "Blanks are read as negative: observations that a report does not mention."
 
 
 def read_chexpert(
@@ -140,26 +132,29 @@ def read_chexpert(
     >>> dataset.labels.ids.tolist(), dataset.labels.codes.tolist()
     (['valid/patient64541/study1/view1_frontal.jpg'], [[-2, 1]])
     """
+    check_choice("split", split, (None, *SPLITS))
     check_choice("views", views, VIEWS)
     check_choice("blanks", blanks, BLANKS)
     names = chosen_categories(categories)
     root, named = Path(root), dict(tables or {})
-    parts = [_Part.read(root, *found, names) for found in _find_tables(root, split, named)]
-    _check_patients(parts)
+    parts = [_Part.read(root, *found, names) for found in _find_tables(root, split, named).items()]
     images = _Images(*map(np.concatenate, zip(*[part.images for part in parts], strict=True)))
     codes = np.concatenate([part.codes for part in parts])
     splits = np.repeat([part.split for part in parts], [len(part.codes) for part in parts])
+    refuse_two(
+        images.patients,
+        splits,
+        places([(len(part.codes), part.place) for part in parts]),
+        "a patient of CheXpert is in two splits.",
+        expected="every patient in one split",
+    )
     counts: dict[str, Any] = {
-        "tables": {part.split: part.file.path.relative_to(root).as_posix() for part in parts},
+        "tables": relative({part.split: part.file.path for part in parts}, root),
         "images_in_tables": {part.split: len(part.codes) for part in parts},
     }
     counts.update(sum((part.counts for part in parts), Counter()))
-    notes = [
-        NOTES[part.split]
-        if part.split not in named
-        else f"{part.split}: labels of {named[part.split]}."
-        for part in parts
-    ]
+    own = {name: f"{name}: labels of {table}." for name, table in named.items()}
+    notes = [own.get(part.split, NOTES[part.split]) for part in parts]
     notes += [note for part in parts for note in part.notes]
     if views != "all":
         rows = np.flatnonzero(images.views == views)
@@ -171,12 +166,21 @@ def read_chexpert(
     if blanks == "negative":
         counts["blanks_as_negative"] = int((codes == UNKNOWN).sum())
         codes[codes == UNKNOWN] = NEGATIVE
-        notes.append("Blanks are read as negative: observations that a report does not mention.")
+        notes.append(BLANK_NOTE)
     counts["patients"] = len(np.unique(images.patients))
     counts["studies"] = len(np.unique(study_ids(images.ids)))
-    rest = {"ids": images.ids, "groups": images.patients, "storage": "auto"}
-    labels = PartialLabels.from_content(codes, len(codes), names, **rest)
-    return Dataset("chexpert", root, images.paths, labels, splits, counts, tuple(notes))
+    return dataset(
+        "chexpert",
+        root,
+        codes,
+        names,
+        ids=images.ids,
+        groups=images.patients,
+        paths=images.paths,
+        splits=splits,
+        counts=counts,
+        notes=notes,
+    )
 
 
 def study_ids(paths: Iterable[str]) -> NDArray[np.str_]:
@@ -224,6 +228,10 @@ class _Part:
     counts: Counter[str]
     notes: tuple[str, ...]
 
+    def place(self, i: int) -> str:
+        """Where image i is in the table, for people."""
+        return self.file.place(int(self.origin[i]))
+
     @classmethod
     def read(cls, root: Path, split: str, path: Path, names: Sequence[str]) -> _Part:
         """Read the table of a split."""
@@ -232,7 +240,7 @@ class _Part:
         roles = {column: "the paths of the images"}
         if VIEW in file.names:
             roles[VIEW] = "the view"
-        texts, codes = read_labels(file, roles, names)
+        texts, codes = read_observations(file, roles, names)
         parsed = _parsed(file, column, texts[column], split)
         counts: Counter[str] = Counter()
         folders = _Folders.find(root, path.parent, split)
@@ -248,12 +256,7 @@ class _Part:
         if AIRSPACE in file.names:
             notes.append(f"{split}: the column {AIRSPACE} is read as {LUNG}.")
         if VIEW in texts:
-            array = texts[VIEW]
-            views = np.char.lower(texts_of(array))
-            good = np.isin(views, VIEWS[1:])
-            view = {"what": "has a view of no meaning", "expected": "Frontal or Lateral"}
-            check_column(file, VIEW, array, good, **view, error=LabelError)
-            views = views[rows]
+            views = _views(file, texts[VIEW])[rows]
             counts["views_unlike_file_names"] = int((views != images.views).sum())
             images = images._replace(views=views)
         else:
@@ -261,41 +264,42 @@ class _Part:
         return cls(split, file, images, codes[rows], rows, counts, tuple(notes))
 
 
-def _find_tables(root: Path, split: str | None, named: Mapping[str, str]) -> list[tuple[str, Path]]:
-    """(split, its table) of the splits to read."""
-    check_choice("split", split, (None, *SPLITS))
+def _views(file: TableFile, array: Any) -> NDArray[np.str_]:
+    views: NDArray[np.str_] = np.char.lower(texts_of(array))
+    refuse_wrong(
+        array,
+        np.isin(views, VIEWS[1:]),
+        in_column(file, VIEW),
+        f"{file} has an unrecognised view.",
+        expected="Frontal or Lateral",
+        error=LabelError,
+    )
+    return views
+
+
+def _find_tables(root: Path, split: str | None, named: Mapping[str, str]) -> dict[str, Path]:
+    """The table of each split to read."""
     for name in named:
         check_choice("a split of tables", name, SPLITS)
-    found, missing = [], []
-    for name in SPLITS if split is None else (split,):
-        candidates = (named[name],) if name in named else TABLES[name]
-        path = _find_table(root, candidates)
-        if path is not None:
-            found.append((name, path))
-        elif split is not None or name in named:
-            missing.append((name, candidates))
-    if missing or not found:
-        lacking = missing or list(TABLES.items())
-        raise LabelError(
-            f"'{root}' has no table of CheXpert for {' or '.join(name for name, _ in lacking)}.",
-            expected=", ".join(name for _, candidates in lacking for name in candidates),
-            remedy="give the folder that holds the table, or its parent",
-        )
-    return found
+    files = TABLES | {name: (file,) for name, file in named.items()}
+    names = {name: _candidates(root, some) for name, some in files.items()}
+    options = {
+        "alone": "give the folder of one release as the root",
+        "remedy": "give the folder that holds the table, or its parent",
+    }
+    for name in named:  # which must be there
+        if split in (None, name):
+            find_splits(root, names, name, WHAT, **options)
+    return find_splits(root, names, split, WHAT, **options)
 
 
-def _find_table(root: Path, candidates: Sequence[str]) -> Path | None:
-    for name in candidates:
-        paths = [path for place in PLACES if (path := root / place / name).is_file()]
-        if len(paths) > 1 and paths[0].parent != root:
-            raise ConfigError(
-                f"'{root}' holds several releases of CheXpert.",
-                found=listed([path.relative_to(root).as_posix() for path in paths]),
-                remedy="give the folder of one release as the root",
-            )
-        if paths:
-            return paths[0]
-    return None
+def _candidates(root: Path, files: Sequence[str]) -> Sequence[str]:
+    """The first of some files that is in the root, or else in the releases in it."""
+    for file in files:
+        there = [name for place in PLACES if (root / (name := place + file)).is_file()]
+        if there:
+            return there[:1] if there[0] == file else there
+    return files
 
 
 class _Folders(NamedTuple):
@@ -341,16 +345,17 @@ def _parsed(file: TableFile, column: str, array: Any, split: str) -> Any:
     """The parts of paths, each checked, as an Arrow struct."""
     from pyarrow import compute
 
+    place = in_column(file, column)
     parsed = compute.extract_regex(array, IMAGE if column == "Path" else STUDY + "/?$")
-    good = parsed.is_valid().to_numpy(zero_copy_only=False)
-    what = "has a path that is none of CheXpert"
-    check_column(file, column, array, good, what=what, expected=EXAMPLE)
+    good = parsed.is_valid()
+    what = f"{file} has a path that is not one of CheXpert."
+    refuse_wrong(array, good, place, what, expected=EXAMPLE)
     good = np.isin(texts_of(parsed.field("split")), FOLDERS[split])
-    what = f"has an image of another split than {split!r}"
-    check_column(file, column, array, good, what=what, expected=f"{split}/patient…")
+    what = f"{file} has an image of another split than {split!r}."
+    refuse_wrong(array, good, place, what, expected=f"{split}/patient…")
     names = [name for name in ("patient", "study", "file") if name in parsed.type.names]
     keys = compute.binary_join_element_wise(*(parsed.field(name) for name in names), "/")
-    check_repeats(file, column, keys)
+    refuse_repeats(keys, place, f"{file} has a duplicate entry.")
     return parsed
 
 
@@ -393,22 +398,6 @@ def _images_of_studies(
     return _images_of_paths(folders, parts.take(pa.array(good))), np.array(rows)[good]
 
 
-def _check_patients(parts: Sequence[_Part]) -> None:
-    """Refuse a patient in two splits."""
-    seen: dict[str, tuple[_Part, int]] = {}
-    for part in parts:
-        names, first = np.unique(part.images.patients, return_index=True)
-        for name, i in zip(names.tolist(), first.tolist(), strict=True):
-            other, row = seen.setdefault(name, (part, i))
-            if other is not part:
-                places = [p.file.place(int(p.origin[k])) for p, k in ((other, row), (part, i))]
-                raise IdError(
-                    "a patient of CheXpert is in two splits.",
-                    found=f"{name!r} in {places[0]} and {places[1]}",
-                    expected="every patient in one split",
-                )
-
-
 def chosen_categories(categories: str | Sequence[str]) -> tuple[str, ...]:
     """The names of the observations asked for; refuses others."""
     if isinstance(categories, str):
@@ -425,73 +414,10 @@ def chosen_categories(categories: str | Sequence[str]) -> tuple[str, ...]:
     return category_names(categories, len(categories))
 
 
-def read_labels(
+def read_observations(
     file: TableFile, roles: Mapping[str, str], names: Sequence[str]
 ) -> tuple[dict[str, Any], Codes]:
-    """Read a table whose values are 1, 0, -1 (uncertain) and blank.
-
-    Args:
-        file: the table.
-        roles: columns of texts to read along, and what each holds.
-        names: the observations.
-
-    Returns:
-        The columns of texts as Arrow arrays, and (N, C) codes.
-
-    Raises:
-        LabelError: If a column is not there, a value has no meaning, or there are no rows.
-    """
-    import pyarrow as pa
-
-    for column, role in roles.items():
-        file.require(column, role)
+    """Columns of names as Arrow arrays, and (N, C) codes of 1, 0, -1 (uncertain) and blank."""
     lung = AIRSPACE if AIRSPACE in file.names else LUNG
     columns = [lung if name == LUNG else name for name in names]
-    for column in columns:
-        file.require(column, "labels")
-    encoding = ENCODINGS["minus_one_uncertain"]
-    source = Source(file, None, None, None, None, Edges("", "", "", ""))
-    texts: dict[str, list[Any]] = {column: [] for column in roles}
-    blocks = []
-    for batch, _ in source.batches([*roles, *columns], coded=columns):
-        codes = np.stack([encode_column(batch.column(name), encoding) for name in columns], axis=1)
-        if bool((codes == UNFIT).any()):
-            refuse_values(source, columns, encoding, named=True)
-        blocks.append(codes)
-        for column, parts in texts.items():
-            parts.append(batch.column(column))
-    return {name: pa.concat_arrays(parts) for name, parts in texts.items()}, np.concatenate(blocks)
-
-
-def check_column(
-    file: TableFile,
-    column: str,
-    array: Any,
-    good: NDArray[np.bool_],
-    *,
-    what: str,
-    expected: str,
-    error: type[CatwiseError] = IdError,
-) -> None:
-    """Refuse a column with values that are not good, naming the first."""
-    wrong = np.flatnonzero(~good)
-    if len(wrong):
-        row = int(wrong[0])
-        place = f"{file.place(row, column)} (first of {len(wrong):,})"
-        raise error(
-            f"{file} {what}.", found=f"{array[row].as_py()!r} in {place}", expected=expected
-        )
-
-
-def check_repeats(file: TableFile, column: str, array: Any) -> None:
-    """Refuse texts or numbers that repeat in a column, naming both lines."""
-    values = array.to_pylist()
-    if len(set(values)) == len(values):
-        return
-    first: dict[Any, int] = {}
-    row = next(i for i, value in enumerate(values) if first.setdefault(value, i) != i)
-    raise IdError(
-        f"{file} lists an entry twice.",
-        found=f"'{values[row]}' in {file.place(first[values[row]])} and {file.place(row, column)}",
-        expected="every one once",
-    )
+    return read_columns(file, roles, labels=columns, encoding=ENCODINGS["minus_one_uncertain"])

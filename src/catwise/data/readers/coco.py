@@ -7,28 +7,24 @@ few fields that labels need are kept, as columns; the rest is skipped while pars
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from catwise._json import parse
 from catwise._limits import MAX_TEXT
+from catwise.data.checks import places, refuse_repeats, refuse_wrong
 from catwise.data.dataset import Dataset
-from catwise.data.files import read_whole, truncated, unreadable
+from catwise.data.files import unreadable
+from catwise.data.readers._kit import AGAIN, dataset, find_splits, read_json, relative
 from catwise.data.source import texts_of
 from catwise.errors import CategoryError, IdError, LabelError, check_choice
 from catwise.labels.codes import NEGATIVE, POSITIVE, UNKNOWN, Codes, Rows
-from catwise.labels.core import PartialLabels
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Mapping, Sequence
-
-    from numpy.typing import NDArray
-
-    from catwise.labels.columns import Storage
+from catwise.labels.columns import Storage
 
 __all__ = ["read_coco"]
 
@@ -43,7 +39,6 @@ KINDS: Final = {"number": "a whole number", "text": "a text", "numbers": "a list
 INT64: Final = np.iinfo(np.int64)
 SHOWN: Final = 40
 NO_PATH: Final = r"^\s*$|^/|\\|\x00|(^|/)\.\.?(/|$)"
-DAMAGED: Final = "download the file again"
 
 NOTE: Final = "COCO is labelled exhaustively: what an image has no instance of is negative."
 CROWD_NOTES: Final = {
@@ -129,7 +124,7 @@ def read_coco(
     parts = [_labels(file, f"{name}{year}", crowd) for name, file in read.items()]
     images, codes, bare = (np.concatenate(arrays) for arrays in list(zip(*parts, strict=True))[:3])
     counts: dict[str, Any] = {
-        "files": {name: path.relative_to(root).as_posix() for name, path in paths.items()},
+        "files": relative(paths, root),
         "images_in_files": {name: int((splits == name).sum()) for name in read},
         "annotations": sum(len(file.numbers("annotations", "iscrowd")) for file in read.values()),
         "crowd_annotations": sum(part.n_crowds for part in parts),
@@ -146,10 +141,18 @@ def read_coco(
                 remedy='unannotated="negative" if there are no instances in the images',
             )
         ids, images, codes, splits = (array[~bare] for array in (ids, images, codes, splits))
-    labels = PartialLabels.from_content(
-        codes, len(codes), categories, ids=ids, groups=None, storage=storage
+    return dataset(
+        "coco",
+        root,
+        codes,
+        categories,
+        ids=ids,
+        paths=images,
+        splits=splits,
+        counts=counts,
+        notes=notes,
+        storage=storage,
     )
-    return Dataset("coco", root, images, labels, splits, counts, notes)
 
 
 class _Labels(NamedTuple):
@@ -163,14 +166,12 @@ class _Labels(NamedTuple):
 
 
 def _labels(file: AnnotationFile, folder: str, crowd: str) -> _Labels:
-    order = np.argsort(file.ids("categories"))
-    rank = np.empty(len(order), dtype=np.int64)
-    rank[order] = np.arange(len(order))
+    rank = file.rank("categories")
     rows = file.positions("annotations", "image_id", "images")
     columns = rank[file.positions("annotations", "category_id", "categories")]
     crowded = file.numbers("annotations", "iscrowd")
     file.check("annotations", "iscrowd", (crowded == 0) | (crowded == 1), "0 or 1")
-    shape, crowds = (len(file.ids("images")), len(order)), crowded == 1
+    shape, crowds = (len(file.ids("images")), len(rank)), crowded == 1
     single, crowd_only = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
     single[rows[~crowds], columns[~crowds]] = True
     crowd_only[rows[crowds], columns[crowds]] = True
@@ -185,17 +186,15 @@ def _labels(file: AnnotationFile, folder: str, crowd: str) -> _Labels:
 
 def _find(root: Path, year: int, split: str | None) -> dict[str, Path]:
     """The annotation file of each split to read."""
-    names = SPLITS if split is None else (split,)
-    paths = {name: root / "annotations" / f"instances_{name}{year}.json" for name in names}
-    there = {name: path for name, path in paths.items() if path.is_file()}
-    if there:
-        return there
+    names = {name: [f"annotations/instances_{name}{year}.json"] for name in SPLITS}
     other = next(y for y in YEARS if y != year)
     other_there = list(root.glob(f"annotations/instances_*{other}.json"))
     archive = f"unpack annotations_trainval{year}.zip there"
-    raise LabelError(
-        f"there is no file of annotations of COCO {year} in '{root}'.",
-        expected=" or ".join(f"'{path}'" for path in paths.values()),
+    return find_splits(
+        root,
+        names,
+        split,
+        f"file of annotations of COCO {year}",
         remedy=f"year={other}, whose files are there" if other_there else archive,
     )
 
@@ -225,30 +224,29 @@ class AnnotationFile:
 
     def check(self, part: str, field: str, good: NDArray[np.bool_], expected: str) -> None:
         """Refuse values that are not marked as good."""
-        wrong = np.flatnonzero(~good)
-        if len(wrong):
-            i = int(wrong[0])
-            raise LabelError(
-                f"{self.place(part, i, field)} has a value of no meaning.",
-                found=f"{self.column(part, field)[i].as_py()!r} (first of {len(wrong):,})",
-                expected=expected,
-            )
+        refuse_wrong(
+            self.column(part, field),
+            good,
+            lambda i: self.place(part, i, field),
+            f"{self} has an unrecognised value of {field}.",
+            expected=expected,
+            error=LabelError,
+        )
 
     def ids(self, part: str) -> Rows:
         """The ids of a list's entries; repeats are refused."""
         ids = self.numbers(part, "id")
-        order = np.argsort(ids, kind="stable")
-        twice = np.flatnonzero(np.diff(ids[order]) == 0)
-        if len(twice):
-            first, second = order[twice[0]], order[twice[0] + 1]
-            kind = CategoryError if part == "categories" else IdError
-            raise kind(
-                f"{self} lists an id of {part} twice.",
-                found=f"{ids[first]} in {part}[{first}] and {part}[{second}] "
-                f"({len(twice):,} repeats in all)",
-                expected="every id once",
-            )
+        what = f"{self} has a duplicate id of {part}."
+        error = CategoryError if part == "categories" else IdError
+        if len(np.unique(ids)) < len(ids):
+            refuse_repeats(ids, lambda i: f"{part}[{i}]", what, error=error)
         return ids
+
+    def rank(self, part: str) -> Rows:
+        """The place of each entry in the order of the ids."""
+        ranks = np.empty(len(self.ids(part)), dtype=np.int64)
+        ranks[np.argsort(self.ids(part))] = np.arange(len(ranks))
+        return ranks
 
     def positions(
         self, part: str, field: str, of: str, values: tuple[Rows, Rows] | None = None
@@ -265,14 +263,14 @@ class AnnotationFile:
         order = np.argsort(ids, kind="stable")
         wanted, entries = values or (self.numbers(part, field), None)
         at: Rows = order[np.minimum(np.searchsorted(ids[order], wanted), len(ids) - 1)]
-        wrong = np.flatnonzero(ids[at] != wanted)
-        if len(wrong):
-            entry = wrong[0] if entries is None else entries[wrong[0]]
-            raise LabelError(
-                f"{self.place(part, entry, field)} refers to an entry of {of} that is not there.",
-                found=f"{wanted[wrong[0]]} (first of {len(wrong):,})",
-                expected=f"one of the {len(ids):,} ids of {of}",
-            )
+        refuse_wrong(
+            wanted,
+            ids[at] == wanted,
+            lambda i: self.place(part, i if entries is None else entries[i], field),
+            f"{self} refers to an entry of {of} that is not there.",
+            expected=f"one of the {len(ids):,} ids of {of}",
+            error=LabelError,
+        )
         return at
 
     def paths(self, field: str, names: Any, folder: str) -> NDArray[np.str_]:
@@ -283,15 +281,7 @@ class AnnotationFile:
         good = ~bad.to_numpy(zero_copy_only=False)
         self.check("images", field, good, "the name of an image inside the data set's folder")
         paths = texts_of(compute.binary_join_element_wise(folder, names, "/") if folder else names)
-        _, first, counts = np.unique(paths, return_index=True, return_counts=True)
-        if (counts > 1).any():
-            i = int(first[counts > 1].min())
-            second = int(np.flatnonzero(paths == paths[i])[1])
-            raise IdError(
-                f"{self} gives two images one path.",
-                found=f"{str(paths[i])!r} for images[{i}] and images[{second}]",
-                expected="every path once",
-            )
+        refuse_repeats(paths, lambda i: f"images[{i}]", f"{self} gives two images one path.")
         return paths
 
 
@@ -299,17 +289,19 @@ def unique_images(
     files: Mapping[str, AnnotationFile],
 ) -> tuple[NDArray[np.str_], NDArray[np.str_]]:
     """The ids of the images of all splits, and the split of each; refuses one in two splits."""
-    ids = [file.ids("images") for file in files.values()]
-    numbers, counts = np.unique(np.concatenate(ids), return_counts=True)
-    if (counts > 1).any():
-        both = numbers[counts > 1][0]
-        found = zip(files.values(), [np.flatnonzero(part == both)[0] for part in ids], strict=True)
-        raise IdError(
-            "an image is in two splits.",
-            found=f"{both} in " + " and ".join(file.place("images", i, "id") for file, i in found),
-            expected="every image in one split",
-        )
-    return np.concatenate(ids).astype(np.str_), np.repeat(list(files), list(map(len, ids)))
+    parts = [file.ids("images") for file in files.values()]
+    ids = np.concatenate(parts)
+
+    def place(file: AnnotationFile) -> Callable[[int], str]:
+        return lambda i: file.place("images", i, "id")
+
+    refuse_repeats(
+        ids,
+        places([(len(p), place(f)) for p, f in zip(parts, files.values(), strict=True)]),
+        "an image is in two splits.",
+        expected="every image in one split",
+    )
+    return ids.astype(np.str_), np.repeat(list(files), list(map(len, parts)))
 
 
 def same_categories(files: Sequence[AnnotationFile], fields: Sequence[str]) -> tuple[str, ...]:
@@ -334,13 +326,10 @@ def same_categories(files: Sequence[AnnotationFile], fields: Sequence[str]) -> t
                 remedy="read the splits of one release",
             )
     names = tuple(str(row[list(fields).index("name")]) for row in tables[0])
-    wrong = [name for j, name in enumerate(names) if not name.strip() or name in names[:j]]
-    if wrong:
-        raise CategoryError(
-            f"{files[0]} has a category without a name of its own.",
-            found=repr(wrong[0]),
-            expected="different names",
-        )
+    if not all(map(str.strip, names)):
+        raise CategoryError(f"{files[0]} has a category without a name.")
+    what = f"{files[0]} has a duplicate name of a category."
+    refuse_repeats(names, lambda j: f"category {j}", what, error=CategoryError)
     return names
 
 
@@ -408,52 +397,25 @@ def load(path: Path, fields: Mapping[str, Mapping[str, str]]) -> AnnotationFile:
 
 def _refuse_missing(path: Path, part: str, name: str, array: Any, expected: str) -> None:
     """Refuse entries without a field."""
-    missing = np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))
-    if len(missing):
-        raise LabelError(
-            f"'{path}', {part}[{missing[0]}] has no {name!r}.",
-            found=f"{len(missing):,} without it",
-            expected=expected,
-        )
+    what = f"'{path}' has an entry of {part} without {name!r}."
+    place = f"{part}[{{}}]".format
+    refuse_wrong(array, array.is_valid(), place, what, expected=expected, error=LabelError)
 
 
 def _fault(path: Path, fields: Mapping[str, Mapping[str, str]], seen: str) -> LabelError:
     """The error for a file that the fast parser gave up on: what is wrong, and where."""
-    data = read_whole(path)
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        column = error.start - data.rfind(b"\n", 0, error.start)
-        return LabelError(
-            f"'{path}', line {line:,}, column {column:,}: is not UTF-8 text.",
-            found=f"byte {data[error.start]:#04x}",
-            remedy=DAMAGED,
-        )
-    del data
     known = set(fields) | {name for kinds in fields.values() for name in kinds}
 
     def keep(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         return {name: value for name, value in pairs if name in known}
 
     try:
-        content = parse(text, object_pairs_hook=keep)
-    except json.JSONDecodeError as error:
-        end, begun = text[-SHOWN:].rstrip(), text[: error.pos].strip()
-        if begun and error.msg != "Extra data" and not end.endswith("}"):
-            return truncated(path, f"the end {end!r}")
-        return LabelError(
-            f"'{path}', line {error.lineno:,}, column {error.colno:,}: is not JSON.",
-            found=f"{error.msg}: {text[error.pos : error.pos + SHOWN]!r}",
-            remedy=DAMAGED,
-        )
-    except ValueError as error:
-        seen = str(error)
-    else:
-        wrong = _wrong_type(path, fields, content)
-        if wrong is not None:
-            return wrong
-    return LabelError(f"'{path}' is damaged.", found=" ".join(seen.split()), remedy=DAMAGED)
+        content = read_json(path, "an object of lists", keep=keep)
+    except LabelError as error:
+        return error
+    wrong = _wrong_type(path, fields, content)
+    damaged = LabelError(f"'{path}' is damaged.", found=" ".join(seen.split()), remedy=AGAIN)
+    return damaged if wrong is None else wrong
 
 
 def _wrong_type(

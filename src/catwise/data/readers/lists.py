@@ -6,18 +6,17 @@ column. Every error names the file, the line (the row of a Parquet file) and the
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import numpy as np
 
+from catwise.data.checks import first_rows, refuse_repeats, refuse_wrong
 from catwise.data.files import TableFile, listed, open_table
 from catwise.data.jsonl import JsonLines, is_json_lines
-from catwise.data.long import first_rows
 from catwise.data.source import Edges, Source
 from catwise.data.table import read_label_table
-from catwise.errors import CategoryError, ConfigError, IdError, LabelError, nearest
+from catwise.errors import CategoryError, ConfigError, LabelError, nearest
 from catwise.labels.codes import CODE_NAMES, NEGATIVE, OTHERS, POSITIVE, UNCERTAIN, UNKNOWN
 from catwise.labels.columns import Columns
 from catwise.labels.core import PartialLabels
@@ -235,9 +234,8 @@ def read_jsonl_table(
 
 
 def _check_roles(keys: Sequence[str]) -> None:
-    twice = [key for key, n in Counter(keys).items() if n > 1]
-    if twice:
-        raise ConfigError("a key or column is named twice.", found=repr(twice[0]))
+    what = "a key or column is named twice."
+    refuse_repeats(keys, "role {}".format, what, error=ConfigError)
 
 
 class _Vocabulary(dict[str, int]):
@@ -306,10 +304,13 @@ class _Lists(NamedTuple):
         lengths = compute.fill_null(compute.list_value_length(array), 0).to_numpy()
         row = np.repeat(np.arange(len(array)), lengths)
         items = compute.utf8_trim_whitespace(items.cast(pa.string()).fill_null(""))
-        blank = compute.equal(items, "").to_numpy(zero_copy_only=False)
-        if blank.any():
-            place = self.file.place(int(origin[row[blank.argmax()]]), key)
-            raise LabelError(f"{place}: the name of a category is blank.")
+        refuse_wrong(
+            items,
+            compute.not_equal(items, ""),
+            lambda i: self.file.place(int(origin[row[i]]), key),
+            f"{self.file} has a blank name of a category.",
+            error=LabelError,
+        )
         return row, items
 
     def _split(self, array: Any, key: str) -> Any:
@@ -353,7 +354,7 @@ def _read(
     rest: dict[str, Any] = {"storage": storage}
     rest["groups"] = np.concatenate(groups) if groups else None
     rest["ids"] = source.edges.apply(np.concatenate(ids), lambda i: file.place(int(rows[i])))
-    _check_unique(file, rest["ids"].tolist(), rows)
+    refuse_repeats(rest["ids"], lambda i: file.place(int(rows[i])), f"{file} has a duplicate id.")
     return PartialLabels.from_content(content, len(rows), tuple(names), **rest)
 
 
@@ -384,17 +385,3 @@ def _filled(columns: Columns, n_rows: int, fill: int) -> Codes:
     for j in range(columns.n_columns):
         codes[columns.rows[columns.span(j)], j] = columns.codes[columns.span(j)]
     return codes
-
-
-def _check_unique(file: TableFile, ids: list[str], rows: Rows) -> None:
-    n_twice = len(ids) - len(set(ids))
-    seen: dict[str, int] = {}
-    for i, name in enumerate(ids if n_twice else ()):
-        first = seen.setdefault(name, i)
-        if first != i:
-            raise IdError(
-                f"{file} lists an image id twice.",
-                found=f"{name!r} in {file.place(int(rows[first]))} and {file.place(int(rows[i]))} "
-                f"({n_twice:,} repeats in all)",
-                expected="every id once",
-            )

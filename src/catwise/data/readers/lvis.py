@@ -6,13 +6,17 @@ absent; in all other images nothing is known of it.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from catwise.data.dataset import Dataset
+from catwise.data.readers._kit import dataset, distinct, find_splits, relative, sparse
 from catwise.data.readers.coco import (
     KINDS,
     SPLITS,
@@ -21,16 +25,9 @@ from catwise.data.readers.coco import (
     same_categories,
     unique_images,
 )
-from catwise.errors import ConfigError, LabelError, check_choice
+from catwise.errors import LabelError, check_choice
 from catwise.labels.codes import NEGATIVE, POSITIVE, Rows
-from catwise.labels.columns import Columns, Storage, row_dtype
-from catwise.labels.core import PartialLabels
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
+from catwise.labels.columns import Columns, Storage
 
 __all__ = ["LvisCategory", "read_lvis", "read_lvis_categories"]
 
@@ -147,23 +144,26 @@ def read_lvis(
     paths = np.concatenate([_paths(file) for file in read.values()])
     met: Counter[str] = Counter()
     parts = [_entries(file, conflict, met) for file in read.values()]
-    labels = PartialLabels.from_content(
-        _columns(parts, len(known), [len(file.ids("images")) for file in read.values()]),
-        len(ids),
-        categories,
-        ids=ids,
-        groups=None,
-        storage=storage,
-    )
     frequencies = Counter(category.frequency for category in known)
     counts = {
-        "files": {name: path.relative_to(root).as_posix() for name, path in files.items()},
+        "files": relative(files, root),
         "images_in_files": {name: int((splits == name).sum()) for name in read},
         "categories_by_frequency": {name: frequencies[name] for name in FREQUENCIES},
         **met,
     }
     more = [CONFLICT_NOTES[conflict]] if met["annotated_and_negative"] else []
-    return Dataset("lvis", root, paths, labels, splits, counts, (*NOTES, *more))
+    return dataset(
+        "lvis",
+        root,
+        _columns(parts, len(known), [len(file.ids("images")) for file in read.values()]),
+        categories,
+        ids=ids,
+        paths=paths,
+        splits=splits,
+        counts=counts,
+        notes=(*NOTES, *more),
+        storage=storage,
+    )
 
 
 def read_lvis_categories(
@@ -196,29 +196,17 @@ def read_lvis_categories(
 
 def _find(root: Path, version: str, split: str | None) -> dict[str, Path]:
     """The annotation file of each split to read."""
-    there = {}
-    names = SPLITS if split is None else (split,)
-    for name in names:
-        file = f"lvis_{version}_{name}.json"
-        paths = [path for path in (root / "annotations" / file, root / file) if path.is_file()]
-        if len(paths) > 1:
-            raise ConfigError(
-                f"'{root}' has a file of annotations twice.",
-                found=f"'{paths[0]}' and '{paths[1]}'",
-                remedy="remove one",
-            )
-        if paths:
-            there[name] = paths[0]
-    if there:
-        return there
-    others = sorted(
-        {path.name for path in [*root.glob("lvis_*.json"), *root.glob("*/lvis_*.json")]}
-    )
-    raise LabelError(
-        f"there is no file of annotations of LVIS {version} in '{root}'.",
+    files = {name: f"lvis_{version}_{name}.json" for name in SPLITS}
+    names = {name: (f"annotations/{file}", file) for name, file in files.items()}
+    others = sorted({p.name for p in [*root.glob("lvis_*.json"), *root.glob("*/lvis_*.json")]})
+    return find_splits(
+        root,
+        names,
+        split,
+        f"file of annotations of LVIS {version}",
+        alone="remove one",
         found=", ".join(others) or None,
-        expected=" or ".join(f"lvis_{version}_{name}.json" for name in names),
-        remedy=f"unpack lvis_{version}_{names[0]}.json.zip there",
+        remedy=f"unpack lvis_{version}_{split or 'train'}.json.zip there",
     )
 
 
@@ -247,17 +235,15 @@ class _Keys(NamedTuple):
 def _entries(file: AnnotationFile, conflict: str, met: Counter[str]) -> _Keys:
     """The labels of one file; what is met is added to the counts."""
     n_images = len(file.ids("images"))
-    order = np.argsort(file.ids("categories"))
-    rank = np.empty(len(order), dtype=np.int64)
-    rank[order] = np.arange(len(order))
+    rank = file.rank("categories")
     rows = file.positions("annotations", "image_id", "images")
     annotated = rank[file.positions("annotations", "category_id", "categories")] * n_images + rows
     listed = []
     for field in ("neg_category_ids", "not_exhaustive_category_ids"):
         values, images = _lists(file, field)
         at = file.positions("images", field, "categories", (values, images))
-        listed.append(_distinct(rank[at] * n_images + images))
-    positive, (negative, partial) = _distinct(annotated), listed
+        listed.append(distinct(rank[at] * n_images + images))
+    positive, (negative, partial) = distinct(annotated), listed
     both = np.intersect1d(positive, negative, assume_unique=True)
     if len(both) and conflict == "error":
         i = int(np.flatnonzero(annotated == both[0])[0])
@@ -285,12 +271,6 @@ def _entries(file: AnnotationFile, conflict: str, met: Counter[str]) -> _Keys:
     return _Keys(positive, negative)
 
 
-def _distinct(keys: Rows) -> Rows:
-    """Keys, each once, ascending."""
-    ordered = np.sort(keys)
-    return ordered[np.diff(ordered, prepend=-1) > 0]
-
-
 def _lists(file: AnnotationFile, field: str) -> tuple[Rows, Rows]:
     """Every value of a field of lists, and the image that it belongs to."""
     array = file.column("images", field)
@@ -309,16 +289,13 @@ def _lists(file: AnnotationFile, field: str) -> tuple[Rows, Rows]:
 
 def _columns(parts: Sequence[_Keys], n_categories: int, n_images: Sequence[int]) -> Columns:
     """The labels of all files, the images of one below those of the other."""
-    columns, rows, codes = [], [], []
-    base = 0
+    keys, codes = [], []
+    base, n_rows = 0, sum(n_images)
     for part, n in zip(parts, n_images, strict=True):
-        for keys, code in ((part.positive, POSITIVE), (part.negative, NEGATIVE)):
-            columns.append(keys // n)
-            rows.append(keys % n + base)
-            codes.append(np.full(len(keys), code, dtype=np.int8))
+        for some, code in ((part.positive, POSITIVE), (part.negative, NEGATIVE)):
+            keys.append(some // n * n_rows + some % n + base)
+            codes.append(np.full(len(some), code, dtype=np.int8))
         base += n
-    column, row = np.concatenate(columns), np.concatenate(rows)
-    order = np.lexsort((row, column))
-    starts = np.zeros(n_categories + 1, dtype=np.int64)
-    np.cumsum(np.bincount(column, minlength=n_categories), out=starts[1:])
-    return Columns(starts, row[order].astype(row_dtype(base)), np.concatenate(codes)[order])
+    key = np.concatenate(keys)
+    order = np.argsort(key, kind="stable")
+    return sparse(key[order], np.concatenate(codes)[order], n_rows, n_categories)

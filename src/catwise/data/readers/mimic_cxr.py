@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
+from catwise.data.checks import refuse_repeats, refuse_two, refuse_wrong
 from catwise.data.dataset import Dataset
 from catwise.data.files import TableFile, open_table
+from catwise.data.readers._kit import dataset, find, in_column, matched, matches, read_columns
 from catwise.data.readers.chexpert import (
     AIRSPACE,
+    BLANK_NOTE,
     BLANKS,
     LUNG,
     VIEWS,
-    check_column,
-    check_repeats,
     chosen_categories,
-    read_labels,
+    read_observations,
 )
-from catwise.data.source import Edges, Source, texts_of
+from catwise.data.source import texts_of
 from catwise.errors import IdError, LabelError, check_choice
 from catwise.labels.codes import NEGATIVE, UNKNOWN, Codes, Rows
-from catwise.labels.core import PartialLabels
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Mapping, Sequence
-
-    from numpy.typing import NDArray
 
 __all__ = ["FRONTAL", "LATERAL", "read_mimic_cxr"]
 
@@ -147,13 +144,21 @@ def read_mimic_cxr(
         blank = (codes == UNKNOWN) & (study[:, None] >= 0)
         codes[blank] = NEGATIVE
         counts["blanks_as_negative"] = int(blank.sum())
-        notes.append("Blanks are read as negative: observations that a report does not mention.")
+        notes.append(BLANK_NOTE)
     counts["studies"] = len(np.unique(images.studies[rows]))
     counts["patients"] = len(np.unique(images.patients[rows]))
-    rest = {"ids": images.ids[rows], "groups": images.patients[rows], "storage": "auto"}
-    labels = PartialLabels.from_content(codes, len(codes), names, **rest)
-    paths, splits = images.paths(rows), images.splits[rows]
-    return Dataset("mimic-cxr", root, paths, labels, splits, counts, tuple(notes))
+    return dataset(
+        "mimic-cxr",
+        root,
+        codes,
+        names,
+        ids=images.ids[rows],
+        groups=images.patients[rows],
+        paths=images.paths(rows),
+        splits=images.splits[rows],
+        counts=counts,
+        notes=notes,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,31 +180,27 @@ class _Images:
             "subject_id": "the patients",
             "split": "the splits",
         }
-        texts = _texts(file, roles)
-        ids = texts_of(texts["dicom_id"])
-        check_column(
-            file,
-            "dicom_id",
-            texts["dicom_id"],
+        texts, _ = read_columns(file, roles)
+        ids, splits = texts_of(texts["dicom_id"]), texts_of(texts["split"])
+        refuse_wrong(
+            ids,
             ids != "",
-            what="has a blank id of an image",
+            in_column(file, "dicom_id"),
+            f"{file} has a blank id of an image.",
             expected="02aa804e-bde0afdd-112c0b34-7bc16630-4e384014",
         )
-        check_repeats(file, "dicom_id", texts["dicom_id"])
-        splits = texts_of(texts["split"])
-        check_column(
-            file,
-            "split",
-            texts["split"],
+        refuse_repeats(ids, in_column(file, "dicom_id"), f"{file} has a duplicate id.")
+        refuse_wrong(
+            splits,
             np.isin(splits, SPLITS),
-            what="has a split of no meaning",
+            in_column(file, "split"),
+            f"{file} has an unrecognised split.",
             expected=" or ".join(map(repr, SPLITS)),
             error=LabelError,
         )
-        studies = _numbers(file, "study_id", texts["study_id"])
-        patients = _numbers(file, "subject_id", texts["subject_id"])
-        _check_one(file, "a study has two patients", studies, patients)
-        _check_one(file, "a patient is in two splits", patients, splits)
+        studies, patients = (_numbers(file, name, texts) for name in ("study_id", "subject_id"))
+        refuse_two(studies, patients, file.place, f"{file}: a study has two patients.")
+        refuse_two(patients, splits, file.place, f"{file}: a patient is in two splits.")
         return cls(file, ids, studies, texts_of(texts["subject_id"]), splits)
 
     def paths(self, rows: Rows) -> NDArray[np.str_]:
@@ -224,10 +225,11 @@ class _Studies:
         roles = {"study_id": "the studies"}
         if "subject_id" in file.names:
             roles["subject_id"] = "the patients"
-        texts, codes = read_labels(file, roles, names)
-        numbers = {name: _numbers(file, name, array) for name, array in texts.items()}
-        check_repeats(file, "study_id", texts["study_id"])
-        return cls(file, numbers["study_id"], numbers.get("subject_id"), codes)
+        texts, codes = read_observations(file, roles, names)
+        numbers = {name: _numbers(file, name, texts) for name in roles}
+        ids = numbers["study_id"]
+        refuse_repeats(ids, in_column(file, "study_id"), f"{file} has a duplicate study.")
+        return cls(file, ids, numbers.get("subject_id"), codes)
 
     def of(self, images: _Images) -> Rows:
         """The row of each image's study, -1 where it is not listed.
@@ -250,67 +252,31 @@ class _Studies:
         return rows
 
 
-def matched(values: NDArray[Any], keys: NDArray[Any]) -> Rows:
-    """The place of each value among different keys, -1 where it is none of them.
-
-    >>> matched(np.array([7, 5, 6]), np.array([5, 7])).tolist()
-    [1, 0, -1]
-    """
-    order = np.argsort(keys, kind="stable")
-    at = np.minimum(np.searchsorted(keys, values, sorter=order), len(keys) - 1)
-    rows: Rows = np.where(keys[order[at]] == values, order[at], -1)
-    return rows
-
-
 def _table(root: Path, name: str) -> TableFile:
     """A table, unpacked or not."""
-    plain = root / name
-    return open_table(plain if plain.is_file() else root / f"{name}.gz")
+    return open_table(find(root, (name, f"{name}.gz"), f"table '{name}'"))
 
 
-def _texts(file: TableFile, roles: Mapping[str, str]) -> dict[str, Any]:
-    """Columns of texts as Arrow arrays."""
-    import pyarrow as pa
-
-    for column, role in roles.items():
-        file.require(column, role)
-    source = Source(file, None, None, None, None, Edges("", "", "", ""))
-    batches = [batch for batch, _ in source.batches(list(roles), coded=())]
-    return {name: pa.concat_arrays([batch.column(name) for batch in batches]) for name in roles}
-
-
-def _numbers(file: TableFile, column: str, array: Any) -> Rows:
+def _numbers(file: TableFile, column: str, texts: dict[str, Any]) -> Rows:
     """Ids of patients or studies, which are numbers of eight digits."""
     import pyarrow as pa
-    from pyarrow import compute
 
-    good = compute.match_substring_regex(array, r"^[1-9]\d{7}$").to_numpy(zero_copy_only=False)
-    what = "has an id that is no number of eight digits"
-    check_column(file, column, array, good, what=what, expected="such as 10000032")
+    array = texts[column]
+    good = matches(array, r"^[1-9]\d{7}$")
+    what = f"{file} has an id that is not a number of eight digits."
+    refuse_wrong(array, good, in_column(file, column), what, expected="such as 10000032")
     numbers: Rows = array.cast(pa.int64()).to_numpy(zero_copy_only=False)
     return numbers
-
-
-def _check_one(file: TableFile, what: str, keys: Rows, values: NDArray[Any]) -> None:
-    """Refuse a key with two values."""
-    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-    differ = np.flatnonzero(values != values[first[inverse]])
-    if len(differ):
-        row = int(differ[0])
-        other = int(first[inverse[row]])
-        raise IdError(
-            f"{file}: {what}.",
-            found=f"{keys[row]} has {values[other]} in {file.place(other)} and {values[row]} in "
-            f"{file.place(row)} (first of {len(differ):,})",
-        )
 
 
 def _of_views(
     file: TableFile, images: _Images, keep: NDArray[np.bool_], views: str, counts: dict[str, Any]
 ) -> NDArray[np.bool_]:
     """Which images have one of these views; the others of `keep` are counted by position."""
-    texts = _texts(file, {"dicom_id": "the ids of the images", "ViewPosition": "the views"})
-    check_repeats(file, "dicom_id", texts["dicom_id"])
+    roles = {"dicom_id": "the ids of the images", "ViewPosition": "the views"}
+    texts, _ = read_columns(file, roles)
+    what = f"{file} has a duplicate id."
+    refuse_repeats(texts["dicom_id"], in_column(file, "dicom_id"), what)
     rows = matched(images.ids, texts_of(texts["dicom_id"]))
     positions = texts_of(texts["ViewPosition"])[rows]
     good = np.isin(positions, FRONTAL if views == "frontal" else LATERAL) & (rows >= 0)

@@ -6,28 +6,25 @@ or 1 a line), `ImageList` (paths with Windows' backslashes) and `ConceptsList/Co
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
+from catwise.data.checks import places, refuse_repeats, refuse_wrong
 from catwise.data.dataset import Dataset
-from catwise.data.files import listed, read_whole, unreadable
-from catwise.errors import CategoryError, IdError, LabelError, check_choice, nearest
-from catwise.labels.codes import POSITIVE
-from catwise.labels.core import PartialLabels
+from catwise.data.files import listed
+from catwise.data.readers._kit import AGAIN, Listing, dataset, find, read_bytes, read_list
+from catwise.errors import CategoryError, LabelError, check_choice, nearest
+from catwise.labels.codes import POSITIVE, Codes
 from catwise.labels.names import category_names
-
-if TYPE_CHECKING:
-    import os
-
-    from numpy.typing import NDArray
-
-    from catwise.labels.codes import Codes
 
 __all__ = ["read_nuswide"]
 
 CONCEPT_LISTS: Final = ("ConceptsList/Concepts81.txt", "Concepts81.txt")
+REMEDY: Final = "correct the root, or download the file into it"
 SPLITS: Final = {"train": "Train", "test": "Test"}
 ZERO, ONE, NEWLINE = b"01\n"
 
@@ -93,19 +90,22 @@ def read_nuswide(
     check_choice("unannotated", unannotated, ("keep", "drop"))
     check_choice("groups", groups, ("photo", None))
     folder = Path(root)
-    concepts_file, names = _concepts(folder)
-    list_file, ids = _image_list(folder, "" if split is None else SPLITS[split])
+    concepts = _lines(find(folder, CONCEPT_LISTS, "list of concepts", remedy=REMEDY))
+    concepts.refuse_repeats("concept", error=CategoryError)
+    names = category_names(concepts.names, len(concepts.names))
+    listing = _image_list(folder, "" if split is None else SPLITS[split])
+    ids = np.array(listing.names)
     if split is None:
         labels_folder, ending = folder / "Groundtruth/AllLabels", ".txt"
-        splits = _splits(folder, ids, list_file)
+        splits = _splits(folder, listing)
     else:
         labels_folder, ending = folder / "Groundtruth/TrainTestLabels", f"_{SPLITS[split]}.txt"
         splits = np.array([split] * len(ids), dtype=np.str_)
-    _check_files(labels_folder, ending, names, concepts_file)
+    _check_files(labels_folder, ending, names, concepts.path)
     codes = np.empty((len(ids), len(names)), dtype=np.int8)
     for j, name in enumerate(names):
-        codes[:, j] = _column(labels_folder / f"Labels_{name}{ending}", len(ids), list_file)
-    photos = _photos(ids, list_file, needed=groups == "photo")
+        codes[:, j] = _column(labels_folder / f"Labels_{name}{ending}", len(ids), listing.path)
+    photos = _photos(listing, needed=groups == "photo")
     blank = ~(codes == POSITIVE).any(axis=1)
     counts = {
         "images_listed": len(ids),
@@ -113,18 +113,19 @@ def read_nuswide(
         "images_dropped": int(blank.sum()) if unannotated == "drop" else 0,
         **_photo_counts(photos, splits, across=split is None),
     }
-    dataset = Dataset(
+    read = dataset(
         "nuswide",
         folder,
-        np.array([f"{images}/{name}" if images else name for name in ids], dtype=np.str_),
-        PartialLabels.from_content(
-            codes, len(ids), names, ids=ids, groups=photos if groups else None, storage="auto"
-        ),
-        splits,
-        counts,
-        _notes(counts, unannotated),
+        codes,
+        names,
+        ids=ids,
+        groups=photos if groups else None,
+        paths=[f"{images}/{name}" if images else name for name in ids],
+        splits=splits,
+        counts=counts,
+        notes=_notes(counts, unannotated),
     )
-    return dataset.take(np.flatnonzero(~blank)) if unannotated == "drop" else dataset
+    return read.take(np.flatnonzero(~blank)) if unannotated == "drop" else read
 
 
 def _notes(counts: dict[str, int], unannotated: str) -> tuple[str, ...]:
@@ -142,95 +143,41 @@ def _notes(counts: dict[str, int], unannotated: str) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _concepts(folder: Path) -> tuple[Path, tuple[str, ...]]:
-    """(file, names) of the concepts."""
-    paths = [folder / name for name in CONCEPT_LISTS]
-    path = next((path for path in paths if path.exists()), paths[0])
-    lines = _lines(path)
-    seen: dict[str, int] = {}
-    for i, name in enumerate(lines, 1):
-        first = seen.setdefault(name, i)
-        if first != i:
-            raise CategoryError(
-                f"'{path}' lists a concept twice.", found=f"{name!r} in line {first} and line {i}"
-            )
-    return path, category_names(lines, len(lines))
+def _image_list(folder: Path, prefix: str) -> Listing:
+    """An image list; backslashes become "/"."""
+    listing = _lines(folder / "ImageList" / f"{prefix}Imagelist.txt")
+    listing = listing._replace(names=[name.replace("\\", "/") for name in listing.names])
+    listing.refuse_repeats()
+    return listing
 
 
-def _image_list(folder: Path, prefix: str) -> tuple[Path, NDArray[np.str_]]:
-    """(file, ids) of an image list; backslashes become "/"."""
-    path = folder / "ImageList" / f"{prefix}Imagelist.txt"
-    ids = [line.replace("\\", "/") for line in _lines(path)]
-    if len(set(ids)) != len(ids):
-        seen: dict[str, int] = {}
-        for i, name in enumerate(ids, 1):
-            first = seen.setdefault(name, i)
-            if first != i:
-                raise IdError(
-                    f"'{path}' lists an image twice.",
-                    found=f"{name!r} in line {first:,} and line {i:,}",
-                    expected="every image once",
-                )
-    return path, np.array(ids, dtype=np.str_)
+def _lines(path: Path) -> Listing:
+    """The lines of a text file, of which only the end may be blank."""
+    listing = read_list(path, "a name in each line")
+    blank = [i for i, line in enumerate(listing.lines, 1) if i != line]
+    if blank:
+        raise LabelError(f"'{path}', line {blank[0]:,}: is blank.", remedy=AGAIN)
+    return listing
 
 
-def _lines(path: Path) -> list[str]:
-    """The lines of a text file, without the space around them; only the end may be blank."""
-    try:
-        lines = [line.strip() for line in _bytes(path).decode("utf-8-sig").split("\n")]
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise LabelError(
-            f"'{path}', line {line:,}: is not UTF-8 text.",
-            found=f"byte {error.object[error.start]:#04x}",
-        ) from error
-    while lines and not lines[-1]:
-        lines.pop()
-    if not lines:
-        raise LabelError(f"'{path}' is empty.", remedy="download the file again")
-    if "" in lines:
-        raise LabelError(f"'{path}', line {lines.index('') + 1:,}: is blank.")
-    return lines
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return read_whole(path)
-    except OSError as error:
-        raise unreadable(path, error) from error
-
-
-def _splits(folder: Path, ids: NDArray[np.str_], list_file: Path) -> NDArray[np.str_]:
+def _splits(folder: Path, everyone: Listing) -> NDArray[np.str_]:
     """The split of each image, from the lists of the splits."""
-    where: dict[str, tuple[str, Path]] = {}
-    files = []
-    for split, prefix in SPLITS.items():
-        path, members = _image_list(folder, prefix)
-        files.append(path)
-        for name in members.tolist():
-            if name in where:
-                raise IdError(
-                    "an image of NUS-WIDE is in two splits.",
-                    found=f"{name!r} in '{where[name][1]}' and '{path}'",
-                )
-            where[name] = split, path
-    everyone = ids.tolist()
-    missing = [name for name in everyone if name not in where]
-    if missing:
-        raise IdError(
-            f"an image of '{list_file}' is in no list of a split.",
-            found=f"{missing[0]!r} in line {everyone.index(missing[0]) + 1:,} "
-            f"(first of {len(missing):,})",
-            expected="each image in " + " or ".join(f"'{path}'" for path in files),
-        )
-    if len(where) != len(everyone):
-        known = set(everyone)
-        beyond = [(name, path) for name, (_, path) in where.items() if name not in known]
-        raise IdError(
-            f"an image of a split is not in '{list_file}'.",
-            found=f"{beyond[0][0]!r} of '{beyond[0][1]}' (first of {len(beyond):,})",
-        )
-    return np.array([where[name][0] for name in everyone], dtype=np.str_)
+    lists = {split: _image_list(folder, prefix) for split, prefix in SPLITS.items()}
+    members = [name for one in lists.values() for name in one.names]
+    place = places([(len(one.names), one.place) for one in lists.values()])
+    refuse_repeats(members, place, "an image of NUS-WIDE is in two splits.")
+    where = {name: split for split, one in lists.items() for name in one.names}
+    refuse_wrong(
+        everyone.names,
+        [name in where for name in everyone.names],
+        everyone.place,
+        f"an image of '{everyone.path}' is in no list of a split.",
+        expected="each image in " + " or ".join(f"'{one.path}'" for one in lists.values()),
+    )
+    known = set(everyone.names)
+    what = f"an image of a split is not in '{everyone.path}'."
+    refuse_wrong(members, [name in known for name in members], place, what)
+    return np.array([where[name] for name in everyone.names], dtype=np.str_)
 
 
 def _check_files(folder: Path, ending: str, names: tuple[str, ...], concepts: Path) -> None:
@@ -262,7 +209,7 @@ def _check_files(folder: Path, ending: str, names: tuple[str, ...], concepts: Pa
 
 def _column(path: Path, n: int, list_file: Path) -> Codes:
     """The labels of one concept."""
-    raw = _bytes(path).replace(b"\r\n", b"\n").rstrip()
+    raw = read_bytes(path, "0 or 1 in each line").replace(b"\r\n", b"\n").rstrip()
     table = np.frombuffer(raw + b"\n", dtype=np.uint8)
     plain = len(table) % 2 == 0 and bool((table[1::2] == NEWLINE).all())
     values = table[::2] if plain else np.frombuffer(_digits(path, raw), dtype=np.uint8)
@@ -292,26 +239,27 @@ def _digits(path: Path, raw: bytes) -> bytes:
 
 def _no_label(path: Path, line: int, found: str) -> LabelError:
     return LabelError(
-        f"'{path}', line {line:,}: no label.",
+        f"'{path}', line {line:,}: is not a label.",
         found=repr(found) if found else "a blank line",
         expected="0 negative or 1 positive",
     )
 
 
-def _photos(ids: NDArray[np.str_], list_file: Path, *, needed: bool) -> NDArray[np.str_]:
+def _photos(listing: Listing, *, needed: bool) -> NDArray[np.str_]:
     """The Flickr photo of each image; "" where the name of the file does not tell it."""
-    photos = [name.rsplit("/", 1)[-1].rsplit(".", 1)[0].rpartition("_")[2] for name in ids.tolist()]
-    wrong = [i for i, photo in enumerate(photos) if not photo.isdecimal()]
-    if wrong and needed:
-        raise IdError(
-            f"'{list_file}', line {wrong[0] + 1:,}: the name tells no Flickr photo.",
-            found=f"{str(ids[wrong[0]])!r} (first of {len(wrong):,})",
+    stems = [name.rsplit("/", 1)[-1].rsplit(".", 1)[0] for name in listing.names]
+    photos = np.array([stem.rpartition("_")[2] for stem in stems], dtype=np.str_)
+    told = np.char.isdecimal(photos)
+    if needed:
+        refuse_wrong(
+            listing.names,
+            told,
+            listing.place,
+            f"'{listing.path}' has a name that tells no Flickr photo.",
             expected="a name such as '0001_2124494179.jpg'",
             remedy="groups=None",
         )
-    for i in wrong:
-        photos[i] = ""
-    return np.array(photos, dtype=np.str_)
+    return np.where(told, photos, "")
 
 
 def _photo_counts(

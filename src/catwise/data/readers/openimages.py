@@ -7,28 +7,25 @@ other categories of the image are unknown. Labels that a model has made are neve
 from __future__ import annotations
 
 import csv
-import io
+import os
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from catwise.data.checks import refuse_wrong
 from catwise.data.dataset import Dataset
-from catwise.data.files import TableFile, listed, no_rows, open_table, read_whole, unreadable
+from catwise.data.files import TableFile, listed, no_rows, open_table
+from catwise.data.readers._kit import AGAIN, dataset, distinct, find, read_text, sparse
 from catwise.errors import CategoryError, ConfigError, IdError, LabelError, check_choice, nearest
 from catwise.labels.codes import POSITIVE, UNCERTAIN, Codes, Rows
-from catwise.labels.columns import Columns, row_dtype
+from catwise.labels.columns import Storage
 from catwise.labels.core import PartialLabels
 from catwise.labels.encodings import ENCODINGS, UNFIT, encode_values, raw_value
 from catwise.labels.names import category_names as checked_names
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterator, Sequence
-
-    from catwise.labels.columns import Storage
 
 __all__ = ["HUMAN_SOURCES", "label_count_groups", "read_openimages"]
 
@@ -44,15 +41,7 @@ HEX: Final = np.frombuffer(b"0123456789abcdef", dtype=np.uint8)  # and 16 of the
 NIBBLES: Final = np.full(256, 255, dtype=np.uint8)
 NIBBLES[HEX] = np.arange(16)
 N_TRAINABLE: Final = {"v3": 5_000, "v6": 9_605}
-CHOICES: Final = {
-    "version": ("v3", "v6", "v7"),
-    "split": ("train", "validation", "test"),
-    "categories": ("trainable", "boxable", "all"),
-    "category_names": ("mid", "display"),
-    "conflict": ("uncertain", "error", "positive"),
-    "images": ("labelled", "all"),
-    "machine_as": ("uncertain", "positive"),
-}
+LISTS: Final = ("trainable", "boxable", "all")
 TRAIN_IMAGES: Final = "oidv6-{split}-images-with-labels-with-rotation.csv"
 FILES: Final = {
     "human": ("{split}/annotations-human.csv", "-{short}-annotations-human-imagelabels.csv"),
@@ -118,10 +107,14 @@ def read_openimages(
     Source: Kuznetsova et al., The Open Images Dataset V4, IJCV 2020, section 2; Krasin et al.,
         OpenImages, 2017, https://github.com/openimages/dataset/blob/main/READMEV3.md (V3).
     """
-    _check(version=version, split=split, category_names=category_names, conflict=conflict)
-    _check(images=images, machine_as=machine_as)
+    check_choice("version", version, ("v3", "v6", "v7"))
+    check_choice("split", split, ("train", "validation", "test"))
+    check_choice("category_names", category_names, ("mid", "display"))
+    check_choice("conflict", conflict, ("uncertain", "error", "positive"))
+    check_choice("images", images, ("labelled", "all"))
+    check_choice("machine_as", machine_as, ("uncertain", "positive"))
     if machine is not None and not 0 < machine <= 1:
-        raise ConfigError("machine is no confidence.", found=f"{machine}", expected="0 < … ≤ 1")
+        raise ConfigError("machine is not a confidence.", found=f"{machine}", expected="0 < … ≤ 1")
     if isinstance(sources, str) or (sources is not None and not sources):
         raise ConfigError("sources must be several names.", found=repr(sources))
     release = _Release(Path(root), version, split)
@@ -132,19 +125,26 @@ def read_openimages(
     if machine is not None:
         code = POSITIVE if machine_as == "positive" else UNCERTAIN
         pair, codes = _added(release, ids, (pair, codes), machine, code)
-    starts = np.searchsorted(pair, np.arange(len(names) + 1) * len(ids)).astype(np.int64)
-    release.counts["categories_without_label"] = int(np.count_nonzero(np.diff(starts) == 0))
-    content = Columns(starts, (pair % len(ids)).astype(row_dtype(len(ids))), codes)
+    content = sparse(pair, codes, len(ids), len(names))
+    silent = int(np.count_nonzero(np.diff(content.starts) == 0))
+    release.counts["categories_without_label"] = silent
     texts = _id_texts(ids)
-    rest = {"ids": texts, "groups": None, "storage": storage}
-    # Checked, as the numbers of the ids are all different.
-    labels = PartialLabels.from_content(content, len(ids), names, checked=True, **rest)
     paths = np.zeros(len(ids), "U1")
     if image_folder is not None:
         paths = np.char.add(np.char.add(image_folder.rstrip("/") + "/", texts), ".jpg")
-    counts, notes = release.counts, _notes(release, conflict, images, machine_as)
-    splits = np.full(len(ids), split)
-    return Dataset(f"openimages_{version}", release.root, paths, labels, splits, counts, notes)
+    return dataset(
+        f"openimages_{version}",
+        release.root,
+        content,
+        names,
+        ids=texts,
+        paths=paths,
+        splits=np.full(len(ids), split),
+        counts=release.counts,
+        notes=_notes(release, conflict, images, machine_as),
+        storage=storage,
+        checked=True,  # the numbers of the ids are all different
+    )
 
 
 def label_count_groups(labels: PartialLabels, n_groups: int = 5) -> NDArray[np.int64]:
@@ -178,11 +178,6 @@ def label_count_groups(labels: PartialLabels, n_groups: int = 5) -> NDArray[np.i
     return groups
 
 
-def _check(**options: str) -> None:
-    for option, value in options.items():
-        check_choice(option, value, CHOICES[option])
-
-
 class _Release:
     """One split of a release: its files, the categories asked for, and what was counted."""
 
@@ -201,14 +196,15 @@ class _Release:
             if name.startswith("-"):
                 names.append(f"oid{self.version}{name.format(short=short)}")
             names.append(name.removeprefix("-").format(short=self.split, split=self.split))
-        folders = ("", "2017_11", "2017_07") if old else ("", self.split)
-        for path in (self.root / folder / name for folder in folders for name in names):
-            if path.exists():
-                self.used[role] = path.relative_to(self.root).as_posix()
-                return path
-        what = f"a file of Open Images {self.version.upper()} is not in '{self.root}'."
-        found = f"no {' and no '.join(map(repr, names))}" if self.root.is_dir() else "no folder"
-        raise LabelError(what, found=found, remedy="correct root, or download the file into it")
+        folders = ("", "2017_11/", "2017_07/") if old else ("", f"{self.split}/")
+        path = find(
+            self.root,
+            [f"{folder}{name}" for folder in folders for name in names],
+            f"file of Open Images {self.version.upper()}",
+            remedy="correct root, or download the file into it",
+        )
+        self.used[role] = path.relative_to(self.root).as_posix()
+        return path
 
 
 def _categories(release: _Release, wanted: str | Sequence[str], kind: str) -> tuple[str, ...]:
@@ -220,7 +216,7 @@ def _categories(release: _Release, wanted: str | Sequence[str], kind: str) -> tu
         often = Counter(classes.values())
         shown = {m: text if often[text] == 1 else f"{text} ({m})" for m, text in classes.items()}
     if isinstance(wanted, str):
-        _check(categories=wanted)
+        check_choice("categories", wanted, LISTS)
         release.mids = list(_classes(release.file(wanted), described=wanted == "all"))
     else:
         release.mids = _picked(list(wanted), shown, path)
@@ -231,27 +227,23 @@ def _categories(release: _Release, wanted: str | Sequence[str], kind: str) -> tu
 def _classes(path: Path, *, described: bool) -> dict[str, str]:
     """MID → name (the MID where it has none), in the order of a file with or without a header."""
     classes: dict[str, str] = {}
+    reader = csv.reader(read_text(path, "classes").splitlines(keepends=True), strict=True)
     try:
-        text = read_whole(path).decode("utf-8-sig")
-        with io.StringIO(text, newline="") as file:
-            reader = csv.reader(file, strict=True)
-            for i, fields in enumerate(reader):
-                mid, name = ([text.strip() for text in fields] + ["", ""])[:2]
-                if not fields or (i == 0 and mid.lower() in ("labelname", "id")):
-                    continue
-                where = f"'{path}', line {reader.line_num:,}"
-                if not mid.startswith("/") or (described and len(fields) != len((mid, name))):
-                    right = "a MID, such as '/m/01g317'" + " and its name" * described
-                    raise LabelError(f"{where}: no class.", found=f"{fields}", expected=right)
-                if mid in classes:
-                    raise CategoryError(f"{where}: the class {mid!r} is listed a second time.")
-                classes[mid] = name or mid
-    except OSError as error:
-        raise unreadable(path, error) from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise LabelError(f"'{path}' is no list of classes.", found=str(error)) from error
+        for i, fields in enumerate(reader):
+            mid, name = ([text.strip() for text in fields] + ["", ""])[:2]
+            if not fields or (i == 0 and mid.lower() in ("labelname", "id")):
+                continue
+            where = f"'{path}', line {reader.line_num:,}"
+            if not mid.startswith("/") or (described and len(fields) != len((mid, name))):
+                right = "a MID, such as '/m/01g317'" + " and its name" * described
+                raise LabelError(f"{where}: is not a class.", found=f"{fields}", expected=right)
+            if mid in classes:
+                raise CategoryError(f"{where}: the class {mid!r} is listed a second time.")
+            classes[mid] = name or mid
+    except csv.Error as error:
+        raise LabelError(f"'{path}' is not a list of classes.", found=str(error)) from error
     if not classes:
-        raise LabelError(f"'{path}' lists no classes.", remedy="download the file again")
+        raise LabelError(f"'{path}' lists no classes.", remedy=AGAIN)
     return classes
 
 
@@ -284,10 +276,14 @@ class _Batch(NamedTuple):
     def refuse(self, column: str, wrong: NDArray[np.bool_], expected: str) -> None:
         """Refuse the first row that is marked."""
         if bool(wrong.any()):
-            row = int(np.argmax(wrong))
             texts, index = self.coded[column]
-            where, text = self.file.place(self.start + row, column), texts[index[row]]
-            raise LabelError(f"no such value in {where}.", found=repr(text), expected=expected)
+
+            def place(row: int) -> str:
+                return self.file.place(self.start + row, column)
+
+            what = f"{self.file} has an unrecognised value of {column}."
+            values = np.array(texts, dtype=object)[index]
+            refuse_wrong(values, ~wrong, place, what, expected=expected, error=LabelError)
 
     def categories(self, mids: list[str]) -> Rows:
         """The category of each row, −1 where it is not asked for."""
@@ -328,7 +324,7 @@ def _id_numbers(array: Any, file: TableFile, start: int) -> Numbers:
     row, text = next((i, t) for i, t in texts if len(t) != len(HEX) or not set(t) <= good)
     where = file.place(start + row, "ImageID")
     right = "16 hexadecimal digits in lower case; spreadsheets damage them"
-    raise IdError(f"no image id in {where}.", found=repr(text), expected=right)
+    raise IdError(f"unrecognised image id in {where}.", found=repr(text), expected=right)
 
 
 def _id_texts(numbers: Numbers) -> NDArray[np.str_]:
@@ -347,12 +343,6 @@ class _Human(NamedTuple):
     seen: list[Numbers]
 
 
-def _distinct(values: NDArray[Any]) -> NDArray[Any]:
-    """The different values, ascending; `np.unique` is much slower on so many ids."""
-    values = np.sort(values)
-    return np.compress(np.append(True, values[1:] != values[:-1])[: len(values)], values)
-
-
 def _read_human(release: _Release, sources: Sequence[str] | None) -> _Human:
     file, counts = open_table(release.file("human")), release.counts
     human = _Human(file, [], [], [])
@@ -367,7 +357,7 @@ def _read_human(release: _Release, sources: Sequence[str] | None) -> _Human:
         batch.refuse("Confidence", here & (codes == UNFIT), "0 for absent or 1 for present")
         n_other += int(np.count_nonzero(here & (category < 0)))
         here &= category >= 0
-        human.seen.append(_distinct(batch.image))
+        human.seen.append(distinct(batch.image))
         human.image.append(batch.image[here])
         human.meaning.append((category[here] * 4 + codes[here] + SHIFT).astype(np.int32))
     missing = sorted(set(sources or ()) - {*met, *HUMAN_SOURCES})
@@ -384,7 +374,7 @@ def _read_human(release: _Release, sources: Sequence[str] | None) -> _Human:
 
 def _row_ids(release: _Release, human: _Human, images: str) -> Numbers:
     """The images of the rows, ascending."""
-    seen, ids = (_distinct(np.concatenate(part)) for part in (human.seen, human.image))
+    seen, ids = (distinct(np.concatenate(part)) for part in (human.seen, human.image))
     without = len(seen) - len(ids)
     if images == "all":
         labelled, ids = ids, _listed_images(release, seen, human.file)
@@ -471,7 +461,7 @@ def _added(release: _Release, ids: Numbers, known: Labelled, least: float, code:
         parts.append(category[used] * len(ids) + row[used])
         n_rows, n_low = n_rows + len(values), n_low + int(np.count_nonzero(values < least))
     n_found = sum(map(len, parts))
-    new = np.setdiff1d(_distinct(np.concatenate(parts)), pair, assume_unique=True)
+    new = np.setdiff1d(distinct(np.concatenate(parts)), pair, assume_unique=True)
     release.counts["machine_labels"] = {
         "rows": n_rows,
         "under_threshold": n_low,

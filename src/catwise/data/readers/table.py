@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 
+from catwise.data.checks import refuse_two
 from catwise.data.dataset import Dataset
 from catwise.data.readers.lists import read_label_lists
 from catwise.data.source import texts_of
 from catwise.data.table import open_labels, read_label_table
-from catwise.errors import ConfigError, IdError, check_choice
+from catwise.errors import ConfigError, check_choice
 from catwise.labels.audit import known_per_row
 
 if TYPE_CHECKING:
@@ -153,20 +154,15 @@ def _told(
         rows = np.flatnonzero(table[columns[0]] == split)
     first = rows
     if id_column is not None and table:
-        names, start, image = np.unique(
-            table[id_column][rows], return_index=True, return_inverse=True
-        )
+        images = table[id_column][rows]
         for name in filter(None, columns):
-            wrong = np.flatnonzero(table[name][rows] != table[name][rows[start[image]]])
-            if len(wrong):
-                k = int(wrong[0])
-                both = int(rows[start[image[k]]]), int(rows[k])
-                raise IdError(
-                    f"{file} has an image with two values in the column {name!r}.",
-                    found=f"{str(names[image[k]])!r}: "
-                    + " and ".join(f"{str(table[name][i])!r} in {file.place(i)}" for i in both),
-                    expected="one value for each image",
-                )
-        first = rows[np.sort(start)]
+            refuse_two(
+                images,
+                table[name][rows],
+                lambda i: file.place(int(rows[i])),
+                f"{file} has an image with two values in the column {name!r}.",
+                expected="one value for each image",
+            )
+        first = rows[np.sort(np.unique(images, return_index=True)[1])]
     blank = np.zeros(labels.n_rows, dtype="U1")
     return [blank if name is None else table[name][first] for name in columns]

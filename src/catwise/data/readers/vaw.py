@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
+from catwise.data.checks import places, refuse_repeats
 from catwise.data.dataset import Dataset
-from catwise.data.readers.visual_genome import (
-    distinct,
-    find_images,
-    kind,
-    load_json,
-    read_names,
-    sparse,
-)
+from catwise.data.readers._kit import dataset, describe, distinct, read_json, sparse
+from catwise.data.readers.visual_genome import find_images, read_names
 from catwise.errors import IdError, LabelError, check_choice, nearest
-from catwise.labels.codes import NEGATIVE, POSITIVE, UNCERTAIN, UNKNOWN
-from catwise.labels.core import PartialLabels
+from catwise.labels.codes import NEGATIVE, POSITIVE, UNCERTAIN, UNKNOWN, Rows
+from catwise.labels.columns import Columns
 from catwise.labels.names import category_names
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from numpy.typing import NDArray
-
-    from catwise.labels.codes import Rows
-    from catwise.labels.columns import Columns
 
 __all__ = ["VawInstances", "read_vaw", "read_vaw_instances"]
 
@@ -101,20 +90,13 @@ def read_vaw(
     index = {name: j for j, name in enumerate(names)}
     fields = {"instance_id", "image_id", *SIDES}
     parts = [_Part.read(*one, index) for one in _instances(folder, split, fields)]
-    _check_repeats(parts)
     ids, groups = (np.concatenate([part[i] for part in parts]) for i in (2, 3))
+    place = places([(len(part.ids), part.place) for part in parts])
+    refuse_repeats(ids, place, "an instance_id of VAW is there twice.")
     content, counts = _joined(parts, index, conflicts)
-    labels = PartialLabels.from_content(
-        content,
-        len(ids),
-        category_names(names, len(names)),
-        ids=ids,
-        groups=groups,
-        storage="auto",
-    )
     splits = np.repeat([part.split for part in parts], [len(part.ids) for part in parts])
     base = Path(root) if images is None else Path(images)
-    files = np.char.add(groups, ".jpg")
+    files = [f"{group}.jpg" for group in groups.tolist()]
     paths, found, notes = find_images(base, files, required=images is not None)
     n_images = len(set(groups.tolist()))
     n_pairs = len(set(zip(splits.tolist(), groups.tolist(), strict=True)))
@@ -133,7 +115,18 @@ def read_vaw(
     ]
     if counts["conflicting_labels"]:
         notes.append(f"An attribute that is both positive and negative is read as {conflicts}.")
-    return Dataset("vaw", base, paths, labels, splits, counts, tuple(notes))
+    return dataset(
+        "vaw",
+        base,
+        content,
+        category_names(names, len(names)),
+        ids=ids,
+        groups=groups,
+        paths=paths,
+        splits=splits,
+        counts=counts,
+        notes=notes,
+    )
 
 
 class VawInstances(NamedTuple):
@@ -173,7 +166,7 @@ def read_vaw_instances(
             numbers = type(box) is list and len(box) == 4 and {*map(type, box)} <= {int, float}
             if not numbers or not all(abs(number) < LARGEST for number in box):
                 raise LabelError(
-                    f"{_place(path, found, i)}: instance_bbox is no box.",
+                    f"{_place(path, found, i)}: instance_bbox is not a box.",
                     found=str(box)[:60],
                     expected="[x, y, width, height]",
                 )
@@ -200,15 +193,15 @@ def _instances(
     for name in FILES if split is None else (split,):
         for file in FILES[name]:
             path = folder / file
-            found = load_json(
+            found = read_json(
                 path,
                 f"instances of the split {name!r}",
                 keep=lambda pairs: {key: value for key, value in pairs if key in fields},
             )
             if not isinstance(found, list) or not found:
                 raise LabelError(
-                    f"'{path}' is no list of instances.",
-                    found=kind(found) if found else "nothing in it",
+                    f"'{path}' is not a list of instances.",
+                    found=describe(found) if found else "nothing in it",
                     expected='[{"image_id": …, "instance_id": …}, …]',
                 )
             for i, one in enumerate(found):
@@ -216,8 +209,8 @@ def _instances(
                     lacks = type(one) is dict and sorted(fields - one.keys())
                     raise LabelError(
                         f"{_place(path, found, i)}: "
-                        + (f"there is no {lacks[0]}." if lacks else "no object."),
-                        found=f"only {sorted(one)}" if lacks else kind(one),
+                        + (f"there is no {lacks[0]}." if lacks else "not an object."),
+                        found=f"only {sorted(one)}" if lacks else describe(one),
                     )
             yield name, path, found
 
@@ -238,6 +231,10 @@ class _Part(NamedTuple):
     ids: NDArray[np.str_]
     groups: NDArray[np.str_]
     labels: tuple[tuple[Rows, Rows], ...]  # rows and columns of the positives, of the negatives
+
+    def place(self, i: int) -> str:
+        """Where instance i is, for people."""
+        return f"'{self.path}', instance {i + 1:,}"
 
     @classmethod
     def read(
@@ -260,10 +257,11 @@ def _texts(path: Path, found: Sequence[dict[str, Any]], key: str) -> NDArray[np.
     values = [one[key] for one in found]
     if not set(map(type, values)) <= types or "" in values:
         i = next(i for i, value in enumerate(values) if type(value) not in types or value == "")
-        raise (LabelError if key == "object_name" else IdError)(
-            f"{_place(path, found, i)}: {key} is no {'name' if key == 'object_name' else 'id'}.",
-            found=kind(values[i]),
-            expected="a text" if key == "object_name" else "a text or a whole number",
+        named = key == "object_name"
+        raise (LabelError if named else IdError)(
+            f"{_place(path, found, i)}: {key} is not {'a name' if named else 'an id'}.",
+            found=describe(values[i]),
+            expected="a text" if named else "a text or a whole number",
         )
     return np.array(list(map(str, values)), dtype=np.str_)
 
@@ -276,8 +274,8 @@ def _attributes(
     if set(map(type, lists)) != {list}:
         i = next(i for i, names in enumerate(lists) if type(names) is not list)
         raise LabelError(
-            f"{_place(path, found, i)}: {side} is no list.",
-            found=kind(lists[i]),
+            f"{_place(path, found, i)}: {side} is not a list.",
+            found=describe(lists[i]),
             expected="names of attributes",
         )
     names = list(chain.from_iterable(lists))
@@ -291,24 +289,11 @@ def _attributes(
         near = nearest(name, index) if type(name) is str else ""
         raise LabelError(
             f"{_place(path, found, i)}: {side} holds an attribute that is not in {INDEX}.",
-            found=f"{kind(name)}{near}",
+            found=f"{describe(name)}{near}",
             expected=f"one of its {len(index):,} names",
         )
     rows = np.repeat(np.arange(len(lists)), np.fromiter(map(len, lists), np.int64))
     return rows, np.fromiter(map(index.__getitem__, names), np.int64, len(names))
-
-
-def _check_repeats(parts: Sequence[_Part]) -> None:
-    """Refuse an instance that is there twice, in one file or in two."""
-    seen: dict[str, tuple[Path, int]] = {}
-    for part in parts:
-        for i, name in enumerate(part.ids.tolist()):
-            path, first = seen.setdefault(name, (part.path, i))
-            if first != i or path is not part.path:
-                raise IdError(
-                    f"'{part.path}', instance {i + 1:,}: an instance_id is there twice.",
-                    found=f"{name!r}, first in '{path}', instance {first + 1:,}",
-                )
 
 
 def _sides(parts: Sequence[_Part]) -> list[list[tuple[Rows, Rows]]]:
@@ -337,12 +322,11 @@ def _joined(
     codes = np.full(len(keys), NEGATIVE, dtype=np.int8)
     codes[np.searchsorted(keys, positive)] = POSITIVE
     codes[np.searchsorted(keys, both)] = CONFLICTS.get(conflicts, UNKNOWN)
-    columns, rows = np.divmod(keys, max(n_rows, 1))
     counts = {
         "conflicting_labels": len(both),
         "repeated_labels": sum(map(len, given)) - len(positive) - len(negative),
     }
-    return sparse(columns, rows, codes, n_rows, len(index)), counts
+    return sparse(keys, codes, n_rows, len(index)), counts
 
 
 def _conflict(
@@ -352,13 +336,10 @@ def _conflict(
     columns, rows = np.divmod(both, n_rows)
     at = int(np.argmin(rows))
     row, name = int(rows[at]), list(index)[int(columns[at])]
-    for part in parts:
-        if row < len(part.ids):
-            break
-        row -= len(part.ids)
+    place = places([(len(part.ids), part.place) for part in parts])(row)
+    one = str(np.concatenate([part.ids for part in parts])[row])
     return LabelError(
-        f"'{part.path}', instance {row + 1:,} (instance_id {str(part.ids[row])!r}): an attribute "
-        "is both positive and negative.",
+        f"{place} (instance_id {one!r}): an attribute is both positive and negative.",
         found=f"{name!r} (first of {len(both):,})",
         remedy="conflicts='unknown'",
     )

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
+from catwise.data.checks import refuse_repeats, refuse_wrong
 from catwise.data.dataset import Dataset
-from catwise.data.files import TableFile, no_rows, open_table
-from catwise.data.source import check_textual, encode_column, texts_of
+from catwise.data.files import TableFile, open_table
+from catwise.data.readers._kit import (
+    dataset,
+    find_splits,
+    in_column,
+    locate_images,
+    numbered,
+    read_columns,
+    relative,
+)
 from catwise.errors import ConfigError, IdError, LabelError, check_choice, nearest
 from catwise.labels.codes import NEGATIVE, POSITIVE, UNCERTAIN, UNKNOWN, Codes, Rows
-from catwise.labels.core import PartialLabels
-from catwise.labels.encodings import ENCODINGS, UNFIT, encoding_error
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
+from catwise.labels.encodings import ENCODINGS
 
 __all__ = ["GLOBAL_LABELS", "KAGGLE_CLASSES", "LOCAL_LABELS", "read_vindr"]
 
@@ -80,11 +85,14 @@ KAGGLE_CLASSES: Final = (
 """The 15 classes of the VinBigData competition; class_id is the position."""
 
 SPLITS: Final = ("train", "test")
-LAYOUTS: Final = ("physionet", "kaggle")
 POLICIES: Final = ("majority", "any", "all", "unanimous")
-TABLES: Final = {"train": "image_labels_train.csv", "test": "image_labels_test.csv"}
-PLACES: Final = ("annotations", "")
-KAGGLE_TABLE: Final = "train.csv"
+TABLES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
+    "physionet": {
+        split: (f"annotations/image_labels_{split}.csv", f"image_labels_{split}.csv")
+        for split in SPLITS
+    },
+    "kaggle": {"train": ("train.csv",), "test": ()},
+}
 ALIASES: Final = {"Other diseases": "Other disease"}
 N_RATERS: Final = 3
 
@@ -149,18 +157,15 @@ def read_vindr(
     """
     check_choice("split", split, (None, *SPLITS))
     check_choice("raters", raters, POLICIES)
-    check_choice("layout", layout, (None, *LAYOUTS))
+    check_choice("layout", layout, (None, *TABLES))
     if not suffix.startswith("."):
         raise ConfigError("a suffix begins with a dot.", found=repr(suffix), expected="'.dicom'")
     root = Path(root)
     chosen, tables = _find_tables(root, split, layout)
     categories = KAGGLE_CLASSES if chosen == "kaggle" else (*LOCAL_LABELS, *GLOBAL_LABELS)
-    counts: dict[str, Any] = {
-        "layout": chosen,
-        "tables": {name: path.relative_to(root).as_posix() for name, path in tables.items()},
-    }
+    counts: dict[str, Any] = {"layout": chosen, "tables": relative(tables, root)}
     notes = [] if split or len(tables) == 2 else [f"Only the split {next(iter(tables))!r} is here."]
-    parts: dict[str, tuple[Any, Codes]] = {}
+    parts: dict[str, tuple[list[str], Codes]] = {}
     missing: list[int] = []
     paths: list[NDArray[np.str_]] = []
     for name, path in tables.items():
@@ -176,34 +181,44 @@ def read_vindr(
         counts[f"contradictory_rows_of_{name}"] = _n_contradictory(votes.codes, categories)
         parts[name] = votes.ids, codes
         notes += _contradiction(name, counts[f"contradictory_rows_of_{name}"])
-        paths.append(_paths(root, name, votes.ids, suffix))
-        if (root / name).is_dir():
-            missing.append(int(np.count_nonzero(paths[-1] == "")))
+        files = [f"{image}{suffix}" for image in votes.ids]
+        located = locate_images(root, (name,), files)
+        paths.append(located.paths)
+        if located.there:
+            missing.append(located.n_missing)
         else:
+            paths[-1] = np.array([f"{name}/{one}" for one in files])
             notes.append(f"There is no folder {name}; paths tell where its images should be.")
-    _check_apart(root, tables, parts)
+    ids = [image for images, _ in parts.values() for image in images]
+    splits = np.repeat(list(parts), [len(codes) for _, codes in parts.values()])
+    refuse_repeats(
+        ids,
+        lambda i: f"'{tables[str(splits[i])]}'",
+        f"the tables of VinDr-CXR in '{root}' share images.",
+        expected="every image in one split",
+    )
     if missing:
         counts["images_without_files"] = sum(missing)
     if chosen == "kaggle":
         notes.append("A finding is negative for a radiologist who drew no box of it.")
     notes.append("The release names no patients, so images are in no groups.")
-    content = np.concatenate([codes for _, codes in parts.values()])
-    labels = PartialLabels.from_content(
-        content,
-        len(content),
-        tuple(categories),
-        ids=np.concatenate([texts_of(ids) for ids, _ in parts.values()]),
-        groups=None,
-        storage="auto",
+    return dataset(
+        "vindr",
+        root,
+        np.concatenate([codes for _, codes in parts.values()]),
+        categories,
+        ids=ids,
+        paths=np.concatenate(paths),
+        splits=splits,
+        counts=counts,
+        notes=notes,
     )
-    splits = np.repeat(list(parts), [len(codes) for _, codes in parts.values()])
-    return Dataset("vindr", root, np.concatenate(paths), labels, splits, counts, tuple(notes))
 
 
 class _Votes(NamedTuple):
     """What each radiologist says of an image; a consensus counts as one."""
 
-    ids: Any  # (N,) Arrow texts, in order of first appearance
+    ids: list[str]  # N, in order of first appearance
     image: Rows  # (R,) which image each row is about
     n_raters: int  # different radiologists
     n_rows: int  # rows of the table
@@ -217,42 +232,29 @@ def _find_tables(root: Path, split: str | None, layout: str | None) -> tuple[str
         LabelError: If there is none, or not the one of the split.
         ConfigError: If both layouts are there and none is asked for.
     """
-    tables = {
-        "physionet": {
-            name: paths[0]
-            for name, text in TABLES.items()
-            if (paths := [p for place in PLACES if (p := root / place / text).is_file()])
-        },
-        "kaggle": {"train": root / KAGGLE_TABLE} if (root / KAGGLE_TABLE).is_file() else {},
+    there = {
+        name: [file for files in names.values() for file in files if (root / file).is_file()]
+        for name, names in TABLES.items()
+        if layout in (None, name)
     }
-    there = [name for name in ([layout] if layout else LAYOUTS) if tables[name]]
-    if len(there) > 1:
+    if all(there.values()) and len(there) > 1:
         raise ConfigError(
             f"'{root}' holds VinDr-CXR in two layouts.",
-            found=" and ".join(str(next(iter(found.values()))) for found in tables.values()),
+            found=" and ".join(f"'{files[0]}'" for files in there.values()),
             remedy="layout='physionet' or 'kaggle'",
         )
-    if not there:
-        raise LabelError(
-            f"'{root}' has no table of VinDr-CXR{f' as on {layout}' if layout else ''}.",
-            expected="annotations/image_labels_train.csv and image_labels_test.csv (PhysioNet), "
-            "or train.csv (Kaggle)",
-            remedy="give the folder that holds annotations/ or train.csv",
-        )
-    found = tables[there[0]]
-    if split is not None and split not in found:
-        kaggle = there[0] == "kaggle"
-        raise LabelError(
-            f"'{root}' has no table of the split {split!r} of VinDr-CXR.",
-            found="the layout of Kaggle, whose test images have no labels" if kaggle else None,
-            expected=f"annotations/{TABLES[split]}",
-            remedy="the labels of the test images are in the release on PhysioNet"
-            if kaggle
-            else None,
-        )
-    return there[0], {
-        name: found[name] for name in SPLITS if name in found and split in (None, name)
-    }
+    chosen = next((name for name, files in there.items() if files), next(iter(there)))
+    hidden = "the layout of Kaggle, whose test images have no labels"
+    return chosen, find_splits(
+        root,
+        TABLES[chosen] if chosen == "physionet" or split == "test" else {"train": ("train.csv",)},
+        split,
+        f"table of VinDr-CXR{f' as on {layout}' if layout else ''}",
+        found=hidden if there.get("kaggle") and split == "test" else None,
+        remedy="give the folder that holds annotations/ (PhysioNet) or train.csv (Kaggle)"
+        if split != "test"
+        else "the labels of the test images are in the release on PhysioNet",
+    )
 
 
 def _read_votes(file: TableFile, split: str, categories: Sequence[str]) -> _Votes:
@@ -261,43 +263,27 @@ def _read_votes(file: TableFile, split: str, categories: Sequence[str]) -> _Vote
     if split == "train":
         keys["rad_id"] = "the radiologists"
     columns = [name if name in file.names else ALIASES.get(name, name) for name in categories]
-    for name, role in [*keys.items(), *((name, "a label") for name in columns)]:
-        file.require(name, role)
-    encoding = ENCODINGS["nan"]
-    texts: dict[str, list[Any]] = {name: [] for name in keys}
-    blocks, n_rows, n_unfit = [np.empty((0, len(columns)), np.int8)], 0, 0
-    first: tuple[int, str, Any] | None = None
-    for batch in file.batches([*keys, *columns], coded=columns):
-        codes = np.empty((batch.num_rows, len(columns)), dtype=np.int8)
-        for j, name in enumerate(columns):
-            codes[:, j] = encode_column(batch.column(name), encoding)
-        unfit = np.argwhere(codes == UNFIT)
-        if len(unfit) and first is None:
-            row, j = unfit[0].tolist()
-            first = n_rows + row, columns[j], batch.column(columns[j])[row].as_py()
-        for name, arrays in texts.items():
-            arrays.append(_texts(batch.column(name), name, file, n_rows))
-        blocks.append(codes)
-        n_rows, n_unfit = n_rows + batch.num_rows, n_unfit + len(unfit)
-    if first is not None:
-        raise encoding_error(
-            encoding,
-            first[2],
-            where=file.place(*first[:2]),
-            n_unfit=n_unfit,
-            remedy="correct the value, or download the file again",
-        )
-    if not n_rows:
-        raise no_rows(str(file))
-    ids, image = _numbered(texts["image_id"])
-    names, rater = _numbered(texts["rad_id"]) if split == "train" else ([""], np.zeros_like(image))
-    _check_once(file, ids, image, rater, split)
-    return _Votes(ids, image, len(names), n_rows, np.concatenate(blocks))
+    texts, codes = read_columns(file, keys, labels=columns, encoding=ENCODINGS["nan"])
+    _refuse_blanks(file, texts)
+    ids, image = numbered(texts["image_id"])
+    n_raters = len(numbered(texts["rad_id"])[0]) if split == "train" else 1
+    rows = [" by ".join(row) for row in zip(*(a.tolist() for a in texts.values()), strict=True)]
+    what = "of one radiologist for one image" if split == "train" else "for one image"
+    refuse_repeats(rows, file.place, f"{file} has two rows {what}.", expected="one row")
+    return _Votes(ids.to_pylist(), image, n_raters, len(image), codes)
+
+
+def _refuse_blanks(file: TableFile, texts: dict[str, Any]) -> None:
+    from pyarrow import compute
+
+    for name, array in texts.items():
+        error = LabelError if name.startswith("class") else IdError
+        told = compute.not_equal(array, "")
+        refuse_wrong(array, told, in_column(file, name), f"{file} has a blank {name}.", error=error)
 
 
 def _read_boxes(file: TableFile) -> _Votes:
     """Read the table of Kaggle: each row is a box, or says that there is no finding."""
-    import pyarrow as pa
     from pyarrow import compute
 
     keys = {
@@ -306,76 +292,28 @@ def _read_boxes(file: TableFile) -> _Votes:
         "class_id": "the numbers of the findings",
         "rad_id": "the radiologists",
     }
-    for name, role in keys.items():
-        file.require(name, role)
-    texts: dict[str, list[Any]] = {name: [] for name in keys}
-    n_rows = 0
-    for batch in file.batches(list(keys), coded=["class_name", "class_id", "rad_id"]):
-        for name, arrays in texts.items():
-            arrays.append(_texts(batch.column(name), name, file, n_rows))
-        n_rows += batch.num_rows
-    if not n_rows:
-        raise no_rows(str(file))
-    ids, image = _numbered(texts["image_id"])
-    names, rater = _numbered(texts["rad_id"])
-    numbers, titles = (pa.concat_arrays(texts[name]) for name in ("class_id", "class_name"))
+    texts, _ = read_columns(file, keys, coded=["class_name", "class_id", "rad_id"])
+    _refuse_blanks(file, texts)
+    ids, image = numbered(texts["image_id"])
+    names, rater = numbered(texts["rad_id"])
     known = {f"{i} {name}": i for i, name in enumerate(KAGGLE_CLASSES)}
-    classes = compute.binary_join_element_wise(numbers, titles, " ").dictionary_encode()
-    local = classes.indices.to_numpy(zero_copy_only=False)
-    for i, text in enumerate(classes.dictionary.to_pylist()):
-        if text not in known:
-            row = int(np.flatnonzero(local == i)[0])
-            raise LabelError(
-                f"{file} has a finding that is none of the competition's{nearest(text, known)}.",
-                found=f"class_id {numbers[row].as_py()!r} with class_name "
-                f"{titles[row].as_py()!r} in {file.place(row, 'class_id')}",
-                expected="0 to 14, each with its own name: " + ", ".join(KAGGLE_CLASSES),
-            )
-    number = np.array([known[text] for text in classes.dictionary.to_pylist()], dtype=np.int64)
+    classes = compute.binary_join_element_wise(texts["class_id"], texts["class_name"], " ")
+    different, local = numbered(classes)
+    wrong = [text for text in different.to_pylist() if text not in known]
+    if wrong:
+        refuse_wrong(
+            classes,
+            ~np.isin(local, [different.to_pylist().index(text) for text in wrong]),
+            in_column(file, "class_id"),
+            f"{file} has a finding that is not one of the competition's{nearest(wrong[0], known)}.",
+            error=LabelError,
+            expected="0 to 14, each with its own name: " + ", ".join(KAGGLE_CLASSES),
+        )
+    number = np.array([known[text] for text in different.to_pylist()], dtype=np.int64)
     pairs, pair = np.unique(image * len(names) + rater, return_inverse=True)
     codes = np.full((len(pairs), len(KAGGLE_CLASSES)), NEGATIVE, dtype=np.int8)
     codes[pair, number[local]] = POSITIVE
-    return _Votes(ids, pairs // len(names), len(names), n_rows, codes)
-
-
-def _texts(array: Any, column: str, file: TableFile, start: int) -> Any:
-    """Texts of a column; blank ones are refused."""
-    import pyarrow as pa
-    from pyarrow import compute
-
-    check_textual(array.type, column, file)
-    texts = array.cast(pa.string()).fill_null("")
-    blank = compute.equal(texts, "").index(True).as_py()
-    if blank >= 0:
-        error = LabelError if column.startswith("class") else IdError
-        raise error(f"blank {column} in {file.place(start + blank, column)}.")
-    return texts
-
-
-def _numbered(parts: list[Any]) -> tuple[Any, Rows]:
-    """Different texts in order of first appearance, and the number of each row's text."""
-    import pyarrow as pa
-
-    coded = pa.concat_arrays(parts).dictionary_encode()
-    return coded.dictionary, coded.indices.cast(pa.int64()).to_numpy(zero_copy_only=False)
-
-
-def _check_once(file: TableFile, ids: Any, image: Rows, rater: Rows, split: str) -> None:
-    """Refuse two rows for one image, or for one image and radiologist."""
-    key = image * (int(rater.max()) + 1) + rater
-    order = np.argsort(key, kind="stable")
-    twice = np.flatnonzero(np.diff(key[order]) == 0)
-    if not len(twice):
-        return
-    k = twice[np.argmin(order[twice + 1])]
-    rows = int(order[k]), int(order[k + 1])
-    what = "of one radiologist for one image" if split == "train" else "for one image"
-    raise IdError(
-        f"{file} has two rows {what}.",
-        found=f"image {ids[int(image[rows[0]])].as_py()!r} in {file.place(rows[0])} and "
-        f"{file.place(rows[1])} ({len(twice):,} repeats in all)",
-        expected="one row",
-    )
+    return _Votes(ids.to_pylist(), pairs // len(names), len(names), len(image), codes)
 
 
 def _settled(votes: _Votes, policy: str, categories: Sequence[str]) -> tuple[Codes, dict[str, Any]]:
@@ -428,37 +366,6 @@ def _n_contradictory(codes: Codes, categories: Sequence[str]) -> int:
     return int(np.count_nonzero((codes[:, nothing] == POSITIVE) & others.any(axis=1)))
 
 
-def _check_apart(root: Path, tables: dict[str, Path], parts: dict[str, tuple[Any, Codes]]) -> None:
-    """Refuse an image in both splits."""
-    from pyarrow import compute
-
-    if len(parts) < 2:
-        return
-    train, test = (parts[name][0] for name in SPLITS)
-    both = test.filter(compute.is_in(test, value_set=train))
-    if len(both):
-        names = " and ".join(f"'{path.relative_to(root).as_posix()}'" for path in tables.values())
-        raise IdError(
-            f"the tables {names} in '{root}' share {len(both):,} images.",
-            found=f"{both[0].as_py()!r}",
-            expected="every image in one split",
-        )
-
-
 def _contradiction(split: str, n: int) -> list[str]:
     """What is noted of rows that say both that there is no finding and what it is."""
     return [f"{split}: {n:,} votes for 'No finding' next to a finding count as they are."] * (n > 0)
-
-
-def _paths(root: Path, split: str, ids: Any, suffix: str) -> NDArray[np.str_]:
-    """The path of each image; empty if the folder is there and the image is not in it."""
-    import pyarrow as pa
-    from pyarrow import compute
-
-    names = compute.binary_join_element_wise(ids, pa.scalar(suffix), "")
-    paths = texts_of(compute.binary_join_element_wise(pa.scalar(split), names, "/"))
-    if not (root / split).is_dir():
-        return paths
-    files = pa.array([path.name for path in (root / split).iterdir()], pa.string())
-    there = compute.is_in(names, value_set=files).to_numpy(zero_copy_only=False)
-    return np.where(there, paths, "")

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 from xml.etree import ElementTree as ET
 
 import numpy as np
+from numpy.typing import NDArray
 
 from catwise._limits import MAX_LINE
+from catwise.data.checks import refuse_repeats, refuse_wrong
 from catwise.data.dataset import Dataset
 from catwise.data.files import listed
-from catwise.data.readers.visual_genome import read_text
-from catwise.errors import ConfigError, IdError, LabelError, check_choice, nearest
+from catwise.data.readers._kit import (
+    AGAIN,
+    Listing,
+    dataset,
+    locate_images,
+    read_list,
+    read_text,
+)
+from catwise.errors import ConfigError, LabelError, check_choice, nearest
 from catwise.labels.codes import NEGATIVE, POSITIVE, UNKNOWN
-from catwise.labels.core import PartialLabels
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
 
 __all__ = ["CATEGORIES", "read_voc"]
 
@@ -56,10 +60,9 @@ SOURCES: Final = ("auto", "image_sets", "annotations", "both")
 DIFFICULT: Final = {"unknown": UNKNOWN, "positive": POSITIVE, "negative": NEGATIVE}
 
 PRESENT, ONLY_DIFFICULT, ABSENT = 1, 0, -1
-MARKS: Final = {str(mark): mark for mark in (PRESENT, ONLY_DIFFICULT, ABSENT)}
 DECLARATION: Final = re.compile(r"<!(?!--|\[CDATA\[)")
 
-Marks: TypeAlias = "NDArray[np.int8]"
+Marks: TypeAlias = NDArray[np.int8]
 """(N, 20) of 1: an object, 0: difficult objects only, -1: no object."""
 
 
@@ -126,22 +129,31 @@ def read_voc(
         )
     root = Path(root)
     folder = _folder(root, int(year))
-    ids, lines = _read_ids(folder / "ImageSets" / "Main" / f"{split}.txt", split)
-    marks, counts, notes = _read_marks(folder, split, source, ids, lines)
+    images = _read_ids(folder / "ImageSets" / "Main" / f"{split}.txt", split)
+    marks, counts, notes = _read_marks(folder, split, source, images)
     counts["difficult_labels"] = int((marks == ONLY_DIFFICULT).sum())
     counts["images_without_objects"] = int((marks == ABSENT).all(axis=1).sum())
-    paths, counts["images_without_files"] = _paths(root, folder, ids)
+    jpegs = (folder / "JPEGImages").relative_to(root).as_posix()
+    files = [f"{name}.jpg" for name in images.names]
+    found = locate_images(root, (jpegs,), files)
+    counts["images_without_files"] = found.n_missing
     notes.append(f"A category with difficult objects only is read as {difficult}.")
-    if not (folder / "JPEGImages").is_dir():
+    if not found.there:
         notes.append("There is no folder JPEGImages; paths tell where it should be.")
     codes = np.full(marks.shape, NEGATIVE, dtype=np.int8)
     codes[marks == PRESENT] = POSITIVE
     codes[marks == ONLY_DIFFICULT] = DIFFICULT[difficult]
-    labels = PartialLabels.from_content(
-        codes, len(codes), CATEGORIES, ids=np.array(ids), groups=None, storage="auto"
+    return dataset(
+        f"voc{int(year)}",
+        root,
+        codes,
+        CATEGORIES,
+        ids=images.names,
+        paths=[f"{jpegs}/{file}" for file in files],
+        splits=[split] * len(files),
+        counts=counts,
+        notes=notes,
     )
-    splits = np.full(len(ids), split)
-    return Dataset(f"voc{int(year)}", root, paths, labels, splits, counts, tuple(notes))
 
 
 def _folder(root: Path, year: int) -> Path:
@@ -162,59 +174,16 @@ def _folder(root: Path, year: int) -> Path:
     )
 
 
-def _paths(root: Path, folder: Path, ids: Sequence[str]) -> tuple[NDArray[np.str_], int]:
-    """The images' paths from the root, and how many are not there."""
-    images = folder / "JPEGImages"
-    there = frozenset(path.name for path in images.iterdir()) if images.is_dir() else frozenset()
-    files = [f"{name}.jpg" for name in ids]
-    base = images.relative_to(root).as_posix()
-    paths = np.array([f"{base}/{file}" for file in files], dtype=np.str_)
-    return paths, sum(file not in there for file in files)
-
-
-def _read_fields(path: Path, what: str, n_fields: int) -> list[tuple[int, list[str]]]:
-    """(line, fields) of a list that is separated by blanks; blank lines do not count.
-
-    Raises:
-        LabelError: If a line has another number of fields.
-        IdError: If the first field repeats.
-    """
-    text = read_text(path, what)
-    rows = [(i, fields) for i, line in enumerate(text.split("\n"), 1) if (fields := line.split())]
-    seen: dict[str, int] = {}
-    for line, fields in rows:
-        if len(fields) != n_fields:
-            raise LabelError(
-                f"'{path}', line {line:,}: not as many fields as there should be.",
-                found=" ".join(fields)[:60],
-                expected="an image and its mark, such as '000005 -1'"
-                if n_fields == 2
-                else "an image, such as '000005'",
-            )
-        first = seen.setdefault(fields[0], line)
-        if first != line:
-            raise IdError(
-                f"'{path}', line {line:,}: an image is listed twice.",
-                found=f"{fields[0]!r}, first in line {first:,}",
-            )
-    return rows
-
-
-def _read_ids(path: Path, split: str) -> tuple[list[str], list[int]]:
-    """The images of a split, and their lines."""
-    rows = _read_fields(path, f"the images of the split {split!r}", 1)
-    for line, (name,) in rows:
-        if "/" in name or "\\" in name:
-            raise IdError(
-                f"'{path}', line {line:,}: no image of PASCAL VOC.",
-                found=repr(name),
-                expected="the name of a file without its suffix, such as '000005'",
-            )
-    return [fields[0] for _, fields in rows], [line for line, _ in rows]
+def _read_ids(path: Path, split: str) -> Listing:
+    """The images of a split."""
+    listing = read_list(path, f"the images of the split {split!r}")
+    listing.refuse(r"[^\s/\\]+", "the name of a file without its suffix, such as '000005'")
+    listing.refuse_repeats()
+    return listing
 
 
 def _read_marks(
-    folder: Path, split: str, source: str, ids: list[str], lines: list[int]
+    folder: Path, split: str, source: str, images: Listing
 ) -> tuple[Marks, dict[str, Any], list[str]]:
     """The marks of the images, what was met, and notes."""
     main = folder / "ImageSets" / "Main"
@@ -231,69 +200,53 @@ def _read_marks(
         )
     counts: dict[str, Any] = {"labels_from": source}
     if source == "image_sets":
-        marks = _marks_of_sets(files, ids, main / f"{split}.txt")
+        marks = _marks_of_sets(files, images)
         return marks, counts, ["Labels are those of ImageSets/Main/<category>_<split>.txt."]
-    marks, counts["objects_without_difficult"] = _marks_of_objects(
-        folder, ids, lines, main / f"{split}.txt"
-    )
+    marks, counts["objects_without_difficult"] = _marks_of_objects(folder, images)
     notes = ["Labels are those of the objects in Annotations."]
     if counts["objects_without_difficult"]:
         notes.append("An object that does not say whether it is difficult is read as not.")
     if source == "both":
-        _check_agreement(
-            folder, files, ids, _marks_of_sets(files, ids, main / f"{split}.txt"), marks
-        )
+        _check_agreement(folder, files, images.names, _marks_of_sets(files, images), marks)
         notes[0] = "Labels of ImageSets/Main and of the objects in Annotations agree."
     return marks, counts, notes
 
 
-def _marks_of_sets(files: Sequence[Path], ids: list[str], list_path: Path) -> Marks:
+def _marks_of_sets(files: Sequence[Path], images: Listing) -> Marks:
     """The marks that the lists of the categories give.
 
     Raises:
-        LabelError: If a mark is none of 1, 0 and -1.
+        LabelError: If a line is not an image and its mark.
         IdError: If a category has other images than the list.
     """
-    marks = np.empty((len(ids), len(files)), dtype=np.int8)
-    row_of = {name: i for i, name in enumerate(ids)}
+    marks = np.empty((len(images.names), len(files)), dtype=np.int8)
+    row_of = {name: i for i, name in enumerate(images.names)}
     for j, path in enumerate(files):
-        rows = _read_fields(path, f"marks of the category {CATEGORIES[j]!r}", 2)
-        for line, (name, mark) in rows:
-            if mark not in MARKS:
-                raise LabelError(
-                    f"'{path}', line {line:,}: no mark.",
-                    found=repr(mark),
-                    expected="1 (an object), 0 (difficult objects only) or -1 (none)",
-                )
-            if name not in row_of:
-                raise IdError(
-                    f"'{path}', line {line:,}: an image is not in '{list_path}'.", found=repr(name)
-                )
-        if len(rows) < len(ids):
-            there = {fields[0] for _, fields in rows}
-            absent = [name for name in ids if name not in there]
-            raise IdError(
-                f"'{path}' has no marks of images in '{list_path}'.",
-                found=f"{len(absent):,} without, the first {absent[0]!r}",
-                remedy="download the file again",
-            )
-        at = [row_of[fields[0]] for _, fields in rows]
-        marks[at, j] = [MARKS[fields[1]] for _, fields in rows]
+        listing = read_list(path, f"marks of the category {CATEGORIES[j]!r}")
+        expected = "an image and its mark 1 (an object), 0 (difficult objects only) or -1 (none)"
+        listing.refuse(r"\S+\s+(1|0|-1)", f"{expected}, such as '000005 -1'", error=LabelError)
+        names, values = zip(*(line.split() for line in listing.names), strict=True)
+        refuse_repeats(names, listing.place, f"'{path}' has a duplicate image.")
+        what = f"'{path}' has an image that is not in '{images.path}'."
+        refuse_wrong(names, [name in row_of for name in names], listing.place, what)
+        there = set(names)
+        what = f"'{path}' lacks an image of '{images.path}'."
+        good = [name in there for name in images.names]
+        refuse_wrong(images.names, good, images.place, what, remedy=AGAIN)
+        marks[[row_of[name] for name in names], j] = [int(value) for value in values]
     return marks
 
 
-def _marks_of_objects(
-    folder: Path, ids: list[str], lines: list[int], list_path: Path
-) -> tuple[Marks, int]:
+def _marks_of_objects(folder: Path, images: Listing) -> tuple[Marks, int]:
     """The marks that the objects in the annotations give, and how many lack `difficult`."""
-    marks = np.full((len(ids), len(CATEGORIES)), ABSENT, dtype=np.int8)
+    marks = np.full((len(images.names), len(CATEGORIES)), ABSENT, dtype=np.int8)
     column_of = {name: j for j, name in enumerate(CATEGORIES)}
     n_silent = 0
-    for i, name in enumerate(ids):
+    for i, name in enumerate(images.names):
         path = folder / "Annotations" / f"{name}.xml"
         if not path.is_file():
             raise LabelError(
-                f"'{list_path}', line {lines[i]:,}: an image has no annotation.",
+                f"{images.place(i)}: an image has no annotation.",
                 found=f"{name!r}, no file '{path}'",
                 remedy="unpack the annotations of the split, or source='image_sets'",
             )
@@ -302,14 +255,16 @@ def _marks_of_objects(
             category = (one.findtext("name") or "").strip()
             if category not in column_of:
                 raise LabelError(
-                    f"{place}: its name is no category of PASCAL VOC.",
+                    f"{place}: its name is not a category of PASCAL VOC.",
                     found=f"{category!r}{nearest(category, CATEGORIES)}",
                 )
             flag = one.findtext("difficult")
             n_silent += flag is None
             if flag is not None and flag.strip() not in ("0", "1"):
                 raise LabelError(
-                    f"{place}: no value of difficult.", found=repr(flag), expected="0 or 1"
+                    f"{place}: unrecognised value of difficult.",
+                    found=repr(flag),
+                    expected="0 or 1",
                 )
             mark = ONLY_DIFFICULT if flag is not None and flag.strip() == "1" else PRESENT
             j = column_of[category]
@@ -339,12 +294,12 @@ def _parse(path: Path) -> ET.Element:
     except ET.ParseError as error:
         line, column = error.position
         raise LabelError(
-            f"'{path}', line {line:,}, column {column + 1:,}: no XML.",
+            f"'{path}', line {line:,}, column {column + 1:,}: is not XML.",
             found=str(error).split(":")[0],
-            remedy="download the file again",
+            remedy=AGAIN,
         ) from error
     if tree.tag != "annotation":
-        raise LabelError(f"'{path}' is no annotation.", found=f"<{tree.tag}>")
+        raise LabelError(f"'{path}' is not an annotation.", found=f"<{tree.tag}>")
     return tree
 
 
