@@ -13,7 +13,7 @@ from torch import nn
 
 from catwise.heads import read_head
 from catwise.models import LoadedModel, Preprocessing
-from catwise.models.preprocess import preprocess
+from catwise.models.pixels import preprocess
 
 if TYPE_CHECKING:
     from pathlib import Path

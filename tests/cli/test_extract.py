@@ -23,7 +23,7 @@ from catwise.cli import main
 from catwise.errors import ConfigError, FeatureError, IdError, LabelError, OutputError
 from catwise.features import FeatureStore, open_store
 from catwise.models.images import read_image
-from catwise.models.preprocess import preprocess
+from catwise.models.pixels import preprocess
 from cli.tiny import MODEL, load, make_images
 
 TESTS = Path(__file__).parents[1]

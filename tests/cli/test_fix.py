@@ -36,7 +36,7 @@ from catwise.errors import (
 from catwise.fixing import run as steps
 from catwise.heads import load_head
 from catwise.models import Preprocessing
-from catwise.models.preprocess import preprocess
+from catwise.models.pixels import preprocess
 from cli.fix_case import INPUT, NAMES, SPLITS, TinyNet, arguments, contents, make_case
 
 if TYPE_CHECKING:

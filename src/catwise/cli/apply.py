@@ -272,7 +272,7 @@ def _few(loaded: LoadedModel, images: Path) -> Any:
     import torch
 
     from catwise.errors import ConfigError
-    from catwise.models.preprocess import ImageRows
+    from catwise.models.loading import ImageRows
     from catwise.models.sources import FolderImages, ImageSource, TarImages
 
     shards = [images] if images.suffix == ".tar" else sorted(images.glob("*.tar"))

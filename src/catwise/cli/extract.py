@@ -158,7 +158,7 @@ def _columns(table: Path, path_column: str, id_column: str | None) -> tuple[Any,
 def _tried(loaded: LoadedModel, source: ImageSource, config: ExtractConfig) -> int:
     """The number of features of the first images."""
     from catwise.models.extraction import extract
-    from catwise.models.preprocess import ImageRows
+    from catwise.models.loading import ImageRows
 
     few = ImageRows(source, loaded.preprocessing, rows=range(min(len(source), _TRIED)))
     found: Any = extract(

@@ -42,7 +42,7 @@ from catwise.fixing.verify import verify
 from catwise.joining import aligned_features
 from catwise.models.extraction import extract
 from catwise.models.layers import ranks_of
-from catwise.models.preprocess import ImageRows
+from catwise.models.loading import ImageRows
 from catwise.models.registry import write_model
 from catwise.progress import Progress
 from catwise.reporting import rows_csv, write_run

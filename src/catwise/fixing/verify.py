@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from catwise.fixing.images import places
-from catwise.models.preprocess import ImageRows
+from catwise.models.loading import ImageRows
 from catwise.models.verify import noise, verify_copy
 
 if TYPE_CHECKING:

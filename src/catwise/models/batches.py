@@ -15,9 +15,7 @@ from torch.utils import data as torch_data
 from catwise.errors import ConfigError, ShapeError
 from catwise.features.ids import as_ids, compact, id_text
 from catwise.models import layers
-from catwise.models.preprocess import ImageLoader, ImageRows, reading
-
-__all__ = ["BatchSource", "ImageBatch", "merge_batches"]
+from catwise.models.loading import ImageRow, ImageRows, reading_images
 
 _IMAGE_KEYS: Final = ("images", "image", "pixel_values", "img")
 _ID_KEYS: Final = ("ids", "id", "image_ids", "image_id")
@@ -40,7 +38,7 @@ def _split(value: Any, is_id: Callable[[Any], bool]) -> tuple[Any, Any]:
     if isinstance(value, Mapping):
         image = next((value[key] for key in _IMAGE_KEYS if key in value), value)
         return image, next((value[key] for key in _ID_KEYS if key in value), None)
-    if hasattr(value, "image"):  # of ImageRows, whose ids are known
+    if isinstance(value, ImageRow):  # of ImageRows, whose ids are known
         return value.problem if value.image is None else value.image, None
     if isinstance(value, (tuple, list)) and value:
         return value[0], next((part for part in value[1:] if is_id(part)), None)
@@ -111,10 +109,6 @@ class BatchSource:
 
     def __init__(self, loader: Any, batch_rows: int | None, workers: int, ids: Any) -> None:
         self._options: dict[str, Any] = {"num_workers": workers, "collate_fn": _collate}
-        if isinstance(loader, ImageLoader):
-            batch_rows = batch_rows or loader.batch_size
-            self._options["num_workers"] = workers or loader.workers
-            loader = loader.dataset
         if isinstance(loader, Tensor):
             loader = torch_data.TensorDataset(loader)
         self._loader = loader
@@ -169,7 +163,7 @@ class BatchSource:
         reader: Any = torch_data.DataLoader(
             self._dataset, batch_sampler=spans, generator=torch.Generator(), **self._options
         )
-        with reading():
+        with reading_images():
             for span, batch in zip(spans, reader, strict=True):
                 rows = _rows_of(batch)
                 if len(rows.images) != len(span):

@@ -17,9 +17,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
-from catwise.errors import ConfigError, check_rules
+from catwise.errors import CatwiseError, ConfigError, check_rules
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from catwise.heads import Head, WriteReport
-
-__all__ = ["LoadedModel", "Preprocessing", "Request", "Writer", "check_layout"]
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 _LAYOUTS: Final = {"channels_first": "nchw", "channels_last": "nhwc"}
@@ -120,6 +118,26 @@ class Preprocessing:
                 remedy="say it when the model is loaded: layout='…' (--model-arg layout=…)",
             )
         return replace(self, layout=layout)
+
+
+class Undecodable(NamedTuple):
+    """In place of an image that could not be read.
+
+    Attributes:
+        row: row number in the source.
+        id: of the image.
+        error: why; a FeatureError where the image is at fault, another one where it is not.
+    """
+
+    row: int
+    id: str
+    error: CatwiseError
+
+    @property
+    def reason(self) -> str:
+        """One line."""
+        found = f" ({self.error.found})" if self.error.found else ""
+        return f"{self.error.what}{found}"
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ from catwise.features.store import FeatureStore, open_store
 from catwise.models import layers
 from catwise.models.batches import BatchSource, ImageBatch, merge_batches
 from catwise.models.core import LoadedModel
+from catwise.models.loading import ImageRows
 from catwise.models.parts import PartWork, Rows
-from catwise.models.preprocess import ImageRows
 from catwise.models.sources import ImageSource
 from catwise.progress import Progress, ProgressCallback
 

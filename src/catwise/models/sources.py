@@ -1,8 +1,8 @@
-"""Where images come from, and how they reach a model in batches.
+"""Where images come from: a folder, tar shards, a data set.
 
 A source knows its images by row number, has an id for each and decodes one when asked; nothing is
-unpacked to the disk, and nothing but ids and places is held in memory. `ImageLoader` reads a
-source with any number of workers (see :mod:`catwise.models.preprocess`).
+unpacked to the disk, and nothing but ids and places is held in memory. `ImageRows` makes tensors of
+a source's images, with any number of workers (see :mod:`catwise.models.loading`).
 
 A source of your own gives the ids to `ImageSource` and says where the bytes of a row are:
 
@@ -32,14 +32,8 @@ from catwise._extras import import_optional
 from catwise._limits import MAX_TAR_HEADER, BoundedStream
 from catwise.errors import CatwiseError, ConfigError, FeatureError, IdError, ShapeError
 from catwise.features.ids import as_ids, compact, digest_of
+from catwise.models.core import Undecodable
 from catwise.models.images import DICOM_SUFFIXES, check_bytes, open_file, read_image
-from catwise.models.preprocess import (
-    ImageBatch,
-    ImageLoader,
-    ImageRow,
-    ImageRows,
-    Undecodable,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,18 +43,6 @@ if TYPE_CHECKING:
 
     from catwise.data import Dataset
     from catwise.models.images import ImageInput
-
-__all__ = [
-    "FolderImages",
-    "HuggingFaceImages",
-    "ImageBatch",
-    "ImageLoader",
-    "ImageRow",
-    "ImageRows",
-    "ImageSource",
-    "TarImages",
-    "Undecodable",
-]
 
 IMAGE_SUFFIXES: Final = (
     *(".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp"),

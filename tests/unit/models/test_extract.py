@@ -469,7 +469,8 @@ def test_nothing_but_undecodable_images(tmp_path: Path) -> None:
 def test_images_of_a_folder(tmp_path: Path) -> None:
     """`ImageRows` brings its ids, and says why an image could not be read."""
     image = pytest.importorskip("PIL.Image")
-    from catwise.models.sources import FolderImages, ImageRows
+    from catwise.models.loading import ImageRows
+    from catwise.models.sources import FolderImages
 
     for name in ("a.png", "b.png", "c.png"):
         image.new("RGB", (12, 12), (len(name), 90, 200)).save(tmp_path / name)

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from catwise.errors import ConfigError, IdError, MismatchError, OutputError
 from catwise.models import LoadedModel, Preprocessing
 from catwise.models.extraction import Extracted, extract
-from catwise.models.preprocess import ImageLoader, ImageRows
+from catwise.models.loading import ImageRows
 from catwise.models.sources import FolderImages, HuggingFaceImages, ImageSource, TarImages
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def test_every_source(tmp_path: Path, kind: str) -> None:
     assert store.origin["extract"]["items"]["images"] == source.origin
 
 
-@pytest.mark.parametrize("wrap", ["rows", "loader", "torch", "collate"])
+@pytest.mark.parametrize("wrap", ["rows", "torch"])
 def test_every_loader_of_a_source(tmp_path: Path, wrap: str) -> None:
     """What reads a source gives its ids and its undecodable images, whatever stacks the batches."""
     source = make("folder", tmp_path)
@@ -100,9 +100,7 @@ def test_every_loader_of_a_source(tmp_path: Path, wrap: str) -> None:
     rows = ImageRows(source, PREPROCESSING)
     loader = {
         "rows": lambda: rows,
-        "loader": lambda: ImageLoader(source, PREPROCESSING, batch_size=4),
         "torch": lambda: DataLoader(rows, batch_size=4),
-        "collate": lambda: DataLoader(rows, batch_size=4, collate_fn=rows.collate),
     }[wrap]()
     found = extract(Net(), loader, undecodable="skip", batch_rows=4)
     assert isinstance(found, Extracted)

@@ -17,7 +17,7 @@ import torch
 from catwise.errors import FeatureError
 from catwise.models import Preprocessing
 from catwise.models.images import read_image
-from catwise.models.preprocess import preprocess
+from catwise.models.pixels import preprocess
 
 Image = pytest.importorskip("PIL.Image")
 

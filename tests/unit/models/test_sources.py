@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from catwise.data import Dataset
 from catwise.errors import (
@@ -29,15 +30,10 @@ from catwise.errors import (
 )
 from catwise.labels import PartialLabels
 from catwise.models import Preprocessing
-from catwise.models.sources import (
-    FolderImages,
-    HuggingFaceImages,
-    ImageLoader,
-    ImageRows,
-    ImageSource,
-    TarImages,
-    Undecodable,
-)
+from catwise.models.core import Undecodable
+from catwise.models.extraction import Extracted, extract
+from catwise.models.loading import ImageRows
+from catwise.models.sources import FolderImages, HuggingFaceImages, ImageSource, TarImages
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -143,8 +139,8 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
     (problem,) = [image for _, image in found if isinstance(image, Undecodable)]  # type: ignore[attr-defined]
     assert problem.id == "part0/x.png"
     assert f"it is no file. (a {'named pipe' if kind == 'pipe' else kind}" in problem.reason
-    loader = ImageLoader(found, SMALL, undecodable="skip")
-    assert sum(len(batch.rows) for batch in loader) == 2
+    rows = ImageRows(found, SMALL)
+    assert sum(rows[at].image is not None for at in range(len(rows))) == 2
     with pytest.raises(FeatureError, match=r"no file(.|\n)*y\.tar"):
         TarImages(tmp_path / "y.tar")
 
@@ -345,53 +341,61 @@ def test_hugging_face(tmp_path: Path) -> None:
         HuggingFaceImages(data, "image", "file")
 
 
-def read(loader: ImageLoader) -> tuple[list[int], list[int]]:
-    """Row numbers and levels of all batches."""
-    rows: list[int] = []
-    found: list[int] = []
-    for batch in loader:
-        assert batch.images.shape[1:] == (3, 4, 4)
-        rows += batch.rows.tolist()
-        found += [round(value) for value in (batch.images[:, 0, 0, 0] * 255).tolist()]
-    return rows, found
+class Level(nn.Module):
+    """The level of an image's first pixel as its only feature."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(1, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits (N, 1)."""
+        result: torch.Tensor = self.fc(images[:, :1, 0, 0] * 255)
+        return result
+
+
+def read(source: ImageSource, *, workers: int = 0, rows: Any = None) -> Extracted:
+    """Read a source in batches of four, and leave out what cannot be decoded."""
+    images = ImageRows(source, SMALL, rows=rows)
+    options: dict[str, Any] = {"num_workers": workers, "undecodable": "skip"}
+    found = extract(Level(), images, dtype="float32", batch_rows=4, **options)
+    assert isinstance(found, Extracted)
+    return found
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_loader(tmp_path: Path, workers: int) -> None:
+def test_rows_in_order(tmp_path: Path, workers: int) -> None:
     """Rows come in order, with their own pixels, whatever the number of workers."""
-    loader = ImageLoader(folder(tmp_path, 11), SMALL, batch_size=4, workers=workers)
-    assert len(loader) == 3
-    assert read(loader) == (list(range(11)), list(range(11)))
-    rest = ImageLoader(loader.dataset.source, SMALL, workers=workers, rows=range(6, 11))
-    assert read(rest) == ([6, 7, 8, 9, 10], [6, 7, 8, 9, 10])
-    chosen = ImageLoader(loader.dataset.source, SMALL, batch_size=2, rows=[9, 0, 9])
-    assert read(chosen) == ([9, 0, 9], [9, 0, 9])
+    source = folder(tmp_path, 11)
+    levels = read(source, workers=workers).features
+    assert levels.flatten().round().tolist() == list(range(11))
+    chosen = read(source, workers=workers, rows=[9, 0, 6, 7, 8]).features
+    assert chosen.flatten().round().tolist() == [9, 0, 6, 7, 8]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_undecodable_images_are_skipped(tmp_path: Path, workers: int) -> None:
-    """They are left out, listed and counted; a batch of them alone is passed over."""
+    """They are left out and listed; a batch of them alone is passed over."""
     broken = [1, 4, 5, 6, 7, 9]
     source = folder(tmp_path, 11, broken)
-    loader = ImageLoader(source, SMALL, batch_size=4, workers=workers, undecodable="skip")
     kept = [row for row in range(11) if row not in broken]
-    for _ in range(2):  # a second iteration starts its list anew
-        assert read(loader) == (kept, kept)
-        assert [marker.row for marker in loader.undecodable] == broken
-        assert [marker.id for marker in loader.undecodable] == [f"id{row}" for row in broken]
-    assert all(f"{marker.row}.png" in marker.reason for marker in loader.undecodable)
+    found = read(source, workers=workers)
+    assert found.features.flatten().round().tolist() == kept
+    assert found.skipped == tuple(f"id{row}" for row in broken)
+    problem = ImageRows(source, SMALL)[4].problem
+    assert problem is not None
+    assert (problem.row, problem.id) == (4, "id4")
+    assert "4.png" in problem.reason
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_undecodable_images_are_refused(tmp_path: Path, workers: int) -> None:
     """The first batch with one is an error that lists them, without a worker's traceback."""
-    loader = ImageLoader(folder(tmp_path, 12, [5, 7]), SMALL, batch_size=4, workers=workers)
-    batches = iter(loader)
-    assert next(batches).rows.tolist() == [0, 1, 2, 3]
+    rows = ImageRows(folder(tmp_path, 12, [5, 7]), SMALL)
     with pytest.raises(FeatureError) as caught:
-        next(batches)
+        extract(Level(), rows, batch_rows=4, num_workers=workers)
     message = str(caught.value)
-    assert message.startswith("2 images of a batch cannot be decoded")
+    assert message.startswith("2 of the images in rows 4 to 7 cannot be decoded")
     assert "5.png" in message
     assert "7.png" in message
     assert "Traceback" not in message
@@ -412,25 +416,26 @@ class Sick(io.BytesIO):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_failures_of_the_machine_are_never_skipped(workers: int) -> None:
     """A failing disk ends the work instead of thinning out the data."""
-    loader = ImageLoader(
-        Failing(range(4)), SMALL, batch_size=1, workers=workers, undecodable="skip"
-    )
     with pytest.raises(FeatureStoreError, match=r"2\.png"):
-        read(loader)
+        read(Failing(range(4)), workers=workers)
 
 
 DYING = """
 import os
+from torch import nn
+from catwise import extract
 from catwise.errors import ConfigError
 from catwise.models import Preprocessing
-from catwise.models.sources import ImageLoader, ImageSource
+from catwise.models.loading import ImageRows
+from catwise.models.sources import ImageSource
 
 class Dying(ImageSource):
     def locate(self, row):
         os._exit(1)
 
 try:
-    list(ImageLoader(Dying([0]), Preprocessing(size=(4, 4)), workers=1))
+    rows = ImageRows(Dying([0]), Preprocessing(size=(4, 4)))
+    extract(nn.Sequential(nn.Flatten(), nn.Linear(48, 1)), rows, num_workers=1)
 except ConfigError as error:
     print(error.what)
 """
@@ -452,46 +457,30 @@ def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch, workers: int
         def locate(self, row: int) -> tuple[Any, str]:
             return b"\0" * 128 + b"DICM", f"{row}.dcm"
 
-    loader = ImageLoader(Medical([0]), SMALL, workers=workers, undecodable="skip")
     with pytest.raises(MissingExtraError, match=r"catwise\[dicom\]"):
-        read(loader)
+        read(Medical([0]), workers=workers)
 
 
-def test_rows_for_a_loader_of_ones_own(tmp_path: Path) -> None:
-    """ImageRows works with torch's DataLoader; collate sets aside what is missing."""
+def test_some_rows_of_a_source(tmp_path: Path) -> None:
+    """Rows are those that were asked for; what cannot be read is None; others are refused."""
     rows = ImageRows(folder(tmp_path, 5, [3]), SMALL, rows=[4, 3, 0])
     assert [rows[at].row for at in range(len(rows))] == [4, 3, 0]
     assert rows[1].image is None
-    loader = torch.utils.data.DataLoader(rows, batch_size=3, collate_fn=rows.collate)
-    (batch,) = loader
-    assert batch.rows.tolist() == [4, 0]
-    assert batch.images.shape == (2, 3, 4, 4)
-    assert [marker.row for marker in batch.undecodable] == [3]
-    assert rows.collate([rows[1]]).images.shape == (0, 3, 4, 4)
     with pytest.raises(IdError, match=r"\[5, -1\]"):
         ImageRows(rows.source, SMALL, rows=[0, 5, -1])
 
 
 def test_random_state_is_untouched(tmp_path: Path) -> None:
     """Reading images draws nothing from torch's global generator."""
-    loader = ImageLoader(folder(tmp_path, 3), SMALL)
+    images, model = ImageRows(folder(tmp_path, 3), SMALL), Level()
     before = torch.get_rng_state()
-    read(loader)
+    extract(model, images, num_workers=1)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize(
-    "options", [{"batch_size": 0}, {"workers": -1}, {"undecodable": "ignore"}], ids=str
-)
-def test_options_are_checked(tmp_path: Path, options: dict[str, Any]) -> None:
-    """What cannot be is told when the loader is made."""
-    with pytest.raises(ConfigError, match="options of an image loader are out of range"):
-        ImageLoader(folder(tmp_path, 1), SMALL, **options)
-
-
 def test_white_reaches_the_image(tmp_path: Path) -> None:
-    """Options of reading hold for the batches too."""
+    """Options of reading hold for the rows too."""
     Image.fromarray(np.full((4, 4), 1000, dtype=np.uint16)).save(tmp_path / "a.png")
-    loader = ImageLoader(FolderImages(tmp_path, ["a.png"]), SMALL, white=2000)
-    (batch,) = loader
-    assert torch.equal(batch.images, torch.full((1, 3, 4, 4), 0.5))
+    image = ImageRows(FolderImages(tmp_path, ["a.png"]), SMALL, white=2000)[0].image
+    assert image is not None
+    assert torch.equal(image, torch.full((3, 4, 4), 0.5))

@@ -1,0 +1,137 @@
+"""From an image to a model's input, with Pillow and torch alone.
+
+The geometry and the arithmetic are those of timm's evaluation transform, so that a model sees the
+pixels that it was trained with.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from catwise._extras import import_optional
+from catwise.errors import FeatureError
+from catwise.models.images import as_channels, pixel_limit
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from catwise.models.core import Preprocessing
+
+
+def preprocess(image: Image, preprocessing: Preprocessing) -> Tensor:
+    """Resize, cut and normalise one image.
+
+    With s = floor(size / crop_pct) for height and width, the image is resized to
+
+    - "center": its shorter side to s (the longer side is rounded down; for s of two different
+      numbers, the larger scale of the two, rounded), then cut;
+    - "squash": both sides to s, then cut;
+    - "border": the scale at which it just fits into s, then padded with the mean colour.
+
+    Where the resized image is smaller than the cut it is padded with black, or with the mean colour
+    for "border". Images of mode "F" keep their precision through the resizing; what an
+    interpolation puts beyond black and white is cut, as in 8 bits.
+
+    Args:
+        image: a Pillow image as :func:`~catwise.models.images.read_image` gives it; other modes
+            are converted.
+        preprocessing: what the model needs.
+
+    Returns:
+        (channels, height, width) float32.
+
+    Raises:
+        FeatureError: If the image has no pixels, is so narrow that resizing it would take too many,
+            or cannot be converted.
+        ConfigError: If Pillow is missing.
+
+    Matches: timm.data.create_transform(is_training=False), to 1e-6.
+
+    >>> from PIL import Image
+    >>> from catwise.models import Preprocessing
+    >>> grey = Image.new("L", (40, 30), 128)
+    >>> preprocess(grey, Preprocessing(size=(8, 8))).shape
+    torch.Size([3, 8, 8])
+    """
+    import_optional("PIL.Image", extra="images", purpose="preprocessing images")
+    ready = as_channels(image, channels=preprocessing.channels)
+    if not min(ready.size):
+        raise FeatureError("the image has no pixels.", found=f"size {ready.size}")
+    pixels = _cut(_resized(ready, preprocessing), preprocessing)
+    values = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    if values.dtype == torch.uint8:
+        values = values.to(torch.float32).div_(255)
+    mean = torch.tensor(preprocessing.mean, dtype=torch.float32).view(-1, 1, 1)
+    std = torch.tensor(preprocessing.std, dtype=torch.float32).view(-1, 1, 1)
+    return values.sub_(mean).div_(std)
+
+
+def _resized(image: Image, preprocessing: Preprocessing) -> Image:
+    from PIL import Image
+
+    height, width = _target(image.height, image.width, preprocessing)
+    if (width, height) == image.size:
+        return image
+    limit = pixel_limit()
+    if limit is not None and width * height > limit:
+        raise FeatureError(
+            "the image is too narrow to be resized.",
+            found=f"{image.width:,} x {image.height:,}, resized {width:,} x {height:,}",
+            expected=f"at most {limit:,} pixels",
+            remedy='leave it out, or use crop_mode="squash"',
+        )
+    return image.resize(
+        (width, height), Image.Resampling[preprocessing.interpolation.upper()], reducing_gap=None
+    )
+
+
+def _target(height: int, width: int, preprocessing: Preprocessing) -> tuple[int, int]:
+    """(height, width) of the resized image, at least one pixel each."""
+    rows, columns = (math.floor(side / preprocessing.crop_pct) for side in preprocessing.size)
+    if preprocessing.crop_mode == "squash":
+        return rows, columns
+    if preprocessing.crop_mode == "center" and rows == columns:
+        if width <= height:
+            return int(rows * height / width), rows
+        return rows, int(rows * width / height)
+    choose = max if preprocessing.crop_mode == "border" else min
+    ratio = choose(height / rows, width / columns)
+    return max(1, round(height / ratio)), max(1, round(width / ratio))
+
+
+def _cut(image: Image, preprocessing: Preprocessing) -> NDArray[Any]:
+    """(height, width, channels) from the centre, padded where the image is smaller."""
+    height, width = preprocessing.size
+    top, above = _span(image.height, height)
+    left, before = _span(image.width, width)
+    box = (left, top, min(left + width, image.width), min(top + height, image.height))
+    pixels = np.array(image.crop(box) if box != (0, 0, *image.size) else image)
+    if pixels.dtype == np.float32:
+        np.clip(pixels, 0.0, 1.0, out=pixels)
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    channels = preprocessing.channels
+    if pixels.shape != (height, width, channels):
+        padded = np.empty((height, width, channels), dtype=pixels.dtype)
+        padded[:] = _fill(preprocessing, pixels.dtype)
+        padded[above : above + pixels.shape[0], before : before + pixels.shape[1]] = pixels
+        return padded
+    return pixels
+
+
+def _span(have: int, want: int) -> tuple[int, int]:
+    """Where the cut starts in the image, and where the image starts in the cut."""
+    return (round((have - want) / 2), 0) if have >= want else (0, (want - have) // 2)
+
+
+def _fill(preprocessing: Preprocessing, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The colour of the padding, for each channel."""
+    if preprocessing.crop_mode != "border":
+        return np.zeros(preprocessing.channels, dtype=dtype)
+    levels = np.clip([round(255 * value) for value in preprocessing.mean], 0, 255)
+    return (levels / 255 if dtype.kind == "f" else levels).astype(dtype)
