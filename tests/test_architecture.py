@@ -58,13 +58,6 @@ PRIVATE: set[tuple[str, str]] = {
     ("tuning/choice/candidates.py", "catwise.metrics.bootstrap._groups"),
 }
 LONG: set[str] = {
-    "cli/apply.py command",
-    "cli/audit.py command",
-    "cli/evaluate.py command",
-    "cli/extract.py command",
-    "cli/fix.py command",
-    "cli/simulate.py command",
-    "cli/tune.py command",
     "data/readers/chestxray14.py read_chestxray14",
     "data/readers/chexpert.py read_chexpert",
     "data/readers/coco.py load",

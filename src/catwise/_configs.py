@@ -133,8 +133,9 @@ class TuneConfig:
 
     def tuning(self) -> dict[str, Any]:
         """The arguments of `tune` that say the same."""
-        names = ("metric", "preset", "methods", "validation", "seed", "force")
+        names = ("metric", "preset", "validation", "seed", "force")
         given = {name: getattr(self, name) for name in names}
+        given["methods"] = self.methods and list(self.methods)
         return {**given, "config": self.paper} if self.preset == "paper" else given
 
 

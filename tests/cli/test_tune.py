@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from catwise._configs import EvolutionConfig, PaperConfig
 from catwise.cli import main
 from catwise.cli.console import Output
 from catwise.errors import (
@@ -157,7 +158,8 @@ def test_options_reach_the_tuning(fake: Fake, tmp_path: Path) -> None:
     more = [
         "--metric", "auroc", "--preset", "paper", "--method", "bp_bce", "--method", "bp_asl",
         "--validation", "select", "--seed", "3", "--device", "cpu", "--force",
-        "--uncertain", "0.55:0.85", "--blank", "negative",
+        "--uncertain", "0.55:0.85", "--blank", "negative", "--lr", "0.001", "--generations", "70",
+        "--patience", "7", "--population", "8", "--no-recalibrate", "--selection", "rank",
     ]  # fmt: skip
     result = run("tune", *TRAIN, *VALID, *MODEL, *more, "--out", str(tmp_path / "run"))
     assert result.exit_code == 0, result.output
@@ -173,6 +175,10 @@ def test_options_reach_the_tuning(fake: Fake, tmp_path: Path) -> None:
     assert (call["device"], call["force"], call["logits"], call["progress"]) == (
         "cpu", True, None, None,
     )  # fmt: skip
+    operators = EvolutionConfig(population_size=8, selection="rank")
+    assert call["config"] == PaperConfig(
+        lr=1e-3, max_steps=70, patience=7, operators=operators, recalibrate=False
+    )
     assert call["policy"].uncertain == (0.55, 0.85)
     assert call["policy"].blank == "negative"
     assert call["train"][1].n_rows == 400
