@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
-from catwise.errors import ConfigError
+from catwise.errors import check_rules
 from catwise.features import Features
 from catwise.heads import Head
 from catwise.labels import NEGATIVE, POSITIVE, LabelPolicy, PartialLabels, drop_uniform
-
-if TYPE_CHECKING:
-    import torch
-    from numpy.typing import NDArray
 
 __all__ = ["Task", "TaskSplit", "assert_same_head", "make_task"]
 
@@ -51,8 +49,8 @@ class Task:
     Attributes:
         head: trained the assume-negative way on the training rows.
         train: rows that features and head have memorised; few labels known.
-        valid: fresh rows.
-        test: fresh rows, completely and correctly labelled.
+        valid: held-out rows.
+        test: held-out rows, completely and correctly labelled.
     """
 
     head: Head
@@ -110,35 +108,31 @@ def make_task(
     >>> task.train.labels.shape, task.test.labels == task.test.truth
     ((50, 3), True)
     """
-    _check(
-        sizes=(n_train, n_valid, n_test, n_features, n_categories, groups or 1),
-        shares=(known, known_valid, wrong, *prevalence),
-    )
+    sizes = {
+        "n_train": n_train,
+        "n_valid": n_valid,
+        "n_test": n_test,
+        "n_features": n_features,
+        "n_categories": n_categories,
+        "groups": groups or 1,
+    }
+    shares: dict[str, float | tuple[float, float]] = {
+        "known": known,
+        "known_valid": known_valid,
+        "wrong": wrong,
+        "prevalence": prevalence,
+    }
+    _check(sizes, shares)
     generator = np.random.default_rng(seed)
     directions = generator.standard_normal((n_categories, n_features))
     directions *= _DIRECTIONS / np.linalg.norm(directions, axis=1, keepdims=True)
-    shares = generator.permutation(np.linspace(*prevalence, n_categories))
-    names = [f"category {number}" for number in range(n_categories)]
-
-    def truth_of(name: str, n_rows: int) -> PartialLabels:
-        codes = (generator.random((n_rows, n_categories)) < shares).astype(np.int8)
-        return PartialLabels(
-            codes,
-            ids=[f"{name}-{row}" for row in range(n_rows)],
-            categories=names,
-            groups=[f"{name}-{row // groups}" for row in range(n_rows)] if groups else None,
-        )
-
-    def features_of(truth: PartialLabels) -> NDArray[np.float64]:
-        noise = 0.5 * generator.standard_normal((truth.n_rows, n_features))
-        features: NDArray[np.float64] = noise + truth.codes @ directions
-        return features
-
-    truths = [truth_of(*one) for one in (("train", n_train), ("valid", n_valid), ("test", n_test))]
-    values = [features_of(truth) for truth in truths]
+    positives = generator.permutation(np.linspace(*prevalence, n_categories))
+    n_rows = {"train": n_train, "valid": n_valid, "test": n_test}
+    truths = [_truth(name, n, positives, groups, generator) for name, n in n_rows.items()]
+    values = [_features(truth, directions, generator) for truth in truths]
     labels = drop_uniform(_with_errors(truths[0], wrong, generator), known, seed=seed)
     targets = labels.targets(LabelPolicy(blank="negative")).target
-    head = _ridge_head(values[0], targets, names)
+    head = _ridge_head(values[0], targets, list(labels.categories))
     values[0] = values[0] + memorised * (targets - targets.mean(0)) @ directions
     known_labels = [labels, drop_uniform(truths[1], known_valid, seed=seed + 1), truths[2]]
     splits = [
@@ -148,13 +142,36 @@ def make_task(
     return Task(head, *splits)
 
 
-def _check(*, sizes: tuple[int, ...], shares: tuple[float, ...]) -> None:
-    if min(sizes) < 1 or not all(0 <= share <= 1 for share in shares):
-        raise ConfigError(
-            "a task of that kind cannot be made.",
-            found=f"sizes {sizes}, shares {shares}",
-            expected="sizes of at least 1, shares of 0 to 1",
-        )
+def _check(sizes: dict[str, int], shares: dict[str, float | tuple[float, float]]) -> None:
+    rules = {f"{name} >= 1": size >= 1 for name, size in sizes.items()} | {
+        f"0 <= {name} <= 1": bool(np.min(share) >= 0 and np.max(share) <= 1)
+        for name, share in shares.items()
+    }
+    check_rules("options of a made-up task", sizes | shares, rules)
+
+
+def _truth(
+    name: str,
+    n_rows: int,
+    positives: NDArray[np.float64],
+    groups: int | None,
+    generator: np.random.Generator,
+) -> PartialLabels:
+    """Complete labels with a share of positives for each category."""
+    return PartialLabels(
+        (generator.random((n_rows, positives.size)) < positives).astype(np.int8),
+        ids=[f"{name}-{row}" for row in range(n_rows)],
+        categories=[f"category {number}" for number in range(positives.size)],
+        groups=[f"{name}-{row // groups}" for row in range(n_rows)] if groups else None,
+    )
+
+
+def _features(
+    truth: PartialLabels, directions: NDArray[np.float64], generator: np.random.Generator
+) -> NDArray[np.float64]:
+    noise = 0.5 * generator.standard_normal((truth.n_rows, directions.shape[1]))
+    features: NDArray[np.float64] = noise + truth.codes @ directions
+    return features
 
 
 def _with_errors(

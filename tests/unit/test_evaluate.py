@@ -335,7 +335,7 @@ def test_cross_auroc_is_the_auroc_where_all_is_known():
 def test_options_are_checked():
     """All problems at once, with what was expected."""
     head, features, labels = case()
-    with pytest.raises(ConfigError, match=r"metrics is empty; level=1\.0"):
+    with pytest.raises(ConfigError, match=r"metrics=\[\], level=1\.0"):
         evaluate(head, (features, labels), metrics=[], level=1.0)
     with pytest.raises(ConfigError, match="did you mean 'auroc'"):
         evaluate(head, (features, labels), metrics=["aurco"])

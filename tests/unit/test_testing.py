@@ -89,9 +89,9 @@ def test_signal_is_there_to_be_found() -> None:
 
 def test_impossible_tasks_are_refused() -> None:
     """Sizes under 1 and shares outside 0 to 1 are named."""
-    with pytest.raises(ConfigError, match="sizes"):
+    with pytest.raises(ConfigError, match="n_train >= 1"):
         make_task(n_train=0)
-    with pytest.raises(ConfigError, match="shares"):
+    with pytest.raises(ConfigError, match="0 <= known <= 1"):
         make_task(known=1.5)
 
 

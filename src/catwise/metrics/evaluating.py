@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from catwise._device import resolve_device
 from catwise._text import plural
-from catwise.errors import ConfigError, InSampleWarning, ShapeError, nearest
+from catwise.errors import ConfigError, InSampleWarning, ShapeError, check_rules, nearest
 from catwise.features import check_finite, of_categories
+from catwise.heads import Head
 from catwise.joining import (
     Aligned,
     align,
@@ -21,9 +24,17 @@ from catwise.joining import (
     seen_rows,
     source_digests,
 )
+from catwise.labels import PartialLabels
 from catwise.labels.audit import labelled_part
+from catwise.labels.reasons import FEW
 from catwise.metrics.evaluation import Evaluation, HeadComparison, Interval
-from catwise.metrics.inputs import as_tensor, check_head_logits, known_entries, known_scores
+from catwise.metrics.inputs import (
+    KnownScores,
+    as_tensor,
+    check_head_logits,
+    known_entries,
+    known_scores,
+)
 from catwise.metrics.intervals import (
     LEVEL,
     MIN_COUNT,
@@ -38,15 +49,6 @@ from catwise.metrics.mismatch import check_match
 from catwise.metrics.paired import PairedScores
 from catwise.metrics.per_category import class_counts, undefined_reason
 from catwise.metrics.registry import Metric, resolve_metric
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from numpy.typing import NDArray
-
-    from catwise.heads import Head
-    from catwise.labels import PartialLabels
-    from catwise.metrics.inputs import KnownScores
 
 __all__ = ["DEFAULT_METRICS", "compare_heads", "evaluate"]
 
@@ -65,11 +67,6 @@ DEFAULT_METRICS: Final = (
 
 #: Known positives below which an average precision is clearly too high on average.
 _BIASED_BELOW: Final = 10
-_FEW: Final = {
-    "few_positives": f"with fewer than {MIN_COUNT} known positives",
-    "few_negatives": f"with fewer than {MIN_COUNT} known negatives",
-}
-_SIDES: Final = ("the head before", "the head after")
 #: Logits held at once: 256 MiB as float32.
 _ENTRIES: Final = 1 << 26
 #: Known labels that a micro mean pools at most: 0.6 GiB of scores and codes.
@@ -140,25 +137,13 @@ def evaluate(
     {'macro': 0.5, 'micro': 0.666..., 'n_categories': 1}
     """
     chosen = _chosen(metrics, level)
-    features, labels = open_source(data, name="data")
-    aligned = align(head, features, labels, name="data")
-    require_known(labels)
-    rows = _finite_rows(aligned, features)
-    options = {
-        "prevalence": _options(prevalence, aligned, "prevalence"),
-        "threshold": _options(thresholds, aligned, "thresholds"),
-    }
-    if device is None:
-        device = features.device if isinstance(features, torch.Tensor) else head.device
-    n_in_sample = _count_in_sample(head, features, aligned)
-    scored = _Scores(chosen, options, aligned, level=level)
-    notes = [*labelled_part(aligned.labels), *aligned.notes, *_unknown_rows(n_in_sample)]
-    for block, part_labels, logits in _blocks(aligned, rows, resolve_device(device)):
-        if block.start == 0:
-            names = aligned.categories[block]
-            notes += check_match(logits, part_labels, categories=names, force=force)
+    opened = _open({"this head": head}, data, prevalence, thresholds, device=device)
+    scored = _Scores(chosen, opened.options, opened.labels, level=level)
+    notes = opened.notes
+    for block, part_labels, (logits,) in opened.blocks:
+        notes += _mismatches(opened, block, part_labels, [logits], force=force)
         scored.add(block, logits, part_labels)
-    return _evaluation(aligned, scored, level=level, n_in_sample=n_in_sample, notes=notes)
+    return _evaluation(opened, scored, level=level, notes=notes)
 
 
 def compare_heads(
@@ -207,73 +192,103 @@ def compare_heads(
     ('helped', ('better',))
     """
     chosen = _chosen(metrics, level)
-    features, labels = open_source(data, name="data")
-    sides = [
-        align(head, features, labels, name="data", head_name=name)
-        for name, head in zip(_SIDES, (before, after), strict=True)
+    heads = {"the head before": before, "the head after": after}
+    opened = _open(heads, data, prevalence, thresholds, device=device)
+    categories, notes = opened.categories, opened.notes
+    scores = [
+        PairedScores(one, opened.labels, level=level, categories=categories) for one in chosen
     ]
-    require_known(labels)
-    categories = sides[1].categories
-    options = {
-        "prevalence": _options(prevalence, sides[1], "prevalence"),
-        "threshold": _options(thresholds, sides[1], "thresholds"),
-    }
-    given = {name: value for name, value in options.items() if value is not None}
-    counts, notes = _seen(sides, features)
-    scores = [PairedScores(one, labels, level=level, categories=categories) for one in chosen]
-    if device is None:
-        device = features.device if isinstance(features, torch.Tensor) else after.device
-    rows = [_finite_rows(one, features) for one in sides]
-    blocks = (
-        _blocks(one, own, resolve_device(device)) for one, own in zip(sides, rows, strict=True)
-    )
-    for (block, part, old), (_, _, new) in zip(*blocks, strict=True):
-        if block.start == 0:
-            for logits in (old, new):
-                notes += check_match(logits, part, categories=categories[block], force=force)
+    for block, part, (old, new) in opened.blocks:
+        notes += _mismatches(opened, block, part, [old, new], force=force)
         for one in scores:
-            one.add(block, old, new, part, **_of(one.metric, given, block))
+            one.add(block, old, new, part, **_of(one.metric, opened.options, block))
     found = {one.metric.name: one.result() for one in scores}
     first = found[chosen[0].name]
     notes += _few_notes(categories, first.n_positive, first.reason, list(found))
     return HeadComparison(
         comparisons=found,
-        n_in_sample=counts,
-        options={name: _json(value) for name, value in given.items()},
+        n_in_sample=(opened.n_in_sample[0], opened.n_in_sample[1]),
+        options={name: _json(value) for name, value in opened.options.items()},
         notes=tuple(dict.fromkeys(notes)),
     )
 
 
-def _finite_rows(aligned: Aligned, features: Any) -> Any:
-    rows = aligned.take(features)
-    check_finite(rows)
-    return rows
+class _Opened(NamedTuple):
+    """Heads, features and labels that belong together, ready to be scored."""
+
+    labels: PartialLabels
+    categories: tuple[str, ...]
+    head_index: NDArray[np.int64]  # of the last head
+    options: dict[str, float | torch.Tensor]
+    n_in_sample: list[int | None]  # of each head
+    notes: list[str]
+    blocks: Iterator[tuple[slice, PartialLabels, list[torch.Tensor]]]  # the logits of each head
 
 
-def _seen(sides: list[Aligned], features: Any) -> tuple[tuple[int | None, int | None], list[str]]:
-    """How many rows fitted the head before, and the head after, and what was done to join them."""
-    notes, found = labelled_part(sides[0].labels), []
-    for name, one in zip(_SIDES, sides, strict=True):
-        found.append(_count_in_sample(one.head, features, one, name=name))
-        notes = [*notes, *one.notes, *_unknown_rows(found[-1], name=name)]
-    return (found[0], found[1]), notes
+def _open(
+    heads: Mapping[str, Head],
+    data: tuple[Any, PartialLabels],
+    prevalence: PerCategory,
+    thresholds: PerCategory,
+    *,
+    device: str | torch.device | None,
+) -> _Opened:
+    """Join, check and look at everything; `heads` by what they are called."""
+    features, labels = open_source(data, name="data")
+    sides = {
+        name: align(head, features, labels, name="data", head_name=name.replace("this", "the"))
+        for name, head in heads.items()
+    }
+    require_known(labels)
+    last = [*sides.values()][-1]
+    options = {
+        "prevalence": _options(prevalence, last, "prevalence"),
+        "threshold": _options(thresholds, last, "thresholds"),
+    }
+    notes, n_in_sample = labelled_part(labels), []
+    for name, one in sides.items():
+        n_in_sample.append(_count_in_sample(one.head, features, one, name=name))
+        notes += one.notes
+        if n_in_sample[-1] is None:
+            notes.append(f"it is not known whether some of these rows fitted {name}.")
+    if device is None:
+        device = features.device if isinstance(features, torch.Tensor) else last.head.device
+    blocks = [_blocks(one, features, resolve_device(device)) for one in sides.values()]
+    return _Opened(
+        labels=last.labels,
+        categories=last.categories,
+        head_index=last.head_index,
+        options={name: value for name, value in options.items() if value is not None},
+        n_in_sample=n_in_sample,
+        notes=notes,
+        blocks=(
+            (*parts[0][:2], [part[2] for part in parts]) for parts in zip(*blocks, strict=True)
+        ),
+    )
+
+
+def _mismatches(
+    opened: _Opened,
+    block: slice,
+    labels: PartialLabels,
+    logits: list[torch.Tensor],
+    *,
+    force: bool,
+) -> list[str]:
+    """What the first block's logits say of heads, features and labels that do not match."""
+    names = opened.categories[block]
+    parts = [] if block.start else logits
+    return [
+        note for one in parts for note in check_match(one, labels, categories=names, force=force)
+    ]
 
 
 def _chosen(metrics: Sequence[str | Metric], level: float) -> list[Metric]:
     if isinstance(metrics, (str, Metric)):
         metrics = (metrics,)
     chosen = list({(one := resolve_metric(metric)).name: one for metric in metrics}.values())
-    problems = []
-    if not chosen:
-        problems.append("metrics is empty")
-    if not 0.0 < level < 1.0:
-        problems.append(f"level={level}")
-    if problems:
-        raise ConfigError(
-            "these options of an evaluation are not possible.",
-            found="; ".join(problems),
-            expected="at least one metric, level in (0, 1)",
-        )
+    rules = {"at least one of metrics": bool(chosen), "0 < level < 1": 0.0 < level < 1.0}
+    check_rules("options of an evaluation", {"metrics": [], "level": level}, rules)
     return chosen
 
 
@@ -303,13 +318,8 @@ def _options(value: PerCategory, aligned: Aligned, name: str) -> float | torch.T
     return tensor
 
 
-def _count_in_sample(
-    head: Head, features: Any, aligned: Aligned, *, name: str = "this head"
-) -> int | None:
-    """How many of the rows fitted or selected the head; known by id, else by content.
-
-    None where it is not known what fitted it.
-    """
+def _count_in_sample(head: Head, features: Any, aligned: Aligned, *, name: str) -> int | None:
+    """How many of the rows fitted or selected the head, by id or content; None if unknown."""
     if head.fitted_on is None:
         return None
     if not head.fitted_on.size:
@@ -324,26 +334,17 @@ def _count_in_sample(
             f"{count:,} of {digests.size:,} rows fitted or selected {name}: "
             "the result is in sample and too good",
             InSampleWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     return count
 
 
-def _unknown_rows(n_in_sample: int | None, *, name: str = "this head") -> list[str]:
-    """Say so where nobody knows which rows fitted a head."""
-    if n_in_sample is not None:
-        return []
-    return [f"it is not known whether some of these rows fitted {name}."]
-
-
 def _blocks(
-    aligned: Aligned, rows: Any, device: torch.device
+    aligned: Aligned, features: Any, device: torch.device
 ) -> Iterator[tuple[slice, PartialLabels, torch.Tensor]]:
-    """Categories, their labels and their logits, as many at a time as memory allows.
-
-    Raises:
-        FeatureError: If a logit is not finite.
-    """
+    """Categories, their labels and their finite logits, as many at a time as memory allows."""
+    rows = aligned.take(features)
+    check_finite(rows)
     n_rows, n_categories = aligned.labels.shape
     head = aligned.scored.to(device)
     width = max(1, _ENTRIES // max(n_rows, 1))
@@ -402,35 +403,30 @@ class _Scores:
     def __init__(
         self,
         metrics: list[Metric],
-        options: Mapping[str, float | torch.Tensor | None],
-        aligned: Aligned,
+        options: Mapping[str, float | torch.Tensor],
+        labels: PartialLabels,
         *,
         level: float,
     ) -> None:
-        n_categories = aligned.labels.shape[1]
-        self.metrics = metrics
-        self.options = {name: value for name, value in options.items() if value is not None}
+        n_categories = labels.shape[1]
+        self.metrics, self.options = metrics, options
         self.values = {metric.name: np.full(n_categories, np.nan) for metric in metrics}
-        self.units = Units.of_labels(aligned.labels)
-        self.reasons = undefined_reason(aligned.labels)
+        self.units = Units.of_labels(labels)
+        self.reasons = undefined_reason(labels)
         self.interval_reasons = list(self.reasons)
         self.intervals = {
             metric.name: _Intervals(metric, n_categories, self.units, level)
             for metric in metrics
             if has_interval(metric)
         }
-        counts = class_counts(aligned.labels)
+        counts = class_counts(labels)
         self.pools = int(counts[0].sum() + counts[1].sum()) <= _POOLED
         self.pooled: list[_Pooled] = []
-
-    def of(self, metric: Metric, block: slice) -> dict[str, Any]:
-        """The options that a metric takes, for a block of categories."""
-        return _of(metric, self.options, block)
 
     def add(self, block: slice, logits: torch.Tensor, labels: PartialLabels) -> None:
         """Score a block of categories."""
         for metric in self.metrics:
-            values = metric.per_category(logits, labels, **self.of(metric, block))
+            values = metric.per_category(logits, labels, **_of(metric, self.options, block))
             self.values[metric.name][block] = values.cpu().numpy()
         if self.pools:
             self.pooled.append(self._pool(block, logits, labels))
@@ -446,7 +442,9 @@ class _Scores:
 
     def _bound(self, block: slice, logits: torch.Tensor, labels: PartialLabels) -> None:
         """Intervals, and what each category adds to the error of the means."""
-        options = {name: self.of(one.metric, block) for name, one in self.intervals.items()}
+        options = {
+            name: _of(one.metric, self.options, block) for name, one in self.intervals.items()
+        }
         for at, c in enumerate(range(block.start, block.stop)):
             known = known_scores(logits, labels, at)
             units = self.units.take(known.rows)
@@ -464,7 +462,7 @@ class _Scores:
         return {metric.name: self._micro(metric, _Pooled(*parts)) for metric in self.metrics}
 
     def _micro(self, metric: Metric, pooled: _Pooled) -> float:
-        given = self.of(metric, slice(None))
+        given = _of(metric, self.options, slice(None))
         if isinstance(given.get("prevalence"), torch.Tensor):
             return float("nan")  # one pool has one prevalence
         if isinstance(given.get("threshold"), torch.Tensor):
@@ -492,18 +490,14 @@ def _at(options: Mapping[str, Any], c: int) -> dict[str, float]:
     }
 
 
-def _evaluation(
-    aligned: Aligned, scored: _Scores, *, level: float, n_in_sample: int | None, notes: list[str]
-) -> Evaluation:
-    labels, micro = aligned.labels, scored.micro()
+def _evaluation(opened: _Opened, scored: _Scores, *, level: float, notes: list[str]) -> Evaluation:
+    labels, micro = opened.labels, scored.micro()
     if not scored.pools:
         notes.append(f"micro means were left out: there are over {_POOLED:,} known labels.")
     if isinstance(scored.options.get("prevalence"), torch.Tensor):
         notes.append("micro means have no prevalence per category: they are NaN.")
     n_positive, n_negative = class_counts(labels)
-    notes += _few_notes(
-        aligned.categories, n_positive, scored.interval_reasons, list(scored.values)
-    )
+    notes += _few_notes(opened.categories, n_positive, scored.interval_reasons, [*scored.values])
     without = [name for name in scored.values if name not in scored.intervals]
     notes += [f"no interval is known for {name!r}." for name in without]
     means = {}
@@ -512,8 +506,8 @@ def _evaluation(
         macro = float(values[covered].mean()) if covered.any() else float("nan")
         means[name] = {"macro": macro, "micro": micro[name], "n_categories": int(covered.sum())}
     return Evaluation(
-        categories=aligned.categories,
-        head_index=aligned.head_index,
+        categories=opened.categories,
+        head_index=opened.head_index,
         values=scored.values,
         means=means,
         reasons=tuple(scored.reasons),
@@ -522,7 +516,7 @@ def _evaluation(
         n_rows=labels.shape[0],
         n_positive=n_positive,
         n_negative=n_negative,
-        n_in_sample=n_in_sample,
+        n_in_sample=opened.n_in_sample[0],
         options={name: _json(value) for name, value in scored.options.items()},
         level=level,
         notes=tuple(notes),
@@ -540,13 +534,17 @@ def _few_notes(
     metrics: Sequence[str],
 ) -> list[str]:
     """What to know of categories with few known positives or negatives."""
-    found = Counter(reason for reason in reasons if reason in _FEW)
-    few = [f"{plural(found[key], 'category', 'categories')} {_FEW[key]}" for key in found if key]
+    found = Counter(reason for reason in reasons if reason in FEW)
+    few = [
+        f"{plural(found[key], 'category', 'categories')} with fewer than {MIN_COUNT} known "
+        f"{str(key).removeprefix('few_')}"
+        for key in found
+    ]
     notes = [f"there is no interval for {' and '.join(few)}."] if few else []
     low = [
         f"{name!r} ({n})"
         for name, n, reason in zip(categories, n_positive.tolist(), reasons, strict=True)
-        if n < _BIASED_BELOW and (reason is None or reason in _FEW)
+        if n < _BIASED_BELOW and (reason is None or reason in FEW)
     ]
     if low and "average_precision" in metrics:
         shown = ", ".join(low[:3]) + (", …" if len(low) > 3 else "")

@@ -11,17 +11,27 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from catwise._json import number
 from catwise._text import count, gain, interval, plural, score
 from catwise.errors import ConfigError
+from catwise.labels import PartialLabels
+from catwise.labels.reasons import FEW, MISSING
 from catwise.metrics.bootstrap import benjamini_hochberg, category_names
-from catwise.metrics.inputs import checked_labels, checked_logits, known_scores, label_shape
+from catwise.metrics.inputs import (
+    Array,
+    checked_labels,
+    checked_logits,
+    known_scores,
+    label_shape,
+)
 from catwise.metrics.intervals import (
     LEVEL,
     Difference,
@@ -37,16 +47,6 @@ from catwise.metrics.intervals import (
 )
 from catwise.metrics.per_category import undefined_reason
 from catwise.metrics.registry import METRICS, Metric, resolve_metric
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-    from catwise.labels import PartialLabels
-    from catwise.metrics.inputs import Array
-
-__all__ = ["OUTCOMES", "PairedComparison", "PairedScores", "compare_logits"]
 
 OUTCOMES: Final = ("better", "worse", "no_difference", "not_judged")
 """What a category's scores show."""
@@ -122,7 +122,7 @@ class PairedComparison:
     @property
     def _is_same(self) -> bool:
         """Whether both heads score every row alike in each category that can be scored."""
-        return self.n_scored > 0 and set(self.reason) <= {"unchanged", *_UNDEFINED}
+        return self.n_scored > 0 and set(self.reason) <= {"unchanged", *MISSING}
 
     def __repr__(self) -> str:
         return f"PairedComparison({self.sentence()!r})"
@@ -222,7 +222,6 @@ _VERDICTS: Final = {
     "no_difference": "No difference shown",
     "not_judged": "Not judged",
 }
-_UNDEFINED: Final = frozenset({"no_known_label", "no_known_positive", "no_known_negative"})
 
 
 def compare_logits(
@@ -376,13 +375,12 @@ class PairedScores:
         shown = benjamini_hochberg(p, FALSE_DISCOVERIES)
         outcomes = []
         for c, reason in enumerate(self.reason):
-            if reason in _NOT_JUDGED:
+            if reason in (*MISSING, *FEW):
                 outcomes.append("not_judged")
             elif not shown[c]:
                 outcomes.append("no_difference")
             else:
-                is_better = (difference[c] > 0) == self.metric.higher_is_better
-                outcomes.append("better" if is_better else "worse")
+                outcomes.append("better" if difference[c] * self.metric.sign > 0 else "worse")
         return outcomes
 
 
@@ -399,9 +397,6 @@ def _of_one_class(
     error = float(np.linalg.norm(np.bincount(units.of_row, weights=shares)))
     estimate = Estimate(new.value - old.value, error, new.n_positive, new.n_negative)
     return Difference(old.value, new.value, estimate, shares)
-
-
-_NOT_JUDGED: Final = _UNDEFINED | {"few_positives", "few_negatives"}
 
 
 def _one(value: float | Sequence[float] | None, at: int) -> float | None:
