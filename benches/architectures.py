@@ -13,6 +13,7 @@ in vectors says so.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
 import tempfile
@@ -181,7 +182,7 @@ def there_and_back(kind: str, name: str, folder: Path) -> list[str]:
     head = model.head.replace(weight=torch.randn(model.head.weight.shape, generator=generator))
     write_model(model, head, new)
     equal = "equal" if same_bytes(old, same) else "DIFFER"
-    layer = f"{model.extra.get('node', model.layer)}"
+    layer = model.layer
     shape = f"{head.n_categories} × {head.n_features}"
     gap, tensors = "–", f"{compare_written(model, new):,}"
     if "not linear" not in policy:
@@ -193,7 +194,9 @@ def main() -> int:
     """Print the table; 1 where one failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="what a name must begin with")
-    only = parser.parse_args().only
+    parser.add_argument("--json", type=Path, help="write the table there")
+    asked = parser.parse_args()
+    only, table = asked.only, []
     names = {
         "timm": TIMM.split(),
         "torchvision": TORCHVISION.split(),
@@ -216,7 +219,10 @@ def main() -> int:
             row = [f"{kind}:{name}", *[""] * 5, f"FAILED: {type(error).__name__}: {reason}"]
         finally:
             shutil.rmtree(folder)
+        table.append(row)
         print("| " + " | ".join(row) + " |", flush=True)
+    if asked.json:
+        asked.json.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     seconds = time.perf_counter() - began
     print(f"\n{len(wanted) - failed} of {len(wanted)} architectures in {seconds:.0f} s")
     return int(failed > 0)

@@ -1,6 +1,6 @@
 """What the refit of scale and offset after a metric stage or the genetic algorithm is worth.
 
-    python benches/calibration.py --data TASKS [--tasks 'posters_0.1*.npz'] [--metric auroc]
+    python benches/calibration.py --data TASKS [--tasks 'posters_0.1*.npz'] [--json FILE]
 
 Heads with and without the refit (`catwise.tuning.fits.affine`), on half 1 of the test rows: the
 means over categories of log-loss and calibration error, of F1 at probability 0.5, and of the
@@ -11,6 +11,7 @@ would give; it is chosen on the test rows.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from pathlib import Path
 from unittest.mock import patch
@@ -51,6 +52,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=os.environ.get("CATWISE_TASKS"))
     parser.add_argument("--tasks", default="*.npz", help="glob of the tasks to run")
     parser.add_argument("--metric", default="average_precision", choices=sorted(METRICS))
+    parser.add_argument("--json", type=Path, help="write all numbers there")
     args = parser.parse_args()
     if args.data is None:
         parser.error("name the folder of tasks: --data, or CATWISE_TASKS")
@@ -70,6 +72,8 @@ def main() -> None:
     print(f"half 1 of the test rows, {len(next(iter(sums.values())))} tasks")
     print(f"| head | {args.metric} | log-loss | ECE | F1 at 0.5 | F1, best |")
     print("|---|---|---|---|---|---|")
+    if args.json:
+        args.json.write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
     for name, rows in sums.items():
         print(f"| {name} | " + " | ".join(f"{value:.4f}" for value in np.mean(rows, axis=0)) + " |")
 

@@ -10,8 +10,10 @@ known, all of validation. Shared features are the first category's vectors, for 
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,7 +39,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name, default in (("categories", 40), ("features", 256), ("train", 8000), ("valid", 3000)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--json", type=Path, help="write all numbers there")
     asked = parser.parse_args()
+    report = []
     rng = np.random.default_rng(0)
     planted = rng.normal(size=(asked.categories, asked.features)) / asked.features**0.5
     train, valid = draw(asked.train, planted, 0.3, 1), draw(asked.valid, planted, 1.0, 2)
@@ -61,7 +65,10 @@ def main() -> None:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
             after = result.summary["after"] or result.summary["selected_on"]
             scores = f"{result.summary['before']:.3f} | {after:.3f}"
+            report.append({"what": what, "features": features, "seconds": seconds, "after": after})
             print(f"| {what} | {features} | {seconds:.1f} | {scores} | {peak:.2f} |", flush=True)
+    if asked.json:
+        asked.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import sys
 from pathlib import Path
 
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, nargs="+", required=True)
     parser.add_argument("--masks", type=int, default=3)
     parser.add_argument("--priors", type=float, nargs="+", default=[10, 30, 60, 100, 150, 200, 400])
+    parser.add_argument("--json", type=Path, help="write all numbers there")
     args = parser.parse_args()
     paths = sorted(itertools.chain(*(folder.glob("*.npz") for folder in args.data)))
     draws = [(1.0, 0), *((KEPT, seed) for seed in range(args.masks))]
@@ -56,6 +58,10 @@ def main() -> None:
             print(f"  {path.stem}, {keep:.0%}, mask {seed}", file=sys.stderr, flush=True)
             name = path.stem.split("_")[0]
             table.setdefault((keep, name), []).append(gains(path, args.priors, keep, seed))
+    if args.json:
+        kept = {f"{keep:g} {name}": rows for (keep, name), rows in table.items()}
+        report = {"priors": args.priors, "gains": kept}
+        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print("gain in mean AP over the base head, half 1 of the test rows, in units of 0.0001\n")
     print("| labels | data set | prior | mean | lowest task | below the base |")
     print("|---|---|---|---|---|---|")

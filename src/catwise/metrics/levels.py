@@ -2,7 +2,7 @@
 
 Average precision on few positives is too high: every positive counts itself as found, and few
 negatives leave gaps that are empty by chance. On 3, 5, 10 and 20 positives of real categories it
-was 0.12, 0.08, 0.05 and 0.03 above its value on thousands of rows (``docs/findings.md``). Metrics
+was 0.12, 0.08, 0.05 and 0.03 above its value on thousands of rows (``docs/ablations.md``). Metrics
 that are averages over rows or pairs of rows, such as AUROC and log-loss, have no such excess.
 
 >>> scores, positive = np.array([3.0, 2.0, 1.0, 0.0]), np.array([True, False, True, False])

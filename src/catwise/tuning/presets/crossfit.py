@@ -63,7 +63,7 @@ STAGES: Final = {
     "average_precision": (Stage(1.0, 3.0), Stage(1.0, 1.0)),
     "auroc": (Stage(1.0, 1.0), Stage(2.0, 1.0), Stage(2.0, 0.3)),
 }
-"""The metric stages of the preset; measured in docs/findings.md."""
+"""The metric stages of the preset; measured in docs/ablations.md."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 On x86 PyTorch hands float32 products to MKL, which leaves AVX-512 unused on processors by AMD.
 oneDNN, which PyTorch carries for convolutions and bfloat16, uses it: on Zen 5 it takes less than
-half the time for the shapes here (see docs/findings.md). So large products go there, through the
+half the time for the shapes here (see docs/speed.md). So large products go there, through the
 operator that PyTorch's own compiler calls for linear layers. Both sum in float32. Elsewhere (other
 types, devices, processors, or a PyTorch without that operator) products are PyTorch's own.
 """

@@ -4,7 +4,7 @@ The logits of the known labels are a sampled matrix product (SDDMM), the gradien
 a sparse one (SpMM). On Linux with AVX2 or AVX-512 both are in C (`_native/sampled.c`), which is
 compiled when catwise is installed, if a C compiler is there. Otherwise, and in float64, they are
 PyTorch's sampled product and embedding bags, in tiles of rows that stay in the processor's cache.
-Times of both are in docs/findings.md.
+Times of both are in docs/speed.md.
 """
 
 from __future__ import annotations
