@@ -182,7 +182,7 @@ def there_and_back(kind: str, name: str, folder: Path) -> list[str]:
     head = model.head.replace(weight=torch.randn(model.head.weight.shape, generator=generator))
     write_model(model, head, new)
     equal = "equal" if same_bytes(old, same) else "DIFFER"
-    layer = model.layer
+    layer = str(model.weight_key if kind == "onnx" else model.layer)
     shape = f"{head.n_categories} × {head.n_features}"
     gap, tensors = "–", f"{compare_written(model, new):,}"
     if "not linear" not in policy:
