@@ -52,11 +52,7 @@ CIRCLES: list[set[str]] = [
     {"data/long.py", "data/table.py", "data/wide.py", "labels/core.py"},
     {"models/adapters/transformers.py", "models/registry.py"},
 ]
-PRIVATE: set[tuple[str, str]] = {
-    ("tuning/account/memorisation.py", "catwise.metrics.bootstrap._groups"),
-    ("tuning/account/memorisation.py", "catwise.metrics.bootstrap._known"),
-    ("tuning/choice/candidates.py", "catwise.metrics.bootstrap._groups"),
-}
+PRIVATE: set[tuple[str, str]] = set()
 LONG: set[str] = {
     "data/readers/chestxray14.py read_chestxray14",
     "data/readers/chexpert.py read_chexpert",
@@ -77,17 +73,9 @@ LONG: set[str] = {
     "models/adapters/xrv.py load_xrv",
     "models/extraction.py extract",
     "models/registry.py load_model",
-    "tuning/account/memorisation.py memorisation_gap",
-    "tuning/api.py _result",
-    "tuning/api.py _run_default",
-    "tuning/api.py _run_paper",
     "tuning/fits/backprop.py fit_backprop",
     "tuning/fits/genetic.py fit_genetic",
-    "tuning/inputs.py open_work",
-    "tuning/presets/crossfit.py fit_and_select",
-    "tuning/presets/crossfit.py only_select",
     "tuning/presets/paper.py _run_shared",
-    "tuning/selecting.py select",
 }
 
 HEAVY = ("torch", "torchvision", "timm", "transformers", "ray", "pandas", "sklearn", "numpy")

@@ -38,7 +38,7 @@ RECORDS = [
         "index": 1,
         "status": "skipped",
         "reason": "no_known_label_in_valid",
-        "explanation": "No validation label of this category is known.",
+        "explanation": "No label is known in the validation data.",
         "candidate": "base",
         "metric": "average_precision",
         "before": None,

@@ -503,7 +503,7 @@ def test_records_and_summary_have_their_keys():
         assert record["explanation"].endswith(".")
     assert set(result.summary) == {
         "metric", "n_categories", "n_replaced", "n_kept", "n_skipped", "before", "after", "gain",
-        "gain_low", "gain_high", "reason", "n_scored", "selected_on", "judged_by",
+        "gain_low", "gain_high", "level", "reason", "n_scored", "selected_on", "judged_by",
         "in_sample_rows", "choice", "seconds", "passes",
     }  # fmt: skip
     assert sum(result.summary["choice"]["taken"].values()) == 4

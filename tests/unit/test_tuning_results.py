@@ -272,9 +272,18 @@ def test_records_turn_what_is_not_known_into_none():
         [None, "few_positives"],
     )
     known = PartialLabels([[1, 0], [1, -1], [0, -2]]).counts()
-    records = make_records(
-        ["a", "b"], scores, metric="auroc", scored_on="here", train=known, fresh=None, gaps=None
+    made = make_records(
+        ["a", "b"],
+        [4, 7],
+        scores,
+        metric="auroc",
+        scored_on="here",
+        train=known,
+        valid=None,
+        gaps=None,
     )
+    records = [one.to_dict() for one in made]
+    assert [r["index"] for r in records] == [4, 7]
     assert [r["before"] for r in records] == [None, 0.5]
     assert [r["gain"] for r in records] == [None, 0.25]
     assert [r["gain_low"] for r in records] == [None, None]

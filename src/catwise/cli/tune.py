@@ -108,8 +108,9 @@ def _rehearse(
     """Check all that `tune` would check before it starts, and say what it would do."""
     from catwise._text import value_text
     from catwise.reporting.run import RUN_FILES
+    from catwise.tuning.api import check_tune
 
-    notes = _check_inputs(head, pair, settings)
+    notes = check_tune(head, pair.train, pair.valid, test=pair.test, **settings)
     shown = {**settings, "policy": settings["policy"] and str(settings["policy"])}
     shown["logits"] = settings["logits"] is not None
     if "config" in shown:
@@ -132,29 +133,3 @@ def _rehearse(
             "notes": notes,
         }
     )
-
-
-def _check_inputs(head: Head, pair: Pair, settings: dict[str, Any]) -> list[str]:
-    """All that `tune` refuses before it starts: options, rows, columns, values, a mismatch."""
-    from catwise.tuning.account.held_out import open_test
-    from catwise.tuning.inputs import check_logits, check_sources, open_work
-    from catwise.tuning.plan import make_plan
-
-    plan = make_plan(
-        settings["preset"],
-        settings["methods"],
-        settings["validation"],
-        settings["metric"],
-        settings.get("config"),
-        has_valid=pair.valid is not None,
-    )
-    fitting = {name: settings[name] for name in ("policy", "seed", "device")}
-    work = open_work(head, pair.train, pair.valid, **fitting)
-    check_logits(work, settings["logits"])
-    others = {"training": pair.train, "validation": pair.valid}
-    _, notes = open_test(work, pair.test, others, plan.metric, force=settings["force"])
-    train, valid = (
-        None if data is None else work.scored.logits(data.features)
-        for data in (work.train, work.valid)
-    )
-    return work.notes + check_sources(work, train, valid, force=settings["force"]) + notes

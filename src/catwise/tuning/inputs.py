@@ -1,22 +1,20 @@
-"""The door of `tune`: head, features and labels of both sources, checked and joined."""
+"""The inputs of `tune`: head, features and labels of all sources, checked and joined."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from catwise._device import resolve_device
-from catwise.errors import (
-    CategoryError,
-    ConfigError,
-    MismatchError,
-    ShapeError,
-)
-from catwise.features import by_category, check_finite
+from catwise.errors import CategoryError, ConfigError, IdError, MismatchError, ShapeError
+from catwise.features import by_category, check_finite, of_categories
+from catwise.heads import Head
 from catwise.joining import (
+    COINCIDENCE,
     Aligned,
     align,
     check_disjoint,
@@ -25,117 +23,158 @@ from catwise.joining import (
     require_known,
     seen_rows,
     source_digests,
+    source_ids,
 )
-from catwise.labels import LabelPolicy
+from catwise.labels import LabelPolicy, PartialLabels
 from catwise.labels.audit import labelled_part
+from catwise.metrics import Metric
 from catwise.metrics.inputs import as_tensor, check_head_logits
+from catwise.metrics.intervals import has_interval
 from catwise.metrics.mismatch import check_match
+from catwise.metrics.registry import METRICS
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from catwise.heads import Head
-    from catwise.labels import PartialLabels
-
-__all__ = [
-    "Data",
-    "Work",
-    "check_kinds",
-    "check_logits",
-    "check_sources",
-    "make_data",
-    "open_work",
-    "same_categories",
-]
+Pair: TypeAlias = tuple[Any, PartialLabels]
 
 _LOGITS_TOLERANCE: Final = 1e-2
+#: Logits of test rows that are looked at before the work begins: 256 MiB as float32.
+_ENTRIES: Final = 1 << 26
 
 
 @dataclass(frozen=True)
-class Data:
-    """One source at work: features in the order of the labels, labels in the order of `index`."""
+class LabelledSource:
+    """One source: features in the order of the labels, labels in the order of the head's rows.
+
+    Attributes:
+        features: (n, D), or (n, C, D).
+        labels: (n, C).
+        digests: (n,) what each row is known by.
+        target: (C, n) in [0, 1], what is fitted where a label policy says more than the labels.
+        weight: (C, n) of the targets, or None.
+    """
 
     features: Any
     labels: PartialLabels
     digests: NDArray[np.uint64]
-    target: torch.Tensor | None
-    weight: torch.Tensor | None
+    target: torch.Tensor | None = None
+    weight: torch.Tensor | None = None
 
     @property
     def codes(self) -> torch.Tensor:
         """(C, n) int8."""
         return torch.from_numpy(np.array(self.labels.codes.T, order="C"))
 
+    @classmethod
+    def of(
+        cls, features: Any, labels: PartialLabels, policy: LabelPolicy | None, seed: int
+    ) -> LabelledSource:
+        """Features that are in the order of their labels, with what a policy makes of these."""
+        digests = source_digests(features, labels)
+        if policy is None:
+            return cls(features, labels, digests)
+        given = labels.targets(policy, seed)
+        target, weight = (
+            torch.from_numpy(np.array(a.T, order="C")) for a in (given.target, given.weight)
+        )
+        return cls(features, labels, digests, target, weight)
+
 
 @dataclass(frozen=True)
-class Work:
-    """Everything checked and joined."""
+class TuningInputs:
+    """Everything checked and joined.
+
+    Attributes:
+        base: the head that was given.
+        scored: its C rows that the labels speak about.
+        index: (C,) which rows of the base these are.
+        categories: their C names.
+        train: labelled rows that the backbone was trained on.
+        valid: labelled rows of other images, or None.
+        device: where to compute.
+        seed: of everything that is drawn.
+        notes: what to know, a sentence each.
+    """
 
     base: Head
     scored: Head
     index: NDArray[np.int64]
     categories: tuple[str, ...]
-    train: Data
-    valid: Data | None
+    train: LabelledSource
+    valid: LabelledSource | None
     device: torch.device
     seed: int
     notes: list[str]
 
+    @property
+    def judging(self) -> LabelledSource:
+        """The rows that choose and score: validation, or training without it."""
+        return self.train if self.valid is None else self.valid
 
-def open_work(
+
+def prepare_inputs(
     head: Head,
-    train: tuple[Any, PartialLabels],
-    valid: tuple[Any, PartialLabels] | None,
+    train: Pair,
+    valid: Pair | None,
     *,
     policy: LabelPolicy | None,
     seed: int,
     device: str | torch.device | None,
-) -> Work:
-    """Check and join everything that `tune` was given; arguments and errors as there."""
+) -> TuningInputs:
+    """Check and join the sources that `tune` fits and chooses on; arguments and errors as there."""
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
         raise ConfigError("the seed must be a whole number.", found=f"seed={seed!r}")
     train = features, labels = open_source(train, name="train")
     features = by_category(features) or features
-    place = getattr(features, "device", None)
-    where = resolve_device(device) if device is not None else place
+    where = getattr(features, "device", None) if device is None else resolve_device(device)
     aligned = align(head, features, labels, name="train")
-    notes = list(aligned.notes)
     taken = aligned.take(features)
     check_finite(taken, name="train features", for_fitting=True)
-    data = make_data(taken, labels, policy, seed)
-    if not (data.weight is not None and data.weight.any()):
+    rows = LabelledSource.of(taken, labels, policy, seed)
+    if rows.weight is None or not rows.weight.any():
         require_known(labels, "training label")
-    fresh = None
+    held_out, notes = None, list(aligned.notes)
     if valid is not None:
-        valid = open_source(valid, name="valid")
-        check_kinds(features, valid[0], "validation")
-        notes += check_disjoint(train, valid)
-        fresh_aligned = align(head, *valid, name="valid")
-        require_known(valid[1], "validation label")
-        notes += fresh_aligned.notes
-        ordered = same_categories(aligned, fresh_aligned, "validation")
-        taken = replace(fresh_aligned, head_index=aligned.head_index).take(valid[0])
-        check_finite(taken, name="valid features", for_fitting=True)
-        fresh = make_data(taken, ordered, policy, seed)
-    notes += _fitted_before(head, data, fresh)
-    notes += labelled_part(data.labels if fresh is None else fresh.labels)
-    fitted = [source.labels.counts().uncertain.any() for source in (data, fresh) if source]
-    if policy is not None or any(fitted):
+        held_out, more = _join_valid(head, train, valid, aligned, policy=policy, seed=seed)
+        notes += more
+    notes += _fitted_before(head, rows, held_out)
+    notes += labelled_part((held_out or rows).labels)
+    uncertain = any(one.labels.counts().uncertain.any() for one in (rows, held_out) if one)
+    if policy is not None or uncertain:
         notes.append(f"fitting: {policy or LabelPolicy()}")
-    return Work(
-        head,
-        aligned.scored,
-        aligned.head_index,
-        aligned.categories,
-        data,
-        fresh,
-        where if isinstance(where, torch.device) else torch.device("cpu"),
-        seed,
-        notes,
+    return TuningInputs(
+        base=head,
+        scored=aligned.scored,
+        index=aligned.head_index,
+        categories=aligned.categories,
+        train=rows,
+        valid=held_out,
+        device=where if isinstance(where, torch.device) else torch.device("cpu"),
+        seed=seed,
+        notes=notes,
     )
 
 
-def _fitted_before(head: Head, train: Data, valid: Data | None) -> list[str]:
+def _join_valid(
+    head: Head,
+    train: Pair,
+    valid: Pair,
+    aligned: Aligned,
+    *,
+    policy: LabelPolicy | None,
+    seed: int,
+) -> tuple[LabelledSource, list[str]]:
+    """Validation rows with the training labels' columns, and what to know."""
+    valid = features, labels = open_source(valid, name="valid")
+    check_kinds(train[0], features, "validation")
+    notes = check_disjoint(train, valid)
+    own = align(head, *valid, name="valid")
+    require_known(labels, "validation label")
+    ordered = same_categories(aligned, own, "validation")
+    taken = replace(own, head_index=aligned.head_index).take(features)
+    check_finite(taken, name="valid features", for_fitting=True)
+    return LabelledSource.of(taken, ordered, policy, seed), [*notes, *own.notes]
+
+
+def _fitted_before(head: Head, train: LabelledSource, valid: LabelledSource | None) -> list[str]:
     """Say so where the rows that choose fitted the head that was given."""
     name, chooses = ("training", train) if valid is None else ("validation", valid)
     n_seen = int(seen_rows(head, chooses.digests)[0].sum())
@@ -143,6 +182,95 @@ def _fitted_before(head: Head, train: Data, valid: Data | None) -> list[str]:
         return []
     rows = f"{n_seen:,} of {chooses.digests.size:,} {name} rows fitted or selected the head given"
     return [f"{rows}: what it scores there is too good, and a gain over it is too small."]
+
+
+def prepare_test(
+    inputs: TuningInputs,
+    test: Pair | None,
+    others: dict[str, Pair | None],
+    metric: Metric,
+    *,
+    force: bool,
+) -> tuple[LabelledSource | None, list[str]]:
+    """Check and join test rows as training and validation rows are.
+
+    Args:
+        inputs: the head and the training labels that they must fit.
+        test: features and labels, or None.
+        others: the other sources by their names for people; no row or group may be in two.
+        metric: what is to become better.
+        force: continue where head, features and columns look mismatched.
+
+    Returns:
+        The rows in the order of the labels, and what to know, a sentence each.
+
+    Raises:
+        ConfigError: If there is no interval for this metric.
+        IdError: If an id or a group is in another source too, or a row fitted the head given.
+        CatwiseError: As `tune`, for its other sources.
+    """
+    if test is None:
+        return None, []
+    _check_metric(metric)
+    features, labels = open_source(test, name="test")
+    check_kinds(inputs.train.features, features, "test")
+    notes: list[str] = []
+    for name, source in others.items():
+        if source is not None:
+            notes += check_disjoint(source, (features, labels), names=(name, "test"))
+    aligned = align(inputs.base, features, labels, name="test")
+    require_known(labels, "test label")
+    train = Aligned(inputs.base, None, inputs.train.labels, inputs.index, [])
+    ordered = same_categories(train, aligned, "test")
+    taken = replace(aligned, head_index=inputs.index).take(features)
+    check_finite(taken, name="test features")
+    rows = LabelledSource.of(taken, ordered, None, inputs.seed)
+    notes += aligned.notes
+    notes += _check_test_logits(inputs, rows, force=force)
+    return rows, [*notes, *_fitted_head(inputs, rows)]
+
+
+def _check_metric(metric: Metric) -> None:
+    """Refuse what has no interval before the work begins, not after."""
+    if not has_interval(metric):
+        raise ConfigError(
+            "test rows cannot be compared by this metric.",
+            found=metric.name,
+            expected="one of " + ", ".join(METRICS),
+            remedy="another metric, or no test rows: evaluate both heads afterwards",
+        )
+
+
+def _check_test_logits(inputs: TuningInputs, test: LabelledSource, *, force: bool) -> list[str]:
+    """Whether the head, the features and the columns look as if they belonged together."""
+    head, labels = inputs.scored, test.labels
+    index = range(min(head.n_categories, max(1, _ENTRIES // max(labels.n_rows, 1))))
+    own = of_categories(test.features, index, head.n_categories)
+    names = inputs.categories[: len(index)]
+    logits = check_head_logits(head.take_categories(index).logits(own), names, name="test")
+    some = labels.take_categories(index)
+    return check_match(logits, some, name="test", categories=names, force=force)
+
+
+def _fitted_head(inputs: TuningInputs, test: LabelledSource) -> list[str]:
+    """Refuse rows that fitted the head that was given: its score before would be too good.
+
+    Without ids a few may be equal images, as in `check_disjoint`.
+    """
+    seen = np.flatnonzero(seen_rows(inputs.base, test.digests)[0])
+    if not seen.size:
+        return []
+    text = f"{seen.size:,} of {test.digests.size:,} test rows fitted or selected the head given"
+    ids = source_ids(test.features, test.labels)
+    if ids is None and seen.size <= COINCIDENCE * test.digests.size:
+        return [f"{text}, by the content of their features."]
+    first = f"row {seen[0]:,}" if ids is None else repr(str(ids[seen[0]]))
+    raise IdError(
+        f"{text}, so they cannot judge it.",
+        found=f"first {first}",
+        expected="rows that neither that head nor this tuning has seen",
+        remedy="other test rows, or the head as it was before these were used",
+    )
 
 
 def check_kinds(train: Any, other: Any, name: str) -> None:
@@ -156,18 +284,6 @@ def check_kinds(train: Any, other: Any, name: str) -> None:
             found=f"{told[0]} in training, {told[1]} in {name}",
             expected="features of one model",
         )
-
-
-def make_data(features: Any, labels: PartialLabels, policy: LabelPolicy | None, seed: int) -> Data:
-    """A source whose features are in the order of its labels."""
-    digests = source_digests(features, labels)
-    if policy is None:
-        return Data(features, labels, digests, None, None)
-    given = labels.targets(policy, seed)
-    target, weight = (
-        torch.from_numpy(np.array(a.T, order="C")) for a in (given.target, given.weight)
-    )
-    return Data(features, labels, digests, target, weight)
 
 
 def same_categories(train: Aligned, other: Aligned, name: str) -> PartialLabels:
@@ -196,36 +312,36 @@ def same_categories(train: Aligned, other: Aligned, name: str) -> PartialLabels:
     return other.labels.take_categories(index)
 
 
-def check_sources(work: Work, train: Any, valid: Any, *, force: bool) -> list[str]:
+def check_sources(inputs: TuningInputs, train: Any, valid: Any, *, force: bool) -> list[str]:
     """Head, features and columns must look as if they belonged together, in either source.
 
     Args:
-        work: what was opened.
+        inputs: what was prepared.
         train: (N, C) logits of the training rows.
         valid: (M, C) logits of the validation rows, or None without them.
-        force: go on, and return what was seen as notes.
+        force: continue, and return what was seen as notes.
 
     Raises:
         FeatureError: If a logit is not finite.
         MismatchError: If they look mismatched.
     """
     notes = []
-    for name, data, logits in (("valid", work.valid, valid), ("train", work.train, train)):
+    for name, data, logits in (("valid", inputs.valid, valid), ("train", inputs.train, train)):
         if data is not None:
-            check_head_logits(logits, work.categories, name=name)
-            names = work.categories
+            check_head_logits(logits, inputs.categories, name=name)
+            names = inputs.categories
             notes += check_match(logits, data.labels, name=name, categories=names, force=force)
     return notes
 
 
-def check_logits(work: Work, logits: Any) -> None:
+def check_logits(inputs: TuningInputs, logits: Any) -> None:
     """The model's own logits must be the head's on these features."""
     if logits is None:
         return
     given = as_tensor(logits, "the logits").cpu().double()
-    own = work.scored.logits(work.train.features).cpu().double()
-    if given.shape[1:] == (work.base.n_categories,):
-        given = given[:, torch.from_numpy(work.index)]
+    own = inputs.scored.logits(inputs.train.features).cpu().double()
+    if given.shape[1:] == (inputs.base.n_categories,):
+        given = given[:, torch.from_numpy(inputs.index)]
     if given.shape != own.shape:
         raise MismatchError(
             "the logits given do not have the shape of the head's on the training features.",
@@ -239,7 +355,7 @@ def check_logits(work: Work, logits: Any) -> None:
         row, column = divmod(int((error / scale).argmax()), own.shape[1])
         raise MismatchError(
             "the logits given are not those of this head on these features.",
-            found=f"row {row}, {work.categories[column]!r}: given {given[row, column]:.4g}, "
+            found=f"row {row}, {inputs.categories[column]!r}: given {given[row, column]:.4g}, "
             f"head {own[row, column]:.4g}",
             expected=f"equal to {_LOGITS_TOLERANCE:g} (relative)",
             remedy=f"{probable}use the input of the classification layer as features, "

@@ -2,32 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import Protocol, TypeAlias, TypeVar
 
 from catwise._names import check_choices
 from catwise.errors import ConfigError
-from catwise.metrics import resolve_metric
-from catwise.tuning.presets import paper
-from catwise.tuning.presets.crossfit import DefaultConfig
+from catwise.metrics import Metric, resolve_metric
+from catwise.progress import ProgressCallback
+from catwise.tuning.inputs import TuningInputs
+from catwise.tuning.presets.crossfit import DefaultConfig, tune_crossfit
+from catwise.tuning.presets.outcome import Outcome
+from catwise.tuning.presets.paper import PaperConfig, checked_methods
+from catwise.tuning.presets.published import tune_published
+from catwise.tuning.presets.select_only import tune_select_only
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+Config: TypeAlias = DefaultConfig | PaperConfig
+T = TypeVar("T")
 
-    from catwise.metrics import Metric
 
-__all__ = ["Plan", "make_plan"]
+class Preset(Protocol):
+    """A preset that has its methods and its own config."""
+
+    def __call__(
+        self,
+        inputs: TuningInputs,
+        metric: Metric,
+        *,
+        force: bool,
+        progress: ProgressCallback | None,
+    ) -> Outcome:
+        """Tune; where it chooses by validation rows, there are some."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Options, checked and filled in."""
+    """Options, checked and filled in.
+
+    Attributes:
+        preset: its name.
+        methods: of the paper.
+        validation: what validation labels are used for.
+        metric: what chooses and scores.
+        config: the preset's.
+        run: the preset with methods and config.
+    """
 
     preset: str
     methods: tuple[str, ...]
     validation: str
     metric: Metric
-    config: DefaultConfig | paper.PaperConfig
+    config: Config
+    run: Preset
 
 
 def make_plan(
@@ -35,18 +62,30 @@ def make_plan(
     methods: Sequence[str] | None,
     validation: str | None,
     metric: str | Metric,
-    config: DefaultConfig | paper.PaperConfig | None,
+    config: Config | None,
     *,
     has_valid: bool,
 ) -> Plan:
     """Check the options of `tune` and fill in the preset's own; arguments and errors as there."""
     chosen = check_choices(preset, methods, validation, has_valid=has_valid)
-    wanted = paper.PaperConfig if preset == "paper" else DefaultConfig
-    if config is not None and not isinstance(config, wanted):
+    resolved = resolve_metric(metric)
+    if preset == "paper":
+        names, published = checked_methods(methods), _config_of(PaperConfig, config, preset)
+        run = partial(tune_published, methods=names, config=published)
+        return Plan(preset, names, chosen, resolved, published, run)
+    own = _config_of(DefaultConfig, config, preset)
+    run = partial(tune_select_only if chosen == "select" else tune_crossfit, config=own)
+    return Plan(preset, (), chosen, resolved, own, run)
+
+
+def _config_of(kind: type[T], given: object, preset: str) -> T:
+    """The config as the preset takes it, or its own."""
+    if given is None:
+        return kind()
+    if not isinstance(given, kind):
         raise ConfigError(
             f"the preset {preset!r} does not take this config.",
-            found=type(config).__name__,
-            expected=wanted.__name__,
+            found=type(given).__name__,
+            expected=kind.__name__,
         )
-    names = paper.checked_methods(methods) if preset == "paper" else ()
-    return Plan(preset, names, chosen, resolve_metric(metric), config or wanted())
+    return given

@@ -1,8 +1,8 @@
-"""How much the backbone has memorised: the original head on training against fresh labels.
+"""How much the backbone has memorised: the original head on training against held-out labels.
 
 A backbone separates the images that it was trained on too well, so that a head fitted on them
 learns what does not hold elsewhere. The gap between the original head's scores on training and
-on fresh images says how much, and so how much training labels are worth for fitting. What is
+on held-out images says how much, and so how much training labels are worth for fitting. What is
 known is a biased sample in either source; where the biases differ, that is in the gap too.
 
 Intervals are those of :mod:`catwise.metrics.intervals`, of two scores of different rows: the
@@ -12,16 +12,23 @@ pooled mean counts errors that categories share as shared.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
 from catwise._json import number
-from catwise.errors import ConfigError, ShapeError
+from catwise.errors import ShapeError, check_rules
+from catwise.labels import PartialLabels
 from catwise.labels.reasons import class_reason
-from catwise.metrics.bootstrap import _groups, _known, category_names
-from catwise.metrics.inputs import checked_labels, checked_logits, label_shape
+from catwise.metrics.bootstrap import category_names
+from catwise.metrics.inputs import (
+    KnownScores,
+    checked_labels,
+    checked_logits,
+    known_scores,
+    label_shape,
+)
 from catwise.metrics.intervals import (
     Estimate,
     MeanError,
@@ -30,13 +37,6 @@ from catwise.metrics.intervals import (
     interval_between,
     interval_of_score,
 )
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from catwise.labels import PartialLabels
-
-__all__ = ["FEW", "CategoryGap", "MemorisationGap", "PooledGap", "memorisation_gap"]
 
 FEW: Final = 5
 """Known positives, and known negatives, that a category needs in both sources."""
@@ -69,16 +69,16 @@ class CategoryGap(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class MemorisationGap:
-    """The original head's scores on training minus those on fresh labels.
+    """The original head's scores on training minus those on held-out labels.
 
     Attributes:
         categories: C names.
         auroc: per category.
-        average_precision: per category, both at the fresh labels' prevalence.
+        average_precision: per category, both at the held-out labels' prevalence.
         pooled: {"auroc": …, "average_precision": …} means over categories.
         reasons: C times None, or why there is no gap: "no_known_label", "no_known_positive",
             "no_known_negative", "few_positives", "few_negatives".
-        prevalence: (C,) float64 share of positives among the fresh known labels.
+        prevalence: (C,) float64 share of positives among the held-out known labels.
         n_positive_training: (C,) int64.
         n_positive_fresh: (C,) int64.
         level: confidence level of the intervals.
@@ -136,10 +136,10 @@ def memorisation_gap(
     *,
     level: float = 0.95,
 ) -> MemorisationGap:
-    """Measure how much better the original head is on training than on fresh labels.
+    """Measure how much better the original head is on training than on held-out labels.
 
     Average precision depends on the share of positives, which differs between the sources; so
-    both sides are taken at the share among the fresh known labels.
+    both sides are taken at the share among the held-out known labels.
 
     Args:
         logits_training: (N, C) float of the original head on the training images.
@@ -167,17 +167,16 @@ def memorisation_gap(
     >>> found.pooled["auroc"].n_categories, bool(found.pooled["auroc"].low > 0.1)
     (3, True)
     """
-    if not 0.0 < level < 1.0:
-        raise ConfigError("the level of an interval", found=f"level={level}", expected="in (0, 1)")
+    check_rules("options of the gap", {"level": level}, {"level in (0, 1)": 0.0 < level < 1.0})
     names = category_names(labels_training)
     if len(names) != label_shape(labels_fresh)[1]:
         raise ShapeError(
-            "training and fresh labels differ in their number of categories.",
+            "training and held-out labels differ in their number of categories.",
             found=f"{len(names):,} and {label_shape(labels_fresh)[1]:,}",
             expected="the same categories in the same order",
         )
-    training = _Source(logits_training, labels_training)
-    fresh = _Source(logits_fresh, labels_fresh)
+    training = _Side(logits_training, labels_training)
+    fresh = _Side(logits_fresh, labels_fresh)
     table = np.full((len(_METRICS), 5, len(names)), np.nan)
     share, reasons = np.full(len(names), np.nan), []
     for c in range(len(names)):
@@ -189,12 +188,9 @@ def memorisation_gap(
             for m, metric in enumerate(_METRICS):
                 seen = training.score(metric, sides[0], float(share[c]))
                 new = fresh.score(metric, sides[1], float(share[c]))
-                own = (interval_of_score(metric, side, level) for side in (seen, new))
-                low, high = interval_between((seen.value, new.value), *own)
-                table[m, :, c] = seen.value - new.value, low, high, seen.value, new.value
+                table[m, :, c] = _gap_of(metric, seen, new, level)
     pooled = {
-        metric: _pool(metric, training.means[metric], fresh.means[metric], level)
-        for metric in _METRICS
+        name: _pool(name, training.means[name], fresh.means[name], level) for name in _METRICS
     }
     return MemorisationGap(
         categories=names,
@@ -210,44 +206,37 @@ def memorisation_gap(
     )
 
 
-class _Known(NamedTuple):
-    """The known rows of one category."""
+def _gap_of(metric: str, seen: Estimate, new: Estimate, level: float) -> tuple[float, ...]:
+    """Gap, ends of its interval, and its two sides, in one category."""
+    own = (interval_of_score(metric, side, level) for side in (seen, new))
+    low, high = interval_between((seen.value, new.value), *own)
+    return seen.value - new.value, low, high, seen.value, new.value
 
-    scores: NDArray[Any]
-    positive: NDArray[np.bool_]
-    units: NDArray[np.int64]  # the group of each row, or itself
 
-
-class _Source:
-    """One side: its logits and labels, and the errors of its means."""
+class _Side:
+    """One source: its logits and labels, and the errors of its means."""
 
     def __init__(self, logits: Any, labels: PartialLabels) -> None:
         shape = label_shape(labels)
         self.logits = checked_logits(logits, shape).cpu()
-        self.labels = checked_labels(labels)
-        self.groups = _groups(labels, None, shape[0])
-        self.is_grouped = getattr(labels, "groups", None) is not None
-        n_units = int(self.groups.max(initial=-1)) + 1
-        self.means = {metric: MeanError(n_units) for metric in _METRICS}
+        self.labels, self.units = checked_labels(labels), Units.of_labels(labels)
+        self.means = {metric: MeanError(self.units.n_units) for metric in _METRICS}
         self.n_positive = np.zeros(shape[1], dtype=np.int64)
 
-    def known(self, c: int) -> _Known:
+    def known(self, c: int) -> KnownScores:
         """The known rows of category number c."""
-        rows, positive = _known(self.labels, c)
-        self.n_positive[c] = np.count_nonzero(positive)
-        column = self.logits[torch.from_numpy(rows), c]
-        if column.dtype not in (torch.float32, torch.float64):
-            column = column.float()
-        return _Known(column.numpy(), positive, self.groups[rows])
+        found = known_scores(self.logits, self.labels, c)
+        self.n_positive[c] = np.count_nonzero(found.positive)
+        return found
 
-    def score(self, metric: str, known: _Known, share: float) -> Estimate:
+    def score(self, metric: str, known: KnownScores, share: float) -> Estimate:
         """The metric with its standard error, which is counted into that of the mean."""
         prevalence = share if metric == "average_precision" else None
-        units = Units(known.units, self.is_grouped)
+        units = self.units.take(known.rows)
         found, shares = estimate_of(
             metric, known.scores, known.positive, units, prevalence=prevalence
         )
-        self.means[metric].add(found, shares, known.units)
+        self.means[metric].add(found, shares, units.of_row)
         return found
 
 
@@ -268,23 +257,23 @@ def _reason(positive: NDArray[np.bool_]) -> str | None:
 def _advice(pooled: PooledGap) -> str:
     if not pooled.n_categories:
         return (
-            f"No category has {FEW} known positives and negatives in both training and fresh "
+            f"No category has {FEW} known positives and negatives in both training and held-out "
             "labels, so how much was memorised is not known."
         )
     size = f"AUROC gap {pooled.gap:.3f} ({pooled.low:.3f} to {pooled.high:.3f})"
     if pooled.high < -_SOME:
         return (
-            f"The original head ranks training images worse than fresh ones ({size}): look whether "
-            "the training features and labels are those of this model."
+            f"The original head ranks training images worse than held-out ones ({size}): look "
+            "whether the training features and labels are those of this model."
         )
     if pooled.low <= 0.0 or pooled.gap < _SOME:
         return (
             f"Little was memorised ({size}): "
-            "training labels are worth nearly as much as fresh ones."
+            "training labels are worth nearly as much as held-out ones."
         )
     if pooled.gap < _STRONG:
         return (
-            f"Some was memorised ({size}): fresh labels are worth more than training labels; "
+            f"Some was memorised ({size}): held-out labels are worth more than training labels; "
             "let validation labels take part in fitting."
         )
     return (

@@ -1,21 +1,19 @@
-"""One record for each category: status, reason, candidate, scores before and after, on what."""
+"""Records of the categories: status, reason, candidate, scores before and after, on what."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from catwise._json import number
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from catwise.labels import LabelCounts
-
-__all__ = ["EXPLANATIONS", "Scores", "add_test_scores", "make_records"]
+from catwise.labels import LabelCounts
+from catwise.labels.reasons import MISSING, explain, with_consequence
+from catwise.metrics.intervals import LEVEL, MIN_COUNT
+from catwise.tuning.account.documents import OnTestRows, Record, Summary
 
 EXPLANATIONS: Final = {
     "gain": "The tuned head scored better on labels that did not fit it.",
@@ -34,14 +32,15 @@ EXPLANATIONS: Final = {
     "zero, so no category was replaced.",
     "best_step": "Validation scored this step best.",
     "base_best": "Validation scored no step better than the original head.",
-    "no_known_label_in_train": "No training label of this category is known.",
-    "no_known_positive_in_train": "No positive of this category is known in the training data.",
-    "no_known_negative_in_train": "No negative of this category is known in the training data.",
-    "no_known_label_in_valid": "No validation label of this category is known.",
-    "no_known_positive_in_valid": "No positive of this category is known in the validation data.",
-    "no_known_negative_in_valid": "No negative of this category is known in the validation data.",
-    "few_positives": "Fewer than 3 positives are known: too few for an interval.",
-    "few_negatives": "Fewer than 3 negatives are known: too few for an interval.",
+    **{
+        f"{code}_in_{part}": explain(f"{code}_in_{part}")
+        for part in ("train", "valid")
+        for code in MISSING
+    },
+    **{
+        code: with_consequence(code, "too few for an interval.", few=MIN_COUNT)
+        for code in ("few_positives", "few_negatives")
+    },
     "unchanged": "The original head was kept, so nothing changed.",
     "order_unchanged": "No known positive and negative changed their order, which says nothing "
     "about others.",
@@ -80,77 +79,117 @@ class Scores:
 
 def make_records(
     categories: Sequence[str],
+    index: Sequence[int],
     scores: Scores,
     *,
     metric: str,
     scored_on: str,
     train: LabelCounts,
-    fresh: LabelCounts | None,
-    gaps: Sequence[dict[str, Any]] | None,
-) -> list[dict[str, Any]]:
-    """One JSON-ready dict for each category.
+    valid: LabelCounts | None,
+    gaps: Sequence[Mapping[str, Any]] | None,
+    evaluation: Mapping[str, Any] | None = None,
+) -> tuple[Record, ...]:
+    """One for each category.
 
     Args:
         categories: C names.
-        scores: see there.
+        index: C rows of the head.
+        scores: of each category.
         metric: name of the metric.
         scored_on: which data gave the scores, in words.
         train: how many labels of each category are known.
-        fresh: the same of the validation set, or None without one.
+        valid: the same of the validation set, or None without one.
         gaps: per category dicts with `gap_auroc` and `gap_average_precision`, or None.
+        evaluation: both heads on test rows, as `evaluation_of` gives it, or None.
     """
-    counts: dict[str, NDArray[np.int64] | None] = {}
-    for name, known in (("train", train), ("valid", fresh)):
-        for word in ("positive", "negative"):
-            counts[f"n_{word}_{name}"] = None if known is None else getattr(known, word)
     records = []
     for c, category in enumerate(categories):
         before, after = number(scores.before[c]), number(scores.after[c])
-        gain = None if before is None or after is None else after - before
         records.append(
-            {
-                "category": category,
-                "index": c,
-                "status": scores.status[c],
-                "reason": scores.reason[c],
-                "explanation": EXPLANATIONS[scores.reason[c]],
-                "candidate": scores.candidate[c],
-                "metric": metric,
-                "before": before,
-                "after": after,
-                "gain": gain,
-                "gain_low": number(scores.low[c]),
-                "gain_high": number(scores.high[c]),
-                "interval_reason": scores.interval_reason[c],
-                "selected_on": number(scores.selected_on[c]),
-                "scored_on": scored_on if before is not None else None,
-                **{k: None if n is None else int(n[c]) for k, n in counts.items()},
-                "gap_auroc": None if gaps is None else gaps[c]["gap_auroc"],
-                "gap_average_precision": None if gaps is None else gaps[c]["gap_average_precision"],
-            }
+            Record(
+                category=category,
+                index=int(index[c]),
+                status=scores.status[c],
+                reason=scores.reason[c],
+                explanation=EXPLANATIONS[scores.reason[c]],
+                candidate=scores.candidate[c],
+                metric=metric,
+                before=before,
+                after=after,
+                gain=None if before is None or after is None else after - before,
+                gain_low=number(scores.low[c]),
+                gain_high=number(scores.high[c]),
+                interval_reason=scores.interval_reason[c],
+                selected_on=number(scores.selected_on[c]),
+                scored_on=scored_on if before is not None else None,
+                n_positive_train=int(train.positive[c]),
+                n_negative_train=int(train.negative[c]),
+                n_positive_valid=None if valid is None else int(valid.positive[c]),
+                n_negative_valid=None if valid is None else int(valid.negative[c]),
+                gap_auroc=None if gaps is None else gaps[c]["gap_auroc"],
+                gap_average_precision=None if gaps is None else gaps[c]["gap_average_precision"],
+                test=None if evaluation is None else _test_scores(evaluation["categories"][c]),
+            )
         )
-    return records
+    return tuple(records)
 
 
-_ON_TEST: Final = {
-    "test_before": "before",
-    "test_after": "after",
-    "test_difference": "difference",
-    "test_low": "difference_low",
-    "test_high": "difference_high",
-    "test_outcome": "outcome",
-    "test_reason": "reason",
-    "n_positive_test": "n_positive",
-    "n_negative_test": "n_negative",
-}
+def _test_scores(row: Mapping[str, Any]) -> OnTestRows:
+    """Of a category of an evaluation."""
+    return OnTestRows(
+        test_before=row["before"],
+        test_after=row["after"],
+        test_difference=row["difference"],
+        test_low=row["difference_low"],
+        test_high=row["difference_high"],
+        test_outcome=row["outcome"],
+        test_reason=row["reason"],
+        n_positive_test=row["n_positive"],
+        n_negative_test=row["n_negative"],
+    )
 
 
-def add_test_scores(records: list[dict[str, Any]], evaluation: dict[str, Any]) -> None:
-    """Put each category's scores on test rows into its record.
+def make_summary(
+    metric: str,
+    scores: Scores,
+    mean_gain: tuple[float, float, float],
+    *,
+    choice: dict[str, Any],
+    passes: dict[str, int],
+    seconds: float,
+) -> Summary:
+    """Means over the categories that have a score, and counts.
 
     Args:
-        records: of the same categories in the same order; they are changed.
-        evaluation: as `evaluation_of` gives it.
+        metric: name of the metric.
+        scores: of each category.
+        mean_gain: of the choosing, and the ends of its interval.
+        choice: what was chosen.
+        passes: how often the rows were read.
+        seconds: time that it took.
     """
-    for record, row in zip(records, evaluation["categories"], strict=True):
-        record.update({key: row[name] for key, name in _ON_TEST.items()})
+    before, (gain, low, high) = mean_of(scores.before), mean_gain
+    return Summary(
+        metric=metric,
+        n_categories=len(scores.status),
+        n_replaced=scores.status.count("replaced"),
+        n_kept=scores.status.count("kept"),
+        n_skipped=scores.status.count("skipped"),
+        n_scored=int(np.isfinite(scores.before).sum()),
+        before=number(before),
+        after=number(before + gain),
+        gain=number(gain),
+        gain_low=number(low),
+        gain_high=number(high),
+        level=LEVEL,
+        selected_on=number(mean_of(scores.selected_on)),
+        choice=choice,
+        seconds=round(seconds, 3),
+        passes=passes,
+    )
+
+
+def mean_of(values: NDArray[np.float64]) -> float:
+    """The mean of what is finite; NaN without any."""
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if known.size else float("nan")

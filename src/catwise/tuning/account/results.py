@@ -1,30 +1,27 @@
-"""What `tune` gives back."""
+"""What `tune` and `select` give back."""
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from catwise._io import write_bytes
+from catwise._io import write_bytes, write_text
 from catwise._json import TEXTS, Field, own, read_fields
 from catwise._safetensors import build, read_arrays, read_layout
 from catwise.errors import FeatureStoreError, HeadError
 from catwise.heads import Head
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Mapping
-
-    from numpy.typing import NDArray
-
-    from catwise.metrics import PairedComparison
-
-__all__ = ["FOLDS_FORMAT", "FoldArtifacts", "TuneResult"]
+from catwise.metrics import PairedComparison
+from catwise.tuning.account.documents import Account
 
 FOLDS_FORMAT: Final = "1"
 
@@ -34,13 +31,13 @@ class FoldArtifacts:
     """What cross-fitting leaves for calibration and thresholds to use.
 
     Attributes:
-        fold: (n,) int8 fold of each fresh row.
+        fold: (n,) int8 fold of each cross-fitted row.
         logits: (n, C) float32, of the head that was fitted without the row's fold; the
             original head's where a category is kept.
         weight: (F, C, D) float32 of the heads fitted without each fold.
         bias: (F, C) float32, or None for a head without one.
         categories: C names.
-        ids: (n,) ids of the fresh rows, or None.
+        ids: (n,) ids of these rows, or None.
         version: of this layout.
     """
 
@@ -153,28 +150,78 @@ def _little(array: NDArray[np.float32]) -> bytes:
     return np.ascontiguousarray(array, dtype="<f4").tobytes()
 
 
+class _Written:
+    """What both kinds of results share: their account as JSON, and the folder of a run."""
+
+    account: Account
+
+    @cached_property
+    def records(self) -> list[dict[str, Any]]:
+        """One JSON-ready dict for each category; typed in `account`, listed in docs/records.md."""
+        return [record.to_dict() for record in self.account.records]
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """Means, counts, the choice, time, passes; JSON-ready."""
+        return self.account.summary.to_dict()
+
+    def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> dict[str, Path]:
+        """Write the run into a folder, as `catwise tune` and `catwise select` do.
+
+        Args:
+            folder: where; it appears whole or not at all.
+            overwrite: replace an earlier run there.
+
+        Returns:
+            The path of each file by its name: the head, records, summary, configuration, report.
+
+        Raises:
+            OutputError: If something else is there, or it cannot be written.
+        """
+        paths: dict[str, Path] = _reporting("write_run")(self, folder, overwrite=overwrite)
+        return paths
+
+    def report(self, path: str | os.PathLike[str]) -> Path:
+        """Write the report alone, one HTML page that loads nothing.
+
+        Args:
+            path: of the page; a file there is replaced.
+
+        Raises:
+            OutputError: If it cannot be written.
+        """
+        page = _reporting("render_report")(_reporting("run_document")(self))
+        write_text(path, page)
+        return Path(path)
+
+
+def _reporting(name: str) -> Any:
+    """A function of `catwise.reporting`, which lies above: a result hands itself over to it."""
+    return getattr(importlib.import_module("catwise.reporting"), name)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class TuneResult:
-    """A better head and an honest account of it.
+class TuneResult(_Written):
+    """A better head and a full account of it.
 
     Attributes:
         head: tuned; dtype, device, categories and the presence of a bias as the base's.
         base: the head that was given.
-        records: one JSON-ready dict for each category of the labels.
-        summary: means, counts, the choice, time, passes; JSON-ready.
+        account: records of all categories of the labels, and the summary; typed.
         config: everything that was asked for or resolved; JSON-ready.
-        gap: the memorisation gap, JSON-ready, or None where there is no fresh source.
+        gap: the memorisation gap, JSON-ready, or None without validation rows.
         history: a JSON-ready dict for each candidate or step.
         folds: what cross-fitting left, or None.
         notes: what to know about it, a sentence each.
         test: both heads on the test rows, by the metric of the tuning; None without test rows.
         evaluation: that, by further metrics too, JSON-ready.
+        records: those of the account, JSON-ready.
+        summary: that of the account, JSON-ready.
     """
 
     head: Head
     base: Head
-    records: list[dict[str, Any]]
-    summary: dict[str, Any]
+    account: Account
     config: dict[str, Any]
     gap: dict[str, Any] | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -186,8 +233,36 @@ class TuneResult:
     def __repr__(self) -> str:
         if self.test is not None:
             return f"TuneResult({self.test.sentence()!r})"
-        counts = ", ".join(f"{k}={self.summary.get(k)}" for k in ("n_replaced", "n_kept"))
-        return f"TuneResult({counts}, gain={self.summary.get('gain')})"
+        found = self.account.summary
+        return (
+            f"TuneResult(n_replaced={found.n_replaced}, n_kept={found.n_kept}, gain={found.gain})"
+        )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SelectResult(_Written):
+    """What :func:`~catwise.select` chose.
+
+    Attributes:
+        head: the rows of the chosen candidates; dtype, device and categories of the base.
+        account: records of all rows of the head, and the summary; typed.
+        config: what was asked for and done; JSON-ready.
+        notes: what to know about it, a sentence each.
+        records: those of the account, JSON-ready.
+        summary: that of the account, JSON-ready.
+    """
+
+    head: Head
+    account: Account
+    config: dict[str, Any]
+    notes: list[str]
+
+    def __repr__(self) -> str:
+        found = self.account.summary
+        return (
+            f"SelectResult(replaced={found.n_replaced}, kept={found.n_kept}, "
+            f"skipped={found.n_skipped}, metric={found.metric!r})"
+        )
 
 
 def changed_head(

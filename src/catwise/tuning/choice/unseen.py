@@ -121,7 +121,7 @@ class UnseenRows(NamedTuple):
             return math.nan
         return float(np.nanmedian(away, axis=0).max() / max(float(stored[told].std()), 1e-30))
 
-    def told(self) -> str:
+    def described(self) -> str:
         """What judges it, for people."""
         n, crossed = self.part.size, int(self.crossed.sum())
         own = n - crossed - self.n_left_out

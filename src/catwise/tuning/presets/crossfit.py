@@ -1,29 +1,27 @@
-"""The `default` preset: few strong candidates, fitted on memorised and fresh labels.
+"""The `default` preset: few strong candidates, cross-fitted over the rows that judge.
 
-A backbone has memorised the images that it was trained on, so labels on other images
-("fresh": the validation set) are worth more. Every candidate is the original head plus a
-penalised change (`penalised`), in coordinates of the fresh rows (`geometry`).
+A backbone has memorised the images that it was trained on, so labels on other images (validation)
+are worth more. Every candidate is the original head plus a penalised change (`penalised`), in
+coordinates of the validation rows (`coordinates`).
 
-`fit_and_select`: fresh labels count 1, known training labels ``omega`` (0 is always among
-the candidates), each source with an intercept of its own; the bias is the fresh one's. Two
+Validation labels count 1, known training labels ``source_weight`` (0 is always among the
+candidates), each source with an intercept of its own; the bias is the validation one's. Two
 fits are averaged, because neither was always better: one pulls to the original weights W;
 the other pulls to ``W + 2 T`` and gives the training rows no original logits, since those
 were memorised. T is the direction that the training labels alone point to: fitted from
-zero logits with penalty ``5 sqrt(n_pos / 50)``. One (loss, omega, kappa) is chosen for all
-categories by cross-fitting over the fresh rows. From there the metric stage (`metric_stage`)
-goes a little further along the slope of average precision or AUROC itself, if cross-fitting
-says so; per category the result is kept or replaced.
-
-`select`: validation only chooses. Candidates are ``W + alpha T`` along a grid of penalties
-of T and of steps alpha; per category the best gain wins, pulled strongly to what the candidate
-gains in all categories.
+zero logits with penalty ``5 sqrt(n_pos / 50)``. One (loss, source weight, penalty) is chosen for
+all categories by cross-fitting over the validation rows. From there the ranking loss
+(`ranking_loss`) goes a little further along the slope of average precision or AUROC itself, if
+cross-fitting says so; per category the result is kept or replaced.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -31,33 +29,30 @@ from torch import Tensor
 
 from catwise.errors import ConfigError, check_rules
 from catwise.losses import resolve_loss
-from catwise.tuning.choice.gains import Corrected, Scorer, on_one_scale, without_harm
-from catwise.tuning.choice.nested import Decision, FoldScores, nested_choice
-from catwise.tuning.choice.rules import choose_each, choose_one, choose_staged
+from catwise.metrics import Metric
+from catwise.progress import ProgressCallback
+from catwise.tuning.choice.gains import on_one_scale as _scaled
+from catwise.tuning.choice.gains import without_harm
+from catwise.tuning.choice.nested import FoldScores, nested_choice
+from catwise.tuning.choice.rules import Floats, choose_one, choose_staged
 from catwise.tuning.fits.affine import fit_affine
 from catwise.tuning.fits.penalised import PenalisedFit, fit_path
 from catwise.tuning.fits.ranking_loss import Stage, climb
+from catwise.tuning.fits.smooth_ranking import Kind
+from catwise.tuning.inputs import TuningInputs
+from catwise.tuning.presets.outcome import Outcome
+from catwise.tuning.presets.task import (
+    Calibration,
+    Change,
+    Crossed,
+    Found,
+    Setting,
+    Task,
+    make_task,
+    outcome_of,
+)
 from catwise.tuning.rows.known import LabelledRows, lay_out
-from catwise.tuning.rows.products import product
-from catwise.tuning.rows.tuning_rows import Counter, FoldScorer, Rows, category_blocks, moved
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-
-    from numpy.typing import NDArray
-
-    from catwise.metrics import Metric
-    from catwise.progress import ProgressCallback
-    from catwise.tuning.fits.smooth_ranking import Kind
-
-__all__ = [
-    "DefaultConfig",
-    "DefaultResult",
-    "Setting",
-    "fit_and_select",
-    "only_select",
-]
-
+from catwise.tuning.rows.tuning_rows import Counter, Rows, category_blocks, moved
 
 STAGES: Final = {
     "average_precision": (Stage(1.0, 3.0), Stage(1.0, 1.0)),
@@ -124,169 +119,67 @@ class DefaultConfig:
         check_rules("options of the default preset", self, checks)
 
 
-class Setting(NamedTuple):
-    """One candidate for all categories: its name and what it was fitted with."""
-
-    name: str
-    options: dict[str, Any]
-
-
-@dataclass(frozen=True, eq=False)
-class DefaultResult:
-    """What the preset found, in coordinates.
-
-    Attributes:
-        delta: (C, k) change of the weights; zeros where the original head is kept.
-        intercept: (C,) change of the intercept.
-        settings: the candidates; the first is the original head.
-        corrected: what was chosen, without what it would clearly harm, and its gains.
-        scores: of every candidate in every fold.
-        fold_delta: (F, C, k) changes of the heads fitted without each fold, or None; zeros
-            where the original head is kept.
-        fold_intercept: (F, C), or None.
-        logits: (C, n) out-of-fold logits of these heads, or None.
-        scale: (C,) float64 > 0 by which weights and intercept are multiplied in the end, and
-        offset: (C,) float64 added to the intercept then: after a metric stage, which is blind to
-            both, they are refitted on the out-of-fold logits; else 1 and 0. The fold heads and
-            the logits have them too.
-        passes: how often the rows were read by the fits.
-    """
-
-    delta: Tensor
-    intercept: Tensor
-    settings: list[Setting]
-    corrected: Corrected
-    scores: FoldScores
-    fold_delta: Tensor | None
-    fold_intercept: Tensor | None
-    logits: Tensor | None
-    scale: Tensor
-    offset: Tensor
-    passes: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def decision(self) -> Decision:
-        """What was chosen."""
-        return self.corrected.decision
-
-
-# ------------------------------------------------------------------------- fit and select
-
-
-def fit_and_select(
-    fresh: Rows,
-    train: Rows | None,
-    fold: NDArray[np.int8],
+def tune_crossfit(
+    inputs: TuningInputs,
     metric: Metric,
-    config: DefaultConfig,
     *,
-    groups: NDArray[Any] | None = None,
-    progress: ProgressCallback | None = None,
-) -> DefaultResult:
-    """Cross-fit over the fresh rows, choose once, decide per category, refit on all.
+    config: DefaultConfig,
+    force: bool,
+    progress: ProgressCallback | None,
+) -> Outcome:
+    """The preset: cross-fit, choose once, decide per category, refit on all."""
+    task = make_task(inputs, metric, n_folds=config.n_folds, force=force, progress=progress)
+    what = "training labels" if inputs.valid is None else "validation"
+    scored_on = f"{what}, cross-fitted in {task.n_folds} folds"
+    return outcome_of(task, fit_and_select(task, config), scored_on)
 
-    Args:
-        fresh: what is fitted, chosen and scored on.
-        train: further rows to fit on, or None.
-        fold: (n,) of the fresh rows.
-        metric: what is maximised (or minimised).
-        config: options.
-        groups: (n,) of the fresh rows; those of one group count as one. None: every row does.
-        progress: called after every fit.
 
-    Returns:
-        The changes and their account.
-    """
-    train = None if train is None else train.known()
-    grid = _Grid.of(config, has_train=train is not None)
-    n_categories, n_folds = fresh.logits.shape[0], int(fold.max()) + 1
-    shape = (len(grid.settings), n_folds, n_categories)
-    deltas = fresh.logits.new_zeros(*shape, fresh.x.shape[1])
-    intercepts = fresh.logits.new_zeros(shape)
-    scorer = FoldScorer(fresh.codes, fold, metric)
-    values = np.full((len(grid.settings), n_folds, n_categories), np.nan)
-    blocks = list(category_blocks(fresh, train))
-    counter = Counter(progress, "cross-fit", len(blocks) * n_folds * len(grid.paths))
-    passes = 0
-    for block in blocks:
-        part = fresh.take(block)
-        known = None if train is None else train.take(block)
-        fitters = {loss: _Fitter.build(known, config, loss) for loss in config.losses}
-        values[0, :, block] = scorer(part.logits, block)
-        out = part.logits.new_empty(len(grid.settings), *part.logits.shape)
-        for f in range(n_folds):
-            inside, outside = _rows_of(fold, f, part.x.device)
-            kept = part.take(slice(None), inside)
-            for i, (loss, weight) in enumerate(grid.paths):
-                for j, fit in enumerate(fitters[loss].path(kept, weight, config.penalties)):
-                    k = 1 + i * len(config.penalties) + j
-                    deltas[k, f, block], intercepts[k, f, block] = fit.delta, fit.intercept
-                    out[k][:, outside] = moved(part, fit.delta, fit.intercept, outside)
-                counter.step(f"fold {f + 1} of {n_folds}")
-        for k in range(1, len(grid.settings)):
-            values[k, :, block] = scorer(out[k], block)
-        passes += sum(fitter.passes for fitter in fitters.values())
-    table = _Table(grid.settings, values, deltas, intercepts)
-    sign = metric.sign
+def fit_and_select(task: Task, config: DefaultConfig) -> Found:
+    """Cross-fit over the rows that judge, choose once, decide per category, refit on all."""
+    grid = _Grid.of(config, has_train=task.train is not None)
+    table = _cross_fit(task, config, grid)
     plain = partial(choose_one, n_preferred=grid.n_preferred)
-    stages = config.stages.get(metric.name, ())
-    if stages:
-        found = nested_choice(FoldScores(sign * values, scorer.positives), plain)
+    n_plain = len(table.settings)
+    if stages := config.stages.get(task.metric.name, ()):
+        found = nested_choice(table.scores(), plain)
         # Every fit that some choice would take, so that each choice can be repeated whole.
-        taken = sorted({found.setting, *found.settings_without})
-        passes += table.add_stages(
-            taken,
-            stages,
-            fresh=fresh,
-            fold=fold,
-            scorer=scorer,
-            metric=metric,
-            progress=progress,
-        )
-    choose = partial(choose_staged, choose=plain, variants=table.variants, n_plain=len(values))
-    scores = FoldScores(sign * table.values, scorer.positives)
-    decision = nested_choice(scores, choose)
-    delta, intercept, more = _refit(
-        table, decision.setting, fresh=fresh, train=train, config=config, metric=metric
-    )
-    held_out = lru_cache(1)(partial(table.held_out, fresh=fresh, fold=fold))
+        table.add_stages(sorted({found.setting, *found.settings_without}), stages)
+    choose = partial(choose_staged, choose=plain, variants=table.variants, n_plain=n_plain)
+    decision = nested_choice(table.scores(), choose)
+    change, more = _refit(task, config, table.settings[decision.setting])
+    held_out = lru_cache(1)(table.held_out)
     corrected = without_harm(
         decision,
-        scores,
-        fresh.logits,
-        lambda _, setting: held_out(setting, metric=metric),
-        fold=fold,
-        scorer=Scorer.of(metric, fresh.codes, groups),
-        needs_gain=train is not None,
+        table.scores(),
+        task.valid.logits,
+        lambda _, setting: held_out(setting, on_one_scale=True),
+        fold=task.fold,
+        scorer=task.scorer(),
+        needs_gain=task.train is not None,
     )
-    decision, best = corrected.decision, decision.setting
-    keep = torch.from_numpy(decision.chosen == 0).to(delta.device)
-    logits = torch.where(keep[:, None], fresh.logits, held_out(best))
-    scale = torch.ones(n_categories, dtype=torch.float64, device=delta.device)
-    offset = torch.zeros_like(scale)
-    if "stage" in table.settings[decision.setting].options:
-        found_scale, found_offset = fit_affine(logits, fresh.codes, free_offset=fresh.intercept)
-        scale, offset = torch.where(keep, scale, found_scale), torch.where(keep, 0.0, found_offset)
-        logits = (logits * scale[:, None] + offset[:, None]).to(logits.dtype)
-    return DefaultResult(
-        delta.masked_fill(keep[:, None], 0.0),
-        intercept.masked_fill(keep, 0.0),
+    best = corrected.decision.setting
+    kept = torch.from_numpy(corrected.decision.chosen == 0).to(task.valid.logits.device)
+    logits = torch.where(kept[:, None], task.valid.logits, held_out(best))
+    calibration = Calibration.none(logits)
+    if "stage" in table.settings[best].options:
+        calibration = _calibrated(task, logits, kept)
+        scale, offset = (one[:, None] for one in calibration)
+        logits = (logits * scale + offset).to(logits.dtype)
+    crossed = Crossed(Change(table.deltas[best], table.intercepts[best]).without(kept), logits)
+    return Found(
         table.settings,
         corrected,
-        FoldScores(table.values, scorer.positives),
-        table.deltas[best].masked_fill(keep[:, None], 0.0),
-        table.intercepts[best].masked_fill(keep, 0.0),
-        logits,
-        scale,
-        offset,
-        {"fits": passes + more},
+        change.without(kept),
+        calibration,
+        crossed,
+        table.passes + more,
     )
 
 
-def _rows_of(fold: NDArray[np.int8], f: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows outside and inside of a fold."""
-    rest, own = np.flatnonzero(fold != f), np.flatnonzero(fold == f)
-    return torch.from_numpy(rest).to(device), torch.from_numpy(own).to(device)
+def _calibrated(task: Task, logits: Tensor, kept: Tensor) -> Calibration:
+    """Scale and offset of what is replaced, fitted on out-of-fold logits."""
+    scale, offset = fit_affine(logits, task.valid.codes, free_offset=task.valid.intercept)
+    return Calibration(torch.where(kept, 1.0, scale), torch.where(kept, 0.0, offset))
 
 
 class _Grid(NamedTuple):
@@ -311,84 +204,100 @@ class _Grid(NamedTuple):
         return cls(paths, settings, len(config.penalties) * max(len(weights) - 1, 1))
 
 
+def _cross_fit(task: Task, config: DefaultConfig, grid: _Grid) -> _Table:
+    """Every fit of the grid without each fold, and its scores inside the fold."""
+    train = task.known_train
+    table = _Table(task, grid.settings)
+    blocks = list(category_blocks(task.valid, train))
+    counter = Counter(task.progress, "cross-fit", len(blocks) * task.n_folds * len(grid.paths))
+    for block in blocks:
+        part = task.valid.take(block)
+        known = None if train is None else train.take(block)
+        fitters = {loss: _Fitter.build(known, config, loss) for loss in config.losses}
+        out = part.logits.new_empty(len(grid.settings), *part.logits.shape)
+        out[0] = part.logits
+        for f in range(task.n_folds):
+            inside, outside = task.rows_of(f)
+            kept = part.take(slice(None), inside)
+            for i, (loss, weight) in enumerate(grid.paths):
+                for j, fit in enumerate(fitters[loss].path(kept, weight, config.penalties)):
+                    k = 1 + i * len(config.penalties) + j
+                    table.deltas[k, f, block] = fit.delta
+                    table.intercepts[k, f, block] = fit.intercept
+                    out[k][:, outside] = moved(part, fit.delta, fit.intercept, outside)
+                counter.step(f"fold {f + 1} of {task.n_folds}")
+        for k, logits in enumerate(out):
+            table.values[k, :, block] = table.scorer(logits, block)
+        table.passes += sum(fitter.passes for fitter in fitters.values())
+    return table
+
+
 class _Table:
     """Settings, their scores in every fold, and the heads fitted without each fold."""
 
-    def __init__(
-        self,
-        settings: list[Setting],
-        values: NDArray[np.float64],
-        deltas: Tensor,
-        intercepts: Tensor,
-    ) -> None:
-        self.settings, self.values = list(settings), values
-        self.deltas, self.intercepts = deltas, intercepts
+    def __init__(self, task: Task, settings: list[Setting]) -> None:
+        valid, self.task, self.settings = task.valid, task, list(settings)
+        self.scorer = task.fold_scorer()
+        shape = (len(settings), task.n_folds, len(valid.logits))
+        self.values: Floats = np.full(shape, np.nan)
+        self.deltas = valid.logits.new_zeros(*shape, valid.x.shape[1])
+        self.intercepts = valid.logits.new_zeros(shape)
         self.variants: dict[int, list[int]] = {}
+        self.passes = 0
 
-    def held_out(
-        self, setting: int, *, fresh: Rows, fold: NDArray[np.int8], metric: Metric | None = None
-    ) -> Tensor:
-        """(C, n) logits of the heads fitted without each row's fold; for a metric, on one scale."""
-        logits = torch.empty_like(fresh.logits)
-        every = torch.arange(fold.size, device=logits.device)
-        for block in category_blocks(fresh, None):
-            part = fresh.take(block)
-            for f in range(self.deltas.shape[1]):
-                _, own = _rows_of(fold, f, logits.device)
+    def scores(self) -> FoldScores:
+        """What chooses: larger is better."""
+        return FoldScores(self.task.metric.sign * self.values, self.scorer.positives)
+
+    def held_out(self, setting: int, *, on_one_scale: bool = False) -> Tensor:
+        """(C, n) logits of the heads fitted without each row's fold."""
+        valid, metric = self.task.valid, self.task.metric
+        logits = torch.empty_like(valid.logits)
+        every = torch.arange(self.task.fold.size, device=logits.device)
+        for block in category_blocks(valid, None):
+            part = valid.take(block)
+            for f in range(self.task.n_folds):
+                _, own = self.task.rows_of(f)
                 change = self.deltas[setting, f, block], self.intercepts[setting, f, block]
-                if metric is None:
-                    logits[block, own] = moved(part, *change, own)
+                if on_one_scale:
+                    logits[block, own] = _scaled(moved(part, *change, every), metric)[:, own]
                 else:
-                    whole = on_one_scale(moved(part, *change, every), metric)
-                    logits[block, own] = whole[:, own]
+                    logits[block, own] = moved(part, *change, own)
         return logits
 
-    def add_stages(
-        self,
-        taken: Sequence[int],
-        stages: Sequence[Stage],
-        *,
-        fresh: Rows,
-        fold: NDArray[np.int8],
-        scorer: FoldScorer,
-        metric: Metric,
-        progress: ProgressCallback | None,
-    ) -> int:
-        """Add the metric stages from some settings; returns how often the rows were read."""
-        n_folds = self.deltas.shape[1]
-        blocks = list(category_blocks(fresh, None))
-        counter = Counter(progress, "metric stage", len(taken) * len(stages) * len(blocks))
-        more, more_intercepts, more_values, passes = [], [], [], 0
-        for setting in taken:
-            self.variants[setting] = []
-            for stage in stages:
-                delta = self.deltas[setting].clone()
-                values = np.full(self.values.shape[1:], np.nan)
-                for block in blocks:
-                    part = fresh.take(block)
-                    out = torch.empty_like(part.logits)
-                    for f in range(n_folds):
-                        inside, outside = _rows_of(fold, f, part.x.device)
-                        intercept = self.intercepts[setting, f, block]
-                        start = moved(part, delta[f, block], intercept, inside)
-                        fit = climb(
-                            part.x[inside], start, part.codes[:, inside], _kind(metric), stage
-                        )
-                        delta[f, block] += fit.delta
-                        out[:, outside] = moved(part, delta[f, block], intercept, outside)
-                        passes += fit.passes
-                    values[:, block] = scorer(out, block)
-                    counter.step(self.settings[setting].name)
-                self.variants[setting].append(len(self.settings))
-                self.settings.append(_staged(self.settings[setting], setting, stage))
-                more.append(delta)
-                more_intercepts.append(self.intercepts[setting])
-                more_values.append(values)
-        if more:
-            self.deltas = torch.cat([self.deltas, torch.stack(more)])
-            self.intercepts = torch.cat([self.intercepts, torch.stack(more_intercepts)])
-            self.values = np.concatenate([self.values, np.stack(more_values)])
-        return passes
+    def add_stages(self, taken: Sequence[int], stages: Sequence[Stage]) -> None:
+        """Add the refinements by the ranking loss from some settings."""
+        blocks = list(category_blocks(self.task.valid, None))
+        total = len(taken) * len(stages) * len(blocks)
+        counter = Counter(self.task.progress, "metric stage", total)
+        deltas, values = [self.deltas], [self.values]
+        for setting, stage in itertools.product(taken, stages):
+            delta = self.deltas[setting].clone()
+            found = np.full(self.values.shape[1:], np.nan)
+            for block in blocks:
+                found[:, block] = self._refine(setting, stage, delta, block)
+                counter.step(self.settings[setting].name)
+            self.variants.setdefault(setting, []).append(len(self.settings))
+            self.settings.append(_staged(self.settings[setting], setting, stage))
+            deltas.append(delta[None])
+            values.append(found[None])
+        origins = [setting for setting in taken for _ in stages]
+        self.intercepts = torch.cat([self.intercepts, self.intercepts[origins]])
+        self.deltas, self.values = torch.cat(deltas), np.concatenate(values)
+
+    def _refine(self, setting: int, stage: Stage, delta: Tensor, block: slice) -> Floats:
+        """(F, B) scores of a block of categories, whose (F, C, k) changes are updated."""
+        part, kind = self.task.valid.take(block), _kind(self.task.metric)
+        out = torch.empty_like(part.logits)
+        for f in range(self.task.n_folds):
+            inside, outside = self.task.rows_of(f)
+            intercept = self.intercepts[setting, f, block]
+            start = moved(part, delta[f, block], intercept, inside)
+            fit = climb(part.x[inside], start, part.codes[:, inside], kind, stage)
+            delta[f, block] += fit.delta
+            out[:, outside] = moved(part, delta[f, block], intercept, outside)
+            self.passes += fit.passes
+        return self.scorer(out, block)
 
 
 def _staged(setting: Setting, index: int, stage: Stage) -> Setting:
@@ -414,24 +323,14 @@ def _stages(stages: Mapping[str, Sequence[Stage]]) -> dict[str, tuple[Stage, ...
     return given
 
 
-def _refit(
-    table: _Table,
-    chosen: int,
-    *,
-    fresh: Rows,
-    train: Rows | None,
-    config: DefaultConfig,
-    metric: Metric,
-) -> tuple[Tensor, Tensor, int]:
-    """The chosen setting on all rows: changes, intercepts, and how often the rows were read."""
-    n_categories = fresh.logits.shape[0]
-    delta = fresh.logits.new_zeros(n_categories, fresh.x.shape[1])
-    intercept, passes = fresh.logits.new_zeros(n_categories), 0
-    if chosen == 0:
-        return delta, intercept, passes
-    options = table.settings[chosen].options
-    for block in category_blocks(fresh, train):
-        part = fresh.take(block)
+def _refit(task: Task, config: DefaultConfig, chosen: Setting) -> tuple[Change, int]:
+    """The chosen setting on all rows, and how often the rows were read."""
+    valid, options = task.valid, chosen.options
+    train = task.known_train
+    delta = valid.logits.new_zeros(len(valid.logits), valid.x.shape[1])
+    intercept, passes = valid.logits.new_zeros(len(delta)), 0
+    for block in category_blocks(valid, train) if options else ():
+        part = valid.take(block)
         if "loss" in options:
             known = None if train is None else train.take(block)
             fitter = _Fitter.build(known, config, options["loss"])
@@ -442,10 +341,11 @@ def _refit(
         if "stage" in options:
             every = torch.arange(part.x.shape[0], device=part.x.device)
             start = moved(part, delta[block], intercept[block], every)
-            fit = climb(part.x, start, part.codes, _kind(metric), Stage(**options["stage"]))
+            stage = Stage(**options["stage"])
+            fit = climb(part.x, start, part.codes, _kind(task.metric), stage)
             delta[block] += fit.delta
             passes += fit.passes
-    return delta, intercept, passes
+    return Change(delta, intercept), passes
 
 
 class _Fit(NamedTuple):
@@ -525,114 +425,3 @@ def fit_directions(
     growth = (positives / 50.0).sqrt()
     path = [penalty * growth for penalty in penalties]
     return fit_path([source], path, **_fit_options(config, loss))
-
-
-# --------------------------------------------------------------------------------- select
-
-
-def only_select(
-    fresh: Rows,
-    train: Rows,
-    fold: NDArray[np.int8],
-    metric: Metric,
-    config: DefaultConfig,
-    *,
-    variance: Callable[[slice], Tensor],
-    groups: NDArray[Any] | None = None,
-    progress: ProgressCallback | None = None,
-) -> DefaultResult:
-    """Fit on the training labels alone; the fresh labels only choose.
-
-    Arguments as `fit_and_select`; `variance` gives the (k,) variance of the coordinates of a block
-    of categories.
-    """
-    train = train.known()
-    grid = [(a, kt) for a in config.grid_powers for kt in config.grid_penalties]
-    settings = [Setting("base", {})] + [
-        Setting(
-            f"a={a:g},kt={kt:g},alpha={step:g}",
-            {"power": a, "direction_penalty": kt, "step": step},
-        )
-        for a, kt in grid
-        for step in config.grid_steps
-    ]
-    n_categories, n_folds = fresh.logits.shape[0], int(fold.max()) + 1
-    scorer = FoldScorer(fresh.codes, fold, metric)
-    values = np.full((len(settings), n_folds, n_categories), np.nan)
-    final = np.full((len(settings), n_categories), np.nan)
-    directions = fresh.logits.new_zeros(len(grid), n_categories, fresh.x.shape[1])
-    blocks = list(category_blocks(fresh, train))
-    counter = Counter(progress, "candidates", len(blocks) * len(grid))
-    passes = 0
-    for block in blocks:
-        part, known = fresh.take(block), train.take(block)
-        values[0, :, block], final[0, block] = (
-            scorer(part.logits, block),
-            scorer.whole(part.logits, block),
-        )
-        loss = config.losses[0] if config.losses else "bce"
-        found: Iterator[PenalisedFit] = iter(())
-        for g, (power, _) in enumerate(grid):
-            stretch = _stretch(variance(block), power).to(known.x)
-            if g % len(config.grid_penalties) == 0:
-                stretched = known if power == 0 else known._replace(x=known.x * stretch)
-                penalties = config.grid_penalties
-                found = fit_directions(stretched, lay_out(stretched), penalties, config, loss)
-            fit = next(found)
-            passes += fit.passes
-            directions[g, block] = fit.delta * stretch
-            along = product(directions[g, block], part.x.T)
-            for s, step in enumerate(config.grid_steps):
-                k = 1 + g * len(config.grid_steps) + s
-                out = part.logits + step * along
-                values[k, :, block], final[k, block] = (
-                    scorer(out, block),
-                    scorer.whole(out, block),
-                )
-            counter.step(f"direction {g + 1} of {len(grid)}")
-    sign = metric.sign
-    choose = partial(choose_each, prior=config.grid_prior)
-    scores = FoldScores(sign * values, scorer.positives, sign * final)
-    decision = nested_choice(scores, choose)
-    steps = torch.tensor([0.0, *(s.options["step"] for s in settings[1:])]).to(directions)
-    index = torch.arange(n_categories, device=directions.device)
-    intercept = fresh.logits.new_zeros(n_categories)
-
-    def change(chosen: NDArray[np.int64]) -> Tensor:
-        picked = torch.from_numpy(chosen).to(directions.device)
-        which = ((picked - 1).clamp_min(0)) // len(config.grid_steps)
-        return directions[which, index] * steps[picked][:, None]
-
-    def held_out(chosen: NDArray[np.int64], setting: int) -> Tensor:
-        del setting  # every category has its own
-        every = torch.arange(fold.size, device=directions.device)
-        return on_one_scale(moved(fresh, change(chosen), intercept, every), metric)
-
-    corrected = without_harm(
-        decision,
-        scores,
-        fresh.logits,
-        held_out,
-        fold=fold,
-        scorer=Scorer.of(metric, fresh.codes, groups),
-    )
-    return DefaultResult(
-        change(corrected.decision.chosen),
-        intercept,
-        settings,
-        corrected,
-        FoldScores(values, scorer.positives),
-        None,
-        None,
-        None,
-        torch.ones(n_categories, dtype=torch.float64, device=directions.device),
-        torch.zeros(n_categories, dtype=torch.float64, device=directions.device),
-        {"fits": passes},
-    )
-
-
-def _stretch(variance: Tensor, power: float) -> Tensor:
-    """Factors of the coordinates that leave the total variance as it was."""
-    factor = variance.clamp_min(1e-12) ** (power / 2)
-    total = (variance * factor.square()).sum().clamp_min(1e-12)
-    return factor * (variance.sum() / total).sqrt()

@@ -1,0 +1,361 @@
+"""What the `default` preset works on: rows in coordinates and folds; and the way back to a head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from catwise._json import number
+from catwise.errors import LabelError
+from catwise.heads import Head
+from catwise.joining import source_ids
+from catwise.labels import PartialLabels
+from catwise.metrics import Metric
+from catwise.metrics.per_category import undefined_reason
+from catwise.progress import ProgressCallback
+from catwise.tuning.account.memorisation import MemorisationGap, memorisation_gap
+from catwise.tuning.account.records import Scores
+from catwise.tuning.account.results import FoldArtifacts, changed_head
+from catwise.tuning.choice.folds import assign_folds
+from catwise.tuning.choice.gains import Corrected, Scorer, levels
+from catwise.tuning.choice.rules import MIN_POSITIVES
+from catwise.tuning.inputs import LabelledSource, TuningInputs, check_sources
+from catwise.tuning.presets.outcome import Outcome, refitted_note
+from catwise.tuning.rows.coordinates import (
+    Coordinates,
+    OwnCoordinates,
+    fit_coordinates,
+    outlying_rows,
+    read_rows,
+)
+from catwise.tuning.rows.tuning_rows import FoldScorer, Rows
+
+AnyCoordinates: TypeAlias = Coordinates | OwnCoordinates
+
+NO_VALIDATION: Final = (
+    "No validation data: the known training labels were cross-fitted. The backbone has memorised "
+    "these images, so the scores are too high and the head is worth less."
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What is fitted, chosen and scored on.
+
+    Attributes:
+        inputs: head and labelled rows.
+        metric: what is maximised (or minimised).
+        coordinates: of the features.
+        valid: the rows that are cross-fitted and judge: validation, or training without it.
+        train: further rows to fit on, or None.
+        fold: (n,) of the rows that judge.
+        notes: what to know, a sentence each.
+        progress: called after every fit.
+    """
+
+    inputs: TuningInputs
+    metric: Metric
+    coordinates: AnyCoordinates
+    valid: Rows
+    train: Rows | None
+    fold: NDArray[np.int8]
+    notes: list[str]
+    progress: ProgressCallback | None
+
+    @property
+    def n_folds(self) -> int:
+        """F."""
+        return int(self.fold.max()) + 1
+
+    @property
+    def groups(self) -> NDArray[Any] | None:
+        """(n,) of the rows that judge; those of one group count as one."""
+        return self.inputs.judging.labels.groups
+
+    @cached_property
+    def known_train(self) -> Rows | None:
+        """The further rows that have a label to fit."""
+        return None if self.train is None else self.train.known()
+
+    def fold_scorer(self) -> FoldScorer:
+        """The metric inside every fold."""
+        return FoldScorer(self.valid.codes, self.fold, self.metric)
+
+    def scorer(self) -> Scorer:
+        """The metric over all rows that judge."""
+        return Scorer.of(self.metric, self.valid.codes, self.groups)
+
+    def rows_of(self, f: int) -> tuple[Tensor, Tensor]:
+        """Rows outside and inside of a fold."""
+        rest, own = np.flatnonzero(self.fold != f), np.flatnonzero(self.fold == f)
+        device = self.valid.logits.device
+        return torch.from_numpy(rest).to(device), torch.from_numpy(own).to(device)
+
+
+class Setting(NamedTuple):
+    """One candidate for all categories: its name and what it was fitted with."""
+
+    name: str
+    options: dict[str, Any]
+
+
+class Change(NamedTuple):
+    """Of the head's rows, in coordinates.
+
+    Attributes:
+        delta: (..., C, k) of the weights.
+        intercept: (..., C).
+    """
+
+    delta: Tensor
+    intercept: Tensor
+
+    def without(self, kept: Tensor) -> Change:
+        """Zero in the (C,) categories that are kept."""
+        return Change(
+            self.delta.masked_fill(kept[:, None], 0.0), self.intercept.masked_fill(kept, 0.0)
+        )
+
+
+class Calibration(NamedTuple):
+    """What weights and intercept are multiplied by in the end, and what is added then.
+
+    After a metric stage, which is blind to both, they are refitted on the out-of-fold logits; else
+    they are 1 and 0.
+
+    Attributes:
+        scale: (C,) float64 > 0.
+        offset: (C,) float64.
+    """
+
+    scale: Tensor
+    offset: Tensor
+
+    @classmethod
+    def none(cls, like: Tensor) -> Calibration:
+        """Of as many categories as (C, …) logits."""
+        scale = torch.ones(len(like), dtype=torch.float64, device=like.device)
+        return cls(scale, torch.zeros_like(scale))
+
+
+class Crossed(NamedTuple):
+    """What cross-fitting leaves; the original head's where a category is kept.
+
+    Attributes:
+        change: (F, C, …) of the heads fitted without each fold.
+        logits: (C, n) out-of-fold, calibrated.
+    """
+
+    change: Change
+    logits: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What was fitted and chosen.
+
+    Attributes:
+        settings: the candidates; the first is the original head.
+        corrected: what was chosen, without what it would clearly harm, and its gains.
+        change: (C, …); zeros where the original head is kept.
+        calibration: of the change and of what cross-fitting left.
+        crossed: what cross-fitting left, or None.
+        passes: how often the rows were read by the fits.
+    """
+
+    settings: list[Setting]
+    corrected: Corrected
+    change: Change
+    calibration: Calibration
+    crossed: Crossed | None
+    passes: int
+
+
+def make_task(
+    inputs: TuningInputs,
+    metric: Metric,
+    *,
+    n_folds: int,
+    force: bool,
+    progress: ProgressCallback | None,
+) -> Task:
+    """Read the rows in coordinates of those that judge, check them, and deal the folds."""
+    source = inputs.judging
+    coordinates = fit_coordinates(
+        source.features,
+        n_categories=inputs.scored.n_categories,
+        centred=inputs.scored.bias is not None,
+        device=inputs.device,
+    )
+    valid = _rows(inputs, source, coordinates)
+    train = None if inputs.valid is None else _rows(inputs, inputs.train, coordinates)
+    fitted = valid if train is None else train
+    notes = check_sources(inputs, fitted.logits.T, valid.logits.T, force=force)
+    notes += outlying_rows(coordinates, valid.logits.shape[1])
+    if inputs.valid is None:
+        notes.append(NO_VALIDATION)
+    name = "train" if inputs.valid is None else "valid"
+    fold = assign_folds(
+        source.labels,
+        n_folds=min(n_folds, _n_units(source.labels, name)),
+        seed=inputs.seed,
+        digests=source.digests,
+    )
+    return Task(inputs, metric, coordinates, valid, train, fold, notes, progress)
+
+
+def _rows(inputs: TuningInputs, data: LabelledSource, coordinates: AnyCoordinates) -> Rows:
+    x, logits = read_rows(data.features, inputs.scored, coordinates, device=inputs.device)
+    target, weight = (
+        None if one is None else one.to(inputs.device) for one in (data.target, data.weight)
+    )
+    codes = data.codes.to(inputs.device)
+    return Rows(x, logits, codes, inputs.scored.bias is not None, target, weight)
+
+
+def _n_units(labels: PartialLabels, name: str) -> int:
+    """How many rows or groups there are to assign to folds."""
+    n_rows = labels.shape[0]
+    n_units = n_rows if labels.groups is None else int(np.unique(labels.groups).size)
+    if n_units < 2:
+        raise LabelError(
+            f"{name}: one {'row' if labels.groups is None else 'group'} cannot be cross-fitted.",
+            found=f"{n_rows:,} rows" + ("" if labels.groups is None else " of one group"),
+            expected="two rows or groups at least: one part fits, the other judges",
+        )
+    return n_units
+
+
+# -------------------------------------------------------------------------------- outcome
+
+
+def outcome_of(task: Task, found: Found, scored_on: str) -> Outcome:
+    """What was found, as a head and the account of every category."""
+    decision, notes = found.corrected.decision, list(task.notes)
+    if bool((found.calibration.scale != 1).any()):
+        notes.append(refitted_note(task.metric, "out-of-fold logits", "the metric stage"))
+    choice = {"candidate": "one for each category"}
+    if decision.setting >= 0:
+        chosen = found.settings[decision.setting]
+        choice = {"candidate": chosen.name, **chosen.options}
+    history = [
+        {"candidate": setting.name, **setting.options, "pooled_gain": number(float(gain))}
+        for setting, gain in zip(found.settings, decision.pooled, strict=True)
+    ]
+    return Outcome(
+        head=_tuned(task, found),
+        scores=_scores(task, found),
+        scored_on=scored_on,
+        mean_gain=found.corrected.gains.mean,
+        choice=choice,
+        gap=_gap(task),
+        history=history,
+        passes={"fits": found.passes, "coordinates": 1, "read": 1},
+        folds=_folds(task, found),
+        notes=notes,
+    )
+
+
+def _gap(task: Task) -> MemorisationGap | None:
+    inputs = task.inputs
+    if inputs.valid is None or task.train is None:
+        return None
+    sides = (rows.logits.T.cpu() for rows in (task.train, task.valid))
+    return memorisation_gap(next(sides), inputs.train.labels, next(sides), inputs.valid.labels)
+
+
+def _tuned(task: Task, found: Found) -> Head:
+    """The base head with the changes of the replaced categories."""
+    rows = np.flatnonzero(found.corrected.decision.chosen > 0)
+    at = torch.from_numpy(rows)
+    weight, bias = _changed(task, found, found.change)
+    index = task.inputs.index[rows]
+    return changed_head(task.inputs.base, index, weight[at], None if bias is None else bias[at])
+
+
+def _changed(task: Task, found: Found, change: Change) -> tuple[Tensor, Tensor | None]:
+    """(C, D) float64 weights and (C,) biases after a change, scale and offset."""
+    head = task.inputs.scored
+    delta, intercept = task.coordinates.fold_back(*change)
+    scale, offset = (one.cpu() for one in found.calibration)
+    weight = scale[:, None] * (head.weight.double().cpu() + delta.cpu())
+    if head.bias is None:
+        return weight, None
+    return weight, scale * (head.bias.double().cpu() + intercept.cpu()) + offset
+
+
+def _folds(task: Task, found: Found) -> FoldArtifacts | None:
+    if found.crossed is None:
+        return None
+    weights, biases = [], []
+    for change in zip(*found.crossed.change, strict=True):
+        weight, bias = _changed(task, found, Change(*change))
+        weights.append(weight.float().numpy())
+        if bias is not None:
+            biases.append(bias.float().numpy())
+    source = task.inputs.judging
+    return FoldArtifacts(
+        task.fold,
+        np.ascontiguousarray(found.crossed.logits.T.float().cpu().numpy()),
+        np.stack(weights),
+        np.stack(biases) if biases else None,
+        task.inputs.categories,
+        source_ids(source.features, source.labels),
+    )
+
+
+def _scores(task: Task, found: Found) -> Scores:
+    corrected, gains = found.corrected, found.corrected.gains
+    chosen = corrected.decision.chosen
+    kept = chosen == 0
+    status, why = zip(*_reasons(task, corrected), strict=True)
+    before, after = levels(gains.before, np.where(kept, 0.0, gains.gain), task.metric)
+    _, selected_on = levels(before, corrected.selected_on, task.metric)
+    low, high = (np.where(kept, np.nan, end) for end in (gains.low, gains.high))
+    without = [
+        "unchanged" if kept[c] and not np.isnan(before[c]) else reason
+        for c, reason in enumerate(gains.why)
+    ]
+    names = [found.settings[k].name for k in chosen.tolist()]
+    return Scores(list(status), list(why), names, before, after, selected_on, low, high, without)
+
+
+def _reasons(task: Task, corrected: Corrected) -> list[tuple[str, str]]:
+    """Status and reason code of each category."""
+    name = "train" if task.inputs.valid is None else "valid"
+    undefined = undefined_reason(task.valid.codes.T.cpu().numpy())
+    positives = (task.valid.codes == 1).sum(1).cpu().numpy()
+    found = []
+    for c, taken in enumerate(corrected.decision.chosen):
+        if undefined[c] is not None and not taken:
+            found.append(("skipped", f"{undefined[c]}_in_{name}"))
+        elif taken:
+            few = bool(positives[c] < MIN_POSITIVES)
+            found.append(("replaced", _replaced_because(task, corrected, c, few=few)))
+        else:
+            found.append(("kept", _kept_because(corrected, c)))
+    return found
+
+
+def _replaced_because(task: Task, corrected: Corrected, c: int, *, few: bool) -> str:
+    gains = corrected.gains
+    if task.metric.sign * gains.gain[c] > 0 and not few:
+        return "gain"
+    if not gains.has_mean_gain(task.metric):
+        return "gain_in_folds"
+    return "pooled_gain" if few else "shared_gain"
+
+
+def _kept_because(corrected: Corrected, c: int) -> str:
+    if corrected.clearly_worse[c]:
+        return "clearly_worse"
+    if corrected.without_mean_gain[c]:
+        return "no_mean_gain"
+    nothing = corrected.decision.setting == 0 and not corrected.without_mean_gain.any()
+    return "no_pooled_gain" if nothing else "no_gain"
