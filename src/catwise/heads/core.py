@@ -268,6 +268,20 @@ class Head:
             raise CategoryError(f"the head has no category number {position}.")
         return int(position % self.n_categories)
 
+    def to_linear(self) -> torch.nn.Linear:
+        """Return a layer with a copy of these numbers, in their dtype, where they are.
+
+        >>> Head([[2.0]], [1.0]).to_linear()(torch.tensor([[3.0]])).tolist()
+        [[7.0]]
+        """
+        shape, has_bias = (self.n_features, self.n_categories), self.bias is not None
+        layer = torch.nn.Linear(*shape, bias=has_bias, device=self.device, dtype=self.dtype)
+        with torch.no_grad():
+            layer.weight.copy_(self.weight)
+            if self.bias is not None:
+                layer.bias.copy_(self.bias)
+        return layer
+
     def to(self, device: str | torch.device) -> Head:
         """Return this head on another device."""
         bias = None if self.bias is None else self.bias.to(device)

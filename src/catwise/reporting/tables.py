@@ -18,6 +18,7 @@ from catwise.reporting.summary import (
     outcome_text,
     scored_on,
 )
+from catwise.tuning.account.documents import Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -40,29 +41,7 @@ __all__ = [
     "run_table",
 ]
 
-RECORD_COLUMNS: Final = (
-    "category",
-    "index",
-    "status",
-    "reason",
-    "explanation",
-    "candidate",
-    "metric",
-    "before",
-    "after",
-    "gain",
-    "gain_low",
-    "gain_high",
-    "interval_reason",
-    "selected_on",
-    "scored_on",
-    "n_positive_train",
-    "n_negative_train",
-    "n_positive_valid",
-    "n_negative_valid",
-    "gap_auroc",
-    "gap_average_precision",
-)
+RECORD_COLUMNS: Final = Record.columns()
 """What every record of a run holds, in the order of `records.csv`."""
 
 # Excel, LibreOffice and Google Sheets run what starts so as a formula; the wide forms count too.

@@ -1,19 +1,30 @@
-"""Tuning: fits of the last layer, the choice between them, and a full account of it."""
+"""Tuning: fits of the last layer, the choice between them, and a full account of it.
+
+Public names load on first use: what a run says (`Record`, `Summary`) is known without torch.
+"""
 
 from __future__ import annotations
 
-from catwise.tuning.account.documents import Account, Record, Summary
-from catwise.tuning.account.results import FoldArtifacts, SelectResult, TuneResult
-from catwise.tuning.api import tune
-from catwise.tuning.selecting import select
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "Account",
-    "FoldArtifacts",
-    "Record",
-    "SelectResult",
-    "Summary",
-    "TuneResult",
-    "select",
-    "tune",
-]
+from catwise._lazy import attach
+
+if TYPE_CHECKING:
+    from catwise.tuning.account.documents import Account as Account
+    from catwise.tuning.account.documents import Record as Record
+    from catwise.tuning.account.documents import Summary as Summary
+    from catwise.tuning.account.results import FoldArtifacts as FoldArtifacts
+    from catwise.tuning.account.results import SelectResult as SelectResult
+    from catwise.tuning.account.results import TuneResult as TuneResult
+    from catwise.tuning.api import tune as tune
+    from catwise.tuning.selecting import select as select
+
+__all__, __getattr__, __dir__ = attach(
+    __name__,
+    {
+        "catwise.tuning.account.documents": "Account Record Summary",
+        "catwise.tuning.account.results": "FoldArtifacts SelectResult TuneResult",
+        "catwise.tuning.api": "tune",
+        "catwise.tuning.selecting": "select",
+    },
+)

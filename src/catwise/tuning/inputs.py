@@ -194,20 +194,8 @@ def prepare_test(
 ) -> tuple[LabelledSource | None, list[str]]:
     """Check and join test rows as training and validation rows are.
 
-    Args:
-        inputs: the head and the training labels that they must fit.
-        test: features and labels, or None.
-        others: the other sources by their names for people; no row or group may be in two.
-        metric: what is to become better.
-        force: continue where head, features and columns look mismatched.
-
     Returns:
         The rows in the order of the labels, and what to know, a sentence each.
-
-    Raises:
-        ConfigError: If there is no interval for this metric.
-        IdError: If an id or a group is in another source too, or a row fitted the head given.
-        CatwiseError: As `tune`, for its other sources.
     """
     if test is None:
         return None, []
@@ -315,15 +303,9 @@ def same_categories(train: Aligned, other: Aligned, name: str) -> PartialLabels:
 def check_sources(inputs: TuningInputs, train: Any, valid: Any, *, force: bool) -> list[str]:
     """Head, features and columns must look as if they belonged together, in either source.
 
-    Args:
-        inputs: what was prepared.
+    Shapes:
         train: (N, C) logits of the training rows.
         valid: (M, C) logits of the validation rows, or None without them.
-        force: continue, and return what was seen as notes.
-
-    Raises:
-        FeatureError: If a logit is not finite.
-        MismatchError: If they look mismatched.
     """
     notes = []
     for name, data, logits in (("valid", inputs.valid, valid), ("train", inputs.train, train)):

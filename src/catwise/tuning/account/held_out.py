@@ -18,17 +18,7 @@ METRICS: Final = ("average_precision", "auroc", "log_loss")
 def compare_on(
     data: tuple[Any, PartialLabels], before: Head, after: Head, metric: str | Metric
 ) -> list[PairedComparison]:
-    """Two heads on rows that were checked, by the metric first and then by `METRICS`.
-
-    Args:
-        data: features and labels, as :func:`catwise.metrics.compare_heads` takes them.
-        before: the original head.
-        after: the tuned head.
-        metric: name or `Metric`.
-
-    Raises:
-        ConfigError: If there is no interval for the metric.
-    """
+    """Two heads on rows that were checked, by the metric first and then by `METRICS`."""
     others = [name for name in METRICS if name != getattr(metric, "name", metric)]
     with warnings.catch_warnings():  # rows that fitted a head were refused or noted
         warnings.simplefilter("ignore", category=InSampleWarning)
@@ -38,9 +28,6 @@ def compare_on(
 
 def evaluation_of(found: list[PairedComparison]) -> dict[str, Any]:
     """Comparisons on test rows as one JSON-ready document; the first one leads.
-
-    Args:
-        found: as `compare_on` gives them.
 
     Returns:
         What `PairedComparison.to_dict` gives of the first, `means` by metric, and for each category

@@ -89,19 +89,7 @@ def make_records(
     gaps: Sequence[Mapping[str, Any]] | None,
     evaluation: Mapping[str, Any] | None = None,
 ) -> tuple[Record, ...]:
-    """One for each category.
-
-    Args:
-        categories: C names.
-        index: C rows of the head.
-        scores: of each category.
-        metric: name of the metric.
-        scored_on: which data gave the scores, in words.
-        train: how many labels of each category are known.
-        valid: the same of the validation set, or None without one.
-        gaps: per category dicts with `gap_auroc` and `gap_average_precision`, or None.
-        evaluation: both heads on test rows, as `evaluation_of` gives it, or None.
-    """
+    """One for each category."""
     records = []
     for c, category in enumerate(categories):
         before, after = number(scores.before[c]), number(scores.after[c])
@@ -158,16 +146,7 @@ def make_summary(
     passes: dict[str, int],
     seconds: float,
 ) -> Summary:
-    """Means over the categories that have a score, and counts.
-
-    Args:
-        metric: name of the metric.
-        scores: of each category.
-        mean_gain: of the choosing, and the ends of its interval.
-        choice: what was chosen.
-        passes: how often the rows were read.
-        seconds: time that it took.
-    """
+    """Means over the categories that have a score, and counts."""
     before, (gain, low, high) = mean_of(scores.before), mean_gain
     return Summary(
         metric=metric,

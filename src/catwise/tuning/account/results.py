@@ -270,14 +270,10 @@ def changed_head(
 ) -> Head:
     """The base with some of its rows replaced; all other rows keep their bits.
 
-    Args:
-        base: the head that was given.
+    Shapes:
         index: (K,) rows of the head.
         weight: (K, D) new weights, any float dtype.
         bias: (K,) new biases; ignored where the head has none.
-
-    Raises:
-        HeadError: If the base's dtype cannot hold a new number.
     """
     rows = torch.from_numpy(index).to(base.device)
     new_weight = base.weight.clone()

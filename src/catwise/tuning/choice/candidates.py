@@ -158,23 +158,9 @@ def score_candidates(
     The features are read once for as many categories as fit; rows of a candidate that are the
     original's are not scored again.
 
-    Args:
-        heads: K heads of one dtype with C categories each, the labels' in their order; the
-            original first.
+    Shapes:
         features: (N, D) of any kind, row i for row i of the labels.
         labels: (N, C); their groups stay together.
-        metric: what to score.
-        splits: how many splits into ten parts.
-        unseen: how each head is judged; None: all by their own logits of all rows.
-        names: K, for errors.
-        seed: of the splits.
-        force: go on where a head looks mismatched.
-        progress: told after each category.
-
-    Raises:
-        MismatchError: If one of the heads, features and labels look as if they did not belong
-            together.
-        FeatureError: If a logit is NaN or infinite.
     """
     n_rows, n_categories = labels.shape
     if unseen is None:
@@ -218,16 +204,11 @@ def candidate_gains(
     By the logits and on the rows that judged. Errors that categories share through their images,
     or images through their group, count as shared. The features are read once more.
 
-    Args:
-        heads: K candidates, the original first; C categories each, the labels' in their order.
+    Shapes:
         features: (N, D) of any kind, row i for row i of the labels.
         labels: (N, C).
-        metric: of the gain.
-        scored: of these heads.
         gains: (C,) larger is better, corrected for the choosing; NaN where that is not known.
         choice: (C,) which candidate was chosen.
-        unseen: how each candidate is judged.
-        level: confidence level of the intervals.
     """
     gains, n_categories = metric.sign * gains, labels.shape[1]
     units = Units.of_labels(labels)

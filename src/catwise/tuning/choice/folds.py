@@ -11,18 +11,11 @@ PKDD 2011, for the order of dealing; here over known labels, a category at a tim
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+from numpy.typing import NDArray
 
 from catwise.errors import ConfigError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from catwise.labels import PartialLabels
-
-__all__ = ["assign_folds"]
+from catwise.labels import PartialLabels
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -32,17 +25,12 @@ def assign_folds(
 ) -> NDArray[np.int8]:
     """Deal rows to folds.
 
-    Args:
+    Shapes:
         labels: (N, C); their groups stay together.
-        n_folds: number of folds, 2 … 100.
-        seed: of the draw.
         digests: (N,) uint64, what each row is known by.
 
     Returns:
         (N,) int8 in 0 … n_folds − 1.
-
-    Raises:
-        ConfigError: If there are fewer rows or groups than folds.
     """
     unit = _units(labels)
     n_units = int(unit.max()) + 1 if unit.size else 0

@@ -206,16 +206,11 @@ def without_harm(
 
     Where the corrected mean gain is not above zero everything is kept, if these rows can show one.
 
-    Args:
-        decision: what was chosen, from all folds and without each.
-        scores: what it was chosen from; only what lost by them is looked at.
+    Shapes:
         base: (C, n) logits of the original head.
         held_out: of (C,) candidates and the one for all, (C, n) logits on rows that did not fit
             them, `on_one_scale`.
         fold: (n,) of the rows.
-        scorer: of all rows.
-        needs_gain: False where the original head was trained on these rows: its scores are too
-            good there, and gains are reported too low.
     """
     metric, chosen = scorer.metric, decision.chosen
     before = on_one_scale(base, metric).cpu().numpy()

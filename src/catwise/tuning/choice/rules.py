@@ -59,10 +59,9 @@ def choose_one(
     error of the paired difference over categories (the one-standard-error rule of Breiman et
     al., Classification and Regression Trees, 1984), so that few labels do not decide by chance.
 
-    Args:
+    Shapes:
         scores: (K, C) larger is better, candidate 0 the original head.
         positives: (C,) known held-out positives.
-        n_preferred: candidates 1 … n_preferred are preferred; all of them if None.
     """
     gain = scores - scores[:1]
     pooled = pooled_gain(gain, positives)
@@ -86,12 +85,9 @@ def choose_staged(
 ) -> tuple[Chosen, int]:
     """One candidate for all by `choose`, then the best of it and its variants, on the pooled mean.
 
-    Args:
+    Shapes:
         scores: (K, C) larger is better, candidate 0 the original head.
         positives: (C,) known held-out positives.
-        choose: the rule among the first `n_plain` candidates, which are not variants.
-        variants: of a candidate, what was made from it.
-        n_plain: how many these are.
     """
     chosen, best = choose(scores[:n_plain], positives)
     options = [best, *variants.get(best, ())]
@@ -130,10 +126,9 @@ RULES: Final[Mapping[str, Rule]] = {"honest": choose_each, "greedy": choose_gree
 def clearly_worse(low: Floats, high: Floats, *, higher_is_better: bool = True) -> NDArray[np.bool_]:
     """(C,) where an interval of the gain lies wholly on the wrong side of zero: keep the original.
 
-    Args:
+    Shapes:
         low: (C,) lower ends of intervals of score after − before; NaN where there is none.
         high: (C,) upper ends.
-        higher_is_better: of the metric.
 
     >>> clearly_worse(np.array([-0.3, -0.3, np.nan]), np.array([-0.1, 0.1, np.nan]))
     array([ True, False, False])

@@ -15,25 +15,19 @@ The logits of a run's heads are put on one scale by all rows, as `tune` does for
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from catwise.errors import HeadError
 from catwise.heads import Head
 from catwise.joining import Aligned, has_default_names, seen_rows
+from catwise.metrics import Metric
+from catwise.tuning.account.results import FoldArtifacts
 from catwise.tuning.choice.gains import on_one_scale
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-    from catwise.metrics import Metric
-    from catwise.tuning.account.results import FoldArtifacts
-
-__all__ = ["OWN_PART", "UnseenRows", "unseen_rows"]
 
 OWN_PART = 0
 """The part of the rows that the head itself has not seen."""
@@ -79,11 +73,10 @@ class UnseenRows(NamedTuple):
     ) -> torch.Tensor:
         """Logits by which rows judge, NaN where they may not; on one scale where heads are mixed.
 
-        Args:
+        Shapes:
             own: (N, B) logits of the head.
             by_fold: F of (N, B), of the fold heads.
             index: (B,) the categories.
-            metric: that scores them.
         """
         if not self.part.any():
             return own
@@ -149,15 +142,10 @@ def unseen_rows(
     Rows of the folds are joined by id where both sides have ids. Where one side has none they are
     joined by position, if every row fitted the head and there are as many.
 
-    Args:
-        head: the candidate.
-        folds: what cross-fitting left, or None.
+    Shapes:
         aligned: of the labels (N, C) that judge.
         digests: (N,) of the rows.
         ids: (N,) or None.
-
-    Raises:
-        HeadError: If the folds are of a head of another shape.
     """
     part = np.zeros(digests.size, dtype=np.int16)
     seen, is_known = seen_rows(head, digests)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 from catwise.heads import Head
@@ -11,36 +11,23 @@ from catwise.tuning.account.memorisation import MemorisationGap
 from catwise.tuning.account.records import Scores
 from catwise.tuning.account.results import FoldArtifacts
 
-NAN3: Final = (float("nan"), float("nan"), float("nan"))
+NOT_KNOWN: Final = (float("nan"), float("nan"), float("nan"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a preset found.
-
-    Attributes:
-        head: tuned.
-        scores: of every category.
-        scored_on: which data gave them, in words.
-        mean_gain: corrected for the choosing, and the ends of its interval; NaN if not known.
-        choice: what was chosen, JSON-ready.
-        gap: the memorisation gap, or None without validation rows.
-        history: a JSON-ready dict for each candidate or step.
-        passes: how often the rows were read, by what for.
-        folds: what cross-fitting left, or None.
-        notes: what to know, a sentence each.
-    """
+    """What a preset found."""
 
     head: Head
-    scores: Scores
-    scored_on: str
-    choice: dict[str, Any]
+    scores: Scores  # of every category
+    scored_on: str  # which data gave them, in words
+    choice: dict[str, Any]  # what was chosen, JSON-ready
     gap: MemorisationGap | None
-    history: list[dict[str, Any]]
-    passes: dict[str, int]
-    notes: list[str]
-    mean_gain: tuple[float, float, float] = NAN3
-    folds: FoldArtifacts | None = field(default=None)
+    history: list[dict[str, Any]]  # of each candidate or step, JSON-ready
+    passes: dict[str, int]  # how often the rows were read, by what for
+    notes: list[str]  # what to know, a sentence each
+    mean_gain: tuple[float, float, float] = NOT_KNOWN  # and the ends of its interval
+    folds: FoldArtifacts | None = None
 
 
 def refitted_note(metric: Metric, rows: str, stage: str) -> str:

@@ -46,25 +46,14 @@ NO_VALIDATION: Final = (
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What is fitted, chosen and scored on.
-
-    Attributes:
-        inputs: head and labelled rows.
-        metric: what is maximised (or minimised).
-        coordinates: of the features.
-        valid: the rows that are cross-fitted and judge: validation, or training without it.
-        train: further rows to fit on, or None.
-        fold: (n,) of the rows that judge.
-        notes: what to know, a sentence each.
-        progress: called after every fit.
-    """
+    """What is fitted, chosen and scored on."""
 
     inputs: TuningInputs
-    metric: Metric
+    metric: Metric  # what is maximised (or minimised)
     coordinates: AnyCoordinates
-    valid: Rows
-    train: Rows | None
-    fold: NDArray[np.int8]
+    valid: Rows  # what is cross-fitted and judges: validation, or training without it
+    train: Rows | None  # further rows to fit on
+    fold: NDArray[np.int8]  # (n,) of the rows that judge
     notes: list[str]
     progress: ProgressCallback | None
 
@@ -106,21 +95,15 @@ class Setting(NamedTuple):
 
 
 class Change(NamedTuple):
-    """Of the head's rows, in coordinates.
+    """Of the head's rows, in coordinates."""
 
-    Attributes:
-        delta: (..., C, k) of the weights.
-        intercept: (..., C).
-    """
-
-    delta: Tensor
-    intercept: Tensor
+    delta: Tensor  # (..., C, k) of the weights
+    intercept: Tensor  # (..., C)
 
     def without(self, kept: Tensor) -> Change:
         """Zero in the (C,) categories that are kept."""
-        return Change(
-            self.delta.masked_fill(kept[:, None], 0.0), self.intercept.masked_fill(kept, 0.0)
-        )
+        delta = self.delta.masked_fill(kept[:, None], 0.0)
+        return Change(delta, self.intercept.masked_fill(kept, 0.0))
 
 
 class Calibration(NamedTuple):
@@ -128,14 +111,10 @@ class Calibration(NamedTuple):
 
     After a metric stage, which is blind to both, they are refitted on the out-of-fold logits; else
     they are 1 and 0.
-
-    Attributes:
-        scale: (C,) float64 > 0.
-        offset: (C,) float64.
     """
 
-    scale: Tensor
-    offset: Tensor
+    scale: Tensor  # (C,) float64 > 0
+    offset: Tensor  # (C,) float64
 
     @classmethod
     def none(cls, like: Tensor) -> Calibration:
@@ -145,36 +124,22 @@ class Calibration(NamedTuple):
 
 
 class Crossed(NamedTuple):
-    """What cross-fitting leaves; the original head's where a category is kept.
+    """What cross-fitting leaves; the original head's where a category is kept."""
 
-    Attributes:
-        change: (F, C, …) of the heads fitted without each fold.
-        logits: (C, n) out-of-fold, calibrated.
-    """
-
-    change: Change
-    logits: Tensor
+    change: Change  # (F, C, …) of the heads fitted without each fold
+    logits: Tensor  # (C, n) out-of-fold, calibrated
 
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """What was fitted and chosen.
+    """What was fitted and chosen."""
 
-    Attributes:
-        settings: the candidates; the first is the original head.
-        corrected: what was chosen, without what it would clearly harm, and its gains.
-        change: (C, …); zeros where the original head is kept.
-        calibration: of the change and of what cross-fitting left.
-        crossed: what cross-fitting left, or None.
-        passes: how often the rows were read by the fits.
-    """
-
-    settings: list[Setting]
-    corrected: Corrected
-    change: Change
-    calibration: Calibration
+    settings: list[Setting]  # the candidates; the first is the original head
+    corrected: Corrected  # the choice without what it would clearly harm, and its gains
+    change: Change  # (C, …); zeros where the original head is kept
+    calibration: Calibration  # of the change and of what cross-fitting left
     crossed: Crossed | None
-    passes: int
+    passes: int  # how often the rows were read by the fits
 
 
 def make_task(
