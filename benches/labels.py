@@ -122,9 +122,9 @@ def write_openimages(folder: Path, n_rows: int, n_images: int, *, shuffled: bool
 
 def audit_all(dataset: object) -> list[dict]:
     """All that `catwise audit` computes; the rows of its table."""
-    from catwise.labels import find_suspicious, unknown_together
+    from catwise.labels import audit_labels, find_suspicious, unknown_together
 
-    rows = dataset.labels.audit().rows
+    rows = audit_labels(dataset.labels).rows
     told = {"splits": dataset.splits, "paths": dataset.paths, "counts": dataset.counts}
     find_suspicious(dataset.labels, **told)
     unknown_together(dataset.labels)

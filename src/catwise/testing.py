@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 from catwise.errors import check_rules
 from catwise.features import Features
 from catwise.heads import Head
-from catwise.labels import NEGATIVE, POSITIVE, LabelPolicy, PartialLabels, drop_uniform
+from catwise.labels import (
+    NEGATIVE,
+    POSITIVE,
+    LabelPolicy,
+    PartialLabels,
+    drop_uniform,
+    make_targets,
+)
 
 __all__ = ["Task", "TaskSplit", "assert_same_head", "make_task"]
 
@@ -131,7 +138,7 @@ def make_task(
     truths = [_truth(name, n, positives, groups, generator) for name, n in n_rows.items()]
     values = [_features(truth, directions, generator) for truth in truths]
     labels = drop_uniform(_with_errors(truths[0], wrong, generator), known, seed=seed)
-    targets = labels.targets(LabelPolicy(blank="negative")).target
+    targets = make_targets(labels, LabelPolicy(blank="negative")).target
     head = _ridge_head(values[0], targets, list(labels.categories))
     values[0] = values[0] + memorised * (targets - targets.mean(0)) @ directions
     known_labels = [labels, drop_uniform(truths[1], known_valid, seed=seed + 1), truths[2]]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from catwise.cli import main
 from catwise.cli.options import LabelledOptions, TableOptions
 from catwise.cli.tables import TableWriter, WrittenOptions
-from catwise.data import Dataset, apply_mask, read_mask
+from catwise.data import Dataset, apply_mask, read_label_table, read_mask
 from catwise.errors import IdError, LabelError, OutputError, ShapeError
 from catwise.labels import PartialLabels, drop_uniform, keep_per_category, keep_single_positive
 
@@ -61,7 +61,7 @@ def document(*arguments: str) -> dict[str, Any]:
 
 def written(path: str, layout: str = "wide", encoding: str = "nan") -> PartialLabels:
     """A table that was written, read by the library."""
-    return PartialLabels.from_table(
+    return read_label_table(
         path,
         encoding=encoding,
         layout=layout,
@@ -309,8 +309,8 @@ def test_a_single_column_with_marks_in_its_name(tmp_path: Path) -> None:
     writer.write(labels, path)
     assert writer.reading == "--encoding codes --delimiter ,"
     with pytest.raises(LabelError, match="a single column"):
-        PartialLabels.from_table(path, encoding="codes")
-    assert PartialLabels.from_table(path, encoding="codes", delimiter=",") == labels
+        read_label_table(path, encoding="codes")
+    assert read_label_table(path, encoding="codes", delimiter=",") == labels
 
 
 def test_tables_that_cannot_be() -> None:
@@ -356,7 +356,7 @@ def test_what_is_written_is_read(
     writer = writer_of(labels)
     path = tmp_path_factory.getbasetemp() / "written.csv"
     writer.write(labels, path)
-    read = PartialLabels.from_table(
+    read = read_label_table(
         path,
         encoding="codes",
         id_column=writer.columns.get("id"),

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from catwise.data import read_label_table
 from catwise.demo import METHODS, DemoConfig, DemoResult, run_demo
 from catwise.demo.model import SceneNet, extract_features, fit_ceiling, train_network
 from catwise.demo.scenes import CATEGORIES, make_scenes, read_digits, split_digits
 from catwise.errors import ConfigError, OutputError
 from catwise.features import read_features
 from catwise.heads import load_head, read_head
-from catwise.labels import PartialLabels
 from catwise.metrics import evaluate
 from catwise.testing import assert_same_head
 
@@ -157,7 +157,7 @@ def test_numbers_are_those_of_the_files(demo: tuple[DemoResult, list[Progress]])
     head = read_head(result.files["tuned_checkpoint"], categories=CATEGORIES)
     assert_same_head(head, result.result.head)
     features = read_features(result.files["features"])
-    table = PartialLabels.from_table(
+    table = read_label_table(
         result.files["labels"],
         encoding="nan",
         id_column="id",

@@ -20,10 +20,12 @@ from catwise.labels import (
     Encoding,
     LabelPolicy,
     PartialLabels,
+    audit_labels,
     drop_uniform,
     fitting_encodings,
     keep_per_category,
     keep_single_positive,
+    make_targets,
 )
 
 CODES = np.array(
@@ -311,7 +313,7 @@ def test_shapes_and_names_must_fit():
 )
 def test_targets(storage, policy, target, weight):
     """Every policy says what unknown and uncertain labels count as."""
-    made = PartialLabels([[1, 0, -1, -2]], storage=storage).targets(policy)
+    made = make_targets(PartialLabels([[1, 0, -1, -2]], storage=storage), policy)
     assert made.target.dtype == made.weight.dtype == np.float32
     np.testing.assert_array_equal(made.target, [target])
     np.testing.assert_array_equal(made.weight, [weight])
@@ -328,15 +330,17 @@ def test_soft_targets(storage):
         np.full((500, 3), UNCERTAIN), ids=range(500), categories=["a", "b", "c"], storage=storage
     )
     policy = LabelPolicy(uncertain=(0.55, 0.85))
-    target = labels.targets(policy, seed=1).target
+    target = make_targets(labels, policy, seed=1).target
     assert target.min() >= 0.55
     assert target.max() <= 0.85
     assert abs(target.mean() - 0.7) < 0.01
     assert len(np.unique(target)) > 1400
-    np.testing.assert_array_equal(labels.targets(policy, seed=1).target, target)
-    assert (labels.targets(policy, seed=2).target != target).mean() > 0.9
+    np.testing.assert_array_equal(make_targets(labels, policy, seed=1).target, target)
+    assert (make_targets(labels, policy, seed=2).target != target).mean() > 0.9
     part = labels.take_rows([7, 3]).take_categories(["c", "a"])
-    np.testing.assert_array_equal(part.targets(policy, seed=1).target, target[[7, 3]][:, [2, 0]])
+    np.testing.assert_array_equal(
+        make_targets(part, policy, seed=1).target, target[[7, 3]][:, [2, 0]]
+    )
 
 
 @pytest.mark.parametrize(
@@ -448,7 +452,7 @@ def test_audit(storage):
     codes[:5, 3] = 0
     codes[:5, 4] = 1
     codes[:3, 5] = UNCERTAIN
-    audit = PartialLabels(codes, groups=[1] * 20, storage=storage).audit()
+    audit = audit_labels(PartialLabels(codes, groups=[1] * 20, storage=storage))
     reasons = "ok few_positives few_negatives no_known_positive no_known_negative no_known_label"
     assert [row["reason"] for row in audit.rows] == reasons.split()
     assert audit.rows[1] == {
@@ -469,7 +473,7 @@ def test_audit(storage):
     assert audit.summary["n_groups"] == 1
     assert sum(audit.summary["reasons"].values()) == 6
     assert json.loads(json.dumps(audit.to_dict(), allow_nan=False)) == audit.to_dict()
-    assert PartialLabels(codes).audit(few=4).rows[1]["reason"] == "ok"
+    assert audit_labels(PartialLabels(codes), few=4).rows[1]["reason"] == "ok"
 
 
 @pytest.mark.parametrize(
@@ -485,7 +489,7 @@ def test_audit(storage):
 )
 def test_audit_notes(codes, note):
     """What is odd about the labels as a whole is said in a sentence."""
-    assert any(note in line for line in PartialLabels(codes).audit().notes)
+    assert any(note in line for line in audit_labels(PartialLabels(codes)).notes)
 
 
 def test_labels_without_rows_or_categories():
@@ -493,6 +497,21 @@ def test_labels_without_rows_or_categories():
     for shape in ((0, 3), (3, 0)):
         labels = PartialLabels(np.zeros(shape, dtype=np.int8))
         assert labels.with_storage("columns") == labels
-        assert labels.audit().summary["coverage"] == 0.0
-        assert labels.targets().target.shape == shape
+        assert audit_labels(labels).summary["coverage"] == 0.0
+        assert make_targets(labels).target.shape == shape
         assert keep_single_positive(drop_uniform(labels, 0.5)).shape == shape
+
+
+def test_methods_that_moved_say_so(tmp_path):
+    """The deprecated methods do what the functions do, and name them."""
+    labels = PartialLabels([[1, -1], [0, -2]], categories=["cat", "dog"])
+    with pytest.deprecated_call(match=r"use catwise\.labels\.audit_labels"):
+        assert labels.audit(few=1) == audit_labels(labels, few=1)
+    with pytest.deprecated_call(match=r"use catwise\.labels\.make_targets"):
+        target, weight = labels.targets()
+    assert (target.tolist(), weight.tolist()) == ([[1, 0], [0, 0]], [[1, 0], [1, 0]])
+    path = tmp_path / "labels.csv"
+    path.write_text("cat,dog\n1,\n0,\n")
+    with pytest.deprecated_call(match=r"use catwise\.data\.read_label_table"):
+        read = PartialLabels.from_table(path, encoding="nan")
+    assert read.codes.tolist() == [[1, -1], [0, -1]]

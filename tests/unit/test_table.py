@@ -61,7 +61,7 @@ def test_wide_text(tmp_path, name, content):
     """A wide text table in its many spellings."""
     path = write(tmp_path, content, name)
     check(read_label_table(path, **NAMED))
-    check(PartialLabels.from_table(path, **NAMED))
+    check(read_label_table(path, **NAMED))
 
 
 @pytest.mark.parametrize(

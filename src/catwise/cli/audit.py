@@ -65,7 +65,7 @@ def command(given: Options) -> None:
     --root). Metrics speak of the labelled part of the images; with --prevalence the audit says
     whether positives or negatives became known more often.
     """
-    from catwise.labels import find_suspicious, selection_bias, unknown_together
+    from catwise.labels import audit_labels, find_suspicious, selection_bias, unknown_together
 
     source, table, assume, logits = given.source, given.table, given.assume, given.logits
     csv_path, output = given.csv_path, given.output
@@ -77,7 +77,7 @@ def command(given: Options) -> None:
     shares = load_prevalence(given.prevalence)
     dataset = load_dataset(source, table)
     labels = dataset.labels
-    audit = labels.audit(few=given.few)
+    audit = audit_labels(labels, few=given.few)
     bias = selection_bias(labels, shares) if shares else None
     estimate = None if assume is None else _estimate(labels, logits, assume)
     suspicious = find_suspicious(

@@ -27,7 +27,7 @@ from catwise.errors import ConfigError, OutputError
 from catwise.features import Features
 from catwise.heads import Head, read_head, write_head
 from catwise.heads.provenance import side_file
-from catwise.labels import UNKNOWN, LabelPolicy, PartialLabels, drop_uniform
+from catwise.labels import UNKNOWN, LabelPolicy, PartialLabels, drop_uniform, make_targets
 from catwise.metrics import compare_heads
 from catwise.progress import Progress
 from catwise.reporting import write_run
@@ -272,7 +272,7 @@ def _train(
     train: _Split, config: DemoConfig, seed: int, progress: ProgressCallback | None
 ) -> tuple[SceneNet, float]:
     """The network, trained the assume-negative way, and the seconds it took."""
-    target, weight = train.labels.targets(LabelPolicy(blank="negative"))
+    target, weight = make_targets(train.labels, LabelPolicy(blank="negative"))
     started = time.perf_counter()
 
     def told(epoch: int) -> None:

@@ -10,12 +10,12 @@ array([[ 1, -2],
 from __future__ import annotations
 
 from catwise.labels.audit import LabelAudit, audit_labels
-from catwise.labels.codes import NEGATIVE, POSITIVE, UNCERTAIN, UNKNOWN
-from catwise.labels.core import LabelCounts, PartialLabels
+from catwise.labels.codes import NEGATIVE, POSITIVE, UNCERTAIN, UNKNOWN, LabelCounts
+from catwise.labels.core import PartialLabels
 from catwise.labels.dropping import DRAWS, drop_uniform, keep_per_category, keep_single_positive
 from catwise.labels.encodings import ENCODINGS, Encoding, fitting_encodings
 from catwise.labels.findings import FINDINGS, find_suspicious, unknown_together
-from catwise.labels.policy import LabelPolicy, Targets
+from catwise.labels.policy import LabelPolicy, Targets, make_targets
 from catwise.labels.priors import (
     ASSUMPTIONS,
     VERDICTS,
@@ -53,6 +53,7 @@ __all__ = [
     "inverse_propensity_weights",
     "keep_per_category",
     "keep_single_positive",
+    "make_targets",
     "selection_bias",
     "split_labels",
     "unknown_together",

@@ -14,7 +14,8 @@ from catwise.labels.reasons import REASONS, class_reason
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from catwise.labels.core import LabelCounts, PartialLabels
+    from catwise.labels.codes import LabelCounts
+    from catwise.labels.core import PartialLabels
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Literal
+import importlib
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Final, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from catwise._arrays import is_sparse
 from catwise.errors import ConfigError, IdError
 from catwise.labels.codes import POSITIVE, UNKNOWN, Codes, LabelCounts, Rows
 from catwise.labels.columns import Columns, Storage, as_stored, dense_counts
+from catwise.labels.encodings import Encoding
 from catwise.labels.names import category_names, category_positions, row_names
 from catwise.labels.reading import (
     array_codes,
@@ -20,19 +25,6 @@ from catwise.labels.reading import (
     sparse_codes,
     two_dimensional,
 )
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-
-    from numpy.typing import NDArray
-
-    from catwise.labels.audit import LabelAudit
-    from catwise.labels.encodings import Encoding
-    from catwise.labels.policy import LabelPolicy, Targets
-
-__all__ = ["LabelCounts", "PartialLabels", "Storage"]
-
 
 BLOCK_ENTRIES: Final = 1 << 23
 
@@ -216,51 +208,12 @@ class PartialLabels:
         return cls.from_content(content, n_rows, names, ids=ids, groups=groups, storage=storage)
 
     @classmethod
-    def from_table(
-        cls,
-        path: str | os.PathLike[str],
-        *,
-        encoding: str | Encoding | None = None,
-        layout: Literal["wide", "long"] = "wide",
-        id_column: str | None = None,
-        group_column: str | None = None,
-        split_column: str | None = None,
-        split: str | None = None,
-        categories: Sequence[str] | None = None,
-        **options: Any,
-    ) -> PartialLabels:
-        """Read labels from a CSV, TSV or Parquet table.
-
-        Args:
-            path: the file; the suffix tells the format.
-            encoding: a name in `ENCODINGS`, or an `Encoding`. It must be given.
-            layout: "wide": one row an image, one column a category; "long": one row a label.
-            id_column: the column of image ids. None: rows are positional (wide), "id" (long).
-            group_column: the column of groups, such as patients.
-            split_column: the column that tells the split of each row.
-            split: the split to read.
-            categories: which categories, in which order. None: all the other columns (wide), every
-                category in order of appearance (long).
-            options: more of them in :func:`catwise.data.table.read_label_table`.
-
-        Raises:
-            LabelError: If the table cannot be read or its values do not fit the encoding.
-            IdError: If an id is blank or repeats.
-            CategoryError: If a category is not there.
-        """
-        from catwise.data.table import read_label_table
-
-        return read_label_table(
-            path,
-            encoding=encoding,
-            layout=layout,
-            id_column=id_column,
-            group_column=group_column,
-            split_column=split_column,
-            split=split,
-            categories=categories,
-            **options,
+    def from_table(cls, path: Any, **options: Any) -> PartialLabels:
+        """Deprecated: use `catwise.data.read_label_table`."""
+        labels: PartialLabels = _moved("from_table", "catwise.data.read_label_table")(
+            path, **options
         )
+        return labels
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"PartialLabels are immutable: {name} cannot be set")
@@ -484,22 +437,27 @@ class PartialLabels:
             content = self._columns.take_columns(index)
         return self.from_content(content, self.n_rows, names, **self._rest())
 
-    def targets(self, policy: LabelPolicy | None = None, seed: int = 0) -> Targets:
-        """Targets and weights for fitting; see :func:`catwise.labels.policy.make_targets`."""
-        from catwise.labels.policy import make_targets
+    def targets(self, policy: Any = None, seed: int = 0) -> Any:
+        """Deprecated: use `catwise.labels.make_targets`."""
+        return _moved("targets", "catwise.labels.make_targets")(self, policy, seed)
 
-        return make_targets(self, policy, seed)
-
-    def audit(self, *, few: int = 5) -> LabelAudit:
-        """What each category has, and what can be done with it; see `catwise.labels.audit`."""
-        from catwise.labels.audit import audit_labels
-
-        return audit_labels(self, few=few)
+    def audit(self, *, few: int = 5) -> Any:
+        """Deprecated: use `catwise.labels.audit_labels`."""
+        return _moved("audit", "catwise.labels.audit_labels")(self, few=few)
 
     def _position(self, j: int | str) -> int:
         if isinstance(j, str) or not 0 <= j < self.n_categories:
             return int(category_positions(self.categories, [j])[0])
         return int(j)
+
+
+def _moved(method: str, function: str) -> Callable[..., Any]:
+    """The function that took the place of a method; says so."""
+    what = f"PartialLabels.{method} is deprecated: use {function}."
+    warnings.warn(what, DeprecationWarning, stacklevel=3)
+    module, _, name = function.rpartition(".")
+    moved: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return moved
 
 
 def _restore(

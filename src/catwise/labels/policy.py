@@ -34,7 +34,7 @@ _WORDS = {
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """What a fit aims at; ``target, weight = labels.targets(…)`` takes it apart.
+    """What a fit aims at; ``target, weight = make_targets(labels)`` takes it apart.
 
     Attributes:
         target: (N, C) float32 in [0, 1]; 0 where the weight is 0.

@@ -25,7 +25,7 @@ from catwise.joining import (
     source_digests,
     source_ids,
 )
-from catwise.labels import LabelPolicy, PartialLabels
+from catwise.labels import LabelPolicy, PartialLabels, make_targets
 from catwise.labels.audit import labelled_part
 from catwise.metrics import Metric
 from catwise.metrics.inputs import as_tensor, check_head_logits
@@ -71,7 +71,7 @@ class LabelledSource:
         digests = source_digests(features, labels)
         if policy is None:
             return cls(features, labels, digests)
-        given = labels.targets(policy, seed)
+        given = make_targets(labels, policy, seed)
         target, weight = (
             torch.from_numpy(np.array(a.T, order="C")) for a in (given.target, given.weight)
         )

@@ -360,30 +360,29 @@ def _names_in(folder: Path) -> list[str] | None:
         raise LabelError(f"cannot read the folder '{folder}'.", found=error.strerror) from error
 
 
+class Images(NamedTuple):
+    """The images of a data set, (N,) each."""
+
+    ids: Any
+    paths: Any
+    splits: Any
+    groups: Any = None
+
+
 def dataset(
     name: str,
     root: Path,
-    content: Codes | Columns,
-    categories: Sequence[str],
+    labels: tuple[Codes | Columns, Sequence[str]],
+    images: Images,
     *,
-    ids: Any,
-    paths: Any,
-    splits: Any,
     counts: Mapping[str, Any],
     notes: Iterable[str],
-    groups: Any = None,
     storage: Storage = "auto",
     checked: bool = False,
 ) -> Dataset:
-    """A data set of codes that are checked and not shared; `checked`: ids and groups are too."""
-    ids = np.asarray(ids, dtype=np.str_)
-    labels = PartialLabels.from_content(
-        content,
-        len(ids),
-        tuple(categories),
-        ids=ids,
-        groups=groups,
-        storage=storage,
-        checked=checked,
-    )
-    return Dataset(name, root, paths, labels, splits, dict(counts), tuple(notes))
+    """A data set of codes (checked and not shared) and categories; `checked`: ids are too."""
+    ids = np.asarray(images.ids, dtype=np.str_)
+    rest: dict[str, Any] = {"groups": images.groups, "storage": storage, "checked": checked}
+    content, categories = labels
+    read = PartialLabels.from_content(content, len(ids), tuple(categories), ids=ids, **rest)
+    return Dataset(name, root, images.paths, read, images.splits, dict(counts), tuple(notes))

@@ -19,6 +19,7 @@ from catwise.data.dataset import Dataset
 from catwise.data.files import open_table, truncated
 from catwise.data.readers._kit import (
     AGAIN,
+    Images,
     dataset,
     decode,
     find,
@@ -112,18 +113,11 @@ def read_celeba(
         counts |= _identity_counts(people, splits)
         n, many = counts["identities_in_two_splits"], counts["identities"]
         notes.append(f"The group of an image is its identity; {n:,} of {many:,} are in two splits.")
-    read = dataset(
-        "celeba",
-        folder,
-        codes,
-        categories,
-        ids=ids,
-        groups=people,
-        paths=[f"{images}/{name}" if images else name for name in ids],
-        splits=splits,
-        counts=counts,
-        notes=notes,
+    images_read = Images(
+        ids, [f"{images}/{name}" if images else name for name in ids], splits, people
     )
+    labels = codes, categories
+    read = dataset("celeba", folder, labels, images_read, counts=counts, notes=notes)
     return read if split is None else read.split(split)
 
 

@@ -14,6 +14,7 @@ from catwise.data.checks import places, refuse_repeats, refuse_two, refuse_wrong
 from catwise.data.dataset import Dataset
 from catwise.data.files import TableFile, open_table
 from catwise.data.readers._kit import (
+    Images,
     Listing,
     dataset,
     find,
@@ -25,7 +26,7 @@ from catwise.data.readers._kit import (
 )
 from catwise.data.source import texts_of
 from catwise.errors import LabelError, check_choice, nearest
-from catwise.labels.codes import NEGATIVE, POSITIVE, Codes
+from catwise.labels.codes import NEGATIVE, POSITIVE, Codes, Rows
 
 __all__ = ["DISEASES", "NO_FINDING", "read_chestxray14"]
 
@@ -119,24 +120,53 @@ def read_chestxray14(
     check_choice("split", split, (None, *LISTS))
     check_choice("unlisted", unlisted, POLICIES)
     root = Path(root)
-    found = find(
+    file = open_table(_find_table(root, table))
+    entries = _read_table(file)
+    lists = {name: _read_list(root / text, name) for name, text in LISTS.items()}
+    _check_lists(root, lists)
+    splits = _splits(entries, lists)
+    _check_patients(file, entries, splits)
+    rows = _rows_of(file, entries, splits, split, unlisted)
+    categories = (*DISEASES, *([NO_FINDING] if no_finding else []))
+    codes = _codes(file, entries.findings, categories)[rows]
+    groups, ids = texts_of(entries.patients)[rows], texts_of(entries.names)[rows]
+    paths, path_counts, path_notes = _paths(root, ids.tolist())
+    counts: dict[str, Any] = {
+        "table": file.path.name,
+        "images_in_table": len(splits),
+        "images_of_splits": {name: int(np.count_nonzero(splits == name)) for name in LISTS},
+        "images_in_neither_list": int(np.count_nonzero(splits == UNLISTED)),
+        "listed_images_without_labels": _n_without_labels(entries, lists),
+        "patients_unlike_file_names": entries.n_unlike,
+        "patients": len(np.unique(groups)),
+        "images_without_findings": int(np.count_nonzero(~(codes[:, :14] == POSITIVE).any(axis=1))),
+        **path_counts,
+    }
+    notes = (*_notes(counts, unlisted, split, no_finding=no_finding), *path_notes)
+    images_read = Images(ids, paths, splits[rows], groups)
+    labels = codes, categories
+    return dataset("chestxray14", root, labels, images_read, counts=counts, notes=notes)
+
+
+def _find_table(root: Path, table: str | None) -> Path:
+    """The table asked for, or the one edition that is there."""
+    return find(
         root,
         TABLES if table is None else (table,),
         "table of ChestX-ray14",
         alone="table={!r} reads the newer one",
         remedy="give the folder that holds the table, or its name as table=…",
     )
-    file = open_table(found)
-    entries = _read_table(file)
-    lists = {name: _read_list(root / text, name) for name, text in LISTS.items()}
-    _check_lists(root, lists)
-    splits = _splits(entries, lists)
-    _check_patients(file, entries, splits)
-    unlisted_rows = splits == UNLISTED
+
+
+def _rows_of(
+    file: TableFile, entries: _Entries, splits: NDArray[np.str_], split: str | None, unlisted: str
+) -> Rows:
+    """The rows of the table to read."""
     if unlisted == "refuse":
         refuse_wrong(
             entries.names,
-            ~unlisted_rows,
+            splits != UNLISTED,
             in_column(file, IMAGE_COLUMN),
             f"{file} has images that are in neither list.",
             error=LabelError,
@@ -150,34 +180,7 @@ def read_chestxray14(
             found=f"{len(splits):,} images, none of them in the list",
             remedy="take the table and the lists of one release",
         )
-    categories = (*DISEASES, *([NO_FINDING] if no_finding else []))
-    codes = _codes(file, entries.findings, categories)[rows]
-    groups, ids = texts_of(entries.patients)[rows], texts_of(entries.names)[rows]
-    paths, path_counts, path_notes = _paths(root, ids.tolist())
-    counts: dict[str, Any] = {
-        "table": file.path.name,
-        "images_in_table": len(splits),
-        "images_of_splits": {name: int(np.count_nonzero(splits == name)) for name in LISTS},
-        "images_in_neither_list": int(np.count_nonzero(unlisted_rows)),
-        "listed_images_without_labels": _n_without_labels(entries, lists),
-        "patients_unlike_file_names": entries.n_unlike,
-        "patients": len(np.unique(groups)),
-        "images_without_findings": int(np.count_nonzero(~(codes[:, :14] == POSITIVE).any(axis=1))),
-        **path_counts,
-    }
-    notes = (*_notes(counts, unlisted, split, no_finding=no_finding), *path_notes)
-    return dataset(
-        "chestxray14",
-        root,
-        codes,
-        categories,
-        ids=ids,
-        groups=groups,
-        paths=paths,
-        splits=splits[rows],
-        counts=counts,
-        notes=notes,
-    )
+    return rows
 
 
 class _Entries(NamedTuple):

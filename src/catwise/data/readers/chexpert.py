@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 from catwise.data.checks import places, refuse_repeats, refuse_two, refuse_wrong
 from catwise.data.dataset import Dataset
 from catwise.data.files import TableFile, listed, open_table
-from catwise.data.readers._kit import dataset, find_splits, in_column, read_columns, relative
+from catwise.data.readers._kit import (
+    Images,
+    dataset,
+    find_splits,
+    in_column,
+    read_columns,
+    relative,
+)
 from catwise.data.source import texts_of
 from catwise.errors import CategoryError, IdError, LabelError, check_choice, nearest
 from catwise.labels.codes import NEGATIVE, UNKNOWN, Codes, Rows
@@ -138,16 +145,8 @@ def read_chexpert(
     names = chosen_categories(categories)
     root, named = Path(root), dict(tables or {})
     parts = [_Part.read(root, *found, names) for found in _find_tables(root, split, named).items()]
-    images = _Images(*map(np.concatenate, zip(*[part.images for part in parts], strict=True)))
+    images, splits = _joined(parts)
     codes = np.concatenate([part.codes for part in parts])
-    splits = np.repeat([part.split for part in parts], [len(part.codes) for part in parts])
-    refuse_two(
-        images.patients,
-        splits,
-        places([(len(part.codes), part.place) for part in parts]),
-        "a patient of CheXpert is in two splits.",
-        expected="every patient in one split",
-    )
     counts: dict[str, Any] = {
         "tables": relative({part.split: part.file.path for part in parts}, root),
         "images_in_tables": {part.split: len(part.codes) for part in parts},
@@ -169,18 +168,23 @@ def read_chexpert(
         notes.append(BLANK_NOTE)
     counts["patients"] = len(np.unique(images.patients))
     counts["studies"] = len(np.unique(study_ids(images.ids)))
-    return dataset(
-        "chexpert",
-        root,
-        codes,
-        names,
-        ids=images.ids,
-        groups=images.patients,
-        paths=images.paths,
-        splits=splits,
-        counts=counts,
-        notes=notes,
+    images_read = Images(images.ids, images.paths, splits, images.patients)
+    labels = codes, names
+    return dataset("chexpert", root, labels, images_read, counts=counts, notes=notes)
+
+
+def _joined(parts: Sequence[_Part]) -> tuple[_Images, NDArray[np.str_]]:
+    """The images of all splits and their splits; refuses a patient in two of them."""
+    images = _Images(*map(np.concatenate, zip(*[part.images for part in parts], strict=True)))
+    splits = np.repeat([part.split for part in parts], [len(part.codes) for part in parts])
+    refuse_two(
+        images.patients,
+        splits,
+        places([(len(part.codes), part.place) for part in parts]),
+        "a patient of CheXpert is in two splits.",
+        expected="every patient in one split",
     )
+    return images, splits
 
 
 def study_ids(paths: Iterable[str]) -> NDArray[np.str_]:

@@ -20,7 +20,7 @@ from catwise._limits import MAX_TEXT
 from catwise.data.checks import places, refuse_repeats, refuse_wrong
 from catwise.data.dataset import Dataset
 from catwise.data.files import unreadable
-from catwise.data.readers._kit import AGAIN, dataset, find_splits, read_json, relative
+from catwise.data.readers._kit import AGAIN, Images, dataset, find_splits, read_json, relative
 from catwise.data.source import texts_of
 from catwise.errors import CategoryError, IdError, LabelError, check_choice
 from catwise.labels.codes import NEGATIVE, POSITIVE, UNKNOWN, Codes, Rows
@@ -141,18 +141,9 @@ def read_coco(
                 remedy='unannotated="negative" if there are no instances in the images',
             )
         ids, images, codes, splits = (array[~bare] for array in (ids, images, codes, splits))
-    return dataset(
-        "coco",
-        root,
-        codes,
-        categories,
-        ids=ids,
-        paths=images,
-        splits=splits,
-        counts=counts,
-        notes=notes,
-        storage=storage,
-    )
+    images_read = Images(ids, images, splits)
+    labels = codes, categories
+    return dataset("coco", root, labels, images_read, counts=counts, notes=notes, storage=storage)
 
 
 class _Labels(NamedTuple):
@@ -341,8 +332,28 @@ def load(path: Path, fields: Mapping[str, Mapping[str, str]]) -> AnnotationFile:
         fields: list → field → "number", "text" or "numbers".
 
     Raises:
-        LabelError: If the file cannot be read, is no JSON, or lacks one of the fields.
+        LabelError: If the file cannot be read, is not JSON, or lacks one of the fields.
     """
+    table = _parsed(path, fields)
+    columns: dict[tuple[str, str], Any] = {}
+    for part, kinds in fields.items():
+        entries = table.column(part).combine_chunks()
+        if entries.null_count:
+            raise LabelError(
+                f"'{path}' has no list {part!r}.",
+                remedy="give the file of instances: files of image infos have no labels",
+            )
+        arrays = entries.flatten().flatten()
+        if not len(arrays[0]) and part != "annotations":
+            raise LabelError(f"'{path}' has no {part}.", expected=f"at least one entry in {part}")
+        for (name, kind), array in zip(kinds.items(), arrays, strict=True):
+            _refuse_missing(path, part, name, array, KINDS[kind])
+            columns[part, name] = array
+    return AnnotationFile(path, columns)
+
+
+def _parsed(path: Path, fields: Mapping[str, Mapping[str, str]]) -> Any:
+    """The file as an Arrow table of one row, a column for each list."""
     import pyarrow as pa
     from pyarrow import json as arrow_json
 
@@ -359,7 +370,7 @@ def load(path: Path, fields: Mapping[str, Mapping[str, str]]) -> AnnotationFile:
             expected=f"1 to {MAX_TEXT:,}",
             remedy="write what it holds as a table or JSON lines: these are read in parts"
             if size
-            else "download the file again",
+            else AGAIN,
         )
     try:
         table = arrow_json.read_json(
@@ -378,21 +389,7 @@ def load(path: Path, fields: Mapping[str, Mapping[str, str]]) -> AnnotationFile:
         raise unreadable(path, error) from error
     if table.num_rows != 1:
         raise _fault(path, fields, f"{table.num_rows} JSON values")
-    columns: dict[tuple[str, str], Any] = {}
-    for part, kinds in fields.items():
-        entries = table.column(part).combine_chunks()
-        if entries.null_count:
-            raise LabelError(
-                f"'{path}' has no list {part!r}.",
-                remedy="give the file of instances: files of image infos have no labels",
-            )
-        arrays = entries.flatten().flatten()
-        if not len(arrays[0]) and part != "annotations":
-            raise LabelError(f"'{path}' has no {part}.", expected=f"at least one entry in {part}")
-        for (name, kind), array in zip(kinds.items(), arrays, strict=True):
-            _refuse_missing(path, part, name, array, KINDS[kind])
-            columns[part, name] = array
-    return AnnotationFile(path, columns)
+    return table
 
 
 def _refuse_missing(path: Path, part: str, name: str, array: Any, expected: str) -> None:

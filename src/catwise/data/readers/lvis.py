@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catwise.data.dataset import Dataset
-from catwise.data.readers._kit import dataset, distinct, find_splits, relative, sparse
+from catwise.data.readers._kit import Images, dataset, distinct, find_splits, relative, sparse
 from catwise.data.readers.coco import (
     KINDS,
     SPLITS,
@@ -152,17 +152,13 @@ def read_lvis(
         **met,
     }
     more = [CONFLICT_NOTES[conflict]] if met["annotated_and_negative"] else []
-    return dataset(
-        "lvis",
-        root,
+    images_read = Images(ids, paths, splits)
+    labels = (
         _columns(parts, len(known), [len(file.ids("images")) for file in read.values()]),
         categories,
-        ids=ids,
-        paths=paths,
-        splits=splits,
-        counts=counts,
-        notes=(*NOTES, *more),
-        storage=storage,
+    )
+    return dataset(
+        "lvis", root, labels, images_read, counts=counts, notes=(*NOTES, *more), storage=storage
     )
 
 

@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 from catwise.data.checks import refuse_repeats, refuse_two, refuse_wrong
 from catwise.data.dataset import Dataset
 from catwise.data.files import TableFile, open_table
-from catwise.data.readers._kit import dataset, find, in_column, matched, matches, read_columns
+from catwise.data.readers._kit import (
+    Images,
+    dataset,
+    find,
+    in_column,
+    matched,
+    matches,
+    read_columns,
+)
 from catwise.data.readers.chexpert import (
     AIRSPACE,
     BLANK_NOTE,
@@ -45,6 +53,7 @@ LABELS: Final = {
 SPLIT_TABLE: Final = "mimic-cxr-2.0.0-split.csv"
 METADATA: Final = "mimic-cxr-2.0.0-metadata.csv"
 
+NO_FILES: Final = "There is no folder files; paths tell where it should be."
 NOTES: Final = {
     "chexpert": "Labels found in the reports by the CheXpert labeler; -1 is uncertain.",
     "negbio": "Labels found in the reports by NegBio; -1 is uncertain.",
@@ -101,8 +110,7 @@ def read_mimic_cxr(
     check_choice("views", views, VIEWS)
     check_choice("blanks", blanks, BLANKS)
     check_choice("unlabelled", unlabelled, ("keep", "drop"))
-    names = chosen_categories(categories)
-    root = Path(root)
+    names, root = chosen_categories(categories), Path(root)
     images = _Images.read(_table(root, SPLIT_TABLE))
     studies = _Studies.read(_table(root, LABELS[labeler]), names)
     study = studies.of(images)
@@ -111,14 +119,9 @@ def read_mimic_cxr(
         "labelled_studies_without_images": int((~np.isin(studies.ids, images.studies)).sum()),
     }
     notes = [NOTES[labeler]]
-    if AIRSPACE in studies.file.names:
-        notes.append(f"The column {AIRSPACE} is read as {LUNG}.")
-    if not (root / "files").is_dir():
-        notes.append("There is no folder files; paths tell where it should be.")
-
-    keep = np.ones(len(study), dtype=np.bool_)
-    if split is not None:
-        keep &= images.splits == split
+    notes += [f"The column {AIRSPACE} is read as {LUNG}."] * (AIRSPACE in studies.file.names)
+    notes += [NO_FILES] * (not (root / "files").is_dir())
+    keep = np.ones(len(study), dtype=np.bool_) if split is None else images.splits == split
     if views != "all":
         keep &= _of_views(_table(root, METADATA), images, keep, views, counts)
     unlisted = keep & (study < 0)
@@ -127,38 +130,29 @@ def read_mimic_cxr(
     if counts["images_without_labels"]:
         what = "kept, all unknown" if unlabelled == "keep" else "left out"
         notes.append(f"Images of studies that the table of labels does not list are {what}.")
-    if unlabelled == "drop":
-        keep &= ~unlisted
-    rows = np.flatnonzero(keep)
+    rows = np.flatnonzero(keep & ~unlisted if unlabelled == "drop" else keep)
     if not len(rows):
-        raise LabelError(
-            f"no image of '{root}' is left.",
-            found=f"split={split!r}, views={views!r}, unlabelled={unlabelled!r}",
-            expected=f"images in {images.file} with labels in {studies.file}",
-        )
-    codes, study = studies.codes, study[rows]
+        found = f"split={split!r}, views={views!r}, unlabelled={unlabelled!r}"
+        raise LabelError(f"no image of {images.file} with labels is left.", found=found)
+    codes = _codes(studies.codes, study[rows], blanks, counts)
+    notes += [BLANK_NOTE] if blanks == "negative" else []
+    for name, numbers in (("studies", images.studies), ("patients", images.patients)):
+        counts[name] = len(np.unique(numbers[rows]))
+    labels = codes, names
+    return dataset("mimic-cxr", root, labels, images.taken(rows), counts=counts, notes=notes)
+
+
+def _codes(codes: Codes, study: Rows, blanks: str, counts: dict[str, Any]) -> Codes:
+    """The codes of images from those of their studies, -1 for those that are not listed."""
+    listed = study[:, None] >= 0
     silent = (codes == UNKNOWN).all(axis=1)
     counts["studies_without_mentions"] = len(np.unique(study[silent[study] & (study >= 0)]))
-    codes = np.where(study[:, None] >= 0, codes[study], np.int8(UNKNOWN))
+    codes = np.where(listed, codes[study], np.int8(UNKNOWN))
     if blanks == "negative":
-        blank = (codes == UNKNOWN) & (study[:, None] >= 0)
+        blank = (codes == UNKNOWN) & listed
         codes[blank] = NEGATIVE
         counts["blanks_as_negative"] = int(blank.sum())
-        notes.append(BLANK_NOTE)
-    counts["studies"] = len(np.unique(images.studies[rows]))
-    counts["patients"] = len(np.unique(images.patients[rows]))
-    return dataset(
-        "mimic-cxr",
-        root,
-        codes,
-        names,
-        ids=images.ids[rows],
-        groups=images.patients[rows],
-        paths=images.paths(rows),
-        splits=images.splits[rows],
-        counts=counts,
-        notes=notes,
-    )
+    return codes
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,11 +197,12 @@ class _Images:
         refuse_two(patients, splits, file.place, f"{file}: a patient is in two splits.")
         return cls(file, ids, studies, texts_of(texts["subject_id"]), splits)
 
-    def paths(self, rows: Rows) -> NDArray[np.str_]:
-        """Where the images are: files/p10/p10000032/s50414267/<dicom_id>.jpg."""
-        patients, studies = self.patients[rows].tolist(), self.studies[rows].tolist()
-        parts = zip(patients, studies, self.ids[rows].tolist(), strict=True)
-        return np.array([f"files/p{p[:2]}/p{p}/s{s}/{i}.jpg" for p, s, i in parts], dtype=np.str_)
+    def taken(self, rows: Rows) -> Images:
+        """Some images; they are at files/p10/p10000032/s50414267/<dicom_id>.jpg."""
+        ids, patients, studies = self.ids[rows], self.patients[rows], self.studies[rows]
+        parts = zip(patients.tolist(), studies.tolist(), ids.tolist(), strict=True)
+        paths = [f"files/p{p[:2]}/p{p}/s{s}/{i}.jpg" for p, s, i in parts]
+        return Images(ids, paths, self.splits[rows], patients)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from catwise.data.checks import places, refuse_repeats, refuse_wrong
 from catwise.data.dataset import Dataset
 from catwise.data.files import listed
-from catwise.data.readers._kit import AGAIN, Listing, dataset, find, read_bytes, read_list
+from catwise.data.readers._kit import AGAIN, Images, Listing, dataset, find, read_bytes, read_list
 from catwise.errors import CategoryError, LabelError, check_choice, nearest
 from catwise.labels.codes import POSITIVE, Codes
 from catwise.labels.names import category_names
@@ -113,17 +113,11 @@ def read_nuswide(
         "images_dropped": int(blank.sum()) if unannotated == "drop" else 0,
         **_photo_counts(photos, splits, across=split is None),
     }
+    paths = [f"{images}/{name}" if images else name for name in listing.names]
+    images_read = Images(ids, paths, splits, photos if groups else None)
+    labels = codes, names
     read = dataset(
-        "nuswide",
-        folder,
-        codes,
-        names,
-        ids=ids,
-        groups=photos if groups else None,
-        paths=[f"{images}/{name}" if images else name for name in ids],
-        splits=splits,
-        counts=counts,
-        notes=_notes(counts, unannotated),
+        "nuswide", folder, labels, images_read, counts=counts, notes=_notes(counts, unannotated)
     )
     return read.take(np.flatnonzero(~blank)) if unannotated == "drop" else read
 

@@ -19,8 +19,16 @@ from numpy.typing import NDArray
 from catwise.data.checks import refuse_wrong
 from catwise.data.dataset import Dataset
 from catwise.data.files import TableFile, listed, no_rows, open_table
-from catwise.data.readers._kit import AGAIN, dataset, distinct, find, read_text, sparse
-from catwise.errors import CategoryError, ConfigError, IdError, LabelError, check_choice, nearest
+from catwise.data.readers._kit import AGAIN, Images, dataset, distinct, find, read_text, sparse
+from catwise.errors import (
+    CategoryError,
+    ConfigError,
+    IdError,
+    LabelError,
+    check_choice,
+    check_rules,
+    nearest,
+)
 from catwise.labels.codes import POSITIVE, UNCERTAIN, Codes, Rows
 from catwise.labels.columns import Storage
 from catwise.labels.core import PartialLabels
@@ -113,10 +121,10 @@ def read_openimages(
     check_choice("conflict", conflict, ("uncertain", "error", "positive"))
     check_choice("images", images, ("labelled", "all"))
     check_choice("machine_as", machine_as, ("uncertain", "positive"))
-    if machine is not None and not 0 < machine <= 1:
-        raise ConfigError("machine is not a confidence.", found=f"{machine}", expected="0 < … ≤ 1")
-    if isinstance(sources, str) or (sources is not None and not sources):
-        raise ConfigError("sources must be several names.", found=repr(sources))
+    several = sources is None or (not isinstance(sources, str) and len(sources) > 0)
+    rules = {"machine: over 0, up to 1": machine is None or 0 < machine <= 1}
+    rules["sources: one name or more"] = several
+    check_rules("options of Open Images", {"machine": machine, "sources": sources}, rules)
     release = _Release(Path(root), version, split)
     names = _categories(release, categories, category_names)
     human = _read_human(release, sources)
@@ -126,25 +134,21 @@ def read_openimages(
         code = POSITIVE if machine_as == "positive" else UNCERTAIN
         pair, codes = _added(release, ids, (pair, codes), machine, code)
     content = sparse(pair, codes, len(ids), len(names))
-    silent = int(np.count_nonzero(np.diff(content.starts) == 0))
-    release.counts["categories_without_label"] = silent
-    texts = _id_texts(ids)
+    release.counts["categories_without_label"] = int((np.diff(content.starts) == 0).sum())
+    images_read = _images(_id_texts(ids), image_folder, split)
+    told: dict[str, Any] = {
+        "counts": release.counts,
+        "notes": _notes(release, conflict, images, machine_as),
+    }
+    name, labels = f"openimages_{version}", (content, names)
+    return dataset(name, release.root, labels, images_read, storage=storage, checked=True, **told)
+
+
+def _images(ids: NDArray[np.str_], folder: str | None, split: str) -> Images:
     paths = np.zeros(len(ids), "U1")
-    if image_folder is not None:
-        paths = np.char.add(np.char.add(image_folder.rstrip("/") + "/", texts), ".jpg")
-    return dataset(
-        f"openimages_{version}",
-        release.root,
-        content,
-        names,
-        ids=texts,
-        paths=paths,
-        splits=np.full(len(ids), split),
-        counts=release.counts,
-        notes=_notes(release, conflict, images, machine_as),
-        storage=storage,
-        checked=True,  # the numbers of the ids are all different
-    )
+    if folder is not None:
+        paths = np.char.add(np.char.add(folder.rstrip("/") + "/", ids), ".jpg")
+    return Images(ids, paths, np.full(len(ids), split))
 
 
 def label_count_groups(labels: PartialLabels, n_groups: int = 5) -> NDArray[np.int64]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from catwise.data.checks import places, refuse_repeats
 from catwise.data.dataset import Dataset
-from catwise.data.readers._kit import dataset, describe, distinct, read_json, sparse
+from catwise.data.readers._kit import Images, dataset, describe, distinct, read_json, sparse
 from catwise.data.readers.visual_genome import find_images, read_names
 from catwise.errors import IdError, LabelError, check_choice, nearest
 from catwise.labels.codes import NEGATIVE, POSITIVE, UNCERTAIN, UNKNOWN, Rows
@@ -115,18 +115,9 @@ def read_vaw(
     ]
     if counts["conflicting_labels"]:
         notes.append(f"An attribute that is both positive and negative is read as {conflicts}.")
-    return dataset(
-        "vaw",
-        base,
-        content,
-        category_names(names, len(names)),
-        ids=ids,
-        groups=groups,
-        paths=paths,
-        splits=splits,
-        counts=counts,
-        notes=notes,
-    )
+    images_read = Images(ids, paths, splits, groups)
+    labels = content, category_names(names, len(names))
+    return dataset("vaw", base, labels, images_read, counts=counts, notes=notes)
 
 
 class VawInstances(NamedTuple):

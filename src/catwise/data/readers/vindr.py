@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from catwise.data.checks import refuse_repeats, refuse_wrong
 from catwise.data.dataset import Dataset
 from catwise.data.files import TableFile, open_table
 from catwise.data.readers._kit import (
+    Images,
     dataset,
     find_splits,
     in_column,
@@ -23,7 +23,7 @@ from catwise.data.readers._kit import (
     read_columns,
     relative,
 )
-from catwise.errors import ConfigError, IdError, LabelError, check_choice, nearest
+from catwise.errors import ConfigError, IdError, LabelError, check_choice, check_rules, nearest
 from catwise.labels.codes import NEGATIVE, POSITIVE, UNCERTAIN, UNKNOWN, Codes, Rows
 from catwise.labels.encodings import ENCODINGS
 
@@ -95,6 +95,7 @@ TABLES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
 }
 ALIASES: Final = {"Other diseases": "Other disease"}
 N_RATERS: Final = 3
+SUFFIX: Final = "suffix begins with a dot, as '.dicom'"
 
 RULES: Final = {
     "majority": "a label is what more than half of its radiologists say; a tie is uncertain",
@@ -158,16 +159,14 @@ def read_vindr(
     check_choice("split", split, (None, *SPLITS))
     check_choice("raters", raters, POLICIES)
     check_choice("layout", layout, (None, *TABLES))
-    if not suffix.startswith("."):
-        raise ConfigError("a suffix begins with a dot.", found=repr(suffix), expected="'.dicom'")
+    check_rules("options of VinDr-CXR", {"suffix": suffix}, {SUFFIX: suffix.startswith(".")})
     root = Path(root)
     chosen, tables = _find_tables(root, split, layout)
     categories = KAGGLE_CLASSES if chosen == "kaggle" else (*LOCAL_LABELS, *GLOBAL_LABELS)
     counts: dict[str, Any] = {"layout": chosen, "tables": relative(tables, root)}
     notes = [] if split or len(tables) == 2 else [f"Only the split {next(iter(tables))!r} is here."]
-    parts: dict[str, tuple[list[str], Codes]] = {}
-    missing: list[int] = []
-    paths: list[NDArray[np.str_]] = []
+    ids: list[str] = []
+    parts: list[tuple[Codes, Any, list[str]]] = []
     for name, path in tables.items():
         file = open_table(path)
         votes = _read_boxes(file) if chosen == "kaggle" else _read_votes(file, name, categories)
@@ -177,42 +176,34 @@ def read_vindr(
         else:
             codes, found = votes.codes, {"blank_labels_of_test": _n_blank(votes.codes)}
             notes.append("test: the consensus of five radiologists.")
-        counts.update(found)
-        counts[f"contradictory_rows_of_{name}"] = _n_contradictory(votes.codes, categories)
-        parts[name] = votes.ids, codes
-        notes += _contradiction(name, counts[f"contradictory_rows_of_{name}"])
-        files = [f"{image}{suffix}" for image in votes.ids]
-        located = locate_images(root, (name,), files)
-        paths.append(located.paths)
-        if located.there:
-            missing.append(located.n_missing)
-        else:
-            paths[-1] = np.array([f"{name}/{one}" for one in files])
-            notes.append(f"There is no folder {name}; paths tell where its images should be.")
-    ids = [image for images, _ in parts.values() for image in images]
-    splits = np.repeat(list(parts), [len(codes) for _, codes in parts.values()])
-    refuse_repeats(
-        ids,
-        lambda i: f"'{tables[str(splits[i])]}'",
-        f"the tables of VinDr-CXR in '{root}' share images.",
-        expected="every image in one split",
-    )
-    if missing:
-        counts["images_without_files"] = sum(missing)
+        n_odd = _n_contradictory(votes.codes, categories)
+        counts.update(found | {f"contradictory_rows_of_{name}": n_odd})
+        if n_odd:
+            what = f"{n_odd:,} votes for 'No finding' next to a finding count as they are"
+            notes.append(f"{name}: {what}.")
+        paths = _paths(root, name, [f"{image}{suffix}" for image in votes.ids], counts, notes)
+        parts.append((codes, paths, [name] * len(codes)))
+        ids += votes.ids
+    content, paths, splits = (np.concatenate(part) for part in zip(*parts, strict=True))
+    what = f"the tables of VinDr-CXR in '{root}' share images."
+    refuse_repeats(ids, lambda i: f"'{tables[str(splits[i])]}'", what)
     if chosen == "kaggle":
         notes.append("A finding is negative for a radiologist who drew no box of it.")
     notes.append("The release names no patients, so images are in no groups.")
-    return dataset(
-        "vindr",
-        root,
-        np.concatenate([codes for _, codes in parts.values()]),
-        categories,
-        ids=ids,
-        paths=np.concatenate(paths),
-        splits=splits,
-        counts=counts,
-        notes=notes,
-    )
+    labels = content, categories
+    return dataset("vindr", root, labels, Images(ids, paths, splits), counts=counts, notes=notes)
+
+
+def _paths(
+    root: Path, split: str, files: list[str], counts: dict[str, Any], notes: list[str]
+) -> Any:
+    """Paths of the images; "" for those that are not there, if their folder is."""
+    found = locate_images(root, (split,), files)
+    if not found.there:
+        notes.append(f"There is no folder {split}; paths tell where its images should be.")
+        return [f"{split}/{file}" for file in files]
+    counts["images_without_files"] = counts.get("images_without_files", 0) + found.n_missing
+    return found.paths
 
 
 class _Votes(NamedTuple):
@@ -364,8 +355,3 @@ def _n_contradictory(codes: Codes, categories: Sequence[str]) -> int:
     nothing = categories.index("No finding")
     others = np.delete(codes, nothing, axis=1) == POSITIVE
     return int(np.count_nonzero((codes[:, nothing] == POSITIVE) & others.any(axis=1)))
-
-
-def _contradiction(split: str, n: int) -> list[str]:
-    """What is noted of rows that say both that there is no finding and what it is."""
-    return [f"{split}: {n:,} votes for 'No finding' next to a finding count as they are."] * (n > 0)

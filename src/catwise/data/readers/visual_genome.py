@@ -15,6 +15,7 @@ from catwise.data.checks import places, refuse_repeats
 from catwise.data.dataset import Dataset
 from catwise.data.readers._kit import (
     AGAIN,
+    Images,
     Listing,
     dataset,
     describe,
@@ -34,7 +35,12 @@ from catwise.labels.names import category_names
 __all__ = ["read_visual_genome"]
 
 SPLITS: Final = ("train", "test")
-ABSENT: Final = ("negative", "unknown")
+ABSENT: Final = {
+    "negative": "A category that is not listed for an image is read as negative, though Visual "
+    "Genome is not annotated exhaustively.",
+    "unknown": "A category that is not listed for an image is read as unknown: there are no "
+    "negatives.",
+}
 SIZES: Final = (200, 500)
 FOLDERS: Final = ("VG_100K", "VG_100K_2")
 
@@ -115,25 +121,15 @@ def read_visual_genome(
         "repeated_positives": len(rows) - len(keys),
         **counts,
     }
-    meaning = {
-        "negative": "A category that is not listed for an image is read as negative, though "
-        "Visual Genome is not annotated exhaustively.",
-        "unknown": "A category that is not listed for an image is read as unknown: there are no "
-        "negatives.",
-    }
-    notes = [meaning[absent], *notes]
+    notes = [ABSENT[absent], *notes]
     if names is None:
         notes.append("The release does not name the categories: they are called by position.")
+    splits = np.repeat(list(lists), [len(one.names) for one in lists.values()])
+    images_read = Images(files, paths, splits)
+    content = _content(keys, len(files), n_categories, absent)
+    labels = content, category_names(categories, n_categories)
     return dataset(
-        f"visual_genome_{n_categories}",
-        base,
-        _content(keys, len(files), n_categories, absent),
-        category_names(categories, n_categories),
-        ids=files,
-        paths=paths,
-        splits=np.repeat(list(lists), [len(one.names) for one in lists.values()]),
-        counts=counts,
-        notes=notes,
+        f"visual_genome_{n_categories}", base, labels, images_read, counts=counts, notes=notes
     )
 
 

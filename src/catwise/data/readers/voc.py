@@ -19,6 +19,7 @@ from catwise.data.dataset import Dataset
 from catwise.data.files import listed
 from catwise.data.readers._kit import (
     AGAIN,
+    Images,
     Listing,
     dataset,
     locate_images,
@@ -143,17 +144,9 @@ def read_voc(
     codes = np.full(marks.shape, NEGATIVE, dtype=np.int8)
     codes[marks == PRESENT] = POSITIVE
     codes[marks == ONLY_DIFFICULT] = DIFFICULT[difficult]
-    return dataset(
-        f"voc{int(year)}",
-        root,
-        codes,
-        CATEGORIES,
-        ids=images.names,
-        paths=[f"{jpegs}/{file}" for file in files],
-        splits=[split] * len(files),
-        counts=counts,
-        notes=notes,
-    )
+    images_read = Images(images.names, [f"{jpegs}/{file}" for file in files], [split] * len(files))
+    labels = codes, CATEGORIES
+    return dataset(f"voc{int(year)}", root, labels, images_read, counts=counts, notes=notes)
 
 
 def _folder(root: Path, year: int) -> Path:
