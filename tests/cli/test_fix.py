@@ -246,14 +246,14 @@ def stop_at(patch: pytest.MonkeyPatch, name: str) -> None:
     patch.setattr(steps, name, stop)
 
 
-@pytest.mark.parametrize("name", ["extract", "tune", "write_model", "verify", "_account"])
+@pytest.mark.parametrize("name", ["extract", "tune", "write_model", "verify_copy", "_account"])
 def test_stopped_run_goes_on(name: str, finished: Path, case: Path) -> None:
     """Stopped before any step, the same command ends with the bytes of an uninterrupted run."""
     with pytest.MonkeyPatch.context() as patch:
         stop_at(patch, name)
         assert fix(case).exit_code == INTERRUPTED
     document = done(case)
-    order = ["extract", "tune", "write_model", "verify", "_account"]
+    order = ["extract", "tune", "write_model", "verify_copy", "_account"]
     expected = ["kept"] * order.index(name) + ["ran"] * (4 - order.index(name))
     assert list(document["steps"].values()) == expected
     assert contents(case / "out") == contents(finished / "out")

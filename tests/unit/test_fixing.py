@@ -109,7 +109,7 @@ def test_a_target_outside_is_never_removed(tmp_path: Path) -> None:
     out.mkdir()
     document = {"inputs": {"seed": "0"}, "target": "../mine", "finished": {}}
     (out / "fix.json").write_text(json.dumps(document))
-    with State.look(out, {"seed": "1"}, "net.pt", overwrite=True).opened():
+    with State.read(out, {"seed": "1"}, "net.pt", overwrite=True).opened():
         pass
     assert (tmp_path / "mine").read_text() == "mine"
 
@@ -117,13 +117,13 @@ def test_a_target_outside_is_never_removed(tmp_path: Path) -> None:
 def test_differences_are_told(tmp_path: Path) -> None:
     """Short values by both, digests as other content, new and absent ones by name."""
     before = {"seed": "0", "labels": "sha256:a", "old": "x"}
-    with State.look(tmp_path / "out", before, "net.pt").opened() as state:
+    with State.read(tmp_path / "out", before, "net.pt").opened() as state:
         (tmp_path / "out" / "features").mkdir()
         state.finish("extract", {"fact": 1})
-    assert State.look(tmp_path / "out", before, "net.pt").facts == {"fact": 1}
+    assert State.read(tmp_path / "out", before, "net.pt").facts == {"fact": 1}
     now = {"seed": "1", "labels": "sha256:b", "new": "y"}
     with pytest.raises(OutputError) as caught:
-        State.look(tmp_path / "out", now, "net.pt")
+        State.read(tmp_path / "out", now, "net.pt")
     assert caught.value.found == (
         "seed: 0, now 1; labels: other content; old: not there now; new: not there before"
     )
@@ -132,12 +132,12 @@ def test_differences_are_told(tmp_path: Path) -> None:
 def test_steps_whose_files_vanish_are_an_error(tmp_path: Path) -> None:
     """Also of an earlier call, while this one runs."""
     out = tmp_path / "out"
-    with State.look(out, {}, "net.pt").opened() as state:
+    with State.read(out, {}, "net.pt").opened() as state:
         (out / "features").mkdir()
         state.finish("extract")
 
     def work() -> None:
-        with State.look(out, {}, "net.pt").opened():
+        with State.read(out, {}, "net.pt").opened():
             (out / "features").rmdir()
 
     with pytest.raises(OutputError, match="removed while catwise ran"):
@@ -150,7 +150,7 @@ def test_the_first_file_of_a_killed_run_is_no_obstacle(tmp_path: Path) -> None:
     out.mkdir()
     (out / ".catwise-lock").touch()
     (out / ".catwise-0123456789abcdef.json").touch()
-    with State.look(out, {}, "net.pt").opened():
+    with State.read(out, {}, "net.pt").opened():
         pass
     assert [path.name for path in out.iterdir()] == ["fix.json"]
 

@@ -261,7 +261,7 @@ READERS: dict[str, Reader] = {
     "a run's state": Reader(
         STATE,
         text('{"inputs": {}, "target": "m.pt", "finished": {}}'),
-        lambda p: State.look(p.parent, {}, "m.pt"),
+        lambda p: State.read(p.parent, {}, "m.pt"),
         "MAX_JSON",
         5,
         "more than 5",

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import click
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from catwise.models import LoadedModel
     from catwise.models.verify import Verified
 
-_IMAGES = 8
+    _Seen: TypeAlias = tuple[list[WriteReport], Verified | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +97,7 @@ def command(given: Options) -> None:
     """
     from catwise._io import write_text
     from catwise.heads import load_head
+    from catwise.models.card import preprocessing_text
 
     _check_checkpoint(given)
     out, output = given.out, given.output
@@ -108,18 +109,15 @@ def command(given: Options) -> None:
     base, write = (
         _file_writer(tuned, names, given) if loaded is None else _model_writer(loaded, tuned)
     )
-    reports, verified = _written(given, loaded, tuned, write)
+    reports, verified = seen = _written(given, loaded, tuned, write)
     for report in reports:
         output.line(f"{report} written")
     if loaded is not None:
-        output.line(f"preprocessing: {loaded.preprocessing}")
+        output.line(f"preprocessing: {preprocessing_text(loaded.preprocessing)}")
     if verified is not None:
         output.line(str(verified))
     if given.card is not None:
-        made = _card(
-            given, loaded=loaded, tuned=tuned, base=base, reports=reports, verified=verified
-        )
-        write_text(given.card, made)
+        write_text(given.card, _card(given, loaded, tuned, base, seen))
     output.line(str(out))
     first = reports[0]
     output.document(
@@ -150,9 +148,7 @@ def _check_checkpoint(given: Options) -> None:
         raise click.UsageError("Missing option '--checkpoint'.")
 
 
-def _written(
-    given: Options, loaded: LoadedModel | None, tuned: Head, write: _Writer
-) -> tuple[list[WriteReport], Verified | None]:
+def _written(given: Options, loaded: LoadedModel | None, tuned: Head, write: _Writer) -> _Seen:
     """Write the copy; with a model or a card only once it holds in a hidden folder."""
     if loaded is None and given.card is None:
         return write(given.out, overwrite=given.overwrite), None
@@ -166,25 +162,23 @@ def _written(
 
 
 def _card(
-    given: Options,
-    *,
-    loaded: LoadedModel | None,
-    tuned: Head,
-    base: Head | None,
-    reports: list[WriteReport],
-    verified: Verified | None,
+    given: Options, loaded: LoadedModel | None, tuned: Head, base: Head | None, seen: _Seen
 ) -> str:
     from catwise.models.card import model_card, run_summary
 
     beside = given.head.with_name("summary.json")
+    summary = run_summary(beside) if beside.is_file() else None
+    lines = [str(summary[key]) for key in ("headline", "chose") if summary and summary.get(key)]
+    reports, verified = seen
     return model_card(
         loaded.name if loaded is not None else str(given.checkpoint and given.checkpoint.name),
         tuned,
-        reports,
+        [report.location.name for report in reports],
+        len(reports[0].rows),
+        reports[0].location.n_categories,
         base=base,
-        verified=verified,
-        summary=run_summary(beside) if beside.is_file() else None,
-        preprocessing=None if loaded is None else str(loaded.preprocessing),
+        lines=[*lines, *([] if verified is None else [str(verified)])],
+        preprocessing=None if loaded is None else loaded.preprocessing,
     )
 
 
@@ -232,9 +226,17 @@ def _model_writer(loaded: LoadedModel, tuned: Head) -> tuple[Head | None, _Write
 
 def _verified(loaded: LoadedModel, path: Path, tuned: Head, images: Path | None) -> Verified:
     """What a few images say of a written copy."""
-    from catwise.models.verify import noise, verify_copy
+    from catwise.errors import ConfigError
+    from catwise.models.sources import FolderImages, ImageSource, TarImages
+    from catwise.models.verify import first_images, noise, verify_copy
 
-    batch = noise(loaded) if images is None else _few(loaded, images)
+    if images is None:
+        return verify_copy(loaded, path, tuned, noise(loaded))
+    shards = [images] if images.suffix == ".tar" else sorted(images.glob("*.tar"))
+    source: ImageSource = TarImages(shards) if shards else FolderImages.scan(images)
+    batch = first_images(loaded, source, range(len(source)))
+    if batch is None:
+        raise ConfigError(f"none of the first images of '{images}' can be read.")
     return verify_copy(loaded, path, tuned, batch)
 
 
@@ -265,20 +267,3 @@ def _is_there(trial: Path, out: Path) -> bool:
 
     folder = out.resolve().parent
     return all(is_same_content(path, folder / path.name) for path in trial.parent.iterdir())
-
-
-def _few(loaded: LoadedModel, images: Path) -> Any:
-    """The first images of a folder, or of a tar shard, as the model takes them."""
-    import torch
-
-    from catwise.errors import ConfigError
-    from catwise.models.loading import ImageRows
-    from catwise.models.sources import FolderImages, ImageSource, TarImages
-
-    shards = [images] if images.suffix == ".tar" else sorted(images.glob("*.tar"))
-    source: ImageSource = TarImages(shards) if shards else FolderImages.scan(images)
-    rows = ImageRows(source, loaded.preprocessing, rows=range(min(_IMAGES, len(source))))
-    read = [row.image for row in map(rows.__getitem__, range(len(rows))) if row.image is not None]
-    if not read:
-        raise ConfigError(f"none of the first images of '{images}' can be read.")
-    return torch.stack(read)

@@ -6,21 +6,18 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from catwise._options import option
+from catwise.progress import Progress, ProgressCallback
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
     from rich.console import Console
 
-    from catwise.progress import Progress, ProgressCallback
-
-__all__ = ["Output"]
 
 _WIDTH: Final = 120
 """Columns where the output is no terminal and COLUMNS is not set."""

@@ -67,12 +67,13 @@ def command(given: Options) -> None:
     check_device(config.device)
     if os.environ.get("RANK", "0") != "0":  # of torchrun: one process talks
         output = dataclasses.replace(output, json=False, quiet=True)
+    from catwise.models.card import preprocessing_text
     from catwise.models.extraction import extract
 
     loaded = load_the_model(model)
     source = _images(model.images, given.table, given.path_column, given.id_column)
     output.line(f"{loaded.name}: classification layer {loaded.layer}")
-    output.line(f"preprocessing: {loaded.preprocessing}")
+    output.line(f"preprocessing: {preprocessing_text(loaded.preprocessing)}")
     for note in loaded.notes:
         output.line(note)
     about = {"command": "extract", "layer": loaded.layer, "images": len(source)}

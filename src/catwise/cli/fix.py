@@ -175,7 +175,7 @@ def _prepare(
 
 def _introduce(job: PreparedFix, output: Output) -> None:
     """What was understood, before the work begins."""
-    from catwise.fixing.account import preprocessing_text
+    from catwise.models.card import preprocessing_text
 
     output.line(f"{job.model.name}: classification layer {job.model.layer}")
     output.line(f"input: {preprocessing_text(job.model.preprocessing)}")

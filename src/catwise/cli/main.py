@@ -10,7 +10,8 @@ import signal
 import sys
 import traceback
 import warnings
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable
+from typing import Any, Final
 
 import click
 
@@ -18,11 +19,6 @@ from catwise._version import __version__
 from catwise.cli.outputs import held_outputs
 from catwise.cli.signals import ending_by_signals
 from catwise.errors import CatwiseError, OutputError, nearest
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-__all__ = ["COMMANDS", "main"]
 
 COMMANDS: Final = (
     "fix",

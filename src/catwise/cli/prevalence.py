@@ -8,8 +8,6 @@ from typing import Any, Final
 
 from catwise.errors import ConfigError
 
-__all__ = ["PREVALENCE_HELP", "load_prevalence", "one_or_many"]
-
 PREVALENCE_HELP: Final = (
     "NAME=VALUE for a category (repeatable), or a file: CSV with the columns category and "
     "prevalence, or JSON."

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
+from catwise.cli.console import Output
 
-    from catwise.cli.console import Output
+if TYPE_CHECKING:
     from catwise.tuning import SelectResult, TuneResult
     from catwise.tuning.selecting import Run
 

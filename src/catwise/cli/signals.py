@@ -6,14 +6,10 @@ import contextlib
 import os
 import signal
 import threading
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Iterator
+from typing import Any, Final
 
 from catwise._lock import put_off
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-__all__ = ["Ended", "ending_by_signals"]
 
 _NAMES: Final = ("SIGTERM", "SIGHUP")
 _HANDLED: Final[list[int]] = []

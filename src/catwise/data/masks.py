@@ -142,7 +142,7 @@ def save_mask(
         "catwise_mask": MASK_FORMAT,
         "categories": _json(full.categories),
         "protocol": text,
-        "labels_sha256": _labels_sha256(kept),
+        "labels_sha256": labels_sha256(kept),
         "n_rows": str(full.n_rows),
         "n_kept": str(n_kept),
         "n_full": str(_n_entries(full)),
@@ -203,7 +203,7 @@ def apply_mask(
     _check_fits(path, mask, full)
     kept = full.keep_entries(lambda j, rows, _: mask.kept(j, rows))
     n_kept = _n_entries(kept)
-    if same_labels and (n_kept != mask.n_kept or _labels_sha256(kept) != mask.labels_sha256):
+    if same_labels and (n_kept != mask.n_kept or labels_sha256(kept) != mask.labels_sha256):
         missing = mask.n_kept - n_kept
         raise LabelError(
             f"these are not the labels that the mask '{path}' was made for.",
@@ -310,7 +310,7 @@ def _any_order(texts: NDArray[np.str_]) -> str:
     return f"{int(text_keys(texts).sum(dtype=np.uint64)):016x}"
 
 
-def _labels_sha256(labels: PartialLabels) -> str:
+def labels_sha256(labels: PartialLabels) -> str:
     """Digest of rows and codes, category by category, whatever the storage."""
     digest = hashlib.sha256()
     for j in range(labels.n_categories):

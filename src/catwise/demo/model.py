@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import numpy as np
-    from numpy.typing import NDArray
-
-__all__ = ["HEAD_KEY", "SceneNet", "extract_features", "fit_ceiling", "train_network"]
 
 HEAD_KEY = "head.weight"
 """The key of the classification layer in the network's ``state_dict``."""

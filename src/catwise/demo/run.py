@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -28,20 +30,10 @@ from catwise.features import Features
 from catwise.heads import Head, read_head, write_head
 from catwise.heads.provenance import side_file
 from catwise.labels import UNKNOWN, LabelPolicy, PartialLabels, drop_uniform, make_targets
-from catwise.metrics import compare_heads
-from catwise.progress import Progress
+from catwise.metrics import PairedComparison, compare_heads
+from catwise.progress import Progress, ProgressCallback
 from catwise.reporting import write_run
-from catwise.tuning import tune
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterator
-
-    from catwise.metrics import PairedComparison
-    from catwise.progress import ProgressCallback
-    from catwise.tuning import TuneResult
-
-__all__ = ["METHODS", "DemoConfig", "DemoResult", "run_demo"]
+from catwise.tuning import TuneResult, tune
 
 METHODS: Final = {
     "before": "before",

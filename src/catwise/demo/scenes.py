@@ -7,16 +7,11 @@ that no digit of a training scene is ever seen in a validation or a test scene.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from catwise.errors import ConfigError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-__all__ = ["CANVAS", "CATEGORIES", "SceneSet", "make_scenes", "read_digits", "split_digits"]
 
 CATEGORIES = tuple(f"digit {digit}" for digit in range(10))
 _DIGIT = 8

@@ -3,15 +3,14 @@
 images.py    an image file for each labelled id
 folder.py    the output folder: which steps are finished, with which inputs
 run.py       read → extract → tune and evaluate → apply → verify → report
-verify.py    the written checkpoint, run beside the original
-account.py   headline, report, model card
+account.py   headline, model card
 """
 
 from __future__ import annotations
 
-from catwise.fixing.config import FixConfig, FixResult
+from catwise._configs import FixConfig
 from catwise.fixing.images import FoundImages, find_images, listed_images
-from catwise.fixing.run import PreparedFix, fix, prepare
+from catwise.fixing.run import FixResult, PreparedFix, fix, prepare
 
 __all__ = [
     "FixConfig",

@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from catwise._json import TABLE, TEXT, Field, read_fields, read_file
-from catwise._version import __version__
 from catwise.errors import OutputError
 from catwise.features.manifest import file_sha256
 from catwise.fixing.folder import EVALUATION
+from catwise.heads import Head
+from catwise.models import LoadedModel
+from catwise.models.card import model_card
 from catwise.models.verify import Verified
-from catwise.reporting import render_report, summary_lines
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from catwise.models import LoadedModel, Preprocessing
-
-__all__ = [
-    "card",
-    "describe_checkpoint",
-    "preprocessing_text",
-    "report",
-    "result_lines",
-    "run_of",
-]
+from catwise.reporting import summary_lines
 
 
 def run_of(folder: Path) -> dict[str, Any]:
@@ -70,11 +59,6 @@ def describe_checkpoint(
     return about
 
 
-def report(run: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> str:
-    """The page of a run with what came after the tuning."""
-    return render_report({**run, "checkpoint": checkpoint})
-
-
 def result_lines(run: Mapping[str, Any]) -> list[str]:
     """What came of it, for people, the headline first."""
     lines = summary_lines(run)
@@ -83,42 +67,18 @@ def result_lines(run: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def card(model: LoadedModel, run: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> str:
+def card(
+    model: LoadedModel, head: Head, run: Mapping[str, Any], checkpoint: Mapping[str, Any]
+) -> str:
     """A few lines of Markdown for the model's card."""
-    replaced = sum(record["status"] == "replaced" for record in run["records"])
-    lines = [
-        f"## The classification layer of {model.name}",
-        "",
-        (
-            f"The rows of `{model.weight_key or model.layer}` were tuned category by category on "
-            f"the labels that are known, with catwise {__version__}; {replaced:,} of "
-            f"{len(run['records']):,} were replaced. Every other tensor is the original's, bit for "
-            "bit."
-        ),
-        "",
-        *(f"- {line}" for line in result_lines(run)),
-    ]
-    if "verified" in checkpoint:
-        lines.append(f"- verified: {checkpoint['verified']}")
-    lines.append(f"- input: {preprocessing_text(model.preprocessing)}")
-    return "\n".join(lines) + "\n"
-
-
-def preprocessing_text(preprocessing: Preprocessing) -> str:
-    """How images become the model's input, in one line."""
-    height, width = preprocessing.size
-    kinds = {
-        "center": "scaled to cover them and cut in the centre",
-        "squash": "scaled to them, proportions given up",
-        "border": "scaled to fit and padded",
-    }
-    crop = f" (crop {preprocessing.crop_pct:.4g})" if preprocessing.crop_pct < 1 else ""
-    mean, std = (
-        ", ".join(f"{one:.4g}" for one in values)
-        for values in (preprocessing.mean, preprocessing.std)
-    )
-    axes = "" if preprocessing.layout == "nchw" else f"; axes {preprocessing.layout}"
-    return (
-        f"{height} x {width} pixels (height x width), {kinds[preprocessing.crop_mode]}{crop}, "
-        f"{preprocessing.interpolation}; mean {mean}; std {std}{axes} (from {preprocessing.source})"
+    verified = [f"verified: {checkpoint['verified']}"] if "verified" in checkpoint else []
+    return model_card(
+        model.name,
+        head,
+        [model.weight_key or model.layer],
+        sum(record["status"] == "replaced" for record in run["records"]),
+        head.n_categories,
+        base=model.head,
+        lines=[*result_lines(run), *verified],
+        preprocessing=model.preprocessing,
     )

@@ -5,33 +5,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from catwise._io import exclusive, list_names, make_folder, remove, write_json
 from catwise._json import TABLE, TEXT, Field, read_fields, read_file
+from catwise.data.masks import labels_sha256
 from catwise.errors import OutputError
 from catwise.heads.provenance import side_file
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from catwise.labels import PartialLabels
-
-__all__ = [
-    "CARD",
-    "EVALUATION",
-    "FEATURES",
-    "LEFT_OUT",
-    "REPORT",
-    "RUN",
-    "STATE",
-    "STEPS",
-    "State",
-    "checkpoint_name",
-    "labels_digest",
-]
+from catwise.labels import PartialLabels
 
 STATE: Final = "fix.json"
 FEATURES: Final = "features"
@@ -75,7 +59,7 @@ class State:
     overwrite: bool = False
 
     @classmethod
-    def look(
+    def read(
         cls, folder: Path, inputs: dict[str, str], target: str, *, overwrite: bool = False
     ) -> State:
         """Read what is there, and refuse what is not this run; nothing is written.
@@ -104,8 +88,8 @@ class State:
             raise OutputError(
                 f"'{folder}' holds a run with other inputs.",
                 found="; ".join(changed),
-                expected="the inputs and options that the run was begun with",
-                remedy="choose another folder, or begin anew with --overwrite (overwrite=True)",
+                expected="the inputs and options that the run was started with",
+                remedy="choose another folder, or start over with --overwrite (overwrite=True)",
             )
         return state
 
@@ -119,7 +103,7 @@ class State:
         """
         make_folder(self.folder)
         with exclusive(self.folder, inside=True):
-            now = State.look(self.folder, self.inputs, self.target, overwrite=self.overwrite)
+            now = State.read(self.folder, self.inputs, self.target, overwrite=self.overwrite)
             self.finished, self.stale = now.finished, now.stale  # another may have ended meanwhile
             if self.stale is not None:
                 self._write()  # first: nothing may count as finished once its files are gone
@@ -159,7 +143,7 @@ class State:
         return step in self.finished and all(there)
 
     def done(self, step: str) -> bool:
-        """The same, and note it for this call; what hangs on a step that must run is not done."""
+        """The same, and note it for this call; what depends on a step that must run is not done."""
         there = self.has(step)
         self.steps[step] = "kept" if there else "ran"
         if not there:
@@ -235,9 +219,7 @@ def _differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]
 
 def labels_digest(labels: PartialLabels) -> str:
     """Of ids, groups, categories and codes."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(labels_sha256(labels).encode())
     for names in (labels.categories, labels.ids, labels.groups):
         digest.update(json.dumps(None if names is None else list(map(str, names))).encode())
-    for start, codes in labels.blocks():
-        digest.update(f"{start} {codes.shape}".encode() + codes.tobytes())
     return f"sha256:{digest.hexdigest()}"

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from catwise.errors import IdError, nearest
-from catwise.models.sources import FolderImages, TarImages
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-    from catwise.models.sources import ImageSource
-
-__all__ = ["FoundImages", "find_images", "listed_images", "places"]
+from catwise.models.sources import FolderImages, ImageSource, TarImages
 
 _LOOKED_AT = 5_000
 

@@ -3,41 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, Final
+import os
+from collections.abc import Mapping
+from typing import Any, Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from catwise._configs import FixConfig
 from catwise._version import __version__
 from catwise.errors import ConfigError, HeadError, IdError
 from catwise.fixing.folder import checkpoint_name, labels_digest
 from catwise.fixing.images import FoundImages, find_images, places
 from catwise.joining import has_default_names, match_categories
-from catwise.models import LoadedModel
+from catwise.labels import PartialLabels
+from catwise.models import LoadedModel, Preprocessing
 from catwise.models.layers import weights_digest
 from catwise.models.registry import load_model
 from catwise.models.sources import ImageSource
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Mapping
-
-    from numpy.typing import NDArray
-
-    from catwise.fixing.config import FixConfig
-    from catwise.labels import PartialLabels
-    from catwise.models import Preprocessing
-
-__all__ = [
-    "checked_model",
-    "checked_splits",
-    "ids_of",
-    "input_note",
-    "joined_images",
-    "target_name",
-    "what_decides",
-    "without",
-]
 
 SPLITS: Final = ("train", "valid", "test")
 _NOT_IN_RESULTS: Final = ("workers", "device", "paper")

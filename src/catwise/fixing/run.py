@@ -6,17 +6,20 @@ on where it was, and ends with the same bytes.
 
 from __future__ import annotations
 
+import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 
+from catwise._configs import FixConfig
 from catwise._io import write_json, write_text
 from catwise.errors import ConfigError, HeadError, IdError, InSampleWarning
+from catwise.features import FeatureStore
 from catwise.fixing import account
-from catwise.fixing.config import FixConfig, FixResult
 from catwise.fixing.folder import (
     CARD,
     EVALUATION,
@@ -38,32 +41,25 @@ from catwise.fixing.inputs import (
     what_decides,
     without,
 )
-from catwise.fixing.verify import verify
+from catwise.heads import Head
 from catwise.joining import aligned_features
+from catwise.labels import PartialLabels
+from catwise.models import LoadedModel, Preprocessing
+from catwise.models.card import preprocessing_text
 from catwise.models.extraction import extract
 from catwise.models.layers import ranks_of
 from catwise.models.loading import ImageRows
 from catwise.models.registry import write_model
-from catwise.progress import Progress
-from catwise.reporting import rows_csv, write_run
+from catwise.models.sources import ImageSource
+from catwise.models.verify import Verified, first_images, noise, verify_copy
+from catwise.progress import Progress, ProgressCallback
+from catwise.reporting import render_report, rows_csv, write_run
 from catwise.reporting.run import RUN_FILES
 from catwise.tuning import tune
 from catwise.tuning.plan import make_plan
 
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Mapping
-
-    from catwise.features import FeatureStore
-    from catwise.heads import Head
-    from catwise.labels import PartialLabels
-    from catwise.models import LoadedModel, Preprocessing
-    from catwise.models.sources import ImageSource
-    from catwise.progress import ProgressCallback
-
-__all__ = ["STEPS", "PreparedFix", "fix", "prepare"]
-
 _DONE: Final = "done"
+_LOOKED_AT: Final = 8
 _OPTIONS: Final = ("missing", "undecodable", "flips", "force")
 """What decided which images are used and how, beside what the configuration of `tune` says."""
 _SAYS: Final = {
@@ -161,7 +157,7 @@ def prepare(
     kept = {name: without(part, left_out) for name, part in splits.items()}
     if empty := [name for name, part in kept.items() if not part.n_rows]:
         raise IdError(f"no image of the {empty[0]} labels is there.")
-    state = State.look(
+    state = State.read(
         Path(out),
         what_decides(loaded, source, splits, left_out, config),
         target_name(loaded),
@@ -178,6 +174,35 @@ def prepare(
         [*loaded.notes, *input_note(loaded.preprocessing), *notes],
         overwrite=overwrite,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class FixResult:
+    """What `fix` leaves.
+
+    Attributes:
+        out: the folder.
+        checkpoint: the new checkpoint, a file or a folder.
+        report: one page: what changed, how sure that is, what was left alone and why.
+        card: a snippet for the model's card.
+        evaluation: JSON-ready: verdict, means and categories before and after on the test images,
+            as in `TuneResult.evaluation`; None without test labels.
+        run: the account of the tuning as `run_document` gives it: summary, records, gap, notes.
+        left_out: what became of labelled images that could not be used: a table of id, split and
+            reason, one row each.
+        steps: of each step whether it "ran" now, or what it had made was "kept".
+        notes: what to know, a sentence each.
+    """
+
+    out: Path
+    checkpoint: Path
+    report: Path
+    card: Path
+    evaluation: dict[str, Any] | None
+    run: dict[str, Any]
+    left_out: list[dict[str, str]]
+    steps: dict[str, str]
+    notes: list[str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,8 +258,8 @@ class PreparedFix:
                 state.finish("apply")
             tell("verify")
             if not state.done("verify"):
-                state.finish("verify", {"verified": verify(self, target, head)._asdict()})
-            result = _account(self, left_out)
+                state.finish("verify", {"verified": _verified(self, target, head)._asdict()})
+            result = _account(self, head, left_out)
             tell(_DONE)
             return result
 
@@ -314,7 +339,7 @@ def _tuned(job: PreparedFix, store: FeatureStore, progress: ProgressCallback | N
         "model": {
             "name": job.model.name,
             "classification layer": job.model.layer,
-            "preprocessing": account.preprocessing_text(job.model.preprocessing),
+            "preprocessing": preprocessing_text(job.model.preprocessing),
             "notes": job.notes,
         },
         "options": {name: getattr(config, name) for name in _OPTIONS},
@@ -341,16 +366,24 @@ def _data(job: PreparedFix, split: str, store: FeatureStore) -> Any:
     return aligned_features(store, rows), labels
 
 
-def _account(job: PreparedFix, left_out: list[dict[str, str]]) -> FixResult:
-    """Report and card, always made anew from what the steps left."""
+def _verified(job: PreparedFix, target: Path, head: Head) -> Verified:
+    """The written checkpoint beside the original, on the first training images that can be read."""
+    rows = places(job.source, ids_of(job.splits["train"])[:_LOOKED_AT])
+    images = first_images(job.model, job.source, rows.tolist())
+    seen = verify_copy(job.model, target, head, noise(job.model) if images is None else images)
+    return seen._replace(gap=float(f"{seen.gap:.0e}"), change=float(f"{seen.change:.3g}"))
+
+
+def _account(job: PreparedFix, head: Head, left_out: list[dict[str, str]]) -> FixResult:
+    """Report and card, always made again from what the steps left."""
     folder, facts = job.state.folder, job.state.facts
     target = folder / job.state.target
     run = account.run_of(folder / RUN)
     about = account.describe_checkpoint(job.model, target, facts, left_out)
     if run["evaluation"] is not None:
         write_json(folder / EVALUATION, run["evaluation"])
-    write_text(folder / REPORT, account.report(run, about))
-    write_text(folder / CARD, account.card(job.model, run, about))
+    write_text(folder / REPORT, render_report({**run, "checkpoint": about}))
+    write_text(folder / CARD, account.card(job.model, head, run, about))
     return FixResult(
         folder,
         target,

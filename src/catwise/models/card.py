@@ -1,71 +1,78 @@
-"""A few lines for a model's card: what became of its classification layer."""
+"""Lines for a model's card: what became of its classification layer."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from catwise._json import parse
 from catwise._limits import MAX_JSON, read_within
 from catwise._version import __version__
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
-
-    from catwise.heads import Head, WriteReport
-    from catwise.models.verify import Verified
-
-__all__ = ["model_card", "run_summary"]
+from catwise.heads import Head
+from catwise.models.core import Preprocessing
 
 
 def model_card(
     name: str,
     head: Head,
-    reports: Sequence[WriteReport],
+    places: Sequence[str],
+    n_written: int,
+    n_rows: int,
     *,
-    base: Head | None = None,
-    verified: Verified | None = None,
-    summary: Mapping[str, Any] | None = None,
-    preprocessing: str | None = None,
+    base: Head | None,
+    lines: Sequence[str],
+    preprocessing: Preprocessing | None,
 ) -> str:
     """Markdown for the model's card.
 
     Args:
         name: of the model or its checkpoint.
         head: what was written.
-        reports: where.
+        places: keys of the weights that hold it.
+        n_written: rows that were written,
+        n_rows: of so many.
         base: the head that was there.
-        verified: what was seen when the model ran before and after.
-        summary: of the run that tuned the head, as `tune` gives it.
+        lines: what came of it and what was verified, a sentence each.
         preprocessing: how images become the model's input.
     """
+    items = list(lines)
     tuned = head.provenance.get("catwise")
-    places = " and ".join(f"`{report.location.name}`" for report in reports)
-    rows, of = len(reports[0].rows), reports[0].location.n_categories
-    lines = [
-        f"## The classification layer of {name}",
-        "",
-        (
-            f"{rows:,} of the {of:,} rows of {places} were written by catwise {__version__}. Every "
-            "other tensor is the original's, bit for bit."
-        ),
-        "",
-    ]
     if isinstance(tuned, dict):
-        how = ", ".join(
-            f"{key} {tuned[key]}" for key in ("preset", "metric", "seed") if key in tuned
-        )
-        lines.append(f"- tuned category by category on known labels: {how}")
-    told = summary or {}
-    lines += [f"- {told[key]}" for key in ("headline", "chose") if told.get(key)]
-    if verified is not None:
-        lines.append(f"- {verified}")
-    if preprocessing:
-        lines.append(f"- preprocessing: {preprocessing}")
-    lines.append(f"- head: sha256 {head.digest}")
+        how = (f"{key} {tuned[key]}" for key in ("preset", "metric", "seed") if key in tuned)
+        items.append(f"tuned category by category on known labels: {', '.join(how)}")
+    if preprocessing is not None:
+        items.append(f"input: {preprocessing_text(preprocessing)}")
+    items.append(f"head: sha256 {head.digest}")
     if base is not None:
-        lines.append(f"- it took the place of: sha256 {base.digest}")
-    return "\n".join(lines) + "\n"
+        items.append(f"it took the place of: sha256 {base.digest}")
+    where = " and ".join(f"`{place}`" for place in places)
+    said = (
+        f"{n_written:,} of the {n_rows:,} rows of {where} were written by catwise {__version__}. "
+        "Every other tensor is the original's, bit for bit."
+    )
+    title = f"## The classification layer of {name}"
+    return "\n".join([title, "", said, "", *(f"- {item}" for item in items), ""])
+
+
+def preprocessing_text(preprocessing: Preprocessing) -> str:
+    """How images become the model's input, in one line."""
+    height, width = preprocessing.size
+    kinds = {
+        "center": "scaled to cover them and cut in the centre",
+        "squash": "scaled to them, proportions given up",
+        "border": "scaled to fit and padded",
+    }
+    crop = f" (crop {preprocessing.crop_pct:.4g})" if preprocessing.crop_pct < 1 else ""
+    mean, std = (
+        ", ".join(f"{one:.4g}" for one in values)
+        for values in (preprocessing.mean, preprocessing.std)
+    )
+    axes = "" if preprocessing.layout == "nchw" else f"; axes {preprocessing.layout}"
+    return (
+        f"{height} x {width} pixels (height x width), {kinds[preprocessing.crop_mode]}{crop}, "
+        f"{preprocessing.interpolation}; mean {mean}; std {std}{axes} (from {preprocessing.source})"
+    )
 
 
 def run_summary(path: Path) -> dict[str, Any] | None:

@@ -11,16 +11,20 @@ from catwise._lock import still_there
 from catwise.errors import HeadError, MismatchError
 from catwise.heads.provenance import side_file
 from catwise.models.layers import call, capture, evaluating, logits_of, scores
+from catwise.models.loading import ImageRows
 from catwise.models.logits import ACTIVATIONS, activation_in
 from catwise.models.registry import reload_model
 from catwise.models.writing import writer_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from catwise.heads import Head
     from catwise.models.core import LoadedModel
+    from catwise.models.sources import ImageSource
 
+_IMAGES: Final = 8
 _TOLERANCE: Final = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
@@ -56,6 +60,16 @@ def noise(model: LoadedModel, n: int = 4) -> torch.Tensor:
     shape = (n, take.channels, *take.size)
     mean, std = (torch.tensor(x).view(-1, 1, 1) for x in (take.mean, take.std))
     return (torch.rand(shape, generator=generator) - mean) / std
+
+
+def first_images(
+    model: LoadedModel, source: ImageSource, rows: Sequence[int]
+) -> torch.Tensor | None:
+    """The first of some rows as a model takes them; None if none of them can be decoded."""
+    images = ImageRows(source, model.preprocessing, rows=rows[:_IMAGES])
+    read = (images[row].image for row in range(len(images)))
+    found = [image for image in read if image is not None]
+    return torch.stack(found) if found else None
 
 
 def check_output(model: LoadedModel) -> None:

@@ -31,8 +31,6 @@ from catwise.reporting.summary import (
 )
 from catwise.reporting.tables import by_difference
 
-__all__ = ["render_report"]
-
 _TITLES: Final = {"tune": "Category-wise fine-tuning", "select": "Selection of heads"}
 _SHOWN_NAMES: Final = 12
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,11 +16,8 @@ from catwise.reporting.summary import headline
 from catwise.reporting.tables import json_ready, records_csv
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
     from catwise.tuning import SelectResult, TuneResult
 
-__all__ = ["RUN_FILES", "check_output", "run_document", "write_run"]
 
 RUN_FILES: Final = (
     "head.safetensors",

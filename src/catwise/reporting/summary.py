@@ -7,27 +7,10 @@ or chose say stands beside it and is named so.
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 from catwise._text import count, gain, interval, plural, score
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-__all__ = [
-    "STATUSES",
-    "Headline",
-    "bounds_text",
-    "facts",
-    "gain_interval",
-    "headline",
-    "is_loss",
-    "metric_label",
-    "outcome_of",
-    "outcome_text",
-    "scored_on",
-    "summary_lines",
-]
 
 STATUSES: Final = ("replaced", "kept", "skipped")
 _OUTCOME_TEXTS: Final = {

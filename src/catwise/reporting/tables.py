@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from catwise._text import NOTHING, clean, count, gain, interval, plural, score
@@ -21,25 +21,8 @@ from catwise.reporting.summary import (
 from catwise.tuning.account.documents import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from rich.table import Table
 
-__all__ = [
-    "RECORD_COLUMNS",
-    "audit_table",
-    "by_difference",
-    "comparison_table",
-    "defuse",
-    "differences_table",
-    "evaluation_table",
-    "json_ready",
-    "means_table",
-    "records_csv",
-    "records_table",
-    "rows_csv",
-    "run_table",
-]
 
 RECORD_COLUMNS: Final = Record.columns()
 """What every record of a run holds, in the order of `records.csv`."""
