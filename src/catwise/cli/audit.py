@@ -145,25 +145,23 @@ def _show_bias(bias: list[dict[str, Any]] | None, output: Output) -> None:
     if bias is None:
         return
     from catwise._text import count, score
+    from catwise.reporting.tables import build_table, numbers, text
 
     given = [row for row in bias if row["prevalence"] is not None]
-    rows = [
-        {
-            "category": row["category"],
-            "known": count(row["known"]),
-            "share positive": score(row["share_positive"]),
-            "prevalence": score(row["prevalence"]),
-            "known | positive": score(row["known_given_positive"]),
-            "known | negative": score(row["known_given_negative"]),
-            "verdict": row["verdict"],
-        }
-        for row in given
+    columns = [
+        text("category"),
+        *numbers(count, "known"),
+        *numbers(score, **{"share positive": "share_positive"}),
+        *numbers(score, "prevalence"),
+        *numbers(score, **{"known | positive": "known_given_positive"}),
+        *numbers(score, **{"known | negative": "known_given_negative"}),
+        text("verdict"),
     ]
     output.line()
     output.line("Known labels against the prevalence:")
-    output.table(_table(rows, output.rows))
-    for verdict, text in {row["verdict"]: row["explanation"] for row in given}.items():
-        output.line(f"{verdict}: {text}")
+    output.table(build_table(given, columns, limit=output.rows, rest="rows"))
+    for verdict, why in {row["verdict"]: row["explanation"] for row in given}.items():
+        output.line(f"{verdict}: {why}")
 
 
 def _estimate(labels: PartialLabels, path: Path | None, assumption: str) -> list[dict[str, Any]]:
@@ -194,25 +192,19 @@ def _show_estimate(
         return
     from catwise._text import score
     from catwise.labels import ASSUMPTIONS
+    from catwise.reporting.tables import build_table, numbers, text
 
-    titles = {
-        "prevalence": "prevalence",
-        "label_frequency": "known | positive",
-        "lowest": "at least",
-        "highest": "at most",
-    }
-    rows = [
-        {"category": row["category"], **{title: score(row[key]) for key, title in titles.items()}}
-        for row in estimate
-    ]
+    titles = {"known | positive": "label_frequency", "at least": "lowest", "at most": "highest"}
+    columns = [text("category"), *numbers(score, "prevalence", **titles)]
     output.line()
     output.line(f"Estimated, if this holds: {ASSUMPTIONS[str(assumption)]}")
-    output.table(_table(rows, output.rows))
+    output.table(build_table(estimate, columns, limit=output.rows, rest="rows"))
 
 
 def _show_together(together: Mapping[str, Any], output: Output) -> None:
     """Which categories are unknown in the same rows."""
     from catwise._text import count, plural, score
+    from catwise.reporting.tables import build_table, numbers, text
 
     if together["n_categories"] < 2:
         return
@@ -225,20 +217,16 @@ def _show_together(together: Mapping[str, Any], output: Output) -> None:
         if not together["n_same"]:
             output.line("unknown together: no two categories more often than by chance")
         return
-    rows = [
-        {
-            "category": pair["first"],
-            "and": pair["second"],
-            "both unknown": count(pair["n_together"]),
-            "by chance": count(pair["expected"]),
-            "phi": score(pair["phi"]),
-        }
-        for pair in together["pairs"]
+    columns = [
+        text("category", "first"),
+        text("and", "second"),
+        *numbers(count, **{"both unknown": "n_together", "by chance": "expected"}),
+        *numbers(score, "phi"),
     ]
     n, searched = together["n_beyond_chance"], together["n_rows_searched"]
     pairs, where = plural(n, "pair"), plural(searched, "row")
     output.line(f"Unknown together: the strongest of {pairs} beyond chance in {where}:")
-    output.table(_table(rows, output.rows))
+    output.table(build_table(together["pairs"], columns, limit=output.rows, rest="rows"))
 
 
 def _show_findings(suspicious: Sequence[Mapping[str, Any]], output: Output) -> None:
@@ -263,25 +251,3 @@ def _show_counts(dataset: Dataset, output: Output) -> None:
 def _some(names: Sequence[str], few: int = 8) -> str:
     shown = ", ".join(map(repr, names[:few]))
     return shown + (f", … ({len(names):,} in all)" if len(names) > few else "")
-
-
-def _table(rows: Sequence[Mapping[str, str]], limit: int) -> Any:
-    """Rows of texts as a table for a terminal; the first column and words are flush left."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    from catwise._text import clean
-
-    table = Table(box=box.SIMPLE_HEAD)
-    words = ("category", "and", "verdict")
-    for name in rows[0] if rows else ():
-        numeric = name not in words
-        justify: Any = "right" if numeric else "left"
-        table.add_column(name, justify=justify, no_wrap=numeric, overflow="fold")
-    shown = rows if limit <= 0 else rows[:limit]
-    for row in shown:
-        table.add_row(*(Text(clean(cell)) for cell in row.values()))
-    if len(rows) > len(shown):
-        table.caption = f"{len(rows) - len(shown):,} further rows are not shown"
-    return table

@@ -144,14 +144,9 @@ def prepare(
             remedy="start it without torchrun; catwise extract shares out its work",
         )
     splits = checked_splits(labels)
-    make_plan(
-        config.preset,
-        config.methods,
-        config.validation,
-        config.metric,
-        config=config.paper if config.preset == "paper" else None,
-        has_valid="valid" in splits,
-    )
+    tuning = config.tuning()
+    names = ("preset", "methods", "validation", "metric")
+    make_plan(*map(tuning.get, names), tuning.get("config"), has_valid="valid" in splits)
     loaded = checked_model(model, checkpoint, model_options, splits, preprocessing)
     source, left_out, notes = joined_images(images, splits, config)
     kept = {name: without(part, left_out) for name, part in splits.items()}

@@ -6,8 +6,8 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from catwise._text import NOTHING, clean, count, gain, interval, plural, score
 from catwise.reporting.summary import (
@@ -23,6 +23,8 @@ from catwise.tuning.account.documents import Record
 if TYPE_CHECKING:
     from rich.table import Table
 
+
+Row: TypeAlias = Mapping[str, Any]
 
 RECORD_COLUMNS: Final = Record.columns()
 """What every record of a run holds, in the order of `records.csv`."""
@@ -117,45 +119,88 @@ def records_csv(records: Sequence[Mapping[str, Any]]) -> str:
     return rows_csv(records, RECORD_COLUMNS)
 
 
-def _table(title: str, columns: Sequence[tuple[str, bool]]) -> Table:
-    """An empty table; the flag says that a column holds numbers."""
+class Column(NamedTuple):
+    """A column of a table: its heading, what a row has there, and whether that is a number."""
+
+    name: str
+    cell: Callable[[Row], object]
+    numeric: bool = True
+
+
+def text(name: str, key: str = "") -> Column:
+    """A column of texts, by default under the heading of its key."""
+    return Column(name, lambda row: row.get(key or name) or "", numeric=False)
+
+
+def numbers(write: Callable[[object], str], *keys: str, **headed: str) -> list[Column]:
+    """Columns of numbers, as `write` writes them: {heading: key}, or under the name of the key."""
+
+    def column(name: str, key: str) -> Column:
+        return Column(name, lambda row: write(row.get(key)))
+
+    return [column(*one) for one in ({key: key for key in keys} | headed).items()]
+
+
+def bounds(name: str, key: str, write: Callable[[object, object], str] = interval) -> Column:
+    """A column of intervals, from `key`_low to `key`_high."""
+    return Column(name, lambda row: write(row.get(f"{key}_low"), row.get(f"{key}_high")))
+
+
+def build_table(
+    rows: Sequence[Row],
+    columns: Sequence[Column],
+    *,
+    title: str | None = None,
+    limit: int = 0,
+    importance: str = "",
+    style: Callable[[Row], str] = lambda _: "",
+    order: Callable[[Sequence[Row]], Sequence[Row]] = lambda rows: rows,
+    rest: str = "categories",
+    note: Callable[[Sequence[Row]], str] = lambda _: "",
+) -> Table:
+    """Rows as a table for a terminal; names are shown as they are, never as markup.
+
+    Args:
+        rows: one mapping a row.
+        columns: in order.
+        title: what stands above.
+        limit: at most so many rows; 0 shows all.
+        importance: key of the numbers whose largest, of either sign, are shown if not all are;
+            without one the first are.
+        style: of a row, such as "green".
+        order: of the rows that are shown.
+        rest: what the rows are, to say how many are not shown.
+        note: a line below, from the rows that are shown.
+    """
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    for name, numeric in columns:
-        table.add_column(
-            name, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold"
-        )
+    for one in columns:
+        justify: Any = "right" if one.numeric else "left"
+        table.add_column(one.name, justify=justify, no_wrap=one.numeric, overflow="fold")
+    shown = _largest(rows, limit, importance) if 0 < limit < len(rows) else rows
+    for row in order(shown):
+        table.add_row(*(Text(clean(one.cell(row))) for one in columns), style=style(row))
+    left = len(rows) - len(shown)
+    lines = [f"{left:,} further {rest} are not shown" if left else "", note(shown)]
+    table.caption = "\n".join(filter(None, lines)) or None
     return table
 
 
-def _add(table: Table, cells: Iterable[str], style: str = "") -> None:
-    """Add a row; names are shown as they are, never as markup."""
-    from rich.text import Text
-
-    table.add_row(*(Text(clean(cell)) for cell in cells), style=style)
-
-
-def _first(
-    rows: Sequence[Mapping[str, Any]], limit: int, importance: str
-) -> tuple[Sequence[Mapping[str, Any]], str]:
-    """The rows to show, in their order, and what to say about the others."""
-    if limit <= 0 or len(rows) <= limit:
-        return rows, ""
+def _largest(rows: Sequence[Row], limit: int, key: str) -> Sequence[Row]:
+    """The rows with the largest numbers, in their order."""
 
     def size(position: int) -> tuple[float, int]:
-        value = json_ready(rows[position].get(importance))
+        value = json_ready(rows[position].get(key)) if key else None
         number = abs(value) if isinstance(value, (int, float)) else -1.0
         return -number, position
 
-    chosen = sorted(sorted(range(len(rows)), key=size)[:limit])
-    return [rows[i] for i in chosen], f"{len(rows) - limit:,} further categories are not shown"
+    return [rows[i] for i in sorted(sorted(range(len(rows)), key=size)[:limit])]
 
 
-def records_table(
-    records: Sequence[Mapping[str, Any]], *, limit: int = 40, title: str = "Categories"
-) -> Table:
+def records_table(records: Sequence[Row], *, limit: int = 40, title: str = "Categories") -> Table:
     """The records of a run as a table for a terminal: what the rows that chose say.
 
     Green is a gain that is shown, red a loss; what was kept has no colour.
@@ -167,39 +212,35 @@ def records_table(
         title: what stands above; it says which rows the scores are of.
     """
     raw = any(r.get("after") is None and r.get("selected_on") is not None for r in records)
-    names = ["before", "after", *(["raw"] if raw else []), "gain", "interval", "+ / −"]
-    columns = [("category", False), ("status", False), *((name, True) for name in names)]
-    table = _table(title, [*columns, ("why", False)])
-    shown, rest = _first(records, limit, "gain")
-    for record in shown:
-        status = str(record.get("status", ""))
-        cells = [
-            str(record.get("category", "")),
-            status,
-            score(record.get("before")),
-            score(record.get("after")),
-            *([score(record.get("selected_on"))] if raw else []),
-            gain(record.get("gain")),
-            gain_interval(record),
-            _known(record),
-            str(record.get("reason", "")),
-        ]
-        _add(table, cells, "dim" if status == "skipped" else _STYLES.get(outcome_of(record), ""))
-    table.caption = rest or None
-    return table
+    columns = [
+        text("category"),
+        text("status"),
+        *numbers(score, "before", "after"),
+        *(numbers(score, raw="selected_on") if raw else []),
+        *numbers(gain, "gain"),
+        Column("interval", gain_interval),
+        Column("+ / −", _known),
+        text("why", "reason"),
+    ]
+
+    def style(record: Row) -> str:
+        skipped = record.get("status") == "skipped"
+        return "dim" if skipped else _STYLES.get(outcome_of(record), "")
+
+    return build_table(records, columns, title=title, limit=limit, importance="gain", style=style)
 
 
-def _known(record: Mapping[str, Any]) -> str:
+def _known(record: Row) -> str:
     """Known positives and negatives of the data that scored."""
     where = "train" if record.get("n_positive_valid") is None else "valid"
     return " / ".join(count(record.get(f"n_{sign}_{where}")) for sign in _SIGNS)
 
 
-def by_difference(rows: Iterable[Mapping[str, Any]], metric: object) -> list[Mapping[str, Any]]:
+def by_difference(rows: Iterable[Row], metric: object) -> list[Row]:
     """Categories of an evaluation, what became best first, those without a difference last."""
     sign = 1 if is_loss(metric) else -1
 
-    def place(row: Mapping[str, Any]) -> tuple[bool, float]:
+    def place(row: Row) -> tuple[bool, float]:
         value = json_ready(row.get("difference"))
         return value is None, 0.0 if value is None else sign * value
 
@@ -232,27 +273,26 @@ def differences_table(
     if title is None:
         rows = plural(int(evaluation["n_rows"]), "test row")
         title = f"{metric_label(evaluation['metric'])} on {rows}, which chose nothing"
-    names = ("before", "after", "difference", f"{evaluation['level']:.0%} interval", "positives")
-    columns = [("category", False), *((name, True) for name in names), ("shows", False)]
-    table = _table(title, columns)
-    shown, rest = _first(evaluation["categories"], limit, "difference")
-    for row in by_difference(shown, evaluation["metric"]):
-        cells = (
-            str(row.get("category", "")),
-            score(row.get("before")),
-            score(row.get("after")),
-            gain(row.get("difference")),
-            interval(row.get("difference_low"), row.get("difference_high")),
-            count(row.get("n_positive")),
-            outcome_text(row),
-        )
-        _add(table, cells, _STYLES.get(str(row.get("outcome")), ""))
-    told = [rest, _MANY if any(map(_is_one_of_many, shown)) else ""]
-    table.caption = "\n".join(filter(None, told)) or None
-    return table
+    return build_table(
+        evaluation["categories"],
+        [
+            text("category"),
+            *numbers(score, "before", "after"),
+            *numbers(gain, "difference"),
+            bounds(f"{evaluation['level']:.0%} interval", "difference"),
+            *numbers(count, positives="n_positive"),
+            Column("shows", outcome_text, numeric=False),
+        ],
+        title=title,
+        limit=limit,
+        importance="difference",
+        style=lambda row: _STYLES.get(str(row.get("outcome")), ""),
+        order=lambda shown: by_difference(shown, evaluation["metric"]),
+        note=lambda shown: _MANY if any(map(_is_one_of_many, shown)) else "",
+    )
 
 
-def _is_one_of_many(row: Mapping[str, Any]) -> bool:
+def _is_one_of_many(row: Row) -> bool:
     """Whether its interval alone would show a difference, which among many it does not."""
     low, high = row.get("difference_low"), row.get("difference_high")
     if low is None or high is None or low <= 0 <= high:
@@ -261,11 +301,7 @@ def _is_one_of_many(row: Mapping[str, Any]) -> bool:
 
 
 def evaluation_table(
-    rows: Sequence[Mapping[str, Any]],
-    metrics: Sequence[str],
-    *,
-    limit: int = 40,
-    title: str = "Evaluation",
+    rows: Sequence[Row], metrics: Sequence[str], *, limit: int = 40, title: str = "Evaluation"
 ) -> Table:
     """Metrics per category as a table for a terminal, one or two of them with intervals.
 
@@ -275,21 +311,14 @@ def evaluation_table(
         limit: at most so many rows; 0 shows all.
         title: what stands above.
     """
-    has_notes = any(row.get("interval_reason") for row in rows)
-    names = [name for metric in metrics for name in (metric, "interval")[: 1 + (len(metrics) < 3)]]
-    columns = [("category", False), *((name, True) for name in names)]
-    table = _table(title, [*columns, *([("note", False)] if has_notes else [])])
-    shown = rows if limit <= 0 else rows[:limit]
-    for row in shown:
-        cells = [str(row.get("category", ""))]
-        for metric in metrics:
-            cells.append(score(row.get(metric)))
-            if len(metrics) < 3:
-                cells.append(_range(row.get(f"{metric}_low"), row.get(f"{metric}_high")))
-        _add(table, [*cells, *([str(row.get("interval_reason") or "")] if has_notes else [])])
-    if len(shown) < len(rows):
-        table.caption = f"{len(rows) - len(shown):,} further categories are not shown"
-    return table
+    columns = [text("category")]
+    for metric in metrics:
+        columns += numbers(score, metric)
+        if len(metrics) < 3:
+            columns.append(bounds("interval", metric, _range))
+    if any(row.get("interval_reason") for row in rows):
+        columns.append(text("note", "interval_reason"))
+    return build_table(rows, columns, title=title, limit=limit)
 
 
 def _range(low: object, high: object) -> str:
@@ -297,24 +326,26 @@ def _range(low: object, high: object) -> str:
     return NOTHING if low is None or high is None else f"{score(low)} to {score(high)}"
 
 
-def means_table(means: Mapping[str, Mapping[str, Any]], *, title: str = "Means") -> Table:
+def means_table(means: Mapping[str, Row], *, title: str = "Means") -> Table:
     """The means of an evaluation as a table for a terminal; each says how much it covers.
 
     Args:
         means: as `Evaluation.to_dict()["means"]` gives them.
         title: what stands above.
     """
-    names = ["macro", "interval", "micro", "categories"]
-    table = _table(title, [("metric", False), *((name, True) for name in names)])
-    for name, mean in means.items():
-        cells = [score(mean.get("macro")), _range(mean.get("macro_low"), mean.get("macro_high"))]
-        _add(table, (name, *cells, score(mean.get("micro")), count(mean.get("n_categories"))))
-    return table
+    columns = [
+        text("metric"),
+        *numbers(score, "macro"),
+        bounds("interval", "macro", _range),
+        *numbers(score, "micro"),
+        *numbers(count, categories="n_categories"),
+    ]
+    return build_table(
+        [{"metric": name, **mean} for name, mean in means.items()], columns, title=title
+    )
 
 
-def comparison_table(
-    rows: Sequence[Mapping[str, Any]], *, metric: str = "mean AP", title: str
-) -> Table:
+def comparison_table(rows: Sequence[Row], *, metric: str = "mean AP", title: str) -> Table:
     """Several heads on the same test data as a table for a terminal.
 
     Args:
@@ -322,23 +353,18 @@ def comparison_table(
         metric: what the score is.
         title: what stands above.
     """
-    names = (metric, "gain", "interval", "categories", "seconds")
-    table = _table(title, [("head", False), *((name, True) for name in names)])
-    for row in rows:
-        seconds = json_ready(row.get("seconds"))
-        cells = (
-            str(row.get("name", "")),
-            score(row.get("score")),
-            gain(row.get("gain")),
-            interval(row.get("gain_low"), row.get("gain_high")),
-            count(row.get("n_categories")),
-            NOTHING if seconds is None else f"{seconds:.1f}",
-        )
-        _add(table, cells)
-    return table
+    columns = [
+        text("head", "name"),
+        *numbers(score, **{metric: "score"}),
+        *numbers(gain, "gain"),
+        bounds("interval", "gain"),
+        *numbers(count, categories="n_categories"),
+        *numbers(lambda value: NOTHING if value is None else f"{value:.1f}", "seconds"),
+    ]
+    return build_table(rows, columns, title=title)
 
 
-def audit_table(rows: Sequence[Mapping[str, Any]], *, limit: int = 0, title: str) -> Table:
+def audit_table(rows: Sequence[Row], *, limit: int = 0, title: str) -> Table:
     """What is known of each category as a table for a terminal.
 
     Args:
@@ -346,24 +372,10 @@ def audit_table(rows: Sequence[Mapping[str, Any]], *, limit: int = 0, title: str
         limit: at most so many rows, those with the most known labels; 0 shows all.
         title: what stands above.
     """
-    counts = ("known", "positive", "negative", "uncertain")
-    shares = ("coverage", "prevalence")
-    names = [
-        ("category", False),
-        *((n, True) for n in (*counts, *shares)),
-        ("what CFT can do", False),
+    columns = [
+        text("category"),
+        *numbers(count, "known", "positive", "negative", "uncertain"),
+        *numbers(score, "coverage", "prevalence"),
+        text("what CFT can do", "reason"),
     ]
-    table = _table(title, names)
-    shown, rest = _first(rows, limit, "known")
-    for row in shown:
-        _add(
-            table,
-            (
-                str(row.get("category", "")),
-                *(count(row.get(name)) for name in counts),
-                *(score(row.get(name)) for name in shares),
-                str(row.get("reason", "")),
-            ),
-        )
-    table.caption = rest or None
-    return table
+    return build_table(rows, columns, title=title, limit=limit, importance="known")
