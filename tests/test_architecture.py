@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import importlib
 import pkgutil
+import re
 import runpy
 import subprocess
 import sys
@@ -198,6 +199,34 @@ def test_functions_are_short() -> None:
         f"{one.place.partition(':')[0]} {one.name}" for one in functions if one.lines > MAX_CODE
     }
     assert found <= LONG, "cut them: scripts/longest lists the longest"
+
+
+DESIGN = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+
+
+def test_design_names_what_is_there() -> None:
+    """Each `file.py:name` of docs/design.md is a file of the package, and a name in it."""
+    named = set(re.findall(r"([a-z_/0-9]+\.py)(?::([A-Za-z_]+))?", DESIGN))
+    lacking = []
+    for file, name in sorted(
+        named - {("tests/test_architecture.py", ""), ("benches/kills.py", "")}
+    ):
+        path = PACKAGE / file if (PACKAGE / file).is_file() else ROOT / file
+        text = path.read_text(encoding="utf-8") if path.is_file() else None
+        if text is None or not re.search(rf"^(def |class )?{name}\b", text, re.MULTILINE):
+            lacking.append(f"{file}:{name}")
+    assert lacking == []
+
+
+def test_design_shows_the_layers() -> None:
+    """The layers of docs/design.md are those that are held here."""
+    block = DESIGN.partition("## Layers")[2].partition("```text\n")[2].partition("```")[0]
+    shown = [set(line.partition("   ")[0].split()) for line in block.splitlines()]
+    held = [name for layer in LAYERS[:-1] for name in layer]
+    assert sorted(name for layer in shown for name in layer) == sorted(held)
+    for number, layer in enumerate(shown[1:], 1):
+        least = min(LAYER_OF[name] for name in layer)
+        assert all(LAYER_OF[name] <= least for above in shown[:number] for name in above)
 
 
 def run(code: str) -> str:
