@@ -145,8 +145,8 @@ def prepare(
         )
     splits = checked_splits(labels)
     tuning = config.tuning()
-    names = ("preset", "methods", "validation", "metric")
-    make_plan(*map(tuning.get, names), tuning.get("config"), has_valid="valid" in splits)
+    chosen = {name: tuning[name] for name in ("preset", "methods", "validation", "metric")}
+    make_plan(**chosen, config=tuning.get("config"), has_valid="valid" in splits)
     loaded = checked_model(model, checkpoint, model_options, splits, preprocessing)
     source, left_out, notes = joined_images(images, splits, config)
     kept = {name: without(part, left_out) for name, part in splits.items()}
