@@ -16,7 +16,7 @@ RECORDS = [
         "status": "replaced",
         "reason": "gain",
         "explanation": "The tuned head scored better on labels that did not fit it.",
-        "candidate": "omega=0.3,kappa=5,tau=1,mu=3",
+        "candidate": "source_weight=0.3,penalty=5,temperature=1,stage_penalty=3",
         "metric": "average_precision",
         "before": 0.754293,
         "after": 0.825291,
@@ -63,7 +63,7 @@ RECORDS = [
         "reason": "pooled_gain",
         "explanation": "Too few positives to judge this category alone; the mean gain over all "
         "categories decided.",
-        "candidate": "omega=0.3,kappa=5,tau=1,mu=3",
+        "candidate": "source_weight=0.3,penalty=5,temperature=1,stage_penalty=3",
         "metric": "average_precision",
         "before": 0.105715,
         "after": 0.125141,
@@ -97,7 +97,7 @@ SUMMARY = {
     "level": 0.95,
     "selected_on": 0.473443,
     "choice": {
-        "candidate": "omega=0.3,kappa=5,tau=1,mu=3",
+        "candidate": "source_weight=0.3,penalty=5,temperature=1,stage_penalty=3",
         "loss": "bce",
         "source_weight": 0.3,
         "penalty": 5.0,

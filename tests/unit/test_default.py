@@ -62,7 +62,7 @@ def test_validation_select_only_chooses():
     z = task().valid.features
     level = [head.logits(z).mean(0) for head in (result.head, task().head)]
     torch.testing.assert_close(*level, rtol=1e-3, atol=1e-3)  # and it does not move the level
-    assert all(r["candidate"].startswith(("base", "a=")) for r in result.records)
+    assert all(r["candidate"].startswith(("base", "power=")) for r in result.records)
     assert result.summary["choice"] == {"candidate": "one for each category"}
     gain = result.summary["selected_on"] - result.summary["after"]
     assert gain >= 0  # one scale, and the raw score is the higher one
@@ -314,7 +314,7 @@ def test_the_metric_stage_is_tried_and_its_head_calibrated():
     assert tried
     assert all(row["stage"] == {"temperature": 1.0, "penalty": 0.5} for row in tried)
     assert not any("stage" in row for row in plain.history)
-    assert staged.summary["choice"]["candidate"].endswith("tau=1,mu=0.5")
+    assert staged.summary["choice"]["candidate"].endswith("temperature=1,stage_penalty=0.5")
     assert any("refitted on" in note for note in staged.notes)
     assert mean_score(staged.head, made.test) > mean_score(made.head, made.test) + 0.05
     assert mean_score(staged.head, made.test, "log_loss") < mean_score(
@@ -345,8 +345,8 @@ def test_the_metric_stage_can_stand_alone():
     result = tuned(made, metric="auroc", config=config)
     assert [row["candidate"] for row in result.history] == [
         "base",
-        "base,tau=1,mu=0.3",
-        "base,tau=1,mu=3",
+        "base,temperature=1,stage_penalty=0.3",
+        "base,temperature=1,stage_penalty=3",
     ]
     assert result.summary["n_replaced"] > 0
     assert mean_score(result.head, made.test, "auroc") > mean_score(made.head, made.test, "auroc")

@@ -10,6 +10,7 @@ import torch
 
 import catwise
 from catwise.metrics import METRICS, Metric
+from catwise.metrics.intervals import Units
 from catwise.metrics.levels import leave_one_out_precision
 from catwise.testing import make_task
 from catwise.tuning.choice import gains
@@ -27,7 +28,10 @@ def drawn(n=200, categories=3, seed=0, share=0.2):
 
 
 def scorer(codes, metric=AP, groups=None):
-    return Scorer.of(metric, torch.from_numpy(codes), groups)
+    rows = (
+        np.arange(codes.shape[1]) if groups is None else np.unique(groups, return_inverse=True)[1]
+    )
+    return Scorer(metric, codes, Units(rows, groups is not None))
 
 
 # --------------------------------------------------------------------------------- levels

@@ -425,7 +425,7 @@ def test_training_rows_in_another_order_are_seen(options):
         catwise.tune(made.head, train, made.valid.pair, **options)
     result = catwise.tune(made.head, train, made.valid.pair, force=True, **options)
     assert any(note.startswith("train: columns or features") for note in result.notes)
-    assert "worse than fresh ones" in result.gap["advice"]
+    assert "worse than held-out ones" in result.gap["advice"]
 
 
 @pytest.mark.parametrize(

@@ -266,10 +266,10 @@ def check_kinds(train: Any, other: Any, name: str) -> None:
     kinds = [by_category(features) for features in (train, other)]
     counts = [0 if kind is None else kind.n_groups for kind in kinds]
     if counts[0] != counts[1]:
-        told = [f"{n:,} vectors an image" if n else "one vector an image" for n in counts]
+        texts = [f"{n:,} vectors an image" if n else "one vector an image" for n in counts]
         raise ShapeError(
             f"training and {name} features are not of one kind.",
-            found=f"{told[0]} in training, {told[1]} in {name}",
+            found=f"{texts[0]} in training, {texts[1]} in {name}",
             expected="features of one model",
         )
 
@@ -330,7 +330,11 @@ def check_logits(inputs: TuningInputs, logits: Any) -> None:
             found=f"logits {tuple(given.shape)}",
             expected=f"{tuple(own.shape)}",
         )
-    probable = "probabilities are no logits; " if bool(((given >= 0) & (given <= 1)).all()) else ""
+    probable = (
+        "these look like probabilities, not logits; "
+        if bool(((given >= 0) & (given <= 1)).all())
+        else ""
+    )
     error = (given - own).abs()
     scale = _LOGITS_TOLERANCE * (1 + own.abs())
     if not bool((error <= scale).all()):  # NaN is not equal either
@@ -340,6 +344,6 @@ def check_logits(inputs: TuningInputs, logits: Any) -> None:
             found=f"row {row}, {inputs.categories[column]!r}: given {given[row, column]:.4g}, "
             f"head {own[row, column]:.4g}",
             expected=f"equal to {_LOGITS_TOLERANCE:g} (relative)",
-            remedy=f"{probable}use the input of the classification layer as features, "
-            "in evaluation mode",
+            remedy=("these look like probabilities, not logits; " if probable else "")
+            + "use the input of the classification layer as features, in evaluation mode",
         )

@@ -98,7 +98,7 @@ def select(
         level: confidence level of the intervals, in (0, 1).
         splits: random splits into ten parts, at least 1; fewer are made where the work would
             be too large.
-        progress: told after each category.
+        progress: called after each category.
         force: continue where a candidate and the data look mismatched.
 
     Returns:
@@ -318,12 +318,12 @@ def _in_sample(names: list[str], unseen: list[UnseenRows]) -> list[str]:
     notes, lost = [], []
     for name, rows in zip(names, unseen, strict=True):
         if rows.n_seen:
-            told = (
+            text = (
                 f"{rows.n_seen:,} of {rows.part.size:,} validation rows fitted or chose the "
                 f"candidate {name!r}: it is judged by {rows.described()}."
             )
-            notes.append(told)
-            lost += [told] if rows.n_left_out else []
+            notes.append(text)
+            lost += [text] if rows.n_left_out else []
     if lost:
         warnings.warn(" ".join(lost), InSampleWarning, stacklevel=3)
     unknown = [repr(name) for name, rows in zip(names, unseen, strict=True) if not rows.is_known]

@@ -22,7 +22,8 @@ EXPLANATIONS: Final = {
     "pooled_gain": "Too few positives to judge this category alone; the mean gain over all "
     "categories decided.",
     "gain_in_folds": "Inside the folds the tuned heads were better in the mean over all "
-    "categories. The original head was trained on these labels, so that gains are told too low.",
+    "categories. The original head was trained on these labels, so that gains are reported too "
+    "low.",
     "no_gain": "The tuned head did not score better on labels that did not fit it.",
     "clearly_worse": "The tuned head was clearly worse in this category: the interval of its gain "
     "lies wholly on the wrong side of zero.",

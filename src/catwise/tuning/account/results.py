@@ -86,11 +86,11 @@ class FoldArtifacts:
             layout = read_layout(path)
             metadata = layout.metadata
             version = metadata.get("catwise_folds")
-            said = {name: own(metadata[name]) for name in _SAID if name in metadata}
+            fields = {name: own(metadata[name]) for name in _FIELDS if name in metadata}
             arrays = read_arrays(path, layout)
             if version == FOLDS_FORMAT:
-                read_fields(said, _SAID, "its metadata")
-                _check_folds(arrays, len(said["categories"]), said["ids"])
+                read_fields(fields, _FIELDS, "its metadata")
+                _check_folds(arrays, len(fields["categories"]), fields["ids"])
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise FeatureStoreError(
@@ -110,12 +110,12 @@ class FoldArtifacts:
             arrays["logits"],
             arrays["weight"],
             arrays.get("bias"),
-            tuple(said["categories"]),
-            None if said["ids"] is None else np.array(said["ids"], dtype=str),
+            tuple(fields["categories"]),
+            None if fields["ids"] is None else np.array(fields["ids"], dtype=str),
         )
 
 
-_SAID: Final = {
+_FIELDS: Final = {
     "categories": TEXTS,
     "ids": Field("null or a list of texts", lambda v: v is None or TEXTS.test(v)),
 }

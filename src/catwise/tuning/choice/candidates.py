@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -57,7 +57,7 @@ _WORK: Final = 1 << 38
 _KEPT: Final = 1 << 26
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Scored:
     """Scores of K candidates in C categories; larger is better, candidate 0 is the original.
 
@@ -82,8 +82,23 @@ class Scored:
     positives: NDArray[np.int64]
     negatives: NDArray[np.int64]
     same: NDArray[np.bool_]
-    passes: int
-    notes: list[str]
+    passes: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def empty(cls, n_candidates: int, n_categories: int, n_parts: int) -> Scored:
+        """Nothing is known, and all rows are the original's."""
+        shape = (n_candidates, n_categories)
+        rest, part = np.full((2, n_parts, *shape), np.nan, dtype=np.float32)
+        return cls(
+            values=np.full(shape, np.nan),
+            rest=rest,
+            part=part,
+            part_positives=np.zeros(part.shape, dtype=np.float32),
+            positives=np.zeros(shape, dtype=np.int64),
+            negatives=np.zeros(shape, dtype=np.int64),
+            same=np.ones(shape, dtype=bool),
+        )
 
     @property
     def weights(self) -> NDArray[np.float64]:
@@ -167,24 +182,24 @@ def score_candidates(
         unseen = [UnseenRows(np.zeros(n_rows, dtype=np.int16))] * len(heads)
     names = [str(k) for k in range(len(heads))] if names is None else names
     logits = CandidateLogits(heads, unseen, features, metric)
-    work = _Work(len(heads), labels, metric, splits=splits, seed=seed)
+    scored = Scored.empty(len(heads), n_categories, splits * FOLDS)
+    scoring = _Scoring(scored, labels, metric, deal(labels, splits, seed))
     width = logits.width(n_rows)
-    passes, notes = 0, []
     with ThreadPoolExecutor(max(1, torch.get_num_threads())) as threads:
         for start in range(0, n_categories, width):
             block = range(start, min(start + width, n_categories))
             columns = logits.block(block)
-            passes += 1
+            scored.passes += 1
             if start == 0:
                 for k, name in enumerate(names):
                     check = CandidateCheck(name, heads[0].categories, labels, unseen[k], force)
-                    notes += check.of(columns, k)
-            work.same[:, block.start : block.stop] = columns.same
-            scored = threads.map(work.score, block, (columns.of(c) for c in block))
-            for done, _ in enumerate(scored, start + 1):
+                    scored.notes += check.of(columns, k)
+            scored.same[:, block.start : block.stop] = columns.same
+            filled = threads.map(scoring.score, block, (columns.of(c) for c in block))
+            for done, _ in enumerate(filled, start + 1):
                 if progress is not None:
                     progress(Progress("scoring candidates", done, n_categories))
-    return work.result(passes, notes)
+    return scored
 
 
 def candidate_gains(
@@ -315,28 +330,13 @@ def _or_nan(count: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(count > 0, count, np.nan)
 
 
-class _Work:
-    """Values on all rows and on parts, filled in category by category, in any order."""
+class _Scoring(NamedTuple):
+    """Fills in scores category by category, in any order."""
 
-    def __init__(
-        self,
-        n_candidates: int,
-        labels: PartialLabels,
-        metric: Metric,
-        *,
-        splits: int,
-        seed: int,
-    ) -> None:
-        n_categories = labels.shape[1]
-        shape = (splits * FOLDS, n_candidates, n_categories)
-        self.labels, self.metric = labels, metric
-        self.values = np.full(shape[1:], np.nan)
-        self.positives, self.negatives = (np.zeros(shape[1:], dtype=np.int64) for _ in range(2))
-        self.rest = np.full(shape, np.nan, dtype=np.float32)
-        self.part = np.full(shape, np.nan, dtype=np.float32)
-        self.part_positives = np.zeros(shape, dtype=np.float32)
-        self.same = np.ones(shape[1:], dtype=bool)
-        self.parts = deal(labels, splits, seed)
+    into: Scored
+    labels: PartialLabels
+    metric: Metric
+    parts: NDArray[np.int8]  # (splits, N)
 
     def score(self, c: int, logits: torch.Tensor) -> None:
         """Score category c from the (N, different candidates) logits."""
@@ -350,7 +350,7 @@ class _Work:
         base = self._influence(found[0], positive, use)
         if base is None:
             return
-        self._put(list(range(len(self.same))), c, _Split.of([base], known, use), is_gain=False)
+        self._put(list(range(len(self.into.same))), c, _Split.of([base], known, use), is_gain=False)
         self._score_others(c, found, known)
 
     def _influence(
@@ -360,17 +360,16 @@ class _Work:
         side = positive[use]
         if side.all() or not side.any():
             return None
-        sign = self.metric.sign
-        found = influence(self.metric.name, scores[use], side)
-        moves = np.zeros(use.size)
-        moves[use] = sign * found.rows
-        return Influence(sign * found.value, moves)
+        found, sign = influence(self.metric.name, scores[use], side), self.metric.sign
+        shares = np.zeros(use.size)
+        shares[use] = sign * found.rows
+        return Influence(sign * found.value, shares)
 
     def _score_others(self, c: int, logits: NDArray[Any], known: _Known) -> None:
         """Score the candidates that differ, by their gains; those of the same rows together."""
         positive = known.positive
         together: dict[bytes, tuple[NDArray[np.bool_], Influence | None, list[Any]]] = {}
-        for place, k in enumerate((np.flatnonzero(~self.same[1:, c]) + 1).tolist(), 1):
+        for place, k in enumerate((np.flatnonzero(~self.into.same[1:, c]) + 1).tolist(), 1):
             use = judged(logits[0], logits[place])
             key = use.tobytes()
             if key not in together:
@@ -379,31 +378,21 @@ class _Work:
         for use, before, found in together.values():
             candidates = [k for k, _ in found]
             if before is None:
-                for array in (self.values, self.part, self.rest):
+                for array in (self.into.values, self.into.part, self.into.rest):
                     array[..., candidates, c] = np.nan
-                self.positives[candidates, c] = self.negatives[candidates, c] = 0
+                self.into.positives[candidates, c] = self.into.negatives[candidates, c] = 0
                 continue
             gains = [Influence(a.value - before.value, a.rows - before.rows) for _, a in found]
             self._put(candidates, c, _Split.of(gains, known, use), is_gain=True)
 
     def _put(self, candidates: list[int], c: int, found: _Split, *, is_gain: bool) -> None:
         """Write down scores; gains are added to the scores of the original."""
-        pairs = (self.values, found.values), (self.part, found.part), (self.rest, found.rest)
+        pairs = (
+            (self.into.values, found.values),
+            (self.into.part, found.part),
+            (self.into.rest, found.rest),
+        )
         for array, more in pairs:
             array[..., candidates, c] = more + (array[..., :1, c] if is_gain else 0.0)
-        self.part_positives[:, candidates, c] = found.part_positives[:, None]
-        self.positives[candidates, c], self.negatives[candidates, c] = found.counts
-
-    def result(self, passes: int, notes: list[str]) -> Scored:
-        """All of it."""
-        return Scored(
-            self.values,
-            self.rest,
-            self.part,
-            self.part_positives,
-            self.positives,
-            self.negatives,
-            self.same,
-            passes,
-            notes,
-        )
+        self.into.part_positives[:, candidates, c] = found.part_positives[:, None]
+        self.into.positives[candidates, c], self.into.negatives[candidates, c] = found.counts

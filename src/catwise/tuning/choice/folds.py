@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from catwise.errors import ConfigError
 from catwise.labels import PartialLabels
+from catwise.metrics.intervals import Units
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -32,8 +33,8 @@ def assign_folds(
     Returns:
         (N,) int8 in 0 … n_folds − 1.
     """
-    unit = _units(labels)
-    n_units = int(unit.max()) + 1 if unit.size else 0
+    units_of = Units.of_labels(labels)
+    unit, n_units = units_of.of_row, units_of.n_units
     if not 2 <= n_folds <= min(100, n_units):
         raise ConfigError(
             "the rows cannot be dealt to that many folds.",
@@ -47,7 +48,8 @@ def assign_folds(
     place[shuffled] = np.arange(n_units)
 
     fold = np.full(n_units, -1, dtype=np.int64)
-    held = [np.unique(unit[rows[positive]]) for rows, positive in _known(labels)]
+    known = (labels.known(c) for c in range(labels.shape[1]))
+    held = [np.unique(unit[rows[positive]]) for rows, positive in known]
     order = sorted(range(len(held)), key=lambda c: (held[c].size, labels.categories[c]))
     sizes = np.zeros(n_folds, dtype=np.int64)
     for c in order:
@@ -60,16 +62,6 @@ def assign_folds(
     rest = shuffled[fold[shuffled] < 0]
     fold[rest] = _deal(sizes, sizes, rest.size)
     return fold[unit].astype(np.int8)
-
-
-def _units(labels: PartialLabels) -> NDArray[np.int64]:
-    if labels.groups is None:
-        return np.arange(labels.shape[0])
-    return np.unique(np.asarray(labels.groups), return_inverse=True)[1].astype(np.int64)
-
-
-def _known(labels: PartialLabels) -> list[tuple[NDArray[np.int64], NDArray[np.bool_]]]:
-    return [labels.known(c) for c in range(labels.shape[1])]
 
 
 def _deal(have: NDArray[np.int64], sizes: NDArray[np.int64], n: int) -> NDArray[np.int64]:

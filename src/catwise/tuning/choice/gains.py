@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -80,13 +80,6 @@ class Scorer(NamedTuple):
     metric: Metric
     codes: NDArray[np.int8]
     units: Units
-
-    @classmethod
-    def of(cls, metric: Metric, codes: Tensor, groups: NDArray[Any] | None) -> Scorer:
-        """With rows of one group counted as one."""
-        n = codes.shape[1]
-        rows = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
-        return cls(metric, codes.cpu().numpy(), Units(rows, groups is not None))
 
     def select_rows(self, rows: Chosen) -> Scorer:
         """On some of the rows."""

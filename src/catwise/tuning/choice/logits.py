@@ -112,7 +112,7 @@ def _bias(head: Head) -> torch.Tensor:
 class CandidateCheck(NamedTuple):
     """Whether a candidate, features and labels belong together."""
 
-    name: str
+    candidate: str
     categories: Sequence[str]
     labels: PartialLabels
     unseen: UnseenRows
@@ -126,24 +126,24 @@ class CandidateCheck(NamedTuple):
         whole = size == self.labels.shape[1]
         labels = self.labels if whole else self.labels.take_categories(range(size))
         at = torch.from_numpy(columns.place[k])
-        told = "valid" if k == 0 else f"valid, candidate {self.name!r}"
+        name = "valid" if k == 0 else f"valid, candidate {self.candidate!r}"
         options: dict[str, Any] = {"categories": self.categories[:size], "force": self.force}
-        notes = check_match(columns.own[:, at], labels, name=told, **options)
-        notes += self._check_folds(columns, k, told)
+        notes = check_match(columns.own[:, at], labels, name=name, **options)
+        notes += self._check_folds(columns, k, name)
         crossed = np.flatnonzero(self.unseen.crossed)
         logits = columns.judging[torch.from_numpy(crossed)][:, at]
         if notes or not crossed.size or bool(logits.isnan().any()):
             return notes
-        told = f"{told}, out-of-fold logits"
-        return check_match(logits, labels.take_rows(crossed), name=told, **options)
+        name = f"{name}, out-of-fold logits"
+        return check_match(logits, labels.take_rows(crossed), name=name, **options)
 
-    def _check_folds(self, columns: LogitBlock, k: int, told: str) -> list[str]:
+    def _check_folds(self, columns: LogitBlock, k: int, name: str) -> list[str]:
         """Whether rows, features and folds are those of one run."""
         index = np.arange(columns.same.shape[1])
         apart = self.unseen.apart(columns.by_fold[k], index if k == 0 else index[~columns.same[k]])
         if not apart > _APART:
             return []
-        text = f"{told}: its folds look mismatched with the rows or the features"
+        text = f"{name}: its folds look mismatched with the rows or the features"
         found = (
             f"a category whose logits by the fold heads are {apart:.2g} standard deviations, in "
             "the median, from the out-of-fold logits that it brings"

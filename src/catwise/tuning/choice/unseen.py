@@ -41,7 +41,7 @@ class UnseenRows(NamedTuple):
             −1: not at all.
         fold_heads: F heads of C categories, each fitted without a fold; none without a run.
         is_crossed: (C,) whether the fold heads have the category; None without a run.
-        stored: (N, C) float32 out-of-fold logits as the run tells them, NaN where it tells none;
+        stored: (N, C) float32 out-of-fold logits as the run has them, NaN where it has none;
             None without a run.
         n_seen: rows that fitted or chose the head.
         is_known: whether it is known which rows did.
@@ -108,11 +108,11 @@ class UnseenRows(NamedTuple):
         found = np.full(stored.shape, np.nan, dtype=np.float32)
         for fold, logits in enumerate(by_fold, OWN_PART + 1):
             found[self.part == fold] = logits.numpy()[self.part == fold]
-        told = ~np.isnan(stored)
-        away = np.abs(found - stored)[:, told.any(axis=0)]
+        known = ~np.isnan(stored)
+        away = np.abs(found - stored)[:, known.any(axis=0)]
         if not away.size:
             return math.nan
-        return float(np.nanmedian(away, axis=0).max() / max(float(stored[told].std()), 1e-30))
+        return float(np.nanmedian(away, axis=0).max() / max(float(stored[known].std()), 1e-30))
 
     def described(self) -> str:
         """What judges it, for people."""
@@ -150,7 +150,7 @@ def unseen_rows(
     part = np.zeros(digests.size, dtype=np.int16)
     seen, is_known = seen_rows(head, digests)
     if seen.any() and not is_known:
-        seen[:] = True  # the others cannot be told from these
+        seen[:] = True  # the others cannot be kept apart from these
     place = None if folds is None else _places(folds, ids, seen)
     if folds is None or place is None:
         part[seen] = -1

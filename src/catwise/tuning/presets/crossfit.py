@@ -66,18 +66,18 @@ class DefaultConfig:
     """Options of the `default` preset; penalties multiply |delta|² / 2.
 
     Args:
-        penalties: kappa, from strong to weak; each fit starts from the one before.
-        source_weights: omega, the weight of a known training label; 0 must be among them.
+        penalties: from strong to weak; each fit starts from the one before.
+        source_weights: the weight of a known training label; 0 must be among them.
         losses: names in `catwise.losses.LOSSES`; all but the first must win clearly. None at all
             leaves only the metric stage.
         stages: by metric, the metric stages to try after the fit that was chosen; a metric that
             is not named has none.
-        direction_penalty: kt of the direction T that the second fit is pulled along.
+        direction_penalty: of the direction T that the second fit is pulled along.
         direction_step: how far along T.
-        n_folds: folds over the fresh rows.
-        grid_penalties: kt of the candidates of `select`.
-        grid_steps: alpha of the candidates of `select`.
-        grid_powers: a; T's coordinates are stretched by the a / 2-th power of their variance.
+        n_folds: folds over the validation rows.
+        grid_penalties: of the directions of the candidates of `select`.
+        grid_steps: along these, of the candidates of `select`.
+        grid_powers: T's coordinates are stretched by half this power of their variance.
         tolerance: of the fits, relative to the gradient's start.
         max_iterations: of each fit.
         grid_prior: known positives with which a category's own gain counts as much as the mean
@@ -197,7 +197,7 @@ class _Grid(NamedTuple):
         for loss, weight in paths:
             prefix = "" if len(config.losses) == 1 else f"{loss},"
             for penalty in config.penalties:
-                name = f"{prefix}omega={weight:g},kappa={penalty:g}"
+                name = f"{prefix}source_weight={weight:g},penalty={penalty:g}"
                 options = {"loss": loss, "source_weight": weight, "penalty": penalty}
                 settings.append(Setting(name, options))
         # A weight of 0 (the last), and another loss, must win clearly: see `choose_one`.
@@ -301,7 +301,7 @@ class _Table:
 
 
 def _staged(setting: Setting, index: int, stage: Stage) -> Setting:
-    name = f"{setting.name},tau={stage.temperature:g},mu={stage.penalty:g}"
+    name = f"{setting.name},temperature={stage.temperature:g},stage_penalty={stage.penalty:g}"
     return Setting(name, {**setting.options, "stage": stage._asdict(), "after": index})
 
 

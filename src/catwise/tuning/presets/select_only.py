@@ -7,6 +7,7 @@ category the best gain wins, pulled strongly to what the candidate gains in all 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from functools import partial
 
@@ -78,13 +79,13 @@ class _Grid:
 
     def __init__(self, task: Task, config: DefaultConfig) -> None:
         self.task, self.config, self.passes = task, config, 0
-        self.directions_of = [(a, kt) for a in config.grid_powers for kt in config.grid_penalties]
+        self.directions_of = list(itertools.product(config.grid_powers, config.grid_penalties))
         self.settings = [Setting("base", {})] + [
             Setting(
-                f"a={a:g},kt={kt:g},alpha={step:g}",
-                {"power": a, "direction_penalty": kt, "step": step},
+                f"power={power:g},direction_penalty={penalty:g},step={step:g}",
+                {"power": power, "direction_penalty": penalty, "step": step},
             )
-            for a, kt in self.directions_of
+            for power, penalty in self.directions_of
             for step in config.grid_steps
         ]
         valid, n_categories = task.valid, len(task.valid.logits)

@@ -17,6 +17,7 @@ from catwise.heads import Head
 from catwise.joining import source_ids
 from catwise.labels import PartialLabels
 from catwise.metrics import Metric
+from catwise.metrics.intervals import Units
 from catwise.metrics.per_category import undefined_reason
 from catwise.progress import ProgressCallback
 from catwise.tuning.account.memorisation import MemorisationGap, memorisation_gap
@@ -62,11 +63,6 @@ class Task:
         """F."""
         return int(self.fold.max()) + 1
 
-    @property
-    def groups(self) -> NDArray[Any] | None:
-        """(n,) of the rows that judge; those of one group count as one."""
-        return self.inputs.judging.labels.groups
-
     @cached_property
     def known_train(self) -> Rows | None:
         """The further rows that have a label to fit."""
@@ -78,7 +74,8 @@ class Task:
 
     def scorer(self) -> Scorer:
         """The metric over all rows that judge."""
-        return Scorer.of(self.metric, self.valid.codes, self.groups)
+        units = Units.of_labels(self.inputs.judging.labels)
+        return Scorer(self.metric, self.valid.codes.cpu().numpy(), units)
 
     def rows_of(self, f: int) -> tuple[Tensor, Tensor]:
         """Rows outside and inside of a fold."""
@@ -150,7 +147,7 @@ def make_task(
     force: bool,
     progress: ProgressCallback | None,
 ) -> Task:
-    """Read the rows in coordinates of those that judge, check them, and deal the folds."""
+    """Read the rows in coordinates of those that judge, check them, and assign the folds."""
     source = inputs.judging
     coordinates = fit_coordinates(
         source.features,
@@ -186,8 +183,7 @@ def _rows(inputs: TuningInputs, data: LabelledSource, coordinates: AnyCoordinate
 
 def _n_units(labels: PartialLabels, name: str) -> int:
     """How many rows or groups there are to assign to folds."""
-    n_rows = labels.shape[0]
-    n_units = n_rows if labels.groups is None else int(np.unique(labels.groups).size)
+    n_rows, n_units = labels.n_rows, Units.of_labels(labels).n_units
     if n_units < 2:
         raise LabelError(
             f"{name}: one {'row' if labels.groups is None else 'group'} cannot be cross-fitted.",
