@@ -19,14 +19,17 @@ everything else in catwise uses.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from catwise._arrays import as_numpy
 from catwise.errors import ConfigError, IdError, ShapeError
+from catwise.labels import PartialLabels
 from catwise.metrics.inputs import (
     Array,
     checked_labels,
@@ -34,21 +37,6 @@ from catwise.metrics.inputs import (
     label_shape,
 )
 from catwise.metrics.registry import Metric, resolve_metric
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-    from catwise.labels import PartialLabels
-
-__all__ = [
-    "PairedBootstrap",
-    "Resampler",
-    "benjamini_hochberg",
-    "bootstrap_replicates",
-    "paired_bootstrap",
-]
 
 #: Replicates drawn at once: fixed, because the random streams are cut here.
 _CHUNK = 100

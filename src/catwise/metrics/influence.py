@@ -22,22 +22,17 @@ jackknife); DeLong et al., Biometrics 44, 1988 (AUROC).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from catwise.errors import ConfigError
 from catwise.metrics.calibration import ECE_BINS
 from catwise.metrics.ranking import MAX_FPR, partial_auroc_columns
 from catwise.metrics.threshold import best_f1_threshold_columns
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from numpy.typing import NDArray
-
-__all__ = ["Influence", "influence"]
 
 
 class Influence(NamedTuple):

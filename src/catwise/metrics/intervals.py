@@ -33,41 +33,16 @@ Satterthwaite, Biometrics Bulletin 2, 1946 (means).
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
+from catwise.labels import PartialLabels
 from catwise.metrics.bootstrap import _groups
 from catwise.metrics.influence import influence
-from catwise.metrics.inputs import label_shape
-from catwise.metrics.registry import METRICS
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from catwise.labels import PartialLabels
-    from catwise.metrics.inputs import Array
-    from catwise.metrics.registry import Metric
-
-__all__ = [
-    "LEVEL",
-    "MIN_COUNT",
-    "Difference",
-    "Differences",
-    "Estimate",
-    "MeanError",
-    "Units",
-    "difference_of",
-    "estimate_of",
-    "has_interval",
-    "interval_between",
-    "interval_of_difference",
-    "interval_of_score",
-    "p_value",
-    "reason_without_difference",
-    "reason_without_interval",
-    "t_quantile",
-]
+from catwise.metrics.inputs import Array, label_shape
+from catwise.metrics.registry import METRICS, Metric
 
 LEVEL: Final = 0.95
 """Confidence level where nobody names another."""

@@ -8,15 +8,19 @@ True
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from catwise.errors import ConfigError, ShapeError, nearest
+from catwise.labels import PartialLabels
 from catwise.metrics import calibration, ranking, threshold
 from catwise.metrics.inputs import (
     NEGATIVE,
@@ -29,16 +33,6 @@ from catwise.metrics.inputs import (
     label_shape,
 )
 from catwise.metrics.ranking import RankingPlan
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from catwise.labels import PartialLabels
-
-__all__ = ["METRICS", "Metric", "resolve_metric"]
 
 
 @dataclass(frozen=True, slots=True)
