@@ -33,7 +33,8 @@ from catwise.errors import CatwiseError
 from catwise.features import open_store, write_store
 from catwise.fixing import account
 from catwise.fixing.folder import STATE, State
-from catwise.models import parts, transformers_models
+from catwise.models import parts
+from catwise.models.adapters import transformers
 from catwise.models.card import run_summary
 from catwise.models.images import read_image
 from catwise.models.sources import TarImages
@@ -248,7 +249,7 @@ READERS: dict[str, Reader] = {
     "names": Reader("x.txt", text("cat\ndog\n"), read_names, "MAX_TEXT", 5, "more than 5"),
     "prevalences": Reader("x.json", text('{"a": 0.1}'), _json_shares, "MAX_JSON", 5, "more than 5"),
     "transformers": Reader(
-        "config.json", text("{}"), transformers_models._read_json, "MAX_JSON", 1, "more than 1"
+        "config.json", text("{}"), transformers._read_json, "MAX_JSON", 1, "more than 1"
     ),
     "a run's files": Reader(
         "run/config.json",

@@ -6,23 +6,17 @@ import math
 import zipfile
 from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
 from tokenize import TokenError
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from catwise._limits import MAX_NPY_HEADER, check_at_most, check_shape
 from catwise._safetensors import NUMPY_DTYPES, read_layout
 from catwise._zip import DAMAGE, data_start, members, open_zip
-
-if TYPE_CHECKING:
-    from pathlib import Path
-    from typing import BinaryIO
-
-    from numpy.typing import NDArray
-
-__all__ = ["BFloat16Rows", "FileArray", "bfloat16_bits", "list_arrays", "widen_bfloat16"]
 
 _NO_HEADER: Final = (SyntaxError, TypeError, RecursionError, MemoryError, OverflowError)
 _NPY: Final = b"\x93NUMPY"
@@ -49,12 +43,7 @@ class FileArray:
         return "f" if self.dtype == "BF16" else np.dtype(self.dtype).kind
 
     def open(self) -> Any:
-        """The array: mapped, read-only; read where it is compressed; rows for bfloat16.
-
-        Raises:
-            ValueError: If its bytes are damaged; the message is the reason.
-            OSError: If they cannot be read.
-        """
+        """The array: mapped, read-only; read where it is compressed; rows for bfloat16."""
         if self.kind not in "fiuUS":  # an array of objects would be pointers out of the file
             raise ValueError(f"the array {self} holds neither numbers nor texts")
         if self.start is None:
@@ -127,10 +116,6 @@ def list_arrays(path: Path) -> list[FileArray]:
 
     Args:
         path: a .npy, .npz or .safetensors file, known by its first bytes.
-
-    Raises:
-        ValueError: If it is of no such kind, or damaged; the message is the reason.
-        OSError: If it cannot be read.
     """
     with path.open("rb") as stream:
         head = stream.read(9)
@@ -149,11 +134,7 @@ def list_arrays(path: Path) -> list[FileArray]:
 
 
 def _header(stream: BinaryIO | Any) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """Shape, order and dtype in a .npy header, and how many bytes it has.
-
-    Raises:
-        ValueError: If it is no header, is too long, or describes no array.
-    """
+    """Shape, order and dtype in a .npy header, and how many bytes it has."""
     version = np.lib.format.read_magic(stream)
     width = 2 if version == (1, 0) else 4
     size = stream.read(width)
@@ -171,18 +152,7 @@ def _header(stream: BinaryIO | Any) -> tuple[tuple[int, ...], bool, np.dtype[Any
 
 
 def _described(path: Path, name: str, stream: Any, size: int, start: int | None) -> FileArray:
-    """The array that a header describes.
-
-    Args:
-        path: the file.
-        name: the array's name in it.
-        stream: at the header.
-        size: bytes of header and array.
-        start: where the header lies in the file, or None where it is compressed.
-
-    Raises:
-        ValueError: If there are fewer or more bytes than the header says.
-    """
+    """The array that a header describes, which with the array is `size` bytes."""
     shape, fortran, dtype, length = _header(stream)
     expected = length + math.prod(shape) * dtype.itemsize
     if not dtype.hasobject and size != expected:

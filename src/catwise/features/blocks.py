@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
+from collections.abc import Iterator
+from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from catwise._arrays import UNREADABLE, as_numpy, dense, is_sparse, is_tensor
 from catwise.errors import FeatureError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from numpy.typing import NDArray
-
-__all__ = ["BLOCK_ROWS", "RowBlocks", "as_rows", "block_of", "feature_shape", "iterate_blocks"]
 
 BLOCK_ROWS: Final = 4096
 """Rows in a block: fixed, so that the way a computation is cut never depends on the machine."""
@@ -38,17 +33,6 @@ class RowBlocks(Protocol):
 
 def as_rows(values: Values, *, name: str = "features") -> Values:
     """What holds features, ready to be read block by block.
-
-    Args:
-        values: features of any kind.
-        name: what to call them in an error.
-
-    Returns:
-        A dense numpy array or tensor of real numbers, or `RowBlocks`: those that are given, or
-        around an object with a shape that gives its rows when it is sliced (dask, HDF5, zarr).
-
-    Raises:
-        FeatureError: If they are no dense array of real numbers, or have masked entries.
 
     >>> as_rows([[1, 2]])
     array([[1, 2]])
@@ -93,10 +77,6 @@ class SlicedRows:
 
     Args:
         values: (N, D), or with more axes.
-        name: what to call it in an error.
-
-    Raises:
-        FeatureError: If a slice of it is no dense array of real numbers.
     """
 
     __slots__ = ("_name", "_values")

@@ -8,23 +8,18 @@ numbers; what scores or fits a category reads the columns of its vector alone.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from catwise._arrays import as_numpy
 from catwise.errors import FeatureError, ShapeError
 from catwise.features.blocks import BLOCK_ROWS, RowBlocks, as_rows
 from catwise.features.ids import as_ids, row_index
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-__all__ = ["CategoryFeatures", "by_category", "category_runs", "of_categories"]
 
 _BLOCK_NUMBERS: Final = 1 << 24
 

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from catwise._arrays import as_numpy
 from catwise.errors import ShapeError
 from catwise.features.blocks import feature_shape, iterate_blocks
 from catwise.features.ids import id_text
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-__all__ = ["row_digests"]
 
 _CHUNK_BYTES: Final = 2**20
 _HIGH: Final = np.uint64(0xFFFFFFFF00000000)

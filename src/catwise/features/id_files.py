@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from catwise._limits import MAX_ID, check_at_most
 from catwise.errors import ShapeError
 from catwise.features.ids import check_distinct
 from catwise.features.manifest import IdsFile
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
-__all__ = ["IdsWriter", "ids_array"]
 
 _CHUNK: Final = 2**22
 
@@ -28,7 +23,6 @@ class IdsWriter:
     """Ids into a file, one on a line; memory holds a hash of each.
 
     Args:
-        path: the file to make.
         before: gives the bytes of the files of ids that the store has already.
     """
 
@@ -56,12 +50,7 @@ class IdsWriter:
         self._hashes.extend(map(hash, texts))
 
     def finish(self, n_rows: int) -> IdsFile:
-        """Close the file.
-
-        Raises:
-            ShapeError: If there is not one id for each of the rows.
-            IdError: If an id is there twice, or was there before.
-        """
+        """Close the file."""
         if len(self) != n_rows:
             raise ShapeError(
                 "ids must be one for each row.",
@@ -101,14 +90,7 @@ def _lines(raw: bytes) -> Iterator[list[str]]:
 
 
 def ids_array(files: Sequence[bytes], n_rows: int) -> NDArray[np.str_]:
-    r"""Make one array of the ids in files.
-
-    Args:
-        files: the bytes of the files, in order.
-        n_rows: how many ids they hold.
-
-    Raises:
-        ValueError: If they hold another number of ids, or no text.
+    r"""Make one array of the ids in files, whose bytes are given in order.
 
     >>> ids_array([b"a\nbc\n", b"d\n"], 3)
     array(['a', 'bc', 'd'], dtype='<U2')

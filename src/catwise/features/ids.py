@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from catwise._arrays import as_numpy
 from catwise._limits import MAX_ID
 from catwise.errors import IdError, ShapeError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from numpy.typing import NDArray
-
-__all__ = ["as_ids", "check_distinct", "compact", "digest_of", "id_text", "row_index"]
 
 _SHOWN: Final = 3
 _BLOCK_LETTERS: Final = 2**20
@@ -122,13 +117,7 @@ def check_distinct(
 ) -> None:
     """Refuse texts that are there twice.
 
-    Args:
-        hashes: (N,) 64-bit hashes of the texts.
-        texts_of: gives the texts of some rows, by which those with one hash are compared.
-        name: what to call the texts in the error.
-
-    Raises:
-        IdError: If two rows have the same text; names them.
+    They have (N,) 64-bit hashes; `texts_of` some rows tells those with one hash apart.
     """
     ordered = np.sort(hashes)
     twice = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
@@ -145,9 +134,6 @@ def check_distinct(
 
 def id_text(item: object) -> str:
     """One id as a text.
-
-    Raises:
-        TypeError: If it is neither text, bytes nor a whole number.
 
     >>> id_text(b"a.jpg"), id_text(3)
     ('a.jpg', '3')

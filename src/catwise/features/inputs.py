@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from catwise.errors import ConfigError, FeatureError, FeatureStoreError, nearest
 from catwise.features.arrays import FileArray, list_arrays
@@ -15,14 +18,6 @@ from catwise.features.blocks import BLOCK_ROWS, RowBlocks, as_rows, feature_shap
 from catwise.features.by_category import CategoryFeatures, by_category
 from catwise.features.ids import as_ids, row_index
 from catwise.features.places import is_url
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable
-
-    from numpy.typing import NDArray
-
-__all__ = ["Features", "check_finite", "read_features"]
 
 _FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
 _WITH_ISFINITE: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -21,29 +21,11 @@ import json
 import re
 import struct
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import Any, Final
 
 from catwise._json import COUNT, TABLE, Field, own, read_fields
 from catwise.errors import ConfigError, FeatureStoreError, nearest
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-__all__ = [
-    "DATA_START",
-    "FIRST_IDS",
-    "MANIFEST_FILE",
-    "SAFETENSORS_NAMES",
-    "IdsFile",
-    "Manifest",
-    "ShardFile",
-    "dtype_name",
-    "file_number",
-    "file_sha256",
-    "manifest_text",
-    "parse_manifest",
-    "shard_header",
-]
 
 FORMAT: Final = "catwise-features"
 VERSION: Final = 1
@@ -100,12 +82,6 @@ class Manifest:
 def dtype_name(dtype: Any) -> str:
     """The name of a store's dtype.
 
-    Args:
-        dtype: a name, or what numpy and torch call a dtype.
-
-    Raises:
-        ConfigError: If it is none of float16, bfloat16 and float32.
-
     >>> import torch
     >>> dtype_name(torch.bfloat16), dtype_name("fp16")
     ('bfloat16', 'float16')
@@ -158,11 +134,7 @@ def _sha256(manifest: Manifest) -> str:
 
 
 def parse_manifest(path: str, raw: bytes) -> Manifest:
-    """Read the bytes of manifest.json; only the manifest is checked, not the files.
-
-    Raises:
-        FeatureStoreError: If it is no manifest, or one of another version.
-    """
+    """Read the bytes of manifest.json; only the manifest is checked, not the files."""
     try:
         table = own(raw)
         if not isinstance(table, dict) or table.get("format") != FORMAT:
@@ -241,11 +213,7 @@ def file_number(name: str) -> int | None:
 
 
 def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal.
-
-    Raises:
-        OSError: If it cannot be read.
-    """
+    """The SHA-256 of a file, in hexadecimal."""
     total = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(2**22):

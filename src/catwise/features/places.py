@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import os
 import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
+from numpy.typing import NDArray
 
 from catwise._extras import import_optional
 from catwise._limits import check_at_most, read_within
 from catwise.errors import ConfigError, MissingExtraError, OutputError
 from catwise.features.manifest import DATA_START, file_sha256
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterator, Sequence
-
-    from numpy.typing import NDArray
-
-__all__ = ["LocalPlace", "Place", "RemotePlace", "forget", "is_url", "place_of"]
 
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(://|::)")
 _GAP_BYTES: Final = 2**16
@@ -57,12 +52,7 @@ def is_url(path: object) -> bool:
 
 
 def place_of(path: str | os.PathLike[str]) -> Place:
-    """The place that a path or an URL names; a ``file://`` one is local.
-
-    Raises:
-        MissingExtraError: If fsspec, or what it needs for this kind of place, is missing.
-        ConfigError: If it is no URL that fsspec knows.
-    """
+    """The place that a path or an URL names; a ``file://`` one is local."""
     if is_url(path):
         return RemotePlace(str(path))
     text = str(path)
@@ -111,12 +101,7 @@ class LocalPlace:
 
 
 class RemotePlace:
-    """A folder that fsspec opens; only the rows that are asked for are fetched.
-
-    Raises:
-        MissingExtraError: If fsspec, or what it needs for this kind of place, is missing.
-        ConfigError: If it is no URL that fsspec knows.
-    """
+    """A folder that fsspec opens; only the rows that are asked for are fetched."""
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
@@ -201,11 +186,7 @@ class RemotePlace:
         return total.hexdigest()
 
     def put(self, path: Path) -> None:
-        """Copy a file of this machine to the place, under its own name.
-
-        Raises:
-            OutputError: If that fails.
-        """
+        """Copy a file of this machine to the place, under its own name."""
         try:
             try:
                 self._files.put_file(str(path), self._path(path.name))

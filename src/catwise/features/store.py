@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from catwise._limits import MAX_JSON
 from catwise.errors import FeatureStoreError
@@ -27,14 +30,6 @@ from catwise.features.manifest import (
     shard_header,
 )
 from catwise.features.places import LocalPlace, Place, forget, place_of
-
-if TYPE_CHECKING:
-    import os
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
-__all__ = ["FeatureStore", "open_store"]
 
 _MAX_MAPPED: Final = 64
 _STORED: Final = {"float16": "<f2", "bfloat16": "<u2", "float32": "<f4"}

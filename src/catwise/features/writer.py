@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from catwise._io import atomic_folder, growing_folder
 from catwise._json import own
@@ -34,14 +37,6 @@ from catwise.features.manifest import (
 )
 from catwise.features.places import RemotePlace, is_url
 from catwise.features.store import FeatureStore, open_store
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Iterator, Mapping
-
-    from numpy.typing import NDArray
-
-__all__ = ["StoreWriter", "append_store", "store_writer", "write_store"]
 
 SHARD_BYTES: Final = 2**28
 _ITEM_SIZES: Final = {"float16": 2, "bfloat16": 2, "float32": 4}

@@ -15,17 +15,12 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, NamedTuple
 
 from catwise._safetensors import FileLayout
+from catwise.heads.catalog import Catalog, Entry
 from catwise.heads.families import ADAPTER, PACKED, family_of, harmless
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-
-    from catwise.heads.catalog import Catalog, Entry
-
-__all__ = ["Doubt", "doubts_after", "doubts_beside", "head_stem", "is_plain_float", "unusual_words"]
 
 _HEAD_NAMES: Final = frozenset(
     {
@@ -114,16 +109,7 @@ def _others(catalog: Catalog, head: _Head) -> Iterator[tuple[Entry, tuple[str, .
 
 
 def doubts_beside(catalog: Catalog, weight: Entry, bias: Entry | None) -> str:
-    """What makes a head more than its weight and bias, or ''.
-
-    Args:
-        catalog: the checkpoint.
-        weight: the head's.
-        bias: the head's, if it has one.
-
-    Returns:
-        The kind, as `families.remedy_for` knows it, and the tensors' names.
-    """
+    """What makes a head more than its weight and bias, or ''."""
     head = _head(weight, bias)
     if weight.key.rpartition(".")[2] != "weight" and weight.layout == "matrix":
         return ""
@@ -217,14 +203,6 @@ def doubts_after(catalog: Catalog, weight: Entry, bias: Entry | None) -> list[Do
     Where the checkpoint keeps the order in which the layers were made (all but safetensors, which
     sorts), a layer made before the head is the backbone's. Otherwise, a layer is if it lies in
     numbered blocks, or if its sizes fit what comes before the head and nothing behind it.
-
-    Args:
-        catalog: the checkpoint.
-        weight: the head's.
-        bias: the head's, if it has one.
-
-    Returns:
-        One a layer, in the checkpoint's order.
     """
     head = _head(weight, bias)
     left = [entry for entry, _, _ in _others(catalog, head)]

@@ -6,16 +6,12 @@ import struct
 import zipfile
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from pathlib import Path
+from typing import Any, BinaryIO, Final
 
 from catwise._limits import MAX_PICKLE, check_at_most, check_memory
 from catwise._zip import DAMAGE, data_start, members, open_zip
 from catwise.heads.pickles import Storage, interpret
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-__all__ = ["Archive", "fix_crc", "open_archive", "read_record", "record_name", "record_start"]
 
 _CENTRAL: Final = b"PK\x01\x02"
 _DESCRIPTOR: Final = b"PK\x07\x08"
@@ -33,16 +29,7 @@ class Archive:
 
 
 def open_archive(path: Path) -> Archive:
-    """Read the directory and the pickle of a `torch.save` archive; nothing is executed.
-
-    Args:
-        path: the file.
-
-    Raises:
-        RefusedName: If the pickle names something that a state_dict does not need.
-        ValueError: If the file is damaged or of another kind; the message is the reason.
-        OSError: If it cannot be read.
-    """
+    """Read the directory and the pickle of a `torch.save` archive; nothing is executed."""
     try:
         with open_zip(path) as archive:
             records = members(archive, path)
@@ -77,11 +64,7 @@ def _check_byte_order(
 
 
 def record_name(archive: Archive, storage: Storage) -> str:
-    """The name of a storage's record.
-
-    Raises:
-        ValueError: If there is none.
-    """
+    """The name of a storage's record."""
     name = f"{archive.prefix}data/{storage.key}"
     if name not in archive.records:
         raise ValueError(f"the archive lacks the record {name!r}")
@@ -89,11 +72,7 @@ def record_name(archive: Archive, storage: Storage) -> str:
 
 
 def read_record(archive: Archive, name: str) -> bytes:
-    """A record's bytes, checked against its CRC-32.
-
-    Raises:
-        ValueError: If they do not match, or are cut short.
-    """
+    """A record's bytes, checked against its CRC-32."""
     try:
         check_memory(archive.records[name].file_size, f"the record {name!r}")
         with open_zip(archive.path) as opened:
@@ -103,11 +82,7 @@ def read_record(archive: Archive, name: str) -> bytes:
 
 
 def record_start(archive: Archive, name: str) -> int:
-    """The position in the file of a record's first byte.
-
-    Raises:
-        ValueError: If the record is compressed, so that its bytes are not in the file as such.
-    """
+    """The position in the file of a record's first byte."""
     info = archive.records[name]
     if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
         raise ValueError(f"record {name!r} is compressed; torch.save stores it as it is")
@@ -122,13 +97,6 @@ def fix_crc(path: Path, name: str) -> None:
     bytes, and the directory at the end.
 
     Source: PKWARE APPNOTE 6.3, sections 4.3.7, 4.3.9 and 4.3.12.
-
-    Args:
-        path: the file; changed in place.
-        name: the record.
-
-    Raises:
-        ValueError: If the archive is not built as the format says.
     """
     with open_zip(path) as archive:
         infos = archive.infolist()

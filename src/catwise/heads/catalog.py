@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 
@@ -15,20 +16,6 @@ from catwise._safetensors import FileLayout, read_layout
 from catwise.errors import CheckpointError, HeadError
 from catwise.heads.archive import Archive, open_archive, read_record, record_name, record_start
 from catwise.heads.pickles import Opaque, RefusedName, StoredTensor
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Hashable, Iterator
-
-__all__ = [
-    "Catalog",
-    "Entry",
-    "load_tensor",
-    "open_catalog",
-    "storage_start",
-    "unreadable",
-    "view_of",
-]
 
 MAX_DEPTH: Final = 6
 _TORCH_KINDS: Final = {
@@ -118,15 +105,7 @@ class Catalog:
 
 
 def open_catalog(source: str | os.PathLike[str] | Mapping[str, Any]) -> Catalog:
-    """List the tensors of a checkpoint file or state_dict; no tensor is read.
-
-    Args:
-        source: a path (.safetensors, or what `torch.save` writes) or a state_dict, nested or not.
-
-    Raises:
-        CheckpointError: If the file is missing, damaged, or of a kind that is not read.
-        HeadError: If `source` is neither a path nor a mapping.
-    """
+    """List the tensors of a checkpoint file or state_dict; no tensor is read."""
     if isinstance(source, Mapping):
         return Catalog("the state_dict", tuple(_walk(source, _live_entry)), None, None)
     if not isinstance(source, str) and not hasattr(source, "__fspath__"):
@@ -273,11 +252,7 @@ def _file_entries(layout: FileLayout) -> Iterator[Entry]:
 
 
 def load_tensor(catalog: Catalog, entry: Entry) -> torch.Tensor:
-    """Read one tensor, on the CPU, as a copy.
-
-    Raises:
-        CheckpointError: If its bytes are missing or damaged.
-    """
+    """Read one tensor, on the CPU, as a copy."""
     if isinstance(entry.value, torch.Tensor):
         return entry.value.detach().cpu().clone()
     try:
@@ -311,11 +286,7 @@ def view_of(raw: bytearray, entry: Entry, offset: int) -> torch.Tensor:
 
 
 def storage_start(catalog: Catalog, entry: Entry) -> int:
-    """The position in the file of the first byte of the entry's storage.
-
-    Raises:
-        CheckpointError: If the bytes are not in the file as such.
-    """
+    """The position in the file of the first byte of the entry's storage."""
     try:
         if isinstance(catalog.origin, Archive):
             return record_start(catalog.origin, record_name(catalog.origin, entry.value.storage))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any, Final
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from catwise._arrays import as_numpy, dense
 from catwise._io import write_bytes
@@ -15,17 +18,7 @@ from catwise._json import own
 from catwise._safetensors import build
 from catwise.errors import CategoryError, HeadError, ShapeError, nearest
 from catwise.features.blocks import BLOCK_ROWS, feature_shape, iterate_blocks
-from catwise.features.by_category import by_category
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterable, Mapping, Sequence
-
-    from numpy.typing import NDArray
-
-    from catwise.features.by_category import CategoryFeatures
-
-__all__ = ["HEAD_FORMAT", "Head", "head_bytes", "save_head"]
+from catwise.features.by_category import CategoryFeatures, by_category
 
 HEAD_FORMAT: Final = "1"
 FLOAT_DTYPES: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

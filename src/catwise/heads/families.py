@@ -10,8 +10,6 @@ from __future__ import annotations
 import re
 from typing import Final, NamedTuple
 
-__all__ = ["ADAPTER", "ELSEWHERE", "MORE", "PACKED", "family_of", "harmless", "remedy_for"]
-
 
 class Family(NamedTuple):
     """A kind of tensor beside a weight: how it is called, by which names, and what helps."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from catwise.errors import HeadError, nearest
 from catwise.heads.account import (
+    Doubt,
     doubts_after,
     doubts_beside,
     head_stem,
@@ -17,14 +20,6 @@ from catwise.heads.account import (
 )
 from catwise.heads.catalog import Catalog, Entry, open_catalog
 from catwise.heads.families import ELSEWHERE, MORE, remedy_for
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Mapping, Sequence
-
-    from catwise.heads.account import Doubt
-
-__all__ = ["Found", "HeadLocation", "find_head", "list_heads"]
 
 _EMA: Final = re.compile(r"(?:^|[._:])(?:ema|averaged|swa|teacher)(?:[._:]|$)", re.IGNORECASE)
 _STAND_INS: Final = {

@@ -13,16 +13,12 @@ from __future__ import annotations
 
 import pickletools
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from catwise._limits import MAX_STEPS, check_depth, check_shape
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-__all__ = ["Opaque", "RefusedName", "Storage", "StoredTensor", "interpret"]
 
 
 class RefusedName(ValueError):  # noqa: N818  # a fact about the file; the boundary makes the error
@@ -102,17 +98,6 @@ _MARK: Final = object()
 
 def interpret(data: bytes) -> Any:
     """Run a pickle on inert values.
-
-    Args:
-        data: the pickle.
-
-    Returns:
-        Tables, lists and texts as such; tensors as `StoredTensor`; all the rest as `Opaque`.
-
-    Raises:
-        RefusedName: If the pickle names something that a state_dict does not need; the message is
-            that name.
-        ValueError: If it is no whole pickle; the message is the reason.
 
     >>> import pickle
     >>> interpret(pickle.dumps({"epoch": 3}))

@@ -16,8 +16,10 @@ import base64
 import json
 import shutil
 import struct
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 
@@ -25,25 +27,7 @@ from catwise._io import Temporary, write_text
 from catwise._json import WHOLE, Field, parse, read_fields, read_file
 from catwise._safetensors import read_layout
 from catwise._version import __version__
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from catwise.heads.core import Head
-
-__all__ = [
-    "KEY",
-    "MAX_ROWS",
-    "describe",
-    "fitted_rows",
-    "put_beside",
-    "recall_rows",
-    "record_beside",
-    "remembered",
-    "side_file",
-    "stamp",
-]
+from catwise.heads.core import Head
 
 KEY: Final = "catwise"
 """The metadata key of a safetensors file."""
@@ -54,15 +38,7 @@ _DIGESTS: Final = Field("a text", lambda value: type(value) is str)
 
 
 def describe(head: Head, base: Head | None) -> dict[str, Any]:
-    """What to say of a head that takes the place of another: equal heads say equal things.
-
-    Args:
-        head: the new one.
-        base: the one that was there, or None where it is not known.
-
-    Returns:
-        JSON-ready: version, digests, number of rows, how the head was tuned, and what fitted it.
-    """
+    """What to say of a head that takes the place of another: equal heads say equal things."""
     return {
         "catwise": __version__,
         "head": head.digest,
@@ -74,14 +50,7 @@ def describe(head: Head, base: Head | None) -> dict[str, Any]:
 
 
 def remembered(head: Head, base: Head | None, *, n_rows: int) -> dict[str, Any] | None:
-    """What a head that takes some or all rows of another says unasked; None where nothing is known.
-
-    Args:
-        head: the new one; it knows what fitted it, or how it was tuned.
-        base: the one that was there, or None where it is not known. Where it keeps rows, what
-            fitted it counts, too.
-        n_rows: how many rows there are.
-    """
+    """What a head that takes rows of another says unasked; None where nothing is known."""
     if base is not None and head.n_categories < n_rows:
         head = head.with_fitted_on(base.fitted_on)
     if head.fitted_on is None and "catwise" not in head.provenance:
@@ -99,17 +68,7 @@ def fitted_rows(head: Head) -> dict[str, Any] | None:
 
 
 def recall_rows(head: Head, path: Path, metadata: Mapping[str, str] | None) -> Head:
-    """The head with the rows that fitted it, where a record of these very numbers names them.
-
-    Args:
-        head: as it was read; the names of its rows do not matter.
-        path: the file that it was read from.
-        metadata: texts of a safetensors file; None for other files.
-
-    Returns:
-        The head; its provenance says how many rows there were (`fitted_rows`), of which
-        `fitted_on` may hold a part. As it was given where there is no such record.
-    """
+    """The head with the rows that fitted it, where a record of these very numbers names them."""
     with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
         record = record_beside(path) if metadata is None else parse(metadata[KEY])
         if record["written"] == head.replace(categories=None).digest:
@@ -126,27 +85,13 @@ def side_file(path: Path) -> Path:
 
 
 def record_beside(path: Path) -> dict[str, Any]:
-    """The record beside a file.
-
-    Raises:
-        OSError: If there is none.
-        ValueError: If it is not JSON.
-    """
+    """The record beside a file."""
     record: dict[str, Any] = read_file(side_file(path))
     return record
 
 
 def stamp(path: Path, record: Mapping[str, Any]) -> None:
-    """Add a record to the header of a safetensors file; no tensor's bytes change.
-
-    Args:
-        path: the file, still under a temporary name; replaced.
-        record: JSON-ready.
-
-    Raises:
-        ValueError: If it is no whole safetensors file.
-        OSError: If it cannot be written.
-    """
+    """Add a record to the header of a safetensors file; no tensor's bytes change."""
     read_layout(path)
     with path.open("rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,11 +14,6 @@ from catwise._safetensors import FileLayout, TensorRange, read_layout
 from catwise.errors import CheckpointError
 from catwise.heads.core import HEAD_FORMAT, SAFETENSORS_DTYPES, Head
 from catwise.heads.provenance import recall_rows
-
-if TYPE_CHECKING:
-    import os
-
-__all__ = ["head_of_layout", "load_head"]
 
 _SAID = {"categories": TEXTS, "provenance": TABLE}
 _DTYPES = {name: dtype for dtype, name in SAFETENSORS_DTYPES.items()} | {"I64": torch.int64}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from catwise._safetensors import FileLayout
 from catwise.heads.catalog import Catalog, load_tensor, open_catalog
@@ -10,12 +12,6 @@ from catwise.heads.core import Head
 from catwise.heads.locate import Found, find_head
 from catwise.heads.provenance import recall_rows
 from catwise.heads.saved import head_of_layout
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Mapping, Sequence
-
-__all__ = ["head_at", "read_head"]
 
 
 def read_head(

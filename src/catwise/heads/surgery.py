@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -32,6 +33,7 @@ from catwise.heads.catalog import (
     unreadable,
     view_of,
 )
+from catwise.heads.core import Head
 from catwise.heads.locate import Found, HeadLocation, find_head
 from catwise.heads.provenance import (
     put_beside,
@@ -42,14 +44,6 @@ from catwise.heads.provenance import (
 )
 from catwise.heads.saved import head_of_layout
 from catwise.heads.state import head_at, read_head
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Sequence
-
-    from catwise.heads.core import Head
-
-__all__ = ["WriteReport", "write_head", "write_head_to_state_dict"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ nothing else of it. To adapt a model of your own:
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
@@ -22,11 +23,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 from catwise.errors import CatwiseError, ConfigError, check_rules
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from torch import nn
 
     from catwise.heads import Head, WriteReport
+
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 _LAYOUTS: Final = {"channels_first": "nchw", "channels_last": "nhwc"}
@@ -36,9 +36,6 @@ def check_layout(text: object) -> str:
     """The order of an input's axes as letters: n (images), c (channels), h (height), w (width).
 
     Without n the model takes one image at a time, without c grey images.
-
-    Raises:
-        ConfigError: If it is none.
 
     >>> check_layout("NHWC"), check_layout("channels_last")
     ('nhwc', 'nhwc')

@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
@@ -19,29 +20,25 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from catwise.errors import ConfigError, FeatureError
+from catwise.errors import ConfigError, FeatureError, check_choice
 from catwise.features.blocks import BLOCK_ROWS
 from catwise.features.ids import as_ids, digest_of
 from catwise.features.manifest import dtype_name
 from catwise.features.places import LocalPlace, place_of
 from catwise.features.store import FeatureStore, open_store
+from catwise.heads.core import Head
 from catwise.models import layers
 from catwise.models.batches import BatchSource, ImageBatch, merge_batches
-from catwise.models.core import LoadedModel
+from catwise.models.core import LoadedModel, Preprocessing
 from catwise.models.loading import ImageRows
+from catwise.models.logits import check_logits, logits_of
 from catwise.models.parts import PartWork, Rows
 from catwise.models.sources import ImageSource
 from catwise.progress import Progress, ProgressCallback
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
-
     import numpy as np
 
-    from catwise.heads.core import Head
-    from catwise.models.core import Preprocessing
-
-__all__ = ["Extracted", "extract"]
 
 _SHOWN: Final = 5
 
@@ -139,20 +136,52 @@ def extract(
     >>> extract(model, [torch.tensor([[[[1.0, -2.0]]]])], ids=["a"]).features
     tensor([[1., 0.]], dtype=torch.float16)
     """
+    check_choice("undecodable", undecodable, ("refuse", "skip"))
     given = model if isinstance(model, LoadedModel) else None
     if given is not None:
         given.check_layout()
     if isinstance(loader, ImageSource):
         loader = ImageRows(loader, _preprocessing(given))
     source = BatchSource(loader, batch_rows, num_workers, ids)
-    rows = source.batch_rows
-    part_rows = -(-BLOCK_ROWS // rows) * rows if part_rows is None else part_rows
-    if undecodable not in {"refuse", "skip"} or part_rows < 1 or part_rows % rows:
+    size = _checked_part_rows(part_rows, source.batch_rows)
+    how: dict[str, Any] = {"flips": flips, "skip": undecodable == "skip", "check": check}
+    how |= {"dtype": dtype_name(dtype), "part_rows": size}
+    job = _job(model, source, layer, device, amp, **how)
+    tell = _teller(progress, source.n_rows)
+    if out is None:
+        return _in_memory(job, source, tell)
+    items, (rank, world) = _items(model, job, source, origin), ranks or layers.ranks_of()
+    where = _places(out, parts)
+    work = PartWork(*where, items, job.part_rows, source.n_rows, rank, world, overwrite)
+    with work.alone():
+        if not work.is_finished(resume=resume):
+            _fill(work, job, source, tell)
+            work.join()
+    return open_store(out)
+
+
+def _checked_part_rows(given: int | None, batch_rows: int) -> int:
+    """Rows in a part: a multiple of those in a batch."""
+    rows = -(-BLOCK_ROWS // batch_rows) * batch_rows if given is None else given
+    if rows < 1 or rows % batch_rows:
         raise ConfigError(
             "the options of extract are not possible.",
-            found=f"undecodable={undecodable!r}, part_rows={part_rows}",
-            expected=f"'refuse' or 'skip'; a multiple of the {rows:,} rows of a batch",
+            found=f"part_rows={rows}",
+            expected=f"a multiple of the {batch_rows:,} rows of a batch",
         )
+    return rows
+
+
+def _job(
+    model: nn.Module | LoadedModel,
+    source: BatchSource,
+    layer: str | None,
+    device: str | torch.device | None,
+    amp: Any,
+    **how: Any,
+) -> _Job:
+    """Find the classification layer, the keyword that takes images, and where to run."""
+    given = model if isinstance(model, LoadedModel) else None
     module = given.module if given else model
     if not isinstance(module, nn.Module):
         raise ConfigError(
@@ -161,33 +190,13 @@ def extract(
             remedy="wrap what runs it in a torch.nn.Module that ends in a Linear layer",
         )
     argument = given.image_argument if given else None
-    layer = layer or (given.layer if given else None)
-    layer, _ = layers.find_layer(
-        module, layer, run=lambda: layers.call(module, source.few(), argument)
+    found, _ = layers.find_layer(
+        module,
+        layer or (given.layer if given else None),
+        run=lambda: layers.call(module, source.few(), argument),
     )
     place, half = layers.place_of(module, device, amp)
-    name, skip = dtype_name(dtype), undecodable == "skip"
-    job = _Job(
-        module, layer, argument, place, half, flips, skip, check, name, part_rows, source.ids
-    )
-    tell = _teller(progress, source.n_rows)
-    if out is None:
-        return _in_memory(job, source, tell)
-    rank, world = ranks or layers.ranks_of()
-    work = PartWork(
-        *_places(out, parts),
-        items=_items(model, job, source, origin),
-        part_rows=part_rows,
-        n_rows=source.n_rows,
-        rank=rank,
-        world=world,
-        overwrite=overwrite,
-    )
-    with work.alone():
-        if not work.is_finished(resume=resume):
-            _fill(work, job, source, tell)
-            work.join()
-    return open_store(out)
+    return _Job(module, found, argument, place, half, source.ids, **how)
 
 
 def _places(
@@ -228,12 +237,12 @@ class _Job:
     argument: str | None
     device: torch.device
     amp: torch.dtype | None
+    ids: Any
+    dtype: str
+    part_rows: int
     flips: bool
     skip: bool
     check: bool
-    dtype: str
-    part_rows: int
-    ids: Any
 
 
 def _compute(job: _Job, forward: layers.Forward, head: Head, row: int, rows: ImageBatch) -> Rows:
@@ -254,13 +263,13 @@ def _compute(job: _Job, forward: layers.Forward, head: Head, row: int, rows: Ima
     gap = 0.0
     if row % job.part_rows == 0 and job.check:
         exact = (features, output) if job.amp is None else forward(images, None)
-        gap = float(f"{layers.check_logits(head, *exact, name=job.layer):.0e}")
-    logits = layers.scores(head, features)
-    logits = layers.logits_of(output, logits) if job.check else logits
+        gap = float(f"{check_logits(head, *exact, name=job.layer):.0e}")
+    logits = head.logits(features)
+    logits = logits_of(output, logits) if job.check else logits
     if job.flips:
         mirrored, output = forward(images.flip(-1), job.amp)
-        others = layers.scores(head, mirrored)
-        others = layers.logits_of(output, others) if job.check else others
+        others = head.logits(mirrored)
+        others = logits_of(output, others) if job.check else others
         features = (features.float() + mirrored.float()) / 2
         logits = (logits.float() + others.float()) / 2
     stored = features.to(getattr(torch, job.dtype)).cpu().contiguous()

@@ -28,11 +28,13 @@ import re
 import stat
 import warnings
 import zlib
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from catwise._extras import import_optional
 from catwise._limits import (
@@ -47,22 +49,10 @@ from catwise._limits import (
 from catwise.errors import CatwiseError, ConfigError, FeatureError, FeatureStoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from typing import TypeAlias
-
-    from numpy.typing import NDArray
     from PIL.Image import Image
 
     ImageInput: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 
-__all__ = [
-    "DICOM_SUFFIXES",
-    "as_channels",
-    "check_bytes",
-    "open_file",
-    "pixel_limit",
-    "read_image",
-]
 
 DICOM_SUFFIXES: Final = (".dcm", ".dicom")
 _FORMATS: Final[tuple[str, ...]] = (
@@ -139,20 +129,7 @@ def read_image(
 
 
 def as_channels(image: Image, *, channels: int = 3, white: float | None = None) -> Image:
-    """Bring a Pillow image to the form that :func:`read_image` gives; it is not turned.
-
-    Args:
-        image: of any mode; an image of mode "F" holds values in [0, 1] unless `white` is given.
-        channels: 1 or 3.
-        white: as in :func:`read_image`.
-
-    Returns:
-        The image itself where nothing is to do, else a new one.
-
-    Raises:
-        FeatureError: If its values have no range, or its mode no conversion.
-        ConfigError: If `channels` or `white` is not possible.
-    """
+    """Bring a Pillow image to the form that :func:`read_image` gives; it is not turned."""
     _check_options(channels, white)
     with _decoding("the image"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -180,12 +157,7 @@ def _name(source: object) -> str:
 
 
 def open_file(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a file of bytes; a named pipe, a socket or a device, which may never end, is refused.
-
-    Raises:
-        FeatureError: If it is such a thing.
-        OSError: If it cannot be opened.
-    """
+    """Open a file of bytes; a named pipe, a socket or a device, which may never end, is refused."""
     kind = Path(path).stat().st_mode
     special = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
     special |= dict.fromkeys((stat.S_IFCHR, stat.S_IFBLK), "a device")
@@ -250,11 +222,7 @@ def _decoding(name: str) -> Iterator[None]:
 
 
 def pixel_limit() -> int | None:
-    """How many pixels an image may have, which Pillow is told too; None: there is no bound.
-
-    Raises:
-        ConfigError: If the environment variable that sets the bound holds no number.
-    """
+    """How many pixels an image may have, which Pillow is told too; None: there is no bound."""
     from PIL import Image
 
     try:
@@ -283,11 +251,7 @@ def _too_many(found: str, limit: int, wanted: int) -> FeatureError:
 
 
 def check_bytes(size: int) -> None:
-    """Refuse an image's file that is larger than the bound.
-
-    Raises:
-        FeatureError: If it is.
-    """
+    """Refuse an image's file that is larger than the bound."""
     if size > MAX_IMAGE:
         raise FeatureError(
             "the image's file is too large.",

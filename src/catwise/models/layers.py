@@ -8,8 +8,8 @@ import hashlib
 import itertools
 import os
 import re
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -24,20 +24,9 @@ from catwise.models.logits import (
     TOLERANCE,
     check_logits,
     logits_gap,
-    logits_of,
-    scores,
     settled,
     tensors_in,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-__all__ = [
-    "Captured", "Forward", "call", "capture", "check_logits", "evaluating", "find_layer", "head_of",
-    "home_of", "logits_gap", "logits_of", "place_of", "put_head", "ranks_of", "row_names",
-    "running", "scores", "stacked", "weights_digest",
-]  # fmt: skip
 
 Forward = Callable[[Tensor, "torch.dtype | None"], tuple[Tensor, object]]
 """Images and the dtype of autocast, or None → features and what the model returned."""
@@ -67,18 +56,6 @@ def find_layer(
     Without a name, the layer that ends an `nn.Sequential` or has a head's usual name (`fc`,
     `classifier`, `head` …) is taken, or the only linear layer. Where that leaves a choice, `run`
     decides: the layer whose output the model returns.
-
-    Args:
-        module: the model.
-        name: the layer's qualified name, such as ``"head.fc"``.
-        run: runs the model on a few images and returns what it returns.
-
-    Returns:
-        The qualified name, and the layer.
-
-    Raises:
-        HeadError: If there is no such layer, several may be meant (they are listed), or it is
-            weight-normed, quantised or tied.
 
     >>> find_layer(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)))[0]
     '2'
@@ -257,17 +234,6 @@ def head_of(layer: nn.Module, *, name: str = "") -> Head:
     for each category and takes (N, C, D). It is run on a few random rows to see that it computes
     what its numbers say.
 
-    Args:
-        layer: the layer.
-        name: what to call it in an error.
-
-    Returns:
-        A copy, on the layer's device, in its dtype.
-
-    Raises:
-        HeadError: If it is of another kind, weight-normed, quantised, not initialised, or computes
-            something else.
-
     >>> head_of(nn.Conv2d(8, 3, 1))
     Head(n_categories=3, n_features=8, bias=True, dtype=float32)
     """
@@ -281,16 +247,6 @@ def head_of(layer: nn.Module, *, name: str = "") -> Head:
 
 def put_head(layer: nn.Module, head: Head, *, name: str = "") -> None:
     """Write a head into a classification layer, in place.
-
-    Args:
-        layer: the layer, of a kind that :func:`head_of` reads.
-        head: the head; cast to the layer's dtype, moved to its device.
-        name: what to call the layer in an error.
-
-    Raises:
-        HeadError: If the layer cannot be used, one of the two has a bias and the other none, or a
-            number is too large for the layer's dtype; the layer stays as it was.
-        ShapeError: If they differ in categories or features.
 
     >>> layer = nn.Linear(2, 1)
     >>> put_head(layer, Head([[1.0, 2.0]], [3.0]))
@@ -439,15 +395,7 @@ class Captured:
         self._inputs = []
 
     def take(self) -> Tensor:
-        """Return the features of the last forward pass; call it after each one.
-
-        Returns:
-            (N, D), or (N, C, D) for a layer with one vector for each category.
-
-        Raises:
-            HeadError: If the layer was not called, was called more than once, or sees several
-                positions of an image.
-        """
+        """Return the features of the last forward pass; call it after each one."""
         inputs, self._inputs = self._inputs, []
         if len(inputs) != 1 or not isinstance(inputs[0], Tensor):
             found = f"{len(inputs)} calls in one forward pass"
@@ -484,18 +432,6 @@ def capture(module: nn.Module, layer: str | nn.Module, *, pool: bool = False) ->
     Inside, the model is in evaluation mode and no gradients are kept; afterwards every training
     flag is what it was.
 
-    Args:
-        module: the model.
-        layer: its classification layer, or the name of it.
-        pool: for a 1×1 convolution that sees several positions, give their mean, which is what its
-            model must score; `Captured.is_pooled` tells.
-
-    Yields:
-        What is caught: `take()` it after each forward pass.
-
-    Raises:
-        HeadError: If there is no such layer.
-
     >>> model = nn.Sequential(nn.ReLU(), nn.Linear(2, 1))
     >>> with capture(model, "1") as captured:
     ...     _ = model(torch.tensor([[-1.0, 2.0]]))
@@ -530,16 +466,7 @@ def _float_of(module: nn.Module) -> torch.dtype:
 def place_of(
     module: nn.Module | None, device: str | torch.device | None, amp: Any
 ) -> tuple[torch.device, torch.dtype | None]:
-    """Where to run a model, and the dtype of autocast or None.
-
-    Args:
-        module: the model; None for one that runs elsewhere.
-        device: None: where it is. CUDA without a number is the GPU that LOCAL_RANK names.
-        amp: "auto" (float16 on CUDA for a float32 model), False, or a half-precision dtype.
-
-    Raises:
-        ConfigError: If there is no such device or dtype.
-    """
+    """Where to run a model, and the dtype of autocast or None."""
     try:
         place = home_of(module) if device is None else torch.device(device)
         if str(place) == "cuda":
@@ -578,16 +505,7 @@ def stacked(join: Callable[[list[Tensor]], Tensor], images: list[Tensor]) -> Ten
 
 
 def call(module: nn.Module, images: Tensor, argument: str | None = None) -> object:
-    """Run a model on images, moved to its device and, if they are floats, its dtype.
-
-    Args:
-        module: the model.
-        images: (N, …).
-        argument: the keyword that takes them; None: the first argument.
-
-    Raises:
-        MismatchError: If the model fails; its own reason is told.
-    """
+    """Run a model on (N, …) images, moved to its device and, if they are floats, its dtype."""
     dtype = _float_of(module) if images.is_floating_point() else images.dtype
     given = images.to(home_of(module), dtype, non_blocking=True)
     try:
@@ -608,12 +526,7 @@ def call(module: nn.Module, images: Tensor, argument: str | None = None) -> obje
 def running(
     module: nn.Module, layer: str, device: torch.device, argument: str | None = None
 ) -> Iterator[tuple[Forward, Head]]:
-    """Run a model on a device, where its features are caught; afterwards all is as before.
-
-    Yields:
-        A function from images and the dtype of autocast (or None) to (features, what the model
-        returned); and the layer's head, on that device.
-    """
+    """Run a model on a device, where its features are caught; afterwards all is as before."""
     home = home_of(module)
     try:
         if home != device:

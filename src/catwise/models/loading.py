@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from catwise._extras import import_optional
 from catwise.errors import CatwiseError, ConfigError, IdError
 from catwise.features.ids import as_ids, compact
-from catwise.models.core import Undecodable
+from catwise.models.core import Preprocessing, Undecodable
 from catwise.models.pixels import preprocess
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from torch import Tensor
-
-    from catwise.models.core import Preprocessing
-    from catwise.models.sources import ImageSource
+from catwise.models.sources import ImageSource
 
 _SHOWN: Final = 3
 

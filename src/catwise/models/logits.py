@@ -9,21 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from catwise.errors import HeadError
+from catwise.heads.core import Head
 from catwise.models.packages import FAILS
-
-if TYPE_CHECKING:
-    from catwise.heads.core import Head
-
-__all__ = [
-    "ACTIVATIONS", "TOLERANCE", "Match", "activation_in", "check_logits", "described",
-    "logits_gap", "logits_of", "nearest_logits", "scores", "settled", "tensors_in",
-]  # fmt: skip
 
 TOLERANCE: Final = {
     torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2,
@@ -116,13 +109,8 @@ def nearest_logits(
 ) -> Match | None:
     """Find the tensor of a model's output that equals what its layer gives, or comes nearest.
 
-    Args:
-        output: what the model returned.
-        wanted: (N, C), what its classification layer gives; sizes of 1 do not count.
-        dtype: of the layer's numbers, which decides what rounding explains; that of `wanted`.
-
-    Returns:
-        The nearest tensor of that shape; None where there is none.
+    That is `wanted`, (N, C); sizes of 1 do not count. Its `dtype`, or another one that the layer
+    has, decides what rounding explains.
 
     >>> layer = torch.tensor([[1.0, -2.0]])
     >>> nearest_logits((layer.sigmoid(), {"raw": layer}), layer).path
@@ -194,16 +182,6 @@ def activation_in(output: object, wanted: Tensor) -> str:
 def logits_of(output: object, wanted: Tensor | None = None) -> Tensor:
     """The logits in what a model returns: (N, C).
 
-    Args:
-        output: a tensor, or anything that holds tensors.
-        wanted: what the classification layer gives, where that is known: the tensor that equals
-            it, or comes nearest, is taken. Without it there must be one tensor of two or more
-            dimensions, or one called ``logits``.
-
-    Raises:
-        HeadError: If there are none, or several that may be meant, which are named; or if they are
-            transposed.
-
     >>> logits_of({"logits": torch.zeros(2, 3, 1, 1), "features": torch.zeros(2, 8)}).shape
     torch.Size([2, 3])
     """
@@ -246,37 +224,22 @@ def _listed(output: object) -> str:
     return (kind + (": " if kind and texts else "") + ", ".join(texts) + more) or kind
 
 
-def scores(head: Head, features: Tensor) -> Tensor:
-    """The head's logits: (N, C), of (N, D) or category-specific (N, K, D) features."""
-    return head.logits(features)
-
-
 def logits_gap(head: Head, features: Tensor, output: object) -> float:
-    """How far a model's logits are from what the head gives for the features.
+    """How far a model's logits are from what the head gives for (N, D) or (N, C, D) features.
 
-    Args:
-        head: the head.
-        features: (N, D), or (N, C, D) with one vector for each category.
-        output: what the model returned; of several tensors the nearest counts.
-
-    Returns:
-        The largest difference, divided by the largest logit; infinity if no shape is right.
+    The largest difference, divided by the largest logit; infinity if no shape is right.
 
     >>> from catwise import Head
     >>> logits_gap(Head([[2.0]]), torch.ones(1, 1), torch.full((1, 1), 1.5))
     0.25
     """
-    match = nearest_logits(output, scores(head, features))
+    match = nearest_logits(output, head.logits(features))
     return float("inf") if match is None else match.gap
 
 
 def check_logits(head: Head, features: Tensor, output: object, *, name: str) -> float:
-    """Refuse a layer, called `name`, whose output the model does not return; give the gap.
-
-    Raises:
-        HeadError: If the gap is more than rounding explains, or there are no logits.
-    """
-    wanted = scores(head, features)
+    """Refuse a layer, called `name`, whose output the model does not return; give the gap."""
+    wanted = head.logits(features)
     match = nearest_logits(output, wanted, dtype=head.dtype)
     if match is not None and match.is_same:
         return match.gap

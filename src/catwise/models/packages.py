@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
 
 from catwise._extras import MUST_FIT
 from catwise.errors import CatwiseError, ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
 
 FAILS: Final = (
     RuntimeError, ValueError, TypeError, AttributeError, AssertionError, LookupError, ImportError,
@@ -26,11 +24,7 @@ def first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def building(what: str, *, remedy: str = "check the name and model_args") -> Iterator[None]:
-    """Build a model of another package: its warnings and errors stay out, the seed as it was.
-
-    Raises:
-        ConfigError: If the block fails.
-    """
+    """Build a model of another package: its warnings and errors stay out, the seed as it was."""
     import torch
 
     try:
@@ -52,17 +46,6 @@ def split_options(
     model_args: Mapping[str, Any] | None, *, own: Mapping[str, Any], refused: Sequence[str] = ()
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split the options of an adapter from those of the architecture.
-
-    Args:
-        model_args: as the user gave them.
-        own: the adapter's options and their defaults.
-        refused: what catwise decides itself.
-
-    Returns:
-        The adapter's options, and the architecture's.
-
-    Raises:
-        ConfigError: If one is refused.
 
     >>> split_options({"heads": "both", "img_size": 64}, own={"heads": "refuse"})
     ({'heads': 'both'}, {'img_size': 64})

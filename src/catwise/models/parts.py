@@ -11,9 +11,10 @@ import os
 import shutil
 import struct
 import time
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,11 +27,6 @@ from catwise.errors import ConfigError, FeatureStoreError, OutputError
 from catwise.features.places import RemotePlace, is_url
 from catwise.features.store import open_store
 from catwise.features.writer import store_writer
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-
-__all__ = ["PartWork", "Rows"]
 
 _LENGTH: Final = struct.Struct("<Q")
 _POLL_SECONDS: Final = 0.2
@@ -56,14 +52,7 @@ class PartWork:
     """The store to be, and the folder of its parts.
 
     Args:
-        out: the folder of the store, or its URL.
-        parts: the folder of the parts, which several processes share.
         items: what decides the store's bytes; `origin` and `dtype` are among them.
-        part_rows: images in a part.
-        n_rows: images in all; None where that is not known.
-        rank: number of this process.
-        world: number of processes.
-        overwrite: replace a store, or unfinished work, that differs.
     """
 
     out: Path | str
@@ -147,11 +136,7 @@ class PartWork:
         return self.folder / f"part-{part:06d}"
 
     def join(self, **facts: Any) -> None:
-        """Make the store, once every process has made its parts; the others wait for it.
-
-        Args:
-            facts: what else to remember of the extraction.
-        """
+        """Make the store, once every process has made its parts; the others wait for it."""
         write_json(self._ready[self.rank], None)
         if self.rank:
             while _stored_items(self.out) != self.items:
@@ -177,11 +162,7 @@ class PartWork:
         remove(self.parts)
 
     def _wait(self) -> tuple[dict[int, dict[str, Any]], int]:
-        """All parts and their number, once every process has made its own.
-
-        Raises:
-            OutputError: If parts that were made are gone.
-        """
+        """All parts and their number, once every process has made its own."""
         waited = 0.0
         while True:
             ready = all(path.exists() for path in self._ready)
@@ -203,11 +184,7 @@ class PartWork:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep other calls from making the same store; the processes of one call share the work.
-
-        Raises:
-            OutputError: If another one is at it, or the store was removed meanwhile.
-        """
+        """Keep other calls from making the same store; the processes of one call share the work."""
         held = self.out if isinstance(self.out, Path) else self.parts
         with contextlib.nullcontext() if self.rank else exclusive(held, parents=True):
             yield

@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from catwise._extras import import_optional
 from catwise.errors import FeatureError
+from catwise.models.core import Preprocessing
 from catwise.models.images import as_channels, pixel_limit
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from PIL.Image import Image
-    from torch import Tensor
-
-    from catwise.models.core import Preprocessing
 
 
 def preprocess(image: Image, preprocessing: Preprocessing) -> Tensor:

@@ -7,17 +7,15 @@ package that it adapts.
 from __future__ import annotations
 
 import importlib
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from catwise.errors import ConfigError, ShapeError, nearest
 from catwise.models.core import LoadedModel, Request
 from catwise.models.writing import write_model
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Mapping, Sequence
 
 __all__ = ["KINDS", "load_model", "reload_model", "write_model"]
 

@@ -21,28 +21,27 @@ import hashlib
 import operator
 import os
 import tarfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from catwise._extras import import_optional
 from catwise._limits import MAX_TAR_HEADER, BoundedStream
+from catwise.data import Dataset
 from catwise.errors import CatwiseError, ConfigError, FeatureError, IdError, ShapeError
 from catwise.features.ids import as_ids, compact, digest_of
 from catwise.models.core import Undecodable
 from catwise.models.images import DICOM_SUFFIXES, check_bytes, open_file, read_image
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from numpy.typing import NDArray
     from PIL.Image import Image
 
-    from catwise.data import Dataset
     from catwise.models.images import ImageInput
+
 
 IMAGE_SUFFIXES: Final = (
     *(".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp"),
@@ -61,9 +60,6 @@ class ImageSource(abc.ABC):
 
     Attributes:
         compact_ids: the ids as an Arrow array.
-
-    Raises:
-        IdError: If an id is empty or there twice.
     """
 
     def __init__(self, ids: Any) -> None:
@@ -71,11 +67,7 @@ class ImageSource(abc.ABC):
 
     @abc.abstractmethod
     def locate(self, row: int) -> tuple[ImageInput, str]:
-        """Path, bytes or binary file of an image, 0 <= row < N, and its name in an error.
-
-        Raises:
-            FeatureError: If there is none.
-        """
+        """Path, bytes or binary file of an image, 0 <= row < N, and its name in an error."""
 
     def __len__(self) -> int:
         return len(self.compact_ids)
@@ -227,20 +219,8 @@ class TarImages(ImageSource):
     its folders, is the id. Names are ids and nothing else: no file is made or opened by
     them, so `../` and absolute names do no harm. Links, folders and hidden files are passed over.
 
-    Args:
-        paths: the shards, uncompressed, in the order to read them.
-        extension: what follows the first dot of an image's name, such as "jpg" or "left.png"; any
-            known image suffix when not given.
-        shard_in_id: put the shard's name and a "/" before each id; for shards that number their
-            samples each from 0.
-
     Attributes:
         n_without_image: samples without an image, which are passed over.
-
-    Raises:
-        FeatureError: If a shard cannot be read, is compressed, or is cut off.
-        IdError: If a sample holds several images, or an id is there twice.
-        ConfigError: If there are no shards, or no images in them.
     """
 
     def __init__(
@@ -392,13 +372,7 @@ class HuggingFaceImages(ImageSource):
     """Images of a Hugging Face `datasets` data set, decoded by catwise.
 
     Args:
-        dataset: a `datasets.Dataset`: one split, not streamed. Its own formatting is set aside.
         image_column: a column of images, of encoded bytes or of paths.
-        id_column: a column of ids; the row numbers when not given.
-
-    Raises:
-        ConfigError: If it is no such data set, has no such column, or `datasets` is missing.
-        IdError: If an id is empty or there twice.
     """
 
     def __init__(

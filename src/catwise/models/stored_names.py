@@ -24,15 +24,6 @@ def _refuse(where: str, found: str, expected: str) -> CategoryError:
 def names_by_number(names: object, *, where: str, n_rows: int | None = None) -> list[str]:
     """The names of rows 0, 1, … out of a list, or of a table whose keys are these numbers.
 
-    Args:
-        names: a list of texts, or a table from numbers (or their texts) to texts.
-        where: what holds it, for messages.
-        n_rows: how many rows there are, where that is known.
-
-    Raises:
-        CategoryError: If the keys are not 0 to n - 1, each once; the names are not as many as the
-            rows; or something else than a text or a number is a name.
-
     >>> names_by_number({"1": "b", "0": "a"}, where="id2label")
     ['a', 'b']
     """
@@ -61,14 +52,6 @@ def check_inverse(names: list[str], inverse: object, *, where: str) -> None:
 
     An empty or absent table says nothing, nor does one of the names LABEL_0, LABEL_1, … that
     transformers writes when only the other table was set.
-
-    Args:
-        names: of rows 0, 1, ….
-        inverse: the table.
-        where: what holds it, for messages.
-
-    Raises:
-        CategoryError: If it does not lead back.
 
     >>> check_inverse(["a", "b"], {"a": "0", "b": 1}, where="label2id")
     """

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 
 import torch
 
 from catwise._io import remove
 from catwise._lock import still_there
 from catwise.errors import HeadError, MismatchError
+from catwise.heads import Head
 from catwise.heads.provenance import side_file
-from catwise.models.layers import call, capture, evaluating, logits_of, scores
+from catwise.models.core import LoadedModel
+from catwise.models.layers import call, capture, evaluating
 from catwise.models.loading import ImageRows
-from catwise.models.logits import ACTIVATIONS, activation_in
+from catwise.models.logits import ACTIVATIONS, activation_in, logits_of
 from catwise.models.registry import reload_model
+from catwise.models.sources import ImageSource
 from catwise.models.writing import writer_of
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from catwise.heads import Head
-    from catwise.models.core import LoadedModel
-    from catwise.models.sources import ImageSource
-
 _IMAGES: Final = 8
+
 _TOLERANCE: Final = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
@@ -77,12 +75,6 @@ def check_output(model: LoadedModel) -> None:
 
     Unless a sigmoid or softmax lies between, or that was asked for when it was loaded: one of two
     heads (`heads=first`), or outputs that stay stretched by operating points (`op_threshs=keep`).
-
-    Args:
-        model: what `load_model` gave.
-
-    Raises:
-        HeadError: If a head that is written would not be what the model says.
     """
     if model.output_is in {"", *ACTIVATIONS}:
         return
@@ -101,19 +93,7 @@ def check_output(model: LoadedModel) -> None:
 def verify_copy(before: LoadedModel, path: Path, head: Head, images: torch.Tensor) -> Verified:
     """Load a written copy as its original was loaded, run both, compare all other tensors.
 
-    Args:
-        before: the original.
-        path: the copy: a file, or a transformers folder. It is removed if it does not hold, with
-            what is told beside it.
-        head: what was written.
-        images: (N, channels, height, width), preprocessed.
-
-    Returns:
-        What was seen.
-
-    Raises:
-        MismatchError: If features or other tensors differ, or logits are not the head's.
-        CatwiseError: If the copy cannot be loaded or run.
+    A copy that does not hold is removed, with what is told beside it.
     """
     try:
         with still_there(path):
@@ -156,7 +136,7 @@ def verify_written(
     if names := before.row_names:  # some rows of the layer are no categories
         rows = [names.index(name) for name in whole.categories]
         old, new = old[:, rows], new[:, rows]
-    wanted = scores(whole, features.to(whole.device)).to(new)
+    wanted = whole.logits(features.to(whole.device)).to(new)
     gap = float((wanted - new).abs().max() / wanted.abs().max().clamp_min(1e-30))
     if not gap <= _TOLERANCE.get(before.head.dtype, 1e-3):
         raise MismatchError(
@@ -213,18 +193,7 @@ def _run(model: LoadedModel, images: torch.Tensor) -> tuple[torch.Tensor, torch.
 
 
 def compare_written(model: LoadedModel, path: Path) -> int:
-    """Compare all that a written copy holds with what the model was loaded from, but for the head.
-
-    Args:
-        model: the original.
-        path: the copy: a file, or a transformers folder.
-
-    Returns:
-        How many tensors were compared.
-
-    Raises:
-        MismatchError: If something else differs.
-    """
+    """Compare a written copy with what the model was loaded from; how many tensors that were."""
     source = model.checkpoint
     assert source is not None  # noqa: S101  # it was written from
     return writer_of(model).compare(model, source, path)

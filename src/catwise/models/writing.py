@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 
@@ -14,12 +16,7 @@ from catwise.heads import Head, WriteReport, read_head, write_head
 from catwise.heads.catalog import load_tensor, open_catalog
 from catwise.heads.provenance import describe, side_file
 from catwise.models.adapters.two_heads import split_head
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Sequence
-
-    from catwise.models.core import LoadedModel, Writer
+from catwise.models.core import LoadedModel, Writer
 
 _SHOWN: Final = 5
 
@@ -50,11 +47,7 @@ class FileWriter:
         *,
         overwrite: bool = False,
     ) -> list[WriteReport]:
-        """Write the copy, with the head's provenance where it is another head.
-
-        Raises:
-            CatwiseError: As :func:`catwise.heads.write_head`.
-        """
+        """Write the copy, with the head's provenance where it is another head."""
         told = describe(head, model.head) if is_new(head, model.head) else None
         rows = model.row_names or (model.head.categories if model.head else None)
         if self.parts:
@@ -104,11 +97,7 @@ class FileWriter:
         return reports
 
     def compare(self, model: LoadedModel, source: Path, copy: Path) -> int:
-        """Compare all other tensors bit for bit.
-
-        Raises:
-            MismatchError: If some differ.
-        """
+        """Compare all other tensors bit for bit."""
         parts = self.parts or (HeadKeys(model.weight_key, model.bias_key),)
         return compare_tensors(source, copy, but=[key for part in parts for key in part if key])
 
@@ -173,20 +162,7 @@ def is_new(head: Head, base: Head | None) -> bool:
 
 
 def compare_tensors(old: Path, new: Path, *, but: Sequence[str]) -> int:
-    """Compare all tensors of two checkpoints bit for bit, but for the head's own.
-
-    Args:
-        old: a safetensors file or `torch.save` archive.
-        new: the same.
-        but: names of the tensors that may differ.
-
-    Returns:
-        How many were compared.
-
-    Raises:
-        MismatchError: If tensors are missing, added or differ; they are named.
-        CheckpointError: If a file cannot be read.
-    """
+    """Compare all tensors of two checkpoints bit for bit, but for the head's own."""
     before, after = open_catalog(old), open_catalog(new)
     theirs = {entry.name: entry for entry in after.entries}
     wrong = sorted({entry.name for entry in before.entries} ^ theirs.keys())
@@ -205,11 +181,7 @@ def compare_tensors(old: Path, new: Path, *, but: Sequence[str]) -> int:
 
 
 def refuse_changes(old: Path, new: Path, wrong: Sequence[str], *, what: str) -> None:
-    """Refuse a copy in which something but the head differs.
-
-    Raises:
-        MismatchError: If `wrong` names some.
-    """
+    """Refuse a copy in which something but the head differs."""
     if wrong:
         raise MismatchError(
             f"'{new}' differs from '{old}' in more than its head.",

@@ -12,17 +12,15 @@ from catwise.heads import Head
 from catwise.models.layers import (
     call,
     capture,
-    check_logits,
     find_layer,
     head_of,
-    logits_gap,
     place_of,
     put_head,
     ranks_of,
     running,
-    scores,
     weights_digest,
 )
+from catwise.models.logits import check_logits, logits_gap
 
 
 class GroupWise(nn.Module):
@@ -206,7 +204,7 @@ def test_round_trip(layer: nn.Module, dtype: torch.dtype) -> None:
     shape = (4, 7, 1, 1) if isinstance(layer, nn.Conv2d) else (4, 7)
     rows = images(4, 3, 7) if isinstance(layer, GroupWise) else images(*shape)
     features = rows if isinstance(layer, GroupWise) else rows.flatten(1)
-    exact = scores(new, features.to(dtype)).float()
+    exact = new.logits(features.to(dtype)).float()
     torch.testing.assert_close(layer(rows.to(dtype)).flatten(1).float(), exact, rtol=0.05, atol=0.1)
 
 

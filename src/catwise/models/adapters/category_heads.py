@@ -11,18 +11,14 @@ section 3.2: with g = C / K categories a group, category c is column c % g of gr
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from catwise.errors import HeadError
+from catwise.heads import Head
 from catwise.models.logits import logits_of, settled
-
-if TYPE_CHECKING:
-    from catwise.heads import Head
-
-__all__ = ["CategoryLinear", "DecodedGroups", "find_decoder"]
 
 
 class CategoryLinear(nn.Module):
@@ -58,15 +54,7 @@ class CategoryLinear(nn.Module):
 
 
 def find_decoder(module: nn.Module, layer: str | None) -> str | None:
-    """The name of the module that holds ML-Decoder's numbers, if the model has one.
-
-    Args:
-        module: the model.
-        layer: the classification layer's name where it is given: the module's own, or ''.
-
-    Raises:
-        HeadError: If there are several and no name.
-    """
+    """The name of the module that holds ML-Decoder's numbers, if the model has one."""
     found = [
         name
         for name, part in module.named_modules()
@@ -85,13 +73,7 @@ def find_decoder(module: nn.Module, layer: str | None) -> str | None:
 
 
 class DecodedGroups(nn.Module):
-    """A model with an ML-Decoder head, as a layer `joined` over what its decoder gives.
-
-    Args:
-        model: the model, unchanged.
-        name: of its ML-Decoder.
-        head: C rows of ``duplicate_pooling``.
-    """
+    """A model with an ML-Decoder head, as a layer `joined` over what its decoder gives."""
 
     def __init__(self, model: nn.Module, name: str, head: Head) -> None:
         super().__init__()

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import re
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -23,19 +24,8 @@ from catwise.heads.locate import find_head
 from catwise.heads.provenance import KEY
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Sequence
-
     from torch import nn
 
-__all__ = [
-    "Placed",
-    "count_categories",
-    "is_lightning",
-    "load_weights",
-    "open_weights",
-    "stored_categories",
-]
 
 _KNOWN_LEADS: Final = re.compile(r"(?:(?:module|model|net|_orig_mod)\.)*")
 _VERSION_KEYS: Final = ("pytorch-lightning_version", "lightning_version")
@@ -59,14 +49,7 @@ class Placed(NamedTuple):
 
 
 def open_weights(checkpoint: str | os.PathLike[str]) -> Catalog:
-    """List the tensors of a checkpoint file; none is read and nothing is executed.
-
-    Args:
-        checkpoint: a safetensors file, or what `torch.save` or Lightning writes.
-
-    Raises:
-        CheckpointError: If it is a folder, cannot be read, or asks for more than tensors.
-    """
+    """List the tensors of a checkpoint file; none is read and nothing is executed."""
     path = Path(checkpoint)
     if path.is_dir():
         raise CheckpointError(
@@ -84,16 +67,7 @@ def is_lightning(catalog: Catalog) -> bool:
 
 
 def stored_categories(catalog: Catalog, n_categories: int) -> list[str] | None:
-    """Category names among the options that a training checkpoint remembers.
-
-    Args:
-        catalog: the checkpoint.
-        n_categories: how many there must be.
-
-    Returns:
-        The names, or None where there are none that fit: different texts in one list called
-        `categories`, `class_names`, `classes`, `label_names` or `labels`.
-    """
+    """Category names among the options that a training checkpoint remembers."""
     content = _content(catalog)
     for table in [content, *(content.get(key) for key in _OPTIONS)]:
         if not isinstance(table, Mapping):
@@ -117,19 +91,7 @@ def _content(catalog: Catalog) -> Mapping[Any, Any]:
 def count_categories(
     catalog: Catalog, *, layer: str | None = None, prefix: str | None = None
 ) -> int:
-    """Count the rows of a checkpoint's head.
-
-    Args:
-        catalog: the checkpoint.
-        layer: the classification layer's name in the model, where it is known.
-        prefix: what leads the model's keys in the checkpoint, where that is known.
-
-    Returns:
-        C; copies of one head (EMA) count as one.
-
-    Raises:
-        ConfigError: If the checkpoint does not tell.
-    """
+    """Count the rows of a checkpoint's head."""
     counts: set[int] = set()
     if layer is not None:
         key = f"{layer}.weight"

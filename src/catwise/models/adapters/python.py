@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
@@ -14,9 +15,6 @@ from catwise.models.adapters.torch_modules import adapt_module
 from catwise.models.core import LoadedModel, Preprocessing, Request
 from catwise.models.packages import FAILS, building, first_line, split_options
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 
 def load_python(request: Request) -> LoadedModel:
     """Load a model by a function of the user's.
@@ -24,12 +22,6 @@ def load_python(request: Request) -> LoadedModel:
     The function is given those of `checkpoint`, `n_categories` and `categories` that it names, and
     `model_args`. It returns a `LoadedModel`, or a module: the checkpoint is then loaded into that,
     unless the function took it.
-
-    Args:
-        request: its name is ``"package.module:function"``.
-
-    Raises:
-        ConfigError: If there is no such function, it fails, or it returns something else.
     """
     function = _find_function(request.name)
     own, args = split_options(request.model_args, own={"heads": "refuse"})

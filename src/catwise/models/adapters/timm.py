@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
 
 from torch import nn
 
@@ -11,18 +13,13 @@ from catwise._json import parse
 from catwise._limits import MAX_JSON, read_within
 from catwise._safetensors import FileLayout
 from catwise.errors import ConfigError, nearest
+from catwise.heads.catalog import Catalog
 from catwise.heads.provenance import KEY
 from catwise.models.adapters.lightning import count_categories, open_weights
 from catwise.models.adapters.torch_modules import adapt_module, inner_layer
 from catwise.models.core import LoadedModel, Preprocessing, Request
 from catwise.models.packages import building, split_options
 from catwise.models.stored_names import names_by_number, unique_names
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
-
-    from catwise.heads.catalog import Catalog
 
 _REFUSED: Final = (
     "pretrained", "num_classes", "checkpoint_path", "cache_dir", "pretrained_cfg", "features_only",
@@ -44,17 +41,6 @@ def load_timm(request: Request) -> LoadedModel:
     uses the first alone. Options such as `pad_type` and `bn_eps`, which change what a model
     computes and leave no trace among its tensors, are taken from the checkpoint's metadata where
     they are and are not given.
-
-    Args:
-        request: its name may have a pretrained tag, which tells the preprocessing; `model_args` are
-            `heads` and further arguments of `timm.create_model`. Without a checkpoint there are
-            1,000 categories.
-
-    Raises:
-        MissingExtraError: If timm is absent or broken.
-        ConfigError: If it has no such architecture or option.
-        CheckpointError: If the checkpoint is not this model's.
-        HeadError: If the classification layer cannot be used.
     """
     name, categories = request.name, request.categories
     timm = import_optional("timm", extra="timm", purpose=f"the model timm:{name}")
@@ -182,15 +168,7 @@ def _classifier(module: nn.Module, name: str) -> list[str]:
 
 
 def read_preprocessing(module: nn.Module, args: Mapping[str, Any] | None = None) -> Preprocessing:
-    """Read what a model of timm says of its input.
-
-    Args:
-        module: the model.
-        args: options it was built with; `img_size` and `in_chans` count.
-
-    Raises:
-        ConfigError: If it takes images of neither one nor three channels.
-    """
+    """Read what a model of timm says of its input."""
     data = import_optional("timm.data", extra="timm", purpose="reading what timm says of a model")
     given = dict(args or {})
     config = data.resolve_model_data_config(module)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple, cast
 
 import torch
 from torch import nn
 
 from catwise.errors import ConfigError, HeadError, check_choice, nearest
-from catwise.heads.catalog import open_catalog
-from catwise.heads.locate import find_head
+from catwise.heads import Head
+from catwise.heads.catalog import Catalog, open_catalog
+from catwise.heads.locate import Found, find_head
 from catwise.heads.state import head_at
 from catwise.models.adapters.category_heads import CategoryLinear, DecodedGroups, find_decoder
 from catwise.models.adapters.lightning import (
@@ -34,14 +36,6 @@ from catwise.models.logits import (
 from catwise.models.packages import FAILS, first_line
 from catwise.models.writing import FileWriter, HeadKeys
 
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Mapping, Sequence
-
-    from catwise.heads import Head
-    from catwise.heads.catalog import Catalog
-    from catwise.heads.locate import Found
-
 _SHOWN: Final = 5
 _POLICIES: Final = ("refuse", "both", "first")
 
@@ -58,10 +52,6 @@ def inner_layer(module: nn.Module, name: str) -> str:
 
     >>> inner_layer(nn.Sequential(nn.Sequential(nn.Flatten(), nn.Linear(2, 1))), "0")
     '0.1'
-
-    Raises:
-        ConfigError: If the model has no layer of that name.
-        HeadError: If there is no linear layer in it.
     """
     layers = dict(module.named_modules())
     if name not in layers:
@@ -89,7 +79,7 @@ def adapt_module(
     preprocessing: Preprocessing,
     layers: str | Sequence[str] | None = None,
     heads: str = "refuse",
-    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint: Path | None = None,
     catalog: Catalog | None = None,
     loaded: bool = False,
     prefix: str | None = None,
@@ -136,34 +126,34 @@ def adapt_module(
     placed = load_weights(module, catalog, prefix=prefix, loaded=loaded)
     module.eval()
     decoder = find_decoder(module, layers) if isinstance(layers, str | None) else None
-    names = [decoder] if decoder else _layer_names(module, layers, n_categories)
-    _check_policy(name, names, heads)
-    said = list(notes)
-    if len(names) > 1 and heads == "first":
-        said.append(f"of the two heads only {names[0]!r} is used: the model still averages both.")
-        names = names[:1]
+    every = [decoder] if decoder else _layer_names(module, layers, n_categories)
+    names, said = _follow_policy(name, every, heads)
     parts = [_part(module, layer, catalog, placed) for layer in names]
-    head = join_heads([head_at(catalog, part) for part in parts])
-    categories = categories or stored_categories(catalog, head.n_categories)
-    head = head.replace(categories=categories or head.categories)
+    head = _head(catalog, parts, categories)
     run = _as_run(module, names, head, is_decoder=decoder is not None)
     keys = [HeadKeys(at.weight.name, at.bias.name if at.bias else None) for at in parts]
-    one = keys[0] if len(keys) == 1 else HeadKeys(None, None)
     adapted = LoadedModel(
         name=name,
         module=run.module,
         layer=run.layer,
         preprocessing=preprocessing,
         head=head,
-        weight_key=one.weight_key,
-        bias_key=one.bias_key,
-        checkpoint=None if checkpoint is None else Path(checkpoint),
+        checkpoint=checkpoint,
         image_argument=image_argument,
-        notes=[*said, *run.notes, *placed.notes],
+        notes=[*notes, *said, *run.notes, *placed.notes],
         writer=FileWriter(tuple(keys) if len(keys) > 1 else ()),
     )
+    if len(keys) == 1:
+        adapted.weight_key, adapted.bias_key = keys[0]
     adapted.notes.extend(_trial(adapted))
     return adapted
+
+
+def _head(catalog: Catalog, parts: Sequence[Found], names: Sequence[str] | None) -> Head:
+    """The head in the checkpoint, or two joined; its rows' names are given or told there."""
+    head = join_heads([head_at(catalog, part) for part in parts])
+    names = names or stored_categories(catalog, head.n_categories)
+    return head if names is None else head.replace(categories=names)
 
 
 class _Run(NamedTuple):
@@ -200,7 +190,8 @@ def _layer_names(
     return [layers] if isinstance(layers, str) else list(layers)
 
 
-def _check_policy(name: str, layers: Sequence[str], heads: str) -> None:
+def _follow_policy(name: str, layers: list[str], heads: str) -> tuple[list[str], list[str]]:
+    """The layers that are used, and what to know where one of two is left out."""
     check_choice("heads", heads, _POLICIES)
     if len(layers) > 1 and heads == "refuse":
         raise ConfigError(
@@ -209,6 +200,10 @@ def _check_policy(name: str, layers: Sequence[str], heads: str) -> None:
             expected="to be told what to tune",
             remedy="model_args={'heads': 'both'} tunes them as one, 'first' the first one alone",
         )
+    if len(layers) > 1 and heads == "first":
+        note = f"of the two heads only {layers[0]!r} is used: the model still averages both."
+        return layers[:1], [note]
+    return layers, []
 
 
 def _part(module: nn.Module, layer: str, catalog: Catalog, placed: Placed) -> Found:

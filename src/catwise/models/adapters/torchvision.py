@@ -23,16 +23,6 @@ def load_torchvision(request: Request) -> LoadedModel:
     several. `model_args={"weights": "IMAGENET1K_V2"}` says from which ones the checkpoint comes;
     they are not downloaded. Without it the first ones' preprocessing is taken, and a note says so
     where they differ.
-
-    Args:
-        request: `model_args` are `weights` and further arguments of the architecture. Without a
-            checkpoint there are 1,000 categories, named as in ImageNet where `weights` says so.
-
-    Raises:
-        MissingExtraError: If torchvision is absent or broken.
-        ConfigError: If it has no such architecture or option.
-        CheckpointError: If the checkpoint is not this model's.
-        HeadError: If the classification layer cannot be used.
     """
     name, n_categories, categories = request.name, request.n_categories, request.categories
     models = import_optional(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 
@@ -16,17 +17,13 @@ from catwise._json import parse
 from catwise._limits import MAX_JSON, read_within
 from catwise.errors import CheckpointError, ConfigError, HeadError, OutputError, ShapeError
 from catwise.features.manifest import file_sha256
+from catwise.heads import Head, WriteReport
 from catwise.heads.catalog import open_catalog
 from catwise.models.adapters.torch_modules import adapt_module, inner_layer
 from catwise.models.core import LoadedModel, Preprocessing, Request, Writer
 from catwise.models.packages import building, split_options
 from catwise.models.stored_names import check_inverse, names_by_number, unique_names
 from catwise.models.writing import refuse_changes, writer_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from catwise.heads import Head, WriteReport
 
 _CONFIG: Final = "config.json"
 _WEIGHTS: Final = "model.safetensors"
@@ -46,17 +43,6 @@ def load_transformers(request: Request) -> LoadedModel:
 
     Nothing is downloaded, no code in the folder is run, and pickles (`pytorch_model.bin`) are not
     opened. The weights are float32 in memory, whatever the file holds.
-
-    Args:
-        request: its name is the folder. The rows have the names of `id2label` where no categories
-            are given; `model_args` are `heads`, as for timm, and further arguments of
-            `from_pretrained`.
-
-    Raises:
-        MissingExtraError: If transformers is absent or broken.
-        ConfigError: If the model is no image classifier.
-        CheckpointError: If the folder lacks a file, or its weights are not this model's.
-        HeadError: If the classification layer cannot be used.
     """
     folder = Path(request.name)
     transformers = import_optional(
@@ -67,22 +53,15 @@ def load_transformers(request: Request) -> LoadedModel:
         own={"heads": "refuse"},
         refused=("trust_remote_code", "num_labels", "token", "cache_dir", "revision"),
     )
-    settings = _read_json(folder / _CONFIG, needed=True)
-    files = _weight_files(folder)
-    _check_settings(folder, settings)
+    settings, files = _read_settings(folder), _weight_files(folder)
     stored = _stored_labels(folder, settings) if request.categories is None else None
     module = _build(transformers, folder, args)
     config, notes = module.config, [_problem_note(module.config)]
-    if request.n_categories not in {None, config.num_labels}:
-        raise ShapeError(
-            f"'{folder}' has another number of categories.",
-            found=f"{config.num_labels:,} labels",
-            expected=f"{request.n_categories:,}",
-        )
-    categories = request.categories
+    _check_count(folder, config.num_labels, request.n_categories)
+    categories, said = request.categories, list[str]()
     if categories is None:
         categories, said = _labels(config, stored)
-        notes += said
+    notes += said
     layers: Any = request.layer or _classifiers(module)
     weights = _weights_of(layers, files, folder)
     if others := sorted(p.name for form in _OTHER_COPIES for p in folder.glob(form)):
@@ -108,6 +87,15 @@ def load_transformers(request: Request) -> LoadedModel:
     loaded.checkpoint = folder
     loaded.writer = FolderWriter(weights.relative_to(folder).as_posix(), writer_of(loaded))
     return loaded
+
+
+def _check_count(folder: Path, n_labels: int, asked: int | None) -> None:
+    if asked not in {None, n_labels}:
+        raise ShapeError(
+            f"'{folder}' has another number of categories.",
+            found=f"{n_labels:,} labels",
+            expected=f"{asked:,}",
+        )
 
 
 def _weights_of(layers: str | Sequence[str], files: Mapping[str, Path], folder: Path) -> Path:
@@ -237,8 +225,9 @@ def _problem_note(config: Any) -> str:
     return f"problem_type is {kind or 'not said'}: each category is taken as a question of its own."
 
 
-def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Refuse folders that transformers cannot open, where it would not say why."""
+def _read_settings(folder: Path) -> dict[str, Any]:
+    """The config.json of a folder that transformers can open; it would not say why it cannot."""
+    settings = _read_json(folder / _CONFIG, needed=True)
     table = settings.get("id2label")
     if table is not None and not isinstance(table, dict):
         raise CheckpointError(
@@ -252,6 +241,7 @@ def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
             f"'{folder}' was written by timm, and transformers does not find its tensors.",
             remedy=f"--model timm:{settings['architecture']} --checkpoint {folder / _WEIGHTS}",
         )
+    return settings
 
 
 def _stored_labels(folder: Path, settings: Mapping[str, Any]) -> list[str] | None:
@@ -294,18 +284,7 @@ def _classifiers(module: Any) -> str | list[str]:
 
 
 def read_processor(folder: Path, settings: Mapping[str, Any]) -> tuple[Preprocessing, list[str]]:
-    """Read preprocessor_config.json; without one, guess and say so.
-
-    Args:
-        folder: the model's folder.
-        settings: its config.json.
-
-    Returns:
-        The preprocessing, and what to know about it.
-
-    Raises:
-        ConfigError: If the file says what catwise cannot do.
-    """
+    """Read preprocessor_config.json; without one, guess and say so."""
     path = folder / "preprocessor_config.json"
     said = _read_json(path)
     if not said and isinstance(settings.get("pretrained_cfg"), dict):
@@ -434,12 +413,7 @@ class FolderWriter:
     def write(
         self, model: LoadedModel, head: Head, source: Path, destination: Path, *, overwrite: bool
     ) -> list[WriteReport]:
-        """Copy the folder byte for byte, but for the head's bytes.
-
-        Raises:
-            OutputError: If the new folder is the old one, lies in it, exists, or cannot be written.
-            CatwiseError: As :func:`catwise.heads.write_head`.
-        """
+        """Copy the folder byte for byte, but for the head's bytes."""
         old, new = source.resolve(), destination.resolve()
         if new == old or old in new.parents or new in old.parents:
             raise OutputError(
@@ -458,11 +432,7 @@ class FolderWriter:
             return self.inside.write(model, head, weights, copy, overwrite=False)
 
     def compare(self, model: LoadedModel, source: Path, copy: Path) -> int:
-        """Compare all files byte for byte, and all other tensors of the head's file.
-
-        Raises:
-            MismatchError: If some differ.
-        """
+        """Compare all files byte for byte, and all other tensors of the head's file."""
         names = [
             {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
             for folder in (source, copy)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -11,9 +12,6 @@ from catwise.errors import HeadError, ShapeError
 from catwise.heads import Head
 from catwise.models.logits import logits_of, settled
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 
 class TwoHeads(nn.Module):
     """A model whose output is the mean of two heads, as one head over both inputs.
@@ -21,11 +19,6 @@ class TwoHeads(nn.Module):
     ``(W₁x₁ + b₁ + W₂x₂ + b₂) / 2`` is one layer of weight ``[W₁ W₂]`` and bias ``(b₁ + b₂) / 2``
     over the features ``[x₁ x₂] / 2``. The layer is called `joined`; what is returned is what the
     model itself gives, so that the two can be compared.
-
-    Args:
-        model: the model, unchanged.
-        layers: names of its two heads.
-        head: of the joined layer.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[str], head: Head) -> None:
@@ -87,14 +80,6 @@ def split_head(joined: Head, olds: Sequence[Head]) -> list[Head]:
 
     What its bias differs from the mean of the old ones goes to each part, so that an unchanged
     head gives unchanged parts.
-
-    Args:
-        joined: over the inputs of all parts.
-        olds: the heads as they were.
-
-    Raises:
-        ShapeError: If they do not fit together.
-        HeadError: If the joined head has no bias.
 
     >>> olds = [Head([[1.0]], [1.0]), Head([[2.0]], [5.0])]
     >>> [part.bias.item() for part in split_head(Head([[1.0, 2.0]], [4.0]), olds)]

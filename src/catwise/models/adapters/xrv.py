@@ -9,24 +9,20 @@ that each operating point lies at 0.5: thresholds of the old head, which say not
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
 
 import torch
+from torch import nn
 
 from catwise._extras import import_optional
 from catwise.errors import ConfigError, check_choice, nearest
+from catwise.heads.catalog import Catalog
 from catwise.models.adapters.lightning import count_categories, load_weights, open_weights
 from catwise.models.adapters.torch_modules import adapt_module, inner_layer
 from catwise.models.core import LoadedModel, Preprocessing, Request
 from catwise.models.packages import building, split_options
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from torch import nn
-
-    from catwise.heads.catalog import Catalog
 
 _LAYERS: Final = ("classifier", "model.fc", "fc")
 _POLICIES: Final = ("refuse", "drop", "keep")
@@ -34,20 +30,7 @@ _SIZE: Final = 224
 
 
 def load_xrv(request: Request) -> LoadedModel:
-    """Build a DenseNet of torchxrayvision and load a state_dict into it.
-
-    Args:
-        request: its name, such as ``"densenet121-res224-all"``, tells the targets, which name the
-            categories where their number fits, and the operating points; `model_args` are
-            `op_threshs`, as in `adapt_xrv`, and further arguments of
-            `torchxrayvision.models.DenseNet`.
-
-    Raises:
-        MissingExtraError: If torchxrayvision is absent or broken.
-        ConfigError: If it has no such model, or the model has operating points and `op_threshs`
-            says nothing about them.
-        CheckpointError: If the checkpoint is a pickle of a module, or not this model's.
-    """
+    """Build a DenseNet of torchxrayvision and load a state_dict into it."""
     name, catalog, n_rows = request.name, None, request.n_categories
     xrv = import_optional("torchxrayvision", extra="xrv", purpose=f"the model xrv:{name}")
     own, args = split_options(
@@ -120,28 +103,15 @@ def adapt_xrv(
         HeadError: If the classification layer cannot be used.
     """
     check_choice("op_threshs", op_threshs, _POLICIES)
-    own: Any = module
     notes: list[str] = []
     if catalog is None and checkpoint is not None:
         catalog = open_weights(checkpoint)
-    if catalog is not None:
-        load_weights(module, catalog, prefix=prefix)
-    else:
+    if catalog is None:
         notes.append("the weights are those in memory: no checkpoint was given.")
-    has_points = getattr(own, "op_threshs", None) is not None
-    if has_points and op_threshs == "refuse":
-        raise ConfigError(
-            f"{name} stretches its outputs by operating points (op_threshs) of its present head.",
-            found="thresholds that say nothing of a tuned head",
-            expected="to be told what becomes of them",
-            remedy="model_args={'op_threshs': 'drop'} to get logits, 'keep' to leave them",
-        )
-    if has_points:
-        notes.append(_settle_points(own, op_threshs))
-    if layer is None:
-        names = dict(module.named_modules())
-        usual = next((key for key in _LAYERS if key in names), None)
-        layer = None if usual is None else inner_layer(module, usual)
+    else:
+        load_weights(module, catalog, prefix=prefix)
+    notes += _settle_points(module, op_threshs, name)
+    own: Any = module
     names_given = categories if categories is not None else getattr(own, "targets", None)
     size = int(getattr(own, "input_resolution", None) or _SIZE)
     loaded = adapt_module(
@@ -154,7 +124,7 @@ def adapt_xrv(
             channels=1,
             source="torchxrayvision: one channel in [-1024, 1024]",
         ),
-        layers=layer,
+        layers=layer or _usual_layer(module),
         checkpoint=checkpoint,
         catalog=catalog,
         loaded=True,
@@ -182,16 +152,32 @@ def _name_rows(loaded: LoadedModel, targets: list[str]) -> None:
         )
 
 
-def _settle_points(module: Any, op_threshs: str) -> str:
+def _usual_layer(module: nn.Module) -> str | None:
+    names = dict(module.named_modules())
+    usual = next((key for key in _LAYERS if key in names), None)
+    return None if usual is None else inner_layer(module, usual)
+
+
+def _settle_points(module: Any, op_threshs: str, name: str) -> list[str]:
     """Take the operating points away, or leave them; say what that means."""
+    if getattr(module, "op_threshs", None) is None:
+        return []
+    if op_threshs == "refuse":
+        raise ConfigError(
+            f"{name} stretches its outputs by operating points (op_threshs) of its present head.",
+            found="thresholds that say nothing of a tuned head",
+            expected="to be told what becomes of them",
+            remedy="model_args={'op_threshs': 'drop'} to get logits, 'keep' to leave them",
+        )
     if op_threshs == "keep":
-        return (
+        note = (
             "op_threshs are kept: the model's output is a probability, stretched by the "
             "operating points of the old head."
         )
-    module.op_threshs = None
-    module.apply_sigmoid = False
-    return (
+        return [note]
+    module.op_threshs, module.apply_sigmoid = None, False
+    note = (
         "op_threshs are dropped: the model gives logits. A checkpoint that holds them still does: "
         "set model.op_threshs = None wherever the tuned weights are used."
     )
+    return [note]

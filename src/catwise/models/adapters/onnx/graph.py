@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import re
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 
@@ -33,23 +35,6 @@ from catwise._limits import (
 )
 from catwise.errors import CheckpointError, HeadError, nearest
 from catwise.models.packages import first_line
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterator, Mapping, Sequence
-
-__all__ = [
-    "FLOATS",
-    "Linear",
-    "OnnxFile",
-    "Stored",
-    "external_entry",
-    "fields_of",
-    "find_linear",
-    "list_nodes",
-    "list_tensors",
-    "open_onnx",
-]
 
 ACTIVATIONS: Final = frozenset({"Sigmoid", "Softmax", "LogSoftmax"})
 PASSED: Final = frozenset({"Identity", "Cast", "Dropout", "Flatten", "Reshape", "Squeeze"})
@@ -187,21 +172,12 @@ class OnnxFile:
 
 
 def import_onnx(module: str = "onnx") -> Any:
-    """Import a module of onnx or onnxruntime.
-
-    Raises:
-        MissingExtraError: If it is absent or broken.
-    """
+    """Import a module of onnx or onnxruntime."""
     return import_optional(module, extra="onnx", purpose="a model of the kind onnx")
 
 
 def open_onnx(path: str | os.PathLike[str]) -> OnnxFile:
-    """Read and parse an ONNX file; external data stay on the disk.
-
-    Raises:
-        CheckpointError: If the file is missing, cut short, or no ONNX model.
-        MissingExtraError: If the onnx package is absent or broken.
-    """
+    """Read and parse an ONNX file; external data stay on the disk."""
     onnx = import_onnx()
     empty = OnnxFile(Path(path), b"", None)
     try:
@@ -244,13 +220,6 @@ def _check_fields(raw: bytes, kind: Any) -> None:
     """Refuse a protobuf of too many fields, or too deep, before it is parsed.
 
     A parsed message takes a hundred times the two bytes of an empty one.
-
-    Args:
-        raw: the message.
-        kind: its descriptor.
-
-    Raises:
-        ValueError: If it is so, or is damaged.
     """
     waiting: list[tuple[Any, Span, int]] = [(kind, (0, len(raw)), 1)]
     n_fields = n_packed = 0
@@ -284,11 +253,7 @@ def _parts_of(kind: Any) -> tuple[dict[int, Any], frozenset[int]]:
 
 
 def _check_tensors(model: Any) -> None:
-    """Refuse a tensor that claims more numbers than it holds.
-
-    Raises:
-        ValueError: Names it.
-    """
+    """Refuse a tensor that claims more numbers than it holds."""
     for tensor in _inner(model, "TensorProto"):
         what = f"the tensor {tensor.name!r}"
         n_numbers = math.prod(check_shape(tensor.dims, what))
@@ -305,11 +270,7 @@ def _check_tensors(model: Any) -> None:
 
 
 def _check_functions(model: Any) -> None:
-    """Refuse functions that call one another without end, or become too many nodes.
-
-    Raises:
-        ValueError: If it is so.
-    """
+    """Refuse functions that call one another without end, or become too many nodes."""
     if not model.functions:
         return
     calls = {
@@ -367,17 +328,7 @@ def find_linear(
     node: str | None = None,
     n_categories: int | None = None,
 ) -> Linear:
-    """Find the classification layer, from the graph's outputs backwards.
-
-    Args:
-        file: what :func:`open_onnx` gave.
-        output: the output to start from; all of them when not given.
-        node: name of the layer's node, or of a tensor that it gives.
-        n_categories: how many rows it must have.
-
-    Raises:
-        HeadError: If no output leads to such a layer, or several do; lists them.
-    """
+    """Find the classification layer, from the graph's outputs backwards."""
     if output is not None and output not in file.outputs:
         raise HeadError(
             f"'{file.path}' has no output {output!r}{nearest(output, file.outputs)}.",
@@ -541,35 +492,38 @@ def _linear(file: OnnxFile, node: Any, add: Any, after: tuple[str, ...], output:
         beta = 1.0 if len(biases) == 1 else beta
     if len(biases) > 1:
         raise ValueError(f"{op} {name!r} has a bias, and a second one is added")
-    bias = _resolve(file, biases[0]) if biases else None
     rows_first = op == "Conv" or bool(options.get("transB", 0))
-    results = (node.output[0],) if add is None else (node.output[0], add.output[0])
     layer = Linear(
         name=name,
         op=op,
         features=node.input[0],
-        results=results,
+        results=(node.output[0],) if add is None else (node.output[0], add.output[0]),
         weight=weight,
-        bias=bias,
+        bias=_resolve(file, biases[0]) if biases else None,
         alpha=float(options.get("alpha", 1.0)) if op == "Gemm" else 1.0,
         beta=beta,
         flip=rows_first == weight.transposed,
         output=output,
         after=after,
     )
-    rows = layer.shape[0]
     if biases:
         flat = bool(RESHAPING & set(after[: after.index("Add")] if add is not None else ()))
-        wanted = (rows, 1, 1) if op == "Conv" and add is not None and not flat else (rows,)
-        found = bias.shape if bias is not None else ()
-        if found[-len(wanted) :] != wanted or math.prod(found) != rows or bias is None:
-            raise ValueError(
-                f"the bias of {name!r} has the shape {found}: not one number for each category"
-            )
-        if bias.tensor.data_type not in FLOATS:
-            raise ValueError(f"the bias of {name!r} is quantised or holds no floats")
+        _check_bias(layer, as_map=op == "Conv" and add is not None and not flat)
     _check_output(file, layer)
     return layer
+
+
+def _check_bias(layer: Linear, *, as_map: bool) -> None:
+    """Refuse a bias that is not one float for each category; `as_map`: of shape (C, 1, 1)."""
+    rows, bias = layer.shape[0], layer.bias
+    wanted = (rows, 1, 1) if as_map else (rows,)
+    found = bias.shape if bias is not None else ()
+    if found[-len(wanted) :] != wanted or math.prod(found) != rows or bias is None:
+        raise ValueError(
+            f"the bias of {layer.name!r} has the shape {found}: not one number for each category"
+        )
+    if bias.tensor.data_type not in FLOATS:
+        raise ValueError(f"the bias of {layer.name!r} is quantised or holds no floats")
 
 
 def _check_output(file: OnnxFile, layer: Linear) -> None:

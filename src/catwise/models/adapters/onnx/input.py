@@ -10,25 +10,18 @@ Source: https://github.com/onnx/onnx, docs/Operators.md.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from catwise.errors import ConfigError
-from catwise.models.adapters.onnx.graph import QUANTISED, import_onnx, list_nodes
+from catwise.models.adapters.onnx.graph import QUANTISED, OnnxFile, import_onnx, list_nodes
 from catwise.models.core import check_layout
 from catwise.models.packages import FAILS
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-    from catwise.models.adapters.onnx.graph import OnnxFile
-
-__all__ = ["DTYPES", "ImageInput", "find_input", "sizes_of"]
 
 DTYPES: Final = {1: np.float32, 2: np.uint8, 10: np.float16, 11: np.float64}
 """Of inputs that take images: uint8 ones take pixels from 0 to 255."""
@@ -100,16 +93,7 @@ def sizes_of(value: Any) -> tuple[int, ...] | None:
 
 
 def find_input(file: OnnxFile, layout: str | None = None) -> ImageInput:
-    """Find what takes the images, and how it lies.
-
-    Args:
-        file: what `open_onnx` gave.
-        layout: the order of its axes, such as ``"nhwc"``, where the user says it.
-
-    Raises:
-        ConfigError: If the order is not clear, or `layout` does not fit the sizes.
-        CheckpointError: If the graph has no input.
-    """
+    """Find what takes the images, and how it lies."""
     images = [value for value in file.inputs if len(sizes_of(value) or ()) == 4] or [*file.inputs]
     if not images:
         raise file.damaged("the graph has no input")

@@ -14,14 +14,17 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from catwise._io import atomic_path
 from catwise._json import parse, read_file
@@ -49,14 +52,6 @@ from catwise.models.adapters.onnx.input import DTYPES, ImageInput, find_input
 from catwise.models.adapters.onnx.module import OnnxModule
 from catwise.models.core import LoadedModel, Preprocessing, Request
 from catwise.models.packages import first_line
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-
-    from numpy.typing import NDArray
-
-__all__ = ["extract_onnx", "load_onnx", "write_onnx_head"]
 
 _MEAN_STD: Final = {3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), 1: ((0.449,), (0.226,))}
 _CHUNK: Final = 2**22
@@ -124,12 +119,7 @@ def load_onnx(
 
 
 def load_by_request(request: Request) -> LoadedModel:
-    """Load what `load_model` was asked for; its `model_args` are further options of `load_onnx`.
-
-    Raises:
-        ConfigError: If an option is not known.
-        CatwiseError: As :func:`load_onnx`.
-    """
+    """Load what `load_model` was asked for; its `model_args` are further options of `load_onnx`."""
     if unknown := sorted(request.model_args.keys() - set(_OWN_OPTIONS)):
         raise ConfigError(
             f"a model of the kind 'onnx' takes no {', '.join(unknown)}.",

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from catwise.features.manifest import file_sha256
+from catwise.heads import Head
 from catwise.models.adapters.onnx import graph as onnx_graph
 from catwise.models.adapters.onnx.graph import open_onnx
+from catwise.models.adapters.onnx.input import ImageInput
 from catwise.models.layers import put_head
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from catwise.heads import Head
-    from catwise.models.adapters.onnx.input import ImageInput
-
-__all__ = ["OnnxModule"]
 
 
 class OnnxModule(nn.Module):
@@ -29,14 +24,6 @@ class OnnxModule(nn.Module):
     `head` is given what the graph's own layer is given, so that a hook on it catches the features;
     what is returned is what the graph's own layer gives, before any sigmoid. The session is made
     when it is first needed.
-
-    Args:
-        path: the file.
-        head: of its classification layer.
-        features: the graph's tensor that its layer takes.
-        image: the graph's input.
-        session: makes the session.
-        run: the session and images → features and logits, as arrays.
     """
 
     def __init__(
