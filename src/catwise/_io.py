@@ -31,13 +31,14 @@ from catwise._lock import (
 from catwise.errors import OutputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Container, Iterator
 
 __all__ = [
     "Temporary",
     "atomic_folder",
     "atomic_path",
     "exclusive",
+    "folder_names",
     "growing_folder",
     "is_same_content",
     "list_names",
@@ -264,6 +265,33 @@ def is_same_content(first: Path, second: Path) -> bool:
     return names[0] == names[1] and all(
         is_same_content(first / name, second / name) for name in names[0]
     )
+
+
+def folder_names(path: Path, *, own: Container[str] | None = None, what: str = "") -> list[str]:
+    """Names in a folder that is to be filled or replaced; none where there is no folder yet.
+
+    Args:
+        path: the folder.
+        own: names that may be in it; None: any.
+        what: what writes them, such as "run".
+
+    Raises:
+        OutputError: If it is a file, cannot be read, or holds other names.
+    """
+    with translated(path):
+        if path.exists() and not path.is_dir():
+            raise OutputError(
+                f"'{path}' is a file.", expected="a folder", remedy="choose another name"
+            )
+        inside = list_names(path) if path.exists() else []
+    if foreign := [name for name in inside if own is not None and name not in own]:
+        raise OutputError(
+            f"'{path}' holds files that no {what} writes; it is not replaced.",
+            found=", ".join(foreign[:3]),
+            expected=f"no folder, an empty one or an earlier {what}",
+            remedy="choose another folder",
+        )
+    return inside
 
 
 def make_folder(path: str | os.PathLike[str]) -> None:

@@ -157,9 +157,6 @@ def load_logits(path: Path, data: PairOptions, table: TableOptions, pair: Pair) 
     """Read what the model itself said of the training images, in the order of their labels.
 
     Rows without ids are those of the training features' file.
-
-    Returns:
-        (N, C) float32 tensor.
     """
     from catwise.features import Features, block_of, check_finite
     from catwise.joining import aligned_features, join_rows
@@ -196,11 +193,7 @@ def load_the_head(source: HeadOptions) -> Head:
 
 
 def check_device(name: str | None) -> str | None:
-    """Refuse a device that is not there.
-
-    Raises:
-        ConfigError: If torch does not know it or cannot use it.
-    """
+    """Refuse a device that is not there."""
     if name is None:
         return None
     from catwise._device import resolve_device
@@ -210,11 +203,7 @@ def check_device(name: str | None) -> str | None:
 
 
 def refuse_inputs(out: Path, *inputs: Path | str | None) -> None:
-    """Refuse to write over a file that is read.
-
-    Raises:
-        OutputError: If it is one of them, by whatever name.
-    """
+    """Refuse to write over a file that is read."""
     for path in inputs:
         if path is not None and out.exists() and Path(path).exists() and out.samefile(path):
             raise OutputError(
@@ -225,11 +214,7 @@ def refuse_inputs(out: Path, *inputs: Path | str | None) -> None:
 
 
 def name_rows(head: Head, labels: PartialLabels) -> tuple[Head, bool]:
-    """A head without names takes those of the label columns, where there are as many.
-
-    Returns:
-        The head, and whether it was named here.
-    """
+    """A head without names takes those of the label columns, where there are as many."""
     from catwise.joining import has_default_names
 
     unnamed = has_default_names(head.categories) and not has_default_names(labels.categories)
@@ -239,11 +224,7 @@ def name_rows(head: Head, labels: PartialLabels) -> tuple[Head, bool]:
 
 
 def read_names(path: Path) -> list[str]:
-    """Read names, one a line; blank lines at the end do not count.
-
-    Raises:
-        ConfigError: If the file cannot be read, holds no name, or a line is blank.
-    """
+    """Read names, one a line; blank lines at the end do not count."""
     try:
         raw = read_within(path, MAX_TEXT)
         names = raw.decode("utf-8-sig").rstrip().splitlines()

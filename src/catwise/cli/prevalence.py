@@ -15,12 +15,7 @@ PREVALENCE_HELP: Final = (
 
 
 def one_or_many(given: tuple[str, ...]) -> float | dict[str, float] | None:
-    """One share for all categories, or shares by name; None where none is given.
-
-    Raises:
-        ConfigError: If one is no share, or a file holds none.
-        LabelError: If a table cannot be read.
-    """
+    """One share for all categories, or shares by name; None where none is given."""
     if not given:
         return None
     if len(given) == 1:
@@ -34,10 +29,6 @@ def load_prevalence(given: tuple[str, ...]) -> dict[str, float]:
     """True shares of positives from files and from NAME=VALUE; what comes later counts.
 
     A file is a table with the columns "category" and "prevalence", or JSON: an object of shares.
-
-    Raises:
-        ConfigError: If one is no share, or a file holds none.
-        LabelError: If a table cannot be read.
     """
     shares: dict[str, float] = {}
     for text in given:

@@ -14,14 +14,6 @@ _TRUTHS: Final = {"true": True, "false": False, "yes": True, "no": False}
 def option_value(name: str, texts: list[str], annotation: str) -> Any:
     """What the texts of a reader's option are, by the type that the reader wants.
 
-    Args:
-        name: of the option.
-        texts: what was given; several where the option was repeated.
-        annotation: the type as it is written in the reader.
-
-    Raises:
-        ConfigError: If a text is nothing of that type.
-
     >>> option_value("year", ["2017"], "Literal[2014, 2017]")
     2017
     >>> option_value("categories", ["Edema"], "Literal['all'] | Sequence[str]")
@@ -50,11 +42,7 @@ def option_value(name: str, texts: list[str], annotation: str) -> Any:
 
 
 def _one_value(text: str, literals: list[Any], kinds: set[str]) -> Any:
-    """The value of one text.
-
-    Raises:
-        ValueError: If it is none.
-    """
+    """The value of one text."""
     for value in literals:
         if str(value) == text:
             return value

@@ -47,14 +47,7 @@ def _advice(document: Mapping[str, Any]) -> list[str]:
 
 
 def read_candidate(path: Path) -> Run:
-    """Read a head, with the out-of-fold logits of its run where it has them.
-
-    Args:
-        path: a head, a checkpoint, the folder of a run, or the head in it.
-
-    Raises:
-        CatwiseError: If a file cannot be read.
-    """
+    """Read a head, with the out-of-fold logits of its run where it has them."""
     from catwise.heads import read_head
     from catwise.tuning.account.results import FoldArtifacts
     from catwise.tuning.selecting import Run

@@ -83,11 +83,7 @@ def command(given: Options) -> None:
 
 
 def _shares(given: tuple[str, ...]) -> dict[str, float]:
-    """Names of splits and their shares.
-
-    Raises:
-        ConfigError: If one is not NAME=SHARE, or comes twice.
-    """
+    """Names of splits and their shares."""
     shares: dict[str, float] = {}
     for text in given:
         name, _, value = text.rpartition("=")

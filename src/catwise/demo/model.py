@@ -66,22 +66,8 @@ def train_network(
 ) -> SceneNet:
     """Train the network with binary cross-entropy.
 
-    The global random state of torch is put back afterwards.
-
-    Args:
-        images: (N, 27, 27).
-        target: (N, C) in [0, 1].
-        weight: (N, C); 0 where a label does not count.
-        width: of the network.
-        epochs: passes over the scenes.
-        seed: of the initial weights and the order of the scenes.
-        device: where to train.
-        batch: scenes in one step.
-        learning_rate: the highest of the schedule.
-        on_epoch: called with the number of finished epochs.
-
-    Returns:
-        The network, in evaluation mode.
+    Images (N, 27, 27), target (N, C) in [0, 1], weight (N, C): 0 where a label does not count. The
+    global random state of torch is put back afterwards; the network is in evaluation mode.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -8,7 +8,7 @@ import io
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -18,14 +18,15 @@ import torch
 from catwise._io import (
     atomic_folder,
     atomic_path,
-    list_names,
+    folder_names,
+    translated,
     write_bytes,
     write_json,
     write_text,
 )
+from catwise._options import check_options, described, option
 from catwise.demo.model import HEAD_KEY, SceneNet, extract_features, fit_ceiling, train_network
 from catwise.demo.scenes import CATEGORIES, SceneSet, make_scenes, read_digits, split_digits
-from catwise.errors import ConfigError, OutputError
 from catwise.features import Features
 from catwise.heads import Head, read_head, write_head
 from catwise.heads.provenance import side_file
@@ -55,44 +56,30 @@ _FILES: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@described
+@dataclass(frozen=True)
 class DemoConfig:
     """Sizes of the demonstration.
 
     They were set by looking at the network before tuning and at the ceiling only: it knows its
     training scenes clearly better than others, and the ceiling is within reach.
 
-    Args:
-        n_train: training scenes.
-        n_valid: validation scenes, completely labelled.
-        n_test: test scenes, completely labelled; they judge and choose nothing.
-        keep: share of the training labels that stay known.
-        epochs: passes of the network's training.
-        width: of the network; the features are eight times as wide.
-        noise: standard deviation of the noise on each pixel.
-
     Raises:
         ConfigError: If a size is out of range.
     """
 
-    n_train: int = 4_000
-    n_valid: int = 600
-    n_test: int = 2_000
-    keep: float = 0.2
-    epochs: int = 8
-    width: int = 16
-    noise: float = 0.15
+    n_train: int = option(4_000, above=0, help="Training scenes.")
+    n_valid: int = option(600, above=0, help="Validation scenes, completely labelled.")
+    n_test: int = option(
+        2_000, above=0, help="Test scenes, completely labelled; they judge and choose nothing."
+    )
+    keep: float = option(0.2, above=0, high=1, help="Share of the training labels that stay known.")
+    epochs: int = option(8, above=0, help="Passes of the network's training.")
+    width: int = option(16, above=0, help="Of the network; the features are eight times as wide.")
+    noise: float = option(0.15, above=0, help="Standard deviation of the noise on each pixel.")
 
     def __post_init__(self) -> None:
-        wrong = [item.name for item in fields(self) if not getattr(self, item.name) > 0]
-        if self.keep > 1:
-            wrong.append("keep")
-        if wrong:
-            raise ConfigError(
-                "sizes of the demonstration are out of range.",
-                found=", ".join(f"{name}={getattr(self, name)}" for name in wrong),
-                expected="numbers above 0, and keep at most 1",
-            )
+        check_options("sizes of the demonstration", self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,26 +195,11 @@ def run_demo(
 
 def _checked_out(out: Path) -> Path:
     """The folder, if it is absent, empty, or an earlier demonstration."""
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"'{out}' is a file.", expected="a folder", remedy="choose another name")
-    try:
-        inside = list_names(out) if out.is_dir() else []
-        own = {*_FILES.values(), side_file(out / _FILES["tuned_checkpoint"]).name}
-        foreign = [name for name in inside if name not in own]
+    own = {*_FILES.values(), side_file(out / _FILES["tuned_checkpoint"]).name}
+    is_ours = _FILES["table"] in folder_names(out)
+    folder_names(out, own=own if is_ours else (), what="demonstration")
+    with translated(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write '{out}'.",
-            found=error.strerror or str(error),
-            remedy="choose a folder that you may write to",
-        ) from error
-    if foreign or (inside and _FILES["table"] not in inside):
-        raise OutputError(
-            f"'{out}' holds files that no demonstration writes; it is not replaced.",
-            found=", ".join((foreign or inside)[:3]),
-            expected="no folder, an empty one or an earlier demonstration",
-            remedy="choose another folder",
-        )
     return out
 
 

@@ -38,11 +38,7 @@ class SceneSet:
 
 
 def read_digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return the digits that scikit-learn bundles, and which digit each one is.
-
-    Returns:
-        (1797, 8, 8) float32 in [0, 1] and (1797,) int64 in 0 … 9.
-    """
+    """Digits, (1797, 8, 8) float32 in [0, 1], and which digit each one is, (1797,) int64."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -52,18 +48,7 @@ def read_digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
 def split_digits(
     kinds: NDArray[np.int64], shares: tuple[float, ...], *, seed: int
 ) -> tuple[NDArray[np.int64], ...]:
-    """Split digit indices into disjoint parts, each kind of digit in the same shares.
-
-    Args:
-        kinds: (M,) which digit each one is.
-        shares: the share of each part; their sum is 1.
-        seed: of the shuffle.
-
-    Returns:
-        One ascending int64 array of indices for each share.
-
-    Raises:
-        ConfigError: If the shares are not positive or do not sum to 1.
+    """Split digit indices into ascending, disjoint parts, each kind of digit in the same shares.
 
     >>> first, second = split_digits(np.array([0, 0, 1, 1]), (0.5, 0.5), seed=0)
     >>> sorted([*first.tolist(), *second.tolist()])
@@ -97,20 +82,9 @@ def make_scenes(
 ) -> SceneSet:
     """Paste digits into the cells of a 3 × 3 grid, with changing contrast and noise.
 
-    Kinds of digits are not equally frequent: 0 is the commonest, 9 about four
-    times rarer, so that categories differ in their prevalence.
-
-    Args:
-        images: (M, 8, 8) digits in [0, 1].
-        kinds: (M,) which digit each one is.
-        allowed: indices of the digits that these scenes may hold.
-        n_scenes: how many scenes, N.
-        seed: of everything drawn here.
-        n_digits: fewest and most digits in a scene, both inclusive.
-        noise: standard deviation of the noise added to each pixel.
-
-    Returns:
-        The scenes and their complete labels.
+    Kinds of digits are not equally frequent: 0 is the commonest, 9 about four times rarer, so that
+    categories differ in their prevalence. Images (M, 8, 8) in [0, 1], kinds (M,); allowed are the
+    indices that these scenes may hold; n_digits the fewest and most in a scene, both inclusive.
     """
     generator = np.random.default_rng(seed)
     digits = _draw_digits(generator, kinds, allowed, n_scenes, n_digits)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from catwise._io import exclusive, list_names, make_folder, remove, write_json
+from catwise._io import exclusive, folder_names, make_folder, remove, write_json
 from catwise._json import TABLE, TEXT, Field, read_fields, read_file
 from catwise.data.masks import labels_sha256
 from catwise.errors import OutputError
@@ -62,13 +62,9 @@ class State:
     def read(
         cls, folder: Path, inputs: dict[str, str], target: str, *, overwrite: bool = False
     ) -> State:
-        """Read what is there, and refuse what is not this run; nothing is written.
-
-        Raises:
-            OutputError: If the folder is a file, holds other files, or a run with other inputs.
-        """
+        """Read what is there, and refuse what is not this run; nothing is written."""
         state = cls(folder, inputs, target, overwrite=overwrite)
-        inside = _inside(folder)
+        inside = folder_names(folder)
         kept = _read(folder / STATE)
         if kept is None:
             if inside:
@@ -95,12 +91,7 @@ class State:
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[State]:
-        """Make the folder, keep other processes out, and tidy up after a run that was killed.
-
-        Raises:
-            OutputError: If the folder cannot be made or written to, another process is at work in
-                it, or something of it was removed meanwhile.
-        """
+        """Make the folder, keep other processes out, and tidy up after a run that was killed."""
         make_folder(self.folder)
         with exclusive(self.folder, inside=True):
             now = State.read(self.folder, self.inputs, self.target, overwrite=self.overwrite)
@@ -161,17 +152,6 @@ class State:
         write_json(self.folder / STATE, document)
 
 
-def _inside(folder: Path) -> list[str]:
-    try:
-        return list_names(folder) if folder.exists() else []
-    except NotADirectoryError as error:
-        raise OutputError(
-            f"'{folder}' is a file.", expected="a folder", remedy="choose another name"
-        ) from error
-    except OSError as error:
-        raise OutputError(f"'{folder}' cannot be read.", found=error.strerror) from error
-
-
 def _read(path: Path) -> dict[str, Any] | None:
     """The document, or None if there is none."""
     try:
@@ -179,7 +159,9 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
-        raise _unreadable(path, str(error)) from error
+        raise OutputError(
+            f"'{path}' is not what fix writes.", found=str(error), remedy="choose a new folder"
+        ) from error
 
 
 _TEXTS_BY_NAME: Final = Field(
@@ -193,12 +175,6 @@ _DOCUMENT: Final = {
     "target": replace(TEXT, required=False),
     "finished": _TABLES_BY_NAME,
 }
-
-
-def _unreadable(path: Path, found: str) -> OutputError:
-    return OutputError(
-        f"'{path}' is not what fix writes.", found=found, remedy="choose a new folder"
-    )
 
 
 def _differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

@@ -28,12 +28,7 @@ _NOT_IN_RESULTS: Final = ("workers", "device", "paper")
 
 
 def checked_splits(labels: Mapping[str, PartialLabels]) -> dict[str, PartialLabels]:
-    """The splits in order: "train" at least, each with ids, no image or group in two.
-
-    Raises:
-        ConfigError: If a split is not known or missing, or labels have no ids.
-        IdError: If an id or a group is in two splits.
-    """
+    """The splits in order: "train" at least, each with ids, no image or group in two."""
     if wrong := [name for name in labels if name not in SPLITS]:
         raise ConfigError(f"there is no split {wrong[0]!r}.", expected=", ".join(SPLITS))
     if "train" not in labels:
@@ -72,14 +67,7 @@ def checked_model(
     splits: Mapping[str, PartialLabels],
     preprocessing: Preprocessing | None,
 ) -> LoadedModel:
-    """The model, loaded, with a head whose rows have the names of the label columns.
-
-    Raises:
-        HeadError: If its head cannot be read.
-        ConfigError: If it has no checkpoint, or cannot be loaded again.
-        CategoryError: If the head lacks a category of the labels.
-        CatwiseError: As `load_model`.
-    """
+    """The model, loaded, with a head whose rows have the names of the label columns."""
     if isinstance(model, LoadedModel):
         loaded = dataclasses.replace(model, notes=list(model.notes))
     else:

@@ -137,12 +137,7 @@ def prepare(
         CatwiseError: As `load_model`.
     """
     config = config or FixConfig()
-    if (n_processes := ranks_of()[1]) > 1:
-        raise ConfigError(
-            "fix works in one process.",
-            found=f"WORLD_SIZE={n_processes}",
-            remedy="start it without torchrun; catwise extract shares out its work",
-        )
+    _refuse_processes()
     splits = checked_splits(labels)
     tuning = config.tuning()
     chosen = {name: tuning[name] for name in ("preset", "methods", "validation", "metric")}
@@ -169,6 +164,15 @@ def prepare(
         [*loaded.notes, *input_note(loaded.preprocessing), *notes],
         overwrite=overwrite,
     )
+
+
+def _refuse_processes() -> None:
+    if (n_processes := ranks_of()[1]) > 1:
+        raise ConfigError(
+            "fix works in one process.",
+            found=f"WORLD_SIZE={n_processes}",
+            remedy="start it without torchrun; catwise extract shares out its work",
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from catwise._io import atomic_folder, list_names, write_json, write_text
+from catwise._io import atomic_folder, folder_names, translated, write_json, write_text
 from catwise._version import __version__
 from catwise.errors import OutputError
 from catwise.reporting.html import render_report
@@ -88,34 +88,17 @@ def check_output(folder: str | os.PathLike[str], *, overwrite: bool = False) -> 
         OutputError: If a file is in the way, the folder is not empty, or it cannot be written.
     """
     path = Path(folder)
-    if path.exists() and not path.is_dir():
-        raise OutputError(f"'{path}' is a file.", expected="a folder", remedy="choose another name")
-    inside = _inside(path)
-    if inside and not overwrite:
+    if (inside := folder_names(path)) and not overwrite:
         raise OutputError(
             f"'{path}' exists and is not empty.",
             found=", ".join(inside[:3]),
             remedy="choose another folder, or replace an earlier run with --overwrite "
             "(overwrite=True)",
         )
-    foreign = [name for name in inside if name not in RUN_FILES]
-    if foreign:
-        raise OutputError(
-            f"'{path}' holds files that no run writes; it is not replaced.",
-            found=", ".join(foreign[:3]),
-            expected="an empty folder or an earlier run",
-            remedy="choose another folder",
-        )
+    folder_names(path, own=RUN_FILES, what="run")
     # A run is built beside its folder and renamed, so it is the parent that must be writable.
     _check_parent(path)
     return path
-
-
-def _inside(path: Path) -> list[str]:
-    try:
-        return list_names(path) if path.exists() else []
-    except OSError as error:
-        raise _refused(path, error) from error
 
 
 def _check_parent(path: Path) -> None:
@@ -135,14 +118,6 @@ def _check_parent(path: Path) -> None:
             found=f"no permission to write in '{parent}'",
             remedy="choose a folder that you may write to, or change its permissions",
         )
-
-
-def _refused(path: Path, error: OSError) -> OutputError:
-    return OutputError(
-        f"cannot write '{path}'.",
-        found=error.strerror or str(error),
-        remedy="choose a folder that you may write to",
-    )
 
 
 def write_run(
@@ -190,10 +165,8 @@ def write_run(
         writers["folds.safetensors"] = folds.save
     if document["evaluation"] is not None:
         writers["evaluation.json"] = lambda target: write_json(target, document["evaluation"])
-    try:
+    with translated(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _refused(path, error) from error
     with atomic_folder(path, overwrite=overwrite) as temporary:
         for name, write in writers.items():
             with _named(path / name):
