@@ -36,7 +36,7 @@ class Options:
         first=True,
         help="The model's checkpoint (.safetensors, .pt); it is never changed.",
     )
-    out: Path = option(metavar="PATH", first=True, help="The new checkpoint or folder.")
+    out: Path = option(first=True, help="The new checkpoint or folder.")
     model: str | None = option(
         None,
         metavar="KIND:NAME",
@@ -47,7 +47,7 @@ class Options:
         (), metavar="NAME=VALUE", help="An option of the architecture (repeatable)."
     )
     layer: str | None = option(None, metavar="NAME", help=LAYER_HELP)
-    prefix: str | None = option(None, metavar="TEXT", help=PREFIX_HELP)
+    prefix: str | None = option(None, help=PREFIX_HELP)
     images: Path | None = option(
         None, metavar="DIR", help="Images to run; made-up ones if not given."
     )

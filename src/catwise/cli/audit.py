@@ -33,7 +33,6 @@ class Options:
     few: int = option(
         5,
         low=1,
-        metavar="N",
         help="Under so many known positives (or negatives) a category has few.",
     )
     prevalence: tuple[str, ...] = option(
@@ -50,7 +49,6 @@ class Options:
     )
     logits: Path | None = option(
         None,
-        metavar="PATH",
         help="For --assume: logits (N, C) of a head that was not fitted on these rows.",
     )
     csv_path: Path | None = option(None, names="--csv", metavar="FILE", first=True, help=CSV_HELP)
@@ -166,13 +164,12 @@ def _show_bias(bias: list[dict[str, Any]] | None, output: Output) -> None:
 
 def _estimate(labels: PartialLabels, path: Path | None, assumption: str) -> list[dict[str, Any]]:
     """What the share of positives of each category would be under an assumption."""
-    from catwise.cli.inputs import load_features
-    from catwise.features import block_of
+    from catwise.features import block_of, read_features
     from catwise.joining import aligned_features, join_rows
     from catwise.labels import estimate_prevalence
 
     assert path is not None  # noqa: S101 - the options say so
-    given = load_features(path)
+    given = read_features(path)
     rows = join_rows(given, labels, name="logits").rows
     scores = block_of(aligned_features(given, rows), 0, labels.n_rows)
     found = estimate_prevalence(scores, labels, assumption=assumption)

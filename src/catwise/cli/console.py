@@ -29,9 +29,7 @@ class Output:
 
     json: bool = option(default=False, help="One JSON document on stdout, nothing else.")
     quiet: bool = option(default=False, names="-q --quiet", help="No tables, notes or progress.")
-    rows: int = option(
-        40, low=0, metavar="N", help="At most N rows of a table on the terminal; 0 for all."
-    )
+    rows: int = option(40, low=0, help="At most N rows of a table on the terminal; 0 for all.")
 
     @property
     def talks(self) -> bool:

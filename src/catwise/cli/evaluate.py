@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -101,8 +102,10 @@ def command(given: Options) -> None:
         None if given.against is None else _other(given.against, given.against_key, source, head)
     )
     features, labels = load_source(data, given.table)
-    found = _score(
-        other,
+    from catwise.metrics import compare_heads, evaluate
+
+    score = evaluate if other is None else partial(compare_heads, other)
+    found = score(
         head,
         (features, labels),
         metrics=metrics,
@@ -142,15 +145,6 @@ def _other(path: Path, key: str | None, source: HeadOptions, head: Head) -> Head
     if has_default_names(other.categories) and other.n_categories == len(names or head.categories):
         return other.replace(categories=names or head.categories)
     return other
-
-
-def _score(other: Head | None, head: Head, data: Any, **options: Any) -> Any:
-    """An evaluation of one head, or a comparison of two."""
-    from catwise.metrics import compare_heads, evaluate
-
-    if other is None:
-        return evaluate(head, data, **options)
-    return compare_heads(other, head, data, **options)
 
 
 def _show(document: dict[str, Any], metrics: tuple[str, ...], output: Output) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,9 +23,6 @@ from catwise.cli.options import (
 from catwise.errors import ConfigError, OutputError, ShapeError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from catwise.features.by_category import CategoryFeatures
     from catwise.features.inputs import Features
     from catwise.heads import Head
@@ -33,24 +31,13 @@ if TYPE_CHECKING:
 POLICIES: Final = ("unknown", "negative", "positive")
 
 
-def load_features(
-    path: Path | str, *, key: str | None = None, ids_key: str | None = None, check: bool = True
-) -> Features | CategoryFeatures:
-    """Read features; NaN and infinity are refused, unless somebody else will check."""
-    from catwise.features import read_features
-
-    return read_features(path, key=key, ids_key=ids_key, check=check)
-
-
 def load_source(data: SourceOptions, table: TableOptions) -> tuple[Any, PartialLabels]:
     """Read features and labels of one source."""
+    from catwise.features import read_features
+
     labels = load_dataset(data, table).labels
-    features = load_features(data.features, key=data.features_key, ids_key=data.ids_key)
-    if data.labels is None or data.split is None or data.split_column is None:
-        return features, labels
-    return split_features(
-        features, labels, data.labels, table, split_column=data.split_column, split=data.split
-    ), labels
+    features = read_features(data.features, key=data.features_key, ids_key=data.ids_key)
+    return split_features(features, labels, data, table), labels
 
 
 @dataclass(frozen=True)
@@ -72,10 +59,9 @@ class Pair:
 
 def load_pair(data: PairOptions, table: TableOptions) -> Pair:
     """Read training, validation and test data; what checks them looks at their values."""
+    from catwise.features import read_features
 
-    def read(path: Path | str) -> Features | CategoryFeatures:
-        return load_features(path, key=data.features_key, ids_key=data.ids_key, check=False)
-
+    read = partial(read_features, key=data.features_key, ids_key=data.ids_key, check=False)
     common = read(data.features)
     found: dict[str, tuple[Any, PartialLabels]] = {}
     about: dict[str, Any] = {}
@@ -89,16 +75,8 @@ def load_pair(data: PairOptions, table: TableOptions) -> Pair:
         labels = load_dataset(source, table).labels
         about[f"{name} features"] = describe_features(path or data.features, features)
         about[f"{name} labels"] = describe_labels(source, labels, table)
-        is_apart = own["valid"] if name == "train" else path
-        if is_apart is None and source.labels is not None and source.split is not None:
-            features = split_features(
-                features,
-                labels,
-                source.labels,
-                table,
-                split_column=str(source.split_column),
-                split=source.split,
-            )
+        if (own["valid"] if name == "train" else path) is None:
+            features = split_features(features, labels, source, table)
         found[name] = features, labels
     return Pair(found["train"], found.get("valid"), found.get("test"), about)
 
@@ -117,40 +95,32 @@ def _test_of(data: PairOptions, table: TableOptions) -> LabelledOptions | None:
 def split_features(
     features: Features | CategoryFeatures,
     labels: PartialLabels,
-    path: Path,
+    source: LabelledOptions,
     table: TableOptions,
-    *,
-    split_column: str,
-    split: str,
 ) -> Any:
-    """Features of one split: all of them where ids will join them, else the split's rows."""
-    if features.ids is not None and labels.ids is not None:
+    """Features of the split of a table: all where ids will join them, else the split's rows."""
+    joined = features.ids is not None and labels.ids is not None
+    if joined or table.layout == "long" or source.labels is None or source.split_column is None:
         return features
-    from catwise.joining import aligned_features
-
-    rows, n_rows = _rows_of_split(path, table, split_column, split)
-    if table.layout != "long" and n_rows != features.shape[0]:
-        raise ShapeError(
-            f"'{path}' and its features differ in their number of rows, and there are no ids.",
-            found=f"{features.shape[0]:,} rows of features, {n_rows:,} rows of labels",
-            expected="equal numbers, or ids on both sides to join them by",
-        )
-    return features if table.layout == "long" else aligned_features(features, rows)
-
-
-def _rows_of_split(
-    path: Path, table: TableOptions, column: str, split: str
-) -> tuple[NDArray[np.int64], int]:
-    """The rows of a table that are in a split, and how many rows there are in all."""
+    if source.split is None:
+        return features
     import numpy as np
 
     from catwise.data.table import open_labels
+    from catwise.joining import aligned_features
 
-    names: list[str] = []
-    file = open_labels(path, [column], delimiter=table.delimiter, header=table.header)
-    for batch in file.batches([column]):
-        names += map(str, batch.column(0).to_pylist())
-    return np.flatnonzero(np.array(names) == split), len(names)
+    wanted = [source.split_column]
+    file = open_labels(source.labels, wanted, delimiter=table.delimiter, header=table.header)
+    batches = file.batches(wanted)
+    names = np.array([str(one) for batch in batches for one in batch.column(0).to_pylist()])
+    if len(names) != features.shape[0]:
+        raise ShapeError(
+            f"'{source.labels}' and its features differ in their number of rows, and there are no "
+            "ids.",
+            found=f"{features.shape[0]:,} rows of features, {len(names):,} rows of labels",
+            expected="equal numbers, or ids on both sides to join them by",
+        )
+    return aligned_features(features, np.flatnonzero(names == source.split))
 
 
 def load_logits(path: Path, data: PairOptions, table: TableOptions, pair: Pair) -> Any:
@@ -158,23 +128,15 @@ def load_logits(path: Path, data: PairOptions, table: TableOptions, pair: Pair) 
 
     Rows without ids are those of the training features' file.
     """
-    from catwise.features import Features, block_of, check_finite
+    from catwise.features import Features, block_of, check_finite, read_features
     from catwise.joining import aligned_features, join_rows
 
     features, labels = pair.train
-    logits = load_features(path, check=False)
+    logits: Any = read_features(path, check=False)
     check_finite(logits, name="logits")
     if logits.ids is None and features.ids is not None and logits.shape[0] == features.shape[0]:
         logits = Features(logits.values, features.ids)
-    if data.labels is not None and data.split_column is not None:
-        logits = split_features(
-            logits,
-            labels,
-            data.labels,
-            table,
-            split_column=data.split_column,
-            split=data.train_split,
-        )
+    logits = split_features(logits, labels, data.train, table)
     rows = join_rows(logits, labels, name="logits").rows
     return block_of(aligned_features(logits, rows), 0, labels.n_rows)
 

@@ -39,7 +39,7 @@ class ModelOptions:
         help="An option of the architecture, such as bn_eps=0.001 (repeatable).",
     )
     layer: str | None = option(None, metavar="NAME", help=LAYER_HELP)
-    prefix: str | None = option(None, metavar="TEXT", help=PREFIX_HELP)
+    prefix: str | None = option(None, help=PREFIX_HELP)
     input_size: str | None = option(None, metavar="HxW", help="Pixels.  [default: the model's own]")
     mean: str | None = option(None, metavar="LIST", help="Of the channels: 0.5 or 0.5,0.5,0.5")
     std: str | None = option(None, metavar="LIST", help="Of the channels.")

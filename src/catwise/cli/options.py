@@ -38,10 +38,10 @@ class TableOptions:
     id_column: str | None = option(
         None, metavar="NAME", first=True, help="Column of the image ids."
     )
-    id_prefix: str = option("", metavar="TEXT", help="Put before each id of the table.")
-    id_suffix: str = option("", metavar="TEXT", help="Put after each id of the table.")
-    strip_prefix: str = option("", metavar="TEXT", help="Taken off each id of the table.")
-    strip_suffix: str = option("", metavar="TEXT", help="Taken off each id of the table.")
+    id_prefix: str = option("", help="Put before each id of the table.")
+    id_suffix: str = option("", help="Put after each id of the table.")
+    strip_prefix: str = option("", help="Taken off each id of the table.")
+    strip_suffix: str = option("", help="Taken off each id of the table.")
     group_column: str | None = option(
         None, metavar="NAME", help="Column of the groups (patients) that are never split."
     )
@@ -61,9 +61,7 @@ class TableOptions:
     value_column: str | None = option(
         None, metavar="NAME", help="Column of the values in a long table.  [default: value]"
     )
-    delimiter: str | None = option(
-        None, metavar="TEXT", help="Between fields, if not as the file's suffix says."
-    )
+    delimiter: str | None = option(None, help="Between fields, if not as the file's suffix says.")
     header: bool | None = option(
         None,
         names="--header/--no-header",
@@ -75,9 +73,7 @@ class TableOptions:
         choices=("unknown", "negative"),
         help="What a category is that is in no list of an image. Never guessed.",
     )
-    separator: str | None = option(
-        None, metavar="TEXT", help="Between the categories of a list in a text table."
-    )
+    separator: str | None = option(None, help="Between the categories of a list in a text table.")
 
     def __post_init__(self) -> None:
         if self.layout == "lists":
@@ -162,7 +158,7 @@ class FileKeys:
 class SourceOptions(LabelledOptions, FileKeys):
     """One labelled source: features, labels, and which rows of them."""
 
-    features: Path | str = option(metavar="PATH", first=True, prefixed=True, help=FEATURES_HELP)
+    features: Path | str = option(first=True, prefixed=True, help=FEATURES_HELP)
 
     def __post_init__(self) -> None:
         if self.labels is not None and (self.split is None) != (self.split_column is None):
@@ -174,18 +170,14 @@ class SourceOptions(LabelledOptions, FileKeys):
 class PairOptions(LabelFiles, FileKeys):
     """Training data, and validation and test data if there are any."""
 
-    features: Path | str = option(
-        metavar="PATH", first=True, help=f"Training features. {FEATURES_HELP}"
-    )
+    features: Path | str = option(first=True, help=f"Training features. {FEATURES_HELP}")
     valid_features: Path | str | None = option(
         None,
-        metavar="PATH",
         help="Validation features.  [default: those of --features, joined by id]",
     )
     valid_labels: Path | None = option(None, metavar="FILE", help="Validation labels.")
     test_features: Path | str | None = option(
         None,
-        metavar="PATH",
         help="Features of rows that fit and choose nothing and judge at the end.  [default: "
         "those of --features, joined by id]",
     )

@@ -74,7 +74,6 @@ class Options:
     n: tuple[int, ...] = option(
         (),
         low=0,
-        metavar="N",
         help="Keep N positives and N negatives of each category (repeatable, nested).",
     )
     single_positive: bool = option(default=False, help="Keep one positive of each row, no more.")
