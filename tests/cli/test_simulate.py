@@ -321,7 +321,7 @@ def test_tables_that_cannot_be() -> None:
     with pytest.raises(ShapeError, match="too many for a wide table"):
         writer_of(huge).check(huge)
     bad = PartialLabels([[1]], ids=["\ud800"])
-    with pytest.raises(OutputError, match="no Unicode text"):
+    with pytest.raises(OutputError, match="not Unicode text"):
         writer_of(bad).write(bad, Path("bad.csv"))
     assert not Path("bad.csv").exists()
 

@@ -242,7 +242,7 @@ def _verified(loaded: LoadedModel, path: Path, tuned: Head, images: Path | None)
 
 @contextlib.contextmanager
 def _rehearsed(out: Path) -> Iterator[Path]:
-    """A place of the output's name in a hidden folder: what does not hold never gets to its own."""
+    """A place of the output's name in a hidden folder: what fails never gets to its own."""
     from catwise._io import Temporary, translated
     from catwise.errors import CatwiseError
 

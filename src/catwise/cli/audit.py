@@ -184,7 +184,7 @@ def _estimate(labels: PartialLabels, path: Path | None, assumption: str) -> list
 def _show_estimate(
     estimate: list[dict[str, Any]] | None, assumption: str | None, output: Output
 ) -> None:
-    """What the share of positives would be; where it cannot be told, a dash."""
+    """What the share of positives would be; a dash where it is unknown."""
     if estimate is None:
         return
     from catwise._text import score

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 _WIDTH: Final = 120
-"""Columns where the output is no terminal and COLUMNS is not set."""
+"""Columns where the output is not a terminal and COLUMNS is not set."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Output:
     def progress(self) -> Iterator[ProgressCallback | None]:
         """Give a callback that draws progress with an estimate of the time left.
 
-        None where nobody looks: stderr is no terminal, or quiet or JSON output is wanted.
+        None where nobody looks: stderr is not a terminal, or quiet or JSON output is wanted.
         """
         if not self.talks or not sys.stderr.isatty():
             yield None

@@ -174,7 +174,7 @@ def _prepare(
 
 
 def _introduce(job: PreparedFix, output: Output) -> None:
-    """What was understood, before the work begins."""
+    """What was understood, before the work starts."""
     from catwise.models.card import preprocessing_text
 
     output.line(f"{job.model.name}: classification layer {job.model.layer}")

@@ -82,7 +82,7 @@ def load_pair(data: PairOptions, table: TableOptions) -> Pair:
 
 
 def _test_of(data: PairOptions, table: TableOptions) -> LabelledOptions | None:
-    """The test labels; in a table of their own the split column, if it is there, is no category."""
+    """The test labels; in a table of their own a split column, if any, is not a category."""
     source, column = data.test, data.split_column
     if source is None or column is None or data.test_labels is None:
         return source
@@ -124,7 +124,7 @@ def split_features(
 
 
 def load_logits(path: Path, data: PairOptions, table: TableOptions, pair: Pair) -> Any:
-    """Read what the model itself said of the training images, in the order of their labels.
+    """Read the model's own logits of the training images, in the order of their labels.
 
     Rows without ids are those of the training features' file.
     """
@@ -207,7 +207,7 @@ def read_names(path: Path) -> list[str]:
 
 
 def load_policy(policy: PolicyOptions) -> LabelPolicy | None:
-    """What uncertain and blank labels count as; None where nothing was said."""
+    """What uncertain and blank labels count as; None where neither was given."""
     if policy.uncertain is None and policy.blank is None:
         return None
     given: dict[str, Any] = {}

@@ -28,7 +28,7 @@ def load_labels(
 
 
 def load_dataset(source: LabelledOptions, table: TableOptions) -> Dataset:
-    """Read a label table, or a data set in its official layout, with all that is told of its rows.
+    """Read a label table, or a data set in its official layout, with all that is known of its rows.
 
     Splits of a table are those of its split column; without one they are blank, as its paths are.
     """

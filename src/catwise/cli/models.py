@@ -95,7 +95,7 @@ def load_the_model(options: ModelOptions) -> LoadedModel:
 
 
 def preprocessing_of(options: ModelOptions, own: Preprocessing) -> Preprocessing:
-    """The model's own preprocessing with what was said instead."""
+    """The model's own preprocessing with what was given instead."""
     given: dict[str, Any] = {}
     if options.input_size is not None:
         given["size"] = _size(options.input_size)

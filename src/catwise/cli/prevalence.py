@@ -85,7 +85,7 @@ def _table_shares(path: Path) -> dict[str, float]:
             where = file.place(row, "prevalence")
             row += 1
             if name in shares:
-                raise ConfigError(f"{where}: {name!r} is there twice.")
+                raise ConfigError(f"{where}: duplicate category {name!r}.")
             if value is not None and str(value).strip():
                 shares[name] = _share(value, where)
     return shares

@@ -126,7 +126,7 @@ class TableWriter:
         except UnicodeEncodeError as error:
             raise OutputError(
                 f"cannot write '{path}'.",
-                found=f"a name that is no Unicode text: {error.object!r}",
+                found=f"a name that is not Unicode text: {error.object!r}",
                 remedy="correct the ids or names",
             ) from error
 

@@ -239,11 +239,11 @@ def _train(
     target, weight = make_targets(train.labels, LabelPolicy(blank="negative"))
     started = time.perf_counter()
 
-    def told(epoch: int) -> None:
+    def report(epoch: int) -> None:
         if progress is not None:
             progress(Progress("training the network", epoch, config.epochs))
 
-    told(0)
+    report(0)
     network = train_network(
         train.scenes.images,
         target,
@@ -251,7 +251,7 @@ def _train(
         width=config.width,
         epochs=config.epochs,
         seed=seed,
-        on_epoch=told,
+        on_epoch=report,
     )
     return network, round(time.perf_counter() - started, 2)
 
@@ -315,7 +315,7 @@ def _named(name: str, progress: ProgressCallback | None) -> ProgressCallback | N
     """Put what is being tuned before each stage."""
     if progress is None:
         return None
-    return lambda told: progress(told._replace(stage=f"{name}: {told.stage}"))
+    return lambda step: progress(step._replace(stage=f"{name}: {step.stage}"))
 
 
 def _fit_ceiling(

@@ -92,7 +92,7 @@ def _missing(missing: Sequence[str], n_ids: int, names: Sequence[str], shown: st
         f"{shown}: {', '.join(map(repr, names[:3]))}",
         expected="files named after the ids, with any image suffix",
         remedy="--id-column names the column of the ids; --id-prefix, --id-suffix, --strip-prefix "
-        "and --strip-suffix change them; --missing skip goes on without these images",
+        "and --strip-suffix change them; --missing skip leaves these images out",
     )
 
 
@@ -122,8 +122,8 @@ def listed_images(
         raise IdError(
             f"{len(missing):,} of {len(names):,} labelled images are not in '{root}'.",
             found=", ".join(repr(str(whole.root / paths[row])) for row in missing[:3]),
-            remedy="--images names the folder that the paths start from; --missing skip goes on "
-            "without these images",
+            remedy="--images names the folder that the paths start from; --missing skip leaves "
+            "these images out",
         )
     source = FolderImages(root, [paths[row] for row in there], [names[row] for row in there])
     return FoundImages(source, tuple(names[row] for row in missing), 0)

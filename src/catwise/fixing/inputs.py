@@ -55,7 +55,7 @@ def _refuse_common(what: str, names: Mapping[str, NDArray[Any] | None]) -> None:
                 f"{len(common):,} {what} are in the {seen[common[0]]} and the {split} labels.",
                 found=", ".join(map(repr, common[:3])),
                 expected="each image and each group (patient) in one split only",
-                remedy="split anew by group" if what == "groups" else "correct the split column",
+                remedy="split again, by group" if what == "groups" else "correct the split column",
             )
         seen |= dict.fromkeys(unique, split)
 
@@ -96,7 +96,7 @@ def checked_model(
 
 
 def input_note(take: Preprocessing) -> list[str]:
-    """A word of warning where nobody said what the model was trained on."""
+    """A word of warning where it is not known what the model was trained on."""
     if not take.source.endswith(("(untrained)", "assumed")):
         return []
     note = (

@@ -1,7 +1,7 @@
 """Read, extract, tune and evaluate, write back, verify, report.
 
-Every step leaves its result in the output folder, whole or not at all; a run that was stopped goes
-on where it was, and ends with the same bytes.
+Every step leaves its result in the output folder, whole or not at all; a run that was stopped
+resumes where it was, and ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _DONE: Final = "done"
 _LOOKED_AT: Final = 8
 _OPTIONS: Final = ("missing", "undecodable", "flips", "force")
 """What decided which images are used and how, beside what the configuration of `tune` says."""
-_SAYS: Final = {
+_STEP_TEXTS: Final = {
     "extract": "images through the model",
     "tune": "tuning the head and scoring both on the test images",
     "apply": "writing the checkpoint",
@@ -85,7 +85,7 @@ def fix(
         model: as `load_model` takes it, or a loaded model.
         images: the images, by the labels' ids; a folder, see `find_images`.
         labels: by split: "train" and, where there are any, "valid" and "test"; each with ids.
-        out: the folder to fill; an unfinished run there goes on.
+        out: the folder to fill; an unfinished run there is resumed.
         progress: called now and then.
         **options: as `prepare`.
 
@@ -267,11 +267,11 @@ class PreparedFix:
 
 
 def _teller(report: ProgressCallback | None, ahead: list[str]) -> Any:
-    """What says which step begins, of those that are left."""
+    """Reports which step starts, of those that are left."""
 
     def tell(step: str) -> None:
         if report is not None and step in ahead:
-            report(Progress("fix", ahead.index(step), len(ahead), _SAYS[step]))
+            report(Progress("fix", ahead.index(step), len(ahead), _STEP_TEXTS[step]))
         elif report is not None and step == _DONE:
             report(Progress("fix", len(ahead), len(ahead), _DONE))
 
@@ -286,7 +286,7 @@ def _extract(
     state.done("extract")
     state.steps["extract"] = "kept"  # it runs if it says how far it is
 
-    def told(message: Progress) -> None:
+    def report(message: Progress) -> None:
         state.steps["extract"] = "ran"
         if progress is not None:
             progress(message)
@@ -300,7 +300,7 @@ def _extract(
         ids=ids,
         **config.extraction(),
         overwrite=job.overwrite,
-        progress=told,
+        progress=report,
     )
     there = set(store.ids.tolist())
     left_out = job.left_out + [

@@ -7,7 +7,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final
 
 from catwise._text import (
     clean,
@@ -29,7 +29,7 @@ from catwise.reporting.summary import (
     outcome_text,
     scored_on,
 )
-from catwise.reporting.tables import by_difference
+from catwise.reporting.tables import Column, by_difference, numbers, text
 
 _TITLES: Final = {"tune": "Category-wise fine-tuning", "select": "Selection of heads"}
 _SHOWN_NAMES: Final = 12
@@ -138,61 +138,44 @@ def _candidates(records: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(names)
 
 
-class _Cell(NamedTuple):
-    """What a cell shows, and what it is sorted by."""
+def _columns(candidates: Sequence[str]) -> list[Column]:
+    """Every column after the category's name."""
+    counts = {
+        f"{data} {sign}": f"n_{name}_{data}"
+        for data in ("train", "valid")
+        for sign, name in (("+", "positive"), ("−", "negative"))
+    }
 
-    text: str
-    key: Any
-
-
-def _plain(value: object) -> str:
-    return "" if value is None else str(value)
-
-
-def _columns(candidates: Sequence[str]) -> list[tuple[str, str, _Maker]]:
-    """Heading, kind and cells of every column after the category's name."""
-
-    def of(key: str, text: Callable[[object], str] = _plain) -> _Maker:
-        return lambda record: _Cell(text(record.get(key)), _sort_key(record.get(key)))
-
-    def bounds(record: Mapping[str, Any]) -> _Cell:
-        return _Cell(gain_interval(record), _sort_key(record.get("gain_low")))
-
-    def candidate(name: str) -> _Maker:
-        return lambda record: of(name, score)(record.get("candidates") or {})
+    def candidate(name: str) -> Callable[[Mapping[str, Any]], object]:
+        return lambda record: score((record.get("candidates") or {}).get(name))
 
     return [
-        ("status", "status", of("status")),
-        ("before", "number", of("before", score)),
-        ("after", "number", of("after", score)),
-        ("gain", "number", of("gain", gain)),
-        ("interval", "number", bounds),
-        ("raw", "number", of("selected_on", score)),
-        ("train +", "number", of("n_positive_train", count)),
-        ("train −", "number", of("n_negative_train", count)),
-        ("valid +", "number", of("n_positive_valid", count)),
-        ("valid −", "number", of("n_negative_valid", count)),
-        ("AUROC gap", "number", of("gap_auroc", gain)),
-        *((f"{name} (raw)", "number", candidate(name)) for name in candidates),
-        ("candidate", "text", of("candidate")),
-        ("why", "why", lambda record: _Cell(_why(record), str(record.get("reason", "")))),
+        text("status"),
+        *numbers(score, "before", "after"),
+        *numbers(gain, "gain"),
+        Column("interval", gain_interval, "gain_low"),
+        *numbers(score, raw="selected_on"),
+        *numbers(count, **counts),
+        *numbers(gain, **{"AUROC gap": "gap_auroc"}),
+        *(Column(f"{name} (raw)", candidate(name), name) for name in candidates),
+        text("candidate"),
+        Column("why", _why, "reason", numeric=False),
     ]
 
 
-_Maker: TypeAlias = "Callable[[Mapping[str, Any]], _Cell]"
-
-
-def _sort_key(value: Any) -> Any:
+def _sort_key(record: Mapping[str, Any], column: Column) -> Any:
+    of = (record.get("candidates") or {}) if column.name.endswith(" (raw)") else record
+    value = of.get(column.key)
     return "" if value is None else value
 
 
 def _table(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The table of all categories; columns in which no category has a number are left out."""
-    made = [
-        (heading, kind, [make(record) for record in records])
-        for heading, kind, make in _columns(_candidates(records))
+    columns = [
+        (column, [_sort_key(record, column) for record in records])
+        for column in _columns(_candidates(records))
     ]
-    columns = [one for one in made if one[1] != "number" or any(c.key != "" for c in one[2])]
+    shown = [one for one in columns if not one[0].numeric or any(key != "" for key in one[1])]
     rows = []
     for number, record in enumerate(records):
         status = str(record.get("status", ""))
@@ -203,12 +186,19 @@ def _table(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 "status": status if status in STATUSES else "other",
                 "outcome": outcome_of(record),
                 "cells": [
-                    (f"{kind} change" if heading == "gain" else kind, *cells[number])
-                    for heading, kind, cells in columns
+                    (_kind(column, cell=True), str(column.cell(record)), keys[number])
+                    for column, keys in shown
                 ],
             }
         )
-    return {"headings": [(heading, kind) for heading, kind, _ in columns], "rows": rows}
+    return {"headings": [(column.name, _kind(column)) for column, _ in shown], "rows": rows}
+
+
+def _kind(column: Column, *, cell: bool = False) -> str:
+    """The class of a column's heading, and of its cells."""
+    if column.numeric:
+        return "number change" if cell and column.name == "gain" else "number"
+    return column.name if column.name in {"status", "why"} else "text"
 
 
 def _why(record: Mapping[str, Any]) -> str:

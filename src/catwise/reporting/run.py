@@ -60,12 +60,12 @@ def run_document(
         "notes": result.notes,
         "evaluation": getattr(result, "evaluation", None),
     }
-    told = headline(document)
+    first = headline(document)
     document["summary"] = {
-        "verdict": told.verdict,
-        "headline": told.text,
-        "headline_rows": told.rows,
-        "chose": told.chose,
+        "verdict": first.verdict,
+        "headline": first.text,
+        "headline_rows": first.rows,
+        "chose": first.chose,
         **result.summary,
     }
     ready: dict[str, Any] = json_ready(document)
@@ -78,7 +78,7 @@ def check_output(folder: str | os.PathLike[str], *, overwrite: bool = False) -> 
     A folder with files that no run writes is never replaced, whatever is asked for.
 
     Args:
-        folder: where the run shall be; missing parents will be made.
+        folder: output directory; missing parents will be made.
         overwrite: whether an earlier run there may be replaced.
 
     Returns:

@@ -134,10 +134,10 @@ def summary_lines(document: Mapping[str, Any]) -> list[str]:
     >>> summary_lines({"summary": {}, "records": [{"status": "kept"}]})[-1]
     'Rows of the head: 0 replaced, 1 kept, 0 skipped.'
     """
-    told = headline(document)
+    first = headline(document)
     found = Counter(str(record.get("status", "")) for record in document.get("records") or [])
     counts = ", ".join(f"{found[status]:,} {status}" for status in STATUSES)
-    return [*filter(None, (told.text, told.chose)), f"Rows of the head: {counts}."]
+    return [*filter(None, (first.text, first.chose)), f"Rows of the head: {counts}."]
 
 
 def metric_label(name: object) -> str:

@@ -120,30 +120,40 @@ def records_csv(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 class Column(NamedTuple):
-    """A column of a table: its heading, what a row has there, and whether that is a number."""
+    """A column of a table.
+
+    Attributes:
+        name: its heading.
+        cell: what a row has there.
+        key: of what it is sorted by.
+        numeric: whether it holds numbers.
+    """
 
     name: str
     cell: Callable[[Row], object]
+    key: str
     numeric: bool = True
 
 
 def text(name: str, key: str = "") -> Column:
     """A column of texts, by default under the heading of its key."""
-    return Column(name, lambda row: row.get(key or name) or "", numeric=False)
+    key = key or name
+    return Column(name, lambda row: row.get(key) or "", key, numeric=False)
 
 
 def numbers(write: Callable[[object], str], *keys: str, **headed: str) -> list[Column]:
     """Columns of numbers, as `write` writes them: {heading: key}, or under the name of the key."""
 
     def column(name: str, key: str) -> Column:
-        return Column(name, lambda row: write(row.get(key)))
+        return Column(name, lambda row: write(row.get(key)), key)
 
     return [column(*one) for one in ({key: key for key in keys} | headed).items()]
 
 
 def bounds(name: str, key: str, write: Callable[[object, object], str] = interval) -> Column:
     """A column of intervals, from `key`_low to `key`_high."""
-    return Column(name, lambda row: write(row.get(f"{key}_low"), row.get(f"{key}_high")))
+    low, high = f"{key}_low", f"{key}_high"
+    return Column(name, lambda row: write(row.get(low), row.get(high)), low)
 
 
 def build_table(
@@ -218,8 +228,8 @@ def records_table(records: Sequence[Row], *, limit: int = 40, title: str = "Cate
         *numbers(score, "before", "after"),
         *(numbers(score, raw="selected_on") if raw else []),
         *numbers(gain, "gain"),
-        Column("interval", gain_interval),
-        Column("+ / −", _known),
+        Column("interval", gain_interval, "gain_low"),
+        Column("+ / −", _known, ""),
         text("why", "reason"),
     ]
 
@@ -281,7 +291,7 @@ def differences_table(
             *numbers(gain, "difference"),
             bounds(f"{evaluation['level']:.0%} interval", "difference"),
             *numbers(count, positives="n_positive"),
-            Column("shows", outcome_text, numeric=False),
+            Column("shows", outcome_text, "outcome", numeric=False),
         ],
         title=title,
         limit=limit,
