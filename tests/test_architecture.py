@@ -29,7 +29,7 @@ MAX_CODE = 45  # of a function, as scripts/longest counts
 # A module imports from earlier layers and from its own package only.
 LAYERS = (
     {"_version", "_limits", "_lazy", "errors", "progress"},
-    {"_lock"},
+    {"_lock", "_splitmix"},
     {"_io", "_arrays", "_json", "_zip", "_extras", "_device", "_names", "_options", "_text"},
     {"_configs"},
     {"_safetensors"},

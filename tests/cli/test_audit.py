@@ -299,7 +299,11 @@ def test_prevalence_of_files() -> None:
         ("cat", ConfigError.exit_code, "NAME=VALUE or a file"),
         ("dgo=0.5", CategoryError.exit_code, "did you mean 'dog'"),
         ("bad.csv", ConfigError.exit_code, "line 3, column 'prevalence'"),
-        ("twice.csv", ConfigError.exit_code, "line 3, column 'prevalence': duplicate category 'cat'"),
+        (
+            "twice.csv",
+            ConfigError.exit_code,
+            "line 3, column 'prevalence': duplicate category 'cat'",
+        ),
         ("none.csv", LabelError.exit_code, "no column 'prevalence'"),
         ("bad.json", ConfigError.exit_code, "cannot read prevalences"),
         ("list.json", ConfigError.exit_code, "holds no prevalences"),

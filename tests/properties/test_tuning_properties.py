@@ -14,8 +14,8 @@ import catwise
 from catwise import PartialLabels
 from catwise.features import Features, row_digests
 from catwise.heads.core import head_bytes
+from catwise.labels.partition import assign_folds
 from catwise.testing import Task, assert_same_head, make_task
-from catwise.tuning.choice.folds import assign_folds
 from catwise.tuning.choice.nested import FoldScores, nested_choice
 from catwise.tuning.choice.rules import choose_each, choose_one
 from catwise.tuning.presets.crossfit import DefaultConfig

@@ -8,7 +8,7 @@ import pytest
 from catwise.errors import ConfigError
 from catwise.features import row_digests
 from catwise.labels import PartialLabels
-from catwise.tuning.choice.folds import assign_folds
+from catwise.labels.partition import assign_folds
 
 
 def table(rows=203, categories=6, *, share=0.15, known=0.7, seed=0, groups=None):

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as arrays
 
 from catwise.errors import ConfigError
 from catwise.labels import PartialLabels
-from catwise.labels.splits import split_labels
+from catwise.labels.partition import split_labels
 
 SHARES = {"train": 0.7, "valid": 0.1, "test": 0.2}
 NAMES = list(SHARES)
@@ -165,7 +165,7 @@ def test_blocks_change_nothing(monkeypatch, storage, per_group):
     """How many rows are looked at together does not matter, in groups of any size."""
     labels = make(400, per_group=per_group, storage=storage)
     whole = split_labels(labels, SHARES)
-    monkeypatch.setattr("catwise.labels.splits.BLOCK_ENTRIES", 64)
+    monkeypatch.setattr("catwise.labels.partition.BLOCK_ENTRIES", 64)
     assert split_labels(labels, SHARES).tolist() == whole.tolist()
 
 

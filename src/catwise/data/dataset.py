@@ -133,6 +133,6 @@ class Dataset:
         >>> Dataset("mine", Path("."), [""] * 4, labels, [""] * 4).with_splits([0.5, 0.5])
         Dataset('mine', n_images=4, n_categories=1, splits={'0': 2, '1': 2})
         """
-        from catwise.labels.splits import split_labels
+        from catwise.labels.partition import split_labels
 
         return dataclasses.replace(self, splits=split_labels(self.labels, shares, seed=seed))

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from catwise._arrays import as_numpy
+from catwise._splitmix import STEP, mix
 from catwise.errors import ShapeError
 from catwise.features.blocks import feature_shape, iterate_blocks
 from catwise.features.ids import id_text
@@ -79,19 +80,10 @@ def _of_ids(ids: Any, n_rows: int) -> NDArray[np.uint64]:
 
 @lru_cache(maxsize=8)
 def _keys(n_features: int) -> NDArray[np.uint64]:
-    """(2, D + 1) fixed random keys: SplitMix64, another part of its sequence for each D.
-
-    Source: G. Steele, D. Lea and C. Flood, "Fast splittable pseudorandom number generators",
-    OOPSLA 2014.
-    """
-    step, first, second = (
-        np.uint64(value) for value in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-    )
-    count = np.arange(1, 2 * (n_features + 1) + 1, dtype=np.uint64)
-    state = (count + (np.uint64(n_features) << np.uint64(32))) * step
-    state = (state ^ (state >> np.uint64(30))) * first
-    state = (state ^ (state >> np.uint64(27))) * second
-    keys: NDArray[np.uint64] = (state ^ (state >> np.uint64(31))).reshape(2, n_features + 1)
+    """(2, D + 1) fixed random keys, another part of the sequence of SplitMix64 for each D."""
+    count = np.arange(2 * (n_features + 1), dtype=np.uint64)
+    keys = mix((count + (np.uint64(n_features) << np.uint64(32))) * STEP)
+    keys = keys.reshape(2, n_features + 1)
     keys.flags.writeable = False
     return keys
 

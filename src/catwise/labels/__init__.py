@@ -15,6 +15,7 @@ from catwise.labels.core import PartialLabels
 from catwise.labels.dropping import DRAWS, drop_uniform, keep_per_category, keep_single_positive
 from catwise.labels.encodings import ENCODINGS, Encoding, fitting_encodings
 from catwise.labels.findings import FINDINGS, find_suspicious, unknown_together
+from catwise.labels.partition import split_labels
 from catwise.labels.policy import LabelPolicy, Targets, make_targets
 from catwise.labels.priors import (
     ASSUMPTIONS,
@@ -25,7 +26,6 @@ from catwise.labels.priors import (
     selection_bias,
 )
 from catwise.labels.reasons import REASONS
-from catwise.labels.splits import split_labels
 
 __all__ = [
     "ASSUMPTIONS",

@@ -309,6 +309,16 @@ class PartialLabels:
         for start in range(0, self.n_rows, step):
             yield start, self.block(start, start + step)
 
+    def units(self) -> Rows:
+        """(N,) int64: the number of each row's group in the order of names, or of the row itself.
+
+        >>> PartialLabels([[1], [0], [1]], groups=["b", "a", "b"]).units()
+        array([1, 0, 1])
+        """
+        if self.groups is None:
+            return np.arange(self.n_rows)
+        return np.unique(self.groups, return_inverse=True)[1].astype(np.int64)
+
     def column(self, j: int | str) -> Codes:
         """Codes of one category, by position or name, as a new (N,) int8 array.
 

@@ -7,36 +7,21 @@ the storage, or on how the work is cut.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from catwise._splitmix import mix
 from catwise.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from catwise.labels.core import PartialLabels
-
-__all__ = ["category_keys", "draws", "row_keys", "uniform"]
 
 CHUNK_ROWS: Final = 1 << 16
 
 U64 = NDArray[np.uint64]
-
-
-def mix(values: U64) -> U64:
-    """Spread every bit of 64 over all of them; one-to-one.
-
-    Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014
-    (SplitMix64).
-    """
-    z = values + np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    spread: U64 = z ^ (z >> np.uint64(31))
-    return spread
 
 
 def row_keys(labels: PartialLabels) -> U64:

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from catwise._splitmix import mix
 from catwise.errors import ShapeError
 from catwise.labels.codes import UNKNOWN
 from catwise.labels.columns import ranges
-from catwise.labels.draws import mix, text_keys
+from catwise.labels.draws import text_keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

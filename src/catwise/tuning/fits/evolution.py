@@ -30,8 +30,9 @@ import torch
 from torch import Tensor
 
 from catwise._configs import SELECTIONS, EvolutionConfig
+from catwise._splitmix import mix
 from catwise.errors import ShapeError
-from catwise.labels.draws import category_keys, mix, uniform
+from catwise.labels.draws import category_keys, uniform
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

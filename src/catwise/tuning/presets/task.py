@@ -16,6 +16,7 @@ from catwise.errors import LabelError
 from catwise.heads import Head
 from catwise.joining import source_ids
 from catwise.labels import PartialLabels
+from catwise.labels.partition import assign_folds
 from catwise.metrics import Metric
 from catwise.metrics.intervals import Units
 from catwise.metrics.per_category import undefined_reason
@@ -23,7 +24,6 @@ from catwise.progress import ProgressCallback
 from catwise.tuning.account.memorisation import MemorisationGap, memorisation_gap
 from catwise.tuning.account.records import Scores
 from catwise.tuning.account.results import FoldArtifacts, changed_head
-from catwise.tuning.choice.folds import assign_folds
 from catwise.tuning.choice.gains import Corrected, Scorer, levels
 from catwise.tuning.choice.rules import MIN_POSITIVES
 from catwise.tuning.inputs import LabelledSource, TuningInputs, check_sources

@@ -1,34 +1,32 @@
-"""Named splits of partial labels: groups whole, known positives and negatives spread evenly.
+"""Rows assigned to parts: named splits and folds, groups whole, known labels spread evenly.
 
-Every category gives two strata, its known positives and its known negatives, and the rows are one
-more. Rows or groups are dealt one after the other, those that hold the rarest stratum first. Each
-goes to the split that it leaves closest to the shares, by the sum over its strata of
+Splits: every category gives two strata, its known positives and its known negatives, and the rows
+are one more. Rows or groups are assigned one after the other, those that hold the rarest stratum
+first. Each goes to the split that it leaves closest to the shares, by the sum over its strata of
 (what the split has − what it should have)² / what it should have. With one stratum this is the
-apportionment of Sainte-Laguë.
+apportionment of Sainte-Laguë. A split with the same seed stays the same: papers name them.
+
+Folds are made anew in every run, of equal size, and have to be quick: a category's positives are
+what is scarce, so they are assigned first, the rarest category before the others, each to the
+folds that have least of it; rows without a known positive fill up the folds.
 
 Source: Sechidis, Tsoumakas and Vlahavas, "On the stratification of multi-label data", ECML PKDD
-2011, for dealing the rarest labels first; here over known labels of both classes, and for groups.
+2011, for assigning the rarest labels first; here over known labels, and for groups.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
+from catwise._splitmix import STEP, mix
 from catwise.errors import ConfigError
+from catwise.labels.codes import Rows
+from catwise.labels.core import PartialLabels
 from catwise.labels.draws import category_keys, draws, row_keys, text_keys
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from numpy.typing import NDArray
-
-    from catwise.labels.codes import Rows
-    from catwise.labels.core import PartialLabels
-
-__all__ = ["split_labels"]
 
 BLOCK_ENTRIES: Final = 1 << 23
 SUM_TOLERANCE: Final = 1e-6
@@ -139,10 +137,8 @@ def _too_few(labels: PartialLabels, n_units: int, names: list[str], expected: st
 
 def _units(labels: PartialLabels) -> tuple[Rows, NDArray[np.uint64]]:
     """The unit (row or group) of each row, and a key of each unit."""
-    if labels.groups is None:
-        return np.arange(labels.n_rows), row_keys(labels)
-    groups, unit = np.unique(labels.groups, return_inverse=True)
-    return unit.astype(np.int64), text_keys(groups)
+    keys = row_keys(labels) if labels.groups is None else text_keys(np.unique(labels.groups))
+    return labels.units(), keys
 
 
 def _in_order_of_names(labels: PartialLabels) -> PartialLabels:
@@ -262,3 +258,55 @@ def _deal(
             rows[s] += n * row_weight[s]
             dealt.append(s)
     return np.array(dealt, dtype=np.int64)
+
+
+def assign_folds(
+    labels: PartialLabels, *, n_folds: int = 5, seed: int = 0, digests: NDArray[np.uint64]
+) -> NDArray[np.int8]:
+    """Assign rows to folds; neither the order of rows nor of categories matters.
+
+    Shapes:
+        labels: (N, C); their groups stay together.
+        digests: (N,) uint64, what each row is known by.
+
+    Returns:
+        (N,) int8 in 0 … n_folds − 1.
+    """
+    unit = labels.units()
+    n_units = int(unit.max()) + 1 if unit.size else 0
+    if not 2 <= n_folds <= min(100, n_units):
+        raise ConfigError(
+            "the rows cannot be assigned to that many folds.",
+            found=f"{n_folds} folds, {n_units:,} rows or groups",
+            expected="2 to 100 folds, and at least as many rows or groups",
+        )
+    key = np.zeros(n_units, dtype=np.uint64)
+    np.bitwise_xor.at(key, unit, mix(digests + np.uint64(seed * int(STEP) % 2**64)))
+    shuffled = np.argsort(key, kind="stable")
+    place = np.empty(n_units, dtype=np.int64)
+    place[shuffled] = np.arange(n_units)
+
+    fold = np.full(n_units, -1, dtype=np.int64)
+    known = [labels.known(c) for c in range(labels.n_categories)]
+    held = [np.unique(unit[rows[positive]]) for rows, positive in known]
+    order = sorted(range(len(held)), key=lambda c: (held[c].size, labels.categories[c]))
+    sizes = np.zeros(n_folds, dtype=np.int64)
+    for c in order:
+        units = held[c]
+        have = np.bincount(fold[units][fold[units] >= 0], minlength=n_folds)
+        new = units[fold[units] < 0]
+        new = new[np.argsort(place[new], kind="stable")]
+        fold[new] = _fill(have, sizes, new.size)
+        sizes += np.bincount(fold[new], minlength=n_folds)
+    rest = shuffled[fold[shuffled] < 0]
+    fold[rest] = _fill(sizes, sizes, rest.size)
+    return fold[unit].astype(np.int8)
+
+
+def _fill(have: NDArray[np.int64], sizes: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+    """Folds for n units, so that the totals become as equal as can be; ties to small folds."""
+    n_folds = have.size
+    top = int(have.max(initial=0)) + n // n_folds + 1
+    level = np.concatenate([np.arange(h, top) for h in have])
+    owner = np.repeat(np.arange(n_folds), top - have)
+    return owner[np.lexsort((owner, sizes[owner], level))[:n]]
