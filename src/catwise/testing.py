@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -115,21 +115,7 @@ def make_task(
     >>> task.train.labels.shape, task.test.labels == task.test.truth
     ((50, 3), True)
     """
-    sizes = {
-        "n_train": n_train,
-        "n_valid": n_valid,
-        "n_test": n_test,
-        "n_features": n_features,
-        "n_categories": n_categories,
-        "groups": groups or 1,
-    }
-    shares: dict[str, float | tuple[float, float]] = {
-        "known": known,
-        "known_valid": known_valid,
-        "wrong": wrong,
-        "prevalence": prevalence,
-    }
-    _check(sizes, shares)
+    _check(dict(locals()))
     generator = np.random.default_rng(seed)
     directions = generator.standard_normal((n_categories, n_features))
     directions *= _DIRECTIONS / np.linalg.norm(directions, axis=1, keepdims=True)
@@ -149,12 +135,13 @@ def make_task(
     return Task(head, *splits)
 
 
-def _check(sizes: dict[str, int], shares: dict[str, float | tuple[float, float]]) -> None:
-    rules = {f"{name} >= 1": size >= 1 for name, size in sizes.items()} | {
-        f"0 <= {name} <= 1": bool(np.min(share) >= 0 and np.max(share) <= 1)
-        for name, share in shares.items()
-    }
-    check_rules("options of a made-up task", sizes | shares, rules)
+def _check(options: dict[str, Any]) -> None:
+    sizes = ("n_train", "n_valid", "n_test", "n_features", "n_categories")
+    rules = {f"{name} >= 1": options[name] >= 1 for name in sizes}
+    rules["groups >= 1"] = options["groups"] is None or options["groups"] >= 1
+    for name in ("known", "known_valid", "wrong", "prevalence"):
+        rules[f"0 <= {name} <= 1"] = 0 <= np.min(options[name]) <= np.max(options[name]) <= 1
+    check_rules("options of a made-up task", options, rules)
 
 
 def _truth(
