@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -15,35 +13,10 @@ from catwise import PartialLabels
 from catwise.features import Features, row_digests
 from catwise.heads.core import head_bytes
 from catwise.labels.partition import assign_folds
-from catwise.testing import Task, assert_same_head, make_task
+from catwise.testing import assert_same_head, make_task
 from catwise.tuning.choice.nested import FoldScores, nested_choice
 from catwise.tuning.choice.rules import choose_each, choose_one
-from catwise.tuning.presets.crossfit import DefaultConfig
-from catwise.tuning.presets.paper import PaperConfig
-
-QUICK = PaperConfig(lr=2e-3, max_steps=60, patience=20)
-SMALL = DefaultConfig(penalties=(2.5, 0.6), n_folds=3)
-
-
-@cache
-def task(**options) -> Task:
-    return make_task(300, 150, 400, 16, 5, **options)
-
-
-def tuned(made=None, **options):
-    made = made or task()
-    return catwise.tune(made.head, made.train.pair, made.valid.pair, **options)
-
-
-@cache
-def default_result():
-    return tuned()
-
-
-def with_codes(split, codes):
-    """The split's features, with other labels."""
-    labels = split.labels
-    return split.features, PartialLabels(codes, labels.ids, labels.categories, labels.groups)
+from tuning_case import QUICK, SMALL, default_result, task, tuned, with_codes
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from functools import cache
 
 import numpy as np
 import pytest
@@ -18,40 +17,12 @@ from catwise.errors import (
 )
 from catwise.labels import LabelPolicy
 from catwise.metrics import METRICS
-from catwise.testing import Task, assert_same_head, make_task
+from catwise.testing import assert_same_head, make_task
 from catwise.tuning.presets.crossfit import DefaultConfig
 from catwise.tuning.presets.paper import PaperConfig
 from catwise.tuning.rows import known
 from catwise.tuning.rows import tuning_rows as rows
-
-QUICK = PaperConfig(lr=2e-3, max_steps=60, patience=20)
-SMALL = DefaultConfig(penalties=(2.5, 0.6), n_folds=3)
-
-
-@cache
-def task(**options) -> Task:
-    return make_task(300, 150, 400, 16, 5, **options)
-
-
-def tuned(made=None, **options):
-    made = made or task()
-    return catwise.tune(made.head, made.train.pair, made.valid.pair, **options)
-
-
-@cache
-def default_result():
-    return tuned()
-
-
-def mean_score(head, split, metric="average_precision"):
-    found = catwise.evaluate(head, split.pair, metrics=(metric,))
-    return found.means[metric]["macro"]
-
-
-def with_codes(split, codes):
-    """The split's features, with other labels."""
-    labels = split.labels
-    return split.features, PartialLabels(codes, labels.ids, labels.categories, labels.groups)
+from tuning_case import QUICK, SMALL, default_result, mean_score, task, tuned, with_codes
 
 
 def test_validation_select_only_chooses():

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 import pytest
 import torch
 
 import catwise
 from catwise.metrics import METRICS, Metric
-from catwise.testing import Task, make_task
 from catwise.tuning.fits.evolution import EvolutionConfig
 from catwise.tuning.presets.paper import PaperConfig
+from tuning_case import task
 
 EVOLVE = PaperConfig(
     max_steps=40, patience=15, operators=EvolutionConfig(population_size=12, mutation_scale=0.1)
 )
-
-
-@cache
-def task() -> Task:
-    return make_task(300, 150, 400, 16, 5)
 
 
 def evolved(metric, **options):

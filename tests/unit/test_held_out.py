@@ -24,21 +24,12 @@ from catwise.errors import (
 from catwise.joining import source_digests
 from catwise.metrics import Metric, compare_logits
 from catwise.metrics.calibration import brier_columns
-from catwise.testing import Task, assert_same_head, make_task
+from catwise.testing import assert_same_head
 from catwise.tuning.account.held_out import METRICS
-from catwise.tuning.presets.crossfit import DefaultConfig
-from catwise.tuning.presets.paper import PaperConfig
+from tuning_case import QUICK, SMALL, task
 
 if TYPE_CHECKING:
     from catwise.tuning.account.results import TuneResult
-
-QUICK = PaperConfig(lr=2e-3, max_steps=60, patience=20)
-SMALL = DefaultConfig(penalties=(2.5, 0.6), n_folds=3)
-
-
-@cache
-def task() -> Task:
-    return make_task(300, 150, 400, 16, 5)
 
 
 def tuned(test=None, **options) -> TuneResult:

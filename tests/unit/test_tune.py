@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from functools import cache
 
 import numpy as np
 import pytest
@@ -25,42 +24,15 @@ from catwise.errors import (
 )
 from catwise.features import Features
 from catwise.metrics import METRICS
-from catwise.testing import Task, assert_same_head, make_task
+from catwise.testing import assert_same_head, make_task
 from catwise.tuning.fits.evolution import EvolutionConfig
 from catwise.tuning.presets.crossfit import DefaultConfig
 from catwise.tuning.presets.paper import PaperConfig
+from tuning_case import QUICK, SMALL, default_result, mean_score, task, tuned, with_codes
 
-QUICK = PaperConfig(lr=2e-3, max_steps=60, patience=20)
 EVOLVE = PaperConfig(
     max_steps=80, patience=30, operators=EvolutionConfig(population_size=20, mutation_scale=0.1)
 )
-SMALL = DefaultConfig(penalties=(2.5, 0.6), n_folds=3)
-
-
-@cache
-def task(**options) -> Task:
-    return make_task(300, 150, 400, 16, 5, **options)
-
-
-def tuned(made=None, **options):
-    made = made or task()
-    return catwise.tune(made.head, made.train.pair, made.valid.pair, **options)
-
-
-@cache
-def default_result():
-    return tuned()
-
-
-def mean_score(head, split, metric="average_precision"):
-    found = catwise.evaluate(head, split.pair, metrics=(metric,))
-    return found.means[metric]["macro"]
-
-
-def with_codes(split, codes):
-    """The split's features, with other labels."""
-    labels = split.labels
-    return split.features, PartialLabels(codes, labels.ids, labels.categories, labels.groups)
 
 
 # ------------------------------------------------------------------------------- the API

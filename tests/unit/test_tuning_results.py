@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import warnings
 from dataclasses import replace
-from functools import cache
 
 import numpy as np
 import pytest
@@ -20,14 +19,11 @@ from catwise.errors import (
 from catwise.heads import Head, save_head
 from catwise.joining import source_digests
 from catwise.reporting.tables import RECORD_COLUMNS
-from catwise.testing import Task, assert_same_head, make_task
+from catwise.testing import assert_same_head
 from catwise.tuning.account.records import EXPLANATIONS, Scores, make_records
 from catwise.tuning.account.results import FoldArtifacts, changed_head
-from catwise.tuning.presets.crossfit import DefaultConfig
-from catwise.tuning.presets.paper import PaperConfig
+from tuning_case import QUICK, SMALL, task, tuned, with_codes
 
-QUICK = PaperConfig(lr=2e-3, max_steps=60, patience=20)
-SMALL = DefaultConfig(penalties=(2.5, 0.6), n_folds=3)
 SUMMARY = (
     *("metric", "n_categories", "n_replaced", "n_kept", "n_skipped", "n_scored"),
     *("before", "after", "gain", "gain_low", "gain_high", "level", "selected_on"),
@@ -37,22 +33,6 @@ CONFIG = (
     *("preset", "methods", "validation", "metric", "seed", "device", "policy", "options"),
     *("catwise", "torch", "base"),
 )
-
-
-@cache
-def task(**options) -> Task:
-    return make_task(300, 150, 400, 16, 5, **options)
-
-
-def tuned(made=None, **options):
-    made = made or task()
-    return catwise.tune(made.head, made.train.pair, made.valid.pair, **options)
-
-
-def with_codes(split, codes):
-    """The split's features, with other labels."""
-    labels = split.labels
-    return split.features, PartialLabels(codes, labels.ids, labels.categories, labels.groups)
 
 
 def halved(made=None):
