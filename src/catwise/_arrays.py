@@ -97,17 +97,8 @@ def _column_dtypes(values: Any) -> list[Any]:
 def dense(values: Any, *, name: str, error: type[CatwiseError], numpy: bool = False) -> Any:
     """Values of which every entry is there, as a numpy array or a strided tensor.
 
-    Args:
-        values: a numpy array, tensor, nested list, data frame, or what numpy can read.
-        name: what to call them in an error, such as "features" or "a head's weight".
-        error: which error to raise.
-        numpy: make a numpy array of a tensor too.
-
-    Returns:
-        Numpy arrays and tensors as they are, all else as numpy arrays.
-
-    Raises:
-        CatwiseError: One of the given class, if they cannot be used, or some are masked.
+    Tensors stay tensors unless `numpy`; lists, frames and all else become numpy arrays. What cannot
+    be used, or is masked in places, is an error of the class `error` about `name`.
 
     >>> from catwise.errors import FeatureError
     >>> dense([[1, 2]], name="features", error=FeatureError)
@@ -302,14 +293,7 @@ def tensor_to_numpy(tensor: Any) -> NDArray[Any]:
 def stored_entries(values: Any, *, name: str, error: type[CatwiseError]) -> Stored:
     """What a sparse (N, C) array stores; entries that are stored twice come twice.
 
-    Args:
-        values: a scipy array or matrix, or a torch tensor, by coordinates, rows or columns.
-        name: what to call them in an error.
-        error: which error to raise.
-
-    Raises:
-        CatwiseError: One of the given class: at formats that store blocks or diagonals, in which
-            a stored zero may be padding; and where there are not two axes.
+    Formats that store blocks or diagonals are refused: there a stored zero may be padding.
     """
     form = str(getattr(values, "format", getattr(values, "layout", ""))).rpartition("sparse_")[2]
     if form not in _BY_ENTRY or not (is_tensor(values) or hasattr(values, "tocoo")):

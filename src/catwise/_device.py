@@ -15,12 +15,6 @@ __all__ = ["resolve_device"]
 def resolve_device(device: str | torch.device) -> torch.device:
     """The device of that name.
 
-    Args:
-        device: such as "cpu" or "cuda:0".
-
-    Raises:
-        ConfigError: If torch does not know it or cannot use it here.
-
     >>> resolve_device("cpu")
     device(type='cpu')
     """

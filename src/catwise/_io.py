@@ -84,11 +84,6 @@ def atomic_path(path: str | os.PathLike[str], *, replace: bool = True) -> Iterat
     Yields:
         A path in the same folder, with the same suffix, at which nothing exists yet.
 
-    Raises:
-        OutputError: If the operating system refuses: no space, no permission, a read-only disk, no
-            such folder, or something that is not a file has this name; if the folder that is
-            worked in was removed meanwhile; or if another file may not be replaced.
-
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with atomic_path(f"{folder}/a.txt") as temporary:
@@ -134,10 +129,6 @@ def atomic_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> I
 
     Yields:
         An empty folder beside `path`.
-
-    Raises:
-        OutputError: If the operating system refuses, `path` exists and `overwrite` is false, or
-            another process is at it.
     """
     shown = Path(path)
     target = Path(os.path.realpath(shown))
@@ -150,11 +141,7 @@ def atomic_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> I
 
 
 def put_folder(folder: Path, target: Path) -> None:
-    """Flush a folder to the disk and put it in the place of another, if there is one.
-
-    Raises:
-        OSError: If the operating system refuses.
-    """
+    """Flush a folder to the disk and put it in the place of another, if there is one."""
     for inside in sorted(folder.rglob("*")):
         if inside.is_file():
             _sync(inside)
@@ -170,19 +157,13 @@ def put_folder(folder: Path, target: Path) -> None:
 def growing_folder(
     path: str | os.PathLike[str], *, last: str
 ) -> Iterator[tuple[Path, Callable[[Path], None]]]:
-    """Add files to a folder in which one file tells what is there.
+    """Add files to a folder in which one file, `last`, tells what is there and is published last.
 
-    Args:
-        path: a folder that exists. While the block runs no other process can add to it.
-        last: the name of that file, which is to be published last. If the block fails before,
-            what it published is removed.
+    If the block fails before, what it published is removed; no other process can add meanwhile.
 
     Yields:
         An empty folder to write files in, and a function that flushes one of them to the disk and
         puts it into `path` under its own name, in place of a file of that name.
-
-    Raises:
-        OutputError: If the operating system refuses, or another process adds files.
     """
     target = Path(os.path.realpath(path))
     published: list[Path] = []
@@ -295,40 +276,23 @@ def folder_names(path: Path, *, own: Container[str] | None = None, what: str = "
 
 
 def make_folder(path: str | os.PathLike[str]) -> None:
-    """Make a folder and its parents, if they are not there.
-
-    Raises:
-        OutputError: If the operating system refuses, or a file has this name.
-    """
+    """Make a folder and its parents, if they are not there."""
     with translated(Path(path)):
         Path(path).mkdir(parents=True, exist_ok=True)
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes, *, replace: bool = True) -> None:
-    """Write bytes whole or not at all.
-
-    Raises:
-        OutputError: As for :func:`atomic_path`.
-    """
+    """Write bytes whole or not at all."""
     with atomic_path(path, replace=replace) as temporary:
         temporary.write_bytes(data)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write UTF-8 text whole or not at all; line ends stay as they are.
-
-    Raises:
-        OutputError: As for :func:`atomic_path`.
-    """
+    """Write UTF-8 text whole or not at all; line ends stay as they are."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: str | os.PathLike[str], value: object, *, indent: int | None = 2) -> None:
-    """Write a value as JSON, whole or not at all; NaN and infinity are refused.
-
-    Raises:
-        ValueError: If the value holds NaN or infinity, which JSON has not.
-        OutputError: As for :func:`atomic_path`.
-    """
+    """Write a value as JSON, whole or not at all; NaN and infinity are refused."""
     text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     write_text(path, text + "\n")

@@ -67,14 +67,6 @@ TEXTS: Final = Field(
 def parse(raw: str | bytes, **options: Any) -> Any:
     """The value of a JSON text; of bytes as UTF-8, without a byte-order mark.
 
-    Args:
-        raw: the text.
-        options: of `json.loads`.
-
-    Raises:
-        json.JSONDecodeError: If it is no JSON.
-        ValueError: If it is no UTF-8, nests too deeply, or has a number of too many digits.
-
     >>> parse("[" * 100000)
     Traceback (most recent call last):
     ValueError: it nests too deeply
@@ -92,11 +84,7 @@ def parse(raw: str | bytes, **options: Any) -> Any:
 
 
 def own(raw: str | bytes) -> Any:
-    """The value of a JSON text that catwise wrote: small, flat, without NaN or repeated keys.
-
-    Raises:
-        ValueError: If it is none; the message is the reason.
-    """
+    """The value of a JSON text that catwise wrote: small, flat, without NaN or repeated keys."""
     check_at_most(len(raw), MAX_JSON, "bytes of JSON")
     value = parse(raw, object_pairs_hook=_distinct, parse_constant=_refuse_constant)
     if isinstance(value, (dict, list)):
@@ -118,28 +106,15 @@ def _refuse_constant(text: str) -> Any:
 
 
 def read_file(path: Path) -> Any:
-    """The value in a JSON file that catwise wrote.
-
-    Raises:
-        OSError: If it cannot be read.
-        ValueError: If it is no such JSON; the message is the reason.
-    """
+    """The value in a JSON file that catwise wrote."""
     return own(read_within(path, MAX_JSON, "bytes of JSON"))
 
 
 def read_fields(table: Any, fields: Mapping[str, Field], what: str = "it") -> dict[str, Any]:
     """The fields of a table, each of which is what it must be; others are left out.
 
-    Args:
-        table: what was read.
-        fields: what it must hold.
-        what: what to call it.
-
     Returns:
         The fields that are there.
-
-    Raises:
-        ValueError: Names every field that is not right.
 
     >>> read_fields({"rows": True}, {"rows": COUNT, "file": TEXT})
     Traceback (most recent call last):

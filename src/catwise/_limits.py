@@ -210,9 +210,6 @@ def max_pixels(pillow: int | None = MAX_PIXELS // 2) -> int | None:
 
     Args:
         pillow: `PIL.Image.MAX_IMAGE_PIXELS`; Pillow warns there, and refuses twice as many.
-
-    Raises:
-        ValueError: If the environment variable holds no positive whole number.
     """
     told = os.environ.get(PIXELS_VARIABLE, "").strip()
     if not told:
@@ -229,10 +226,6 @@ def read_within(path: Path, limit: int, what: str = "bytes") -> bytes:
         path: the file; a pipe is read up to the bound.
         limit: how many bytes it may have.
         what: what they are, for the error.
-
-    Raises:
-        ValueError: If there are more.
-        OSError: If it cannot be read.
     """
     with path.open("rb") as stream:
         size = os.fstat(stream.fileno()).st_size
@@ -268,11 +261,7 @@ class BoundedStream:
         self.seek, self.tell = stream.seek, stream.tell
 
     def read(self, size: int | None = -1) -> bytes:
-        """So many bytes, all that follow by default.
-
-        Raises:
-            ValueError: If they are too many, or were asked for too often.
-        """
+        """So many bytes, all that follow by default."""
         rest = max(0, self._end - self._stream.tell())
         wanted = rest if size is None or size < 0 else min(size, rest)
         self._n_read += 1

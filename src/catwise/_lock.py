@@ -178,12 +178,7 @@ class Temporary:
 
     @classmethod
     def is_stale(cls, name: str, *, locked: bool) -> bool:
-        """Whether a name is that of a temporary which no process uses any more.
-
-        Args:
-            name: in the target's folder.
-            locked: whether this process holds the target, so that none but itself can use one.
-        """
+        """Whether a temporary is used by no process: by none but this one where it holds a lock."""
         found = _NAME.match(name)
         if found is None or found[4] in cls._mine:
             return False
@@ -317,11 +312,7 @@ class Hold:
             del self._written[one]
 
     def check_place(self) -> None:
-        """The folder in which is worked must still be the one that was locked.
-
-        Raises:
-            OutputError: If it was removed, renamed or replaced.
-        """
+        """The folder in which is worked must still be the one that was locked."""
         if self._inside and not self.is_there:
             raise OutputError(
                 f"'{self.shown}' was removed or replaced while catwise wrote into it.",
@@ -329,11 +320,7 @@ class Hold:
             )
 
     def check(self) -> None:
-        """All that was written must still be there.
-
-        Raises:
-            OutputError: If something was removed or changed.
-        """
+        """All that was written must still be there."""
         self.check_place()
         lost = [path for path, size in self._written.items() if _size(path) != size]
         if lost:
@@ -385,10 +372,6 @@ def exclusive(
         inside: it is a folder that exists, and is worked in; otherwise it is put into its place
             when it is whole.
         parents: make the folders around it that are not there; those that stay empty are removed.
-
-    Raises:
-        OutputError: If another process holds it, the lock's file cannot be made, or what was
-            written was removed meanwhile.
     """
     shown, target = Path(path), Path(os.path.realpath(path))
     made: list[Path] = []
@@ -447,11 +430,7 @@ def record(path: Path, made: Mapping[str, int]) -> None:
 
 
 def check_place(path: Path) -> None:
-    """Folders that are held and in which a path lies must still be what they were.
-
-    Raises:
-        OutputError: If one was removed, renamed or replaced.
-    """
+    """Folders that are held and in which a path lies must still be what they were."""
     for hold in _HOLDS:
         if hold.covers(path):
             hold.check_place()

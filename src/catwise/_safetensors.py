@@ -64,18 +64,7 @@ class FileLayout:
 
 
 def read_layout(path: Path) -> FileLayout:
-    """Read and check a file's header; no tensor is read.
-
-    Args:
-        path: a safetensors file.
-
-    Returns:
-        The tensors in the order of their bytes, and the metadata.
-
-    Raises:
-        ValueError: If the file is no whole safetensors file; the message is the reason.
-        OSError: If it cannot be read.
-    """
+    """Read and check a file's header; no tensor is read. ValueError says what is wrong."""
     size = path.stat().st_size
     if size == 0:
         raise ValueError("the file is empty")
@@ -101,16 +90,7 @@ def read_layout(path: Path) -> FileLayout:
 
 
 def read_arrays(path: Path, layout: FileLayout) -> dict[str, NDArray[Any]]:
-    """The tensors that numpy has a dtype for, as arrays in memory.
-
-    Args:
-        path: the file.
-        layout: what its header says.
-
-    Raises:
-        ValueError: If the file became shorter.
-        OSError: If it cannot be read.
-    """
+    """The tensors that numpy has a dtype for, as arrays in memory."""
     import numpy as np
 
     found = {}
@@ -181,9 +161,7 @@ def build(
 ) -> bytes:
     """Return a safetensors file as bytes; equal content gives equal bytes.
 
-    Args:
-        tensors: name → (dtype name, shape, row-major little-endian bytes).
-        metadata: texts for the header.
+    A tensor is its dtype's name, its shape, and its row-major little-endian bytes.
 
     >>> one = struct.pack("<f", 1.0)
     >>> data = build({"a": ("F32", (1,), one)}, {"made_by": "catwise"})

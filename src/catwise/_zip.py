@@ -44,11 +44,6 @@ def open_zip(path: Path) -> zipfile.ZipFile:
     """Open an archive whose directory is not too long: `zipfile` reads all of it at once.
 
     Source: PKWARE APPNOTE 6.3, sections 4.3.14 to 4.3.16.
-
-    Raises:
-        ValueError: If it is; the message is the reason.
-        zipfile.BadZipFile: If it is no archive.
-        OSError: If it cannot be read.
     """
     with path.open("rb") as stream:
         start = stream.seek(-min(_SEARCHED, stream.seek(0, os.SEEK_END)), os.SEEK_END)
@@ -70,16 +65,7 @@ def open_zip(path: Path) -> zipfile.ZipFile:
 
 
 def members(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
-    """All members by their names.
-
-    Args:
-        archive: what was opened.
-        path: its file.
-
-    Raises:
-        ValueError: If two have one name, one is encrypted, claims more than its bytes can give, or
-            reaches into the next one; the message is the reason.
-    """
+    """All members by their names; ValueError if they are not plain and apart."""
     infos = archive.infolist()
     check_at_most(len(infos), MAX_MEMBERS, "members of the archive")
     found = {info.filename: info for info in infos}
@@ -106,11 +92,7 @@ def members(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
 
 
 def data_start(stream: BinaryIO, info: zipfile.ZipInfo) -> int:
-    """The position in the file of a member's first byte.
-
-    Raises:
-        ValueError: If it has no header of its own.
-    """
+    """The position in the file of a member's first byte."""
     stream.seek(info.header_offset)
     header = stream.read(30)
     if len(header) < 30 or header[:4] != _LOCAL:

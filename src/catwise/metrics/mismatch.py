@@ -146,9 +146,6 @@ def check_match(
         name: what to call this source in the error.
         categories: C names for the error; by default the labels'.
         force: go on, and return what was seen as notes.
-
-    Raises:
-        MismatchError: If they look mismatched.
     """
     n_rows, _ = label_shape(labels)
     rows = np.unique(np.linspace(0, max(n_rows - 1, 0), min(n_rows, _ROWS)).astype(np.int64))
@@ -257,11 +254,6 @@ def _exchanged(
 
     A turn of three is two exchanges, of which the first alone may say little; so the evidence of
     a few is added up, each against all that there could be.
-
-    Args:
-        table: of the categories that are crossed.
-        others: own effects of those that are not.
-        variance: of all, by chance.
     """
     order = np.arange(len(table.variance))
     n_pairs = variance.size * (variance.size - 1) / 2

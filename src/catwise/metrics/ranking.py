@@ -123,9 +123,6 @@ def partial_auroc_columns(
     Returns:
         (...,) float64, at most 1; chance is 0.5.
 
-    Raises:
-        ConfigError: If `max_fpr` is not in (0, 1].
-
     Source: McClish, "Analyzing a portion of the ROC curve", Medical Decision Making 9, 1989.
     Matches: scikit-learn.
 
