@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from catwise._device import resolve_device
 from catwise._text import plural
-from catwise.errors import ConfigError, InSampleWarning, ShapeError, check_rules, nearest
+from catwise.errors import ConfigError, InSampleWarning, check_rules, nearest
 from catwise.features import check_finite, of_categories
 from catwise.heads import Head
 from catwise.joining import (
@@ -30,10 +30,11 @@ from catwise.labels.reasons import FEW
 from catwise.metrics.evaluation import Evaluation, HeadComparison, Interval
 from catwise.metrics.inputs import (
     KnownScores,
-    as_tensor,
     check_head_logits,
     known_entries,
     known_scores,
+    option_at,
+    option_values,
 )
 from catwise.metrics.intervals import (
     LEVEL,
@@ -295,8 +296,6 @@ def _chosen(metrics: Sequence[str | Metric], level: float) -> list[Metric]:
 def _options(value: PerCategory, aligned: Aligned, name: str) -> float | torch.Tensor | None:
     """An option as a number or (C,) tensor in the order of the labels' columns."""
     names = aligned.categories
-    if value is None or isinstance(value, (int, float)):
-        return None if value is None else float(value)
     if hasattr(value, "keys"):
         lacking = [category for category in names if category not in value]
         if lacking:
@@ -306,16 +305,8 @@ def _options(value: PerCategory, aligned: Aligned, name: str) -> float | torch.T
                 f"{nearest(lacking[0], map(str, value))}",
             )
         value = [value[category] for category in names]
-    tensor = as_tensor(value, name).double().cpu()
-    if tensor.ndim == 0:
-        return float(tensor)
-    if tuple(tensor.shape) != (len(names),):
-        raise ShapeError(
-            f"{name} does not fit the categories.",
-            found=f"shape {tuple(tensor.shape)}",
-            expected=f"a number, or one for each of the {len(names):,} categories",
-        )
-    return tensor
+    values = option_values(value, name, len(names))
+    return values.cpu() if isinstance(values, torch.Tensor) else values
 
 
 def _count_in_sample(head: Head, features: Any, aligned: Aligned, *, name: str) -> int | None:
@@ -377,17 +368,11 @@ class _Intervals:
         self.mean = MeanError(units.n_units)
 
     def add(
-        self,
-        c: int,
-        known: KnownScores,
-        units: Units,
-        *,
-        threshold: float = 0.0,
-        prevalence: float | None = None,
+        self, c: int, known: KnownScores, units: Units, *, threshold: float, share: float | None
     ) -> None:
         """Count category number c in."""
         name, scores = self.metric.name, known.above(threshold)
-        estimate, shares = estimate_of(name, scores, known.positive, units, prevalence=prevalence)
+        estimate, shares = estimate_of(name, scores, known.positive, units, prevalence=share)
         self.mean.add(estimate, shares, units.of_row)
         self.per_category[c] = interval_of_score(name, estimate, self.level)
 
@@ -452,7 +437,14 @@ class _Scores:
                 self.interval_reasons[c] = reason_without_interval(*units.by_class(known.positive))
             for name, intervals in self.intervals.items():
                 if intervals.metric.covers(known.positive):
-                    intervals.add(c, known, units, **_at(options[name], at))
+                    given = options[name]
+                    intervals.add(
+                        c,
+                        known,
+                        units,
+                        threshold=option_at(given.get("threshold"), at) or 0.0,
+                        share=option_at(given.get("prevalence"), at),
+                    )
 
     def micro(self) -> dict[str, float]:
         """Each metric over the known labels of all categories pooled as one."""
@@ -479,14 +471,6 @@ def _of(
         name: value[block] if isinstance(value, torch.Tensor) else value
         for name, value in options.items()
         if name in metric.takes
-    }
-
-
-def _at(options: Mapping[str, Any], c: int) -> dict[str, float]:
-    """The options of one category."""
-    return {
-        name: float(value[c]) if isinstance(value, torch.Tensor) else value
-        for name, value in options.items()
     }
 
 

@@ -95,6 +95,27 @@ def where_known(value: Tensor, given: Entries) -> Tensor:
     return value.masked_fill(blank, float("nan"))
 
 
+def option_values(value: float | Array | None, name: str, n_categories: int) -> Any:
+    """An option of a metric as a number, a (C,) float64 tensor, or None; else ShapeError."""
+    if value is None or isinstance(value, (int, float)):
+        return value
+    tensor = as_tensor(value, name).double()
+    if tensor.ndim == 0:
+        return float(tensor)
+    if tuple(tensor.shape) != (n_categories,):
+        raise ShapeError(
+            f"{name} does not fit the categories.",
+            found=f"shape {tuple(tensor.shape)}",
+            expected=f"a number, or one for each of the {n_categories:,} categories",
+        )
+    return tensor
+
+
+def option_at(value: Any, c: int) -> float | None:
+    """An option of category number c."""
+    return value if value is None or isinstance(value, (float, int)) else float(value[c])
+
+
 def checked_prevalence(prevalence: float | Array | None, device: torch.device) -> Tensor | None:
     """The stated prevalence as a float64 tensor; ConfigError if it is not inside (0, 1)."""
     if prevalence is None:

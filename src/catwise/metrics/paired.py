@@ -31,6 +31,7 @@ from catwise.metrics.inputs import (
     checked_logits,
     known_scores,
     label_shape,
+    option_at,
 )
 from catwise.metrics.intervals import (
     LEVEL,
@@ -320,9 +321,9 @@ class PairedScores:
             k = int(np.count_nonzero(old.positive))
             self.counts[:, c] = k, old.positive.size - k
             if self.metric.covers(old.positive):
-                cut = _one(threshold, at) or 0.0
+                cut = option_at(threshold, at) or 0.0
                 scores = old.above(cut), new.above(cut)
-                self._add_one(c, old.rows, scores, old.positive, _one(prevalence, at))
+                self._add_one(c, old.rows, scores, old.positive, option_at(prevalence, at))
 
     def _add_one(
         self,
@@ -397,8 +398,3 @@ def _of_one_class(
     error = float(np.linalg.norm(np.bincount(units.of_row, weights=shares)))
     estimate = Estimate(new.value - old.value, error, new.n_positive, new.n_negative)
     return Difference(old.value, new.value, estimate, shares)
-
-
-def _one(value: float | Sequence[float] | None, at: int) -> float | None:
-    """An option of one category."""
-    return value if value is None or isinstance(value, (float, int)) else float(value[at])

@@ -12,25 +12,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from catwise.errors import ConfigError, ShapeError, nearest
+from catwise.errors import ConfigError, nearest
 from catwise.labels import PartialLabels
 from catwise.metrics import calibration, ranking, threshold
 from catwise.metrics.inputs import (
     NEGATIVE,
     POSITIVE,
     Array,
-    as_tensor,
     category_blocks,
     checked_logits,
     known_entries,
     label_shape,
+    option_values,
 )
 from catwise.metrics.ranking import RankingPlan
 
@@ -110,7 +109,7 @@ class Metric:
         self._check(options)
         shape = label_shape(labels)
         score = checked_logits(logits, shape)
-        columns = {name: _columns(value, name, shape[1]) for name, value in options.items()}
+        columns = {name: option_values(value, name, shape[1]) for name, value in options.items()}
         result = torch.full((shape[1],), float("nan"), dtype=torch.float64, device=score.device)
         for block, scores, codes in category_blocks(score, labels):
             cut = {
@@ -155,22 +154,6 @@ _PLANNED: Mapping[Callable[..., Tensor], Callable[..., Tensor]] = {
 
 def _lower(label: str) -> str:
     return label[0].lower() + label[1:]
-
-
-def _columns(value: float | Array | None, name: str, n_categories: int) -> Any:
-    """An option as a number or as a (C,) tensor."""
-    if value is None or isinstance(value, (int, float)):
-        return value
-    tensor = as_tensor(value, name).double()
-    if tensor.ndim == 0:
-        return float(tensor)
-    if tuple(tensor.shape) != (n_categories,):
-        raise ShapeError(
-            f"{name} does not fit the categories",
-            found=f"shape {tuple(tensor.shape)}",
-            expected=f"a number, or one for each of the {n_categories} categories",
-        )
-    return tensor
 
 
 def _mean(name: str, label: str, columns: Callable[..., Tensor]) -> Metric:
