@@ -324,6 +324,7 @@ def _check_choice(assumption: str | None, estimator: str) -> None:
 
 
 def checked_scores(scores: Any, labels: PartialLabels, *, probabilities: bool) -> NDArray[Any]:
+    """(N, C) scores of the images of some labels; ShapeError or LabelError if they are none."""
     values = as_numpy(scores, name="scores", error=ShapeError)
     if values.shape != labels.shape or values.dtype.kind not in "biuf":
         raise ShapeError(
