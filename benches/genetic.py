@@ -30,9 +30,9 @@ from _peers import import_mlcpl, synchronise
 from torch import Tensor
 
 from catwise.metrics import METRICS
-from catwise.tuning.fits.columns import HeadColumns
 from catwise.tuning.fits.evolution import EvolutionConfig, EvolutionState, ask, init, tell
 from catwise.tuning.fits.fitness import PopulationFitness
+from catwise.tuning.fits.loop import HeadColumns
 
 WAYS = {
     "float32": ("follow", None),

@@ -27,8 +27,10 @@ import torch
 from _peers import import_mlcpl, mlcpl_loop, plain_loop, synchronise
 from _synthetic import SCALES, Scale, Task, make_task
 
+from catwise.metrics import Metric
 from catwise.metrics.ranking import RankingPlan
-from catwise.tuning.fits.backprop import BackpropConfig, TuningData, fit_backprop
+from catwise.tuning.fits.adam import BackpropConfig, fit_backprop
+from catwise.tuning.fits.loop import TuningData
 from catwise.tuning.rows.products import product
 
 LOSSES_RUN = ("bce", "asl_published")
@@ -148,11 +150,9 @@ def check_same(t: SimpleNamespace) -> float:
 
 def _last_step():
     """A metric that always rises, so that the best step is the last."""
-    from catwise.tuning.fits.backprop import ColumnMetric
-
     count = iter(range(10**9))
-    return ColumnMetric(
-        "last", lambda _: lambda z: torch.full((len(z),), float(next(count)), device=z.device)
+    return Metric(
+        "last", "Last", lambda z, _: torch.full((len(z),), float(next(count)), device=z.device)
     )
 
 
@@ -164,7 +164,7 @@ def epoch(task: Task, scale: Scale, device: torch.device, *, loss: str) -> dict[
     result, ours = our_epochs(t, loss=loss, max_steps=CHUNK * (LAPS + 1))
     out: dict[str, object] = {
         "loss": loss,
-        "regime": result.regime.name,
+        "regime": result.layout.name,
         "floor": least,
         "ours": ours,
         "float64_gap": check_same(t),

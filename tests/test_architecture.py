@@ -51,9 +51,6 @@ LONG: set[str] = {
     "data/readers/table.py read_table",
     "data/table.py read_label_table",
     "fixing/run.py prepare",
-    "tuning/fits/backprop.py fit_backprop",
-    "tuning/fits/genetic.py fit_genetic",
-    "tuning/presets/paper.py _run_shared",
 }
 
 HEAVY = ("torch", "torchvision", "timm", "transformers", "ray", "pandas", "sklearn", "numpy")

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from catwise.metrics import METRICS
-from catwise.tuning.fits.columns import HeadColumns, TuningData
 from catwise.tuning.fits.evolution import Draws, EvolutionConfig, ask, init, tell
 from catwise.tuning.fits.fitness import PopulationFitness
 from catwise.tuning.fits.genetic import GeneticConfig, fit_genetic
+from catwise.tuning.fits.loop import HeadColumns, TuningData
 
 CONFIG = EvolutionConfig(population_size=12, mutation_scale=2.0**-6)
 K, N, D = 5, 60, 7
@@ -153,9 +153,7 @@ def test_the_whole_run_is_that_of_the_plain_loop() -> None:
     """Best generation, validation score, bias written back, and stopping, category by category."""
     features, codes, weight, bias = data(5)
     features_valid, codes_valid, _, _ = data(6, known=1.0)
-    config = GeneticConfig(
-        operators=CONFIG, dtype=torch.float64, max_generations=40, patience=7, seed=4
-    )
+    config = GeneticConfig(operators=CONFIG, dtype=torch.float64, max_steps=40, patience=7, seed=4)
     result = fit_genetic(
         torch.from_numpy(weight),
         torch.from_numpy(bias),

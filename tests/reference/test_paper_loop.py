@@ -7,12 +7,14 @@ from functools import cache
 import pytest
 import torch
 
-from catwise.tuning.fits.backprop import BackpropConfig, ColumnMetric, TuningData, fit_backprop
+from catwise.metrics import Metric
+from catwise.tuning.fits.adam import BackpropConfig, fit_backprop
+from catwise.tuning.fits.loop import TuningData
 from catwise.tuning.rows import known as layouts
 from catwise.tuning.rows import sampled
 from reference.paper_loop import asl, bce, paper_loop, plain_average_precision
 
-REGIMES = ["dense", "sparse", "gathered"]
+LAYOUTS = ["dense", "sparse", "gathered"]
 KEPT = (1, 2, 3, 10, 25, 50)
 STOPPING = {"lr": 3e-3, "max_steps": 100, "patience": 25}
 LOSS = {"bce": bce, "asl_published": asl}
@@ -50,22 +52,19 @@ def task(*, seed=0, n=160, m=70, d=12, c=9, uneven=True):
 def plain_metric():
     """The reference metric, one category at a time."""
 
-    def prepare(codes):
-        def scores(logits):
-            rows = [
-                plain_average_precision(z[y >= 0], y[y >= 0] == 1)
-                for z, y in zip(logits, codes, strict=True)
-            ]
-            return torch.tensor(rows, dtype=torch.float64)
+    def scores(logits, codes, *, weight=None):
+        rows = [
+            plain_average_precision(z[y >= 0], y[y >= 0] == 1)
+            for z, y in zip(logits, codes, strict=True)
+        ]
+        return torch.tensor(rows, dtype=torch.float64)
 
-        return scores
-
-    return ColumnMetric("plain_ap", prepare)
+    return Metric("plain_ap", "Plain AP", scores)
 
 
 @cache
 def expected(loss, *, bias):
-    """Result of the plain loop with early stopping, computed once for all regimes."""
+    """Result of the plain loop with early stopping, computed once for all layouts."""
     weight, b, train, valid = task()
     return paper_loop(weight, b if bias else None, train, valid, loss=LOSS[loss], **STOPPING)
 
@@ -78,15 +77,15 @@ def expected_first_steps(loss, *, uneven):
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
-@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("loss", list(LOSS))
-def test_batched_equals_the_plain_loop(loss, regime, bias):
+def test_batched_equals_the_plain_loop(loss, layout, bias):
     """Every one of the first 50 steps' heads, the final head, its step and its stop agree."""
     weight, b, train, valid = task()
     b = b if bias else None
     wanted = expected(loss, bias=bias)
     config = BackpropConfig(
-        loss=loss, metric=plain_metric(), dtype=torch.float64, regime=regime, **STOPPING
+        loss=loss, metric=plain_metric(), dtype=torch.float64, layout=layout, **STOPPING
     )
     got = fit_backprop(weight, b, TuningData(*train), TuningData(*valid), config)
     for c, one in enumerate(wanted):
@@ -107,19 +106,21 @@ def test_batched_equals_the_plain_loop(loss, regime, bias):
 
 
 @pytest.mark.parametrize("uneven", [True, False], ids=["ragged", "even"])
-@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("loss", list(LOSS))
-def test_each_of_the_first_50_steps_agrees(loss, regime, uneven):
+def test_each_of_the_first_50_steps_agrees(loss, layout, uneven):
     """A metric that always improves makes the best head that of the last step."""
     weight, b, train, valid = task(seed=1, uneven=uneven)
     wanted = expected_first_steps(loss, uneven=uneven)
     for last in KEPT:
         seen = iter(range(last + 1))
-        rising = ColumnMetric(
-            "rising", lambda _, seen=seen: lambda z: torch.full((len(z),), float(next(seen)))
+        rising = Metric(
+            "rising",
+            "Rising",
+            lambda z, _, seen=seen: torch.full((len(z),), float(next(seen))),
         )
         config = BackpropConfig(
-            loss=loss, metric=rising, dtype=torch.float64, regime=regime, max_steps=last
+            loss=loss, metric=rising, dtype=torch.float64, layout=layout, max_steps=last
         )
         got = fit_backprop(weight, b, TuningData(*train), TuningData(*valid), config)
         for c, one in enumerate(wanted):

@@ -1,4 +1,4 @@
-"""Back-propagation in one batch: bookkeeping, skips, regimes, history and errors."""
+"""Back-propagation in one batch: bookkeeping, skips, layouts, history and errors."""
 
 from __future__ import annotations
 
@@ -9,44 +9,35 @@ import torch
 
 from catwise.errors import ConfigError, ShapeError
 from catwise.losses import LOSSES
-from catwise.metrics import METRICS
-from catwise.tuning.fits.backprop import (
-    BackpropConfig,
-    ColumnMetric,
-    TuningData,
-    fit_backprop,
-)
+from catwise.metrics import METRICS, Metric
+from catwise.tuning.fits.adam import BackpropConfig, fit_backprop
+from catwise.tuning.fits.loop import TuningData
 from catwise.tuning.rows import known as layouts
 from catwise.tuning.rows import sampled
 from catwise.tuning.rows.costs import choose_layout
 
-REGIMES = ("dense", "sparse", "gathered")
+LAYOUTS = ("dense", "sparse", "gathered")
 
 
 def separation():
     """A quick metric: mean logit of the positives minus that of the negatives."""
 
-    def prepare(codes):
-        positive, negative = (codes == 1).double(), (codes == 0).double()
+    def scores(logits, codes, *, weight=None):
+        z, positive, negative = logits.double(), (codes == 1).double(), (codes == 0).double()
+        above = (z * positive).sum(1) / positive.sum(1)
+        return torch.tanh(above - (z * negative).sum(1) / negative.sum(1))
 
-        def scores(logits):
-            z = logits.double()
-            above = (z * positive).sum(1) / positive.sum(1)
-            return torch.tanh(above - (z * negative).sum(1) / negative.sum(1))
-
-        return scores
-
-    return ColumnMetric("separation", prepare)
+    return Metric("separation", "Separation", scores)
 
 
-def scripted(*rows):
+def scripted(*rows, **options):
     """A metric that reads its scores from a script, one row of values for each call."""
     left = iter(rows)
 
-    def prepare(codes):
-        return lambda logits: torch.tensor(next(left), dtype=torch.float64)[: len(logits)]
+    def scores(logits, codes, *, weight=None):
+        return torch.tensor(next(left), dtype=torch.float64)[: len(logits)]
 
-    return ColumnMetric("scripted", prepare)
+    return Metric("scripted", "Scripted", scores, **options)
 
 
 def data(*, n=60, m=40, d=6, c=4, seed=0, known=0.6, dtype=torch.float64):
@@ -85,11 +76,11 @@ def test_inputs_are_not_changed():
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
-@pytest.mark.parametrize("regime", REGIMES)
-def test_same_call_same_bytes(regime):
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_same_call_same_bytes(layout):
     """Two runs agree in every bit."""
     weight, bias, train, valid = data(n=600, d=40, dtype=torch.float32)
-    options = config(regime=regime, dtype=torch.float32)
+    options = config(layout=layout, dtype=torch.float32)
     one, two = (fit_backprop(weight, bias, train, valid, options) for _ in range(2))
     assert torch.equal(one.weight, two.weight)
     assert one.history == two.history
@@ -145,8 +136,7 @@ def test_max_steps_is_said():
 def test_lower_is_better_metrics_descend():
     """A metric to be lowered picks its lowest score and reports it with its sign."""
     weight, bias, train, valid = data(c=2)
-    falling = scripted([0.5, 0.5], [0.4, 0.6], [0.6, 0.3])
-    metric = ColumnMetric("falling", falling.prepare, higher_is_better=False)
+    metric = scripted([0.5, 0.5], [0.4, 0.6], [0.6, 0.3], higher_is_better=False)
     got = fit_backprop(weight, bias, train, valid, config(metric=metric, max_steps=2))
     assert got.best_step.tolist() == [1, 2]
     assert got.best_score.tolist() == [0.4, 0.3]
@@ -159,8 +149,8 @@ def test_lower_is_better_metrics_descend():
     [
         ("train", 0, "no_known_positive_in_train"),
         ("train", 1, "no_known_negative_in_train"),
-        ("valid", 0, "no_known_positive_in_validation"),
-        ("valid", 1, "no_known_negative_in_validation"),
+        ("valid", 0, "no_known_positive_in_valid"),
+        ("valid", 1, "no_known_negative_in_valid"),
     ],
 )
 def test_one_class_categories_are_skipped_with_a_reason(split, value, reason):
@@ -205,15 +195,15 @@ def test_a_missing_bias_stays_missing():
 
 @pytest.mark.parametrize("known", [0.2, 0.9], ids=["sparse", "dense"])
 @pytest.mark.parametrize("loss", list(LOSSES))
-def test_regimes_agree(loss, known):
+def test_layouts_agree(loss, known):
     """Shared products, known entries and gathered rows find the same heads."""
     weight, bias, train, valid = data(n=300, m=200, known=known)
     one, *others = (
-        fit_backprop(weight, bias, train, valid, config(regime=regime, loss=loss))
-        for regime in REGIMES
+        fit_backprop(weight, bias, train, valid, config(layout=layout, loss=loss))
+        for layout in LAYOUTS
     )
-    for name, other in zip(REGIMES[1:], others, strict=True):
-        assert other.regime.name == name
+    for name, other in zip(LAYOUTS[1:], others, strict=True):
+        assert other.layout.name == name
         torch.testing.assert_close(one.weight, other.weight, rtol=1e-9, atol=1e-12)
         assert torch.equal(one.best_step, other.best_step)
 
@@ -222,21 +212,21 @@ def test_regimes_agree(loss, known):
 def test_the_size_of_the_tiles_changes_nothing(tile, monkeypatch):
     """Tiles of a row and a category, or of some, find what one tile finds."""
     weight, bias, train, valid = data(n=300, m=200, known=0.1)
-    one = fit_backprop(weight, bias, train, valid, config(regime="sparse"))
+    one = fit_backprop(weight, bias, train, valid, config(layout="sparse"))
     monkeypatch.setattr(sampled, "_TILE_BYTES", tile)
     monkeypatch.setattr(layouts, "_HEAD_BYTES", tile)
-    two = fit_backprop(weight, bias, train, valid, config(regime="sparse"))
+    two = fit_backprop(weight, bias, train, valid, config(layout="sparse"))
     torch.testing.assert_close(one.weight, two.weight, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("regime", REGIMES)
-def test_permuted_categories_give_permuted_results(regime):
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_permuted_categories_give_permuted_results(layout):
     """The order of the categories does not matter."""
     weight, bias, train, valid = data(c=7)
     order = torch.tensor([3, 1, 6, 0, 2, 5, 4])
-    one = fit_backprop(weight, bias, train, valid, config(regime=regime))
+    one = fit_backprop(weight, bias, train, valid, config(layout=layout))
     moved = (TuningData(t.features, t.codes[:, order]) for t in (train, valid))
-    two = fit_backprop(weight[order], bias[order], *moved, config(regime=regime))
+    two = fit_backprop(weight[order], bias[order], *moved, config(layout=layout))
     torch.testing.assert_close(one.weight[order], two.weight, rtol=1e-9, atol=1e-12)
 
 
@@ -260,7 +250,7 @@ def test_progress_is_told():
     assert all(p.stage == "backprop" and p.total == 45 for p in seen)
 
 
-def test_regime_follows_density_and_memory():
+def test_layout_follows_density_and_memory():
     """Few known labels call for the known entries alone; on a GPU for copies, if they fit."""
     few = torch.full((80,), 200)
     assert choose_layout(20_000, few, 2_048).name == "sparse"
@@ -296,10 +286,10 @@ def test_shapes_that_do_not_fit_are_reported_at_once():
 
 def test_options_out_of_range_are_reported_at_once():
     """Every bad option is in the one message."""
-    with pytest.raises(ConfigError, match=r"(?s)lr=0.*patience=0"):
+    with pytest.raises(ConfigError, match=r"(?s)patience=0.*lr=0"):
         BackpropConfig(lr=0.0, patience=0)
     with pytest.raises(ConfigError, match="did you mean 'gathered'"):
-        BackpropConfig(regime="gatherd")
+        BackpropConfig(layout="gatherd")
     with pytest.raises(ConfigError, match="did you mean 'bce'"):
         BackpropConfig(loss="bcee")
 
@@ -324,12 +314,12 @@ def test_unknown_metric_names_the_nearest():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("regime", REGIMES)
-def test_gpu_agrees_with_cpu(regime):
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gpu_agrees_with_cpu(layout):
     """The same data on a GPU gives the same heads."""
     weight, bias, train, valid = data(n=300, m=200)
-    one = fit_backprop(weight, bias, train, valid, config(regime=regime))
+    one = fit_backprop(weight, bias, train, valid, config(layout=layout))
     moved = (TuningData(t.features.cuda(), t.codes.cuda()) for t in (train, valid))
-    two = fit_backprop(weight.cuda(), bias.cuda(), *moved, config(regime=regime))
+    two = fit_backprop(weight.cuda(), bias.cuda(), *moved, config(layout=layout))
     assert two.weight.is_cuda
     torch.testing.assert_close(one.weight, two.weight.cpu(), rtol=1e-7, atol=1e-9)

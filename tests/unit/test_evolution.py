@@ -10,7 +10,6 @@ import torch
 
 from catwise.errors import ConfigError, ShapeError
 from catwise.metrics import METRICS, Metric
-from catwise.tuning.fits.columns import HeadColumns, TuningData
 from catwise.tuning.fits.evolution import (
     SELECTIONS,
     EvolutionConfig,
@@ -23,6 +22,7 @@ from catwise.tuning.fits.evolution import (
 )
 from catwise.tuning.fits.fitness import PopulationFitness
 from catwise.tuning.fits.genetic import GeneticConfig, fit_genetic
+from catwise.tuning.fits.loop import HeadColumns, TuningData
 
 SMALL = EvolutionConfig(population_size=8)
 
@@ -179,7 +179,9 @@ def test_fitness_is_the_metric(name: str, known: float, bias: bool) -> None:
     wanted = direct(METRICS[name], x, codes, genomes)
     torch.testing.assert_close(fitness(genomes), wanted, rtol=0, atol=1e-12)
     keep = torch.tensor([1, 3])
-    torch.testing.assert_close(fitness.take(keep)(genomes[keep]), wanted[keep], rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        fitness.select_categories(keep)(genomes[keep]), wanted[keep], rtol=0, atol=1e-12
+    )
 
 
 def test_a_callable_of_the_user_is_a_fitness() -> None:
@@ -232,7 +234,7 @@ def test_following_the_parents_is_scoring_anew(name: str, bias: bool) -> None:
         torch.testing.assert_close(scores, fitness(ask(state)), rtol=0, atol=1e-12)
         if generation == 3:
             keep = torch.tensor([0, 1, 3, 4, 5])
-            state, fitness = keep_categories(state, keep), fitness.take(keep)
+            state, fitness = keep_categories(state, keep), fitness.select_categories(keep)
             scores = scores[keep]
         state = tell(state, scores, config)
         if generation == 5:
@@ -262,7 +264,7 @@ def run(config: GeneticConfig, *, codes=None, names=None):
     return fit_genetic(head.weight, head.bias, data, valid, config, names=names), head
 
 
-FAST = GeneticConfig(operators=SMALL, max_generations=25, patience=10, dtype=torch.float64)
+FAST = GeneticConfig(operators=SMALL, max_steps=25, patience=10, dtype=torch.float64)
 
 
 def test_blocks_change_nothing() -> None:
@@ -307,9 +309,7 @@ def test_a_loss_can_be_the_fitness() -> None:
     assert bool((result.best_score < result.base_score).any())
 
 
-@pytest.mark.parametrize(
-    "options", [{"patience": 0}, {"max_generations": 0}, {"product": torch.int8}]
-)
+@pytest.mark.parametrize("options", [{"patience": 0}, {"max_steps": 0}, {"product": torch.int8}])
 def test_run_options_out_of_range_are_refused(options: dict) -> None:
     """The error names the option."""
     with pytest.raises(ConfigError, match=next(iter(options))):

@@ -7,10 +7,10 @@ import torch
 
 from catwise.metrics import resolve_metric
 from catwise.tuning.fits import fitness, genetic
-from catwise.tuning.fits.columns import HeadColumns
 from catwise.tuning.fits.evolution import EvolutionConfig
 from catwise.tuning.fits.fitness import PopulationFitness, memory_of
 from catwise.tuning.fits.genetic import GeneticConfig
+from catwise.tuning.fits.loop import HeadColumns
 from catwise.tuning.fits.penalised import fit_path
 from catwise.tuning.rows import costs
 from catwise.tuning.rows.costs import choose_layout
@@ -92,7 +92,7 @@ def test_blocks_of_populations_stay_within_the_bound(share, monkeypatch):
     known = codes >= 0
     alone = [memory_of(known[c : c + 1], 8, 6, torch.float32).nbytes for c in index.tolist()]
     config = GeneticConfig(operators=options, gather_bytes=max(alone))
-    blocks = list(genetic._blocks(codes.T, index, 8, config))
+    blocks = [index[block] for block in genetic._blocks(known[index], 8, config)]
     assert torch.equal(torch.cat(blocks), index)
     assert 1 < len(blocks) < len(index)
     for block in blocks:

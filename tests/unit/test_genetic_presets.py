@@ -52,7 +52,7 @@ def test_any_metric_is_a_fitness(name: str) -> None:
     for record in replaced:
         assert sign * record["selected_on"] > sign * record["before"]
         assert now[record["index"]] == pytest.approx(record["selected_on"], abs=2e-3)
-    fitness = [sign * row["best_fitness"] for row in result.history if row["active"] == 5]
+    fitness = [sign * row["best_fitness"] for row in result.history if row.get("active") == 5]
     assert fitness == sorted(fitness)
 
 
@@ -75,11 +75,17 @@ def test_a_metric_of_ones_own_is_a_fitness() -> None:
 
 
 def test_the_run_says_how_it_went_and_why_it_stopped() -> None:
-    """A record a generation, and a stop reason for every category."""
+    """A record a generation, a curve a category, and a stop reason for every one."""
     result = evolved("average_precision")
-    keys = {"method", "step", "active", "best_fitness", "mean_fitness", "score", "step_size"}
-    assert all(set(row) == keys for row in result.history)
-    assert {row["step_size"] for row in result.history} == {0.1}
+    steps = [row for row in result.history if "category" not in row]
+    keys = {"method", "step", "active", "score", "best", "best_fitness", "mean_fitness"}
+    assert all(set(row) == {*keys, "step_size"} for row in steps)
+    assert {row["step_size"] for row in steps} == {0.1}
+    curves = result.history[len(steps) :]
+    assert {row["category"] for row in curves} == {r["category"] for r in result.records}
+    for row in curves:
+        assert len(row["step"]) == len(row["fitness"]) == len(row["score"]) <= 200
+        assert row["fitness"] == sorted(row["fitness"])
     stopped = result.summary["choice"]["stopped"]["ga"]
     assert set(stopped) <= {"patience", "max_generations", "skipped"}
     assert sum(stopped.values()) == 5

@@ -33,8 +33,8 @@ from catwise.tuning.fits.evolution import ask
 from catwise.tuning.rows.gathered import Gathered, gathered_rows
 
 if TYPE_CHECKING:
-    from catwise.tuning.fits.columns import HeadColumns
     from catwise.tuning.fits.evolution import EvolutionState, Origin
+    from catwise.tuning.fits.loop import HeadColumns
 
 __all__ = ["Memory", "PopulationFitness", "memory_of"]
 
@@ -172,10 +172,10 @@ class PopulationFitness:
         known = codes[index].gather(1, rows).clamp_min(-1)
         return _Part(index, block, offset, known, self._plan(known))
 
-    def take(self, keep: Tensor) -> PopulationFitness:
+    def select_categories(self, keep: Tensor) -> PopulationFitness:
         """The fitness of some categories, by (k,) ascending positions."""
         new = object.__new__(PopulationFitness)
-        new._head, new._metric = self._head.take(keep), self._metric
+        new._head, new._metric = self._head.select_categories(keep), self._metric
         new._product, new._size, new._entries = self._product, self._size, self._entries
         new.shared, new.multiply_adds = self.shared, self.multiply_adds
         new._chunks, new._kept = self._chunks, None

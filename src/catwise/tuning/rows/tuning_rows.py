@@ -8,8 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from catwise.metrics import METRICS
-from catwise.metrics.ranking import RankingPlan
 from catwise.progress import Progress, ProgressCallback
 from catwise.tuning.rows.products import product
 
@@ -27,7 +25,6 @@ __all__ = [
     "Rows",
     "category_blocks",
     "moved",
-    "prepared_metric",
 ]
 
 _BLOCK_ENTRIES = 1 << 24
@@ -166,21 +163,8 @@ class FoldScorer:
         if key not in self._scorers:
             codes = self._codes[block]
             parts = [codes, *(codes[:, rows] for rows in self._rows)]
-            self._scorers[key] = [prepared_metric(self._metric, part) for part in parts]
+            self._scorers[key] = [self._metric.prepare(part) for part in parts]
         return self._scorers[key]
-
-
-def prepared_metric(metric: Metric, codes: Tensor) -> Callable[[Tensor], Tensor]:
-    """A function from (B, n) logits to (B,) scores against fixed (B, n) codes.
-
-    NaN where a class is not known: a category of one class is not tuned, whatever the metric.
-    """
-    if metric is METRICS["average_precision"]:
-        return RankingPlan(codes).average_precision
-    if metric is METRICS["auroc"]:
-        return RankingPlan(codes).auroc
-    lacking = ~((codes == 1).any(1) & (codes == 0).any(1))
-    return lambda logits: metric.columns(logits, codes).masked_fill(lacking, float("nan"))
 
 
 def moved(rows: Rows, delta: Tensor, intercept: Tensor, at: Tensor) -> Tensor:
