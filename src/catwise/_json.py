@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from catwise.errors import CatwiseError
+
 __all__ = [
     "COUNT",
     "TABLE",
@@ -25,6 +27,7 @@ __all__ = [
     "parse",
     "read_fields",
     "read_file",
+    "ready_text",
 ]
 
 
@@ -103,6 +106,31 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(text: str) -> Any:
     raise ValueError(f"it holds {text}, which is no JSON")
+
+
+def ready_text(
+    table: Mapping[str, Any] | None,
+    *,
+    what: str,
+    error: type[CatwiseError],
+    sort_keys: bool = False,
+) -> str:
+    """A table as JSON text that reads back as it was; `error` where `what` is not JSON-ready.
+
+    >>> from catwise.errors import ConfigError
+    >>> ready_text({"a": 1}, what="the origin", error=ConfigError)
+    '{"a": 1}'
+    """
+    try:
+        text = json.dumps(dict(table or {}), sort_keys=sort_keys, allow_nan=False)
+        own(text)  # as it will be read
+    except (TypeError, ValueError, RecursionError) as reason:
+        raise error(
+            f"{what} must be JSON-ready.",
+            found=str(reason),
+            remedy="use texts, finite numbers, lists and tables with text keys",
+        ) from reason
+    return text
 
 
 def read_file(path: Path) -> Any:

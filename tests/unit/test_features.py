@@ -159,7 +159,7 @@ def test_cut_short(tmp_path: Path, suffix: str) -> None:
     ("content", "reason"),
     [
         (b"", "the file is empty"),
-        (b"id,f0,f1\n", "no .npy, .npz or .safetensors"),
+        (b"id,f0,f1\n", "not a .npy, .npz or .safetensors"),
         (b"PK\x03\x04" + bytes(30), "damaged or cut short"),
     ],
 )
@@ -289,7 +289,7 @@ def test_features_are_frozen() -> None:
         (["a", None], "texts or whole numbers"),
         ([b"a", b"\xff"], "texts or whole numbers"),
         ([True, False], "texts or whole numbers"),
-        (["a", "\ud800"], "no Unicode"),
+        (["a", "\ud800"], "not Unicode"),
         (["a", "a"], "more than once"),
     ],
 )

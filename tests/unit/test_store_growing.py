@@ -106,7 +106,7 @@ def test_what_cannot_be_added(
 
 def test_nothing_to_add_to(tmp_path: Path) -> None:
     """A folder that is no store is not made one."""
-    with pytest.raises(FeatureStoreError, match="no feature store"):
+    with pytest.raises(FeatureStoreError, match="not a feature store"):
         append_store(tmp_path / "s", VALUES)
     assert not (tmp_path / "s").exists()
 

@@ -167,7 +167,7 @@ def test_damage_is_found(memory: Any) -> None:
 
 def test_no_store_there() -> None:
     """An URL with nothing, of no known kind, or whose package is missing says so."""
-    with pytest.raises(FeatureStoreError, match="no feature store"):
+    with pytest.raises(FeatureStoreError, match="not a feature store"):
         open_store(URL)
     with pytest.raises(ConfigError, match="nosuch"):
         open_store("nosuch://a/b")

@@ -130,7 +130,7 @@ def list_arrays(path: Path) -> list[FileArray]:
             return _safetensors(path)
     except DAMAGE as error:
         raise ValueError(f"the file is damaged or cut short ({error})") from error
-    raise ValueError("it is no .npy, .npz or .safetensors file")
+    raise ValueError("it is not a .npy, .npz or .safetensors file")
 
 
 def _header(stream: BinaryIO | Any) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
@@ -147,7 +147,7 @@ def _header(stream: BinaryIO | Any) -> tuple[tuple[int, ...], bool, np.dtype[Any
     try:
         shape, fortran, dtype = read(text)
     except (*_NO_HEADER, TokenError) as error:
-        raise ValueError(f"its header is no header ({type(error).__name__}: {error})") from error
+        raise ValueError(f"its header is not one ({type(error).__name__}: {error})") from error
     return check_shape(shape), bool(fortran), dtype, 8 + width + length
 
 

@@ -84,7 +84,7 @@ class SlicedRows:
     def __init__(self, values: Any, name: str) -> None:
         self._values, self._name = values, name
         if self.block(0, 0).shape != (0, *self.shape[1:]):
-            raise _not_numbers(name, f"a {type(values).__name__} whose slices are no rows")
+            raise _not_numbers(name, f"a {type(values).__name__} whose slices are not rows")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -154,7 +154,7 @@ def block_of(
         dtype: float32 or float64.
 
     Returns:
-        (stop − start, D), on the device of `values` (the CPU for what is no tensor).
+        (stop − start, D), on the device of `values` (the CPU for what is not a tensor).
 
     Raises:
         FeatureError: If the values are not real numbers.

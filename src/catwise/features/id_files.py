@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from catwise._limits import MAX_ID, check_at_most
 from catwise.errors import ShapeError
 from catwise.features.ids import check_distinct
-from catwise.features.manifest import IdsFile
+from catwise.features.manifest import StoredFile
 
 _CHUNK: Final = 2**22
 
@@ -49,7 +49,7 @@ class IdsWriter:
         self._bytes += len(raw)
         self._hashes.extend(map(hash, texts))
 
-    def finish(self, n_rows: int) -> IdsFile:
+    def finish(self, n_rows: int) -> StoredFile:
         """Close the file."""
         if len(self) != n_rows:
             raise ShapeError(
@@ -60,7 +60,7 @@ class IdsWriter:
         hashes = np.frombuffer(self._hashes, dtype=np.int64)
         check_distinct(hashes, self._texts, "ids")
         self.close()
-        return IdsFile(self._path.name, n_rows, self._bytes, self._total.hexdigest())
+        return StoredFile(self._path.name, n_rows, self._bytes, self._total.hexdigest())
 
     def _texts(self, rows: NDArray[np.int64]) -> list[str]:
         """The ids of some rows, those from before first."""

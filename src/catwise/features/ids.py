@@ -34,7 +34,7 @@ def as_ids(ids: Any, n_rows: int | None = None, *, name: str = "ids") -> NDArray
 
     Raises:
         ShapeError: If they are not one for each row.
-        IdError: If one is empty, is no text or number, or is there twice.
+        IdError: If one is empty, is not a text or number, or is a duplicate.
 
     >>> as_ids([7, 12]).tolist()
     ['7', '12']
@@ -66,7 +66,7 @@ def _texts(array: NDArray[Any], name: str) -> list[str]:
 
 
 def _check(texts: NDArray[np.str_], name: str) -> None:
-    """Refuse what cannot be an id, and what is there twice; no text becomes a Python object."""
+    """Refuse what cannot be an id, and duplicates; no text becomes a Python object."""
     width = max(texts.dtype.itemsize // 4, 1)
     if width > MAX_ID:
         raise IdError(
@@ -109,13 +109,13 @@ def _wrong(text: str) -> str:
         return "is empty"
     if "\n" in text or "\0" in text:
         return "holds a line break or a NUL character"
-    return "is no Unicode text"
+    return "is not Unicode text"
 
 
 def check_distinct(
     hashes: NDArray[Any], texts_of: Callable[[NDArray[np.int64]], list[str]], name: str
 ) -> None:
-    """Refuse texts that are there twice.
+    """Refuse duplicate texts.
 
     They have (N,) 64-bit hashes; `texts_of` some rows tells those with one hash apart.
     """

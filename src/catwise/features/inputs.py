@@ -39,7 +39,7 @@ class Features:
     Raises:
         FeatureError: If the values have not two axes.
         ShapeError: If the ids are not one for each row.
-        IdError: If an id is empty or there twice.
+        IdError: If an id is empty or a duplicate.
 
     >>> features = Features([[1.0, 2.0], [3.0, 4.0]], ids=["a.jpg", "b.jpg"])
     >>> features
@@ -118,7 +118,7 @@ def read_features(
     Raises:
         FeatureStoreError: If the file is missing, empty, cut short, damaged, or lacks the array.
         FeatureError: If the values are not (N, D) finite numbers.
-        IdError: If an id is empty or there twice.
+        IdError: If an id is empty or a duplicate.
         ShapeError: If the ids are not one for each row.
 
     >>> import tempfile
@@ -142,7 +142,7 @@ def read_features(
 
 
 def in_memory(source: Any) -> Features | CategoryFeatures:
-    """Features that are no file: with their ids, if they are rows that know them."""
+    """Features that are not a file: with their ids, if they are rows that know them."""
     if isinstance(source, Features):
         return source
     source = as_rows(source)

@@ -22,7 +22,7 @@ import re
 import struct
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from catwise._json import COUNT, TABLE, Field, own, read_fields
 from catwise.errors import ConfigError, FeatureStoreError, nearest
@@ -32,7 +32,6 @@ VERSION: Final = 1
 MANIFEST_FILE: Final = "manifest.json"
 FIRST_IDS: Final = "ids-00000.txt"
 DATA_START: Final = 256
-SAFETENSORS_NAMES: Final = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 _ALIASES: Final = {
     "fp16": "float16", "half": "float16", "f16": "float16",
     "bf16": "bfloat16",
@@ -42,19 +41,28 @@ _SHARD_NAME: Final = re.compile(r"features-(\d{5,})\.safetensors")
 _IDS_NAME: Final = re.compile(r"ids-(\d{5,})\.txt")
 
 
+class StoreDtype(NamedTuple):
+    """How a store's numbers lie in its files."""
+
+    safetensors: str
+    numpy: str
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a number."""
+        return int(self.numpy[-1])
+
+
+STORE_DTYPES: Final = {
+    "float16": StoreDtype("F16", "<f2"),
+    "bfloat16": StoreDtype("BF16", "<u2"),
+    "float32": StoreDtype("F32", "<f4"),
+}
+
+
 @dataclass(frozen=True, slots=True)
-class ShardFile:
-    """One file of rows."""
-
-    file: str
-    rows: int
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class IdsFile:
-    """One file of ids."""
+class StoredFile:
+    """One file of rows, or of their ids."""
 
     file: str
     rows: int
@@ -69,12 +77,12 @@ class Manifest:
     dtype: str
     n_rows: int
     n_features: int
-    shards: tuple[ShardFile, ...]
-    ids: tuple[IdsFile, ...]
+    shards: tuple[StoredFile, ...]
+    ids: tuple[StoredFile, ...]
     origin: str
 
     @property
-    def files(self) -> tuple[ShardFile | IdsFile, ...]:
+    def files(self) -> tuple[StoredFile, ...]:
         """All files but the manifest."""
         return (*self.shards, *self.ids)
 
@@ -89,9 +97,9 @@ def dtype_name(dtype: Any) -> str:
     text = getattr(dtype, "name", None) or getattr(dtype, "__name__", None) or str(dtype)
     name = str(text).removeprefix("torch.").lower()
     name = _ALIASES.get(name, name)
-    if name not in SAFETENSORS_NAMES:
+    if name not in STORE_DTYPES:
         raise ConfigError(
-            f"a feature store cannot hold {name!r}{nearest(name, SAFETENSORS_NAMES)}.",
+            f"a feature store cannot hold {name!r}{nearest(name, STORE_DTYPES)}.",
             expected="float16, bfloat16 or float32",
         )
     return name
@@ -100,7 +108,7 @@ def dtype_name(dtype: Any) -> str:
 def shard_header(dtype: str, rows: int, n_features: int, item_size: int) -> bytes:
     """The first `DATA_START` bytes of a shard."""
     tensor = {
-        "dtype": SAFETENSORS_NAMES[dtype],
+        "dtype": STORE_DTYPES[dtype].safetensors,
         "shape": [rows, n_features],
         "data_offsets": [0, rows * n_features * item_size],
     }
@@ -158,8 +166,8 @@ def parse_manifest(path: str, raw: bytes) -> Manifest:
 
 def _from_table(table: Any) -> Manifest:
     fields = read_fields(table, _MANIFEST)
-    shards = tuple(ShardFile(**_part(entry, _SHARD_NAME)) for entry in fields["shards"])
-    ids = tuple(IdsFile(**_part(entry, _IDS_NAME)) for entry in fields["ids"] or ())
+    shards = tuple(StoredFile(**_part(entry, _SHARD_NAME)) for entry in fields["shards"])
+    ids = tuple(StoredFile(**_part(entry, _IDS_NAME)) for entry in fields["ids"] or ())
     n_rows, n_features = fields["n_rows"], fields["n_features"]
     if sum(shard.rows for shard in shards) != n_rows:
         raise ValueError(f"its shards do not sum to its {n_rows:,} rows")
@@ -192,7 +200,7 @@ _PARTS: Final = "a list of files, of which there is one at least"
 _MANIFEST: Final = {
     "format": Field(repr(FORMAT), lambda v: v == FORMAT),
     "version": Field(str(VERSION), lambda v: type(v) is int and v == VERSION),
-    "dtype": Field("float16, bfloat16 or float32", lambda v: v in tuple(SAFETENSORS_NAMES)),
+    "dtype": Field("float16, bfloat16 or float32", lambda v: v in tuple(STORE_DTYPES)),
     "n_rows": COUNT,
     "n_features": COUNT,
     "shards": Field(_PARTS, lambda v: type(v) is list and v != []),

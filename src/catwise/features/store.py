@@ -23,16 +23,15 @@ from catwise.features.manifest import (
     DATA_START,
     FIRST_IDS,
     MANIFEST_FILE,
-    IdsFile,
+    STORE_DTYPES,
     Manifest,
-    ShardFile,
+    StoredFile,
     parse_manifest,
     shard_header,
 )
 from catwise.features.places import LocalPlace, Place, forget, place_of
 
 _MAX_MAPPED: Final = 64
-_STORED: Final = {"float16": "<f2", "bfloat16": "<u2", "float32": "<f4"}
 _REMEDY: Final = "copy the store again, or extract the features again"
 
 
@@ -79,8 +78,12 @@ class FeatureStore:
         return self._manifest.dtype
 
     @property
+    def _stored(self) -> str:
+        return STORE_DTYPES[self.dtype].numpy
+
+    @property
     def origin(self) -> dict[str, Any]:
-        """Where the features come from, as their writer said; a fresh copy each time."""
+        """Where the features come from, as their writer said; a new copy each time."""
         value: dict[str, Any] = json.loads(self._manifest.origin)
         return value
 
@@ -90,7 +93,7 @@ class FeatureStore:
         return self._manifest
 
     @property
-    def shards(self) -> tuple[ShardFile, ...]:
+    def shards(self) -> tuple[StoredFile, ...]:
         """The files of rows, with their numbers of rows, sizes and checksums."""
         return self._manifest.shards
 
@@ -143,7 +146,7 @@ class FeatureStore:
         """
         first, last, _ = slice(start, stop).indices(len(self))
         if first >= last:
-            return self._as_numbers(np.empty((0, self.shape[1]), _STORED[self.dtype]))
+            return self._as_numbers(np.empty((0, self.shape[1]), self._stored))
         parts = []
         at = bisect_right(self._starts, first) - 1
         while first < last:
@@ -168,7 +171,7 @@ class FeatureStore:
             FeatureStoreError: If a file cannot be read, or is gone.
         """
         wanted = np.arange(len(self))[row_index(index)]
-        out = np.empty((len(wanted), self.shape[1]), _STORED[self.dtype])
+        out = np.empty((len(wanted), self.shape[1]), self._stored)
         shard_of = np.searchsorted(self._starts, wanted, side="right") - 1
         for at in np.unique(shard_of).tolist():
             here = np.flatnonzero(shard_of == at)
@@ -192,7 +195,7 @@ class FeatureStore:
             rows = self._mapped.get(at)
             if rows is None:
                 shape = (shard.rows, self.shape[1])
-                rows = self._place.rows(shard.file, _STORED[self.dtype], shape)
+                rows = self._place.rows(shard.file, self._stored, shape)
                 while len(self._mapped) >= _MAX_MAPPED:
                     self._mapped.pop(next(iter(self._mapped)), None)
                 self._mapped[at] = rows
@@ -232,7 +235,7 @@ def open_store(path: str | os.PathLike[str], *, verify: bool = False) -> Feature
         verify: also read every file and compare it with its checksum.
 
     Raises:
-        FeatureStoreError: If it is no store, or files are missing or damaged; all are named.
+        FeatureStoreError: If it is not a store, or files are missing or damaged; all are named.
         MissingExtraError: If what an URL needs is not installed.
 
     >>> import tempfile
@@ -257,7 +260,7 @@ def open_store(path: str | os.PathLike[str], *, verify: bool = False) -> Feature
     except OSError as error:
         folder = isinstance(place, LocalPlace) and place.folder.is_dir()
         raise FeatureStoreError(
-            f"'{path}' is no feature store.",
+            f"'{path}' is not a feature store.",
             found="it has no manifest.json" if folder else _reason(error),
             expected="a folder that write_store wrote",
             remedy="check the path",
@@ -292,11 +295,11 @@ def _problems(place: Place, manifest: Manifest) -> list[str]:
     return found
 
 
-def _is_described(part: ShardFile | IdsFile, head: bytes, manifest: Manifest) -> bool:
+def _is_described(part: StoredFile, head: bytes, manifest: Manifest) -> bool:
     """Whether a file's size and first bytes are those of its rows."""
-    if isinstance(part, IdsFile):
+    if part in manifest.ids:
         return True
-    item = np.dtype(_STORED[manifest.dtype]).itemsize
+    item = STORE_DTYPES[manifest.dtype].itemsize
     size = DATA_START + part.rows * manifest.n_features * item
     expected = shard_header(manifest.dtype, part.rows, manifest.n_features, item)
     return (head, part.bytes) == (expected, size)

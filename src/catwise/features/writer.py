@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from catwise._io import atomic_folder, growing_folder
-from catwise._json import own
+from catwise._json import ready_text
 from catwise.errors import ConfigError, FeatureError, OutputError, ShapeError
 from catwise.features.arrays import bfloat16_bits
 from catwise.features.blocks import BLOCK_ROWS, block_of, feature_shape
@@ -26,9 +26,9 @@ from catwise.features.inputs import Features, check_finite
 from catwise.features.manifest import (
     DATA_START,
     MANIFEST_FILE,
-    IdsFile,
+    STORE_DTYPES,
     Manifest,
-    ShardFile,
+    StoredFile,
     dtype_name,
     file_number,
     file_sha256,
@@ -39,7 +39,6 @@ from catwise.features.places import RemotePlace, is_url
 from catwise.features.store import FeatureStore, open_store
 
 SHARD_BYTES: Final = 2**28
-_ITEM_SIZES: Final = {"float16": 2, "bfloat16": 2, "float32": 4}
 _FLOAT16_MAX: Final = 65504.0
 
 
@@ -73,7 +72,7 @@ def write_store(
     Raises:
         FeatureError: If there are no rows, or values are not finite numbers in that dtype.
         ShapeError: If blocks differ in columns, or the ids are not one for each row.
-        IdError: If an id is empty or there twice.
+        IdError: If an id is empty or a duplicate.
         ConfigError: If dtype or origin cannot be stored.
         MissingExtraError: If what an URL needs is not installed.
         OutputError: If the folder has content, or cannot be written.
@@ -124,7 +123,7 @@ def append_store(
         FeatureStoreError: If there is no store.
         ShapeError: If the rows differ from the store's in columns, or have ids where it has none,
             or none where it has ids.
-        IdError: If an id is in the store already, or is there twice.
+        IdError: If an id is in the store already, or is a duplicate.
         FeatureError: If there are no rows, or values are not finite numbers in the store's dtype.
         OutputError: If the folder cannot be written, or somebody else adds to it.
 
@@ -274,16 +273,7 @@ def _remote(
 
 
 def _origin_text(origin: Mapping[str, Any] | None) -> str:
-    try:
-        text = json.dumps(dict(origin or {}), allow_nan=False)
-        own(text)  # as it will be read
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ConfigError(
-            "the origin of features must be JSON-ready.",
-            found=str(error),
-            remedy="use texts, finite numbers, lists and tables with text keys",
-        ) from error
-    return text
+    return ready_text(origin, what="the origin of features", error=ConfigError)
 
 
 class StoreWriter:
@@ -311,7 +301,7 @@ class StoreWriter:
             self._number = 1 + max(file_number(name) or 0 for name in names)
         self._n_features = 0 if store is None else store.shape[1]
         self._ids: IdsWriter | None = None
-        self._shards: list[ShardFile] = []
+        self._shards: list[StoredFile] = []
         self._open: _Shard | None = None
 
     def write(self, rows: Any, *, ids: Any = None) -> None:
@@ -352,7 +342,7 @@ class StoreWriter:
 
         Raises:
             ShapeError: If they are not one for each row.
-            IdError: If one is empty or there twice.
+            IdError: If one is empty or a duplicate.
         """
         if self._ids is not None:
             self._ids.close()
@@ -386,7 +376,7 @@ class StoreWriter:
         path.write_bytes(manifest_text(manifest).encode("utf-8"))
         self._publish(path)
 
-    def _finished_ids(self) -> tuple[IdsFile, ...]:
+    def _finished_ids(self) -> tuple[StoredFile, ...]:
         had = self._store is not None and bool(self._store.manifest.ids)
         if self._store is not None and had != (self._ids is not None):
             raise ShapeError(
@@ -475,7 +465,7 @@ class _Shard:
         self._path = path
         self._dtype = dtype
         self._n_features = n_features
-        self._item_size = _ITEM_SIZES[dtype]
+        self._item_size = STORE_DTYPES[dtype].itemsize
         self._capacity = max(1, SHARD_BYTES // (n_features * self._item_size))
         self._rows = 0
         self._total = hashlib.sha256()
@@ -498,7 +488,7 @@ class _Shard:
         self._put(rows.reshape(-1).view(np.uint8).data)
         self._rows += len(rows)
 
-    def finish(self) -> ShardFile:
+    def finish(self) -> StoredFile:
         """Close the file; a shard that did not become full gets its true header."""
         if self.room:
             self.stream.seek(0)
@@ -506,4 +496,4 @@ class _Shard:
         self.stream.close()
         sha256 = file_sha256(self._path) if self.room else self._total.hexdigest()
         size = DATA_START + self._rows * self._n_features * self._item_size
-        return ShardFile(self._path.name, self._rows, size, sha256)
+        return StoredFile(self._path.name, self._rows, size, sha256)

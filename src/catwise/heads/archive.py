@@ -48,7 +48,7 @@ def _prefix(records: dict[str, zipfile.ZipInfo]) -> str:
         name for name in records if name == "data.pkl" or name.split("/")[1:] == ["data.pkl"]
     ]
     if len(pickles) != 1:
-        raise ValueError("the archive is no PyTorch checkpoint (it has no data.pkl)")
+        raise ValueError("the archive is not a PyTorch checkpoint (it has no data.pkl)")
     prefix = pickles[0].removesuffix("data.pkl")
     if f"{prefix}constants.pkl" in records or any(n.startswith(f"{prefix}code/") for n in records):
         raise ValueError("the archive is a TorchScript program, which has no state_dict")

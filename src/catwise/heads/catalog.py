@@ -123,7 +123,7 @@ def open_catalog(source: str | os.PathLike[str] | Mapping[str, Any]) -> Catalog:
             return Catalog(label, tuple(_file_entries(layout)), layout, path)
         archive = open_archive(path)
         if not isinstance(archive.content, Mapping):
-            raise ValueError("it holds no state_dict: something that is no table of tensors")  # noqa: TRY004, TRY301
+            raise ValueError("it holds no state_dict: something that is not a table of tensors")  # noqa: TRY004, TRY301
         entries = tuple(_walk(archive.content, _stored_entry))
     except RefusedName as error:
         raise _refused(label, str(error)) from error
@@ -267,7 +267,7 @@ def _storage_bytes(catalog: Catalog, entry: Entry) -> bytes:
         name = record_name(catalog.origin, entry.value.storage)
         raw = read_record(catalog.origin, name)
     else:
-        assert catalog.path is not None  # noqa: S101  # a file that is no archive
+        assert catalog.path is not None  # noqa: S101  # a file that is not an archive
         check_memory(entry.value.stop - entry.value.start, f"the tensor {entry.name!r}")
         with catalog.path.open("rb") as stream:
             stream.seek(entry.value.start)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from catwise._arrays import as_numpy, dense
 from catwise._io import write_bytes
-from catwise._json import own
+from catwise._json import ready_text
 from catwise._safetensors import build
 from catwise.errors import CategoryError, HeadError, ShapeError, nearest
 from catwise.features.blocks import BLOCK_ROWS, feature_shape, iterate_blocks
@@ -44,7 +44,7 @@ class Head:
         provenance: what made this head, JSON-ready.
 
     Raises:
-        HeadError: If weight or bias is no finite float array, or empty.
+        HeadError: If weight or bias is not a finite float array, or empty.
         ShapeError: If weight, bias and categories do not fit together.
         CategoryError: If two categories have one name.
 
@@ -89,12 +89,13 @@ class Head:
                     found=f"shape {tuple(bias.shape)} beside a weight of {tuple(weight.shape)}",
                     expected=f"shape ({weight.shape[0]},)",
                 )
+        said = ready_text(provenance, what="a head's provenance", error=HeadError, sort_keys=True)
         _set = object.__setattr__
         _set(self, "weight", weight)
         _set(self, "bias", bias)
         _set(self, "categories", _names(categories, int(weight.shape[0])))
         _set(self, "fitted_on", _digests(fitted_on))
-        _set(self, "_provenance", _as_json(provenance))
+        _set(self, "_provenance", said)
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a Head is immutable; use head.replace({name}=…)")
@@ -139,7 +140,7 @@ class Head:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What made this head; a fresh copy each time."""
+        """What made this head; a new copy each time."""
         value: dict[str, Any] = json.loads(self._provenance)
         return value
 
@@ -394,19 +395,6 @@ def _digests(values: Any) -> NDArray[np.uint64] | None:
     result = np.unique(array.reshape(-1).astype(np.uint64))
     result.flags.writeable = False
     return result
-
-
-def _as_json(provenance: Mapping[str, Any] | None) -> str:
-    try:
-        text = json.dumps(dict(provenance or {}), sort_keys=True, allow_nan=False)
-        own(text)  # as it will be read
-    except (TypeError, ValueError, RecursionError) as error:
-        raise HeadError(
-            "a head's provenance must be JSON-ready.",
-            found=str(error),
-            remedy="use texts, finite numbers, lists and tables with text keys",
-        ) from error
-    return text
 
 
 def _raw(tensor: torch.Tensor) -> bytes:

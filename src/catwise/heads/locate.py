@@ -328,7 +328,7 @@ def _describe(catalog: Catalog, entry: Entry, *, bias_key: str | None = None) ->
     """Where an entry's bias is, and what is special or wrong about the two."""
     if not entry.layout:
         raise HeadError(
-            f"the tensor {entry.name!r} of {catalog.label} is no head's weight.",
+            f"the tensor {entry.name!r} of {catalog.label} is not the weight of a head.",
             found=f"shape {entry.shape}",
             expected="shape (C, D), (C, D, 1, 1) of a 1×1 convolution, (1, C, D) of a group-wise "
             "layer, or (K, D, C / K) of ML-Decoder's duplicate_pooling",

@@ -234,7 +234,7 @@ class _Machine:
         if isinstance(target, dict):
             target.update(_table(zip(items[::2], items[1::2], strict=True)))
         elif not isinstance(target, Opaque):
-            raise TypeError("items for what is no table")
+            raise TypeError("items for what is not a table")
 
     def do_append(self, _: Any) -> None:
         self._extend([self.pop()])
@@ -247,7 +247,7 @@ class _Machine:
         if isinstance(target, list):
             target.extend(items)
         elif not isinstance(target, Opaque):
-            raise TypeError("items for what is no list")
+            raise TypeError("items for what is not a list")
 
     def do_additems(self, _: Any) -> None:
         self.pop_to_mark()
@@ -258,7 +258,7 @@ class _Machine:
     def do_stack_global(self, _: Any) -> None:
         attribute, module = self.pop(), self.pop()
         if not isinstance(module, str) or not isinstance(attribute, str):
-            raise ValueError("a name that is no text")  # noqa: TRY004  # a fact of the file
+            raise ValueError("a name that is not a text")  # noqa: TRY004  # a fact of the file
         self.stack.append(_name(f"{module} {attribute}"))
 
     def do_binpersid(self, _: Any) -> None:
@@ -296,7 +296,7 @@ def _name(text: str) -> Name:
 def _storage(identifier: Any) -> Storage:
     """A persistent id: ('storage', class, key, location, number of items)."""
     if not (isinstance(identifier, tuple) and len(identifier) >= 5 and identifier[0] == "storage"):
-        raise ValueError("a reference that is no storage")
+        raise ValueError("a reference that is not a storage")
     _, kind, key, _, n_items = identifier[:5]
     if not isinstance(kind, Name) or not isinstance(key, str) or type(n_items) is not int:
         raise ValueError("a storage without class, key or length")

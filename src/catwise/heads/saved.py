@@ -44,7 +44,7 @@ def load_head(path: str | os.PathLike[str]) -> Head:
         ) from error
     if "catwise_head" not in layout.metadata:
         raise CheckpointError(
-            f"'{path}' is no head of catwise.",
+            f"'{path}' is not a head of catwise.",
             found=f"a safetensors file with {len(layout.tensors):,} tensors",
             remedy="read_head finds the head inside a checkpoint",
         )

@@ -19,7 +19,6 @@ from catwise.errors import (
     CategoryError,
     CheckpointError,
     HeadError,
-    OutputError,
     ShapeError,
     nearest,
 )
@@ -34,6 +33,7 @@ from catwise.heads.catalog import (
     view_of,
 )
 from catwise.heads.core import Head
+from catwise.heads.fit import check_destination, fitting_bias, fitting_numbers, same_bits
 from catwise.heads.locate import Found, HeadLocation, find_head
 from catwise.heads.provenance import (
     put_beside,
@@ -157,14 +157,14 @@ def write_head(
             remedy="write_head_to_state_dict gives a new state_dict",
         )
     catalog = open_catalog(source)
-    _check_destination(Path(source), Path(destination), overwrite=overwrite)
+    check_destination(Path(destination), [Path(source)], what="the checkpoint", overwrite=overwrite)
     found, patches, report = _plan(catalog, head, key=key, bias_key=bias_key, categories=categories)
     said = _said(catalog, head, found, patches) if provenance is None else provenance
     beside = said is not None and not isinstance(catalog.origin, FileLayout)
     if beside:  # one without its file was left by a process that was killed
         alone = not Path(destination).exists()
         side = side_file(Path(destination))
-        _check_destination(Path(source), side, overwrite=overwrite or alone)
+        check_destination(side, [Path(source)], what="the checkpoint", overwrite=overwrite or alone)
     starts = [storage_start(catalog, patch.entry) for patch in patches]
     for patch in patches:
         load_tensor(catalog, patch.entry)  # a damaged record is found before anything is written
@@ -237,21 +237,6 @@ def _paths(table: Any, was: Any, container: str) -> Any:
             yield from _paths(table[name], inner, container[len(text) + 1 :])
 
 
-def _check_destination(source: Path, destination: Path, *, overwrite: bool) -> None:
-    if not destination.exists():
-        return
-    if destination.samefile(source):
-        raise OutputError(
-            f"'{destination}' is the checkpoint itself.",
-            expected="a new file: an input is never changed",
-            remedy="choose another name",
-        )
-    if not overwrite:
-        raise OutputError(
-            f"'{destination}' exists.", remedy="choose another name, or ask to overwrite it"
-        )
-
-
 def _plan(
     catalog: Catalog,
     head: Head,
@@ -316,7 +301,7 @@ def _changes(catalog: Catalog, patch: _Patch) -> bool:
     """Whether a patch gives its tensor other numbers."""
     new = load_tensor(catalog, patch.entry).clone()
     patch.apply(new)
-    return not _same_bits(new, load_tensor(catalog, patch.entry))
+    return not same_bits(new, load_tensor(catalog, patch.entry))
 
 
 def _match(head: Head, location: HeadLocation, names: tuple[str, ...] | None) -> tuple[int, ...]:
@@ -352,37 +337,19 @@ def _match(head: Head, location: HeadLocation, names: tuple[str, ...] | None) ->
 
 
 def _bias_values(head: Head, found: Found) -> torch.Tensor | None:
-    """What to write into the bias; neither side's missing bias is invented."""
-    if head.bias is None and found.bias is not None:
-        raise HeadError(
-            "the checkpoint's head has a bias and the new one has none.",
-            found=f"bias {found.bias.name!r}",
-            remedy="head.replace(bias=torch.zeros(…)) says that the bias shall be zero",
-        )
-    if head.bias is not None and found.bias is None:
-        if bool((head.bias == 0).all()):
-            return None
-        raise HeadError(
-            "the new head has a bias and the checkpoint's has none: it cannot be written.",
-            found=str(found.location),
-            expected="a head without a bias",
-            remedy="tune without a bias, or name the checkpoint's bias with bias_key='…'",
-        )
-    return head.bias
+    return fitting_bias(
+        head,
+        None if found.bias is None else found.bias.name,
+        what="the checkpoint's head",
+        found=str(found.location),
+        remedy="tune without a bias, or name the checkpoint's bias with bias_key='…'",
+    )
 
 
 def _patch(entry: Entry, rows: tuple[int, ...], values: torch.Tensor) -> _Patch:
-    values = values.detach().cpu()
     assert entry.dtype is not None  # noqa: S101  # find_head refuses it
-    cast = values.to(entry.dtype)
-    if not bool(torch.isfinite(cast).all()):
-        largest = float(values.double().abs().max())
-        raise HeadError(
-            f"the head does not fit into {entry.name!r}: a number is too large for its dtype.",
-            found=f"up to {largest:.4g}",
-            expected=f"at most {torch.finfo(entry.dtype).max:.4g} ({entry.dtype_name})",
-            remedy="convert the checkpoint to float32 first",
-        )
+    remedy = "convert the checkpoint to float32 first"
+    cast = fitting_numbers(values.cpu(), entry.dtype, what=repr(entry.name), remedy=remedy)
     return _Patch(entry, rows, cast)
 
 
@@ -436,14 +403,8 @@ def _verify(path: Path, before: Catalog, found: Found, patches: Sequence[_Patch]
     for patch, entry in zip(patches, (again.weight, again.bias), strict=False):
         expected = load_tensor(before, patch.entry)
         patch.apply(expected)
-        if entry is None or not same_size or not _same_bits(load_tensor(catalog, entry), expected):
+        if entry is None or not same_size or not same_bits(load_tensor(catalog, entry), expected):
             raise CheckpointError(
                 f"the written head differs from the one that was meant, in {patch.entry.name!r}.",
                 remedy="report this with the checkpoint's layout (list_heads); nothing was written",
             )
-
-
-def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.dtype == b.dtype and torch.equal(
-        a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8)
-    )

@@ -191,7 +191,7 @@ class LoadedModel:
         checkpoint: the file or folder that the weights came from, or None.
         image_argument: name of the keyword that takes the images; None: the first argument.
         notes: what to know about it, a sentence each.
-        row_names: names of all rows of the layer, where some of them are no categories.
+        row_names: names of all rows of the layer, where some of them are not categories.
         output_is: what the model makes of its layer's output: ``"sigmoid"``, ``"softmax"`` and the
             like, ``"not linear"``, ``"not the layer's"``; ``""`` where it returns that itself.
         request: what `load_model` was asked for; None where it did not load the model.

@@ -1,7 +1,7 @@
 """Images through a model once: what goes into its classification layer becomes a feature store.
 
 The work is cut into parts of a fixed number of rows, each written under a temporary name, flushed
-and renamed. A part that is there is never made again, so that a run that was killed goes on where
+and renamed. A part that is there is never made again, so that a run that was killed resumes where
 it was. Batches are cut at the same rows however the images arrive, so that the bytes are those of
 an uninterrupted run with the same machine and threads. Parts are in `<out>.parts/<fingerprint>`.
 """
@@ -106,7 +106,7 @@ def extract(
         undecodable: "refuse" images that could not be decoded, or "skip" and list them; the ids are
             the row numbers then, if there are none.
         check: compare with the model's logits; False for a model that returns something else.
-        resume: go on with what an earlier call left; otherwise begin anew.
+        resume: resume what an earlier call left; otherwise start over.
         overwrite: replace a store, or unfinished work, that differs.
         batch_rows: images in a batch; as the loader has it (64 for a `Dataset`) when not given.
         part_rows: rows in a part, a multiple of `batch_rows`; about 4,096 when not given.
@@ -207,7 +207,7 @@ def _places(
     if not isinstance(place, LocalPlace):
         if parts is None:
             raise ConfigError(
-                f"'{out}' is no folder of this machine, and unfinished work needs one.",
+                f"'{out}' is not a folder of this machine, and unfinished work needs one.",
                 remedy="name one with parts='…'; several machines must share it",
             )
         return str(place), Path(os.path.realpath(parts), f"{str(place).rpartition('/')[2]}.parts")

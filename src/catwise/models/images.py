@@ -163,7 +163,7 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
     special |= dict.fromkeys((stat.S_IFCHR, stat.S_IFBLK), "a device")
     if found := special.get(stat.S_IFMT(kind)):
         raise FeatureError(
-            "it is no file.",
+            "it is not a file.",
             found=f"{found}, '{path}'",
             remedy="leave it out, or copy what it gives to a file",
         )
@@ -274,7 +274,7 @@ def _read_picture(stream: BinaryIO, channels: int, white: float | None) -> Image
         raise _too_many(f"{n_pixels:,}", limit or n_pixels, n_pixels) from error
     except UnidentifiedImageError as error:
         raise FeatureError(
-            "the file is no image of a known format.",
+            "the file is not an image of a known format.",
             expected=" or ".join([*formats, "DICOM"]),
             remedy="repair the file or leave it out",
         ) from error
@@ -565,7 +565,7 @@ def _number(value: Any, default: float) -> float:
 
 
 def _padding(stored: NDArray[Any], data: Any) -> NDArray[np.bool_]:
-    """Where the pixels are no part of the image."""
+    """Where the pixels are not part of the image."""
     first = data.get("PixelPaddingValue")
     if first is None or stored.dtype.kind not in "iu":
         return np.zeros(stored.shape, dtype=np.bool_)

@@ -19,6 +19,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from catwise.errors import CatwiseError, ConfigError, HeadError, MismatchError, ShapeError, nearest
 from catwise.heads.catalog import open_catalog
 from catwise.heads.core import Head
+from catwise.heads.fit import fitting_bias, fitting_numbers
 from catwise.heads.locate import find_head
 from catwise.models.logits import (
     TOLERANCE,
@@ -261,30 +262,13 @@ def put_head(layer: nn.Module, head: Head, *, name: str = "") -> None:
             found=f"{head.n_categories:,} categories × {head.n_features:,} features",
             expected=f"a weight of shape {tuple(weight.shape)}",
         )
-    if bias is not None and head.bias is None:
-        raise HeadError(
-            f"{shown} has a bias and the new head has none.",
-            remedy="head.replace(bias=torch.zeros(…)) says that the bias shall be zero",
-        )
-    if bias is None and head.bias is not None and bool((head.bias != 0).any()):
-        raise HeadError(f"the new head has a bias and {shown} has none: it cannot be written.")
-    new = [(weight, _cast(head.weight, weight, shown))]
-    if bias is not None and head.bias is not None:
-        new.append((bias, _cast(head.bias, bias, shown)))
+    values = fitting_bias(head, None if bias is None else "bias", what=shown)
+    new = [(weight, fitting_numbers(head.weight, weight.dtype, what=shown))]
+    if bias is not None and values is not None:
+        new.append((bias, fitting_numbers(values, bias.dtype, what=shown)))
     with torch.no_grad():
-        for part, values in new:
-            part.copy_(values)
-
-
-def _cast(values: Tensor, part: Tensor, shown: str) -> Tensor:
-    cast = values.to(part.device, part.dtype).reshape(part.shape)
-    if not bool(cast.isfinite().all()):
-        raise HeadError(
-            f"the head does not fit into {shown}: a number is too large for its dtype.",
-            found=f"up to {float(values.double().abs().max()):.4g}",
-            expected=f"at most {torch.finfo(part.dtype).max:.4g} ({part.dtype})",
-        )
-    return cast
+        for part, numbers in new:
+            part.copy_(numbers.reshape(part.shape))
 
 
 def _shown_name(layer: nn.Module, name: str) -> str:
@@ -322,7 +306,7 @@ def _problem(layer: nn.Module) -> tuple[str, str | None]:
     quantised = "quantized" in type(layer).__module__ or callable(weight)
     floats = all(part.dtype in TOLERANCE for part in parts)
     if quantised or not floats or (isinstance(weight, Tensor) and weight.dtype not in TOLERANCE):
-        return "quantised, or no float tensor", "use the model from before it was quantised"
+        return "quantised, or not a float tensor", "use the model from before it was quantised"
     if isinstance(layer, nn.Linear) or _is_conv(layer) or _own_rows(layer) is not None:
         return "", None
     return "of another kind", "name another one with layer='…'"

@@ -74,7 +74,7 @@ class ImageRows(Dataset[ImageRow]):
         """Ids of the rows, an Arrow array.
 
         Raises:
-            IdError: If a row is there twice.
+            IdError: If a row is a duplicate.
         """
         ids = self.source.compact_ids
         if np.array_equal(self.rows, np.arange(len(ids))):

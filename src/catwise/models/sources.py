@@ -116,8 +116,8 @@ class FolderImages(ImageSource):
         ids: (N,) of the images; the paths when not given.
 
     Raises:
-        ConfigError: If `root` is no folder, or paths are empty or lead out of it.
-        IdError: If an id is empty or there twice.
+        ConfigError: If `root` is not a folder, or paths are empty or lead out of it.
+        IdError: If an id is empty or a duplicate.
         ShapeError: If ids and paths are not as many.
 
     >>> images = FolderImages(".", ["a/1.jpg", "b/2.jpg"], ["1", "2"])

@@ -133,7 +133,7 @@ def verify_written(
         )
     assert before.head is not None  # noqa: S101  # it was written
     whole = _whole(before.head, head)
-    if names := before.row_names:  # some rows of the layer are no categories
+    if names := before.row_names:  # some rows of the layer are not categories
         rows = [names.index(name) for name in whole.categories]
         old, new = old[:, rows], new[:, rows]
     wanted = whole.logits(features.to(whole.device)).to(new)

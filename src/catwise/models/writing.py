@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import torch
-
 from catwise._io import atomic_path
-from catwise.errors import ConfigError, MismatchError, OutputError
+from catwise.errors import ConfigError, MismatchError
 from catwise.heads import Head, WriteReport, read_head, write_head
 from catwise.heads.catalog import load_tensor, open_catalog
+from catwise.heads.fit import check_destination, same_bits
 from catwise.heads.provenance import describe, side_file
 from catwise.models.adapters.two_heads import split_head
 from catwise.models.core import LoadedModel, Writer
@@ -51,7 +50,7 @@ class FileWriter:
         told = describe(head, model.head) if is_new(head, model.head) else None
         rows = model.row_names or (model.head.categories if model.head else None)
         if self.parts:
-            _check_free(source, destination, overwrite=overwrite)
+            check_destination(destination, [source], what="the checkpoint", overwrite=overwrite)
             whole = head if rows is None else head.take_categories(rows)
             return self._write_both(whole, source, destination, rows=rows, told=told)
         report = write_head(
@@ -100,13 +99,6 @@ class FileWriter:
         """Compare all other tensors bit for bit."""
         parts = self.parts or (HeadKeys(model.weight_key, model.bias_key),)
         return compare_tensors(source, copy, but=[key for part in parts for key in part if key])
-
-
-def _check_free(source: Path, destination: Path, *, overwrite: bool) -> None:
-    if destination.exists() and (not overwrite or destination.samefile(source)):
-        raise OutputError(
-            f"'{destination}' exists.", remedy="choose another name, or ask to overwrite it"
-        )
 
 
 def writer_of(model: LoadedModel) -> Writer:
@@ -170,10 +162,7 @@ def compare_tensors(old: Path, new: Path, *, but: Sequence[str]) -> int:
     for entry in before.entries:
         if entry.name in but or entry.name not in theirs or entry.dtype is None:
             continue
-        values = load_tensor(before, entry), load_tensor(after, theirs[entry.name])
-        raw = [part.contiguous().flatten().view(torch.uint8) for part in values]
-        same = values[0].shape == values[1].shape and values[0].dtype == values[1].dtype
-        if not same or not torch.equal(*raw):
+        if not same_bits(load_tensor(before, entry), load_tensor(after, theirs[entry.name])):
             wrong.append(entry.name)
         compared += 1
     refuse_changes(old, new, wrong, what="tensors")

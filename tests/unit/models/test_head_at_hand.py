@@ -98,7 +98,7 @@ def test_a_function_that_changes_the_numbers_as_it_loads(tmp_path: Path) -> None
 def test_layers_without_a_matrix(layer: str) -> None:
     """A layer without a weight, a norm, a container: refused, with the linear layer's name."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3), nn.LayerNorm(3), nn.Sequential())
-    with pytest.raises(HeadError, match=rf"the layer '{layer}' is no classification layer"):
+    with pytest.raises(HeadError, match=rf"the layer '{layer}' is not a classification layer"):
         adapt_module(model, name="mine", preprocessing=TAKE, layers=layer)
 
 

@@ -378,7 +378,7 @@ def test_two_outputs_are_not_clear(tmp_path: Path) -> None:
         ({"n_categories": 9}, "another number of categories"),
         ({"output": "yy"}, "no output 'yy'"),
         ({"node": "label"}, "did you mean 'labels'"),
-        ({"node": "pool"}, "is no linear layer"),
+        ({"node": "pool"}, "is not a linear layer"),
     ):
         with pytest.raises(HeadError, match=reason):
             load_onnx(path, **wrong)  # type: ignore[arg-type]
@@ -463,7 +463,7 @@ def test_quantised_heads_are_refused(tmp_path: Path, nodes: list[Any]) -> None:
         ([node("Gemm", ["f", "w"], ["y"], alpha=0.0)], TURNED, None, "by 0"),
         ([node("Conv", ["r", "w"], ["y"])], np.ones((C, D, 3, 3)), None, "no 1×1 convolution"),
         ([node("MatMul", ["f", "w"], ["y"])], np.ones((2, D, C)), None, "a weight of shape"),
-        ([node("MatMul", ["w", "f"], ["y"])], WEIGHT, None, "is no constant"),
+        ([node("MatMul", ["w", "f"], ["y"])], WEIGHT, None, "is not a constant"),
         ([*KINDS["gemm"][0]], TURNED, np.ones(1, np.float32), "not one number for each category"),
         ([FULL, node("Add", ["g", "b"], ["y"])], WEIGHT, BIAS, "a second one is added"),
         ([FULL, node("Add", ["g", "f"], ["y"])], WEIGHT, BIAS, "adds no constant"),

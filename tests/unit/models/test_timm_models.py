@@ -234,7 +234,7 @@ def test_names_in_timms_folder_that_do_not_fit(tmp_path: Path) -> None:
         ("repvit_m0_9", "head", "'head.head_dist.l'"),
         ("test_vit", "norm", "layer="),
         ("test_vit", "blocks.0.mlp", "'blocks.0.mlp.fc2'"),
-        ("test_vit", "patch_embed.proj", "no head's weight"),
+        ("test_vit", "patch_embed.proj", "not the weight of a head"),
         ("test_vit", "hed", "did you mean 'head'"),
     ],
 )

@@ -54,10 +54,10 @@ def test_model_that_asks_for_its_version(tmp_path: Path) -> None:
 
 
 def test_layer_that_scores_every_place() -> None:
-    """SqueezeNet's head is applied before the pooling: its input is no vector, and that is said."""
+    """SqueezeNet's head is applied before the pooling: its input is not a vector."""
     model = load_model("torchvision:squeezenet1_1", n_categories=7)
     assert model.output_is == "not linear"
-    assert any("13×13 places: its input is no vector" in note for note in model.notes)
+    assert any("13×13 places: its input is not a vector" in note for note in model.notes)
 
 
 def test_layer_that_scores_every_place_is_compared(tmp_path: Path) -> None:

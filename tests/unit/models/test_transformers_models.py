@@ -470,5 +470,5 @@ def test_labels_as_a_list(tmp_path: Path) -> None:
     folder = make_vit(tmp_path / "old")
     settings = json.loads((folder / "config.json").read_text()) | {"id2label": NAMES}
     (folder / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(CheckpointError, match=r'is no table(.|\n)*"0": "first name"'):
+    with pytest.raises(CheckpointError, match=r'is not a table(.|\n)*"0": "first name"'):
         load_model(f"transformers:{folder}")

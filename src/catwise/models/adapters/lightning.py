@@ -130,7 +130,7 @@ def load_weights(
         module: the model; its weights are replaced.
         catalog: the checkpoint, from `open_weights`.
         prefix: what leads the model's keys, such as ``"state_dict_ema:"`` or ``"encoder."``.
-        loaded: the weights are in the model already; they are left, and what differs is no error.
+        loaded: the weights are in the model already; they are left, whatever differs.
 
     Returns:
         Where each tensor of the model lies in the checkpoint.
@@ -183,7 +183,7 @@ def load_weights(
 
 
 def _may_lack(key: str) -> bool:
-    """Counters that PyTorch before 0.4 did not store; they start anew."""
+    """Counters that PyTorch before 0.4 did not store; they start again from 0."""
     return key.rpartition(".")[2] == "num_batches_tracked"
 
 
@@ -269,7 +269,7 @@ def _check_match(
     if parts:
         where = f" under {lead!r}" if lead else ""
         raise CheckpointError(
-            f"{catalog.label} is no checkpoint of this model.",
+            f"{catalog.label} is not a checkpoint of this model.",
             found=f"tensors{where}: " + "; ".join(parts),
             expected="every tensor of the model, and no other, in its shape",
             remedy="check the model's name, its options (model_args) and the number of categories; "

@@ -47,18 +47,24 @@ def is_linear(layer: object) -> bool:
     return isinstance(layer, nn.Linear)
 
 
-def inner_layer(module: nn.Module, name: str) -> str:
-    """The linear layer that a name means: itself, or the last one inside.
-
-    >>> inner_layer(nn.Sequential(nn.Sequential(nn.Flatten(), nn.Linear(2, 1))), "0")
-    '0.1'
-    """
+def _layers_with(module: nn.Module, name: str) -> dict[str, nn.Module]:
+    """All layers by their names, that one among them."""
     layers = dict(module.named_modules())
     if name not in layers:
         raise ConfigError(
             f"the model has no layer {name!r}{nearest(name, layers)}.",
             remedy="print(model) shows the layers' names",
         )
+    return layers
+
+
+def inner_layer(module: nn.Module, name: str) -> str:
+    """The linear layer that a name means: itself, or the last one inside.
+
+    >>> inner_layer(nn.Sequential(nn.Sequential(nn.Flatten(), nn.Linear(2, 1))), "0")
+    '0.1'
+    """
+    layers = _layers_with(module, name)
     lead = f"{name}." if name else ""
     inside = [(lead + key if key else name) for key, layer in layers[name].named_modules()
               if is_linear(layer)]  # fmt: skip
@@ -208,12 +214,7 @@ def _follow_policy(name: str, layers: list[str], heads: str) -> tuple[list[str],
 
 def _part(module: nn.Module, layer: str, catalog: Catalog, placed: Placed) -> Found:
     """Where a layer's weight lies in the checkpoint."""
-    known = dict(module.named_modules())
-    if layer not in known:
-        raise ConfigError(
-            f"the model has no layer {layer!r}{nearest(layer, known)}.",
-            remedy="print(model) shows the layers' names",
-        )
+    known = _layers_with(module, layer)
     own = row_names(known[layer])
     if getattr(known[layer], "duplicate_pooling", None) is not None:
         own = "duplicate_pooling", "duplicate_pooling_bias"
@@ -237,13 +238,13 @@ def _part(module: nn.Module, layer: str, catalog: Catalog, placed: Placed) -> Fo
 
 
 def _not_linear(known: Mapping[str, nn.Module], layer: str) -> HeadError:
-    """A layer that is no head; those inside it, or named nearly so, that may be one."""
+    """A layer that is not a head; those inside it, or named nearly so, that may be one."""
     linear = [name for name, part in known.items() if is_linear(part) or row_names(part)]
     lead = f"{layer}." if layer else ""
     inside = [name for name in linear if name.startswith(lead)]
     named = ", ".join(map(repr, inside[-_SHOWN:]))
     return HeadError(
-        f"the layer {layer!r} is no classification layer"
+        f"the layer {layer!r} is not a classification layer"
         + ("." if inside else f"{nearest(layer, linear)}."),
         found=type(known[layer]).__name__ + (f", which holds {named}" if inside else ""),
         expected="a torch.nn.Linear, a 1×1 Conv2d, or a layer with one vector for each category",
@@ -274,7 +275,7 @@ def _trial(model: LoadedModel) -> list[str]:
         if _agree(out, means) and _agree(_try(model, sign=-1)[1], -means):  # no ReLU between them
             return [f"{each} and the model takes their mean: features are means over the places."]
         model.output_is = "not linear"
-        return [f"{each}: its input is no vector."]
+        return [f"{each}: its input is not a vector."]
     if not _agree(out, logits):
         model.output_is = activation_in(out, logits) or "not the layer's"
         made = described(out, logits)
@@ -324,7 +325,7 @@ def _others(
 def _try(model: LoadedModel, sign: int = 1) -> tuple[list[tuple[Any, Any]], object]:
     """Noise through the model: what its layer takes and gives, and what the model itself gives.
 
-    With `sign` −1 the model goes on with the opposite of what the layer gives.
+    With `sign` −1 the model continues with the opposite of what the layer gives.
     """
     module, take = model.module, model.preprocessing
     assert module is not None  # noqa: S101  # made from a module

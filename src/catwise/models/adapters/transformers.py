@@ -129,7 +129,7 @@ def _read_json(path: Path, *, needed: bool = False) -> dict[str, Any]:
             remedy="check the folder's name; models are not downloaded",
         ) from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"'{path}' is no table.", found=type(value).__name__)
+        raise CheckpointError(f"'{path}' is not a table.", found=type(value).__name__)
     return value
 
 
@@ -231,7 +231,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     table = settings.get("id2label")
     if table is not None and not isinstance(table, dict):
         raise CheckpointError(
-            f"id2label in '{folder / _CONFIG}' is no table: transformers cannot open it.",
+            f"id2label in '{folder / _CONFIG}' is not a table: transformers cannot open it.",
             found=type(table).__name__,
             expected='{"0": "first name", "1": "second name"}',
             remedy="correct config.json",
@@ -311,7 +311,7 @@ def read_processor(folder: Path, settings: Mapping[str, Any]) -> tuple[Preproces
 
 
 def _pair(size: Any) -> tuple[int, int] | None:
-    """(height, width) of what a configuration calls a size; None where it is no such pair."""
+    """(height, width) of what a configuration calls a size; None where it is not such a pair."""
     if isinstance(size, int):
         return size, size
     if isinstance(size, (list, tuple)) and len(size) == 2:

@@ -10,6 +10,7 @@ from torch import nn
 
 from catwise.errors import HeadError, ShapeError
 from catwise.heads import Head
+from catwise.models.layers import put_head
 from catwise.models.logits import logits_of, settled
 
 
@@ -26,10 +27,7 @@ class TwoHeads(nn.Module):
         self.model = model
         self.layers = tuple(layers)
         self.joined = nn.Linear(head.n_features, head.n_categories, bias=head.bias is not None)
-        with torch.no_grad():
-            self.joined.weight.copy_(head.weight)
-            if head.bias is not None:
-                self.joined.bias.copy_(head.bias)
+        put_head(self.joined, head)
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Run the model, catch what enters its heads, and score that beside it."""

@@ -88,7 +88,7 @@ def adapt_xrv(
     Args:
         module: the model. `op_threshs="drop"` takes its operating points away.
         op_threshs: what to do with operating points: "refuse" them; "drop": the model then gives
-            logits; "keep": the model goes on stretching its output by them.
+            logits; "keep": the model keeps stretching its output by them.
         name: for messages.
         layer: the classification layer, where it is not the usual one.
         checkpoint: a file to load, strictly.

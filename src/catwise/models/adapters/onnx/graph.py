@@ -211,7 +211,7 @@ def open_onnx(path: str | os.PathLike[str]) -> OnnxFile:
                 file.constants[node.output[0]] = Stored(node.output[0], attribute.t, way)
     for position, tensor in enumerate(model.graph.initializer):
         if tensor.name in file.constants:
-            raise file.damaged(f"the constant {tensor.name!r} is there twice")
+            raise file.damaged(f"the constant {tensor.name!r} is a duplicate")
         file.constants[tensor.name] = Stored(tensor.name, tensor, ((5, position),))
     return file
 
@@ -297,7 +297,7 @@ def _check_functions(model: Any) -> None:
 
 
 def _inner(message: Any, kind: str) -> Iterator[Any]:
-    """Every message of one kind inside another, however deep; what is no UTF-8 is refused."""
+    """Every message of one kind inside another, however deep; what is not UTF-8 is refused."""
     for what, value in message.ListFields():
         single = hasattr(value, "ListFields") or isinstance(value, (str, bytes))
         if what.message_type is not None:
@@ -308,7 +308,7 @@ def _inner(message: Any, kind: str) -> Iterator[Any]:
         elif what.type == what.TYPE_STRING and any(
             isinstance(text, bytes) for text in ([value] if single else value)
         ):
-            raise ValueError(f"the {what.name} of a {message.DESCRIPTOR.name} is no text")
+            raise ValueError(f"the {what.name} of a {message.DESCRIPTOR.name} is not a text")
 
 
 def list_tensors(file: OnnxFile) -> Iterator[Any]:
@@ -452,10 +452,10 @@ def _walk(file: OnnxFile, output: str) -> Linear:
     for _ in range(_MAX_PASSED):
         node = file.makers.get(tensor)
         if node is None:
-            raise ValueError(f"{tensor!r} is no layer's result")
+            raise ValueError(f"{tensor!r} is not the result of a layer")
         what = f"{node.op_type} {node.name or node.output[0]!r}"
         if QUANTISED.search(node.op_type):
-            raise ValueError(f"{what} is quantised: its numbers are no floats that can be tuned")
+            raise ValueError(f"{what} is quantised: its numbers are not floats that can be tuned")
         if node.domain in {"", "ai.onnx"} and node.op_type in LAYERS:
             return _linear(file, node, add, after, output)
         if node.op_type == "Add" and add is None:
@@ -482,7 +482,7 @@ def _linear(file: OnnxFile, node: Any, add: Any, after: tuple[str, ...], output:
     options = {a.name: getattr(a, numbers[a.type]) for a in node.attribute if a.type in numbers}
     weight = _resolve(file, node.input[1])
     if weight is None:
-        raise ValueError(f"the weight of {op} {name!r} is no constant")
+        raise ValueError(f"the weight of {op} {name!r} is not a constant")
     if problem := _not_linear(op, options, weight):
         raise ValueError(f"{op} {name!r} {problem}")
     beta = float(options.get("beta", 1.0)) if op == "Gemm" else 1.0
@@ -549,7 +549,7 @@ def _not_linear(op: str, options: dict[str, Any], weight: Stored) -> str:
         or any(options.get("pads", ()))
         or weight.transposed
     ):
-        return f"is no 1×1 convolution (weight {shape}, group {options.get('group', 1)})"
+        return f"is not a 1×1 convolution (weight {shape}, group {options.get('group', 1)})"
     if options.get("transA", 0):
         return "transposes its features"
     return "multiplies its weight by 0" if options.get("alpha", 1.0) == 0 else ""

@@ -37,6 +37,7 @@ from catwise.errors import (
     ShapeError,
 )
 from catwise.heads import Head, HeadLocation, WriteReport, write_head_to_state_dict
+from catwise.heads.fit import check_destination
 from catwise.heads.provenance import fitted_rows, recall_rows, side_file
 from catwise.models.adapters.onnx import graph as onnx_graph
 from catwise.models.adapters.onnx.graph import (
@@ -426,8 +427,8 @@ def _outputs(
             one = rows.size == n_images * size and size in rows.shape[1:]
             if rows.ndim < 2 or len(rows) != n_images or not one:
                 raise ShapeError(
-                    f"what the classification layer of '{file.path}' takes or gives is no row for "
-                    "each image.",
+                    f"what the classification layer of '{file.path}' takes or gives is not a row "
+                    "for each image.",
                     found=f"shape {given.shape} for {n_images:,} images",
                     expected=f"({n_images}, {size}), or with further sizes of 1",
                     remedy="name another layer with node='…'",
@@ -531,7 +532,9 @@ def write_onnx_head(
     copies = _plan_copies(file, target, changed={path for path, _, _ in patches})
     side = side_file(target)
     for path in (*copies.values(), side):  # what is left of a write that was killed may be there
-        _check_target(path, copies, overwrite=overwrite or not target.exists())
+        check_destination(
+            path, copies, what="the model", overwrite=overwrite or not target.exists()
+        )
     record = {
         "format": "catwise-onnx-head",
         "head": after.digest,
@@ -641,18 +644,6 @@ def _plan_copies(file: OnnxFile, target: Path, *, changed: set[Path]) -> dict[Pa
             remedy="choose another folder: the external data are copied along",
         )
     return copies
-
-
-def _check_target(target: Path, sources: Iterable[Path], *, overwrite: bool) -> None:
-    if target.exists() and any(target.samefile(source) for source in sources):
-        raise OutputError(
-            f"'{target}' is the model itself.",
-            expected="a new file: an input is never changed",
-            remedy="choose another name",
-        )
-    if target.exists() and not overwrite:
-        remedy = "choose another name, or ask to overwrite it"
-        raise OutputError(f"'{target}' exists.", remedy=remedy)
 
 
 def _copy(file: OnnxFile, source: Path, new: Path, patches: Mapping[Span, bytes]) -> None:
