@@ -25,7 +25,7 @@ from catwise.features import (
     row_digests,
     write_store,
 )
-from catwise.features.places import LocalPlace, RemotePlace, is_url, place_of
+from catwise.features.places import LocalPlace, RemotePlace, is_url, open_place
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -184,7 +184,7 @@ def test_files_and_caches(tmp_path: Path) -> None:
     """A file:// URL is the folder itself, memory-mapped; fsspec's caches may come before."""
     local = write_store(tmp_path / "a b", VALUES, ids=IDS)
     assert not is_url(f"file://{tmp_path}/a%20b")
-    assert str(place_of(f"file://{tmp_path}/a%20b")) == str(tmp_path / "a b")
+    assert str(open_place(f"file://{tmp_path}/a%20b")) == str(tmp_path / "a b")
     write_store(URL, VALUES, ids=IDS)
     store = open_store(f"simplecache::{URL}")
     np.testing.assert_array_equal(store.rows([7, 600]), local.rows([7, 600]))

@@ -51,7 +51,7 @@ def is_url(path: object) -> bool:
     return isinstance(path, str) and _URL.match(path) is not None and not path.startswith("file://")
 
 
-def place_of(path: str | os.PathLike[str]) -> Place:
+def open_place(path: str | os.PathLike[str]) -> Place:
     """The place that a path or an URL names; a ``file://`` one is local."""
     if is_url(path):
         return RemotePlace(str(path))

@@ -29,7 +29,7 @@ from catwise.features.manifest import (
     parse_manifest,
     shard_header,
 )
-from catwise.features.places import LocalPlace, Place, forget, place_of
+from catwise.features.places import LocalPlace, Place, forget, open_place
 
 _MAX_MAPPED: Final = 64
 _REMEDY: Final = "copy the store again, or extract the features again"
@@ -247,7 +247,7 @@ def open_store(path: str | os.PathLike[str], *, verify: bool = False) -> Feature
     array([[0., 0., 1.],
            [1., 0., 0.]], dtype=float16)
     """
-    place = place_of(path)
+    place = open_place(path)
     try:
         raw = place.read(MANIFEST_FILE, MAX_JSON, "bytes of JSON")
     except ValueError as error:

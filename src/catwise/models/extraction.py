@@ -24,7 +24,7 @@ from catwise.errors import ConfigError, FeatureError, check_choice
 from catwise.features.blocks import BLOCK_ROWS
 from catwise.features.ids import as_ids, digest_of
 from catwise.features.manifest import dtype_name
-from catwise.features.places import LocalPlace, place_of
+from catwise.features.places import LocalPlace, open_place
 from catwise.features.store import FeatureStore, open_store
 from catwise.heads.core import Head
 from catwise.models import layers
@@ -32,7 +32,7 @@ from catwise.models.batches import BatchSource, ImageBatch, merge_batches
 from catwise.models.core import LoadedModel, Preprocessing
 from catwise.models.loading import ImageRows
 from catwise.models.logits import check_logits, logits_of
-from catwise.models.parts import PartWork, Rows
+from catwise.models.parts import BatchOutput, PartWork
 from catwise.models.sources import ImageSource
 from catwise.progress import Progress, ProgressCallback
 
@@ -195,7 +195,7 @@ def _job(
         layer or (given.layer if given else None),
         run=lambda: layers.call(module, source.few(), argument),
     )
-    place, half = layers.place_of(module, device, amp)
+    place, half = layers.choose_device(module, device, amp)
     return _Job(module, found, argument, place, half, source.ids, **how)
 
 
@@ -203,7 +203,7 @@ def _places(
     out: str | os.PathLike[str], parts: str | os.PathLike[str] | None
 ) -> tuple[Path | str, Path]:
     """The store's folder or URL, and the folder of its parts."""
-    place = place_of(out)
+    place = open_place(out)
     if not isinstance(place, LocalPlace):
         if parts is None:
             raise ConfigError(
@@ -245,7 +245,9 @@ class _Job:
     check: bool
 
 
-def _compute(job: _Job, forward: layers.Forward, head: Head, row: int, rows: ImageBatch) -> Rows:
+def _compute(
+    job: _Job, forward: layers.Forward, head: Head, row: int, rows: ImageBatch
+) -> BatchOutput:
     """Features and logits of a batch; the first of a part is checked against the head."""
     seen = len(rows.images)
     names = rows.ids if job.ids is None else job.ids.slice(row, seen).to_pylist()
@@ -253,11 +255,11 @@ def _compute(job: _Job, forward: layers.Forward, head: Head, row: int, rows: Ima
         names = [str(row + at) for at in range(seen)]
     images, skipped = rows.images, []
     if not isinstance(images, Tensor):
-        skipped = _lost(job, row, images, names)
+        skipped = _undecodable(job, row, images, names)
         kept = [at for at, image in enumerate(images) if isinstance(image, Tensor)]
         names = names and [names[at] for at in kept]
         if not kept:
-            return Rows(seen, None, None, names, skipped, 0.0)
+            return BatchOutput(seen, None, None, names, skipped, 0.0)
         images = layers.stacked(torch.stack, [images[at] for at in kept])
     features, output = forward(images, job.amp)
     gap = 0.0
@@ -281,10 +283,10 @@ def _compute(job: _Job, forward: layers.Forward, head: Head, row: int, rows: Ima
             expected=f"finite numbers that {job.dtype} can hold",
             remedy="dtype='bfloat16' or 'float32' holds larger ones; amp=False computes in float32",
         )
-    return Rows(seen, stored, logits.float().cpu(), names, skipped, gap)
+    return BatchOutput(seen, stored, logits.float().cpu(), names, skipped, gap)
 
 
-def _lost(job: _Job, row: int, images: list[Any], names: list[str] | None) -> list[str]:
+def _undecodable(job: _Job, row: int, images: list[Any], names: list[str] | None) -> list[str]:
     """The ids of images that could not be decoded, unless they are refused."""
     lost = [at for at, image in enumerate(images) if not isinstance(image, Tensor)]
     for error in (getattr(images[at], "error", None) for at in lost):
@@ -321,7 +323,7 @@ def _teller(report: ProgressCallback | None, total: int | None) -> Callable[...,
 
 
 def _in_memory(job: _Job, source: BatchSource, tell: Callable[..., None]) -> Extracted:
-    every: list[Rows] = []
+    every: list[BatchOutput] = []
     with layers.running(job.module, job.layer, job.device, job.argument) as (forward, head):
         for _, row, rows in source.batches(itertools.count(), job.part_rows):
             every.append(_compute(job, forward, head, row, rows))
@@ -346,7 +348,7 @@ def _fill(work: PartWork, job: _Job, source: BatchSource, tell: Callable[..., No
     tell(0, sum(about["seen"] for about in known.values()))
     with layers.running(job.module, job.layer, job.device, job.argument) as (forward, head):
 
-        def made(batches: Iterable[tuple[int, int, ImageBatch]]) -> Iterator[Rows]:
+        def made(batches: Iterable[tuple[int, int, ImageBatch]]) -> Iterator[BatchOutput]:
             for _, row, rows in batches:
                 yield _compute(job, forward, head, row, rows)
                 tell(len(rows.images))

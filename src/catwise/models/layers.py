@@ -436,7 +436,7 @@ def capture(module: nn.Module, layer: str | nn.Module, *, pool: bool = False) ->
 # Running
 
 
-def home_of(module: nn.Module | None) -> torch.device:
+def device_of(module: nn.Module | None) -> torch.device:
     """Where a model is, by its first parameter; the CPU for none."""
     parts = () if module is None else itertools.chain(module.parameters(), module.buffers())
     return next((part.device for part in parts), torch.device("cpu"))
@@ -447,12 +447,12 @@ def _float_of(module: nn.Module) -> torch.dtype:
     return next(floats, torch.float32)
 
 
-def place_of(
+def choose_device(
     module: nn.Module | None, device: str | torch.device | None, amp: Any
 ) -> tuple[torch.device, torch.dtype | None]:
     """Where to run a model, and the dtype of autocast or None."""
     try:
-        place = home_of(module) if device is None else torch.device(device)
+        place = device_of(module) if device is None else torch.device(device)
         if str(place) == "cuda":
             place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.empty(0, device=place)
@@ -491,7 +491,7 @@ def stacked(join: Callable[[list[Tensor]], Tensor], images: list[Tensor]) -> Ten
 def call(module: nn.Module, images: Tensor, argument: str | None = None) -> object:
     """Run a model on (N, …) images, moved to its device and, if they are floats, its dtype."""
     dtype = _float_of(module) if images.is_floating_point() else images.dtype
-    given = images.to(home_of(module), dtype, non_blocking=True)
+    given = images.to(device_of(module), dtype, non_blocking=True)
     try:
         return settled(module(given) if argument is None else module(**{argument: given}))
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
@@ -511,7 +511,7 @@ def running(
     module: nn.Module, layer: str, device: torch.device, argument: str | None = None
 ) -> Iterator[tuple[Forward, Head]]:
     """Run a model on a device, where its features are caught; afterwards all is as before."""
-    home = home_of(module)
+    home = device_of(module)
     try:
         if home != device:
             module.to(device)

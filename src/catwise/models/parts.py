@@ -36,7 +36,7 @@ _SEEN_SECONDS: Final = 120.0
 """Until a file that another machine wrote is seen by all."""
 
 
-class Rows(NamedTuple):
+class BatchOutput(NamedTuple):
     """What comes of a batch. `seen` counts its images, decoded or not."""
 
     seen: int
@@ -128,7 +128,7 @@ class PartWork:
         mine = itertools.takewhile(lambda part: end is None or part < end, mine)
         return (part for part in mine if part not in known)
 
-    def write(self, part: int, batches: Iterable[Rows]) -> None:
+    def write(self, part: int, batches: Iterable[BatchOutput]) -> None:
         """Write a part, whole or not at all."""
         _write_part(self._path(part), batches)
 
@@ -214,7 +214,7 @@ def _has_content(out: Path | str) -> bool:
         raise OutputError(f"cannot write '{out}'.", found=str(error)) from error
 
 
-def _write_part(path: Path, batches: Iterable[Rows]) -> None:
+def _write_part(path: Path, batches: Iterable[BatchOutput]) -> None:
     """Rows, then what is to be known about them as JSON, then the length of that."""
     about: dict[str, Any] = {"rows": 0, "seen": 0, "shape": [], "ids": [], "skipped": [], "gap": 0}
     with atomic_path(path) as temporary, temporary.open("wb") as stream:

@@ -12,9 +12,9 @@ from catwise.heads import Head
 from catwise.models.layers import (
     call,
     capture,
+    choose_device,
     find_layer,
     head_of,
-    place_of,
     put_head,
     ranks_of,
     running,
@@ -372,16 +372,16 @@ def test_running_gives_features_output_and_head() -> None:
 def test_places() -> None:
     """No device is where the model is; what is not there is an error; "auto" spares the CPU."""
     model = nn.Linear(2, 2)
-    assert place_of(model, None, "auto") == (torch.device("cpu"), None)
-    assert place_of(model, "cpu", torch.bfloat16)[1] == torch.bfloat16
+    assert choose_device(model, None, "auto") == (torch.device("cpu"), None)
+    assert choose_device(model, "cpu", torch.bfloat16)[1] == torch.bfloat16
     with pytest.raises(ConfigError, match="'gpu'"):
-        place_of(model, "gpu", "auto")
+        choose_device(model, "gpu", "auto")
     for amp in (True, torch.float32, "always"):
         with pytest.raises(ConfigError, match="amp"):
-            place_of(model, None, amp)
+            choose_device(model, None, amp)
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="'cuda'"):
-            place_of(model, "cuda", "auto")
+            choose_device(model, "cuda", "auto")
 
 
 def test_ranks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,9 @@ onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 
 from catwise.errors import CatwiseError, ConfigError, HeadError, ShapeError  # noqa: E402
-from catwise.models.adapters.onnx.model import extract_onnx, load_onnx, write_onnx_head  # noqa: E402
-from catwise.models.adapters.onnx.module import OnnxModule  # noqa: E402
+from catwise.models.adapters.onnx.model import load_onnx  # noqa: E402
+from catwise.models.adapters.onnx.running import OnnxModule, extract_onnx  # noqa: E402
+from catwise.models.adapters.onnx.writing import write_onnx_head  # noqa: E402
 from catwise.models.core import LoadedModel, Preprocessing  # noqa: E402
 from catwise.models.extraction import extract  # noqa: E402
 from catwise.models.registry import load_model, reload_model, write_model  # noqa: E402

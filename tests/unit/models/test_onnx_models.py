@@ -27,12 +27,9 @@ from catwise.errors import (  # noqa: E402
     ShapeError,
 )
 from catwise.heads import Head  # noqa: E402
-from catwise.models.adapters.onnx.model import (  # noqa: E402
-    OnnxWriter,
-    extract_onnx,
-    load_onnx,
-    write_onnx_head,
-)
+from catwise.models.adapters.onnx.model import load_onnx  # noqa: E402
+from catwise.models.adapters.onnx.running import extract_onnx  # noqa: E402
+from catwise.models.adapters.onnx.writing import OnnxWriter, write_onnx_head  # noqa: E402
 from catwise.models.core import Preprocessing  # noqa: E402
 from catwise.models.extraction import extract  # noqa: E402
 from catwise.models.layers import weights_digest  # noqa: E402
@@ -461,7 +458,7 @@ def test_quantised_heads_are_refused(tmp_path: Path, nodes: list[Any]) -> None:
     [
         ([node("Gemm", ["f", "w"], ["y"], transA=1)], TURNED, None, "transposes its features"),
         ([node("Gemm", ["f", "w"], ["y"], alpha=0.0)], TURNED, None, "by 0"),
-        ([node("Conv", ["r", "w"], ["y"])], np.ones((C, D, 3, 3)), None, "no 1×1 convolution"),
+        ([node("Conv", ["r", "w"], ["y"])], np.ones((C, D, 3, 3)), None, "not a 1×1 convolution"),
         ([node("MatMul", ["f", "w"], ["y"])], np.ones((2, D, C)), None, "a weight of shape"),
         ([node("MatMul", ["w", "f"], ["y"])], WEIGHT, None, "is not a constant"),
         ([*KINDS["gemm"][0]], TURNED, np.ones(1, np.float32), "not one number for each category"),
@@ -628,7 +625,7 @@ def test_features_that_are_no_rows(tmp_path: Path) -> None:
     """A layer that works on each place of a map is refused; the graph's own input is not."""
     conv = node("Conv", ["r", "w"], ["y"], name="head")
     path = save(tmp_path / "m.onnx", model_of([conv], w=WEIGHT[:, :, None, None]))
-    with pytest.raises(ShapeError, match="no row for each image"):
+    with pytest.raises(ShapeError, match="not a row for each image"):
         next(extract_onnx(load_onnx(path), [IMAGES]))
     model = model_of([], w=TURNED)
     del model.graph.node[:]
@@ -704,7 +701,8 @@ def test_without_the_packages(tmp_path: Path, package: str, raised: str) -> None
     code = f"""if True:
         import sys
         from catwise.errors import MissingExtraError
-        from catwise.models.adapters.onnx.model import extract_onnx, load_onnx
+        from catwise.models.adapters.onnx.model import load_onnx
+        from catwise.models.adapters.onnx.running import extract_onnx
         class Finder:
             def find_spec(self, name, path=None, target=None):
                 if name == {package!r}:

@@ -476,7 +476,7 @@ def _linear(file: OnnxFile, node: Any, add: Any, after: tuple[str, ...], output:
     """A node (and the Add behind it) as a layer; a ValueError says why it is none."""
     name, op = node.name or node.output[0], node.op_type
     if op not in LAYERS or len(node.input) < 2:
-        state = "quantised" if QUANTISED.search(node.op_type) else "no linear layer"
+        state = "quantised" if QUANTISED.search(node.op_type) else "not a linear layer"
         raise ValueError(f"{op} {name!r} is {state}")
     numbers = {1: "f", 2: "i", 7: "ints"}
     options = {a.name: getattr(a, numbers[a.type]) for a in node.attribute if a.type in numbers}

@@ -1,0 +1,252 @@
+"""Running an ONNX graph by onnxruntime: as a module, so that extraction runs it as any other."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from catwise.errors import CheckpointError, ConfigError, ShapeError
+from catwise.features.manifest import file_sha256
+from catwise.heads import Head
+from catwise.models.adapters.onnx import graph as onnx_graph
+from catwise.models.adapters.onnx.graph import OnnxFile, import_onnx, open_onnx
+from catwise.models.adapters.onnx.input import DTYPES, ImageInput
+from catwise.models.core import LoadedModel
+from catwise.models.layers import put_head
+from catwise.models.packages import first_line
+
+
+class OnnxModule(nn.Module):
+    """Runs an ONNX file by onnxruntime; its classification layer stands as `head`.
+
+    `head` is given what the graph's own layer is given, so that a hook on it catches the features;
+    what is returned is what the graph's own layer gives, before any sigmoid. The session is made
+    when it is first needed.
+
+    Args:
+        path: the file.
+        head: of its classification layer.
+        features: the graph's tensor that this layer takes.
+        logits: the one that it gives.
+        image: the graph's input.
+    """
+
+    def __init__(
+        self, path: Path, head: Head, *, features: str, logits: str, image: ImageInput
+    ) -> None:
+        super().__init__()
+        self.path, self.image, self.layout = path, image, image.layout
+        self.features, self.logits = features, logits
+        bias = head.bias is not None
+        self.head = nn.Linear(head.n_features, head.n_categories, bias=bias, dtype=head.dtype)
+        put_head(self.head, head)
+        self._session: Any = None
+        self._digest = ""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_session": None}
+
+    def extra_repr(self) -> str:
+        """What the features depend on: a digest of the file and its external data; the layout."""
+        if not self._digest:
+            file = open_onnx(self.path)
+            entries = (onnx_graph.external_entry(file, x) for x in onnx_graph.list_tensors(file))
+            total = hashlib.sha256(file.raw)
+            for path in sorted({entry[0] for entry in entries if entry is not None}):
+                total.update(file_sha256(path).encode())
+            self._digest = total.hexdigest()
+        turned = "" if self.layout in {"", "nchw"} else f", layout={self.layout}"
+        return f"sha256={self._digest}{turned}"
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits (N, C) of preprocessed images."""
+        if self._session is None:
+            file = open_for_images(self.path, self.image)
+            self._session = file, make_session(file, [self.features, self.logits])
+        (file, session), sizes = self._session, (self.head.in_features, self.head.out_features)
+        made = outputs_of(file, session, self.image, images, sizes)
+        features, logits = map(torch.from_numpy, made)
+        place = self.head.weight
+        self.head(features.to(place))
+        return logits.to(place.device)
+
+
+def extract_onnx(
+    model: LoadedModel,
+    batches: Iterable[Any],
+    *,
+    threads: int | None = None,
+    providers: Sequence[str] | None = None,
+) -> Iterator[NDArray[Any]]:
+    """Run images through the backbone of an ONNX model.
+
+    The tensor that the classification layer takes becomes the output of the graph in memory; the
+    file is not touched. What lies behind it is not computed. A model with a fixed batch size is
+    given batches of that size, the last one filled up.
+
+    Args:
+        model: what :func:`load_onnx` gave.
+        batches: (K, channels, height, width) arrays or tensors, preprocessed; turned to the order
+            of axes that the model takes, and cast to its dtype.
+        threads: of onnxruntime; its own choice when not given.
+        providers: of onnxruntime, such as ["CUDAExecutionProvider"]; the CPU when not given.
+
+    Returns:
+        An iterator of (K, D) features, one array for each batch, in the model's dtype.
+
+    Raises:
+        MissingExtraError: If onnxruntime is absent or broken.
+        ConfigError: If it lacks the provider, or the model has
+            further inputs or takes no floats.
+        CheckpointError: If onnxruntime cannot load or run the model.
+        ShapeError: If the batches do not fit the input, or the features are not (N, D).
+    """
+    module = model.module
+    if model.checkpoint is None or model.head is None or not isinstance(module, OnnxModule):
+        raise ConfigError(f"{model.name} is not an ONNX model.", expected="what load_onnx gave")
+    file = open_for_images(model.checkpoint, module.image)
+    session = make_session(file, [module.features], threads=threads, providers=providers)
+    sizes = (model.head.n_features,)
+    return (outputs_of(file, session, module.image, x, sizes)[0] for x in batches)
+
+
+def open_for_images(path: Path, image: ImageInput) -> OnnxFile:
+    """A file that takes nothing but images."""
+    file = open_onnx(path)
+    kinds = {value.name: value.type.tensor_type.elem_type for value in file.inputs}
+    is_code = image.kind == 2 and image.white is None
+    if len(kinds) != 1 or not set(kinds.values()) <= DTYPES.keys() or is_code:
+        raise ConfigError(
+            f"'{file.path}' takes something else than preprocessed images.",
+            found=", ".join(f"{name!r} of ONNX type {kind}" for name, kind in kinds.items())
+            + (", quantised by a scale of its own" if is_code else ""),
+            expected="one input of float16 (10), float32 (1), float64 (11), or of pixels as uint8 "
+            "(2)",
+            remedy="export the model so that it takes the images alone",
+        )
+    return file
+
+
+def make_session(
+    file: OnnxFile, wanted: Sequence[str], *, threads: int | None = None, providers: Any = None
+) -> Any:
+    """The graph up to some of its tensors, ready to run."""
+    onnx, runtime = import_onnx(), import_onnx("onnxruntime")
+    asked, there = list(providers or ["CPUExecutionProvider"]), runtime.get_available_providers()
+    if not set(asked) <= set(there):
+        raise ConfigError("onnxruntime lacks a provider.", found=str(asked), expected=str(there))
+    graph = file.model.graph
+    del graph.output[:]
+    for position, tensor in enumerate(wanted):
+        name = f"catwise_{position}"
+        while name in file.makers or name in file.uses:
+            name += "_"
+        graph.node.append(onnx.helper.make_node("Identity", [tensor], [name]))
+        graph.output.append(onnx.ValueInfoProto(name=name))
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads or 0
+    folder = "session.model_external_initializers_file_folder_path"
+    options.add_session_config_entry(folder, str(file.path.parent.resolve()))
+    try:
+        return runtime.InferenceSession(file.model.SerializeToString(), options, asked)
+    except Exception as error:
+        raise _not_run(file, "load", error) from error
+
+
+def _not_run(file: OnnxFile, what: str, error: Exception) -> CheckpointError:
+    """The error for what onnxruntime raises: classes of its own, without a common base."""
+    return CheckpointError(
+        f"onnxruntime cannot {what} '{file.path}'.",
+        found=first_line(error),
+        remedy="try onnx.checker.check_model on it; update onnxruntime, or export again",
+    )
+
+
+def _as_input(batch: Any, image: ImageInput, file: OnnxFile) -> NDArray[Any]:
+    """A batch in the model's dtype and its order of axes, an axis for the images first."""
+    values = batch.detach().cpu().numpy() if isinstance(batch, torch.Tensor) else np.asarray(batch)
+    layout, sizes = image.layout, image.sizes or ()
+    wanted = tuple(image.size(letter) for letter in "nchw") if layout else sizes
+    if layout:
+        wanted = (0, image.channels, *wanted[2:])
+    fits = (size in {0, given} for size, given in zip(wanted[1:], values.shape[1:], strict=False))
+    if (wanted and len(wanted) != values.ndim) or not all(fits):
+        raise ShapeError(
+            f"the images do not fit the input {image.name!r} of '{file.path}'.",
+            found=f"shape {values.shape}",
+            expected=f"sizes {list(wanted)}, where 0 is free"
+            + (f"; the input itself is {layout}" if layout not in {"", "nchw"} else ""),
+            remedy="say its preprocessing: load_onnx(…, preprocessing=Preprocessing(size=…))",
+        )
+    if layout:
+        values = values.transpose(
+            [0, *("nchw".index(letter) for letter in layout if letter != "n")]
+            + ([] if "c" in layout else [1])
+        )
+        values = values if "c" in layout else values[..., 0]
+    dtype = DTYPES[image.kind]
+    if dtype == np.uint8 and values.dtype != np.uint8:
+        values = _as_bytes(values, image, file)
+    return np.ascontiguousarray(values, dtype=dtype)
+
+
+def _as_bytes(values: NDArray[Any], image: ImageInput, file: OnnxFile) -> NDArray[Any]:
+    """Pixels from 0 to 255, rounded."""
+    rounded: NDArray[Any] = np.rint(values)
+    if values.size and not (rounded.min() >= 0 and rounded.max() <= 255):
+        raise ShapeError(
+            f"the images do not fit the input {image.name!r} of '{file.path}'.",
+            found=f"values from {values.min():.4g} to {values.max():.4g}",
+            expected="pixels from 0 to 255, as uint8",
+            remedy="mean 0 and std 1/255 (--mean 0 --std 0.00392156862745098) give these",
+        )
+    return rounded
+
+
+def _pieces(values: NDArray[Any], image: ImageInput) -> Iterator[tuple[NDArray[Any], int]]:
+    """What is run at once, filled up to the batch that the model takes, and how many are meant."""
+    layout = image.layout or "n"
+    fixed = (image.sizes[layout.index("n")] if image.sizes else 0) if "n" in layout else 1
+    at = layout.index("n") if "n" in layout else 0
+    for start in range(0, len(values), fixed or max(1, len(values))):
+        piece = values[start : start + (fixed or len(values))]
+        filled = np.resize(piece, (fixed, *piece.shape[1:])) if fixed else piece
+        given = np.moveaxis(filled, 0, at) if "n" in layout else filled[0]
+        yield np.ascontiguousarray(given), len(piece)
+
+
+def outputs_of(
+    file: OnnxFile, session: Any, image: ImageInput, batch: Any, sizes: Sequence[int]
+) -> list[NDArray[Any]]:
+    """What a session gives for a batch, a row for each image, in pieces that the model takes."""
+    values = _as_input(batch, image, file)
+    empty = np.float32 if values.dtype == np.uint8 else values.dtype
+    parts = [[np.empty((0, size), empty)] for size in sizes]
+    for piece, n_meant in _pieces(values, image):
+        try:
+            made = session.run(None, {image.name: piece})
+        except Exception as error:
+            raise _not_run(file, "run", error) from error
+        layout = image.layout or "n"
+        n_images = piece.shape[layout.index("n")] if "n" in layout else 1
+        for given, size, kept in zip(map(np.asarray, made), sizes, parts, strict=True):
+            rows = given[None] if given.ndim == 1 and "n" not in layout else given
+            one = rows.size == n_images * size and size in rows.shape[1:]
+            if rows.ndim < 2 or len(rows) != n_images or not one:
+                raise ShapeError(
+                    f"what the classification layer of '{file.path}' takes or gives is not a row "
+                    "for each image.",
+                    found=f"shape {given.shape} for {n_images:,} images",
+                    expected=f"({n_images}, {size}), or with further sizes of 1",
+                    remedy="name another layer with node='…'",
+                )
+            kept.append(rows[:n_meant].reshape(n_meant, size))
+    return [np.concatenate(part[1:] or part) for part in parts]
