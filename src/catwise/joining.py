@@ -8,41 +8,20 @@ belongs to position j, and the counts must be equal.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from catwise.errors import CategoryError, HeadError, IdError, LabelError, ShapeError, nearest
 from catwise.features.blocks import BLOCK_ROWS, RowBlocks, as_rows, block_of, feature_shape
 from catwise.features.by_category import by_category, of_categories
+from catwise.heads import Head
 from catwise.labels import PartialLabels
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-    from catwise.heads import Head
-
-__all__ = [
-    "COINCIDENCE",
-    "Aligned",
-    "Joined",
-    "align",
-    "aligned_features",
-    "check_disjoint",
-    "has_default_names",
-    "join_rows",
-    "match_categories",
-    "open_source",
-    "require_known",
-    "seen_rows",
-    "source_digests",
-    "source_ids",
-]
 
 #: Unmatched ids and names that an error shows of each side.
 _SHOWN: Final = 3
@@ -57,10 +36,8 @@ COINCIDENCE: Final = 0.2
 class Joined:
     """Which feature row belongs to each labelled row.
 
-    Args:
+    Shapes:
         rows: (N,) int64 feature row of each labelled row, or None: row i belongs to row i.
-        n_unlabelled: feature rows without labels; they are not used.
-        notes: what was done, a sentence each.
     """
 
     rows: NDArray[np.int64] | None
@@ -72,12 +49,10 @@ class Joined:
 class Aligned:
     """A head, features and labels that belong together.
 
-    Args:
-        head: the head as it was given; it may have more rows than the labels have columns.
+    Shapes:
         rows: (N,) int64 feature row of each labelled row, or None: row i belongs to row i.
         labels: (N, C) as they were given.
         head_index: (C,) int64 row of the head for each column of the labels.
-        notes: what was done, a sentence each.
     """
 
     head: Head
@@ -116,21 +91,12 @@ def align(
 ) -> Aligned:
     """Check that a head, features and labels belong together, and say how.
 
-    Args:
-        head: the head.
+    Shapes:
         features: (N, D) features of any kind; with `.ids` or without.
         labels: (N, C).
-        name: what to call this source in an error: "train", "valid", "test".
-        head_name: what to call the head in an error.
 
     Returns:
         The positions that everything inside works with.
-
-    Raises:
-        ShapeError: If the features do not feed this head, or rows or columns that are matched by
-            position differ in number.
-        IdError: If a labelled row has no features, or features have an id twice.
-        CategoryError: If the head lacks a category of the labels.
 
     >>> import numpy as np
     >>> from catwise.heads import Head
@@ -168,14 +134,8 @@ def align(
 def open_source(data: Any, *, name: str) -> tuple[Any, PartialLabels]:
     """Features and labels of one source; arrays of features as :func:`as_rows` has them.
 
-    Args:
+    Shapes:
         data: a pair of features (N, D) of any kind and labels (N, C).
-        name: what to call this source in an error.
-
-    Raises:
-        ShapeError: If it is no pair.
-        LabelError: If the labels are raw values, whose meaning nobody has named.
-        FeatureError: If the features are no dense array of real numbers.
     """
     if not (isinstance(data, (tuple, list)) and len(data) == 2):
         raise ShapeError(
@@ -197,14 +157,8 @@ def open_source(data: Any, *, name: str) -> tuple[Any, PartialLabels]:
 def join_rows(features: Any, labels: PartialLabels, *, name: str = "data") -> Joined:
     """Find the feature row of each labelled row: by id where both have ids, else by position.
 
-    Args:
+    Shapes:
         features: (N, D) features of any kind; with `.ids` or without.
-        labels: the labels.
-        name: what to call this source in an error.
-
-    Raises:
-        IdError: If a labelled row has no features, or features have an id twice.
-        ShapeError: If one side has no ids and the numbers of rows differ.
     """
     features = by_category(features) or features
     n_rows = feature_shape(features, name=f"{name} features")[0]
@@ -296,12 +250,8 @@ def _id_remedy(labels: NDArray[np.str_], features: NDArray[np.str_]) -> str:
 def require_known(labels: PartialLabels, what: str = "label") -> None:
     """Refuse labels of which none is known.
 
-    Args:
+    Shapes:
         labels: (N, C).
-        what: what to call one of them in the error.
-
-    Raises:
-        LabelError: If no label is known.
     """
     if not labels.counts().known.any():
         raise LabelError(
@@ -332,18 +282,8 @@ def match_categories(
     By name where both have names, or where the head has all of the labels' names; by position
     where one side has only the default names "0", "1", …
 
-    Args:
-        head: names of the head's rows.
-        labels: names of the labels' columns.
-        name: what to call this source in an error.
-        head_name: what to call the head in an error.
-
     Returns:
         (C,) int64, and what was done, a sentence each.
-
-    Raises:
-        CategoryError: If the head lacks a category of the labels.
-        ShapeError: If position is all there is and the counts differ.
 
     >>> match_categories(["ant", "bee", "cat"], ["cat", "ant"])[0].tolist()
     [2, 0]
@@ -423,7 +363,7 @@ def _gathered(values: RowBlocks, rows: NDArray[np.int64]) -> Any:
 def aligned_features(features: Any, rows: NDArray[np.int64] | None) -> Any:
     """Features in the order of the labels, read block by block.
 
-    Args:
+    Shapes:
         features: (M, D) features of any kind.
         rows: (N,) int64 rows to take, in any order, or None for all as they stand.
 
@@ -447,7 +387,7 @@ def source_digests(
 
     From the ids of the labels, else of the features, else from the feature rows themselves.
 
-    Args:
+    Shapes:
         features: (M, D) features of any kind.
         labels: (N, C).
         rows: (N,) int64 feature row of each labelled row; None: row i belongs to row i.
@@ -464,8 +404,7 @@ def source_digests(
 def seen_rows(head: Head, digests: NDArray[np.uint64]) -> tuple[NDArray[np.bool_], bool]:
     """Which rows fitted or selected a head.
 
-    Args:
-        head: the head.
+    Shapes:
         digests: (N,) of the rows, as :func:`source_digests` gives them.
 
     Returns:
@@ -496,16 +435,8 @@ def check_disjoint(
     feature rows. By content, up to a fifth of the smaller source may repeat: that is noted only,
     since most collections hold a few equal images.
 
-    Args:
-        train: features and labels.
-        valid: features and labels, of other images.
-        names: what the two are called.
-
     Returns:
         What was noticed, a sentence each.
-
-    Raises:
-        IdError: If an id, a group, or the content of more than a fifth of the rows is in both.
     """
     notes: list[str] = []
     ids = [source_ids(features, labels) for features, labels in (train, valid)]

@@ -10,9 +10,6 @@ from numpy.typing import NDArray
 
 from catwise.errors import CatwiseError, IdError
 from catwise.labels.codes import Rows
-from catwise.labels.names import refuse_repeats
-
-__all__ = ["Place", "first_rows", "places", "refuse_repeats", "refuse_two", "refuse_wrong"]
 
 Place: TypeAlias = Callable[[int], str]
 """Where value i is, for people."""
@@ -50,14 +47,9 @@ def refuse_two(
 ) -> None:
     """Refuse a key (such as a patient) with two values (such as splits).
 
-    Args:
+    Shapes:
         keys: (N,) texts or numbers.
         values: (N,) texts or numbers.
-        place: where row i is, for people.
-        what: the sentence of the error.
-        names: of keys and values, where these are positions in them.
-        expected: what should be.
-        remedy: what to do.
     """
     if names is None:
         _, first, keyed = np.unique(keys, return_index=True, return_inverse=True)

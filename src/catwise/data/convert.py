@@ -7,32 +7,18 @@ in no list of a sample, in no row of a task. It never becomes a negative, and ne
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from catwise._extras import import_optional
+from catwise.data.dataset import Dataset
 from catwise.errors import ConfigError, FeatureError, LabelError, nearest
 from catwise.labels.codes import NEGATIVE, POSITIVE, UNCERTAIN
+from catwise.labels.core import PartialLabels
 from catwise.labels.priors import checked_scores
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from numpy.typing import NDArray
-
-    from catwise.data.dataset import Dataset
-    from catwise.labels.core import PartialLabels
-
-__all__ = [
-    "CleanlabLists",
-    "CleanlabTask",
-    "fiftyone_samples",
-    "to_cleanlab",
-    "to_cleanlab_lists",
-    "to_fiftyone",
-    "to_huggingface",
-]
 
 KINDS: Final = {"positive": POSITIVE, "negative": NEGATIVE, "uncertain": UNCERTAIN}
 SPLIT_NAME: Final = re.compile(r"\w+(\.\w+)*")

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from catwise.errors import ConfigError, ShapeError
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
-    from catwise.labels.codes import Rows
-    from catwise.labels.core import PartialLabels
-
-__all__ = ["Dataset"]
+from catwise.labels.codes import Rows
+from catwise.labels.core import PartialLabels
 
 
 @dataclass(frozen=True, eq=False, repr=False)

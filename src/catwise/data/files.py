@@ -9,19 +9,14 @@ import os
 import re
 import zlib
 from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from typing import IO, Any, Final, NamedTuple, TextIO, cast
 
 from catwise._limits import MAX_COLUMNS, MAX_LINE, MAX_ROWS, MAX_TEXT, read_within
 from catwise.errors import ConfigError, LabelError, nearest
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-    from typing import IO, TextIO
-
-__all__ = ["TableFile", "open_table"]
 
 BLOCK_BYTES: Final = 1 << 24
 SCAN_BYTES: Final = 1 << 20
@@ -309,12 +304,7 @@ def unreadable(path: Path, error: OSError) -> LabelError:
 
 
 def read_whole(path: Path, limit: int | None = None) -> bytes:
-    """The bytes of a file that is read at once, at most `MAX_TEXT` or `limit`.
-
-    Raises:
-        LabelError: If there are more; its size is looked at first.
-        OSError: If it cannot be read.
-    """
+    """The bytes of a file that is read at once, at most `MAX_TEXT` or `limit`."""
     limit = MAX_TEXT if limit is None else limit
     try:
         return read_within(path, limit)
@@ -459,9 +449,6 @@ def _look_through(file: TableFile) -> bool:
 
     Every byte is looked at; where there are quotes, or lines that may hold a field too long for
     the standard library's strict reader, every record is.
-
-    Raises:
-        LabelError: Names the line.
     """
     path = file.path
     try:
@@ -539,11 +526,6 @@ def _look_at_bytes(path: Path) -> _Look:
 def _has_long_line(block: bytes, run: int, limit: int) -> tuple[bool, int]:
     r"""Whether more than `limit` bytes go by without a line end; and how many the block ends with.
 
-    Args:
-        block: bytes that follow `run` others without a line end.
-        run: at most `limit`.
-        limit: how many there may be.
-
     >>> _has_long_line(b"cd\nef", 2, 4), _has_long_line(b"cd\nef", 3, 4)
     ((False, 2), (True, 2))
     """
@@ -572,12 +554,7 @@ def _line_of(path: Path, offset: int) -> int:
 
 
 def _first_fault(file: TableFile, crossing: list[int] | None = None) -> LabelError | None:
-    """The first record that is not like the first one, or None.
-
-    Args:
-        file: the text table.
-        crossing: if given, gets the line of a record that the columnar reader may cut.
-    """
+    """The first record that is not like the first one, or None."""
     path, delimiter, n_fields = file.path, file.delimiter or ",", len(file.names)
     last = n_records = 0
     wrong: tuple[int, int] | None = None

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import zlib
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import Any, Final, NoReturn
 
 from catwise._json import parse
 from catwise._limits import MAX_DEPTH, MAX_LINE, check_depth
 from catwise.data.files import TableFile, truncated, unreadable
 from catwise.errors import IdError, LabelError
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterator, Sequence
-
-__all__ = ["JsonLines", "is_json_lines"]
 
 SUFFIXES: Final = (".jsonl", ".ndjson")
 BATCH_RECORDS: Final = 1 << 13

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from catwise.data.checks import first_rows, refuse_two, refuse_wrong
-from catwise.data.files import listed
+from catwise.data.files import TableFile, listed
 from catwise.data.source import Source, check_textual, encode_column, refuse_values, texts_of
 from catwise.errors import CategoryError, IdError, LabelError, nearest
-from catwise.labels.codes import CODE_NAMES
+from catwise.labels.codes import CODE_NAMES, Codes, Rows
+from catwise.labels.columns import Storage
 from catwise.labels.core import PartialLabels
 from catwise.labels.encodings import UNFIT, Encoding
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from catwise.data.files import TableFile
-    from catwise.labels.codes import Codes, Rows
-    from catwise.labels.columns import Storage
-
-__all__ = ["read_long"]
 
 
 class _Register:
@@ -125,15 +118,7 @@ def read_long(
     columns: tuple[str, str],
     storage: Storage,
 ) -> PartialLabels:
-    """Read a long table.
-
-    Args:
-        source: the table.
-        encoding: what its values mean; None is refused, with the encodings that fit.
-        wanted: the categories; None: all, in order of appearance.
-        columns: of category names and of values.
-        storage: as for `PartialLabels`.
-    """
+    """Read a long table."""
     file = source.file
     file.require(columns[0], "the category names")
     file.require(columns[1], "the values")

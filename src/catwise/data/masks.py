@@ -11,31 +11,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from catwise._io import write_bytes
 from catwise._json import TABLE, TEXT, TEXTS, WHOLE, own, read_fields
 from catwise._limits import MAX_UNPACKED, read_within
 from catwise._safetensors import NUMPY_DTYPES, build, read_layout
 from catwise.errors import CategoryError, ConfigError, IdError, LabelError, ShapeError
-from catwise.labels.codes import UNKNOWN
+from catwise.labels.codes import UNKNOWN, Codes, Rows
 from catwise.labels.columns import row_dtype
+from catwise.labels.core import PartialLabels
 from catwise.labels.draws import text_keys
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Mapping
-
-    from numpy.typing import NDArray
-
-    from catwise.labels.codes import Codes, Rows
-    from catwise.labels.core import PartialLabels
-
-__all__ = ["MASK_FORMAT", "Mask", "apply_mask", "read_mask", "save_mask"]
 
 MASK_FORMAT: Final = "1"
 CHUNK: Final = 1 << 16
@@ -376,12 +369,7 @@ def _read(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
 
 
 def _mask(arrays: dict[str, NDArray[Any]], metadata: dict[str, str]) -> Mask:
-    """Build the mask from parts whose checksum is right.
-
-    Raises:
-        KeyError: If an entry of the metadata is absent.
-        ValueError: If the parts do not fit together.
-    """
+    """Build the mask from parts whose checksum is right."""
     said = {name: own(metadata[name]) for name in FIELDS}
     read_fields(said, FIELDS, "its metadata")
     categories, protocol = said["categories"], said["protocol"]

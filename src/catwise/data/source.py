@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
+from numpy.typing import NDArray
 
 from catwise.data.checks import Place, refuse_wrong
 from catwise.data.files import TableFile, listed, no_rows
 from catwise.errors import ConfigError, IdError, LabelError, nearest
+from catwise.labels.codes import Codes, Rows
 from catwise.labels.encodings import (
     UNFIT,
     Encoding,
@@ -22,15 +25,6 @@ from catwise.labels.encodings import (
     suggestion,
     unnamed_encoding,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from numpy.typing import NDArray
-
-    from catwise.labels.codes import Codes, Rows
-
-__all__ = ["Edges", "Source", "check_textual", "encode_column", "refuse_values", "texts_of"]
 
 
 class Edges(NamedTuple):
@@ -84,11 +78,7 @@ class Source:
             raise ConfigError("a prefix or suffix of ids needs an id_column.")
 
     def batches(self, labels: Sequence[str], coded: Sequence[str]) -> Iterator[tuple[Any, Rows]]:
-        """Yield (batch, its rows in the file), only rows of the split.
-
-        Raises:
-            LabelError: If the table has no rows, or none of the split.
-        """
+        """Yield (batch, its rows in the file), only rows of the split."""
         columns = list(dict.fromkeys([*self.keys, *labels]))
         coded = [*coded, *([self.split_column] if self.split_column else [])]
         n_rows = n_taken = 0
@@ -122,11 +112,7 @@ class Source:
 
 
 def texts_of(array: Any, column: str = "", file: TableFile | None = None) -> NDArray[np.str_]:
-    """A column of texts or whole numbers as texts; nulls become "".
-
-    Raises:
-        IdError: If it holds something else.
-    """
+    """A column of texts or whole numbers as texts; nulls become ""."""
     import pyarrow as pa
 
     check_textual(array.type, column, file)
@@ -134,11 +120,7 @@ def texts_of(array: Any, column: str = "", file: TableFile | None = None) -> NDA
 
 
 def check_textual(kind: Any, column: str, file: TableFile | None) -> None:
-    """Refuse a column of names that holds neither texts nor whole numbers.
-
-    Raises:
-        IdError: If it holds something else.
-    """
+    """Refuse a column of names that holds neither texts nor whole numbers."""
     import pyarrow as pa
 
     if pa.types.is_dictionary(kind):
@@ -222,17 +204,7 @@ class _Survey:
 def refuse_values(
     source: Source, labels: Sequence[str], encoding: Encoding | None, *, named: bool
 ) -> NoReturn:
-    """Read the whole table once more, to say what is wrong with its values and what would fit.
-
-    Args:
-        source: the table.
-        labels: the columns that hold raw values.
-        encoding: the one that does not fit, or None if none was named.
-        named: whether the user has said which columns hold labels.
-
-    Raises:
-        LabelError: Always.
-    """
+    """Read the whole table once more, to say what is wrong with its values and what would fit."""
     survey = _Survey(labels)
     for batch, origin in source.batches(labels, coded=labels):
         survey.add(batch, origin, encoding)

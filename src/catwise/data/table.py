@@ -6,9 +6,11 @@ Every error names the file, the line (the row of a Parquet file) and the column.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from catwise.data.files import TableFile, open_table
 from catwise.data.jsonl import JsonLines, is_json_lines
@@ -16,16 +18,9 @@ from catwise.data.long import read_long
 from catwise.data.source import Edges, Source, texts_of
 from catwise.data.wide import read_wide
 from catwise.errors import CategoryError, ConfigError, nearest
+from catwise.labels.columns import Storage
+from catwise.labels.core import PartialLabels
 from catwise.labels.encodings import Encoding, resolve_encoding
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Sequence
-
-    from catwise.labels.columns import Storage
-    from catwise.labels.core import PartialLabels
-
-__all__ = ["open_labels", "read_label_table", "split_counts"]
 
 
 def read_label_table(

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from catwise.data.checks import refuse_repeats
 from catwise.data.files import listed
 from catwise.data.source import Source, encode_column, refuse_values
 from catwise.errors import CategoryError, LabelError, nearest
-from catwise.labels.codes import UNKNOWN
-from catwise.labels.columns import COLUMNS_BELOW, Columns
+from catwise.labels.codes import UNKNOWN, Codes, Rows
+from catwise.labels.columns import COLUMNS_BELOW, Columns, Storage
 from catwise.labels.core import PartialLabels
 from catwise.labels.encodings import UNFIT, Encoding
-from catwise.labels.names import category_names
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from catwise.labels.codes import Codes, Rows
-    from catwise.labels.columns import Storage
-
-__all__ = ["read_wide"]
+from catwise.labels.names import category_names, refuse_repeats
 
 SPARSE_CATEGORIES: Final = 64
 
@@ -30,14 +22,7 @@ SPARSE_CATEGORIES: Final = 64
 def read_wide(
     source: Source, encoding: Encoding | None, wanted: list[str] | None, storage: Storage
 ) -> PartialLabels:
-    """Read a wide table.
-
-    Args:
-        source: the table.
-        encoding: what its values mean; None is refused, with the encodings that fit.
-        wanted: the categories; None: every column that is nothing else.
-        storage: as for `PartialLabels`.
-    """
+    """Read a wide table."""
     names = _categories(source, wanted)
     if encoding is None:
         refuse_values(source, names, None, named=wanted is not None)
@@ -65,12 +50,7 @@ def read_wide(
 
 
 def _categories(source: Source, wanted: list[str] | None) -> list[str]:
-    """The columns of the categories.
-
-    Raises:
-        CategoryError: If one is not there.
-        LabelError: If none is left.
-    """
+    """The columns of the categories."""
     file, keys = source.file, set(source.keys)
     if wanted is None:
         wanted = [name for name in file.names if name not in keys]

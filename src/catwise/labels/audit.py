@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from catwise.labels.codes import UNCERTAIN
+from catwise.labels.codes import UNCERTAIN, LabelCounts
+from catwise.labels.core import PartialLabels
 from catwise.labels.reasons import REASONS, class_reason
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from catwise.labels.codes import LabelCounts
-    from catwise.labels.core import PartialLabels
 
 
 @dataclass(frozen=True, slots=True)

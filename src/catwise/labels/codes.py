@@ -7,18 +7,6 @@ from typing import Final, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "CODE_NAMES",
-    "NEGATIVE",
-    "OTHERS",
-    "POSITIVE",
-    "UNCERTAIN",
-    "UNKNOWN",
-    "Codes",
-    "LabelCounts",
-    "Rows",
-]
-
 NEGATIVE: Final = 0
 """Known: the category is not in the image."""
 POSITIVE: Final = 1

@@ -6,20 +6,15 @@ rows × categories.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from catwise._arrays import as_numpy
 from catwise.errors import ConfigError, LabelError, ShapeError
 from catwise.labels.codes import NEGATIVE, POSITIVE, UNCERTAIN, UNKNOWN, Codes, Rows
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-
-    from numpy.typing import NDArray
-
-__all__ = ["Columns", "Storage", "as_stored", "check_codes", "dense_counts", "ranges", "row_dtype"]
 
 COUNT_ROWS: Final = 1 << 14
 DENSE_BLOCK: Final = 1 << 24
@@ -94,12 +89,7 @@ class Columns(NamedTuple):
 
     @classmethod
     def from_pairs(cls, pairs: Sequence[tuple[Any, Any]], n_rows: int) -> Columns:
-        """Check and sort (rows, codes) of each category.
-
-        Raises:
-            ShapeError: If rows and codes differ in length, or a row is not there.
-            LabelError: If a row is given twice, or a code is none of the four.
-        """
+        """Check and sort (rows, codes) of each category."""
         parts = [_checked_pair(j, rows, codes, n_rows) for j, (rows, codes) in enumerate(pairs)]
         return cls.joined(parts, n_rows)
 
@@ -185,11 +175,7 @@ class Columns(NamedTuple):
 
 
 def as_stored(content: Codes | Columns, n_rows: int, storage: Storage) -> Codes | Columns:
-    """Codes in the storage asked for; "auto" chooses by size and density.
-
-    Raises:
-        ConfigError: If there is no such storage.
-    """
+    """Codes in the storage asked for; "auto" chooses by size and density."""
     if storage not in ("auto", "dense", "columns"):
         raise ConfigError(
             "there is no such storage of labels.",
@@ -271,15 +257,7 @@ def _checked_pair(j: int, rows: Any, codes: Any, n_rows: int) -> tuple[Rows, Row
 
 
 def check_codes(array: NDArray[Any], *, where: Callable[[tuple[int, ...]], str]) -> Codes:
-    """A new int8 array of codes.
-
-    Args:
-        array: any shape.
-        where: tells the place of an index for the error.
-
-    Raises:
-        LabelError: If it holds anything else than the four codes.
-    """
+    """A new int8 array of codes."""
     if array.dtype.kind not in "biuf":
         raise LabelError(
             "label codes must be numbers.",

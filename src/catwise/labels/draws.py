@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from catwise._splitmix import mix
 from catwise.errors import ConfigError
-
-if TYPE_CHECKING:
-    from catwise.labels.core import PartialLabels
+from catwise.labels.core import PartialLabels
 
 CHUNK_ROWS: Final = 1 << 16
 
@@ -53,11 +51,7 @@ def text_keys(texts: NDArray[np.str_]) -> U64:
 
 
 def category_keys(seed: int, purpose: str, names: Sequence[str]) -> U64:
-    """(C,) uint64 keys of categories for one purpose.
-
-    Raises:
-        ConfigError: If the seed is no whole number.
-    """
+    """(C,) uint64 keys of categories for one purpose."""
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
         raise ConfigError("a seed must be a whole number.", found=repr(seed))
     keys = [_digest(f"{int(seed)}\0{purpose}\0{name}") for name in names]

@@ -8,22 +8,16 @@ rows and categories, as the code does that they repeat.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from catwise.errors import ConfigError, nearest
-from catwise.labels.codes import NEGATIVE, POSITIVE
+from catwise.labels.codes import NEGATIVE, POSITIVE, Codes, Rows
+from catwise.labels.core import PartialLabels
 from catwise.labels.draws import category_keys, row_keys, uniform
 from catwise.labels.draws import draws as draw
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from catwise.labels.codes import Codes, Rows
-    from catwise.labels.core import PartialLabels
-
-__all__ = ["DRAWS", "drop_uniform", "keep_per_category", "keep_single_positive"]
 
 DRAWS: Final = {
     "keyed": "By seed, category name and row id, whatever the order of rows and categories.",

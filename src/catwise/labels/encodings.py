@@ -7,33 +7,15 @@ always named, and values that it does not know are refused with the encodings th
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from catwise.errors import LabelError, nearest
 from catwise.labels.codes import CODE_NAMES, NEGATIVE, POSITIVE, UNCERTAIN, UNKNOWN, Codes
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from numpy.typing import NDArray
-
-__all__ = [
-    "ENCODINGS",
-    "UNFIT",
-    "Encoding",
-    "Raw",
-    "encode_values",
-    "encoding_error",
-    "fitting_encodings",
-    "raw_value",
-    "raw_values",
-    "resolve_encoding",
-    "suggestion",
-    "unnamed_encoding",
-]
 
 UNFIT: Final = -128
 """The code of a raw value that an encoding does not know; never kept."""
@@ -166,10 +148,6 @@ class _Cache(dict[Any, int]):
 def encode_values(values: NDArray[Any], encoding: Encoding) -> Codes:
     """Codes of raw values, `UNFIT` where the encoding does not know the value.
 
-    Args:
-        values: any shape; numbers, booleans, texts or objects.
-        encoding: what they mean.
-
     Returns:
         int8 of the same shape.
 
@@ -229,15 +207,7 @@ def fitting_encodings(values: Iterable[Any]) -> tuple[str, ...]:
 
 
 def resolve_encoding(encoding: str | Encoding | None, values: Iterable[Any] = ()) -> Encoding:
-    """The encoding of that name.
-
-    Args:
-        encoding: a name, an `Encoding`, or None, which is refused.
-        values: raw values that it shall fit, to suggest encodings.
-
-    Raises:
-        LabelError: If none is named, or the name is not known.
-    """
+    """The encoding of that name."""
     if isinstance(encoding, Encoding):
         return encoding
     if isinstance(encoding, str) and encoding in ENCODINGS:
@@ -290,15 +260,7 @@ def show_raw(value: Raw) -> str:
 def encoding_error(
     encoding: Encoding, value: Any, *, where: str, n_unfit: int, remedy: str
 ) -> LabelError:
-    """The error for values that an encoding does not know.
-
-    Args:
-        encoding: the one that was named.
-        value: the first value that does not fit.
-        where: the place of that value, such as "row 3, column 'cat'".
-        n_unfit: how many do not fit.
-        remedy: which encodings would fit, as :func:`suggestion` says it.
-    """
+    """The error for values that an encoding does not know."""
     return LabelError(
         f"the encoding {encoding.name!r} does not know a value of the labels.",
         found=f"{show_raw(raw_value(value))} in {where} (first of {n_unfit:,})",

@@ -7,25 +7,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from catwise._splitmix import mix
 from catwise.errors import ShapeError
 from catwise.labels.codes import UNKNOWN
 from catwise.labels.columns import ranges
+from catwise.labels.core import PartialLabels
 from catwise.labels.draws import text_keys
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from numpy.typing import NDArray
-
-    from catwise.labels.core import PartialLabels
-
-__all__ = ["FINDINGS", "find_suspicious", "unknown_together"]
 
 FINDINGS: Final = {
     "no_known_label": "No label is known in these categories.",

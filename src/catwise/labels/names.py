@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,24 +11,14 @@ from numpy.typing import NDArray
 from catwise._arrays import as_numpy
 from catwise.errors import CategoryError, CatwiseError, IdError, ShapeError, nearest
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-
 Names: TypeAlias = NDArray[np.str_]
 
 
 def row_names(values: Any, n_rows: int, what: str, *, unique: bool) -> Names | None:
     """Ids or groups as a read-only array of texts; whole numbers become texts.
 
-    Args:
+    Shapes:
         values: (N,) texts or whole numbers, or None.
-        n_rows: N.
-        what: "ids" or "groups".
-        unique: refuse repeats.
-
-    Raises:
-        ShapeError: If there is not one for each row.
-        IdError: If one is blank, no text or number, or repeats.
     """
     if values is None:
         return None
@@ -82,13 +73,8 @@ def refuse_repeats(
 ) -> None:
     """Refuse values of which one is there twice, naming both places.
 
-    Args:
+    Shapes:
         values: (N,) texts or numbers: a sequence, or an array of numpy or Arrow.
-        place: where value i is, for people.
-        what: the sentence of the error.
-        error: its kind.
-        expected: what should be.
-        remedy: what to do.
     """
     if not isinstance(values, (list, tuple)):
         values = values.tolist()
@@ -102,12 +88,7 @@ def refuse_repeats(
 
 
 def category_names(names: Sequence[str] | None, n: int) -> tuple[str, ...]:
-    """Different category names; "0", "1", … when not given.
-
-    Raises:
-        CategoryError: If the names are one text, or two are alike.
-        ShapeError: If there is not one for each column.
-    """
+    """Different category names; "0", "1", … when not given."""
     if names is None:
         return tuple(str(j) for j in range(n))
     if isinstance(names, str):
@@ -126,11 +107,7 @@ def category_names(names: Sequence[str] | None, n: int) -> tuple[str, ...]:
 def category_positions(
     categories: tuple[str, ...], wanted: Iterable[str | int]
 ) -> NDArray[np.int64]:
-    """Positions of categories given by name or by position.
-
-    Raises:
-        CategoryError: If one is not there.
-    """
+    """Positions of categories given by name or by position."""
     lookup = {name: j for j, name in enumerate(categories)}
     return np.array([_position(categories, lookup, one) for one in wanted], dtype=np.int64)
 

@@ -8,20 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from catwise.errors import ConfigError, nearest
 from catwise.labels.codes import POSITIVE, UNCERTAIN, UNKNOWN
+from catwise.labels.core import PartialLabels
 from catwise.labels.draws import category_keys, draws, row_keys, uniform
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from catwise.labels.core import PartialLabels
-
-__all__ = ["LabelPolicy", "Targets", "make_targets"]
 
 Uncertain: TypeAlias = "Literal['unknown', 'negative', 'positive'] | tuple[float, float]"
 

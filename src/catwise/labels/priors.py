@@ -13,27 +13,15 @@ how labels became known, which has to be named.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from catwise._arrays import as_numpy
 from catwise.errors import CategoryError, ConfigError, FeatureError, LabelError, ShapeError, nearest
+from catwise.labels.core import PartialLabels
 from catwise.labels.reasons import explain
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from catwise.labels.core import PartialLabels
-
-__all__ = [
-    "ASSUMPTIONS",
-    "VERDICTS",
-    "PrevalenceEstimate",
-    "estimate_prevalence",
-    "inverse_propensity_weights",
-    "selection_bias",
-]
 
 Z: Final = 1.959963984540054
 """Two-sided 95% of the normal distribution."""
@@ -324,7 +312,7 @@ def _check_choice(assumption: str | None, estimator: str) -> None:
 
 
 def checked_scores(scores: Any, labels: PartialLabels, *, probabilities: bool) -> NDArray[Any]:
-    """(N, C) scores of the images of some labels; ShapeError or LabelError if they are none."""
+    """(N, C) finite logits, or probabilities, that fit the labels."""
     values = as_numpy(scores, name="scores", error=ShapeError)
     if values.shape != labels.shape or values.dtype.kind not in "biuf":
         raise ShapeError(
@@ -373,13 +361,7 @@ def _top_share(scores: NDArray[Any], positive: NDArray[np.int64]) -> float:
 
 
 def _prevalence(labels: PartialLabels, prevalence: Any, *, complete: bool) -> NDArray[np.float64]:
-    """(C,) prevalences, NaN where not given.
-
-    Raises:
-        CategoryError: If a name is not there, or one is lacking where all are needed.
-        ShapeError: If an array does not fit.
-        ConfigError: If one is not inside (0, 1).
-    """
+    """(C,) prevalences, NaN where not given."""
     categories = labels.categories
     if isinstance(prevalence, (str, bytes, set, frozenset)):
         raise _no_share(repr(prevalence))

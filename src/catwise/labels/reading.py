@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from catwise._arrays import Dense, as_numpy, read_dense, stored_entries
 from catwise.errors import LabelError, ShapeError, nearest
-from catwise.labels.codes import NEGATIVE, OTHERS, UNKNOWN
+from catwise.labels.codes import NEGATIVE, OTHERS, UNKNOWN, Codes, Rows
 from catwise.labels.columns import Columns, check_codes
 from catwise.labels.encodings import (
     UNFIT,
@@ -23,33 +25,11 @@ from catwise.labels.encodings import (
 )
 from catwise.labels.names import category_names
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from numpy.typing import NDArray
-
-    from catwise.labels.codes import Codes, Rows
-
-__all__ = [
-    "array_codes",
-    "array_names",
-    "encode_array",
-    "place_of",
-    "row_positions",
-    "sparse_codes",
-    "two_dimensional",
-]
-
 BLOCK_ENTRIES = 1 << 20
 
 
 def two_dimensional(values: Any) -> Dense:
-    """Values as an (N, C) numpy array, and which of them are masked.
-
-    Raises:
-        ShapeError: If they are not two-dimensional.
-        LabelError: If they are no dense array.
-    """
+    """Values as an (N, C) numpy array, and which of them are masked."""
     found = read_dense(values, name="labels", error=LabelError, numpy=True)
     array = found.values
     if array.ndim != 2:
@@ -71,12 +51,7 @@ def array_names(values: Any) -> list[str] | None:
 
 
 def array_codes(values: Any, categories: Sequence[str] | None = None) -> Codes:
-    """A new (N, C) int8 array of codes; masked entries are unknown.
-
-    Raises:
-        LabelError: If it holds anything else than the four codes.
-        ShapeError: If it is not two-dimensional.
-    """
+    """A new (N, C) int8 array of codes; masked entries are unknown."""
     array = two_dimensional(values)
     names = category_names(categories, array.values.shape[1])
     codes = check_codes(_blanked(array), where=lambda place: place_of(place, names))
@@ -101,17 +76,7 @@ def _unknown_where(codes: Codes, masked: NDArray[np.bool_] | None) -> Codes:
 def encode_array(
     array: Dense, encoding: str | Encoding | None, *, where: Callable[[tuple[int, ...]], str]
 ) -> Codes:
-    """Codes of (N, C) raw values; a masked entry is unknown, whatever lies under the mask.
-
-    Args:
-        array: numbers, truth values, texts or objects.
-        encoding: its name, or itself.
-        where: tells the place of an entry for the error.
-
-    Raises:
-        LabelError: If the encoding is not named, does not know a value, or has no unknown labels
-            and some are masked.
-    """
+    """Codes of (N, C) raw values; a masked entry is unknown, whatever lies under the mask."""
     values, masked = array
     if encoding is None:
         resolve_encoding(None, _all_raw(array))
@@ -155,18 +120,7 @@ def sparse_codes(
     others: str | None,
     categories: Sequence[str] | None = None,
 ) -> tuple[Codes | Columns, int, tuple[str, ...]]:
-    """Codes of a sparse (N, C) array, how many rows it has, and the categories.
-
-    Args:
-        values: a scipy or torch array that stores single entries.
-        encoding: what the stored values mean; a stored zero is a value as any other.
-        others: what entries mean that are not stored: "unknown" or "negative".
-        categories: names of the columns.
-
-    Raises:
-        LabelError: If nobody says what entries mean that are not stored, or an entry is stored
-            twice; also as for :func:`encode_array`.
-    """
+    """Codes of a sparse (N, C) array, how many rows it has, and the categories."""
     if others not in OTHERS:
         raise LabelError(
             "labels in a sparse array: it must be said what entries mean that are not stored.",

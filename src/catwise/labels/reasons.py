@@ -59,10 +59,6 @@ def class_reason(
 def explain(code: str, *, few: int | str | None = None) -> str:
     """The sentence of a code of :func:`class_reason`.
 
-    Args:
-        code: with or without a part of the data.
-        few: below how many labels of a class there are few.
-
     >>> explain("no_known_label_in_valid"), explain("few_positives", few=3)
     ('No label is known in the validation data.', 'Fewer than 3 positives are known.')
     """

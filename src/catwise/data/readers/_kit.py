@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catwise._json import parse
-from catwise.data.checks import refuse_repeats, refuse_wrong
+from catwise.data.checks import refuse_wrong
 from catwise.data.dataset import Dataset
 from catwise.data.files import TableFile, listed, read_whole, truncated
 from catwise.data.source import Edges, Source, check_textual, encode_column, refuse_values
@@ -23,6 +23,7 @@ from catwise.labels.codes import UNKNOWN, Codes, Rows
 from catwise.labels.columns import Columns, Storage, row_dtype
 from catwise.labels.core import PartialLabels
 from catwise.labels.encodings import UNFIT, Encoding
+from catwise.labels.names import refuse_repeats
 
 AGAIN: Final = "download the file again"
 
@@ -41,17 +42,7 @@ def find(
 ) -> Path:
     """The first of some files in a folder that is there.
 
-    Args:
-        root: the folder.
-        names: of the files, from `root`.
-        what: what the file is, for the error.
-        alone: refuse several of them, with this remedy.
-        found: what is there instead.
-        remedy: what to do if there is none.
-
-    Raises:
-        LabelError: If there is none.
-        ConfigError: If there are several and it must be alone.
+    Several are refused where `alone` says what to do then, with {} for the name of the first.
     """
     names = list(names)
     there = [root / name for name in names if (root / name).is_file()]
@@ -96,11 +87,7 @@ def relative(paths: Mapping[str, Path], root: Path) -> dict[str, str]:
 
 
 def read_bytes(path: Path, what: str, *, limit: int | None = None) -> bytes:
-    """The bytes of a file that holds `what`.
-
-    Raises:
-        LabelError: If it is missing, empty, unreadable or too large.
-    """
+    """The bytes of a file that holds `what`."""
     try:
         content = read_whole(path, limit)
     except OSError as error:
@@ -171,16 +158,7 @@ def read_list(path: Path, what: str) -> Listing:
 def read_json(
     path: Path, what: str, *, keep: Callable[[list[tuple[str, Any]]], Any] | None = None
 ) -> Any:
-    """What a JSON file holds.
-
-    Args:
-        path: the file.
-        what: what it holds, for the error.
-        keep: called with the pairs of each object, gives what is kept of it; None: a dict.
-
-    Raises:
-        LabelError: If the file is missing or damaged, or an object has a key twice.
-    """
+    """What a JSON file holds; `keep` makes of the pairs of an object what is kept of it."""
 
     def pairs_of(pairs: list[tuple[str, Any]]) -> Any:
         if len({key for key, _ in pairs}) < len(pairs):
@@ -234,19 +212,8 @@ def read_columns(
 ) -> tuple[dict[str, Any], Codes]:
     """Columns of a table: names as Arrow arrays of texts, blanks as "", and labels as codes.
 
-    Args:
-        file: the table.
-        roles: columns of names, and what each holds.
-        labels: columns of labels.
-        encoding: what labels mean.
-        coded: columns of names that have few different values.
-
     Returns:
         The columns of names, and (N, C) codes.
-
-    Raises:
-        LabelError: If a column is not there, a label is not known, or there are no rows.
-        IdError: If a column of names holds neither texts nor whole numbers.
     """
     import pyarrow as pa
 
@@ -332,11 +299,7 @@ class Located(NamedTuple):
 
 
 def locate_images(root: Path, folders: Sequence[str], files: Sequence[str]) -> Located:
-    """Look for files in folders; the first folder that has a file counts.
-
-    Raises:
-        LabelError: If a folder cannot be read.
-    """
+    """Look for files in folders; the first folder that has a file counts."""
     held = {name: _names_in(root / name) for name in folders}
     where: dict[str, str] = {}
     for folder in reversed(folders):

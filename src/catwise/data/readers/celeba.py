@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from catwise.data.checks import Place, refuse_repeats, refuse_wrong
+from catwise.data.checks import Place, refuse_wrong
 from catwise.data.dataset import Dataset
 from catwise.data.files import open_table, truncated
 from catwise.data.readers._kit import (
@@ -33,6 +33,7 @@ from catwise.data.table import read_label_table
 from catwise.errors import CategoryError, LabelError, check_choice
 from catwise.labels.codes import NEGATIVE, POSITIVE, Codes
 from catwise.labels.encodings import Encoding
+from catwise.labels.names import refuse_repeats
 
 __all__ = ["read_celeba"]
 
@@ -130,11 +131,7 @@ class _Column(NamedTuple):
     place: Place
 
     def values_for(self, images: _Column) -> NDArray[Any]:
-        """The values in the order of other images, which must be the same.
-
-        Raises:
-            IdError: If they are not.
-        """
+        """The values in the order of other images, which must be the same."""
         if np.array_equal(self.ids, images.ids):
             return self.values
         for mine, theirs in ((self, images), (images, self)):

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from catwise.data.checks import places, refuse_repeats, refuse_two, refuse_wrong
+from catwise.data.checks import places, refuse_two, refuse_wrong
 from catwise.data.dataset import Dataset
 from catwise.data.files import TableFile, open_table
 from catwise.data.readers._kit import (
@@ -27,6 +27,7 @@ from catwise.data.readers._kit import (
 from catwise.data.source import texts_of
 from catwise.errors import LabelError, check_choice, nearest
 from catwise.labels.codes import NEGATIVE, POSITIVE, Codes, Rows
+from catwise.labels.names import refuse_repeats
 
 __all__ = ["DISEASES", "NO_FINDING", "read_chestxray14"]
 

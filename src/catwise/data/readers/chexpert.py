@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from catwise.data.checks import places, refuse_repeats, refuse_two, refuse_wrong
+from catwise.data.checks import places, refuse_two, refuse_wrong
 from catwise.data.dataset import Dataset
 from catwise.data.files import TableFile, listed, open_table
 from catwise.data.readers._kit import (
@@ -27,7 +27,7 @@ from catwise.data.source import texts_of
 from catwise.errors import CategoryError, IdError, LabelError, check_choice, nearest
 from catwise.labels.codes import NEGATIVE, UNKNOWN, Codes, Rows
 from catwise.labels.encodings import ENCODINGS
-from catwise.labels.names import category_names
+from catwise.labels.names import category_names, refuse_repeats
 
 __all__ = ["COMPETITION", "OBSERVATIONS", "read_chexpert", "study_ids"]
 

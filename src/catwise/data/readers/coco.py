@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catwise._limits import MAX_TEXT
-from catwise.data.checks import places, refuse_repeats, refuse_wrong
+from catwise.data.checks import places, refuse_wrong
 from catwise.data.dataset import Dataset
 from catwise.data.files import unreadable
 from catwise.data.readers._kit import AGAIN, Images, dataset, find_splits, read_json, relative
@@ -25,6 +25,7 @@ from catwise.data.source import texts_of
 from catwise.errors import CategoryError, IdError, LabelError, check_choice
 from catwise.labels.codes import NEGATIVE, POSITIVE, UNKNOWN, Codes, Rows
 from catwise.labels.columns import Storage
+from catwise.labels.names import refuse_repeats
 
 __all__ = ["read_coco"]
 
@@ -242,14 +243,7 @@ class AnnotationFile:
     def positions(
         self, part: str, field: str, of: str, values: tuple[Rows, Rows] | None = None
     ) -> Rows:
-        """The entry of the list `of` that each value of a field names by its id.
-
-        Args:
-            part: the list that has the field.
-            field: which.
-            of: the list that it refers to.
-            values: of a field of lists: each value, and the entry that it is in.
-        """
+        """The entry of the list `of` that each value of a field names by its id."""
         ids = self.ids(of)
         order = np.argsort(ids, kind="stable")
         wanted, entries = values or (self.numbers(part, field), None)
@@ -296,11 +290,7 @@ def unique_images(
 
 
 def same_categories(files: Sequence[AnnotationFile], fields: Sequence[str]) -> tuple[str, ...]:
-    """The names of the categories in the order of their ids; all files must have the same.
-
-    Raises:
-        CategoryError: If a name is blank or repeats, or the files differ in one of the fields.
-    """
+    """The names of the categories in the order of their ids; all files must have the same."""
     tables: list[list[tuple[Any, ...]]] = []
     for file in files:
         file.ids("categories")
@@ -325,15 +315,7 @@ def same_categories(files: Sequence[AnnotationFile], fields: Sequence[str]) -> t
 
 
 def load(path: Path, fields: Mapping[str, Mapping[str, str]]) -> AnnotationFile:
-    """Read some fields of a JSON file of lists of objects; all others are skipped.
-
-    Args:
-        path: the file.
-        fields: list → field → "number", "text" or "numbers".
-
-    Raises:
-        LabelError: If the file cannot be read, is not JSON, or lacks one of the fields.
-    """
+    """Read some fields of a JSON file of lists of objects; all others are skipped."""
     table = _parsed(path, fields)
     columns: dict[tuple[str, str], Any] = {}
     for part, kinds in fields.items():

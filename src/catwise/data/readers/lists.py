@@ -6,29 +6,33 @@ column. Every error names the file, the line (the row of a Parquet file) and the
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 
-from catwise.data.checks import first_rows, refuse_repeats, refuse_wrong
+from catwise.data.checks import first_rows, refuse_wrong
 from catwise.data.files import TableFile, listed, open_table
 from catwise.data.jsonl import JsonLines, is_json_lines
 from catwise.data.source import Edges, Source
 from catwise.data.table import read_label_table
 from catwise.errors import CategoryError, ConfigError, LabelError, nearest
-from catwise.labels.codes import CODE_NAMES, NEGATIVE, OTHERS, POSITIVE, UNCERTAIN, UNKNOWN
-from catwise.labels.columns import Columns
+from catwise.labels.codes import (
+    CODE_NAMES,
+    NEGATIVE,
+    OTHERS,
+    POSITIVE,
+    UNCERTAIN,
+    UNKNOWN,
+    Codes,
+    Rows,
+)
+from catwise.labels.columns import Columns, Storage
 from catwise.labels.core import PartialLabels
-from catwise.labels.names import category_names
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Sequence
-
-    from catwise.labels.codes import Codes, Rows
-    from catwise.labels.columns import Storage
-    from catwise.labels.encodings import Encoding
+from catwise.labels.encodings import Encoding
+from catwise.labels.names import category_names, refuse_repeats
 
 __all__ = ["read_jsonl_table", "read_label_lists"]
 

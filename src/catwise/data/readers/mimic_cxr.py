@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from catwise.data.checks import refuse_repeats, refuse_two, refuse_wrong
+from catwise.data.checks import refuse_two, refuse_wrong
 from catwise.data.dataset import Dataset
 from catwise.data.files import TableFile, open_table
 from catwise.data.readers._kit import (
@@ -35,6 +35,7 @@ from catwise.data.readers.chexpert import (
 from catwise.data.source import texts_of
 from catwise.errors import IdError, LabelError, check_choice
 from catwise.labels.codes import NEGATIVE, UNKNOWN, Codes, Rows
+from catwise.labels.names import refuse_repeats
 
 __all__ = ["FRONTAL", "LATERAL", "read_mimic_cxr"]
 
@@ -227,11 +228,7 @@ class _Studies:
         return cls(file, ids, numbers.get("subject_id"), codes)
 
     def of(self, images: _Images) -> Rows:
-        """The row of each image's study, -1 where it is not listed.
-
-        Raises:
-            IdError: If the tables do not agree on the patient of a study.
-        """
+        """The row of each image's study, -1 where it is not listed."""
         rows = matched(images.studies, self.ids)
         if self.patients is not None:
             differ = (self.patients[rows] != images.patients.astype(np.int64)) & (rows >= 0)

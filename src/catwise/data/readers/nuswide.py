@@ -13,13 +13,13 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from catwise.data.checks import places, refuse_repeats, refuse_wrong
+from catwise.data.checks import places, refuse_wrong
 from catwise.data.dataset import Dataset
 from catwise.data.files import listed
 from catwise.data.readers._kit import AGAIN, Images, Listing, dataset, find, read_bytes, read_list
 from catwise.errors import CategoryError, LabelError, check_choice, nearest
 from catwise.labels.codes import POSITIVE, Codes
-from catwise.labels.names import category_names
+from catwise.labels.names import category_names, refuse_repeats
 
 __all__ = ["read_nuswide"]
 

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from catwise.data.checks import refuse_two
 from catwise.data.dataset import Dataset
+from catwise.data.files import TableFile
 from catwise.data.readers.lists import read_label_lists
 from catwise.data.source import texts_of
 from catwise.data.table import open_labels, read_label_table
 from catwise.errors import ConfigError, check_choice
 from catwise.labels.audit import known_per_row
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-    from catwise.data.files import TableFile
-    from catwise.labels.core import PartialLabels
+from catwise.labels.core import PartialLabels
 
 __all__ = ["read_table"]
 
@@ -133,15 +129,7 @@ def _told(
     id_column: str | None,
     split: str | None,
 ) -> list[NDArray[np.str_]]:
-    """The split and the path of each image; blank where there is no such column.
-
-    Args:
-        file: the table.
-        columns: of splits and of paths.
-        labels: what was read of the table.
-        id_column: of a long table, in which an image has several rows.
-        split: the split that was read.
-    """
+    """The split and the path of each image; blank where there is no such column."""
     wanted = dict.fromkeys(name for name in (*columns, id_column) if name is not None)
     parts: dict[str, list[NDArray[np.str_]]] = {name: [] for name in wanted}
     if any(columns):

@@ -11,14 +11,14 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from catwise.data.checks import places, refuse_repeats
+from catwise.data.checks import places
 from catwise.data.dataset import Dataset
 from catwise.data.readers._kit import Images, dataset, describe, distinct, read_json, sparse
 from catwise.data.readers.visual_genome import find_images, read_names
 from catwise.errors import IdError, LabelError, check_choice, nearest
 from catwise.labels.codes import NEGATIVE, POSITIVE, UNCERTAIN, UNKNOWN, Rows
 from catwise.labels.columns import Columns
-from catwise.labels.names import category_names
+from catwise.labels.names import category_names, refuse_repeats
 
 __all__ = ["VawInstances", "read_vaw", "read_vaw_instances"]
 
@@ -176,9 +176,6 @@ def _instances(
     """(split, file, its instances with some of their fields), a file at a time.
 
     Polygons and what else is not asked for is let go while the file is read: it is most of it.
-
-    Raises:
-        LabelError: If a file is missing, damaged or no list of instances with these fields.
     """
     check_choice("split", split, (None, *FILES))
     for name in FILES if split is None else (split,):
@@ -231,12 +228,7 @@ class _Part(NamedTuple):
     def read(
         cls, split: str, path: Path, found: Sequence[dict[str, Any]], index: Mapping[str, int]
     ) -> _Part:
-        """Turn instances into arrays.
-
-        Raises:
-            LabelError: If a field is of the wrong type, or an attribute is not in the index.
-            IdError: If an id is blank.
-        """
+        """Turn instances into arrays."""
         sides = tuple(_attributes(path, found, side, index) for side in SIDES)
         ids, groups = (_texts(path, found, key) for key in ("instance_id", "image_id"))
         return cls(split, path, ids, groups, sides)

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 
-from catwise.data.checks import refuse_repeats, refuse_wrong
+from catwise.data.checks import refuse_wrong
 from catwise.data.dataset import Dataset
 from catwise.data.files import TableFile, open_table
 from catwise.data.readers._kit import (
@@ -26,6 +26,7 @@ from catwise.data.readers._kit import (
 from catwise.errors import ConfigError, IdError, LabelError, check_choice, check_rules, nearest
 from catwise.labels.codes import NEGATIVE, POSITIVE, UNCERTAIN, UNKNOWN, Codes, Rows
 from catwise.labels.encodings import ENCODINGS
+from catwise.labels.names import refuse_repeats
 
 __all__ = ["GLOBAL_LABELS", "KAGGLE_CLASSES", "LOCAL_LABELS", "read_vindr"]
 
@@ -217,12 +218,7 @@ class _Votes(NamedTuple):
 
 
 def _find_tables(root: Path, split: str | None, layout: str | None) -> tuple[str, dict[str, Path]]:
-    """The layout, and the table of each split to read.
-
-    Raises:
-        LabelError: If there is none, or not the one of the split.
-        ConfigError: If both layouts are there and none is asked for.
-    """
+    """The layout, and the table of each split to read."""
     there = {
         name: [file for files in names.values() for file in files if (root / file).is_file()]
         for name, names in TABLES.items()

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from catwise.data.checks import places, refuse_repeats
+from catwise.data.checks import places
 from catwise.data.dataset import Dataset
 from catwise.data.readers._kit import (
     AGAIN,
@@ -30,7 +30,7 @@ from catwise.data.readers._kit import (
 from catwise.errors import CategoryError, LabelError, check_choice
 from catwise.labels.codes import NEGATIVE, POSITIVE, Codes, Rows
 from catwise.labels.columns import Columns
-from catwise.labels.names import category_names
+from catwise.labels.names import category_names, refuse_repeats
 
 __all__ = ["read_visual_genome"]
 
@@ -148,11 +148,7 @@ def _labels_path(root: Path, n: int) -> Path:
 
 
 def _positives(path: Path, lists: Sequence[Listing], n: int) -> tuple[Rows, Rows]:
-    """Rows and categories of the positive labels, in the order of the lists.
-
-    Raises:
-        LabelError: If an image has no entry, or its entry is not a list of positions.
-    """
+    """Rows and categories of the positive labels, in the order of the lists."""
     labels = read_json(path, "the labels")
     if not isinstance(labels, dict):
         raise LabelError(
@@ -212,11 +208,7 @@ def _content(keys: Rows, n_rows: int, n: int, absent: str) -> Codes | Columns:
 def find_images(
     folder: Path, files: Sequence[str], *, required: bool
 ) -> tuple[NDArray[np.str_], dict[str, Any], list[str]]:
-    """Paths of images of Visual Genome from `folder`, counts and notes.
-
-    Raises:
-        LabelError: If neither VG_100K nor VG_100K_2 is there and one is required.
-    """
+    """Paths of images of Visual Genome from `folder`, counts and notes."""
     found = locate_images(folder, FOLDERS, files)
     counts = {"images_without_files": found.n_missing, "images_in_both_folders": found.n_twice}
     absent = [name for name in FOLDERS if name not in found.there]
@@ -238,16 +230,7 @@ def find_images(
 
 
 def read_names(path: Path, n: int | None = None) -> list[str]:
-    """The names of categories, in the order of their positions.
-
-    Args:
-        path: a name a line, or .json: a list of names or an object of positions.
-        n: how many there must be; None: any number.
-
-    Raises:
-        LabelError: If the file is missing, damaged or nothing of this kind.
-        CategoryError: If names are not n, or repeat.
-    """
+    """The names of categories, in the order of their positions."""
     what = "the names of categories"
     if path.suffix.lower() != ".json":
         names = [line.strip() for line in read_text(path, what).strip().split("\n")]

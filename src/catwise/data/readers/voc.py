@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catwise._limits import MAX_LINE
-from catwise.data.checks import refuse_repeats, refuse_wrong
+from catwise.data.checks import refuse_wrong
 from catwise.data.dataset import Dataset
 from catwise.data.files import listed
 from catwise.data.readers._kit import (
@@ -28,6 +28,7 @@ from catwise.data.readers._kit import (
 )
 from catwise.errors import ConfigError, LabelError, check_choice, nearest
 from catwise.labels.codes import NEGATIVE, POSITIVE, UNKNOWN
+from catwise.labels.names import refuse_repeats
 
 __all__ = ["CATEGORIES", "read_voc"]
 
@@ -150,11 +151,7 @@ def read_voc(
 
 
 def _folder(root: Path, year: int) -> Path:
-    """The folder of the year.
-
-    Raises:
-        LabelError: If it is not there.
-    """
+    """The folder of the year."""
     name = f"VOC{year}"
     places = (root, root / name, root / "VOCdevkit" / name)
     for place in places if root.resolve().name == name else places[1:]:
@@ -206,12 +203,7 @@ def _read_marks(
 
 
 def _marks_of_sets(files: Sequence[Path], images: Listing) -> Marks:
-    """The marks that the lists of the categories give.
-
-    Raises:
-        LabelError: If a line is not an image and its mark.
-        IdError: If a category has other images than the list.
-    """
+    """The marks that the lists of the categories give."""
     marks = np.empty((len(images.names), len(files)), dtype=np.int8)
     row_of = {name: i for i, name in enumerate(images.names)}
     for j, path in enumerate(files):
@@ -269,9 +261,6 @@ def _parse(path: Path) -> ET.Element:
     """The annotation of an image.
 
     A document type declaration is refused, since its entities can be made to grow without end.
-
-    Raises:
-        LabelError: If the file is no such XML.
     """
     text = read_text(path, "the annotation of an image", limit=MAX_LINE)
     declared = DECLARATION.search(text)
