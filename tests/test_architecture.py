@@ -47,9 +47,6 @@ LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in laye
 
 # What is still to be mended: this list only becomes shorter.
 LONG: set[str] = {
-    "data/readers/lists.py read_label_lists",
-    "data/readers/table.py read_table",
-    "data/table.py read_label_table",
     "fixing/run.py prepare",
 }
 

@@ -8,8 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catwise.data.checks import first_rows, refuse_two, refuse_wrong
-from catwise.data.files import TableFile, listed
-from catwise.data.source import Source, check_textual, encode_column, refuse_values, texts_of
+from catwise.data.files import listed
+from catwise.data.source import (
+    Interner,
+    Source,
+    check_textual,
+    encode_column,
+    in_rows,
+    refuse_values,
+    texts_of,
+)
 from catwise.errors import CategoryError, IdError, LabelError, nearest
 from catwise.labels.codes import CODE_NAMES, Codes, Rows
 from catwise.labels.columns import Storage
@@ -17,96 +25,12 @@ from catwise.labels.core import PartialLabels
 from catwise.labels.encodings import UNFIT, Encoding
 
 
-class _Register:
-    """Texts numbered in the order of their first appearance."""
-
-    def __init__(self) -> None:
-        self.numbers: dict[str, int] = {}
-
-    @property
-    def names(self) -> list[str]:
-        """The texts, in order."""
-        return list(self.numbers)
-
-    def add(self, array: Any, column: str, file: TableFile) -> Rows:
-        """The number of each row's text; nulls become ""."""
-        import pyarrow as pa
-
-        check_textual(array.type, column, file)
-        if array.null_count or not pa.types.is_dictionary(array.type):
-            array = array.cast(pa.string()).fill_null("").dictionary_encode()
-        texts = texts_of(array.dictionary).tolist()
-        local = array.indices.to_numpy(zero_copy_only=False)
-        first = first_rows(local, len(texts))
-        used = np.flatnonzero(first >= 0)
-        numbers = np.full(len(texts), -1, dtype=np.int64)
-        for i in used[np.argsort(first[used])].tolist():
-            numbers[i] = self.numbers.setdefault(texts[i], len(self.numbers))
-        result: Rows = numbers[local]
-        return result
-
-
-class _Rows:
-    """The rows of a long table as numbers."""
-
-    def __init__(self, source: Source, columns: tuple[str, str]) -> None:
-        self.source = source
-        self.category_column, self.value_column = columns
-        self.ids, self.categories, self.groups = _Register(), _Register(), _Register()
-        self.id_numbers: list[Rows] = []
-        self.category_numbers: list[Rows] = []
-        self.group_numbers: list[Rows] = []
-        self.codes: list[Codes] = []
-        self.origins: list[Rows] = []
-
-    def add(self, batch: Any, origin: Rows, encoding: Encoding) -> bool:
-        """Add a batch; False if the encoding does not know one of its values."""
-        source = self.source
-        codes = encode_column(batch.column(self.value_column), encoding)
-        if bool((codes == UNFIT).any()):
-            return False
-        self.codes.append(codes)
-        self.origins.append(origin)
-        self.id_numbers.append(self._numbers(self.ids, batch, source.id_column, origin))
-        self.category_numbers.append(
-            self._numbers(self.categories, batch, self.category_column, origin)
-        )
-        if source.group_column is not None:
-            self.group_numbers.append(
-                self._numbers(self.groups, batch, source.group_column, origin)
-            )
-        return True
-
-    def joined(self) -> _Entries:
-        """All rows."""
-        return _Entries(
-            np.concatenate(self.id_numbers),
-            np.concatenate(self.category_numbers),
-            np.concatenate(self.group_numbers) if self.group_numbers else None,
-            np.concatenate(self.codes),
-            np.concatenate(self.origins),
-        )
-
-    def _numbers(self, register: _Register, batch: Any, column: str | None, origin: Rows) -> Rows:
-        file = self.source.file
-        numbers = register.add(batch.column(column), column or "", file)
-        refuse_wrong(
-            [""] * len(numbers),
-            numbers != register.numbers.get("", -1),
-            lambda i: file.place(int(origin[i]), column),
-            f"{file} has a blank name.",
-            error=LabelError if column == self.category_column else IdError,
-            expected="a name in every row",
-        )
-        return numbers
-
-
 class _Entries(NamedTuple):
-    """All the rows of a long table: numbers of id, category and group, code, row in the file."""
+    """All the rows of a long table: numbers of category, id and group, code, row in the file."""
 
-    id: Rows
     category: Rows
-    group: Rows | None
+    id: Rows
+    group: Rows  # none where there are no groups
     code: Codes
     origin: Rows
 
@@ -124,24 +48,62 @@ def read_long(
     file.require(columns[1], "the values")
     if encoding is None:
         refuse_values(source, columns[1:], None, named=True)
-    rows = _Rows(source, columns)
-    for batch, origin in source.batches(columns, coded=[*source.keys, *columns]):
-        if not rows.add(batch, origin, encoding):
-            refuse_values(source, columns[1:], encoding, named=True)
-    entries = rows.joined()
-    names = rows.categories.names
+    entries, found, images, groups = _read(source, encoding, columns)
+    names = list(found) if wanted is None else wanted
     if wanted is not None:
-        entries = _chosen(source, entries, names, wanted, columns[0])
-        names = wanted
-    ids = np.array(rows.ids.names, dtype=np.str_)
+        entries = _chosen(source, entries, list(found), wanted, columns[0])
+    ids = np.array(list(images), dtype=np.str_)
     return PartialLabels.from_columns(
         _columns(source, entries, ids, names),
         len(ids),
         names,
         ids=_edged(source, ids, entries),
-        groups=_groups(source, entries, ids, rows.groups.names),
+        groups=_groups(source, entries, ids, list(groups)),
         storage=storage,
     )
+
+
+def _read(
+    source: Source, encoding: Encoding, columns: tuple[str, str]
+) -> tuple[_Entries, Interner, Interner, Interner]:
+    """The rows as numbers, and the names of categories, images and groups."""
+    roles = (columns[0], source.id_column, source.group_column)
+    names = (Interner(), Interner(), Interner())
+    parts = []
+    for batch, origin in source.batches(columns, coded=[*source.keys, *columns]):
+        codes = encode_column(batch.column(columns[1]), encoding)
+        if bool((codes == UNFIT).any()):
+            refuse_values(source, columns[1:], encoding, named=True)
+        numbers = [
+            codes[:0] if column is None else _numbers(source, name, batch, column, origin)
+            for name, column in zip(names, roles, strict=True)
+        ]
+        parts.append((*numbers, codes, origin))
+    return _Entries(*map(np.concatenate, zip(*parts, strict=True))), *names
+
+
+def _numbers(source: Source, names: Interner, batch: Any, column: str, origin: Rows) -> Rows:
+    """The number of the name in each row; nulls and blanks are refused."""
+    import pyarrow as pa
+
+    file, array = source.file, batch.column(column)
+    check_textual(array.type, column, file)
+    if array.null_count or not pa.types.is_dictionary(array.type):
+        array = array.cast(pa.string()).fill_null("").dictionary_encode()
+    texts = texts_of(array.dictionary).tolist()
+    local = array.indices.to_numpy(zero_copy_only=False)
+    blank = texts.index("") if "" in texts else -1
+    is_id = column in (source.id_column, source.group_column)
+    place = in_rows(file, origin, column)
+    refuse_wrong(
+        [""] * len(local),
+        local != blank,
+        place,
+        f"{file} has a blank name.",
+        error=IdError if is_id else LabelError,
+        expected="a name in every row",
+    )
+    return names.add(texts, local, place)
 
 
 def _chosen(
@@ -218,13 +180,13 @@ def _groups(
     source: Source, entries: _Entries, ids: NDArray[np.str_], names: list[str]
 ) -> NDArray[np.str_] | None:
     """The group of each image; refuses an image in two groups."""
-    if entries.group is None:
+    if source.group_column is None:
         return None
     groups = np.array(names, dtype=np.str_)
     refuse_two(
         entries.id,
         entries.group,
-        lambda i: source.file.place(int(entries.origin[i])),
+        in_rows(source.file, entries.origin),
         f"{source.file} has an image in two groups.",
         names=(ids, groups),
         expected="one group for each image",

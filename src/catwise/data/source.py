@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from catwise.data.checks import Place, refuse_wrong
+from catwise.data.checks import Place, first_rows, refuse_wrong
 from catwise.data.files import TableFile, listed, no_rows
-from catwise.errors import ConfigError, IdError, LabelError, nearest
+from catwise.errors import CategoryError, ConfigError, IdError, LabelError, nearest
 from catwise.labels.codes import Codes, Rows
 from catwise.labels.encodings import (
     UNFIT,
@@ -25,6 +25,7 @@ from catwise.labels.encodings import (
     suggestion,
     unnamed_encoding,
 )
+from catwise.labels.names import category_names, refuse_repeats
 
 
 class Edges(NamedTuple):
@@ -107,8 +108,86 @@ class Source:
         texts = texts_of(batch.column(column), column, self.file)
         kind = "id" if column == self.id_column else "group"
         what = f"{self.file} has a blank {kind}."
-        refuse_wrong(texts, texts != "", lambda i: self.file.place(int(origin[i]), column), what)
+        refuse_wrong(texts, texts != "", in_rows(self.file, origin, column), what)
         return texts
+
+
+def in_rows(file: TableFile, origin: Rows, column: str | None = None) -> Place:
+    """The places of rows that are at `origin` in a file."""
+    return lambda i: file.place(int(origin[i]), column)
+
+
+class TableRows(NamedTuple):
+    """What a table with one row an image holds: what was made of each batch, and the names."""
+
+    parts: list[Any]
+    sizes: list[int]
+    ids: NDArray[np.str_] | None
+    groups: NDArray[np.str_] | None
+
+
+def read_rows(
+    source: Source,
+    columns: Sequence[str],
+    read: Callable[[Any, Rows], Any],
+    *,
+    coded: Sequence[str] = (),
+    remedy: str | None = None,
+) -> TableRows:
+    """Read a table with one row an image; `read` gets each batch and its rows in the file."""
+    file, column = source.file, source.id_column
+    parts, origins = [], []
+    ids: list[NDArray[np.str_]] = []
+    groups: list[NDArray[np.str_]] = []
+    for batch, origin in source.batches(columns, coded=coded):
+        parts.append(read(batch, origin))
+        origins.append(origin)
+        for name, texts in ((column, ids), (source.group_column, groups)):
+            if name is not None:
+                texts.append(source.texts(batch, name, origin))
+    at = np.concatenate(origins)
+    named = None
+    if ids:
+        named = source.edges.apply(np.concatenate(ids), in_rows(file, at, column))
+        refuse_repeats(
+            named,
+            in_rows(file, at),
+            f"{file} has a duplicate id.",
+            expected="every id once",
+            remedy=remedy,
+        )
+    grouped = np.concatenate(groups) if groups else None
+    return TableRows(parts, list(map(len, origins)), named, grouped)
+
+
+class Interner(dict[str, int]):
+    """Names and their numbers: those asked for, or in the order of first appearance."""
+
+    def __init__(self, wanted: Sequence[str] | None = None) -> None:
+        names = () if wanted is None else category_names(wanted, len(wanted))
+        super().__init__((name, j) for j, name in enumerate(names))
+        self.fixed = wanted is not None
+
+    def add(self, texts: list[str], local: Rows, place: Place) -> Rows:
+        """The number of each row's text; refuses one that was not asked for.
+
+        Shapes:
+            local: (N,) which of the texts each row has.
+        """
+        first = first_rows(local, len(texts))
+        used = np.flatnonzero(first >= 0)
+        numbers = np.full(len(texts), -1, dtype=np.int64)
+        for i in used[np.argsort(first[used])].tolist():
+            if self.fixed and texts[i] not in self:
+                raise CategoryError(
+                    f"{place(int(first[i]))}: no such category.",
+                    found=f"{texts[i]!r}{nearest(texts[i], self)}",
+                    expected=listed(list(self)),
+                    remedy="add it to categories=, or read all and take_categories",
+                )
+            numbers[i] = self.setdefault(texts[i], len(self))
+        result: Rows = numbers[local]
+        return result
 
 
 def texts_of(array: Any, column: str = "", file: TableFile | None = None) -> NDArray[np.str_]:
@@ -143,6 +222,14 @@ def encode_column(array: Any, encoding: Encoding) -> Codes:
     if index is None:
         return encode_values(values, encoding)
     return encode_values(values, encoding)[index]
+
+
+def encode_columns(batch: Any, names: Sequence[str], encoding: Encoding) -> Codes:
+    """(N, C) codes of columns of raw values; `UNFIT` where the encoding does not know one."""
+    codes = np.empty((batch.num_rows, len(names)), dtype=np.int8)
+    for j, name in enumerate(names):
+        codes[:, j] = encode_column(batch.column(name), encoding)
+    return codes
 
 
 def _distinct(array: Any) -> tuple[NDArray[Any], Rows | None]:

@@ -17,7 +17,7 @@ from catwise.data.jsonl import JsonLines, is_json_lines
 from catwise.data.long import read_long
 from catwise.data.source import Edges, Source, texts_of
 from catwise.data.wide import read_wide
-from catwise.errors import CategoryError, ConfigError, nearest
+from catwise.errors import CategoryError, ConfigError, check_choice
 from catwise.labels.columns import Storage
 from catwise.labels.core import PartialLabels
 from catwise.labels.encodings import Encoding, resolve_encoding
@@ -92,47 +92,57 @@ def read_label_table(
     >>> labels.ids.tolist()
     ['a.jpg', 'b.jpg']
     """
-    if layout not in ("wide", "long"):
-        raise ConfigError(
-            "there is no such layout of a label table.",
-            found=f"layout={layout!r}{nearest(str(layout), ('wide', 'long'))}",
-            expected="'wide' (one column a category) or 'long' (id, category, value)",
-        )
-    if (split_column is None) != (split is None):
-        raise ConfigError(
-            "split_column and split go together.",
-            found=f"split_column={split_column!r}, split={split!r}",
-        )
+    check_choice("layout", layout, ("wide", "long"))
     if layout == "wide" and (category_column or value_column):
         raise ConfigError("category_column and value_column belong to layout='long'.")
     if isinstance(categories, str):
         raise CategoryError("categories must be several names.", found=f"the text {categories!r}")
     chosen = None if encoding is None else resolve_encoding(encoding)
+    wanted = None if categories is None else list(categories)
     usual = ("1", "2", "3") if header is False else ("id", "category", "value")
     if id_column is None and layout == "long":
         id_column = usual[0]
     names = category_column or usual[1], value_column or usual[2]
-    texts = [id_column, group_column, split_column, *(names[:1] if layout == "long" else ())]
-    source = Source(
-        file=open_labels(
-            path,
-            [name for name in texts if name is not None],
-            delimiter=delimiter,
-            header=header,
-        ),
-        id_column=id_column,
-        group_column=group_column,
-        split_column=split_column,
-        split=split,
-        edges=Edges(id_prefix, id_suffix, strip_prefix, strip_suffix),
+    source = _open_source(
+        path,
+        (id_column, group_column, split_column),
+        split,
+        Edges(id_prefix, id_suffix, strip_prefix, strip_suffix),
+        texts=names[:1] if layout == "long" else (),
+        named=wanted or (),
+        delimiter=delimiter,
+        header=header,
     )
-    n_texts = 2 if layout == "long" else 1
-    source.file.check_header([*source.keys, *(categories or ())], n_texts=n_texts)
-    source.check()
-    wanted = None if categories is None else list(categories)
     if layout == "wide":
         return read_wide(source, chosen, wanted, storage)
     return read_long(source, chosen, wanted, names, storage)
+
+
+def _open_source(
+    path: str | os.PathLike[str],
+    keys: tuple[str | None, str | None, str | None],
+    split: str | None,
+    edges: Edges,
+    *,
+    texts: Sequence[str],
+    named: Sequence[str],
+    delimiter: str | None,
+    header: bool | None,
+) -> Source:
+    """Open a table whose columns of ids, groups and splits are `keys`, and check them.
+
+    `texts` are other columns of names, `named` the categories that were asked for.
+    """
+    if (keys[2] is None) != (split is None):
+        found = f"split_column={keys[2]!r}, split={split!r}"
+        raise ConfigError("split_column and split go together.", found=found)
+    told = [*(name for name in keys if name is not None), *texts]
+    source = Source(
+        open_labels(path, told, delimiter=delimiter, header=header), *keys, split, edges
+    )
+    source.file.check_header([*source.keys, *named], n_texts=1 + len(texts))
+    source.check()
+    return source
 
 
 def open_labels(

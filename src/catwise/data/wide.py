@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from catwise.data.files import listed
-from catwise.data.source import Source, encode_column, refuse_values
+from catwise.data.source import Source, encode_columns, read_rows, refuse_values
 from catwise.errors import CategoryError, LabelError, nearest
 from catwise.labels.codes import UNKNOWN, Codes, Rows
 from catwise.labels.columns import COLUMNS_BELOW, Columns, Storage
 from catwise.labels.core import PartialLabels
 from catwise.labels.encodings import UNFIT, Encoding
-from catwise.labels.names import category_names, refuse_repeats
+from catwise.labels.names import category_names
 
 SPARSE_CATEGORIES: Final = 64
 
@@ -26,25 +25,21 @@ def read_wide(
     names = _categories(source, wanted)
     if encoding is None:
         refuse_values(source, names, None, named=wanted is not None)
-    blocks, ids, groups, origins = _Blocks(), [], [], []
-    for batch, origin in source.batches(names, coded=names):
-        codes = np.empty((batch.num_rows, len(names)), dtype=np.int8)
-        for j, name in enumerate(names):
-            codes[:, j] = encode_column(batch.column(name), encoding)
+
+    def read(batch: Any, _origin: Rows) -> Codes | Columns:
+        codes = encode_columns(batch, names, encoding)
         if bool((codes == UNFIT).any()):
             refuse_values(source, names, encoding, named=wanted is not None)
-        blocks.add(codes)
-        origins.append(origin)
-        if source.id_column is not None:
-            ids.append(source.texts(batch, source.id_column, origin))
-        if source.group_column is not None:
-            groups.append(source.texts(batch, source.group_column, origin))
+        return _compressed(codes)
+
+    remedy = "layout='long' if each row is one label"
+    rows = read_rows(source, names, read, coded=names, remedy=remedy)
     return PartialLabels.from_content(
-        blocks.joined(),
-        blocks.n_rows,
+        _joined(rows.parts, rows.sizes),
+        sum(rows.sizes),
         category_names(names, len(names)),
-        ids=_ids(source, ids, np.concatenate(origins)),
-        groups=np.concatenate(groups) if groups else None,
+        ids=rows.ids,
+        groups=rows.groups,
         storage=storage,
     )
 
@@ -77,45 +72,17 @@ def _categories(source: Source, wanted: list[str] | None) -> list[str]:
     return wanted
 
 
-class _Blocks:
-    """Blocks of rows, compressed where that is smaller."""
-
-    def __init__(self) -> None:
-        self.parts: list[Codes | Columns] = []
-        self.sizes: list[int] = []
-
-    @property
-    def n_rows(self) -> int:
-        """Rows so far."""
-        return sum(self.sizes)
-
-    def add(self, codes: Codes) -> None:
-        """Add rows."""
-        n_entries = np.count_nonzero(codes != UNKNOWN)
-        sparse = n_entries < codes.size * COLUMNS_BELOW and codes.shape[1] >= SPARSE_CATEGORIES
-        self.parts.append(Columns.from_dense(codes) if sparse else codes)
-        self.sizes.append(len(codes))
-
-    def joined(self) -> Codes | Columns:
-        """All rows: dense if any block is."""
-        if all(isinstance(part, Columns) for part in self.parts):
-            return Columns.stacked(self.parts, self.sizes)  # type: ignore[arg-type]
-        parts = zip(self.parts, self.sizes, strict=True)
-        return np.concatenate(
-            [part.dense(0, n) if isinstance(part, Columns) else part for part, n in parts]
-        )
+def _compressed(codes: Codes) -> Codes | Columns:
+    """A block of rows, as columns where that is smaller."""
+    n_entries = np.count_nonzero(codes != UNKNOWN)
+    sparse = n_entries < codes.size * COLUMNS_BELOW and codes.shape[1] >= SPARSE_CATEGORIES
+    return Columns.from_dense(codes) if sparse else codes
 
 
-def _ids(source: Source, parts: list[NDArray[np.str_]], origin: Rows) -> NDArray[np.str_] | None:
-    if not parts:
-        return None
-    file, column = source.file, source.id_column
-    ids = source.edges.apply(np.concatenate(parts), lambda i: file.place(int(origin[i]), column))
-    refuse_repeats(
-        ids,
-        lambda i: file.place(int(origin[i])),
-        f"{file} has a duplicate id.",
-        expected="every id once",
-        remedy="layout='long' if each row is one label",
-    )
-    return ids
+def _joined(parts: list[Any], sizes: list[int]) -> Codes | Columns:
+    """All rows: dense if any block is."""
+    if all(isinstance(part, Columns) for part in parts):
+        return Columns.stacked(parts, sizes)
+    pairs = zip(parts, sizes, strict=True)
+    dense = [part.dense(0, n) if isinstance(part, Columns) else part for part, n in pairs]
+    return np.concatenate(dense)

@@ -17,7 +17,7 @@ from catwise._json import parse
 from catwise.data.checks import refuse_wrong
 from catwise.data.dataset import Dataset
 from catwise.data.files import TableFile, listed, read_whole, truncated
-from catwise.data.source import Edges, Source, check_textual, encode_column, refuse_values
+from catwise.data.source import Edges, Source, check_textual, encode_columns, refuse_values
 from catwise.errors import CatwiseError, ConfigError, IdError, LabelError
 from catwise.labels.codes import UNKNOWN, Codes, Rows
 from catwise.labels.columns import Columns, Storage, row_dtype
@@ -223,10 +223,10 @@ def read_columns(
     texts: dict[str, list[Any]] = {column: [] for column in roles}
     blocks = []
     for batch, _ in source.batches([*roles, *labels], coded=[*labels, *coded]):
-        codes = np.empty((batch.num_rows, len(labels)), dtype=np.int8)
-        for j, name in enumerate(labels if encoding else ()):
-            codes[:, j] = encode_column(batch.column(name), encoding)  # type: ignore[arg-type]
-        if bool((codes == UNFIT).any()) and labels:
+        codes = np.empty((batch.num_rows, 0), dtype=np.int8)
+        if encoding is not None:
+            codes = encode_columns(batch, labels, encoding)
+        if bool((codes == UNFIT).any()):
             refuse_values(source, labels, encoding, named=True)
         blocks.append(codes)
         for column, parts in texts.items():

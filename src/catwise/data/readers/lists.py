@@ -13,12 +13,12 @@ from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 
-from catwise.data.checks import first_rows, refuse_wrong
+from catwise.data.checks import refuse_wrong
 from catwise.data.files import TableFile, listed, open_table
 from catwise.data.jsonl import JsonLines, is_json_lines
-from catwise.data.source import Edges, Source
+from catwise.data.source import Edges, Interner, Source, read_rows
 from catwise.data.table import read_label_table
-from catwise.errors import CategoryError, ConfigError, LabelError, nearest
+from catwise.errors import ConfigError, LabelError, nearest
 from catwise.labels.codes import (
     CODE_NAMES,
     NEGATIVE,
@@ -32,7 +32,7 @@ from catwise.labels.codes import (
 from catwise.labels.columns import Columns, Storage
 from catwise.labels.core import PartialLabels
 from catwise.labels.encodings import Encoding
-from catwise.labels.names import category_names, refuse_repeats
+from catwise.labels.names import refuse_repeats
 
 __all__ = ["read_jsonl_table", "read_label_lists"]
 
@@ -113,32 +113,63 @@ def read_label_lists(
     ...     read_label_lists(path, others="negative").codes.tolist()
     [[1], [0]]
     """
-    if others not in OTHERS:
-        what = "others must say what it means that a category is in none of an image's lists."
-        found = f"others={others!r}{nearest(str(others), OTHERS)}"
-        raise ConfigError(what, found=found, expected="'unknown' or 'negative'")
+    fill = _meaning(others)
     if header is False:
         id_key = "1" if id_key == "id" else id_key
         positive_key = "2" if positive_key == "positive" else positive_key
     lists = (positive_key, negative_key, uncertain_key)
     keys = (id_key, *lists, group_key, split_key)
     _check_roles((*keys, *ignore))
-    file: TableFile
-    if not is_json_lines(path):
-        file = open_table(path, delimiter=delimiter, header=header)
-        file.check_header(named=keys)
-        if file.delimiter is not None and header is None and {*lists}.isdisjoint(file.names):
-            raise LabelError(
-                f"{file.head()} has no lists of categories.",
-                found=listed(file.names),
-                expected=" or ".join(map(repr, lists)),
-                remedy="header=False (--no-header) if there is no header line: columns are then "
-                "'1', '2', …",
-            )
-    elif separator is not None or delimiter is not None or header is False:
-        raise ConfigError("separator, delimiter and header=False belong to tables.")
+    if is_json_lines(path):
+        if separator is not None or delimiter is not None or header is False:
+            raise ConfigError("separator, delimiter and header=False belong to tables.")
+        file: TableFile = JsonLines.open(Path(path), (id_key, group_key, split_key), lists)
     else:
-        file = JsonLines.open(Path(path), (id_key, group_key, split_key), lists)
+        file = _open_table(path, keys, lists, delimiter, header)
+    _check_columns(file, keys, ignore, needed=() if split is None else (split_key,))
+    edges = Edges(id_prefix, id_suffix, strip_prefix, strip_suffix)
+    group = group_key if group_key in file.names else None
+    source = Source(file, id_key, group, None if split is None else split_key, split, edges)
+    codes = zip(lists, (POSITIVE, NEGATIVE, UNCERTAIN), strict=True)
+    columns = _Lists(file, {key: code for key, code in codes if key in file.names}, separator)
+    if not columns.codes:
+        raise LabelError(f"{file} has no lists of categories.", found=listed(file.names))
+    return _read(source, columns, Interner(categories), fill, storage)
+
+
+def _meaning(others: str | None) -> int:
+    if others not in OTHERS:
+        what = "others must say what it means that a category is in none of an image's lists."
+        found = f"others={others!r}{nearest(str(others), OTHERS)}"
+        raise ConfigError(what, found=found, expected="'unknown' or 'negative'")
+    return OTHERS[others]
+
+
+def _open_table(
+    path: str | os.PathLike[str],
+    keys: Sequence[str],
+    lists: Sequence[str],
+    delimiter: str | None,
+    header: bool | None,  # noqa: FBT001 - as the user gave it
+) -> TableFile:
+    """Open a table; a first line that names none of the lists may be no header."""
+    file = open_table(path, delimiter=delimiter, header=header)
+    file.check_header(named=keys)
+    if file.delimiter is not None and header is None and {*lists}.isdisjoint(file.names):
+        raise LabelError(
+            f"{file.head()} has no lists of categories.",
+            found=listed(file.names),
+            expected=" or ".join(map(repr, lists)),
+            remedy="header=False (--no-header) if there is no header line: columns are then "
+            "'1', '2', …",
+        )
+    return file
+
+
+def _check_columns(
+    file: TableFile, keys: Sequence[str], ignore: Sequence[str], needed: Sequence[str]
+) -> None:
+    """Refuse keys and columns without a role, and roles without a column that were named."""
     known = {*keys, *ignore}
     beyond = [name for name in file.names if name not in known]
     if beyond:
@@ -150,16 +181,8 @@ def read_label_lists(
             remedy=f"say what it holds, or ignore={beyond!r}",
         )
     for key in keys:
-        if key not in DEFAULTS or (key == split_key and split is not None):
+        if key not in DEFAULTS or key in needed:
             file.require(key, "ids, labels, groups or splits")
-    edges = Edges(id_prefix, id_suffix, strip_prefix, strip_suffix)
-    group = group_key if group_key in file.names else None
-    source = Source(file, id_key, group, None if split is None else split_key, split, edges)
-    codes = zip(lists, (POSITIVE, NEGATIVE, UNCERTAIN), strict=True)
-    columns = _Lists(file, {key: code for key, code in codes if key in file.names}, separator)
-    if not columns.codes:
-        raise LabelError(f"{file} has no lists of categories.", found=listed(file.names))
-    return _read(source, columns, _Vocabulary(categories), OTHERS[others], storage)
 
 
 def read_jsonl_table(
@@ -242,26 +265,6 @@ def _check_roles(keys: Sequence[str]) -> None:
     refuse_repeats(keys, "role {}".format, what, error=ConfigError)
 
 
-class _Vocabulary(dict[str, int]):
-    """Category names and their numbers: those asked for, or in the order of first appearance."""
-
-    def __init__(self, wanted: Sequence[str] | None) -> None:
-        names = () if wanted is None else category_names(wanted, len(wanted))
-        super().__init__((name, j) for j, name in enumerate(names))
-        self.fixed = wanted is not None
-
-    def number(self, name: str, file: TableFile, row: int, key: str) -> int:
-        """The number of a name; refuses one that was not asked for."""
-        if self.fixed and name not in self:
-            raise CategoryError(
-                f"{file.place(row, key)}: no such category.",
-                found=f"{name!r}{nearest(name, self)}",
-                expected=listed(list(self)),
-                remedy="add it to categories=, or read all and take_categories",
-            )
-        return self.setdefault(name, len(self))
-
-
 class _Lists(NamedTuple):
     """The columns that list categories."""
 
@@ -269,7 +272,7 @@ class _Lists(NamedTuple):
     codes: dict[str, int]
     separator: str | None
 
-    def entries(self, batch: Any, origin: Rows, names: _Vocabulary) -> tuple[Rows, Rows, Codes]:
+    def entries(self, batch: Any, origin: Rows, names: Interner) -> tuple[Rows, Rows, Codes]:
         """(rows, categories, codes) of the entries of a batch, in the order of the file."""
         import pyarrow as pa
 
@@ -281,13 +284,12 @@ class _Lists(NamedTuple):
         row, kind = row[order], kind[order]
         coded = pa.concat_arrays([items for _, items in parts]).dictionary_encode()
         texts, local = coded.dictionary.to_pylist(), coded.indices.to_numpy()[order]
-        first = first_rows(local, len(texts))
-        numbers = np.empty(len(texts), dtype=np.int64)
-        for k in np.argsort(first).tolist():
-            i = int(first[k])
-            key = keys[int(kind[i])]
-            numbers[k] = names.number(texts[k], self.file, int(origin[row[i]]), key)
-        return row, numbers[local], np.array(list(self.codes.values()), dtype=np.int8)[kind]
+
+        def place(i: int) -> str:
+            return self.file.place(int(origin[row[i]]), keys[int(kind[i])])
+
+        codes = np.array(list(self.codes.values()), dtype=np.int8)[kind]
+        return row, names.add(texts, local, place), codes
 
     def _items(self, array: Any, key: str, origin: Rows) -> tuple[Rows, Any]:
         """(row, name) of each category that a column lists."""
@@ -331,39 +333,37 @@ class _Lists(NamedTuple):
 
 
 def _read(
-    source: Source, lists: _Lists, names: _Vocabulary, fill: int, storage: Storage
+    source: Source, lists: _Lists, names: Interner, fill: int, storage: Storage
 ) -> PartialLabels:
     """Read lists; `fill` is the code of what no list names."""
-    file, columns = source.file, list(lists.codes)
+    file, keys = source.file, list(lists.codes)
     if source.split is not None and not names.fixed:
         start = 0
-        for batch in file.batches(columns):  # every split shall have the same categories
+        for batch in file.batches(keys):  # every split shall have the same categories
             lists.entries(batch, np.arange(start, start + batch.num_rows), names)
             start += batch.num_rows
-    parts, ids, groups, origins = [], [], [], []
-    for batch, origin in source.batches(columns, coded=()):
-        parts.append(_compressed(file, origin, lists.entries(batch, origin, names), names))
-        ids.append(source.texts(batch, str(source.id_column), origin))
-        if source.group_column is not None:
-            groups.append(source.texts(batch, source.group_column, origin))
-        origins.append(origin)
+
+    def read(batch: Any, origin: Rows) -> Columns:
+        return _compressed(file, origin, lists.entries(batch, origin, names), names)
+
+    rows = read_rows(source, keys, read)
     if not names:
         raise LabelError(f"{file} names no category.", remedy="categories=[…]")
-    rows = np.concatenate(origins)
-    for i, part in enumerate(parts):  # the first ones know fewer categories
+    for i, part in enumerate(rows.parts):  # the first ones know fewer categories
         ends = np.pad(part.starts, (0, len(names) - part.n_columns), mode="edge")
-        parts[i] = part._replace(starts=ends)
-    stacked = Columns.stacked(parts, [len(origin) for origin in origins])
-    content = stacked if fill == UNKNOWN else _filled(stacked, len(rows), fill)
-    rest: dict[str, Any] = {"storage": storage}
-    rest["groups"] = np.concatenate(groups) if groups else None
-    rest["ids"] = source.edges.apply(np.concatenate(ids), lambda i: file.place(int(rows[i])))
-    refuse_repeats(rest["ids"], lambda i: file.place(int(rows[i])), f"{file} has a duplicate id.")
-    return PartialLabels.from_content(content, len(rows), tuple(names), **rest)
+        rows.parts[i] = part._replace(starts=ends)
+    columns = Columns.stacked(rows.parts, rows.sizes)
+    content: Codes | Columns = columns
+    if fill != UNKNOWN:
+        content = columns.dense(0, sum(rows.sizes))
+        content[content == UNKNOWN] = fill
+    return PartialLabels.from_content(
+        content, sum(rows.sizes), tuple(names), ids=rows.ids, groups=rows.groups, storage=storage
+    )
 
 
 def _compressed(
-    file: TableFile, origin: Rows, entries: tuple[Rows, Rows, Codes], names: _Vocabulary
+    file: TableFile, origin: Rows, entries: tuple[Rows, Rows, Codes], names: Interner
 ) -> Columns:
     """The entries of a batch as columns; refuses two of one image in one category."""
     row, category, code = entries
@@ -382,10 +382,3 @@ def _compressed(
             expected="each category in one list, once",
         )
     return Columns.joined([(np.bincount(pair // n, minlength=len(names)), pair % n, code)], n)
-
-
-def _filled(columns: Columns, n_rows: int, fill: int) -> Codes:
-    codes = np.full((n_rows, columns.n_columns), fill, dtype=np.int8)
-    for j in range(columns.n_columns):
-        codes[columns.rows[columns.span(j)], j] = columns.codes[columns.span(j)]
-    return codes

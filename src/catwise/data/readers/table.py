@@ -85,41 +85,34 @@ def read_table(
     file = open_labels(path, keys, delimiter=delimiter, header=header)
     asked = (*keys, *ignore, *(options.get("categories") or ()))
     file.check_header(asked, n_texts=2 if layout == "long" else 1)
-    if split_column is not None:
-        file.require(split_column, "the split of each row")
-    if path_column is not None:
-        file.require(path_column, "the paths of the images")
+    for column, role in ((split_column, "the split of each row"), (path_column, "the paths")):
+        if column is not None:
+            file.require(column, role)
     others = [*([] if path_column is None else [path_column]), *ignore]
+    options |= {"delimiter": delimiter, "header": header, "split": split}
     if layout == "lists":
-        options |= {"id_key": id_column, "split": split}
         options |= {} if group_column is None else {"group_key": group_column}
         options |= {} if split_column is None else {"split_key": split_column}
-        labels = read_label_lists(
-            path, ignore=others, delimiter=delimiter, header=header, **options
-        )
+        labels = read_label_lists(path, id_key=str(id_column), ignore=others, **options)
     else:
-        if layout == "wide" and options.get("categories") is None:
-            for column in ignore:
-                file.require(column, "no category")
-            names = [name for name in file.names if name not in (*keys, *ignore)]
-            beyond = others or (split_column is not None and split is None)
-            options |= {"categories": names} if beyond and names else {}
-        labels = read_label_table(
-            path,
-            layout=layout,
-            id_column=id_column,
-            group_column=group_column,
-            split_column=None if split is None else split_column,
-            split=split,
-            delimiter=delimiter,
-            header=header,
-            **options,
-        )
+        beyond = others or (split_column is not None and split is None)
+        if layout == "wide" and options.get("categories") is None and beyond:
+            options |= _categories(file, keys, ignore)
+        options |= {"group_column": group_column, "id_column": id_column}
+        split_of = None if split is None else split_column
+        labels = read_label_table(path, layout=layout, split_column=split_of, **options)
     told = (split_column, path_column)
     splits, paths = _told(file, told, labels, id_column if layout == "long" else None, split)
-    n_blank = int(np.count_nonzero(known_per_row(labels) == 0))
-    counts = {"images_without_known_label": n_blank}
+    counts = {"images_without_known_label": int((known_per_row(labels) == 0).sum())}
     return Dataset(path.name, path.parent, paths, labels, splits, counts)
+
+
+def _categories(file: TableFile, keys: Sequence[str], ignore: Sequence[str]) -> dict[str, Any]:
+    """The columns of a wide table that are left."""
+    for column in ignore:
+        file.require(column, "no category")
+    names = [name for name in file.names if name not in (*keys, *ignore)]
+    return {"categories": names} if names else {}
 
 
 def _told(
