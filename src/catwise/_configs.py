@@ -89,6 +89,16 @@ class PaperConfig:
         check_options("options of the preset 'paper'", self)
 
 
+def _changed(config: PaperConfig | EvolutionConfig) -> list[str]:
+    """The options that are not the published ones."""
+    own, published = vars(config), vars(type(config)())
+    return [
+        f"{name}={value!r}"
+        for name, value in own.items()
+        if name != "operators" and value != published[name]
+    ]
+
+
 @described
 @dataclass(frozen=True)
 class TuneConfig:
@@ -127,7 +137,7 @@ class TuneConfig:
         if self.preset != "paper" and self.paper != PaperConfig():
             raise ConfigError(
                 f"the preset {self.preset!r} takes no options of the preset 'paper'.",
-                found=str(self.paper),
+                found=", ".join(_changed(self.paper) + _changed(self.paper.operators)),
                 remedy="--preset paper (preset='paper')",
             )
 

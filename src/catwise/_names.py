@@ -1,7 +1,7 @@
 """Names that the command line and the library share, and which of them go together: no torch here.
 
-Tables whose values need numpy or torch (`METRICS`, `ENCODINGS`, the readers) are tested to have
-these keys, in this order.
+Tables whose values need numpy or torch (`METRICS`, `ENCODINGS`, …) are tested to have these keys,
+in this order.
 """
 
 from __future__ import annotations

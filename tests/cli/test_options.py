@@ -133,6 +133,11 @@ def test_the_docstring_names_every_option() -> None:
         (FixConfig, {"workers": -1}, "workers >= 0"),
         (FixConfig, {"methods": ("bp_bce", "sga")}, "'sga'"),
         (TuneConfig, {"paper": PaperConfig(patience=5)}, "takes no options of the preset 'paper'"),
+        (
+            TuneConfig,
+            {"paper": PaperConfig(lr=0.5, operators=EvolutionConfig(n_elite=2))},
+            "found:    lr=0.5, n_elite=2\n",
+        ),
     ],
 )
 def test_configurations_check_themselves(kind: type, options: dict[str, Any], told: str) -> None:
@@ -144,3 +149,17 @@ def test_configurations_check_themselves(kind: type, options: dict[str, Any], to
 def test_options_without_a_range_are_not_checked() -> None:
     """None is allowed where it is the default."""
     check_options("options", Inner())
+
+
+def test_what_fix_tells_tune_and_extract() -> None:
+    """Every option of its configuration is passed on; those of the paper with its preset alone."""
+    paper = PaperConfig(max_steps=3)
+    config = FixConfig(preset="paper", methods=("ga",), paper=paper, seed=4, workers=2, flips=True)
+    assert config.tuning() == {
+        "metric": "average_precision", "preset": "paper", "methods": ["ga"], "validation": None,
+        "seed": 4, "force": False, "policy": None, "config": paper,
+    }  # fmt: skip
+    assert config.extraction() == {
+        "batch_rows": 64, "num_workers": 2, "flips": True, "device": None, "undecodable": "refuse",
+    }  # fmt: skip
+    assert "config" not in FixConfig().tuning()

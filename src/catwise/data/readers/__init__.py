@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from catwise._lazy import attach
+from catwise._names import DATASETS
 
 if TYPE_CHECKING:
     from catwise.data.readers.celeba import read_celeba as read_celeba
@@ -33,19 +34,8 @@ if TYPE_CHECKING:
 __all__, __getattr__, __dir__ = attach(
     __name__,
     {
-        "catwise.data.readers.celeba": "read_celeba",
-        "catwise.data.readers.chestxray14": "read_chestxray14",
-        "catwise.data.readers.chexpert": "read_chexpert",
-        "catwise.data.readers.coco": "read_coco",
-        "catwise.data.readers.lists": "read_jsonl_table read_label_lists",
-        "catwise.data.readers.lvis": "read_lvis",
-        "catwise.data.readers.mimic_cxr": "read_mimic_cxr",
-        "catwise.data.readers.nuswide": "read_nuswide",
-        "catwise.data.readers.openimages": "read_openimages",
-        "catwise.data.readers.table": "read_table",
-        "catwise.data.readers.vaw": "read_vaw",
-        "catwise.data.readers.vindr": "read_vindr",
-        "catwise.data.readers.visual_genome": "read_visual_genome",
-        "catwise.data.readers.voc": "read_voc",
+        **{f"{__name__}.{name}": f"read_{name}" for name in DATASETS},
+        f"{__name__}.lists": "read_jsonl_table read_label_lists",
+        f"{__name__}.table": "read_table",
     },
 )
