@@ -227,12 +227,12 @@ def _model_writer(loaded: LoadedModel, tuned: Head) -> tuple[Head | None, _Write
 def _verified(loaded: LoadedModel, path: Path, tuned: Head, images: Path | None) -> Verified:
     """What a few images say of a written copy."""
     from catwise.errors import ConfigError
-    from catwise.models.sources import FolderImages, ImageSource, TarImages
+    from catwise.models.sources import FolderImages, ImageSource, TarImages, find_shards
     from catwise.models.verify import first_images, noise, verify_copy
 
     if images is None:
         return verify_copy(loaded, path, tuned, noise(loaded))
-    shards = [images] if images.suffix == ".tar" else sorted(images.glob("*.tar"))
+    shards = find_shards(images)
     source: ImageSource = TarImages(shards) if shards else FolderImages.scan(images)
     batch = first_images(loaded, source, range(len(source)))
     if batch is None:

@@ -108,9 +108,9 @@ def command(given: Options) -> None:
 def _images(root: Path, table: Path | None, path_column: str, id_column: str | None) -> ImageSource:
     """The images of a folder, of a table over a folder, or of tar shards."""
     from catwise.errors import ConfigError
-    from catwise.models.sources import FolderImages, TarImages
+    from catwise.models.sources import FolderImages, TarImages, find_shards
 
-    shards = [root] if root.is_file() else sorted(root.glob("*.tar"))
+    shards = find_shards(root)
     if table is not None and not shards:
         paths, ids = _columns(table, path_column, id_column)
         return FolderImages(root, paths, ids)

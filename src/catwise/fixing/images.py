@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catwise.errors import IdError, nearest
-from catwise.models.sources import FolderImages, ImageSource, TarImages
+from catwise.models.sources import FolderImages, ImageSource, TarImages, find_shards
 
 _LOOKED_AT = 5_000
 
@@ -47,8 +47,7 @@ def find_images(
         ConfigError: If there are no images at all.
     """
     path = Path(root)
-    shards = [path] if path.suffix == ".tar" else sorted(path.glob("*.tar"))
-    if shards:
+    if shards := find_shards(path):
         source = TarImages(shards)
         there = set(source.ids.tolist())
         missing = tuple(one for one in ids.tolist() if one not in there)

@@ -384,13 +384,13 @@ def _account(job: PreparedFix, head: Head, left_out: list[dict[str, str]]) -> Fi
     write_text(folder / REPORT, render_report({**run, "checkpoint": about}))
     write_text(folder / CARD, account.card(job.model, head, run, about))
     return FixResult(
-        folder,
-        target,
-        folder / REPORT,
-        folder / CARD,
-        run["evaluation"],
-        run,
-        left_out,
-        dict(job.state.steps),
-        [*job.notes, *run["notes"]],
+        out=folder,
+        checkpoint=target,
+        report=folder / REPORT,
+        card=folder / CARD,
+        evaluation=run["evaluation"],
+        run=run,
+        left_out=left_out,
+        steps=dict(job.state.steps),
+        notes=[*job.notes, *run["notes"]],
     )

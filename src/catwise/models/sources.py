@@ -212,6 +212,11 @@ def _refuse_outside(root: Path, names: Sequence[str]) -> None:
         )
 
 
+def find_shards(root: Path) -> list[Path]:
+    """The tar shards of a folder, or the one that is named; none if it is a folder without."""
+    return [root] if root.is_file() or root.suffix == ".tar" else sorted(root.glob("*.tar"))
+
+
 class TarImages(ImageSource):
     """Images in tar shards, as WebDataset writes them: read in place, never unpacked.
 
