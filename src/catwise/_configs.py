@@ -62,8 +62,6 @@ class EvolutionConfig:
 class PaperConfig:
     """Options of the `paper` preset; the defaults are the published ones.
 
-    `operators` are those of the genetic algorithm, an `EvolutionConfig`.
-
     Raises:
         ConfigError: If an option is out of range.
     """
@@ -103,8 +101,6 @@ def _changed(config: PaperConfig | EvolutionConfig) -> list[str]:
 @dataclass(frozen=True)
 class TuneConfig:
     """What `tune` and `fix` let choose, beside the data.
-
-    `paper` are the options of the preset of that name, a `PaperConfig`.
 
     Raises:
         ConfigError: If an option is out of range, or belongs to the other preset.
@@ -187,8 +183,7 @@ class ExtractConfig:
 class FixConfig(TuneConfig, ExtractConfig):
     """Options of `fix`: those of `tune` and of `extract`.
 
-    `policy` is what uncertain and blank labels count as in fitting, as in `tune`; `paper` are the
-    options of the preset of that name, a `PaperConfig`.
+    `policy` is what uncertain and blank labels count as in fitting, as in `tune`.
 
     Raises:
         ConfigError: If an option is out of range, or belongs to the other preset.

@@ -175,13 +175,16 @@ def check_options(what: str, options: Any) -> None:
 
 
 def described(kind: Kind) -> Kind:
-    """Give a dataclass of options the "Args" of its docstring."""
-    lines = []
+    """Give a dataclass of options the "Args" of its docstring, ahead of what it raises."""
+    lines = ["Args:"]
     for item in dataclasses.fields(kind):
         about = item.metadata.get(_OPTION)
         if about is not None:
             more = [about.rule(item.name), " or ".join(map(repr, about.choices))]
             text = ", ".join(filter(None, more))
             lines.append(f"    {item.name}: {about.help}{f' ({text})' if text else ''}")
-    kind.__doc__ = "\n".join([f"{kind.__doc__}", "", "Args:", *lines])
+        elif _GROUP in item.metadata:
+            lines.append(f"    {item.name}: the options of `{item.type}`.")
+    what, *raises = inspect.cleandoc(kind.__doc__ or "").partition("\n\nRaises:")
+    kind.__doc__ = what + "\n\n" + "\n".join(lines) + "".join(raises)
     return kind

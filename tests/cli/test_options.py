@@ -117,7 +117,11 @@ def test_the_docstring_names_every_option() -> None:
     assert str(Inner.__doc__).endswith(
         "Args:\n    share: Of all. (share in (0, 1))\n    names: Repeatable.\n    path: A file."
     )
-    assert "lr: bp_bce, bp_asl: Adam's step size. (lr > 0)" in str(PaperConfig.__doc__)
+    assert "    lr: bp_bce, bp_asl: Adam's step size. (lr > 0)\n" in str(PaperConfig.__doc__)
+    assert "    operators: the options of `EvolutionConfig`.\n" in str(PaperConfig.__doc__)
+    assert str(PaperConfig.__doc__).endswith(
+        "Raises:\n    ConfigError: If an option is out of range."
+    )
 
 
 @pytest.mark.parametrize(
