@@ -270,6 +270,12 @@ def has_default_names(categories: Sequence[str]) -> bool:
     return all(name == str(i) for i, name in enumerate(categories))
 
 
+def name_rows(head: Head, names: Sequence[str]) -> Head:
+    """The head; one without names of its own takes these, where there are as many."""
+    nameless = has_default_names(head.categories) and not has_default_names(names)
+    return head.replace(categories=names) if nameless and head.n_categories == len(names) else head
+
+
 def match_categories(
     head: Sequence[str],
     labels: Sequence[str],

@@ -210,18 +210,15 @@ def _load(model: str, names: list[str] | None, given: Options) -> LoadedModel:
 
 def _model_writer(loaded: LoadedModel, tuned: Head) -> tuple[Head | None, _Writer]:
     """With the model: its head, and what writes into a copy of what it was loaded from."""
-    from catwise.joining import has_default_names
+    from catwise.joining import name_rows
     from catwise.models.registry import write_model
     from catwise.models.verify import check_output
 
     check_output(loaded)
     base = loaded.head
-    nameless = base is not None and has_default_names(base.categories)
-    if base is not None and nameless and base.n_categories == tuned.n_categories:
-        loaded.head = base.replace(categories=tuned.categories)
-    return loaded.head, lambda path, overwrite: write_model(
-        loaded, tuned, path, overwrite=overwrite
-    )
+    if base is not None:
+        loaded.head = name_rows(base, tuned.categories)
+    return base, lambda path, overwrite: write_model(loaded, tuned, path, overwrite=overwrite)
 
 
 def _verified(loaded: LoadedModel, path: Path, tuned: Head, images: Path | None) -> Verified:

@@ -138,13 +138,10 @@ def command(given: Options) -> None:
 def _other(path: Path, key: str | None, source: HeadOptions, head: Head) -> Head:
     """The head to compare with; one without names takes those of the head, row by row."""
     from catwise.heads import read_head
-    from catwise.joining import has_default_names
+    from catwise.joining import name_rows
 
     names = None if source.head_categories is None else read_names(source.head_categories)
-    other = read_head(path, key=key)
-    if has_default_names(other.categories) and other.n_categories == len(names or head.categories):
-        return other.replace(categories=names or head.categories)
-    return other
+    return name_rows(read_head(path, key=key), names or head.categories)
 
 
 def _show(document: dict[str, Any], metrics: tuple[str, ...], output: Output) -> None:

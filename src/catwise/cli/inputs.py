@@ -175,16 +175,6 @@ def refuse_inputs(out: Path, *inputs: Path | str | None) -> None:
             )
 
 
-def name_rows(head: Head, labels: PartialLabels) -> tuple[Head, bool]:
-    """A head without names takes those of the label columns, where there are as many."""
-    from catwise.joining import has_default_names
-
-    unnamed = has_default_names(head.categories) and not has_default_names(labels.categories)
-    if not unnamed or head.n_categories != labels.n_categories:
-        return head, False
-    return head.replace(categories=labels.categories), True
-
-
 def read_names(path: Path) -> list[str]:
     """Read names, one a line; blank lines at the end do not count."""
     try:

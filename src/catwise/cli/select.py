@@ -16,7 +16,6 @@ from catwise.cli.inputs import (
     describe_features,
     environment,
     load_source,
-    name_rows,
 )
 from catwise.cli.labelled import describe_labels
 from catwise.cli.options import FORCE_HELP, SEED_HELP, SourceOptions, TableOptions
@@ -79,6 +78,7 @@ def command(given: Options) -> None:
     it has not seen.
     """
     candidates, data, out = _pairs(given.candidates), given.data, given.out
+    from catwise.joining import name_rows
     from catwise.reporting.run import check_output
     from catwise.tuning import select
 
@@ -86,7 +86,10 @@ def command(given: Options) -> None:
     check_output(out, overwrite=given.overwrite)
     features, labels = load_source(data, given.table)
     read = {name: read_candidate(path) for name, path in candidates.items()}
-    named = {name: run._replace(head=name_rows(run.head, labels)[0]) for name, run in read.items()}
+    named = {
+        name: run._replace(head=name_rows(run.head, labels.categories))
+        for name, run in read.items()
+    }
     with given.output.progress() as progress:
         result = select(
             named,

@@ -20,7 +20,6 @@ from catwise.cli.inputs import (
     load_pair,
     load_policy,
     load_the_head,
-    name_rows,
 )
 from catwise.cli.options import DEVICE_HELP, HeadOptions, PairOptions, PolicyOptions, TableOptions
 from catwise.cli.outputs import hold_output
@@ -67,6 +66,7 @@ def command(given: Options) -> None:
         config.preset, config.methods, config.validation, has_valid=data.valid is not None
     )
     policy = load_policy(given.policy)
+    from catwise.joining import name_rows
     from catwise.reporting.run import check_output
 
     if not given.dry_run:
@@ -74,9 +74,10 @@ def command(given: Options) -> None:
     check_output(out, overwrite=given.overwrite)
     check_device(given.device)
     pair = load_pair(data, given.table)
-    head, named = name_rows(load_the_head(given.source), pair.train[1])
+    read = load_the_head(given.source)
+    head = name_rows(read, pair.train[1].categories)
     about = describe_head(given.source, head)
-    if named:
+    if head is not read:
         about["names"] = "of the label columns, in their order"
     inputs = {"head": about, **pair.about, "environment": environment()}
     logits = None if given.logits is None else load_logits(given.logits, data, given.table, pair)

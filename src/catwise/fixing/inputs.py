@@ -16,7 +16,7 @@ from catwise._version import __version__
 from catwise.errors import ConfigError, HeadError, IdError
 from catwise.fixing.folder import checkpoint_name, labels_digest
 from catwise.fixing.images import FoundImages, find_images, places
-from catwise.joining import has_default_names, match_categories
+from catwise.joining import match_categories, name_rows
 from catwise.labels import PartialLabels
 from catwise.models import LoadedModel, Preprocessing
 from catwise.models.layers import weights_digest
@@ -86,9 +86,9 @@ def checked_model(
         )
     if preprocessing is not None:
         loaded.preprocessing = preprocessing.for_layout(loaded.preprocessing.layout)
-    columns = splits["train"].categories
-    if has_default_names(loaded.head.categories) and len(columns) == loaded.head.n_categories:
-        loaded.head = loaded.head.replace(categories=columns)
+    named = name_rows(loaded.head, splits["train"].categories)
+    if named is not loaded.head:
+        loaded.head = named
         loaded.notes.append("the rows of the head were named after the label columns, in order.")
     for name, part in splits.items():
         match_categories(loaded.head.categories, part.categories, name=name)
