@@ -21,8 +21,8 @@ import torch
 from quality import labelled, load
 
 from catwise import Head, tune
+from catwise._configs import PaperConfig
 from catwise.metrics import METRICS
-from catwise.tuning.presets.paper import PaperConfig
 
 SHOWN = ("log_loss", "ece", "f1", "best_f1")
 

@@ -6,9 +6,9 @@ from functools import cache
 
 import catwise
 from catwise import PartialLabels
+from catwise._configs import PaperConfig
 from catwise.testing import Task, make_task
 from catwise.tuning.presets.crossfit import DefaultConfig
-from catwise.tuning.presets.paper import PaperConfig
 
 QUICK = PaperConfig(lr=2e-3, max_steps=60, patience=20)
 SMALL = DefaultConfig(penalties=(2.5, 0.6), n_folds=3)

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 import catwise
 from catwise import PartialLabels
+from catwise._configs import PaperConfig
 from catwise.metrics import METRICS
 from catwise.reporting.summary import outcome_of
 from catwise.testing import make_task
 from catwise.tuning.account.records import EXPLANATIONS
 from catwise.tuning.choice.rules import clearly_worse
 from catwise.tuning.presets.crossfit import DefaultConfig
-from catwise.tuning.presets.paper import PaperConfig
 
 if TYPE_CHECKING:
     from catwise.heads import Head

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import catwise
+from catwise._configs import PaperConfig
 from catwise.errors import FeatureError, MismatchError, ShapeError
 from catwise.features import CategoryFeatures, by_category, open_store, write_store
 from catwise.tuning.presets.crossfit import DefaultConfig
-from catwise.tuning.presets.paper import PaperConfig
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,6 +11,7 @@ import torch
 
 import catwise
 from catwise import PartialLabels
+from catwise._configs import PaperConfig
 from catwise.errors import (
     ConfigError,
     IdError,
@@ -19,7 +20,6 @@ from catwise.labels import LabelPolicy
 from catwise.metrics import METRICS
 from catwise.testing import assert_same_head, make_task
 from catwise.tuning.presets.crossfit import DefaultConfig
-from catwise.tuning.presets.paper import PaperConfig
 from catwise.tuning.rows import known
 from catwise.tuning.rows import tuning_rows as rows
 from tuning_case import QUICK, SMALL, default_result, mean_score, task, tuned, with_codes

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import catwise
+from catwise._configs import PaperConfig
 from catwise.metrics import METRICS, Metric
 from catwise.tuning.fits.evolution import EvolutionConfig
-from catwise.tuning.presets.paper import PaperConfig
 from tuning_case import task
 
 EVOLVE = PaperConfig(

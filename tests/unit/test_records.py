@@ -13,12 +13,12 @@ import pytest
 import torch
 
 import catwise
+from catwise._configs import PaperConfig
 from catwise.errors import OutputError
 from catwise.heads import Head
 from catwise.reporting import RECORD_COLUMNS, RUN_FILES
 from catwise.testing import make_task
 from catwise.tuning import Record, SelectResult, Summary, TuneResult
-from catwise.tuning.presets.paper import PaperConfig
 
 DOCS = Path(__file__).parents[2] / "docs" / "records.md"
 TYPES = {

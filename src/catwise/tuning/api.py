@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from catwise._configs import PaperConfig
 from catwise._version import __version__
 from catwise.errors import InSampleWarning
 from catwise.heads import Head
@@ -33,7 +34,6 @@ from catwise.tuning.inputs import (
 from catwise.tuning.plan import Plan, make_plan
 from catwise.tuning.presets.crossfit import DefaultConfig
 from catwise.tuning.presets.outcome import Outcome
-from catwise.tuning.presets.paper import PaperConfig
 from catwise.tuning.presets.task import NO_VALIDATION
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeAlias, TypeVar
 
+from catwise._configs import PaperConfig
 from catwise._names import check_choices
 from catwise.errors import ConfigError
 from catwise.metrics import Metric, resolve_metric
@@ -14,7 +15,7 @@ from catwise.progress import ProgressCallback
 from catwise.tuning.inputs import TuningInputs
 from catwise.tuning.presets.crossfit import DefaultConfig, tune_crossfit
 from catwise.tuning.presets.outcome import Outcome
-from catwise.tuning.presets.paper import PaperConfig, checked_methods
+from catwise.tuning.presets.paper import checked_methods
 from catwise.tuning.presets.published import tune_published
 from catwise.tuning.presets.select_only import tune_select_only
 

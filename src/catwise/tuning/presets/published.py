@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from catwise._configs import PaperConfig
 from catwise.errors import ConfigError
 from catwise.heads import Head
 from catwise.metrics import Metric
@@ -15,7 +16,7 @@ from catwise.tuning.account.memorisation import memorisation_gap
 from catwise.tuning.account.results import changed_head
 from catwise.tuning.inputs import LabelledSource, TuningInputs, check_sources
 from catwise.tuning.presets.outcome import Outcome, refitted_note
-from catwise.tuning.presets.paper import PaperConfig, PaperResult, run_paper, step_notes
+from catwise.tuning.presets.paper import PaperResult, run_paper, step_notes
 
 
 def tune_published(
