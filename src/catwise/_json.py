@@ -1,16 +1,16 @@
-"""JSON that is read from files: bounded, and every field of it checked by one mechanism."""
+"""JSON: values that it can hold; what is read is bounded, and every field of it checked."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from catwise._limits import MAX_JSON, check_at_most, check_depth, read_within
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from catwise.errors import CatwiseError
@@ -22,6 +22,7 @@ __all__ = [
     "TEXTS",
     "WHOLE",
     "Field",
+    "json_ready",
     "number",
     "own",
     "parse",
@@ -40,6 +41,31 @@ def number(value: float) -> float | int | None:
     if isinstance(value, int):
         return value
     return float(value) if math.isfinite(value) else None
+
+
+def json_ready(value: Any) -> Any:
+    """A value that JSON can hold: NaN and infinities become null, arrays become lists.
+
+    Args:
+        value: numbers, texts, mappings, sequences, numpy or torch values, paths; nested.
+
+    Returns:
+        The same in None, bool, int, float, str, list and dict with text keys.
+
+    >>> json_ready({"a": float("nan"), 1: (2, None)})
+    {'a': None, '1': [2, None]}
+    """
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): json_ready(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [json_ready(item) for item in value]
+    if hasattr(value, "tolist"):  # numpy and torch
+        return json_ready(value.tolist())
+    return str(value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,8 +83,8 @@ def command(given: Options) -> None:
     )
     together = unknown_together(labels)
     if csv_path is not None:
+        from catwise._csv import rows_csv
         from catwise._io import write_text
-        from catwise.reporting.tables import rows_csv
 
         write_text(csv_path, rows_csv(audit.rows))
     _show_audit(dataset, audit.rows, [*dataset.notes, *audit.notes], output)

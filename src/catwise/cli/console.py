@@ -38,7 +38,7 @@ class Output:
 
     def document(self, value: Mapping[str, Any]) -> None:
         """Print the JSON document, if it is wanted; NaN becomes null."""
-        from catwise.reporting.tables import json_ready
+        from catwise._json import json_ready
 
         if self.json:
             plain = (getattr(sys.stdout, "encoding", None) or "").lower() not in {"utf-8", "utf8"}

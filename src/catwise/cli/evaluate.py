@@ -116,8 +116,8 @@ def command(given: Options) -> None:
         force=given.force,
     )
     if csv_path is not None:
+        from catwise._csv import rows_csv
         from catwise._io import write_text
-        from catwise.reporting.tables import rows_csv
 
         write_text(csv_path, rows_csv(found.records()))
     document = found.to_dict()

@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from catwise._configs import FixConfig
+from catwise._csv import rows_csv
 from catwise._io import write_json, write_text
 from catwise.errors import ConfigError, HeadError, IdError, InSampleWarning
 from catwise.features import FeatureStore
@@ -53,7 +54,7 @@ from catwise.models.registry import write_model
 from catwise.models.sources import ImageSource
 from catwise.models.verify import Verified, first_images, noise, verify_copy
 from catwise.progress import Progress, ProgressCallback
-from catwise.reporting import render_report, rows_csv, write_run
+from catwise.reporting import render_report, write_run
 from catwise.reporting.run import RUN_FILES
 from catwise.tuning import tune
 from catwise.tuning.plan import make_plan

@@ -7,6 +7,8 @@ category,index,status,re
 
 from __future__ import annotations
 
+from catwise._csv import rows_csv
+from catwise._json import json_ready
 from catwise.reporting.html import render_report
 from catwise.reporting.run import RUN_FILES, check_output, run_document, write_run
 from catwise.reporting.summary import summary_lines
@@ -16,11 +18,9 @@ from catwise.reporting.tables import (
     comparison_table,
     differences_table,
     evaluation_table,
-    json_ready,
     means_table,
     records_csv,
     records_table,
-    rows_csv,
     run_table,
 )
 

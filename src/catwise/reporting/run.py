@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from catwise._io import atomic_folder, folder_names, translated, write_json, write_text
+from catwise._json import json_ready
 from catwise._version import __version__
 from catwise.errors import OutputError
 from catwise.reporting.html import render_report
 from catwise.reporting.summary import headline
-from catwise.reporting.tables import json_ready, records_csv
+from catwise.reporting.tables import records_csv
 
 if TYPE_CHECKING:
     from catwise.tuning import SelectResult, TuneResult

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
+from catwise._csv import rows_csv
+from catwise._json import json_ready
 from catwise._text import NOTHING, clean, count, gain, interval, plural, score
 from catwise.reporting.summary import (
     gain_interval,
@@ -29,89 +27,12 @@ Row: TypeAlias = Mapping[str, Any]
 RECORD_COLUMNS: Final = Record.columns()
 """What every record of a run holds, in the order of `records.csv`."""
 
-# Excel, LibreOffice and Google Sheets run what starts so as a formula; the wide forms count too.
-_FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\n", "＝", "＋", "－", "＠")
 _SIGNS: Final = ("positive", "negative")
 _STYLES: Final = {"better": "green", "worse": "red"}
 _MANY: Final = (
     "among many categories some intervals leave out 0 by chance: better and worse are "
     "at a false discovery rate of 5%"
 )
-
-
-def json_ready(value: Any) -> Any:
-    """A value that JSON can hold: NaN and infinities become null, arrays become lists.
-
-    Args:
-        value: numbers, texts, mappings, sequences, numpy or torch values, paths; nested.
-
-    Returns:
-        The same in None, bool, int, float, str, list and dict with text keys.
-
-    >>> json_ready({"a": float("nan"), 1: (2, None)})
-    {'a': None, '1': [2, None]}
-    """
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): json_ready(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [json_ready(item) for item in value]
-    if hasattr(value, "tolist"):  # numpy and torch
-        return json_ready(value.tolist())
-    return str(value)
-
-
-def defuse(text: str) -> str:
-    """A text that no spreadsheet takes for a formula: an apostrophe goes before ``= + - @``.
-
-    Source: OWASP, "CSV Injection".
-
-    >>> defuse("=1+1"), defuse("-x"), defuse("a=b")
-    ("'=1+1", "'-x", 'a=b')
-    """
-    text = text.replace("\r\n", "\n").replace("\r", "\n")  # the csv module leaves "\r" unquoted
-    return "'" + text if text.lstrip(" ").startswith(_FORMULA_STARTS) else text
-
-
-def _cell(value: Any) -> str:
-    value = json_ready(value)
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (int, float)):
-        return repr(value)
-    if isinstance(value, str):
-        return defuse(value)
-    return defuse(json.dumps(value, ensure_ascii=False))
-
-
-def rows_csv(rows: Sequence[Mapping[str, Any]], columns: Iterable[str] = ()) -> str:
-    """Rows as CSV (RFC 4180), with a header line and Unix line ends.
-
-    Numbers keep all their digits; None and NaN are empty; lists and tables are JSON; texts that a
-    spreadsheet would run are defused.
-
-    Args:
-        rows: one mapping a row.
-        columns: these first; further keys follow in the order in which they are met.
-
-    >>> print(rows_csv([{"name": "=a,b", "x": -1.5}, {"x": None}]), end="")
-    name,x
-    "'=a,b",-1.5
-    ,
-    """
-    names = dict.fromkeys(columns)
-    for row in rows:
-        names.update(dict.fromkeys(map(str, row)))
-    buffer = io.StringIO(newline="")
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([defuse(name) for name in names])
-    writer.writerows([_cell(row.get(name)) for name in names] for row in rows)
-    return buffer.getvalue()
 
 
 def records_csv(records: Sequence[Mapping[str, Any]]) -> str:
