@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from scipy.optimize import minimize
+from sklearn.linear_model import LogisticRegression
 
 from catwise.metrics import METRICS
 from catwise.tuning.fits.affine import fit_affine
@@ -19,21 +20,86 @@ def problem(seed: int = 0, c: int = 6, n: int = 400):
     return torch.from_numpy(logits), torch.from_numpy(codes)
 
 
+def standardised(logits, codes):
+    """Known logits in units of their standard deviation, and their labels, by category."""
+    for z, code in zip(logits.numpy(), codes.numpy(), strict=True):
+        known = code >= 0
+        yield (z[known] - z[known].mean()) / z[known].std(), code[known]
+
+
 def test_it_is_the_minimum() -> None:
-    """Category by category what a general minimiser finds."""
-    logits, codes = problem()
+    """What a general minimiser finds for all categories and the slope that they share."""
+    logits, codes = problem(c=4)
     scale, offset = fit_affine(logits, codes)
-    for c in range(len(logits)):
+    rows = list(standardised(logits, codes))
+
+    def loss(v: np.ndarray) -> float:
+        t, o, pooled = v[:4], v[4:8], v[8]
+        u = [np.exp(a) * z + b for a, b, (z, _) in zip(t, o, rows, strict=True)]
+        each = sum(
+            (np.logaddexp(0, one) - y * one).sum() for one, (_, y) in zip(u, rows, strict=True)
+        )
+        return each + 2.0 * ((t - pooled) ** 2).sum() + 0.005 * (o**2).sum() + pooled**2 / 2
+
+    best = minimize(loss, np.zeros(9))
+    for c, (z, code) in enumerate(zip(logits.numpy(), codes.numpy(), strict=True)):
+        known = z[code >= 0]
+        slope = np.log(float(scale[c]) * known.std())
+        np.testing.assert_allclose(slope, best.x[c], atol=2e-3)
+        np.testing.assert_allclose(
+            float(offset[c]) + float(scale[c]) * known.mean(), best.x[4 + c], atol=2e-3
+        )
+
+
+def test_rule_platt_is_logistic_regression() -> None:
+    """Without a prior: what scikit-learn fits to Platt's targets, as weighted rows of 1 and 0."""
+    logits, codes = problem(3, c=2)
+    scale, offset = fit_affine(logits, codes, rule="platt")
+    for c in range(2):
         known = (codes[c] >= 0).numpy()
         z, y = logits[c].numpy()[known], codes[c].numpy()[known]
+        k, n = int(y.sum()), int((1 - y).sum())
+        target = np.where(y == 1, (k + 1) / (k + 2), 1 / (n + 2))
+        model = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000)
+        both = np.concatenate([z, z])[:, None], np.repeat([1, 0], z.size)
+        model.fit(*both, sample_weight=np.concatenate([target, 1 - target]))
+        np.testing.assert_allclose(float(scale[c]), model.coef_[0, 0], rtol=2e-3)
+        np.testing.assert_allclose(float(offset[c]), model.intercept_[0], rtol=2e-3, atol=2e-3)
 
-        def loss(v, z=z, y=y):
-            u = np.exp(v[0]) * z + v[1]
-            return (np.logaddexp(0, u) - y * u).sum() + v[0] ** 2 / 2 + 0.005 * v[1] ** 2
 
-        best = min((minimize(loss, [s, 0.0]) for s in (-2.0, 0.0, 1.0)), key=lambda r: r.fun)
-        mine = loss(np.array([np.log(float(scale[c])), float(offset[c])]))
-        assert mine <= best.fun + 1e-6
+def test_rule_offset_leaves_the_scale() -> None:
+    """Only the offset moves, to where as many positives are expected as are known."""
+    logits, codes = problem(4)
+    scale, offset = fit_affine(logits, codes, rule="offset")
+    torch.testing.assert_close(scale, torch.ones_like(scale))
+    expected = torch.where(codes >= 0, torch.sigmoid(logits + offset[:, None]), 0.0).sum(1)
+    torch.testing.assert_close(expected, (codes == 1).sum(1).double(), rtol=1e-3, atol=0.05)
+
+
+def test_few_positives_take_the_pooled_slope() -> None:
+    """Slopes of categories with 3 positives lie nearer the true one than without the others."""
+    rng = np.random.default_rng(5)
+    truth = rng.normal(size=(40, 2000))
+    codes = (rng.random((40, 2000)) < 1 / (1 + np.exp(-truth + 2))).astype(np.int8)
+    for code in codes[10:]:
+        code[np.flatnonzero(code == 1)[3:]] = -1
+        code[np.flatnonzero(code == 0)[60:]] = -1
+    logits, given = torch.from_numpy(3 * truth), torch.from_numpy(codes)
+    shrunk, _ = fit_affine(logits, given)
+    alone, _ = fit_affine(logits, given, rule="platt")
+    far = [float((3 * scale[10:]).log().abs().mean()) for scale in (shrunk, alone)]
+    assert far[0] < far[1] / 2
+
+
+def test_no_scale_of_the_logits_matters() -> None:
+    """Neither of all categories nor of one: the same probabilities."""
+    logits, codes = problem(6)
+    scale, offset = fit_affine(logits, codes)
+    factor = torch.tensor([1e-3, 1e3, 1.0, 5.0, 0.2, 30.0])[:, None].double()
+    other, moved = fit_affine(logits * factor - 2.0, codes)
+    before = scale[:, None] * logits + offset[:, None]
+    after = other[:, None] * (logits * factor - 2.0) + moved[:, None]
+    torch.testing.assert_close(after, before, rtol=1e-6, atol=1e-6)
 
 
 def test_ranks_stay_and_calibration_improves() -> None:
@@ -57,7 +123,8 @@ def test_extreme_categories_stay_finite() -> None:
     assert bool((scale > 0).all())
     assert bool(torch.isfinite(scale).all())
     assert bool(torch.isfinite(offset).all())
-    assert (float(scale[3]), float(offset[3])) == (1.0, 0.0)
+    for one in (2, 3):  # one class, and none
+        assert (float(scale[one]), float(offset[one])) == (1.0, 0.0)
 
 
 def test_without_a_bias_the_offset_stays_zero() -> None:

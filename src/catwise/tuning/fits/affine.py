@@ -1,42 +1,72 @@
-"""Scale and offset of logits, refitted on known labels; both fold back into (w, b).
+"""Scale and offset of logits, fitted on known labels; both fold back into (w, b).
 
 Average precision and AUROC are blind to a shift and to a positive scale of a category's
 logits, so a search that maximises them leaves both anywhere. This puts them right: after it a
 probability of 0.5 means what it says, and no rank has changed.
 
+A few positives tell a slope badly, and all categories together tell it well. So the log slope
+of a category, in units of the standard deviation of its own logits, has the prior N(t0, 1/4)
+around a slope t0 that all categories share, and t0 has the prior N(0, 1); all are fitted at once.
+In these units neither the scale of all logits nor that of one category matters.
+
 Source: Platt, "Probabilistic outputs for support vector machines", Advances in Large Margin
-Classifiers, 1999. Here the scale is exp(t), so that it stays positive, and both numbers have a
-weak prior, so that separable or one-class categories stay finite.
+Classifiers, 1999 (logistic scaling, and the targets of the rule "platt"). The prior is measured
+in docs/decisions.md. The slope is exp(t), so that no map falls.
 """
 
 from __future__ import annotations
+
+from typing import Final
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-__all__ = ["fit_affine"]
+from catwise.errors import check_choice
 
-_PRIOR_SCALE = 1.0
-_PRIOR_OFFSET = 0.01
-_MAX_LOG_SCALE = 5.0
+__all__ = ["AFFINE_RULES", "fit_affine"]
+
+AFFINE_RULES: Final = ("shrunk", "offset", "platt")
+
+#: Precision of a category's log slope around the pooled one, and of the pooled one around 0.
+_PRIOR_SLOPE: Final = 4.0
+_PRIOR_POOLED: Final = 1.0
+_PRIOR_OFFSET: Final = 0.01
+#: In place of a prior of the slope where there is none.
+_WEAK: Final = 1e-6
+_MAX_LOG_SLOPE: Final = 5.0
+_PASSES: Final = 8
+#: Labels that are looked at at once: 32 MiB as float64.
+_BLOCK: Final = 1 << 22
 
 
 def fit_affine(
-    logits: Tensor, codes: Tensor, *, free_offset: bool = True, max_iterations: int = 100
+    logits: Tensor,
+    codes: Tensor,
+    *,
+    free_offset: bool = True,
+    rule: str = "shrunk",
+    max_iterations: int = 100,
 ) -> tuple[Tensor, Tensor]:
     """Scale and offset of every category that fit its known labels best.
 
-    Minimises ``Σ BCE(exp(t) z + o, y) + t² / 2 + 0.01 o² / 2`` by damped Newton steps.
+    "shrunk" minimises ``Σ BCE(exp(t) z + o, y) + 4 (t − t0)² / 2 + 0.01 o² / 2`` over t and o of
+    every category, and over t0 of them all, on which ``t0² / 2`` is added; z are standardised
+    logits. "offset" leaves the scale at 1. "platt" has no prior of the slope, and Platt's targets
+    (k + 1) / (k + 2) and 1 / (n + 2) in place of 1 and 0. Damped Newton steps.
 
     Args:
         logits: (C, n) float.
         codes: (C, n) int8; 1 positive, 0 negative, all else is not known.
         free_offset: False where the head has no bias to take one up.
+        rule: one of `AFFINE_RULES`.
         max_iterations: bound on the steps.
 
     Returns:
-        (C,) float64 scales > 0 and offsets; 1 and 0 where nothing is known.
+        (C,) float64 scales > 0 and offsets; 1 and 0 where no positive or no negative is known.
+
+    Raises:
+        ConfigError: If there is no such rule.
 
     >>> z = torch.tensor([[-2.0, -1.0, 1.0, 2.0]]).repeat(1, 50)
     >>> codes = (torch.sigmoid(z) > 0.4).to(torch.int8)
@@ -44,42 +74,98 @@ def fit_affine(
     >>> bool(scale > 1)
     True
     """
-    known = codes >= 0
-    z = torch.where(known, logits.double(), 0.0)
-    y = (codes == 1).double()
-    t = torch.zeros(len(z), dtype=torch.float64, device=z.device)
-    o, damping = torch.zeros_like(t), torch.full_like(t, 1e-3)
-    free = float(free_offset)
-
-    def loss(t: Tensor, o: Tensor) -> Tensor:
-        u = t.exp()[:, None] * z + o[:, None]
-        each = torch.where(known, softplus(u) - y * u, 0.0)
-        return each.sum(1) + _PRIOR_SCALE * t**2 / 2 + _PRIOR_OFFSET * o**2 / 2
-
-    now = loss(t, o)
-    for _ in range(max_iterations):
-        scaled = t.exp()[:, None] * z
-        p = torch.sigmoid(scaled + o[:, None])
-        slope = torch.where(known, p - y, 0.0)
-        bend = torch.where(known, p * (1 - p), 0.0)
-        g_t = (slope * scaled).sum(1) + _PRIOR_SCALE * t
-        g_o = free * (slope.sum(1) + _PRIOR_OFFSET * o)
-        # Gauss–Newton curvature: positive definite, and exact at the optimum's slope of zero.
-        h_tt = (bend * scaled**2).sum(1) + _PRIOR_SCALE
-        h_to = free * (bend * scaled).sum(1)
-        h_oo = bend.sum(1) + _PRIOR_OFFSET
-        a, d = h_tt * (1 + damping), h_oo * (1 + damping)
-        det = a * d - h_to**2
-        step_t = (d * g_t - h_to * g_o) / det
-        step_o = (a * g_o - h_to * g_t) / det
-        new_t = (t - step_t).clamp(-_MAX_LOG_SCALE, _MAX_LOG_SCALE)
-        new_o = o - free * step_o
-        then = loss(new_t, new_o)
-        better = then < now
-        t, o = torch.where(better, new_t, t), torch.where(better, new_o, o)
-        damping = torch.where(better, damping / 5, damping * 10).clamp(1e-9, 1e12)
-        settled = (now - then).abs() <= 1e-12 * now.abs() + 1e-15
-        now = torch.where(better, then, now)
-        if bool((settled | (damping >= 1e12)).all()):
+    check_choice("rule", rule, AFFINE_RULES)
+    width = max(1, _BLOCK // max(logits.shape[1], 1))
+    parts = [
+        _Part(logits[at : at + width], codes[at : at + width], free_offset=free_offset, rule=rule)
+        for at in range(0, len(logits), width)
+    ]
+    pooled = 0.0
+    for _ in range(_PASSES):
+        for part in parts:
+            part.minimise(pooled, max_iterations)
+        # A Newton step of the pooled slope, given each category's own best fit around it.
+        pull, curvature = (sum(side) for side in zip(*(p.pull(pooled) for p in parts), strict=True))
+        step = (pull - _PRIOR_POOLED * pooled) / (curvature + _PRIOR_POOLED)
+        pooled += min(max(step, -2.0), 2.0)
+        if rule != "shrunk" or abs(step) < 1e-3:
             break
-    return t.exp(), o
+    scale, offset = (torch.cat(side) for side in zip(*(p.found() for p in parts), strict=True))
+    return scale, offset
+
+
+class _Part:
+    """Some categories: their standardised logits, and the best log slope t and offset o so far."""
+
+    def __init__(self, logits: Tensor, codes: Tensor, *, free_offset: bool, rule: str) -> None:
+        positive, negative = codes == 1, codes == 0
+        self.both = positive.any(1) & negative.any(1)
+        self.known = (positive | negative) & self.both[:, None]
+        n = self.known.sum(1).clamp_min(1)
+        z = torch.where(self.known, logits.double(), 0.0)
+        self.mean = z.sum(1) / n * free_offset
+        z = torch.where(self.known, z - self.mean[:, None], 0.0)
+        spread = (z.square().sum(1) / n).sqrt()
+        self.spread = torch.where(spread > 0, spread, 1.0)
+        self.z, self.y = z / self.spread[:, None], positive.double()
+        if rule == "platt":
+            k, m = positive.sum(1, keepdim=True), negative.sum(1, keepdim=True)
+            self.y = torch.where(positive, (k + 1.0) / (k + 2.0), 1.0 / (m + 2.0))
+        self.precision = _PRIOR_SLOPE if rule == "shrunk" else _WEAK
+        self.free_slope, self.free_offset = float(rule != "offset"), float(free_offset)
+        self.t = self.spread.log() if rule == "offset" else torch.zeros_like(self.spread)
+        self.o = torch.zeros_like(self.t)
+
+    def loss(self, t: Tensor, o: Tensor, pooled: float) -> Tensor:
+        u = t.exp()[:, None] * self.z + o[:, None]
+        each = torch.where(self.known, softplus(u) - self.y * u, 0.0).sum(1)
+        slope = self.free_slope * self.precision * (t - pooled) ** 2
+        return each + (slope + _PRIOR_OFFSET * o**2) / 2
+
+    def curvatures(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of the loss by t, by both and by o, without the prior of t; and y's residuals."""
+        scaled = self.t.exp()[:, None] * self.z
+        p = torch.sigmoid(scaled + self.o[:, None])
+        wrong = torch.where(self.known, p - self.y, 0.0)
+        each = torch.where(self.known, p * (1 - p), 0.0)
+        # Gauss-Newton: positive definite, and exact at the optimum's slope of zero.
+        by_both = self.free_offset * self.free_slope * (each * scaled).sum(1)
+        return (each * scaled**2).sum(1), by_both, each.sum(1) + _PRIOR_OFFSET, wrong
+
+    def minimise(self, pooled: float, max_iterations: int) -> None:
+        """Damped Newton steps on t and o for a pooled slope."""
+        damping = torch.full_like(self.t, 1e-3)
+        now = self.loss(self.t, self.o, pooled)
+        for _ in range(max_iterations):
+            h_tt, h_to, h_oo, wrong = self.curvatures()
+            scaled = self.t.exp()[:, None] * self.z
+            g_t = (wrong * scaled).sum(1) + self.precision * (self.t - pooled)
+            g_o = self.free_offset * (wrong.sum(1) + _PRIOR_OFFSET * self.o)
+            g_t = self.free_slope * g_t
+            a, d = (h_tt + self.precision) * (1 + damping), h_oo * (1 + damping)
+            det = a * d - h_to**2
+            t = self.t - self.free_slope * (d * g_t - h_to * g_o) / det
+            t = t.clamp(-_MAX_LOG_SLOPE, _MAX_LOG_SLOPE) if self.free_slope else t
+            o = self.o - self.free_offset * (a * g_o - h_to * g_t) / det
+            then = self.loss(t, o, pooled)
+            better = then < now
+            self.t, self.o = torch.where(better, t, self.t), torch.where(better, o, self.o)
+            damping = torch.where(better, damping / 5, damping * 10).clamp(1e-9, 1e12)
+            settled = (now - then).abs() <= 1e-12 * now.abs() + 1e-15
+            now = torch.where(better, then, now)
+            if bool((settled | (damping >= 1e12)).all()):
+                break
+
+    def pull(self, pooled: float) -> tuple[float, float]:
+        """Slope and curvature, by the pooled slope, of the loss at each category's best fit."""
+        h_tt, h_to, h_oo, _ = self.curvatures()
+        own = (h_tt - h_to**2 / h_oo).clamp_min(0.0)
+        gradient = (self.precision * (self.t - pooled))[self.both].sum()
+        curvature = (self.precision * own / (self.precision + own))[self.both].sum()
+        return float(gradient), float(curvature)
+
+    def found(self) -> tuple[Tensor, Tensor]:
+        """Scale and offset of the logits as they were given."""
+        scale = self.t.exp() / self.spread
+        offset = self.o - scale * self.mean
+        return torch.where(self.both, scale, 1.0), torch.where(self.both, offset, 0.0)
