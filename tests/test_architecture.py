@@ -237,6 +237,7 @@ def test_optional_packages_stay_out() -> None:
 def test_public_names() -> None:
     """The public names are these; a change here is a change for users."""
     assert catwise.__all__ == [
+        "Calibration",
         "CatwiseError",
         "Evaluation",
         "FeatureStore",
@@ -245,8 +246,10 @@ def test_public_names() -> None:
         "LabelPolicy",
         "PartialLabels",
         "SelectResult",
+        "Thresholds",
         "TuneResult",
         "__version__",
+        "calibrate",
         "compare_heads",
         "evaluate",
         "extract",
@@ -258,6 +261,7 @@ def test_public_names() -> None:
         "read_head",
         "save_head",
         "select",
+        "threshold",
         "tune",
         "write_head",
     ]

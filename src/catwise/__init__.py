@@ -18,6 +18,10 @@ from catwise.errors import CatwiseError as CatwiseError
 from catwise.errors import InSampleWarning as InSampleWarning
 
 if TYPE_CHECKING:
+    from catwise.decisions import Calibration as Calibration
+    from catwise.decisions import Thresholds as Thresholds
+    from catwise.decisions import calibrate as calibrate
+    from catwise.decisions import threshold as threshold
     from catwise.features import FeatureStore as FeatureStore
     from catwise.features import open_store as open_store
     from catwise.features import read_features as read_features
@@ -42,6 +46,7 @@ if TYPE_CHECKING:
 __all__, __getattr__, __dir__ = attach(
     __name__,
     {
+        "catwise.decisions": "Calibration Thresholds calibrate threshold",
         "catwise.features": "FeatureStore open_store read_features",
         "catwise.fixing": "fix",
         "catwise.heads": "Head list_heads load_head read_head save_head write_head",

@@ -27,6 +27,11 @@ DATASETS: Final = (
     "celeba", "chestxray14", "chexpert", "coco", "lvis", "mimic_cxr", "nuswide", "openimages",
     "vaw", "vindr", "visual_genome", "voc",
 )  # fmt: skip
+CALIBRATIONS: Final = ("affine", "offset", "platt", "isotonic", "venn_abers", "choose")
+THRESHOLD_RULES: Final = (
+    "f1", "f_beta", "cost", "youden", "alert_rate", "prevalence", "sensitivity", "specificity",
+    "precision",
+)  # fmt: skip
 DRAWS: Final = ("keyed", "mlcpl", "matrix")
 ASSUMPTIONS: Final = ("scar",)
 

@@ -1,0 +1,26 @@
+"""From logits to decisions: probabilities that mean what they say, and thresholds.
+
+Both are made from the logits of rows that fitted nothing, such as the out-of-fold logits that
+`tune` leaves, and judged on test rows.
+"""
+
+from __future__ import annotations
+
+from catwise.decisions.calibrate import METHODS, Calibration, CategoryCalibration, calibrate
+from catwise.decisions.maps import CalibrationModule, CategoryMap
+from catwise.decisions.rules import RULES
+from catwise.decisions.thresholds import CategoryThreshold, Reached, Thresholds, threshold
+
+__all__ = [
+    "METHODS",
+    "RULES",
+    "Calibration",
+    "CalibrationModule",
+    "CategoryCalibration",
+    "CategoryMap",
+    "CategoryThreshold",
+    "Reached",
+    "Thresholds",
+    "calibrate",
+    "threshold",
+]
