@@ -82,13 +82,19 @@ def load_pair(data: PairOptions, table: TableOptions) -> Pair:
 
 
 def _test_of(data: PairOptions, table: TableOptions) -> LabelledOptions | None:
-    """The test labels; in a table of their own a split column, if any, is not a category."""
-    source, column = data.test, data.split_column
-    if source is None or column is None or data.test_labels is None:
+    """The test labels, in the training labels' table or in one of their own."""
+    if data.test is None or data.test_labels is None:
+        return data.test
+    return own_table(data.test, data.split_column, table)
+
+
+def own_table(source: LabelledOptions, column: str | None, table: TableOptions) -> LabelledOptions:
+    """Labels in a table of their own, in which a split column, if it is there, is no category."""
+    if column is None or source.labels is None:
         return source
     from catwise.data.table import open_labels
 
-    there = open_labels(data.test_labels, [column], delimiter=table.delimiter).names
+    there = open_labels(source.labels, [column], delimiter=table.delimiter).names
     return dataclasses.replace(source, split_column=column) if column in there else source
 
 

@@ -29,6 +29,8 @@ COMMANDS: Final = (
     "tune",
     "select",
     "evaluate",
+    "calibrate",
+    "threshold",
     "apply",
     "demo",
 )

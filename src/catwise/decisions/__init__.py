@@ -7,6 +7,7 @@ Both are made from the logits of rows that fitted nothing, such as the out-of-fo
 from __future__ import annotations
 
 from catwise.decisions.calibrate import METHODS, Calibration, CategoryCalibration, calibrate
+from catwise.decisions.inputs import head_logits
 from catwise.decisions.maps import CalibrationModule, CategoryMap
 from catwise.decisions.rules import RULES
 from catwise.decisions.thresholds import CategoryThreshold, Reached, Thresholds, threshold
@@ -22,5 +23,6 @@ __all__ = [
     "Reached",
     "Thresholds",
     "calibrate",
+    "head_logits",
     "threshold",
 ]

@@ -158,7 +158,7 @@ def read_test(
     if test is None:
         return None
     if isinstance(source, TuneResult):
-        logits, labels, names, notes = _head_logits(source.head, test)
+        logits, labels, names, notes = head_logits(source.head, test)
     else:
         if not (isinstance(test, (tuple, list)) and len(test) == 2):
             raise ShapeError(
@@ -176,9 +176,15 @@ def read_test(
     return HeldOut(logits, labels, categories, None, (*notes, *more))
 
 
-def _head_logits(
+def head_logits(
     head: Head, test: tuple[Any, PartialLabels]
 ) -> tuple[Tensor, PartialLabels, tuple[str, ...], tuple[str, ...]]:
+    """Logits of a head on test rows, their labels and categories, and what to know.
+
+    Raises:
+        IdError: If one of the rows fitted or selected the head.
+        CatwiseError: As :func:`catwise.joining.align`.
+    """
     features, labels = open_source(test, name="test")
     aligned = align(head, features, labels, name="test")
     seen = seen_rows(head, source_digests(features, labels, aligned.rows))[0]

@@ -310,3 +310,35 @@ def audit_table(rows: Sequence[Row], *, limit: int = 0, title: str) -> Table:
         text("what CFT can do", "reason"),
     ]
     return build_table(rows, columns, title=title, limit=limit, importance="known")
+
+
+def calibration_table(rows: Sequence[Row], *, limit: int = 40) -> Table:
+    """Calibrations as a table for a terminal; with log-loss before and after on test rows.
+
+    Args:
+        rows: as `Calibration.records()` gives them.
+        limit: at most so many rows; 0 shows all.
+    """
+    columns = [text("category"), text("method"), *numbers(score, "scale", "offset")]
+    columns += numbers(count, positives="n_positive", negatives="n_negative")
+    if any("log_loss_before" in row for row in rows):
+        columns += numbers(score, before="log_loss_before", after="log_loss_after")
+        columns.append(bounds("difference", "log_loss_difference"))
+    if any(row.get("reason") for row in rows):
+        columns.append(text("note", "reason"))
+    return build_table(rows, columns, title="Calibration", limit=limit)
+
+
+def thresholds_table(rows: Sequence[Row], *, limit: int = 40) -> Table:
+    """Thresholds as a table for a terminal, with what they reach on test rows where there are any.
+
+    Args:
+        rows: as `Thresholds.records()` gives them.
+        limit: at most so many rows; 0 shows all.
+    """
+    columns = [text("category"), *numbers(score, "threshold", "probability")]
+    if any("sensitivity" in row for row in rows):
+        columns += [*numbers(score, "sensitivity"), bounds("interval", "sensitivity", _range)]
+        columns += numbers(score, "specificity", "precision")
+        columns += numbers(count, **{"alerts/1,000": "alerts_per_1000"})
+    return build_table(rows, columns, title="Thresholds", limit=limit)

@@ -1,0 +1,163 @@
+"""What `catwise calibrate` and `catwise threshold` read: logits that fitted nothing; labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from catwise._options import group, option
+from catwise.cli.inputs import own_table, refuse_inputs
+from catwise.cli.labelled import describe_labels, load_dataset
+from catwise.cli.options import LabelledOptions, TableOptions
+from catwise.cli.outputs import hold_output
+from catwise.cli.prevalence import PREVALENCE_HELP
+
+if TYPE_CHECKING:
+    from catwise.labels import PartialLabels
+
+FOLDS = "folds.safetensors"
+HEAD = "head.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionOptions:
+    """Logits of rows that fitted nothing, their labels, and test rows."""
+
+    run: Path | None = option(
+        None,
+        metavar="DIR",
+        first=True,
+        help="A run of `catwise tune`: its out-of-fold logits are used, with the labels of its "
+        "validation rows.",
+    )
+    logits: Path | None = option(
+        None,
+        metavar="FILE",
+        first=True,
+        help="Or logits of rows that fitted nothing, (N, C): .npy, .npz, .safetensors.",
+    )
+    data: LabelledOptions = group("Labels")
+    table: TableOptions = group("Label tables")
+    test_features: Path | str | None = option(
+        None,
+        group="Test rows",
+        help="Features of rows that fitted and chose nothing, for the head of --run.",
+    )
+    test_logits: Path | None = option(
+        None, metavar="FILE", group="Test rows", help="Or their logits, with --logits."
+    )
+    test_labels: Path | None = option(None, metavar="FILE", group="Test rows", help="Their labels.")
+    test_split: str | None = option(
+        None, metavar="VALUE", group="Test rows", help="Or their split of --labels or --dataset."
+    )
+    prevalence: tuple[str, ...] = option(
+        (),
+        metavar="SHARE",
+        help="Share of positives among the images that will be met, where that is not the share "
+        "among the known labels: one number for all categories, " + PREVALENCE_HELP,
+    )
+    level: float = option(0.95, above=0, below=1, help="Of the intervals.")
+
+    def __post_init__(self) -> None:
+        if (self.run is None) == (self.logits is None):
+            raise click.UsageError("give either --run DIR or --logits FILE.")
+        if self.test_features is not None and self.run is None:
+            raise click.UsageError("--test-features needs --run; with --logits, --test-logits.")
+        if self.test_logits is not None and self.logits is None:
+            raise click.UsageError("--test-logits needs --logits; with --run, --test-features.")
+        has_rows = self.test_features is not None or self.test_logits is not None
+        if self.test_labels is not None and self.test_split is not None:
+            raise click.UsageError("give either --test-labels or --test-split.")
+        if has_rows != (self.test_labels is not None or self.test_split is not None):
+            raise click.UsageError(
+                "test rows need --test-features (or --test-logits), and --test-labels or "
+                "--test-split."
+            )
+        if self.test_split is not None and self.data.split_column is None and not self.data.dataset:
+            raise click.UsageError("--test-split needs --split-column or --dataset.")
+
+    @property
+    def paths(self) -> tuple[Path | str | None, ...]:
+        """Everything that is read."""
+        inside = () if self.run is None else (self.run / FOLDS, self.run / HEAD)
+        return (
+            *inside, self.logits, self.data.labels, self.test_features, self.test_logits,
+            self.test_labels,
+        )  # fmt: skip
+
+
+class Source(NamedTuple):
+    """What the functions of `catwise.decisions` take."""
+
+    source: Any
+    labels: PartialLabels
+    test: tuple[Any, PartialLabels] | None
+    about: dict[str, Any]
+
+
+def hold_outputs(given: DecisionOptions, *outputs: Path | None) -> None:
+    """Refuse to write over what is read, and keep others from writing what is written."""
+    for path in outputs:
+        if path is not None:
+            refuse_inputs(path, *given.paths)
+        hold_output(path)
+
+
+def load_decisions(given: DecisionOptions) -> Source:
+    """Read logits and labels, and the logits of test rows where there are any."""
+    labels = load_dataset(given.data, given.table).labels
+    test_labels, about = None, {"labels": describe_labels(given.data, labels, given.table)}
+    if given.test_labels is not None or given.test_split is not None:
+        wanted = _test_options(given)
+        test_labels = load_dataset(wanted, given.table).labels
+        about["test labels"] = describe_labels(wanted, test_labels, given.table)
+    if given.logits is not None:
+        source = _logits(given.logits, labels)
+        pair = None
+        if given.test_logits is not None and test_labels is not None:
+            pair = _logits(given.test_logits, test_labels), test_labels
+        about["logits"] = {"path": str(given.logits)}
+        return Source(source, labels, pair, about)
+    from catwise.tuning import FoldArtifacts
+
+    folder = given.run or Path()
+    about["run"] = {"path": str(folder)}
+    folds = FoldArtifacts.load(folder / FOLDS)
+    return Source(folds, labels, _of_run(given, folder, test_labels), about)
+
+
+def _test_options(given: DecisionOptions) -> LabelledOptions:
+    from dataclasses import replace
+
+    if given.test_labels is not None:
+        own = LabelledOptions(labels=given.test_labels)
+        return own_table(own, given.data.split_column, given.table)
+    return replace(given.data, split=given.test_split)
+
+
+def _logits(path: Path, labels: PartialLabels) -> Any:
+    """Logits in the order of the labels' rows, by id where both have them."""
+    from catwise.features import block_of, read_features
+    from catwise.joining import aligned_features, join_rows
+
+    rows: Any = read_features(path, check=False)
+    joined = join_rows(rows, labels, name="logits").rows
+    return block_of(aligned_features(rows, joined), 0, labels.n_rows)
+
+
+def _of_run(
+    given: DecisionOptions, folder: Path, labels: PartialLabels | None
+) -> tuple[Any, PartialLabels] | None:
+    """Logits of the run's head on the test rows."""
+    if labels is None or given.test_features is None:
+        return None
+    from catwise.decisions import head_logits
+    from catwise.features import read_features
+    from catwise.heads import load_head
+
+    head = load_head(folder / HEAD)
+    found = head_logits(head, (read_features(given.test_features), labels))
+    return found[0], found[1]

@@ -1,0 +1,160 @@
+"""`catwise calibrate` and `catwise threshold` on a run of `catwise tune`, and on logits."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from catwise import Calibration, PartialLabels, Thresholds, load_head
+from catwise.cli import main
+from catwise.decisions import calibrate, threshold
+from catwise.errors import ConfigError, IdError, OutputError
+from catwise.features import read_features
+from catwise.tuning import FoldArtifacts
+from cli.example import NAMES, make_example
+
+TABLE = ["--labels", "all.csv", "--encoding", "nan", "--id-column", "image"]
+SPLIT = [*TABLE, "--group-column", "patient", "--split-column", "split"]
+VALID = ["--run", "run", *SPLIT, "--split", "valid"]
+TEST = ["--test-features", "test.npz", "--test-labels", "test.csv"]
+HEAD = ["--checkpoint", "model.safetensors", "--head-categories", "names.txt"]
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("case")
+    make_example(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        found = run("tune", "--features", "all.npz", *SPLIT, *HEAD, "--out", "run", "--quiet")
+    assert found.exit_code == 0, found.output
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _inside(case: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(case)
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+def document(*arguments: str) -> dict[str, Any]:
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def labels_of(split: str) -> PartialLabels:
+    """The labels of a split, read plainly."""
+    name = "test.csv" if split == "test" else "all.csv"
+    with Path(name).open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == split]
+    y = [[float(row[name]) if row[name] else np.nan for name in NAMES] for row in rows]
+    ids = [row["image"] for row in rows]
+    return PartialLabels.from_array(y, encoding="nan", ids=ids, categories=NAMES)
+
+
+def test_calibrate_is_the_librarys(tmp_path: Path) -> None:
+    """The same maps from the run's out-of-fold logits; test rows by the run's head."""
+    out, table, head = (str(tmp_path / name) for name in ("c.json", "c.csv", "h.safetensors"))
+    found = document(
+        "calibrate", *VALID, *TEST, "--prevalence", "ant=0.1", "--out", out, "--csv", table,
+        "--head-out", head,
+    )  # fmt: skip
+    folds = FoldArtifacts.load("run/folds.safetensors")
+    own = calibrate(folds, labels_of("valid"), prevalence={"ant": 0.1})
+    assert Calibration.load(out).categories == own.categories
+    assert found["categories"][0]["prevalence"] == 0.1
+    assert found["categories"][-1]["reason"] == "no_known_positive"
+    logits = load_head("run/head.safetensors").logits(read_features("test.npz").values)
+    test = labels_of("test")
+    expected = calibrate(folds, labels_of("valid"), prevalence={"ant": 0.1}, test=(logits, test))
+    assert found["test"]["log_loss"]["after"] == pytest.approx(
+        expected.to_dict()["test"]["log_loss"]["after"]
+    )
+    folded = load_head(head).logits(read_features("test.npz").values)
+    np.testing.assert_allclose(folded.numpy(), own.logits(logits).numpy(), atol=1e-4)
+    with Path(table).open(encoding="utf-8") as file:
+        assert [row["category"] for row in csv.DictReader(file)] == list(NAMES)
+
+
+def test_threshold_is_the_librarys(tmp_path: Path) -> None:
+    """With every file that can be written, and a table that says why one is missing."""
+    out, cut, config = (str(tmp_path / name) for name in ("t.json", "cut.csv", "config.json"))
+    given = [
+        "threshold", *VALID, *TEST, "--rule", "sensitivity", "--value", "0.9", "--out", out,
+        "--cutoffs", cut, "--transformers", config,
+    ]  # fmt: skip
+    found = document(*given)
+    own = threshold(
+        FoldArtifacts.load("run/folds.safetensors"), labels_of("valid"), "sensitivity", value=0.9
+    )
+    np.testing.assert_allclose(Thresholds.load(out).values(), own.values())
+    assert found["categories"][0]["sensitivity"] > 0.7
+    assert found["op_threshs"][-1] is None
+    assert found["categories"][-1]["explanation"].startswith("90% sensitivity needs 22 known pos")
+    assert set(json.loads(Path(config).read_text("utf-8"))["decision_thresholds"]) == set(NAMES)
+    with Path(cut).open(encoding="utf-8") as file:
+        assert {row["category"] for row in csv.DictReader(file)} == set(NAMES)
+    text = run(*given).output
+    assert "needs 22 known positives; 0 are known" in " ".join(text.split())
+
+
+def test_logits_of_ones_own(tmp_path: Path) -> None:
+    """Logits with ids in a file, in place of a run; a stated calibration is used."""
+    folds = FoldArtifacts.load("run/folds.safetensors")
+    order = np.random.default_rng(0).permutation(len(folds.fold))
+    assert folds.ids is not None
+    np.savez(tmp_path / "z.npz", features=folds.logits[order], ids=folds.ids[order])
+    given = ["--logits", str(tmp_path / "z.npz"), *SPLIT, "--split", "valid"]
+    maps = str(tmp_path / "c.json")
+    document("calibrate", *given, "--out", maps)
+    found = document(
+        "threshold", *given, "--calibration", maps, "--rule", "cost", "--value", "4", "--expected",
+        "--out", str(tmp_path / "t.json"),
+    )  # fmt: skip
+    own = threshold(folds, labels_of("valid"), "cost", value=4.0)
+    values = [row["threshold"] for row in found["categories"]]
+    np.testing.assert_allclose(np.array(values, dtype=float), own.values(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "text"),
+    [
+        (["calibrate", *SPLIT, "--split", "valid"], 2, "either --run DIR or --logits"),
+        (["calibrate", *VALID, "--test-labels", "test.csv"], 2, "test rows need"),
+        (["calibrate", *VALID, "--test-logits", "x.npy"], 2, "--test-logits needs --logits"),
+        (["calibrate", "--run", "run", *SPLIT, "--split", "train"], IdError.exit_code, "IdError"),
+        (["threshold", *VALID, "--cutoffs", "x.csv"], 2, "--cutoffs needs test rows"),
+        (["threshold", *VALID, "--rule", "precision"], ConfigError.exit_code, "needs a value"),
+        (
+            ["calibrate", *VALID, "--test-features", "all.npz", "--test-split", "valid"],
+            IdError.exit_code,
+            "cannot judge",
+        ),
+    ],
+)
+def test_what_cannot_be(given: list[str], code: int, text: str, tmp_path: Path) -> None:
+    """One clear error, and nothing is written."""
+    out = tmp_path / "out.json"
+    result = run(*given, "--out", str(out))
+    assert result.exit_code == code, result.output
+    assert text in " ".join(result.output.split())
+    assert not out.exists()
+
+
+def test_inputs_are_not_written_over() -> None:
+    """The run's folds and head are inputs."""
+    before = Path("run/head.safetensors").read_bytes()
+    result = run("calibrate", *VALID, "--out", "run/head.safetensors")
+    assert result.exit_code == OutputError.exit_code
+    assert Path("run/head.safetensors").read_bytes() == before
