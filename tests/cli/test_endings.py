@@ -84,6 +84,9 @@ def on_write(monkeypatch: pytest.MonkeyPatch, do: Callable[[], Any], *, after: i
 def test_signals_end_a_command_cleanly(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """No traceback, no temporary file, the shell's exit code; afterwards all is as before."""
     number = getattr(signal, name)
+    # As in a terminal: what nohup or a shell's & ignores stays ignored.
+    usual = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
+    given = signal.signal(number, usual)
     before = signal.getsignal(number)
 
     def twice() -> None:
@@ -101,6 +104,7 @@ def test_signals_end_a_command_cleanly(name: str, monkeypatch: pytest.MonkeyPatc
     assert contents() == {}
     assert hidden() == []
     assert signal.getsignal(number) == before
+    signal.signal(number, given)
     monkeypatch.undo()
 
 

@@ -427,10 +427,10 @@ def test_the_state_of_a_run(tmp_path: Path, change: dict[str, Any]) -> None:
     document = {"inputs": {"a": "b"}, "target": "m.pt", "finished": {"tune": {"n": 1}}}
     path = tmp_path / STATE
     path.write_text(json.dumps(document))
-    assert State.look(tmp_path, {"a": "b"}, "m.pt").finished == {"tune": {"n": 1}}
+    assert State.read(tmp_path, {"a": "b"}, "m.pt").finished == {"tune": {"n": 1}}
     path.write_text(json.dumps({**document, **change}))
     with pytest.raises(OutputError, match=f"'{next(iter(change))}' is"):
-        State.look(tmp_path, {"a": "b"}, "m.pt")
+        State.read(tmp_path, {"a": "b"}, "m.pt")
 
 
 def test_a_state_with_a_number_of_many_digits(tmp_path: Path) -> None:
@@ -438,7 +438,7 @@ def test_a_state_with_a_number_of_many_digits(tmp_path: Path) -> None:
     document = {"inputs": {}, "target": "m.pt", "finished": "LONG"}
     (tmp_path / STATE).write_text(json.dumps(document).replace('"LONG"', LONG))
     with pytest.raises(OutputError, match="too many digits"):
-        State.look(tmp_path, {}, "m.pt")
+        State.read(tmp_path, {}, "m.pt")
 
 
 @pytest.mark.parametrize("text", ["[" * 5000, "[]", "{}", '{"dtype": 1}', LONG])
