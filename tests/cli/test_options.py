@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from catwise._configs import EvolutionConfig, FixConfig, PaperConfig, TuneConfig
 from catwise._options import check_options, described, group, option
 from catwise.cli import main
-from catwise.cli.building import MOST_USED, make_command
+from catwise.cli.building import MOST_USED, as_options, make_command, option_names
 from catwise.cli.main import COMMANDS
 from catwise.errors import ConfigError
 
@@ -148,6 +148,22 @@ def test_configurations_check_themselves(kind: type, options: dict[str, Any], to
     """Ranges, choices, and what belongs to the other preset; all broken rules at once."""
     with pytest.raises(ConfigError, match=told):
         kind(**options)
+
+
+def test_messages_speak_the_language_of_the_command_line() -> None:
+    """Python's arguments become the options of the command; what has no option stays."""
+    names = option_names(main.get_command(click.Context(main), "tune"))  # type: ignore[attr-defined]
+    text = "replace it with --overwrite (overwrite=True): preset='paper', n_elite=3, max_steps=5"
+    assert as_options(text, names) == (
+        "replace it with --overwrite: --preset paper, --elite 3, --steps 5"
+    )
+    for kept in ("methods=['ga']", "valid=None", "amp='auto'", "--seed=3"):
+        assert as_options(kept, names) == kept
+    result = CliRunner().invoke(
+        main, ["tune", "--features", "f", "--labels", "l", "--head", "h", "--out", "o", "--preset",
+               "paper"]
+    )  # fmt: skip
+    assert "found:    valid=None with --preset paper, --validation select" in result.stderr
 
 
 def test_options_without_a_range_are_not_checked() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Any, Final, get_args, get_origin
@@ -14,6 +15,7 @@ from catwise._options import Group, Option, OptionField, option_fields
 
 MOST_USED: Final = "Used most"
 OWN: Final = "Options"
+_ARGUMENT: Final = re.compile(r"(?<![\w-])(\w+)=('[^'\n]*'|True|-?\d[\d.e+-]*)(?![\w'])")
 
 
 class _Place(click.Path):
@@ -68,6 +70,28 @@ def make_command(name: str, short_help: str) -> Callable[[Callable[[Any], None]]
         )
 
     return make
+
+
+def option_names(command: click.Command | None) -> dict[str, str]:
+    """The option for each argument of a command: its first long name, by the argument's name."""
+    parameters = command.params if command is not None else []
+    return {str(p.name): next(o for o in p.opts if o.startswith("--")) for p in parameters}
+
+
+def as_options(text: str, names: Mapping[str, str]) -> str:
+    """A text in which Python's arguments are written as the options of the command line.
+
+    >>> as_options("leave them out with undecodable='skip'", {"undecodable": "--undecodable"})
+    'leave them out with --undecodable skip'
+    """
+
+    def spelled(found: re.Match[str]) -> str:
+        name, value = found.groups()
+        if name not in names:
+            return found[0]
+        return names[name] if value == "True" else f"{names[name]} {value.strip(chr(39))}"
+
+    return re.sub(r"(--[\w-]+) \(\1\)", r"\1", _ARGUMENT.sub(spelled, text))
 
 
 def _made(kind: type, heading: str, prefix: str = "") -> Iterator[click.Parameter]:

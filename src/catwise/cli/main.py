@@ -10,12 +10,13 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import click
 
 from catwise._version import __version__
+from catwise.cli.building import as_options, option_names
 from catwise.cli.outputs import held_outputs
 from catwise.cli.signals import ending_by_signals
 from catwise.errors import CatwiseError, OutputError, nearest
@@ -82,7 +83,8 @@ class _LazyGroup(click.Group):
                     result = super().invoke(ctx)
                 sys.stdout.flush()
             except (Exception, KeyboardInterrupt) as error:
-                code = _ended_by(error, came)
+                named = self.get_command(ctx, ctx.invoked_subcommand or "")
+                code = _ended_by(error, came, option_names(named))
                 if code is None:
                     raise
                 _let_go(error)
@@ -101,17 +103,18 @@ def _prepare_streams() -> None:
             stream.reconfigure(errors="replace")
 
 
-def _ended_by(error: BaseException, signals: list[int]) -> int | None:
+def _ended_by(error: BaseException, signals: list[int], options: Mapping[str, str]) -> int | None:
     """Say why a command ended, and give its exit code; None for an error that nobody expected.
 
     After a signal every error is its consequence, such as that a worker process has ended too.
+    Arguments of the library that have an option here are named as the option.
     """
     if signals or isinstance(error, KeyboardInterrupt):
         number = signals[0] if signals else signal.SIGINT
         _complain("interrupted" if not signals else f"ended by {signal.Signals(number).name}")
         return 128 + number
     if isinstance(error, CatwiseError):
-        _complain(f"{type(error).__name__}: {error}")
+        _complain(f"{type(error).__name__}: {as_options(str(error), options)}")
         return error.exit_code
     return _refused(error) if isinstance(error, OSError) else None
 
