@@ -24,7 +24,7 @@ import dataclasses
 import inspect
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Final, NamedTuple, TypeVar
 
 from catwise.errors import check_choice, check_rules
@@ -36,19 +36,33 @@ _GROUP: Final = "catwise.group"
 
 
 class Option(NamedTuple):
-    """What is known of an option beside its name, type and default; see `option`."""
+    """What is known of an option beside its name, type and default.
 
-    help: str
-    names: str
-    metavar: str | None
-    choices: tuple[str, ...]
-    low: float | None
-    above: float | None
-    high: float | None
-    below: float | None
-    group: str
-    first: bool
-    prefixed: bool
+    Attributes:
+        help: a sentence, for the command line and the docstring.
+        names: on the command line, such as "-q --quiet"; by default the field's own.
+        metavar: what stands for its value on the command line.
+        choices: the texts that it may be.
+        low: least value.
+        above: what it must be larger than.
+        high: largest value.
+        below: what it must be smaller than.
+        group: heading in the help; by default that of its dataclass.
+        first: whether most users need it: it stands first in the help.
+        prefixed: whether the prefix of the group goes before its name.
+    """
+
+    help: str = ""
+    names: str = ""
+    metavar: str | None = None
+    choices: Collection[str] = ()
+    low: float | None = None
+    above: float | None = None
+    high: float | None = None
+    below: float | None = None
+    group: str = ""
+    first: bool = False
+    prefixed: bool = False
 
     def rule(self, name: str) -> str:
         """The range in words; empty where there is none."""
@@ -79,41 +93,12 @@ class Group(NamedTuple):
     prefix: str
 
 
-def option(
-    default: Any = dataclasses.MISSING,
-    *,
-    help: str = "",  # noqa: A002 - as click calls it
-    names: str = "",
-    metavar: str | None = None,
-    choices: Iterable[str] = (),
-    low: float | None = None,
-    above: float | None = None,
-    high: float | None = None,
-    below: float | None = None,
-    group: str = "",
-    first: bool = False,
-    prefixed: bool = False,
-) -> Any:
-    """A field of a dataclass that is an option.
+def option(default: Any = dataclasses.MISSING, **about: Any) -> Any:
+    """A field of a dataclass that is an option: `about` it says what `Option` holds.
 
-    Args:
-        default: its value where none is given; without one it is required.
-        help: a sentence, for the command line and the docstring.
-        names: on the command line, such as "-q --quiet"; by default the field's own.
-        metavar: what stands for its value on the command line.
-        choices: the texts that it may be.
-        low: least value.
-        above: what it must be larger than.
-        high: largest value.
-        below: what it must be smaller than.
-        group: heading in the help; by default that of its dataclass.
-        first: whether most users need it: it stands first in the help.
-        prefixed: whether the prefix of the group goes before its name.
+    Without a default it is required.
     """
-    about = Option(
-        help, names, metavar, tuple(choices), low, above, high, below, group, first, prefixed
-    )
-    return dataclasses.field(default=default, metadata={_OPTION: about})
+    return dataclasses.field(default=default, metadata={_OPTION: Option(**about)})
 
 
 def group(title: str, default: Callable[[], Any] | None = None, *, prefix: str = "") -> Any:

@@ -142,7 +142,7 @@ def _kinds(hint: Any) -> set[Any]:
 def _type(about: Option, kinds: set[Any]) -> click.ParamType[Any]:
     """What a value is; whether a path can be read is for the reader to say."""
     if about.choices:
-        return click.Choice(about.choices)
+        return click.Choice(tuple(about.choices))
     if Path in kinds:
         made = _Place if str in kinds else click.Path
         return made(path_type=Path, readable=False)
