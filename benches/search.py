@@ -26,7 +26,7 @@ from torch import Tensor
 from catwise import Head, tune
 from catwise.metrics.ranking import RankingPlan
 from catwise.tuning.fits.evolution import EvolutionConfig, ask, init, tell
-from catwise.tuning.fits.ranking_loss import Stage, climb
+from catwise.tuning.fits.ranking_loss import Stage, refine
 from catwise.tuning.presets.crossfit import DefaultConfig
 from catwise.tuning.rows.coordinates import fit_coordinates, read_rows
 
@@ -64,7 +64,7 @@ class Problem(NamedTuple):
 
 
 def smooth(p: Problem, kind: str = "average_precision") -> Tensor:
-    return climb(p.x, p.logits, p.codes, kind, Stage(1.0, p.penalty)).delta
+    return refine(p.x, p.logits, p.codes, kind, Stage(1.0, p.penalty)).delta
 
 
 def along(p: Problem, direction: Tensor) -> Tensor:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from catwise._configs import SELECTIONS
 from catwise.errors import ConfigError, ShapeError
 from catwise.metrics import METRICS, Metric
 from catwise.tuning.fits.evolution import (
-    SELECTIONS,
     EvolutionConfig,
     EvolutionState,
     ask,

@@ -16,7 +16,7 @@ from catwise.tuning.rows import costs
 from catwise.tuning.rows.costs import choose_layout
 from catwise.tuning.rows.gathered import Gathered
 from catwise.tuning.rows.known import LabelledRows, known_rows, lay_out
-from catwise.tuning.rows.tuning_rows import Rows
+from catwise.tuning.rows.tuning_rows import TuningRows
 
 COUNTS = (400, 6, 5, 3, 90, 0, 4, 80)  # one category knows far more than most
 
@@ -50,7 +50,7 @@ def test_the_bound_binds(monkeypatch):
     for name in ("_CPU", "_COMPILED"):
         monkeypatch.setattr(costs, name, costs._GPU._replace(gathered=1e30))
     x, codes = data()
-    rows = Rows(x, torch.zeros(codes.shape), codes)
+    rows = TuningRows(x, torch.zeros(codes.shape), codes)
     assert isinstance(lay_out(rows).rows.copies, Gathered)
     bound = choose_layout(400, (codes >= 0).sum(1), 8).gathered_bytes - 1
     assert not hasattr(lay_out(rows, gather_bytes=bound).rows, "copies")
@@ -82,10 +82,10 @@ def test_fits_of_categories_of_very_different_lengths_agree():
     torch.testing.assert_close(fits[0].delta, fits[1].delta)
 
 
-@pytest.mark.parametrize("share", [fitness._SHARED_FROM, 1e-9])
+@pytest.mark.parametrize("share", [fitness._SHARE_MIN_DENSITY, 1e-9])
 def test_blocks_of_populations_stay_within_the_bound(share, monkeypatch):
     """Each block's rows, gathered or kept, are counted, not a mean over all categories."""
-    monkeypatch.setattr(fitness, "_SHARED_FROM", share)
+    monkeypatch.setattr(fitness, "_SHARE_MIN_DENSITY", share)
     x, codes = data()
     index = (codes >= 0).any(1).nonzero().flatten()
     options = EvolutionConfig(population_size=6)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from catwise.metrics import METRICS
-from catwise.tuning.fits.ranking_loss import Stage, climb
+from catwise.tuning.fits.ranking_loss import Stage, refine
 from catwise.tuning.fits.smooth_ranking import SmoothRanking
 
 KINDS = ["average_precision", "auroc"]
@@ -78,9 +78,9 @@ def test_the_stage_climbs_and_the_penalty_holds_it(kind: str) -> None:
     """The metric rises on the rows it was fitted to; a stronger pull moves less."""
     x, codes, start = problem(3)
     metric = METRICS[kind].columns
-    far = climb(x, start, codes, kind, Stage(1.0, 0.01))
-    near = climb(x, start, codes, kind, Stage(1.0, 10.0))
-    assert bool((far.lost[1] < far.lost[0]).all())
+    far = refine(x, start, codes, kind, Stage(1.0, 0.01))
+    near = refine(x, start, codes, kind, Stage(1.0, 10.0))
+    assert bool((far.loss[1] < far.loss[0]).all())
     assert bool((far.delta.norm(dim=1) > near.delta.norm(dim=1)).all())
     assert float(near.delta.norm(dim=1).min()) > 0
     moved = start + far.delta @ x.T
@@ -91,7 +91,7 @@ def test_the_stage_climbs_and_the_penalty_holds_it(kind: str) -> None:
 def test_the_stage_ends_at_a_minimum(kind: str) -> None:
     """The slope of the pairs' loss with its penalty is near zero there."""
     x, codes, start = problem(4)
-    fit = climb(x, start, codes, kind, Stage(1.0, 1.0), max_iterations=100)
+    fit = refine(x, start, codes, kind, Stage(1.0, 1.0), max_iterations=100)
     e = fit.delta.clone().requires_grad_()
     total = plain_loss(start + e @ x.T, codes, kind, 1.0).sum() + e.square().sum() / 2
     (slope,) = torch.autograd.grad(total, e)
@@ -104,10 +104,10 @@ def test_the_stage_ends_at_a_minimum(kind: str) -> None:
 def test_categories_do_not_touch_each_other() -> None:
     """Alone, in another order, and in company the change is the same."""
     x, codes, start = problem(5)
-    whole = climb(x, start, codes, "average_precision", Stage(1.0, 1.0))
-    turned = climb(x, start.flip(0), codes.flip(0), "average_precision", Stage(1.0, 1.0))
+    whole = refine(x, start, codes, "average_precision", Stage(1.0, 1.0))
+    turned = refine(x, start.flip(0), codes.flip(0), "average_precision", Stage(1.0, 1.0))
     torch.testing.assert_close(turned.delta.flip(0), whole.delta, rtol=1e-9, atol=1e-10)
-    alone = climb(x, start[2:3], codes[2:3], "average_precision", Stage(1.0, 1.0))
+    alone = refine(x, start[2:3], codes[2:3], "average_precision", Stage(1.0, 1.0))
     torch.testing.assert_close(alone.delta, whole.delta[2:3], rtol=1e-9, atol=1e-10)
     assert len(set(whole.iterations.tolist())) > 1
 
@@ -117,6 +117,6 @@ def test_a_category_of_one_class_stays() -> None:
     x, codes, start = problem(6)
     codes = codes.clone()
     codes[1][codes[1] == 1] = -1
-    fit = climb(x, start, codes, "auroc", Stage(1.0, 1.0))
+    fit = refine(x, start, codes, "auroc", Stage(1.0, 1.0))
     assert float(fit.delta[1].abs().max()) == 0
     assert float(fit.delta[0].abs().max()) > 0

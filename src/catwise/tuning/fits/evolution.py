@@ -13,7 +13,7 @@ seed, category name and generation. The genes that come from the first parent, a
 are drawn once a generation, by seed and generation, and serve all categories: within a category
 everything is independent, as published; between categories only the luck is shared, and scores
 can be computed for all of them at once (`fitness`). No draw depends on the order of the
-categories or on how they are cut into blocks, and a state that was put aside goes on as if it
+categories or on how they are cut into blocks, and a state that was put aside resumes as if it
 never had been.
 
 Source of the operators and constants: Chong et al., Category-wise Fine-Tuning, arXiv
@@ -23,34 +23,18 @@ Evolutionary Computing, 2nd ed., 2015, section 5.2.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from catwise._configs import SELECTIONS, EvolutionConfig
+from catwise._configs import EvolutionConfig
 from catwise._splitmix import mix
 from catwise.errors import ShapeError
 from catwise.labels.draws import category_keys, uniform
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-__all__ = [
-    "SELECTIONS",
-    "Draws",
-    "EvolutionConfig",
-    "EvolutionState",
-    "Origin",
-    "ask",
-    "draw",
-    "init",
-    "keep_categories",
-    "tell",
-]
 
 _BLOCK_GENES: Final = 1 << 20
 
@@ -95,7 +79,7 @@ class Origin(NamedTuple):
 class EvolutionState(NamedTuple):
     """All there is between two generations.
 
-    To go on elsewhere, keep `population` and `generation`; the rest comes back with
+    To resume elsewhere, keep `population` and `generation`; the rest comes back with
     ``init(genomes, names, seed=seed)._replace(population=…, generation=…)``.
 
     Attributes:
@@ -188,16 +172,16 @@ def tell(
     order = np.argsort(-_upward(scores, config), axis=1, kind="stable")
     parents = _selection(scores, order, drawn.parents, config)
 
-    def moved(array: NDArray[Any]) -> Tensor:
+    def on_device(array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(population.device)
 
     origin = Origin(
         population,
-        moved(order[:, : config.n_elite]),
-        moved(parents),
-        moved(drawn.mutates),
-        moved(drawn.from_first),
-        moved(drawn.noise).to(population.dtype) * config.mutation_scale,
+        on_device(order[:, : config.n_elite]),
+        on_device(parents),
+        on_device(drawn.mutates),
+        on_device(drawn.from_first),
+        on_device(drawn.noise).to(population.dtype) * config.mutation_scale,
     )
     bred = _breed(origin)
     return EvolutionState(bred, state.generation + 1, state.keys, state.key, origin)

@@ -16,32 +16,27 @@ same in all categories (`evolution`). So its scores are those of the second pare
 kept, plus ``K B n D s`` multiply-adds for the genes that differ, in B products with only these
 features, plus ``B n D`` for the noise of all categories at once. Rounding adds up from generation
 to generation, but only in the last digits of the *change*; every 128 generations all is computed
-anew.
+again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from catwise.metrics import METRICS, Metric
-from catwise.metrics.ranking import RankingPlan
-from catwise.tuning.fits.evolution import ask
+from catwise.metrics import Metric
+from catwise.tuning.fits.evolution import EvolutionState, Origin, ask
+from catwise.tuning.fits.loop import HeadColumns
 from catwise.tuning.rows.gathered import Gathered, gathered_rows
 
-if TYPE_CHECKING:
-    from catwise.tuning.fits.evolution import EvolutionState, Origin
-    from catwise.tuning.fits.loop import HeadColumns
-
-__all__ = ["Memory", "PopulationFitness", "memory_of"]
-
 _BLOCK_ENTRIES = 1 << 24
-_SHARED_FROM = 0.7
+_SHARE_MIN_DENSITY = 0.7
 _CHUNK_ROWS = 256
-_ANEW = 128
+_RECOMPUTE_EVERY = 128
 _FOLLOW_BELOW = 0.6
 _GROUPS = 4
 
@@ -67,7 +62,7 @@ def memory_of(
 ) -> Memory:
     """The layout that `PopulationFitness` takes for (K, N) known labels, and its size."""
     n_rows, gathered = int(known.any(0).sum()), gathered_rows(known.sum(1))
-    if 0 < _SHARED_FROM * n_rows * len(known) <= gathered:
+    if 0 < _SHARE_MIN_DENSITY * n_rows * len(known) <= gathered:
         kept = n_rows * population_size * len(known) * dtype.itemsize
         return Memory(shared=True, nbytes=kept)
     return Memory(shared=False, nbytes=gathered * n_features * (product or dtype).itemsize)
@@ -82,14 +77,14 @@ class _Part:
         x: (g, L, D) gathered features, in the product's precision; None where rows are shared.
         offset: (g, L) logits of the first head.
         codes: (g, L) int8; −1 where padded.
-        plan: for metrics that have one.
+        score: the metric against the codes, of (P, g, L) scores and an offset.
     """
 
     index: Tensor
     x: Tensor | None
     offset: Tensor
     codes: Tensor
-    plan: RankingPlan | None
+    score: Callable[..., Tensor]
 
 
 @dataclass
@@ -152,7 +147,7 @@ class PopulationFitness:
         width = max(1, self._entries // codes.shape[1])
         every = torch.arange(len(codes), device=x.device)
         return [
-            _Part(b, None, offset[b], codes[b], self._plan(codes[b]))
+            _Part(b, None, offset[b], codes[b], self._metric.prepare(codes[b]))
             for b in torch.split(every, width)
         ]
 
@@ -170,7 +165,7 @@ class PopulationFitness:
         if self._head.bias is not None:
             offset += self._head.bias[index, None]
         known = codes[index].gather(1, rows).clamp_min(-1)
-        return _Part(index, block, offset, known, self._plan(known))
+        return _Part(index, block, offset, known, self._metric.prepare(known))
 
     def select_categories(self, keep: Tensor) -> PopulationFitness:
         """The fitness of some categories, by (k,) ascending positions."""
@@ -196,11 +191,7 @@ class PopulationFitness:
             return replace(part, index=index)
         codes = part.codes[at]
         x = None if part.x is None else part.x[at]
-        return _Part(index, x, part.offset[at], codes, self._plan(codes))
-
-    def _plan(self, codes: Tensor) -> RankingPlan | None:
-        planned = METRICS["average_precision"], METRICS["auroc"]
-        return RankingPlan(codes) if self._metric in planned else None
+        return _Part(index, x, part.offset[at], codes, self._metric.prepare(codes))
 
     @property
     def kept_generation(self) -> int | None:
@@ -233,7 +224,11 @@ class PopulationFitness:
         if not self.shared or origin is None or not self._pays(origin):
             self._kept = None
             return self(ask(state))
-        if kept is None or kept.generation != state.generation - 1 or not state.generation % _ANEW:
+        if (
+            kept is None
+            or kept.generation != state.generation - 1
+            or not state.generation % _RECOMPUTE_EVERY
+        ):
             every = torch.arange(len(state.population), device=state.population.device)
             kept = _Kept(self._changes(self._delta(state.population, every)), state.generation)
         else:
@@ -296,14 +291,10 @@ class PopulationFitness:
 
     def _rank(self, part: _Part, change: Tensor, genomes: Tensor) -> Tensor:
         """(g, P) scores by the metric, from (P, g, L) scores without the offset."""
-        if part.plan is not None:
-            if self._metric is METRICS["auroc"]:
-                return part.plan.auroc(change, offset=part.offset).T
-            return part.plan.average_precision(change, offset=part.offset).T
-        logits = change.transpose(0, 1) + part.offset[:, None]
-        if self._head.bias is not None:
-            logits += (genomes[..., -1] - self._head.bias[part.index][:, None])[..., None]
-        return self._metric.columns(logits, part.codes[:, None].expand(logits.shape))
+        if self._head.bias is not None and not self._metric.ranks_only:
+            shift = genomes[..., -1] - self._head.bias[part.index][:, None]
+            change = change + shift.T[:, :, None]
+        return part.score(change, offset=part.offset).T
 
 
 def _differences(

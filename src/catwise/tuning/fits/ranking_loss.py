@@ -1,9 +1,9 @@
-"""The metric stage: from a fitted head a little further, along the slope of the metric itself.
+"""The ranking-loss refinement: a fitted head a little further along the slope of the metric itself.
 
-For every category the change ``e`` of its weights minimises ``lost(z + e · x) + penalty / 2 |e|²``
-on its known fresh labels, where `lost` is a smooth average precision or AUROC (`surrogate`) and z
-are the logits of the head to start from. The pull to that head is what keeps it honest: a search
-that is free to move reaches a training AP near 1 at once, and validation falls.
+For every category the change ``e`` of its weights minimises ``loss(z + e · x) + penalty / 2 |e|²``
+on its known held-out labels, where `loss` is a smooth average precision or AUROC
+(`smooth_ranking`) and z are the logits of the head to start from. Without the pull to that head the
+AP of the labels that are fitted is near 1 at once, and that of others falls.
 
 The method is L-BFGS, all categories at once with a step of its own for each (Nocedal & Wright,
 Numerical Optimization, 2nd ed., algorithms 7.4 and 3.1). Logits move along a line, so the trials
@@ -13,28 +13,23 @@ of a line search read no features: an iteration reads the rows twice.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from catwise.tuning.fits.smooth_ranking import SmoothRanking
+from catwise.tuning.fits.smooth_ranking import Kind, SmoothRanking
 from catwise.tuning.rows.products import product
-
-if TYPE_CHECKING:
-    from catwise.tuning.fits.smooth_ranking import Kind
-
-__all__ = ["MetricFit", "Stage", "climb"]
 
 _MEMORY = 6
 _TRIALS = 12
 _DECREASE = 1e-4
 _SETTLED = 1e-5
-_LEAVE_BELOW = 0.6
+_COMPACT_BELOW = 0.6
 
 
 class Stage(NamedTuple):
-    """Options of a metric stage.
+    """Options of a ranking-loss refinement.
 
     Attributes:
         temperature: of the sigmoids in the ranks, in logits; 1 is what a fit by BCE calls for.
@@ -45,23 +40,23 @@ class Stage(NamedTuple):
     penalty: float
 
 
-class MetricFit(NamedTuple):
-    """What `climb` found.
+class RefinedFit(NamedTuple):
+    """What `refine` found.
 
     Attributes:
         delta: (C, k) change of the weights.
-        lost: (2, C) smooth loss before and after, without the penalty.
+        loss: (2, C) smooth loss before and after, without the penalty.
         iterations: (C,) int64.
         passes: how often the rows were read.
     """
 
     delta: Tensor
-    lost: Tensor
+    loss: Tensor
     iterations: Tensor
     passes: int
 
 
-def climb(
+def refine(
     x: Tensor,
     logits: Tensor,
     codes: Tensor,
@@ -69,7 +64,7 @@ def climb(
     stage: Stage,
     *,
     max_iterations: int = 25,
-) -> MetricFit:
+) -> RefinedFit:
     """Move every category along the slope of its metric, pulled back to where it started.
 
     Args:
@@ -85,27 +80,27 @@ def climb(
     """
     both = ((codes == 1).any(1) & (codes == 0).any(1)).nonzero().flatten()
     delta = x.new_zeros(len(codes), x.shape[1])
-    lost = x.new_zeros(2, len(codes))
+    loss = x.new_zeros(2, len(codes))
     iterations = torch.zeros(len(codes), dtype=torch.int64, device=x.device)
     if not len(both):
-        return MetricFit(delta, lost, iterations, 0)
+        return RefinedFit(delta, loss, iterations, 0)
     start = logits[both].clone()
-    loss = SmoothRanking(start, codes[both], kind, temperature=stage.temperature)
-    search = _Search.start(x, start, loss, stage.penalty)
-    lost[0, both] = search.lost
+    ranking = SmoothRanking(start, codes[both], kind, temperature=stage.temperature)
+    search = _Search.start(x, start, ranking, stage.penalty)
+    loss[0, both] = search.loss
     index, passes = both, 1
     for _ in range(max_iterations):
         moving = search.step()
         passes += 2
         iterations[index] += moving
-        if int(moving.sum()) < _LEAVE_BELOW * len(index):
-            delta[index], lost[1, index] = search.point, search.lost
+        if int(moving.sum()) < _COMPACT_BELOW * len(index):
+            delta[index], loss[1, index] = search.point, search.loss
             keep = moving.nonzero().flatten()
-            index, search = index[keep], search.take(keep)
+            index, search = index[keep], search.select_categories(keep)
         if not len(index):
             break
-    delta[index], lost[1, index] = search.point, search.lost
-    return MetricFit(delta, lost, iterations, passes)
+    delta[index], loss[1, index] = search.point, search.loss
+    return RefinedFit(delta, loss, iterations, passes)
 
 
 @dataclass
@@ -113,34 +108,34 @@ class _Search:
     """The state of L-BFGS for the categories in the batch."""
 
     x: Tensor
-    loss: SmoothRanking
+    ranking: SmoothRanking
     penalty: float
     logits: Tensor
     point: Tensor
-    lost: Tensor
+    loss: Tensor
     gradient: Tensor
-    moves: list[Tensor]
-    turns: list[Tensor]
+    s_pairs: list[Tensor]
+    y_pairs: list[Tensor]
     moving: Tensor
 
     @classmethod
-    def start(cls, x: Tensor, logits: Tensor, loss: SmoothRanking, penalty: float) -> _Search:
-        lost, slopes = loss.slope(logits)
+    def start(cls, x: Tensor, logits: Tensor, ranking: SmoothRanking, penalty: float) -> _Search:
+        loss, slopes = ranking.slope(logits)
         point = x.new_zeros(len(logits), x.shape[1])
         moving = torch.ones(len(logits), dtype=torch.bool, device=x.device)
-        return cls(x, loss, penalty, logits, point, lost, product(slopes, x), [], [], moving)
+        return cls(x, ranking, penalty, logits, point, loss, product(slopes, x), [], [], moving)
 
-    def take(self, keep: Tensor) -> _Search:
+    def select_categories(self, keep: Tensor) -> _Search:
         return _Search(
             self.x,
-            self.loss.take(keep),
+            self.ranking.select_categories(keep),
             self.penalty,
             self.logits[keep],
             self.point[keep],
-            self.lost[keep],
+            self.loss[keep],
             self.gradient[keep],
-            [s[keep] for s in self.moves],
-            [y[keep] for y in self.turns],
+            [s[keep] for s in self.s_pairs],
+            [y[keep] for y in self.y_pairs],
             self.moving[keep],
         )
 
@@ -157,21 +152,21 @@ class _Search:
         move = length[:, None] * direction
         self.point = self.point + move
         self.logits = torch.addcmul(self.logits, along, length[:, None])
-        before = self.lost + self.penalty / 2 * (self.point - move).square().sum(1)
-        self.lost, slopes = self.loss.slope(self.logits)
-        after = self.lost + self.penalty / 2 * self.point.square().sum(1)
+        before = self.loss + self.penalty / 2 * (self.point - move).square().sum(1)
+        self.loss, slopes = self.ranking.slope(self.logits)
+        after = self.loss + self.penalty / 2 * self.point.square().sum(1)
         gradient = product(slopes, self.x).add_(self.point, alpha=self.penalty)
         self._remember(move, gradient - self.gradient)
         self.gradient = gradient
         self.moving = self.moving & found & (before - after > _SETTLED * before.clamp_min(1e-6))
         return self.moving
 
-    def _remember(self, move: Tensor, turn: Tensor) -> None:
+    def _remember(self, move: Tensor, change: Tensor) -> None:
         """Keep a pair where it tells of positive curvature; elsewhere it counts for nothing."""
-        good = (move * turn).sum(1) > 1e-10 * move.norm(dim=1) * turn.norm(dim=1)
-        self.moves.append(torch.where(good[:, None], move, 0.0))
-        self.turns.append(torch.where(good[:, None], turn, 0.0))
-        del self.moves[:-_MEMORY], self.turns[:-_MEMORY]
+        good = (move * change).sum(1) > 1e-10 * move.norm(dim=1) * change.norm(dim=1)
+        self.s_pairs.append(torch.where(good[:, None], move, 0.0))
+        self.y_pairs.append(torch.where(good[:, None], change, 0.0))
+        del self.s_pairs[:-_MEMORY], self.y_pairs[:-_MEMORY]
 
     def _direction(self) -> Tensor:
         """Two loops over the pairs kept (Nocedal & Wright, algorithm 7.4)."""
@@ -180,18 +175,18 @@ class _Search:
         shares: list[Tensor] = []
         inverse = [
             torch.where(d > 0, 1 / d.clamp_min(tiny), 0.0)
-            for d in ((s * y).sum(1) for s, y in zip(self.moves, self.turns, strict=True))
+            for d in ((s * y).sum(1) for s, y in zip(self.s_pairs, self.y_pairs, strict=True))
         ]
-        for s, y, r in zip(self.moves[::-1], self.turns[::-1], inverse[::-1], strict=True):
+        for s, y, r in zip(self.s_pairs[::-1], self.y_pairs[::-1], inverse[::-1], strict=True):
             share = r * (s * q).sum(1)
             shares.append(share)
             q -= share[:, None] * y
         scale = torch.full_like(q[:, 0], 1 / self.penalty)
-        for s, y in zip(self.moves, self.turns, strict=True):  # the last good pair tells
+        for s, y in zip(self.s_pairs, self.y_pairs, strict=True):  # the last good pair tells
             size = y.square().sum(1)
             scale = torch.where(size > 0, (s * y).sum(1) / size.clamp_min(tiny), scale)
         q *= scale[:, None]
-        for s, y, r, share in zip(self.moves, self.turns, inverse, shares[::-1], strict=True):
+        for s, y, r, share in zip(self.s_pairs, self.y_pairs, inverse, shares[::-1], strict=True):
             q += (share - r * (y * q).sum(1))[:, None] * s
         return -q
 
@@ -200,15 +195,15 @@ class _Search:
     ) -> tuple[Tensor, Tensor]:
         """Halve each category's step until its loss falls enough."""
         length = torch.ones_like(slope)
-        here = self.lost + self.penalty / 2 * self.point.square().sum(1)
-        bend = self.penalty * direction.square().sum(1)
+        now = self.loss + self.penalty / 2 * self.point.square().sum(1)
+        curvature = self.penalty * direction.square().sum(1)
         pull = self.penalty * (self.point * direction).sum(1)
-        base = here - self.lost
+        base = now - self.loss
         found = ~self.moving
         for _ in range(_TRIALS):
-            lost = self.loss.value(torch.addcmul(self.logits, along, length[:, None]))
-            there = lost + base + length * pull + length**2 * bend / 2
-            found = found | (there <= here + _DECREASE * length * slope)
+            loss = self.ranking.value(torch.addcmul(self.logits, along, length[:, None]))
+            then = loss + base + length * pull + length**2 * curvature / 2
+            found = found | (then <= now + _DECREASE * length * slope)
             if bool(found.all()):
                 break
             length = torch.where(found, length, length / 2)

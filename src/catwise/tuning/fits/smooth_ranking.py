@@ -19,8 +19,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["SmoothRanking"]
-
 Kind = Literal["average_precision", "auroc"]
 
 _N_BINS = 512
@@ -30,7 +28,7 @@ _HALF = 0.5
 
 
 class SmoothRanking:
-    """What is lost of a ranking metric, summed over the positives of each category.
+    """A ranking metric as a loss, summed over the positives of each category.
 
     "average_precision": ``Σ_i FP_i / (TP_i + FP_i)`` over the positives i, where TP and FP are the
     smooth counts of positives and negatives that score more, i itself counted half, and half
@@ -77,7 +75,7 @@ class SmoothRanking:
         self._shift = first + (~positive).to(torch.int64) * n_bins
         self._n_negative = (codes == 0).sum(1).clamp_min(1).to(logits.dtype)
 
-    def take(self, keep: Tensor) -> SmoothRanking:
+    def select_categories(self, keep: Tensor) -> SmoothRanking:
         """The loss of some categories."""
         new = object.__new__(SmoothRanking)
         new._kind, new._n_bins = self._kind, self._n_bins
@@ -90,19 +88,19 @@ class SmoothRanking:
         return new
 
     def value(self, logits: Tensor) -> Tensor:
-        """(C,) what is lost."""
+        """(C,) the loss."""
         place, share = self._place(logits)
-        return self._lost(*self._counts(place, share))[0]
+        return self._loss(*self._counts(place, share))[0]
 
     def slope(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """(C,) what is lost, and its (C, n) slopes by the logits."""
+        """(C,) the loss, and its (C, n) slopes by the logits."""
         place, share = self._place(logits)
-        lost, by_positive, by_negative = self._lost(*self._counts(place, share))
+        loss, by_positive, by_negative = self._loss(*self._counts(place, share))
         rises = torch.stack([by_positive, by_negative], 1).diff(dim=2) / self._width[:, :, None]
         rises = torch.nn.functional.pad(rises, (0, 1))
         slopes = rises.flatten()[self._shift + place] * self._known
         inside = (logits > self._low) & (logits < self._low + (self._n_bins - 1) * self._width)
-        return lost, slopes * inside
+        return loss, slopes * inside
 
     def _place(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """(C, n) lower bin of each row, and its share of the upper one."""
@@ -121,8 +119,8 @@ class SmoothRanking:
         both = binned.view(len(place), 2, self._n_bins)
         return both[:, 0], both[:, 1]
 
-    def _lost(self, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(C,) what is lost, and its slopes by the (C, G) counts of both classes.
+    def _loss(self, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(C,) the loss, and its slopes by the (C, G) counts of both classes.
 
         Waves are of float64, so that a rank near 0 keeps its digits beside ranks of thousands.
         """

@@ -37,7 +37,7 @@ from catwise.tuning.choice.nested import FoldScores, nested_choice
 from catwise.tuning.choice.rules import Floats, choose_one, choose_staged
 from catwise.tuning.fits.affine import fit_affine
 from catwise.tuning.fits.penalised import PenalisedFit, fit_path
-from catwise.tuning.fits.ranking_loss import Stage, climb
+from catwise.tuning.fits.ranking_loss import Stage, refine
 from catwise.tuning.fits.smooth_ranking import Kind
 from catwise.tuning.inputs import TuningInputs
 from catwise.tuning.presets.outcome import Outcome
@@ -52,7 +52,7 @@ from catwise.tuning.presets.task import (
     outcome_of,
 )
 from catwise.tuning.rows.known import LabelledRows, lay_out
-from catwise.tuning.rows.tuning_rows import Counter, Rows, category_blocks, moved
+from catwise.tuning.rows.tuning_rows import Counter, TuningRows, category_blocks, updated_logits
 
 STAGES: Final = {
     "average_precision": (Stage(1.0, 3.0), Stage(1.0, 1.0)),
@@ -224,7 +224,7 @@ def _cross_fit(task: Task, config: DefaultConfig, grid: _Grid) -> _Table:
                     k = 1 + i * len(config.penalties) + j
                     table.deltas[k, f, block] = fit.delta
                     table.intercepts[k, f, block] = fit.intercept
-                    out[k][:, outside] = moved(part, fit.delta, fit.intercept, outside)
+                    out[k][:, outside] = updated_logits(part, fit.delta, fit.intercept, outside)
                 counter.step(f"fold {f + 1} of {task.n_folds}")
         for k, logits in enumerate(out):
             table.values[k, :, block] = table.scorer(logits, block)
@@ -260,9 +260,11 @@ class _Table:
                 _, own = self.task.rows_of(f)
                 change = self.deltas[setting, f, block], self.intercepts[setting, f, block]
                 if on_one_scale:
-                    logits[block, own] = _scaled(moved(part, *change, every), metric)[:, own]
+                    logits[block, own] = _scaled(updated_logits(part, *change, every), metric)[
+                        :, own
+                    ]
                 else:
-                    logits[block, own] = moved(part, *change, own)
+                    logits[block, own] = updated_logits(part, *change, own)
         return logits
 
     def add_stages(self, taken: Sequence[int], stages: Sequence[Stage]) -> None:
@@ -292,10 +294,10 @@ class _Table:
         for f in range(self.task.n_folds):
             inside, outside = self.task.rows_of(f)
             intercept = self.intercepts[setting, f, block]
-            start = moved(part, delta[f, block], intercept, inside)
-            fit = climb(part.x[inside], start, part.codes[:, inside], kind, stage)
+            start = updated_logits(part, delta[f, block], intercept, inside)
+            fit = refine(part.x[inside], start, part.codes[:, inside], kind, stage)
             delta[f, block] += fit.delta
-            out[:, outside] = moved(part, delta[f, block], intercept, outside)
+            out[:, outside] = updated_logits(part, delta[f, block], intercept, outside)
             self.passes += fit.passes
         return self.scorer(out, block)
 
@@ -340,9 +342,9 @@ def _refit(task: Task, config: DefaultConfig, chosen: Setting) -> tuple[Change, 
             passes += fitter.passes
         if "stage" in options:
             every = torch.arange(part.x.shape[0], device=part.x.device)
-            start = moved(part, delta[block], intercept[block], every)
+            start = updated_logits(part, delta[block], intercept[block], every)
             stage = Stage(**options["stage"])
-            fit = climb(part.x, start, part.codes, _kind(task.metric), stage)
+            fit = refine(part.x, start, part.codes, _kind(task.metric), stage)
             delta[block] += fit.delta
             passes += fit.passes
     return Change(delta, intercept), passes
@@ -364,14 +366,14 @@ class _Fitter:
     passes: int = 0
 
     @classmethod
-    def build(cls, train: Rows | None, config: DefaultConfig, loss: str) -> _Fitter:
+    def build(cls, train: TuningRows | None, config: DefaultConfig, loss: str) -> _Fitter:
         if train is None:
             return cls(None, None, config, loss)
         source = lay_out(train)
         (found,) = fit_directions(train, source, [config.direction_penalty], config, loss)
         return cls(source, config.direction_step * found.delta, config, loss, found.passes)
 
-    def path(self, fresh: Rows, weight: float, penalties: Sequence[float]) -> Iterator[_Fit]:
+    def path(self, fresh: TuningRows, weight: float, penalties: Sequence[float]) -> Iterator[_Fit]:
         """The averaged fit for each penalty, each started from the one before."""
         anchors = [None] if self.direction is None or weight == 0 else [None, self.direction]
         laid_out, options = lay_out(fresh), _fit_options(self.config, self.loss)
@@ -411,7 +413,11 @@ def _fit_options(config: DefaultConfig, loss: str) -> dict[str, Any]:
 
 
 def fit_directions(
-    train: Rows, source: LabelledRows, penalties: Sequence[float], config: DefaultConfig, loss: str
+    train: TuningRows,
+    source: LabelledRows,
+    penalties: Sequence[float],
+    config: DefaultConfig,
+    loss: str,
 ) -> Iterator[PenalisedFit]:
     """Where the known training labels alone point to, from zero logits, for each penalty.
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from catwise._configs import PaperConfig
 from catwise._names import METHODS
@@ -31,8 +32,7 @@ from catwise.tuning.fits.loop import (
     skip_reasons,
 )
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+__all__ = ["PaperConfig", "PaperResult", "checked_methods", "run_paper", "step_notes"]
 
 _LEAST_STEP: Final = 2e-5  # in logits; 5,000 of them move one by 0.1
 _LARGEST_STEP: Final = 10.0

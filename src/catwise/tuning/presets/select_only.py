@@ -34,7 +34,7 @@ from catwise.tuning.presets.task import (
 )
 from catwise.tuning.rows.known import lay_out
 from catwise.tuning.rows.products import product
-from catwise.tuning.rows.tuning_rows import Counter, Rows, category_blocks, moved
+from catwise.tuning.rows.tuning_rows import Counter, TuningRows, category_blocks, updated_logits
 
 
 def tune_select_only(
@@ -114,7 +114,7 @@ class _Grid:
                     self._score(k, part.logits + step * along, block)
                 counter.step(f"direction {g + 1} of {len(self.directions_of)}")
 
-    def _directions(self, known: Rows, block: slice) -> Iterator[Tensor]:
+    def _directions(self, known: TuningRows, block: slice) -> Iterator[Tensor]:
         """(B, k) where the known training labels point to, by power and penalty."""
         loss = self.config.losses[0] if self.config.losses else "bce"
         variance = self.task.coordinates.variance_of(block)
@@ -147,7 +147,7 @@ class _Grid:
     def held_out(self, chosen: Chosen) -> Tensor:
         """(C, n) logits of candidates that the rows did not fit, on one scale."""
         every = torch.arange(self.task.fold.size, device=self.directions.device)
-        logits = moved(self.task.valid, *self.change(chosen), every)
+        logits = updated_logits(self.task.valid, *self.change(chosen), every)
         return on_one_scale(logits, self.task.metric)
 
 

@@ -35,7 +35,7 @@ from catwise.tuning.rows.coordinates import (
     outlying_rows,
     read_rows,
 )
-from catwise.tuning.rows.tuning_rows import FoldScorer, Rows
+from catwise.tuning.rows.tuning_rows import FoldScorer, TuningRows
 
 AnyCoordinates: TypeAlias = Coordinates | OwnCoordinates
 
@@ -52,8 +52,8 @@ class Task:
     inputs: TuningInputs
     metric: Metric  # what is maximised (or minimised)
     coordinates: AnyCoordinates
-    valid: Rows  # what is cross-fitted and judges: validation, or training without it
-    train: Rows | None  # further rows to fit on
+    valid: TuningRows  # what is cross-fitted and judges: validation, or training without it
+    train: TuningRows | None  # further rows to fit on
     fold: NDArray[np.int8]  # (n,) of the rows that judge
     notes: list[str]
     progress: ProgressCallback | None
@@ -64,7 +64,7 @@ class Task:
         return int(self.fold.max()) + 1
 
     @cached_property
-    def known_train(self) -> Rows | None:
+    def known_train(self) -> TuningRows | None:
         """The further rows that have a label to fit."""
         return None if self.train is None else self.train.known()
 
@@ -172,13 +172,13 @@ def make_task(
     return Task(inputs, metric, coordinates, valid, train, fold, notes, progress)
 
 
-def _rows(inputs: TuningInputs, data: LabelledSource, coordinates: AnyCoordinates) -> Rows:
+def _rows(inputs: TuningInputs, data: LabelledSource, coordinates: AnyCoordinates) -> TuningRows:
     x, logits = read_rows(data.features, inputs.scored, coordinates, device=inputs.device)
     target, weight = (
         None if one is None else one.to(inputs.device) for one in (data.target, data.weight)
     )
     codes = data.codes.to(inputs.device)
-    return Rows(x, logits, codes, inputs.scored.bias is not None, target, weight)
+    return TuningRows(x, logits, codes, inputs.scored.bias is not None, target, weight)
 
 
 def _n_units(labels: PartialLabels, name: str) -> int:

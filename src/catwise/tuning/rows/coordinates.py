@@ -1,6 +1,6 @@
 """Coordinates in which heads are fitted, and the way back to weights and biases.
 
-Features are centred on the fresh rows and divided by one number, the root of their total
+Features are centred on the held-out rows and divided by one number, the root of their total
 variance, so that a penalty means the same on any backbone. A power of two near that number is
 divided out first, which is exact: features times any power of two have the same coordinates, to
 the last bit, as long as float32 holds them. Their own proportions stay: a
@@ -19,27 +19,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from catwise.features import CategoryFeatures, category_runs
 from catwise.features.blocks import feature_shape, iterate_blocks
+from catwise.heads import Head
 from catwise.tuning.rows.products import product
 from catwise.tuning.rows.tuning_rows import OwnRows
-
-if TYPE_CHECKING:
-    from catwise.heads import Head
-
-__all__ = [
-    "MAX_DIRECTIONS",
-    "Coordinates",
-    "OwnCoordinates",
-    "fit_coordinates",
-    "outlying_rows",
-    "read_rows",
-]
 
 MAX_DIRECTIONS = 512
 """Principal directions that are kept at most."""
@@ -56,9 +45,9 @@ class Coordinates:
         mean: (D,) float64, what is subtracted of the features divided by the unit; zeros for a
             head without a bias.
         basis: (D, k) float64, orthogonal columns divided by the scale in units.
-        variance: (k,) float64, of the fresh rows along the coordinates; its sum is at most 1.
+        variance: (k,) float64, of the held-out rows along the coordinates; its sum is at most 1.
         unit: a power of two.
-        heaviest: the fresh row that lies farthest from the others, and its share of their total
+        heaviest: the held-out row that lies farthest from the others, and its share of their total
             variance.
     """
 
@@ -125,7 +114,7 @@ def fit_coordinates(
     """Mean, scale and leading directions of features, in one pass.
 
     Args:
-        features: (N, D) fresh features of any kind, or category-specific ones.
+        features: (N, D) held-out features of any kind, or category-specific ones.
         n_categories: C; counts for category-specific features.
         centred: False for a head without a bias, which cannot take up a mean.
         device: where to compute; the CPU by default.
@@ -144,7 +133,7 @@ def fit_coordinates(
 
 
 def outlying_rows(coordinates: Coordinates | OwnCoordinates, n_rows: int) -> list[str]:
-    """A sentence where one fresh row holds more than half of the features' variance.
+    """A sentence where one held-out row holds more than half of the features' variance.
 
     Everything is divided by that variance, so such a row makes the others small, and the pull to
     the original weights strong.
@@ -183,7 +172,7 @@ def _fit_coordinates(features: Any, *, centred: bool, device: torch.device | Non
 
 @dataclass
 class _Moments:
-    """Sums over the rows of their differences to an origin, of these's products, and the farthest.
+    """Sums over the rows of their differences to an origin, of these products, and the farthest.
 
     Sums are float64, which holds the square of any float32; products are float32, of values
     divided by the power of two that bounds their block.

@@ -26,7 +26,7 @@ from catwise.tuning.rows.costs import LayoutCosts, LayoutName, choose_layout
 from catwise.tuning.rows.gathered import Gathered
 from catwise.tuning.rows.products import product
 from catwise.tuning.rows.sampled import MAX_PLACES, KnownEntries, is_compiled
-from catwise.tuning.rows.tuning_rows import Rows
+from catwise.tuning.rows.tuning_rows import TuningRows
 
 _INDEX_MAX_DENSITY = 0.5
 # Head rows of a tile stay in the core's cache: whole, or a chunk of each where they are compiled.
@@ -314,7 +314,7 @@ class LabelledRows:
         )
 
 
-def lay_out(rows: Rows, *, gather_bytes: int = 1 << 30) -> LabelledRows:
+def lay_out(rows: TuningRows, *, gather_bytes: int = 1 << 30) -> LabelledRows:
     """Rows of a preset, for a penalised fit: all entries, the known ones, or copies of them.
 
     Whichever costs less; no more than `gather_bytes` are gathered.

@@ -9,16 +9,11 @@ types, devices, processors, or a PyTorch without that operator) products are PyT
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-__all__ = ["product"]
 
 _LARGE = 1 << 22  # multiply-adds; below, the call itself costs more than is won
 

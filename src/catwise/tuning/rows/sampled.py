@@ -15,17 +15,15 @@ import zlib
 from copy import copy
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import embedding_bag, pad
 
 from catwise.errors import ShapeError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 MAX_PLACES: Final = (1 << 31) - 1
 """Places are counted in 32 bits."""

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from catwise.metrics import Metric
 from catwise.progress import Progress, ProgressCallback
 from catwise.tuning.rows.products import product
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from numpy.typing import NDArray
-
-    from catwise.metrics import Metric
-
-__all__ = [
-    "Counter",
-    "FoldScorer",
-    "OwnRows",
-    "Rows",
-    "category_blocks",
-    "moved",
-]
 
 _BLOCK_ENTRIES = 1 << 24
 _KEPT = 1 << 27
@@ -72,7 +59,7 @@ class OwnRows:
         return OwnRows(self.runs, self._project, shape, self.device, index)
 
 
-class Rows(NamedTuple):
+class TuningRows(NamedTuple):
     """Rows of one source in coordinates, with the original logits and the known labels.
 
     Attributes:
@@ -92,14 +79,14 @@ class Rows(NamedTuple):
     target: Tensor | None = None
     weight: Tensor | None = None
 
-    def take(self, categories: slice, rows: Tensor | None = None) -> Rows:
+    def take(self, categories: slice, rows: Tensor | None = None) -> TuningRows:
         """Some categories, and all rows or some."""
 
         def cut(values: Tensor) -> Tensor:
             part = values[categories]
             return part if rows is None else part[:, rows]
 
-        return Rows(
+        return TuningRows(
             self._coordinates(categories, rows),
             cut(self.logits),
             cut(self.codes),
@@ -116,7 +103,7 @@ class Rows(NamedTuple):
             x = x.of(categories)
         return x if rows is None else x[rows]
 
-    def known(self) -> Rows:
+    def known(self) -> TuningRows:
         """The rows with any label to fit."""
         fitted = self.codes >= 0 if self.weight is None else self.weight > 0
         return self.take(slice(None), fitted.any(0).nonzero().flatten())
@@ -126,7 +113,7 @@ class FoldScorer:
     """A metric inside every fold.
 
     Args:
-        codes: (C, n) int8 of the fresh rows.
+        codes: (C, n) int8 of the rows that judge.
         fold: (n,) fold of each row.
         metric: what is scored.
 
@@ -167,22 +154,24 @@ class FoldScorer:
         return self._scorers[key]
 
 
-def moved(rows: Rows, delta: Tensor, intercept: Tensor, at: Tensor) -> Tensor:
+def updated_logits(rows: TuningRows, delta: Tensor, intercept: Tensor, at: Tensor) -> Tensor:
     """(C, m) logits of some rows after a change."""
     if isinstance(rows.x, OwnRows):
-        parts = [moved(rows.take(run), delta[run], intercept[run], at) for run in rows.x.runs]
+        parts = [
+            updated_logits(rows.take(run), delta[run], intercept[run], at) for run in rows.x.runs
+        ]
         return torch.cat(parts)
     return product(delta, rows.x[at].T).add_(intercept[:, None]).add_(rows.logits[:, at])
 
 
-def category_blocks(fresh: Rows, train: Rows | None) -> Iterator[slice]:
+def category_blocks(valid: TuningRows, train: TuningRows | None) -> Iterator[slice]:
     """Blocks of categories whose entries stay bounded, whatever the machine.
 
     Category-specific features cut them where the vector changes.
     """
-    n = fresh.x.shape[0] + (0 if train is None else train.x.shape[0])
+    n = valid.x.shape[0] + (0 if train is None else train.x.shape[0])
     width = max(1, _BLOCK_ENTRIES // max(n, 1))
-    runs = fresh.x.runs if isinstance(fresh.x, OwnRows) else [slice(0, fresh.logits.shape[0])]
+    runs = valid.x.runs if isinstance(valid.x, OwnRows) else [slice(0, valid.logits.shape[0])]
     for run in runs:
         for start in range(run.start, run.stop, width):
             yield slice(start, min(start + width, run.stop))
