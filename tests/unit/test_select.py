@@ -23,13 +23,13 @@ from catwise.features import Features
 from catwise.heads import Head
 from catwise.joining import source_digests
 from catwise.labels import PartialLabels
+from catwise.labels.partition import assign_parts
 from catwise.metrics import METRICS, paired_bootstrap
 from catwise.reporting.tables import RECORD_COLUMNS
 from catwise.tuning.choice.candidates import (
     FOLDS,
     affordable_splits,
     candidate_gains,
-    deal,
     nested_gains,
     score_candidates,
 )
@@ -172,7 +172,7 @@ def test_parts_are_the_metric_on_part_of_the_rows():
     heads = [base, *perturbed(rng, base, 6, 0.5).values()]
     metric = METRICS["average_precision"]
     scored = score_candidates(heads, z, labels, metric, splits=2, seed=1)
-    parts = deal(labels, 2, 1)
+    parts = assign_parts(labels, FOLDS, splits=2, seed=1)
     exact = np.zeros_like(scored.rest)
     for split in range(2):
         for fold in range(FOLDS):
@@ -190,7 +190,7 @@ def test_parts_of_a_mean_are_exact():
     rng, _, base, z, labels = case()
     heads = [base, *perturbed(rng, base, 2, 0.5).values()]
     scored = score_candidates(heads, z, labels, METRICS["log_loss"], splits=1)
-    parts, y = deal(labels, 1, 0)[0], labels.codes
+    parts, y = assign_parts(labels, FOLDS, splits=1)[0], labels.codes
     for k, head in enumerate(heads):
         signed = np.where(y == 1, -1.0, 1.0) * head.logits(z).numpy()
         loss = np.logaddexp(0.0, signed)
@@ -227,13 +227,13 @@ def test_parts_keep_groups_whole_and_spread_the_rare():
     codes = (rng.random((500, 3)) < 0.4).astype(np.int8)
     codes[:, 2] = 0
     codes[rng.choice(500, 20, replace=False), 2] = 1
-    plain = deal(PartialLabels(codes), 3, 0)
+    plain = assign_parts(PartialLabels(codes), FOLDS, splits=3)
     for split in plain:
         assert np.bincount(split[codes[:, 2] == 1], minlength=FOLDS).tolist() == [2] * 10
         assert np.ptp(np.bincount(split)) <= 1
     assert (plain[0] != plain[1]).any()
     groups = np.repeat(np.arange(125), 4)
-    grouped = deal(PartialLabels(codes, groups=groups), 2, 0)
+    grouped = assign_parts(PartialLabels(codes, groups=groups), FOLDS, splits=2)
     assert (grouped.reshape(2, 125, 4) == grouped.reshape(2, 125, 4)[:, :, :1]).all()
 
 

@@ -8,7 +8,9 @@ apportionment of Sainte-Laguë. A split with the same seed stays the same: paper
 
 Folds are made anew in every run, of equal size, and have to be quick: a category's positives are
 what is scarce, so they are assigned first, the rarest category before the others, each to the
-folds that have least of it; rows without a known positive fill up the folds.
+folds that have least of it; rows without a known positive fill up the folds. Of the parts that
+score a nested choice there are hundreds: rows are lined up by their rarest positive and assigned in
+turn.
 
 Source: Sechidis, Tsoumakas and Vlahavas, "On the stratification of multi-label data", ECML PKDD
 2011, for assigning the rarest labels first; here over known labels, and for groups.
@@ -310,3 +312,27 @@ def _fill(have: NDArray[np.int64], sizes: NDArray[np.int64], n: int) -> NDArray[
     level = np.concatenate([np.arange(h, top) for h in have])
     owner = np.repeat(np.arange(n_folds), top - have)
     return owner[np.lexsort((owner, sizes[owner], level))[:n]]
+
+
+def assign_parts(
+    labels: PartialLabels, n_parts: int, *, splits: int, seed: int = 0
+) -> NDArray[np.int8]:
+    """(splits, N) part of each row in many random splits: groups whole, rare positives spread.
+
+    Rows (or groups) are lined up by their rarest positive category, at random within one, and
+    assigned in turn.
+    """
+    units = labels.units()
+    n_units = int(units.max(initial=-1)) + 1
+    rarest = np.full(n_units, labels.n_categories)
+    for rank, c in enumerate(np.argsort(-labels.counts().positive, kind="stable")):
+        rows, positive = labels.known(int(c))
+        rarest[units[rows[positive]]] = labels.n_categories - 1 - rank
+    parts = np.empty((splits, labels.n_rows), dtype=np.int8)
+    for split in range(splits):
+        rng = np.random.default_rng([seed, split])
+        order = np.lexsort((rng.random(n_units), rarest))
+        turn = np.empty(n_units, dtype=np.int64)
+        turn[order] = np.arange(n_units) + rng.integers(n_parts)
+        parts[split] = (turn % n_parts)[units]
+    return parts

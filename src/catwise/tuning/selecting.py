@@ -28,7 +28,7 @@ from catwise.labels import PartialLabels
 from catwise.labels.audit import labelled_part
 from catwise.metrics.registry import Metric, resolve_metric
 from catwise.progress import ProgressCallback
-from catwise.tuning.account.results import FoldArtifacts, SelectResult, TuneResult
+from catwise.tuning.account.results import FoldArtifacts, SelectResult, TuneResult, changed_head
 from catwise.tuning.account.selection import Selection
 from catwise.tuning.choice.candidates import (
     FOLDS,
@@ -341,17 +341,13 @@ def _mixed(
     config: dict[str, Any],
 ) -> Head:
     """The chosen rows as one head that remembers what fitted and selected it."""
-    base = heads[0]
-    weight, bias = base.weight.clone(), None if base.bias is None else base.bias.clone()
-    for k in range(1, len(heads)):
-        rows = torch.from_numpy(aligned.head_index[choice == k]).to(base.device)
-        weight[rows] = heads[k].weight[rows]
-        if bias is not None:
-            other = heads[k].bias
-            bias[rows] = 0.0 if other is None else other[rows]
-    mixed = base.replace(
-        weight=weight,
-        bias=bias,
+    mixed = base = heads[0]
+    for k, head in enumerate(heads[1:], 1):
+        rows = aligned.head_index[choice == k]
+        at = torch.from_numpy(rows).to(head.device)
+        bias = None if head.bias is None else head.bias[at]
+        mixed = changed_head(mixed, rows, head.weight[at], bias)
+    mixed = mixed.replace(
         provenance={
             "catwise": __version__,
             "made_by": "select",

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from catwise.heads import Head
 from catwise.labels import PartialLabels
+from catwise.labels.partition import assign_parts
 from catwise.metrics import Metric
 from catwise.metrics.influence import Influence, influence
 from catwise.metrics.intervals import (
@@ -183,7 +184,9 @@ def score_candidates(
     names = [str(k) for k in range(len(heads))] if names is None else names
     logits = CandidateLogits(heads, unseen, features, metric)
     scored = Scored.empty(len(heads), n_categories, splits * FOLDS)
-    scoring = _Scoring(scored, labels, metric, deal(labels, splits, seed))
+    scoring = _Scoring(
+        scored, labels, metric, assign_parts(labels, FOLDS, splits=splits, seed=seed)
+    )
     width = logits.width(n_rows)
     with ThreadPoolExecutor(max(1, torch.get_num_threads())) as threads:
         for start in range(0, n_categories, width):
@@ -265,29 +268,6 @@ def _difference(
         return Difference(np.nan, np.nan, Estimate(0.0, 0.0, 0, 0), shares)
     shares[use] = found.shares
     return found._replace(shares=shares)
-
-
-def deal(labels: PartialLabels, splits: int, seed: int) -> NDArray[np.int8]:
-    """(splits, N) part of each row: groups whole, rare positives spread over the parts.
-
-    Rows (or groups) are lined up by their rarest positive category, at random within one, and
-    dealt in turn.
-    """
-    n_rows, n_categories = labels.shape
-    of_labels = Units.of_labels(labels)
-    units, n_units = of_labels.of_row, of_labels.n_units
-    rarest = np.full(n_units, n_categories)
-    for rank, c in enumerate(np.argsort(-labels.counts().positive, kind="stable")):
-        rows, positive = labels.known(int(c))
-        rarest[units[rows[positive]]] = n_categories - 1 - rank
-    parts = np.empty((splits, n_rows), dtype=np.int8)
-    for split in range(splits):
-        rng = np.random.default_rng([seed, split])
-        order = np.lexsort((rng.random(n_units), rarest))
-        turn = np.empty(n_units, dtype=np.int64)
-        turn[order] = np.arange(n_units) + rng.integers(FOLDS)
-        parts[split] = (turn % FOLDS)[units]
-    return parts
 
 
 class _Known(NamedTuple):
