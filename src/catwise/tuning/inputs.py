@@ -42,21 +42,14 @@ _ENTRIES: Final = 1 << 26
 
 @dataclass(frozen=True)
 class LabelledSource:
-    """One source: features in the order of the labels, labels in the order of the head's rows.
+    """One source: features in the order of the labels, labels in the order of the head's rows."""
 
-    Attributes:
-        features: (n, D), or (n, C, D).
-        labels: (n, C).
-        digests: (n,) what each row is known by.
-        target: (C, n) in [0, 1], what is fitted where a label policy says more than the labels.
-        weight: (C, n) of the targets, or None.
-    """
-
-    features: Any
-    labels: PartialLabels
-    digests: NDArray[np.uint64]
+    features: Any  # (n, D), or (n, C, D)
+    labels: PartialLabels  # (n, C)
+    digests: NDArray[np.uint64]  # (n,) what each row is known by
+    # (C, n) in [0, 1], what is fitted where a label policy says more than the labels
     target: torch.Tensor | None = None
-    weight: torch.Tensor | None = None
+    weight: torch.Tensor | None = None  # (C, n) of the targets, or None
 
     @property
     def codes(self) -> torch.Tensor:
@@ -80,29 +73,17 @@ class LabelledSource:
 
 @dataclass(frozen=True)
 class TuningInputs:
-    """Everything checked and joined.
+    """Everything checked and joined."""
 
-    Attributes:
-        base: the head that was given.
-        scored: its C rows that the labels speak about.
-        index: (C,) which rows of the base these are.
-        categories: their C names.
-        train: labelled rows that the backbone was trained on.
-        valid: labelled rows of other images, or None.
-        device: where to compute.
-        seed: of everything that is drawn.
-        notes: what to know, a sentence each.
-    """
-
-    base: Head
-    scored: Head
-    index: NDArray[np.int64]
-    categories: tuple[str, ...]
-    train: LabelledSource
-    valid: LabelledSource | None
-    device: torch.device
-    seed: int
-    notes: list[str]
+    base: Head  # the head that was given
+    scored: Head  # its C rows that the labels speak about
+    index: NDArray[np.int64]  # (C,) which rows of the base these are
+    categories: tuple[str, ...]  # their C names
+    train: LabelledSource  # labelled rows that the backbone was trained on
+    valid: LabelledSource | None  # labelled rows of other images, or None
+    device: torch.device  # where to compute
+    seed: int  # of everything that is drawn
+    notes: list[str]  # what to know, a sentence each
 
     @property
     def judging(self) -> LabelledSource:

@@ -39,23 +39,14 @@ class Preset(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """Options, checked and filled in.
+    """Options, checked and filled in."""
 
-    Attributes:
-        preset: its name.
-        methods: of the paper.
-        validation: what validation labels are used for.
-        metric: what chooses and scores.
-        config: the preset's.
-        run: the preset with methods and config.
-    """
-
-    preset: str
-    methods: tuple[str, ...]
-    validation: str
-    metric: Metric
-    config: Config
-    run: Preset
+    preset: str  # its name
+    methods: tuple[str, ...]  # of the paper
+    validation: str  # what validation labels are used for
+    metric: Metric  # what chooses and scores
+    config: Config  # the preset's
+    run: Preset  # the preset with methods and config
 
 
 def make_plan(

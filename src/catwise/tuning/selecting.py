@@ -43,15 +43,10 @@ from catwise.tuning.choice.unseen import UnseenRows, unseen_rows
 
 
 class Run(NamedTuple):
-    """A candidate that comes with the heads that were fitted without each fold of its rows.
+    """A candidate that comes with the heads that were fitted without each fold of its rows."""
 
-    Attributes:
-        head: tuned.
-        folds: what cross-fitting left, or None.
-    """
-
-    head: Head
-    folds: FoldArtifacts | None
+    head: Head  # tuned
+    folds: FoldArtifacts | None  # what cross-fitting left, or None
 
 
 Candidate: TypeAlias = "Head | TuneResult | Run"

@@ -53,28 +53,18 @@ EXPLANATIONS: Final = {
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What the records are made from; (C,) each.
+    """What the records are made from; (C,) each."""
 
-    Attributes:
-        status: "replaced", "kept" or "skipped".
-        reason: key of `EXPLANATIONS`.
-        candidate: name of what the category has now.
-        before: score of the original head.
-        after: score of what the category has now, corrected for the choosing; NaN if not known.
-        selected_on: score of the chosen candidate on the data that chose it.
-        low: lower end of the gain's interval.
-        high: upper end.
-        interval_reason: why there is no interval, a key of `EXPLANATIONS`, else None.
-    """
-
-    status: list[str]
-    reason: list[str]
-    candidate: list[str]
-    before: NDArray[np.float64]
+    status: list[str]  # "replaced", "kept" or "skipped"
+    reason: list[str]  # key of `EXPLANATIONS`
+    candidate: list[str]  # name of what the category has now
+    before: NDArray[np.float64]  # score of the original head
+    # score of what the category has now, corrected for the choosing; NaN if not known
     after: NDArray[np.float64]
-    selected_on: NDArray[np.float64]
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
+    selected_on: NDArray[np.float64]  # score of the chosen candidate on the data that chose it
+    low: NDArray[np.float64]  # lower end of the gain's interval
+    high: NDArray[np.float64]  # upper end
+    # why there is no interval, a key of `EXPLANATIONS`, else None
     interval_reason: list[str | None]
 
 

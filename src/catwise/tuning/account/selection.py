@@ -36,33 +36,20 @@ _KEPT: Final = {
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Selection:
-    """A choice among heads and what it is worth.
+    """A choice among heads and what it is worth."""
 
-    Attributes:
-        names: K, the original first.
-        scored: of the candidates.
-        decision: by the rule.
-        choice: (C,) what each category has in the end.
-        harmed: (C,) whether it keeps the original head because the choice was clearly worse.
-        gains: of the choosing.
-        unseen: K, how each candidate is judged.
-        metric: that chose.
-        rule: its name.
-        splits: how many there were.
-        level: of the intervals.
-    """
-
-    names: Sequence[str]
-    scored: Scored
-    decision: Decision
-    choice: Chosen
+    names: Sequence[str]  # K, the original first
+    scored: Scored  # of the candidates
+    decision: Decision  # by the rule
+    choice: Chosen  # (C,) what each category has in the end
+    # (C,) whether it keeps the original head because the choice was clearly worse
     harmed: NDArray[np.bool_]
-    gains: Gains
-    unseen: Sequence[UnseenRows]
-    metric: Metric
-    rule: str
-    splits: int
-    level: float
+    gains: Gains  # of the choosing
+    unseen: Sequence[UnseenRows]  # K, how each candidate is judged
+    metric: Metric  # that chose
+    rule: str  # its name
+    splits: int  # how many there were
+    level: float  # of the intervals
 
     def config(self) -> dict[str, Any]:
         """What was asked for, JSON-ready."""

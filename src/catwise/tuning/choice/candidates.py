@@ -63,28 +63,18 @@ class Scored:
     """Scores of K candidates in C categories; larger is better, candidate 0 is the original.
 
     Scores of the others are the original's plus the gain on the rows that may judge both.
-
-    Args:
-        values: (K, C) float64; NaN where the rows that may judge lack a class.
-        rest: (P, K, C) float32 without part p of the rows.
-        part: (P, K, C) float32 on part p alone; NaN where a class has no row in it.
-        part_positives: (P, K, C) float32 positives of part p that judge.
-        positives: (K, C) int64 positives that judge.
-        negatives: (K, C) int64 negatives that judge.
-        same: (K, C) bool, the candidate's row is the original's.
-        passes: how often the features were read.
-        notes: what was seen, a sentence each.
     """
 
-    values: NDArray[np.float64]
-    rest: NDArray[np.float32]
+    values: NDArray[np.float64]  # (K, C) float64; NaN where the rows that may judge lack a class
+    rest: NDArray[np.float32]  # (P, K, C) float32 without part p of the rows
+    # (P, K, C) float32 on part p alone; NaN where a class has no row in it
     part: NDArray[np.float32]
-    part_positives: NDArray[np.float32]
-    positives: NDArray[np.int64]
-    negatives: NDArray[np.int64]
-    same: NDArray[np.bool_]
-    passes: int = 0
-    notes: list[str] = field(default_factory=list)
+    part_positives: NDArray[np.float32]  # (P, K, C) float32 positives of part p that judge
+    positives: NDArray[np.int64]  # (K, C) int64 positives that judge
+    negatives: NDArray[np.int64]  # (K, C) int64 negatives that judge
+    same: NDArray[np.bool_]  # (K, C) bool, the candidate's row is the original's
+    passes: int = 0  # how often the features were read
+    notes: list[str] = field(default_factory=list)  # what was seen, a sentence each
 
     @classmethod
     def empty(cls, n_candidates: int, n_categories: int, n_parts: int) -> Scored:

@@ -36,23 +36,16 @@ _BLOCK_ENTRIES = 1 << 24
 
 @dataclass(frozen=True, eq=False)
 class Gains:
-    """Scores of the original head, and gains over it; (C,) each.
+    """Scores of the original head, and gains over it; (C,) each."""
 
-    Attributes:
-        before: score of the original head; in `tune` average precision is without its excess on
-            few positives. NaN where it is not defined.
-        gain: score after − before, in the metric's own direction, corrected for the choosing.
-        low: lower end of its interval; NaN where there is none.
-        high: upper end.
-        why: the reason without an interval, a key of `EXPLANATIONS`, or None.
-        mean: the mean gain over the categories that have one, and the ends of its interval.
-    """
-
+    # score of the original head; in `tune` average precision is without its excess on few
+    # positives. NaN where it is not defined
     before: Floats
-    gain: Floats
-    low: Floats
-    high: Floats
-    why: list[str | None]
+    gain: Floats  # score after − before, in the metric's own direction, corrected for the choosing
+    low: Floats  # lower end of its interval; NaN where there is none
+    high: Floats  # upper end
+    why: list[str | None]  # the reason without an interval, a key of `EXPLANATIONS`, or None
+    # the mean gain over the categories that have one, and the ends of its interval
     mean: tuple[float, float, float]
 
     def has_mean_gain(self, metric: Metric) -> bool:
@@ -69,17 +62,11 @@ class Gains:
 
 
 class Scorer(NamedTuple):
-    """Scores (C, n) logits against fixed labels.
+    """Scores (C, n) logits against fixed labels."""
 
-    Attributes:
-        metric: what is scored.
-        codes: (C, n) int8 label codes.
-        units: of the n rows.
-    """
-
-    metric: Metric
-    codes: NDArray[np.int8]
-    units: Units
+    metric: Metric  # what is scored
+    codes: NDArray[np.int8]  # (C, n) int8 label codes
+    units: Units  # of the n rows
 
     def select_rows(self, rows: Chosen) -> Scorer:
         """On some of the rows."""
@@ -166,22 +153,16 @@ def on_one_scale(logits: Tensor, metric: Metric) -> Tensor:
 
 
 class Corrected(NamedTuple):
-    """A decision without what was clearly worse, and its gains.
+    """A decision without what was clearly worse, and its gains."""
 
-    Attributes:
-        decision: `chosen` and `chosen_without` are 0 where the choice was clearly worse; all of
-            `chosen` is 0 where there is no mean gain.
-        gains: corrected for the choosing; where nothing is replaced, their mean is 0 without an
-            interval.
-        selected_on: (C,) gain of the chosen on the data that chose it; 0 where it is kept.
-        clearly_worse: (C,) whether that is why a category is kept.
-        without_mean_gain: (C,) whether it is kept since the mean gain was not above zero.
-    """
-
+    # `chosen` and `chosen_without` are 0 where the choice was clearly worse; all of `chosen` is 0
+    # where there is no mean gain
     decision: Decision
+    # corrected for the choosing; where nothing is replaced, their mean is 0 without an interval
     gains: Gains
-    selected_on: Floats
-    clearly_worse: NDArray[np.bool_]
+    selected_on: Floats  # (C,) gain of the chosen on the data that chose it; 0 where it is kept
+    clearly_worse: NDArray[np.bool_]  # (C,) whether that is why a category is kept
+    # (C,) whether it is kept since the mean gain was not above zero
     without_mean_gain: NDArray[np.bool_]
 
 

@@ -41,21 +41,13 @@ class Candidates(Protocol):
 
 
 class Decision(NamedTuple):
-    """What was chosen.
+    """What was chosen."""
 
-    Attributes:
-        chosen: (C,) candidate of each category; 0 is the original head.
-        setting: the candidate chosen for all, −1 where each category has its own.
-        pooled: (K,) pooled mean gain of each candidate.
-        chosen_without: (P, C) what was chosen without each part.
-        settings_without: P, what was chosen for all without each part; as `setting`.
-    """
-
-    chosen: Chosen
-    setting: int
-    pooled: Floats
-    chosen_without: Chosen
-    settings_without: tuple[int, ...]
+    chosen: Chosen  # (C,) candidate of each category; 0 is the original head
+    setting: int  # the candidate chosen for all, −1 where each category has its own
+    pooled: Floats  # (K,) pooled mean gain of each candidate
+    chosen_without: Chosen  # (P, C) what was chosen without each part
+    settings_without: tuple[int, ...]  # P, what was chosen for all without each part; as `setting`
 
 
 def nested_choice(candidates: Candidates, rule: Rule) -> Decision:
@@ -71,17 +63,12 @@ def nested_choice(candidates: Candidates, rule: Rule) -> Decision:
 
 @dataclass(frozen=True, eq=False)
 class FoldScores:
-    """Floats inside every fold, on rows that did not fit the candidate.
+    """Scores inside every fold, on rows that did not fit the candidate."""
 
-    Args:
-        values: (K, F, C) larger is better, candidate 0 the original head; NaN where a fold lacks
-            a class.
-        positives: (F, C) known positives of each fold, 0 where the score is not defined.
-        final: (K, C) what chooses from all rows where that is not the average over folds.
-    """
-
+    # (K, F, C) larger is better, candidate 0 the original head; NaN where a fold lacks a class
     values: Floats
-    positives: Floats
+    positives: Floats  # (F, C) known positives of each fold, 0 where the score is not defined
+    # (K, C) what chooses from all rows where that is not the average over folds
     final: Floats | None = None
 
     @property

@@ -34,25 +34,20 @@ OWN_PART = 0
 
 
 class UnseenRows(NamedTuple):
-    """How a candidate is judged.
+    """How a candidate is judged."""
 
-    Attributes:
-        part: (N,) int16; `OWN_PART`: by the head's own logits; 1 … F: by those of a fold's head;
-            −1: not at all.
-        fold_heads: F heads of C categories, each fitted without a fold; none without a run.
-        is_crossed: (C,) whether the fold heads have the category; None without a run.
-        stored: (N, C) float32 out-of-fold logits as the run has them, NaN where it has none;
-            None without a run.
-        n_seen: rows that fitted or chose the head.
-        is_known: whether it is known which rows did.
-    """
-
+    # (N,) int16; `OWN_PART`: by the head's own logits; 1 … F: by those of a fold's head; −1: not
+    # at all
     part: NDArray[np.int16]
+    # F heads of C categories, each fitted without a fold; none without a run
     fold_heads: tuple[Head, ...] = ()
+    # (C,) whether the fold heads have the category; None without a run
     is_crossed: NDArray[np.bool_] | None = None
+    # (N, C) float32 out-of-fold logits as the run has them, NaN where it has none; None without a
+    # run
     stored: NDArray[np.float32] | None = None
-    n_seen: int = 0
-    is_known: bool = True
+    n_seen: int = 0  # rows that fitted or chose the head
+    is_known: bool = True  # whether it is known which rows did
 
     @property
     def n_left_out(self) -> int:
