@@ -33,6 +33,7 @@ Satterthwaite, Biometrics Bulletin 2, 1946 (means).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -486,6 +487,7 @@ class Differences:
         n_categories: C.
         units: of all rows.
         level: confidence level.
+        reason: C reasons that are known before, or None; they stand.
 
     Attributes:
         low: (C,) lower ends; NaN where there is no interval.
@@ -494,9 +496,16 @@ class Differences:
         mean: over the categories that count.
     """
 
-    def __init__(self, n_categories: int, units: Units, level: float = LEVEL) -> None:
+    def __init__(
+        self,
+        n_categories: int,
+        units: Units,
+        level: float = LEVEL,
+        *,
+        reason: Sequence[str | None] = (),
+    ) -> None:
         self.low, self.high = np.full((2, n_categories), np.nan)
-        self.reason: list[str | None] = [None] * n_categories
+        self.reason: list[str | None] = list(reason) or [None] * n_categories
         self.mean = MeanError(units.n_units)
         self._units, self._level = units, level
 
@@ -513,7 +522,8 @@ class Differences:
             counts: whether the mean covers it.
         """
         self.low[c], self.high[c] = interval_of_difference(found.estimate, self._level)
-        self.reason[c] = reason_without_difference(found.estimate, is_same=is_same)
+        if self.reason[c] is None:
+            self.reason[c] = reason_without_difference(found.estimate, is_same=is_same)
         if counts:
             self.mean.add(found.estimate, found.shares, self._units.of_row[rows])
 

@@ -36,15 +36,13 @@ from catwise.metrics.inputs import (
 from catwise.metrics.intervals import (
     LEVEL,
     Difference,
+    Differences,
     Estimate,
-    MeanError,
     Units,
     difference_of,
     estimate_of,
     has_interval,
-    interval_of_difference,
     p_value,
-    reason_without_difference,
 )
 from catwise.metrics.per_category import undefined_reason
 from catwise.metrics.registry import METRICS, Metric, resolve_metric
@@ -288,10 +286,9 @@ class PairedScores:
             )
         self.categories = tuple(category_names(labels) if categories is None else categories)
         self.n_rows, n_categories = label_shape(labels)
-        self.reason: list[str | None] = list(undefined_reason(labels))
-        self.units = Units.of_labels(labels)
-        self.mean = MeanError(self.units.n_units)
-        self.table = np.full((6, n_categories), np.nan)
+        self.units, reason = Units.of_labels(labels), undefined_reason(labels)
+        self.found = Differences(n_categories, self.units, level, reason=reason)
+        self.table = np.full((4, n_categories), np.nan)
         self.counts = np.zeros((2, n_categories), dtype=np.int64)
 
     def add(
@@ -337,17 +334,13 @@ class PairedScores:
         found = difference_of(self.metric.name, *sides, positive, units, prevalence=prevalence)
         if found is None:
             found = _of_one_class(self.metric.name, *sides, positive, units)
-        self.mean.add(found.estimate, found.shares, units.of_row)
-        self.table[:3, c] = found.before, found.after, found.estimate.value
-        self.table[3:5, c] = interval_of_difference(found.estimate, self.level)
-        self.table[5, c] = p_value(found.estimate)
-        if self.reason[c] is None:
-            is_same = np.array_equal(*sides)
-            self.reason[c] = reason_without_difference(found.estimate, is_same=is_same)
+        self.found.add(c, found, rows, is_same=np.array_equal(*sides))
+        p = p_value(found.estimate)
+        self.table[:, c] = found.before, found.after, found.estimate.value, p
 
     def result(self) -> PairedComparison:
         """The comparison, when all categories are in."""
-        before, after, difference, low, high, p = self.table
+        before, after, difference, p = self.table
         scored = np.isfinite(difference)
         means = [float(x[scored].mean()) if scored.any() else math.nan for x in (before, after)]
         return PairedComparison(
@@ -356,16 +349,16 @@ class PairedScores:
             before,
             after,
             difference,
-            low,
-            high,
+            self.found.low,
+            self.found.high,
             p,
             tuple(self._outcomes(difference, p)),
-            tuple(self.reason),
+            tuple(self.found.reason),
             self.counts[0],
             self.counts[1],
             means[0],
             means[1],
-            *self.mean.interval_of_difference(self.level),
+            *self.found.mean.interval_of_difference(self.level),
             int(scored.sum()),
             self.n_rows,
             self.level,
@@ -375,7 +368,7 @@ class PairedScores:
     def _outcomes(self, difference: NDArray[np.float64], p: NDArray[np.float64]) -> list[str]:
         shown = benjamini_hochberg(p, FALSE_DISCOVERIES)
         outcomes = []
-        for c, reason in enumerate(self.reason):
+        for c, reason in enumerate(self.found.reason):
             if reason in (*MISSING, *FEW):
                 outcomes.append("not_judged")
             elif not shown[c]:
