@@ -45,6 +45,7 @@ __all__ = [
     "check_choice",
     "check_rules",
     "nearest",
+    "reason_of",
 ]
 
 
@@ -166,6 +167,23 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     """
     found = difflib.get_close_matches(name, list(choices), n=1)
     return f" (did you mean {found[0]!r}?)" if found else ""
+
+
+def reason_of(error: BaseException, *, named: bool = False) -> str:
+    r"""What an error says in one line: the operating system's words, else its own first line.
+
+    Args:
+        error: of the operating system, or of another package.
+        named: lead it by the error's class.
+
+    >>> reason_of(FileNotFoundError(2, "No such file or directory", "a.csv"))
+    'No such file or directory'
+    >>> reason_of(ValueError("no\nmore"), named=True)
+    'ValueError: no'
+    """
+    words = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0]
+    kind = type(error).__name__
+    return f"{kind}: {words}" if named and words else words or kind
 
 
 def check_choice(name: str, value: object, choices: Iterable[object]) -> None:

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from catwise.errors import ConfigError, FeatureError, FeatureStoreError, nearest
+from catwise.errors import ConfigError, FeatureError, FeatureStoreError, nearest, reason_of
 from catwise.features.arrays import FileArray, list_arrays
 from catwise.features.blocks import BLOCK_ROWS, RowBlocks, as_rows, feature_shape
 from catwise.features.by_category import CategoryFeatures, by_category
 from catwise.features.ids import as_ids, row_index
 from catwise.features.places import is_url
+from catwise.features.store import open_store
 
 _FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
 _WITH_ISFINITE: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -154,8 +155,6 @@ def _from_path(
 ) -> Features | CategoryFeatures:
     path = Path(source)
     if is_url(source) or path.is_dir():
-        from catwise.features.store import open_store
-
         if key is not None or ids_key is not None:
             raise ConfigError(f"'{source}' is a feature store, which has no keys.")
         store = open_store(source)
@@ -180,7 +179,7 @@ def _from_path(
 def _unreadable(path: Path, error: OSError | ValueError) -> FeatureStoreError:
     return FeatureStoreError(
         f"cannot read features from '{path}'.",
-        found=getattr(error, "strerror", None) or str(error),
+        found=reason_of(error),
         expected="a .npy, .npz or .safetensors file, or the folder of a feature store",
         remedy="check the path; copy or extract the file again if it was cut short",
     )

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catwise._limits import MAX_JSON
-from catwise.errors import FeatureStoreError
+from catwise.errors import FeatureStoreError, reason_of
 from catwise.features.arrays import widen_bfloat16
 from catwise.features.id_files import ids_array
 from catwise.features.ids import row_index
@@ -125,7 +125,7 @@ class FeatureStore:
             try:
                 raw = self._place.read(part.file, part.bytes)
             except (OSError, ValueError) as error:
-                problems.append(f"{part.file}: {_reason(error)}")
+                problems.append(f"{part.file}: {reason_of(error)}")
                 continue
             if hashlib.sha256(raw).hexdigest() != part.sha256:
                 problems.append(f"{part.file} differs from its checksum")
@@ -201,7 +201,7 @@ class FeatureStore:
                 self._mapped[at] = rows
             taken: NDArray[Any] = rows[key]
         except (OSError, ValueError) as error:
-            raise _damaged(self.path, [f"{shard.file}: {_reason(error)}"]) from error
+            raise _damaged(self.path, [f"{shard.file}: {reason_of(error)}"]) from error
         return taken
 
     def verify(self) -> None:
@@ -261,7 +261,7 @@ def open_store(path: str | os.PathLike[str], *, verify: bool = False) -> Feature
         folder = isinstance(place, LocalPlace) and place.folder.is_dir()
         raise FeatureStoreError(
             f"'{path}' is not a feature store.",
-            found="it has no manifest.json" if folder else _reason(error),
+            found="it has no manifest.json" if folder else reason_of(error),
             expected="a folder that write_store wrote",
             remedy="check the path",
         ) from error
@@ -282,10 +282,10 @@ def _problems(place: Place, manifest: Manifest) -> list[str]:
     try:
         heads = place.heads([part.file for part in manifest.files])
     except OSError as error:
-        return [_reason(error)]
+        return [reason_of(error)]
     for part, head in zip(manifest.files, heads, strict=True):
         if isinstance(head, OSError):
-            found.append(f"{part.file}: {_reason(head)}")
+            found.append(f"{part.file}: {reason_of(head)}")
         elif head[0] < part.bytes:
             found.append(f"{part.file} is cut short: {head[0]:,} bytes, {part.bytes:,} expected")
         elif head[0] > part.bytes or not _is_described(part, head[1], manifest):
@@ -310,10 +310,6 @@ def _is_whole(place: Place, name: str, sha256: str) -> bool:
         return place.sha256(name) == sha256
     except OSError:
         return False
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _damaged(path: object, problems: list[str]) -> FeatureStoreError:

@@ -13,7 +13,7 @@ import torch
 
 from catwise._limits import MAX_TABLES, check_memory
 from catwise._safetensors import FileLayout, read_layout
-from catwise.errors import CheckpointError, HeadError
+from catwise.errors import CheckpointError, HeadError, reason_of
 from catwise.heads.archive import Archive, open_archive, read_record, record_name, record_start
 from catwise.heads.pickles import Opaque, RefusedName, StoredTensor
 
@@ -143,10 +143,9 @@ def _refused(label: str, name: str) -> CheckpointError:
 
 def unreadable(label: str, error: OSError | ValueError) -> CheckpointError:
     """The error for a file that is missing, damaged or of another kind."""
-    reason = getattr(error, "strerror", None) or str(error)
     return CheckpointError(
         f"cannot read the checkpoint {label}.",
-        found=reason,
+        found=reason_of(error),
         expected="a safetensors file, or a state_dict written by torch.save since PyTorch 1.6",
         remedy="check the path; copy the file again if it was cut short; "
         "re-save the state_dict with torch.save or safetensors if it is of another kind",

@@ -241,13 +241,8 @@ class Head:
         if len(set(index)) != len(index):
             raise CategoryError("a category is given twice.", found=str(index))
         bias = None if self.bias is None else self.bias[index]
-        return Head(
-            self.weight[index],
-            bias,
-            categories=[self.categories[i] for i in index],
-            fitted_on=self.fitted_on,
-            provenance=self.provenance,
-        )
+        names = [self.categories[i] for i in index]
+        return self.replace(weight=self.weight[index], bias=bias, categories=names)
 
     def _position(self, item: object) -> int:
         if isinstance(item, str):

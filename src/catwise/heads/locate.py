@@ -19,17 +19,13 @@ from catwise.heads.account import (
     unusual_words,
 )
 from catwise.heads.catalog import Catalog, Entry, open_catalog
-from catwise.heads.families import ELSEWHERE, MORE, remedy_for
+from catwise.heads.families import ELSEWHERE, MORE, family_of, remedy_for
 
 _EMA: Final = re.compile(r"(?:^|[._:])(?:ema|averaged|swa|teacher)(?:[._:]|$)", re.IGNORECASE)
-_STAND_INS: Final = {
-    "weight_v": "weight-normed",
-    "parametrizations.weight.original1": "weight-normed",
-    "parametrizations.weight.original": "parametrised",
-    "weight_orig": "pruned or spectrally normed",
-    "qweight": "quantised",
-    "weight_packed": "quantised",
-}
+_STAND_INS: Final = (
+    *("weight_v", "parametrizations.weight.original1", "parametrizations.weight.original"),
+    *("weight_orig", "qweight", "weight_packed"),
+)
 _SHOWN: Final = 12
 
 
@@ -390,8 +386,10 @@ def _bias(catalog: Catalog, entry: Entry, bias_key: str | None) -> Entry | None:
 def _stands_in(weight: Entry) -> str:
     """What makes a tensor less than a weight, or ''."""
     prefix = _prefix(weight.key)
-    word = None if prefix is None else _STAND_INS.get(weight.key.removeprefix(prefix))
-    return f"{word} ({weight.key!r} is not the weight itself)" if word else ""
+    name = "weight" if prefix is None else weight.key.removeprefix(prefix)
+    if name not in _STAND_INS:
+        return ""
+    return f"{family_of(name)} ({weight.key!r} is not the weight itself)"
 
 
 def _not_float(part: Entry) -> str:

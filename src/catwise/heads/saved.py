@@ -11,7 +11,7 @@ import torch
 from catwise._json import TABLE, TEXTS, own, read_fields
 from catwise._limits import check_memory
 from catwise._safetensors import FileLayout, TensorRange, read_layout
-from catwise.errors import CheckpointError
+from catwise.errors import CheckpointError, reason_of
 from catwise.heads.core import HEAD_FORMAT, SAFETENSORS_DTYPES, Head
 from catwise.heads.provenance import recall_rows
 
@@ -35,10 +35,9 @@ def load_head(path: str | os.PathLike[str]) -> Head:
     try:
         layout = read_layout(path)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
         raise CheckpointError(
             f"cannot read a head from '{path}'.",
-            found=reason,
+            found=reason_of(error),
             expected="a safetensors file written by save_head",
             remedy="check the path; copy the file again if it was cut short",
         ) from error

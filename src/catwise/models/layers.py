@@ -16,9 +16,18 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
-from catwise.errors import CatwiseError, ConfigError, HeadError, MismatchError, ShapeError, nearest
+from catwise.errors import (
+    CatwiseError,
+    ConfigError,
+    HeadError,
+    MismatchError,
+    ShapeError,
+    nearest,
+    reason_of,
+)
 from catwise.heads.catalog import open_catalog
 from catwise.heads.core import Head
+from catwise.heads.families import family_of, remedy_for
 from catwise.heads.fit import fitting_bias, fitting_numbers
 from catwise.heads.locate import find_head
 from catwise.models.logits import (
@@ -32,14 +41,7 @@ from catwise.models.logits import (
 Forward = Callable[[Tensor, "torch.dtype | None"], tuple[Tensor, object]]
 """Images and the dtype of autocast, or None → features and what the model returned."""
 
-_STAND_INS: Final = {
-    "weight_g": "weight-normed", "weight_v": "weight-normed",
-    "weight_orig": "pruned or spectrally normed",
-}  # fmt: skip
-_FOLD: Final = (
-    "fold it first: torch.nn.utils.parametrize.remove_parametrizations, remove_weight_norm "
-    "or prune.remove"
-)
+_STAND_INS: Final = ("weight_g", "weight_v", "weight_orig")
 _KINDS: Final = "a Linear, a 1×1 Conv2d, or a layer with one vector for each category"
 _OTHERS: Final = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, nn.LayerNorm)
 _PROBES: Final = 4
@@ -294,10 +296,10 @@ def _parts(layer: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
 
 def _problem(layer: nn.Module) -> tuple[str, str | None]:
     """Why a layer cannot be used, and what to do; empty if it can."""
-    normed = next((text for key, text in _STAND_INS.items() if hasattr(layer, key)), "")
+    normed = next((family_of(key) for key in _STAND_INS if hasattr(layer, key)), "")
     parts = list(layer.parameters())
     if is_parametrized(layer) or normed:
-        return normed or "weight-normed or otherwise parametrised", _FOLD
+        return normed or "weight-normed or otherwise parametrised", remedy_for("parametrised")
     if any(map(is_lazy, parts)):
         return "not initialised", "run the model once"
     if any(part.is_meta for part in parts):
@@ -324,7 +326,7 @@ def _probe(layer: nn.Module, head: Head, name: str) -> None:
         with evaluating(layer), torch.autocast(head.device.type, enabled=False):
             gap = logits_gap(head, rows, layer(given))
     except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError) as error:
-        gap, reason = float("inf"), f"{type(error).__name__}: {error}".splitlines()[0]
+        gap, reason = float("inf"), reason_of(error, named=True)
     else:
         reason = f"outputs that differ by {gap:.2g} of the largest"
     if not gap <= TOLERANCE[head.dtype]:
@@ -497,10 +499,9 @@ def call(module: nn.Module, images: Tensor, argument: str | None = None) -> obje
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         if isinstance(error, CatwiseError):
             raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise MismatchError(
             f"the model {type(module).__name__} cannot take the images.",
-            found=f"{tuple(images.shape)} {images.dtype}: {reason}",
+            found=f"{tuple(images.shape)} {images.dtype}: {reason_of(error)}",
             remedy="prepare the images as the model expects them; fewer at once (batch_rows) if "
             "memory is short",
         ) from error

@@ -29,7 +29,6 @@ ACTIVATIONS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
 }
 """What models put behind their logits, which are still these."""
 TRANSPOSE: Final = "the transpose of"
-_LEAST: Final = 1e-3
 _DEPTH: Final = 6
 _PARTS: Final = 10_000
 _SHOWN: Final = 6
@@ -146,7 +145,7 @@ def _compared(path: str, part: Tensor, wanted: Tensor, dtype: torch.dtype) -> Ma
     if given.numel():
         share = float((right - given).abs().max() / right.abs().max().clamp_min(1e-30))
         gap = share if share >= 0 else gap  # NaN
-    near = max(_LEAST, *(TOLERANCE.get(kind, 0.0) for kind in (dtype, part.dtype)))
+    near = max(TOLERANCE.get(kind, 0.0) for kind in (dtype, part.dtype, torch.float32))
     return Match(path, logits, gap, gap <= near)
 
 

@@ -8,18 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from catwise._extras import MUST_FIT
-from catwise.errors import CatwiseError, ConfigError
+from catwise.errors import CatwiseError, ConfigError, reason_of
 
 FAILS: Final = (
     RuntimeError, ValueError, TypeError, AttributeError, AssertionError, LookupError, ImportError,
     OSError, ArithmeticError, SyntaxError,
 )  # fmt: skip
 """What a model of someone else's raises when it is built or run with wrong arguments."""
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says."""
-    return str(error).strip().partition("\n")[0]
 
 
 @contextlib.contextmanager
@@ -37,7 +32,7 @@ def building(what: str, *, remedy: str = "check the name and model_args") -> Ite
         cause = error.__cause__ if isinstance(error, ImportError) and error.__cause__ else error
         raise ConfigError(
             f"{what} cannot be built.",
-            found=f"{type(cause).__name__}: {first_line(cause)}",
+            found=reason_of(cause, named=True),
             remedy=MUST_FIT if isinstance(error, ImportError) else remedy,
         ) from error
 

@@ -23,7 +23,7 @@ from catwise._io import atomic_path, exclusive, put_folder, remove, translated, 
 from catwise._json import TEXT, TEXTS, WHOLE, Field, parse, read_fields, read_file
 from catwise._limits import MAX_JSON, check_at_most
 from catwise._lock import check_place
-from catwise.errors import ConfigError, FeatureStoreError, OutputError
+from catwise.errors import ConfigError, FeatureStoreError, OutputError, reason_of
 from catwise.features.places import RemotePlace, is_url
 from catwise.features.store import open_store
 from catwise.features.writer import store_writer
@@ -102,7 +102,7 @@ class PartWork:
                 shutil.rmtree(self.folder)
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(f"cannot write '{self.folder}'.", found=error.strerror) from error
+            raise OutputError(f"cannot write '{self.folder}'.", found=reason_of(error)) from error
         write_json(self.folder / "progress.json", self.items)
         return False
 
@@ -250,7 +250,7 @@ def _progress(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise OutputError(
             f"'{path}' is not as it was written.",
-            found=getattr(error, "strerror", None) or str(error),
+            found=reason_of(error),
             remedy="remove the folder that it lies in: its parts cannot be used",
         ) from error
     return items

@@ -16,14 +16,12 @@ from catwise.heads.provenance import side_file
 from catwise.models.core import LoadedModel
 from catwise.models.layers import call, capture, evaluating
 from catwise.models.loading import ImageRows
-from catwise.models.logits import ACTIVATIONS, activation_in, logits_of
+from catwise.models.logits import ACTIVATIONS, TOLERANCE, activation_in, logits_of
 from catwise.models.registry import reload_model
 from catwise.models.sources import ImageSource
 from catwise.models.writing import writer_of
 
 _IMAGES: Final = 8
-
-_TOLERANCE: Final = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 class Verified(NamedTuple):
@@ -138,7 +136,7 @@ def verify_written(
         old, new = old[:, rows], new[:, rows]
     wanted = whole.logits(features.to(whole.device)).to(new)
     gap = float((wanted - new).abs().max() / wanted.abs().max().clamp_min(1e-30))
-    if not gap <= _TOLERANCE.get(before.head.dtype, 1e-3):
+    if not gap <= max(TOLERANCE[torch.float32], TOLERANCE[before.head.dtype]):
         raise MismatchError(
             f"'{after.checkpoint}' does not say what its head says.",
             found=f"logits that differ by {gap:.2g} of the largest",

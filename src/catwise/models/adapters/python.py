@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from catwise.errors import ConfigError, nearest
+from catwise.errors import ConfigError, nearest, reason_of
 from catwise.models.adapters.timm import read_preprocessing
 from catwise.models.adapters.torch_modules import adapt_module
 from catwise.models.core import LoadedModel, Preprocessing, Request
-from catwise.models.packages import FAILS, building, first_line, split_options
+from catwise.models.packages import FAILS, building, split_options
 
 
 def load_python(request: Request) -> LoadedModel:
@@ -66,7 +66,7 @@ def _find_function(name: str) -> Callable[..., Any]:
     except FAILS as error:
         raise ConfigError(
             f"the module {module_name!r} cannot be imported.",
-            found=f"{type(error).__name__}: {first_line(error)}",
+            found=reason_of(error, named=True),
             remedy="run from its folder with PYTHONPATH=., or install it",
         ) from error
     function = getattr(module, function_name, None)

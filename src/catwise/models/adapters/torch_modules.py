@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple, cast
 import torch
 from torch import nn
 
-from catwise.errors import ConfigError, HeadError, check_choice, nearest
+from catwise.errors import ConfigError, HeadError, check_choice, nearest, reason_of
 from catwise.heads import Head
 from catwise.heads.catalog import Catalog, open_catalog
 from catwise.heads.locate import Found, find_head
@@ -33,7 +33,7 @@ from catwise.models.logits import (
     settled,
     tensors_in,
 )
-from catwise.models.packages import FAILS, first_line
+from catwise.models.packages import FAILS
 from catwise.models.writing import FileWriter, HeadKeys
 
 _SHOWN: Final = 5
@@ -260,7 +260,7 @@ def _trial(model: LoadedModel) -> list[str]:
         seen, out = _try(model)
     except FAILS as error:
         take = model.preprocessing
-        reason = f"{type(error).__name__}: {first_line(error)}"
+        reason = reason_of(error, named=True)
         return [f"a trial image of {(1, take.channels, *take.size)} fails: {reason}."]
     name = f"the layer {model.layer!r}"
     if len(seen) != 1:

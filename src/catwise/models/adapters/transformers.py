@@ -15,7 +15,14 @@ from catwise._extras import import_optional
 from catwise._io import atomic_folder
 from catwise._json import parse
 from catwise._limits import MAX_JSON, read_within
-from catwise.errors import CheckpointError, ConfigError, HeadError, OutputError, ShapeError
+from catwise.errors import (
+    CheckpointError,
+    ConfigError,
+    HeadError,
+    OutputError,
+    ShapeError,
+    reason_of,
+)
 from catwise.features.manifest import file_sha256
 from catwise.heads import Head, WriteReport
 from catwise.heads.catalog import open_catalog
@@ -124,7 +131,7 @@ def _read_json(path: Path, *, needed: bool = False) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"cannot read '{path}'.",
-            found=getattr(error, "strerror", None) or str(error),
+            found=reason_of(error),
             expected="a JSON table in a folder that save_pretrained wrote",
             remedy="check the folder's name; models are not downloaded",
         ) from error

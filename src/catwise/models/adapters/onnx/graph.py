@@ -33,8 +33,7 @@ from catwise._limits import (
     check_unpacked,
     read_within,
 )
-from catwise.errors import CheckpointError, HeadError, nearest
-from catwise.models.packages import first_line
+from catwise.errors import CheckpointError, HeadError, nearest, reason_of
 
 ACTIVATIONS: Final = frozenset({"Sigmoid", "Softmax", "LogSoftmax"})
 PASSED: Final = frozenset({"Identity", "Cast", "Dropout", "Flatten", "Reshape", "Squeeze"})
@@ -195,7 +194,7 @@ def open_onnx(path: str | os.PathLike[str]) -> OnnxFile:
         for graph in _inner(model, "GraphProto"):
             file.uses.update(value.name for value in graph.output)
     except Exception as error:  # protobuf's versions raise different errors
-        raise empty.damaged(first_line(error)) from error
+        raise empty.damaged(reason_of(error)) from error
     if not raw or not model.graph.node or not model.graph.output or not model.opset_import:
         what = "the file is empty" if not raw else "it holds no whole graph"
         raise empty.damaged(f"{what} ({len(raw):,} bytes)")

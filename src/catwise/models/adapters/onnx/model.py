@@ -12,14 +12,13 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from catwise._json import parse
-from catwise.errors import ConfigError
+from catwise.errors import ConfigError, reason_of
 from catwise.models.adapters.onnx.graph import OnnxFile, find_linear, open_onnx
 from catwise.models.adapters.onnx.input import ImageInput, find_input
 from catwise.models.adapters.onnx.numbers import read_head
 from catwise.models.adapters.onnx.running import OnnxModule
 from catwise.models.adapters.onnx.writing import OnnxWriter
 from catwise.models.core import LoadedModel, Preprocessing, Request
-from catwise.models.packages import first_line
 
 _MEAN_STD: Final = {3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), 1: ((0.449,), (0.226,))}
 _OWN_OPTIONS: Final = ("layout", "node", "output", "preprocessing")
@@ -152,7 +151,7 @@ def _read_metadata(file: OnnxFile) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"the metadata catwise.preprocessing of '{file.path}' cannot be used.",
-            found=first_line(error),
+            found=reason_of(error),
             expected="a JSON table with the fields of Preprocessing",
         ) from error
     return fields

@@ -11,12 +11,11 @@ import numpy as np
 import torch
 
 from catwise._json import read_file
-from catwise.errors import CatwiseError
+from catwise.errors import CatwiseError, reason_of
 from catwise.heads import Head
 from catwise.heads.provenance import recall_rows, side_file
 from catwise.models.adapters.onnx import graph as onnx_graph
 from catwise.models.adapters.onnx.graph import Linear, OnnxFile, Span, Stored
-from catwise.models.packages import first_line
 
 
 def spans_of(file: OnnxFile, stored: Stored) -> tuple[Path, list[Span]]:
@@ -38,7 +37,7 @@ def spans_of(file: OnnxFile, stored: Stored) -> tuple[Path, list[Span]]:
             span = [s for n, s in onnx_graph.fields_of(file.raw, span) if n == number][position]
         parts = list(onnx_graph.fields_of(file.raw, span))
     except (OSError, ValueError, IndexError) as error:
-        reason = getattr(error, "strerror", None) or first_line(error)
+        reason = reason_of(error)
         raise file.damaged(reason, file=where) from error
     raw = [s for n, s in parts if n == 9][-1:]
     return where, raw or [s for n, s in parts if n == {1: 4, 11: 10}.get(stored.tensor.data_type)]

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from catwise.errors import CheckpointError, ConfigError, ShapeError
+from catwise.errors import CheckpointError, ConfigError, ShapeError, reason_of
 from catwise.features.manifest import file_sha256
 from catwise.heads import Head
 from catwise.models.adapters.onnx import graph as onnx_graph
@@ -20,7 +20,6 @@ from catwise.models.adapters.onnx.graph import OnnxFile, import_onnx, open_onnx
 from catwise.models.adapters.onnx.input import DTYPES, ImageInput
 from catwise.models.core import LoadedModel
 from catwise.models.layers import put_head
-from catwise.models.packages import first_line
 
 
 class OnnxModule(nn.Module):
@@ -165,7 +164,7 @@ def _not_run(file: OnnxFile, what: str, error: Exception) -> CheckpointError:
     """The error for what onnxruntime raises: classes of its own, without a common base."""
     return CheckpointError(
         f"onnxruntime cannot {what} '{file.path}'.",
-        found=first_line(error),
+        found=reason_of(error),
         remedy="try onnx.checker.check_model on it; update onnxruntime, or export again",
     )
 
