@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import unicodedata
+from collections.abc import Sequence
 from typing import Any, Final
 
-__all__ = ["NOTHING", "clean", "count", "gain", "interval", "plural", "score", "value_text"]
+__all__ = ["NOTHING", "clean", "count", "gain", "interval", "plural", "score", "some", "value_text"]
 
 NOTHING: Final = "–"
 
@@ -97,6 +98,17 @@ def plural(n: int, one: str, many: str | None = None) -> str:
     ('1 category', '1,200 rows')
     """
     return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
+def some(texts: Sequence[str], n: int = 5, *, sep: str = ", ", noun: str = "") -> str:
+    """The first of several texts, and how many more there are.
+
+    >>> some(["a", "b", "c"], 2), some(["a", "b", "c"], 1, sep="; ", noun="files")
+    ('a, b and 1 more', 'a; and 2 more files')
+    """
+    more = len(texts) - n
+    rest = f"{sep.strip(', ')} and {more:,} more {noun}".rstrip() if more > 0 else ""
+    return sep.join(texts[:n]) + rest
 
 
 def value_text(value: Any) -> str:

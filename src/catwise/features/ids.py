@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from catwise._arrays import as_numpy
 from catwise._limits import MAX_ID
+from catwise._text import some
 from catwise.errors import IdError, ShapeError
 
 _SHOWN: Final = 3
@@ -150,10 +151,9 @@ def id_text(item: object) -> str:
 
 def _duplicated(twice: dict[str, list[int]], name: str) -> IdError:
     shown = [f"{text!r} in rows {rows[0]:,} and {rows[1]:,}" for text, rows in twice.items()]
-    more = len(shown) - _SHOWN
     return IdError(
         f"{name} hold {len(twice):,} more than once.",
-        found="; ".join(shown[:_SHOWN]) + (f"; and {more:,} more" if more > 0 else ""),
+        found=some(shown, _SHOWN, sep="; "),
         expected="a different id for each row",
         remedy="remove the repeated rows, or make the ids longer (with the folder's name)",
     )

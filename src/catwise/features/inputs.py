@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from catwise._text import some
 from catwise.errors import ConfigError, FeatureError, FeatureStoreError, nearest, reason_of
 from catwise.features.arrays import FileArray, list_arrays
 from catwise.features.blocks import BLOCK_ROWS, RowBlocks, as_rows, feature_shape
@@ -229,9 +230,7 @@ def _named(path: Path, arrays: list[FileArray], key: str) -> FileArray:
 
 
 def _show(arrays: list[FileArray]) -> str:
-    shown = [str(array) for array in arrays[:5]]
-    more = len(arrays) - len(shown)
-    return ("; ".join(shown) or "no array") + (f"; and {more:,} more" if more else "")
+    return some([str(array) for array in arrays], sep="; ") or "no array"
 
 
 def check_finite(

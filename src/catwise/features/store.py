@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catwise._limits import MAX_JSON
+from catwise._text import some
 from catwise.errors import FeatureStoreError, reason_of
 from catwise.features.arrays import widen_bfloat16
 from catwise.features.id_files import ids_array
@@ -313,9 +314,8 @@ def _is_whole(place: Place, name: str, sha256: str) -> bool:
 
 
 def _damaged(path: object, problems: list[str]) -> FeatureStoreError:
-    more = len(problems) - 3
     return FeatureStoreError(
         f"the feature store '{path}' is damaged.",
-        found="; ".join(problems[:3]) + (f"; and {more:,} more files" if more > 0 else ""),
+        found=some(problems, 3, sep="; ", noun="files"),
         remedy=_REMEDY,
     )

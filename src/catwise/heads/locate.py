@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from catwise._text import some
 from catwise.errors import HeadError, nearest
 from catwise.heads.account import (
     Doubt,
@@ -224,9 +225,7 @@ def _said(words: Mapping[str, str]) -> str:
 
 
 def _show(catalog: Catalog, entries: Sequence[Entry]) -> str:
-    shown = [str(_describe(catalog, entry).location) for entry in entries[:_SHOWN]]
-    more = len(entries) - len(shown)
-    return "; ".join(shown) + (f"; and {more:,} more" if more else "")
+    return some([str(_describe(catalog, entry).location) for entry in entries], _SHOWN, sep="; ")
 
 
 def _named(catalog: Catalog, key: str, *, suffix: str) -> Entry:

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from catwise._text import some
 from catwise.errors import HeadError
 from catwise.heads.core import Head
 from catwise.models.packages import FAILS
@@ -217,10 +218,9 @@ def logits_of(output: object, wanted: Tensor | None = None) -> Tensor:
 def _listed(output: object) -> str:
     """The kind of an output, and its tensors with their shapes."""
     parts = list(tensors_in(output).items())
-    texts = [f"{path or 'a tensor'} {tuple(part.shape)}" for path, part in parts[:_SHOWN]]
-    more = f" and {len(parts) - _SHOWN:,} more" if len(parts) > _SHOWN else ""
+    texts = some([f"{path or 'a tensor'} {tuple(part.shape)}" for path, part in parts], _SHOWN)
     kind = "" if isinstance(output, Tensor) else type(output).__name__
-    return (kind + (": " if kind and texts else "") + ", ".join(texts) + more) or kind
+    return kind + (": " if kind and texts else "") + texts
 
 
 def logits_gap(head: Head, features: Tensor, output: object) -> float:

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from catwise._text import some
 from catwise.errors import CheckpointError, ConfigError, HeadError, nearest
 from catwise.heads.archive import Archive
 from catwise.heads.catalog import Catalog, Entry, load_tensor, open_catalog
@@ -261,9 +262,9 @@ def _check_match(
     parts = []
     if missing:
         near = nearest(lead + missing[0], [entry.name for entry in catalog.entries])
-        parts.append(f"{len(missing):,} missing ({_some(missing)}){near}")
+        parts.append(f"{len(missing):,} missing ({some(missing)}){near}")
     if unexpected:
-        parts.append(f"{len(unexpected):,} unexpected ({_some(unexpected)})")
+        parts.append(f"{len(unexpected):,} unexpected ({some(unexpected)})")
     if shapes:
         parts.append(f"{len(shapes):,} of another shape ({'; '.join(shapes[:_SHOWN])})")
     if parts:
@@ -277,17 +278,12 @@ def _check_match(
         )
 
 
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
-
-
 def _notes(catalog: Catalog, lead: str, outside: Sequence[Entry]) -> list[str]:
     notes = []
     if lead:
         notes.append(f"the checkpoint's keys are led by {lead!r}.")
     if lead.rpartition(":")[2] and outside:
-        found = _some([entry.name for entry in outside])
+        found = some([entry.name for entry in outside])
         notes.append(f"{len(outside):,} tensors beside the model's are left as they are: {found}.")
     if KEY in catalog.metadata:
         notes.append(f"its head was written by catwise: {catalog.metadata[KEY]}")
