@@ -28,7 +28,7 @@ from catwise.cli.prevalence import _json_shares
 from catwise.data import read_table
 from catwise.data.files import open_table
 from catwise.data.masks import read_mask, save_mask
-from catwise.data.readers import _kit, celeba, chestxray14, coco, nuswide, openimages, voc
+from catwise.data.readers import _kit, celeba, chestxray14, coco, openimages, voc
 from catwise.errors import CatwiseError
 from catwise.features import open_store, write_store
 from catwise.fixing import account
@@ -234,7 +234,14 @@ READERS: dict[str, Reader] = {
     ),
     "VOC annotations": Reader("x.xml", text(XML), voc._parse, "MAX_LINE", 20, "too large"),
     "CelebA": Reader("x.txt", text("a 1\n"), celeba._text, "MAX_TEXT", 1, "too large"),
-    "NUS-WIDE": Reader("x.txt", text("a 1\n"), nuswide._bytes, "MAX_TEXT", 1, "too large"),
+    "NUS-WIDE": Reader(
+        "x.txt",
+        text("a 1\n"),
+        lambda path: _kit.read_bytes(path, "numbers"),
+        "MAX_TEXT",
+        1,
+        "too large",
+    ),
     "ChestX-ray14": Reader(
         "x.txt", text("00000001_000.png\n"), chestxray14._read_list, "MAX_TEXT", 1, "too large"
     ),
