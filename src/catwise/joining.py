@@ -1,4 +1,4 @@
-"""Rows joined by id, categories by name: once, at the door. Inside, only positions are used.
+"""Rows joined by id, categories by name: once, where they come in. Inside, only positions are used.
 
 Rows: when features and labels both have ids, every labelled row finds its feature row by id;
 otherwise row i belongs to row i, and the counts must be equal. Categories: names are matched
@@ -108,7 +108,7 @@ def align(
     """
     if not hasattr(head, "n_features"):
         raise HeadError(
-            "this is no head.",
+            "this is not a head.",
             found=type(head).__name__,
             expected="a Head: weight (C, D), bias (C,) or none, and categories",
             remedy="catwise.Head(weight, bias), or catwise.read_head(checkpoint)",
@@ -465,7 +465,7 @@ def _refuse_common(
             f"{common.size:,} {what} are in both the {names[0]} and the {names[1]} data.",
             found=_some(common),
             expected="each image and each group (patient) in one source only",
-            remedy=f"take them out of the {names[0]} data, or split anew by group",
+            remedy=f"take them out of the {names[0]} data, or split again by group",
         )
 
 

@@ -300,7 +300,7 @@ def test_numbers_of_many_digits_and_depth(tmp_path: Path, layout: str) -> None:
         if layout == "jsonl":
             path = tmp_path / "x.jsonl"
             path.write_text(f'{{"id": "a", "cat": {text}}}\n')
-            with pytest.raises(LabelError, match=r"line 1: is no record"):
+            with pytest.raises(LabelError, match=r"line 1: is not a record"):
                 read_table(path, encoding="nan")
             continue
         path = tmp_path / "x.json"

@@ -301,7 +301,7 @@ def test_damaged_archives(tmp_path):
     packed = gzip.compress((WIDE + "".join(f"{i},p,1,0\n" for i in range(5000))).encode())
     with pytest.raises(LabelError, match="truncated"):
         read_label_table(write(tmp_path, packed[:-50], "a.csv.gz"), **NAMED)
-    with pytest.raises(LabelError, match="no gzip file"):
+    with pytest.raises(LabelError, match="not a gzip file"):
         read_label_table(write(tmp_path, WIDE, "b.csv.gz"), **NAMED)
 
 
@@ -311,7 +311,7 @@ def test_damaged_parquet(tmp_path):
     whole = path.read_bytes()
     for content, message in (
         (whole[:-20], "truncated"),
-        (b"image,cat\na,1\n", "no Parquet file"),
+        (b"image,cat\na,1\n", "not a Parquet file"),
         (whole[:4] + bytes(100) + whole[104:], "damaged"),
         (whole[:-8] + b"\xff\xff\xff\x7f" + whole[-4:], "damaged"),
     ):

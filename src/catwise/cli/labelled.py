@@ -44,7 +44,7 @@ def load_dataset(source: LabelledOptions, table: TableOptions) -> Dataset:
     if table.category:
         labels = dataset.labels.take_categories(table.category)
         dataset = dataclasses.replace(dataset, labels=labels)
-    return _with_edges(dataset, table)
+    return _with_affixes(dataset, table)
 
 
 def _read_table(
@@ -110,16 +110,16 @@ def _read_dataset(source: LabelledOptions) -> Dataset:
     return found
 
 
-def _with_edges(dataset: Dataset, table: TableOptions) -> Dataset:
+def _with_affixes(dataset: Dataset, table: TableOptions) -> Dataset:
     """The ids of a data set as the features have them."""
-    from catwise.data.source import Edges
+    from catwise.data.source import IdAffixes
     from catwise.labels import PartialLabels
 
-    edges = Edges(table.id_prefix, table.id_suffix, table.strip_prefix, table.strip_suffix)
+    affixes = IdAffixes(table.id_prefix, table.id_suffix, table.strip_prefix, table.strip_suffix)
     labels = dataset.labels
-    if labels.ids is None or not any(edges):
+    if labels.ids is None or not any(affixes):
         return dataset
-    ids = edges.apply(labels.ids, lambda i: f"image {i + 1:,} of {dataset.name}")
+    ids = affixes.apply(labels.ids, lambda i: f"image {i + 1:,} of {dataset.name}")
     content: Any = labels.as_columns() if labels.storage == "columns" else labels.codes
     renamed = PartialLabels.from_content(
         content,

@@ -26,7 +26,7 @@ class Dataset:
             gives ids but no files.
         labels: (N, C), with the images' ids.
         splits: (N,) the split of each image, such as "train".
-        counts: what the reader met and how it dealt with it, such as images without
+        counts: what the reader met and how it treated it, such as images without
             annotations; JSON-ready.
         notes: what the labels mean, a sentence each.
 
@@ -109,7 +109,7 @@ class Dataset:
         return self.take(rows)
 
     def with_splits(self, shares: Any, *, seed: int = 0) -> Dataset:
-        """The same images dealt into new splits.
+        """The same images assigned to new splits.
 
         Groups stay whole; positives and negatives of every category are spread as the shares say,
         as far as they are known.

@@ -139,7 +139,7 @@ class TableFile:
         try:
             if self.delimiter is None:
                 yield from self._parquet(columns)
-            elif _look_through(self):
+            elif _scan(self):
                 yield from self._csv(columns, coded)
             else:
                 yield from self._records(columns, coded)
@@ -329,7 +329,7 @@ def _parquet_names(path: Path, head: bytes) -> tuple[str, ...]:
         tail = file.read()
     if head != PARQUET_MAGIC:
         raise LabelError(
-            f"'{path}' is no Parquet file.",
+            f"'{path}' is not a Parquet file.",
             found=f"the first bytes {head!r}",
             expected=f"{PARQUET_MAGIC!r}",
             remedy="give the file the suffix of what it holds",
@@ -394,9 +394,9 @@ def _too_long(path: Path, line: int) -> LabelError:
 
 
 def _check_names(path: Path, line: int, names: list[str], delimiter: str | None) -> None:
-    """Refuse a header that is no UTF-8 or holds NUL, or has another delimiter than its suffix."""
+    """Refuse a header that is not UTF-8 or holds NUL, or has another delimiter than its suffix."""
     if any(mark == "\0" or "\udc80" <= mark <= "\udcff" for name in names for mark in name):
-        _look_at_bytes(path)
+        _scan_bytes(path)
     others = [other for other in ";\t,|" if other != delimiter and other in names[0]]
     if others and len(names) == 1 and delimiter is not None:
         raise LabelError(
@@ -444,7 +444,7 @@ def _records(text: Iterable[str], delimiter: str) -> Iterator[tuple[int, list[st
         raise _RecordError(str(error), line if cut else reader.line_num) from error
 
 
-def _look_through(file: TableFile) -> bool:
+def _scan(file: TableFile) -> bool:
     """Refuse what the columnar reader would take or cut in silence; whether it reads the rest well.
 
     Every byte is looked at; where there are quotes, or lines that may hold a field too long for
@@ -452,7 +452,7 @@ def _look_through(file: TableFile) -> bool:
     """
     path = file.path
     try:
-        look = _look_at_bytes(path)
+        look = _scan_bytes(path)
         if not (look.quotes or look.long_lines):
             return True
         crossing: list[int] | None = [] if look.n_bytes > BLOCK_BYTES else None
@@ -480,7 +480,7 @@ def _crosses_blocks(fields: list[str]) -> bool:
     return len(record.encode()) + record.count('"') + 3 * len(fields) > BLOCK_BYTES
 
 
-class _Look(NamedTuple):
+class _Scan(NamedTuple):
     """What the bytes of a text table tell of it."""
 
     n_bytes: int
@@ -488,8 +488,8 @@ class _Look(NamedTuple):
     long_lines: bool
 
 
-def _look_at_bytes(path: Path) -> _Look:
-    """Refuse bytes that are no UTF-8, and NUL."""
+def _scan_bytes(path: Path) -> _Scan:
+    """Refuse bytes that are not UTF-8, and NUL."""
     decoder, limit = codecs.getincrementaldecoder("utf-8")(), csv.field_size_limit()
     offset = run = open_line = 0  # bytes before the block, and those since the last line end
     quotes = long_lines = False
@@ -520,7 +520,7 @@ def _look_at_bytes(path: Path) -> _Look:
     if pending:
         line = _line_of(path, offset - pending)
         raise _not_utf8(path, line, "a character that the end of the file cuts")
-    return _Look(offset, quotes, long_lines)
+    return _Scan(offset, quotes, long_lines)
 
 
 def _has_long_line(block: bytes, run: int, limit: int) -> tuple[bool, int]:
@@ -578,7 +578,7 @@ def _first_fault(file: TableFile, crossing: list[int] | None = None) -> LabelErr
 def _text_fault(path: Path, error: Exception) -> LabelError:
     """The error for a text table that stops making sense."""
     if isinstance(error, gzip.BadGzipFile):
-        return LabelError(f"'{path}' is no gzip file.", found=str(error))
+        return LabelError(f"'{path}' is not a gzip file.", found=str(error))
     if not isinstance(error, _RecordError):
         return truncated(path, str(error))
     if "end of data" in str(error):

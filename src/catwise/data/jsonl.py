@@ -84,10 +84,10 @@ class JsonLines(TableFile):
     def _refuse(self, key: str, values: list[Any], start: int) -> NoReturn:
         """Refuse the first value that has no place under the key."""
         error: type[IdError | LabelError] = IdError
-        what = "is no text and no whole number."
+        what = "is neither a text nor a whole number."
         good = [value is None or type(value) in (str, int) for value in values]
         if key in self.lists:
-            error, what = LabelError, "is no list of names."
+            error, what = LabelError, "is not a list of names."
             good = [v is None or (type(v) is list and set(map(type, v)) <= {str}) for v in values]
         i = good.index(False)
         found = json.dumps(values[i], ensure_ascii=False)[:60]
@@ -121,7 +121,7 @@ def _record(path: Path, line: int, raw: bytes) -> dict[str, Any]:
         if max(text.count("["), text.count("{")) > MAX_DEPTH:
             check_depth(record)
         if "\\ud" in text or "\\uD" in text:
-            json.dumps(record, ensure_ascii=False).encode()  # half a character is no text
+            json.dumps(record, ensure_ascii=False).encode()  # half a character is not text
         nul = "\\u0000" in text and _holds_nul(record)  # which arrays of texts would cut
         if type(record) is dict and not nul:
             return record
@@ -134,7 +134,7 @@ def _record(path: Path, line: int, raw: bytes) -> dict[str, Any]:
     except ValueError as error:  # among them: no UTF-8
         found = str(error)
     expected = "one JSON object in each line"
-    raise LabelError(f"'{path}', line {line:,}: is no record.", found=found, expected=expected)
+    raise LabelError(f"'{path}', line {line:,}: is not a record.", found=found, expected=expected)
 
 
 def _holds_nul(value: Any) -> bool:

@@ -11,7 +11,7 @@ from catwise.data.checks import first_rows, refuse_two, refuse_wrong
 from catwise.data.files import listed
 from catwise.data.source import (
     Interner,
-    Source,
+    LabelTable,
     check_textual,
     encode_column,
     in_rows,
@@ -36,7 +36,7 @@ class _Entries(NamedTuple):
 
 
 def read_long(
-    source: Source,
+    source: LabelTable,
     encoding: Encoding | None,
     wanted: list[str] | None,
     columns: tuple[str, str],
@@ -57,14 +57,14 @@ def read_long(
         _columns(source, entries, ids, names),
         len(ids),
         names,
-        ids=_edged(source, ids, entries),
+        ids=_with_affixes(source, ids, entries),
         groups=_groups(source, entries, ids, list(groups)),
         storage=storage,
     )
 
 
 def _read(
-    source: Source, encoding: Encoding, columns: tuple[str, str]
+    source: LabelTable, encoding: Encoding, columns: tuple[str, str]
 ) -> tuple[_Entries, Interner, Interner, Interner]:
     """The rows as numbers, and the names of categories, images and groups."""
     roles = (columns[0], source.id_column, source.group_column)
@@ -82,7 +82,7 @@ def _read(
     return _Entries(*map(np.concatenate, zip(*parts, strict=True))), *names
 
 
-def _numbers(source: Source, names: Interner, batch: Any, column: str, origin: Rows) -> Rows:
+def _numbers(source: LabelTable, names: Interner, batch: Any, column: str, origin: Rows) -> Rows:
     """The number of the name in each row; nulls and blanks are refused."""
     import pyarrow as pa
 
@@ -107,7 +107,7 @@ def _numbers(source: Source, names: Interner, batch: Any, column: str, origin: R
 
 
 def _chosen(
-    source: Source, entries: _Entries, names: list[str], wanted: list[str], column: str
+    source: LabelTable, entries: _Entries, names: list[str], wanted: list[str], column: str
 ) -> _Entries:
     """Entries numbered by the categories asked for; -1 for the others."""
     missing = set(wanted) - set(names)
@@ -125,7 +125,7 @@ def _chosen(
     return entries._replace(category=number[entries.category])
 
 
-def _everywhere(source: Source, column: str) -> set[str]:
+def _everywhere(source: LabelTable, column: str) -> set[str]:
     """The category names of all splits."""
     names: set[str] = set()
     for batch in source.file.batches([column], coded=[column]):
@@ -134,7 +134,7 @@ def _everywhere(source: Source, column: str) -> set[str]:
 
 
 def _columns(
-    source: Source, entries: _Entries, ids: NDArray[np.str_], names: list[str]
+    source: LabelTable, entries: _Entries, ids: NDArray[np.str_], names: list[str]
 ) -> list[tuple[Rows, Codes]]:
     """(rows, codes) of each category; refuses two labels of one image in one category."""
     here = np.flatnonzero(entries.category >= 0)
@@ -154,7 +154,7 @@ def _columns(
 
 
 def _labelled_twice(
-    source: Source, entries: _Entries, pair: tuple[int, int], what: str, n_twice: int
+    source: LabelTable, entries: _Entries, pair: tuple[int, int], what: str, n_twice: int
 ) -> IdError:
     meaning = [
         f"{CODE_NAMES[int(entries.code[i])]} in {source.file.place(int(entries.origin[i]))}"
@@ -168,16 +168,16 @@ def _labelled_twice(
     )
 
 
-def _edged(source: Source, ids: NDArray[np.str_], entries: _Entries) -> NDArray[np.str_]:
+def _with_affixes(source: LabelTable, ids: NDArray[np.str_], entries: _Entries) -> NDArray[np.str_]:
     def place(i: int) -> str:
         row = int(np.flatnonzero(entries.id == i)[0])
         return source.file.place(int(entries.origin[row]), source.id_column)
 
-    return source.edges.apply(ids, place)
+    return source.affixes.apply(ids, place)
 
 
 def _groups(
-    source: Source, entries: _Entries, ids: NDArray[np.str_], names: list[str]
+    source: LabelTable, entries: _Entries, ids: NDArray[np.str_], names: list[str]
 ) -> NDArray[np.str_] | None:
     """The group of each image; refuses an image in two groups."""
     if source.group_column is None:

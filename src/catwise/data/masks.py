@@ -153,7 +153,7 @@ def read_mask(path: str | os.PathLike[str]) -> Mask:
     """Read what `save_mask` wrote, and check it.
 
     Raises:
-        LabelError: If the file is not there, is no mask, is damaged, or was changed.
+        LabelError: If the file is not there, is not a mask, is damaged, or was changed.
     """
     arrays, metadata = _read(Path(path))
     try:
@@ -299,7 +299,7 @@ def _texts_sha256(texts: NDArray[np.str_]) -> str:
 
 
 def _any_order(texts: NDArray[np.str_]) -> str:
-    """A digest of texts that does not hang on their order."""
+    """A digest of texts that does not depend on their order."""
     return f"{int(text_keys(texts).sum(dtype=np.uint64)):016x}"
 
 

@@ -28,7 +28,7 @@ from catwise.labels.encodings import (
 from catwise.labels.names import category_names, refuse_repeats
 
 
-class Edges(NamedTuple):
+class IdAffixes(NamedTuple):
     """What is taken from ids and put to them."""
 
     prefix: str
@@ -52,19 +52,19 @@ class Edges(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """A table and the columns that are no labels."""
+class LabelTable:
+    """A table and the columns that are not labels."""
 
     file: TableFile
     id_column: str | None
     group_column: str | None
     split_column: str | None
     split: str | None
-    edges: Edges
+    affixes: IdAffixes
 
     @property
     def keys(self) -> list[str]:
-        """The columns that are no labels."""
+        """The columns that are not labels."""
         named = (self.id_column, self.group_column, self.split_column)
         return list(dict.fromkeys(name for name in named if name is not None))
 
@@ -75,7 +75,7 @@ class Source:
         for name, role in zip(named, roles, strict=True):
             if name is not None:
                 self.file.require(name, role)
-        if self.id_column is None and any(self.edges):
+        if self.id_column is None and any(self.affixes):
             raise ConfigError("a prefix or suffix of ids needs an id_column.")
 
     def batches(self, labels: Sequence[str], coded: Sequence[str]) -> Iterator[tuple[Any, Rows]]:
@@ -127,7 +127,7 @@ class TableRows(NamedTuple):
 
 
 def read_rows(
-    source: Source,
+    source: LabelTable,
     columns: Sequence[str],
     read: Callable[[Any, Rows], Any],
     *,
@@ -148,7 +148,7 @@ def read_rows(
     at = np.concatenate(origins)
     named = None
     if ids:
-        named = source.edges.apply(np.concatenate(ids), in_rows(file, at, column))
+        named = source.affixes.apply(np.concatenate(ids), in_rows(file, at, column))
         refuse_repeats(
             named,
             in_rows(file, at),
@@ -254,7 +254,7 @@ def _seen(array: Any) -> set[Raw]:
     return raw_values(values if index is None else values[np.unique(index)])
 
 
-class _Survey:
+class _ValueSummary:
     """What the label columns hold, and where the first value is that does not fit."""
 
     def __init__(self, labels: Sequence[str]) -> None:
@@ -289,15 +289,15 @@ class _Survey:
 
 
 def refuse_values(
-    source: Source, labels: Sequence[str], encoding: Encoding | None, *, named: bool
+    source: LabelTable, labels: Sequence[str], encoding: Encoding | None, *, named: bool
 ) -> NoReturn:
     """Read the whole table once more, to say what is wrong with its values and what would fit."""
-    survey = _Survey(labels)
+    summary = _ValueSummary(labels)
     for batch, origin in source.batches(labels, coded=labels):
-        survey.add(batch, origin, encoding)
-    remedy = survey.remedy(named=named)
-    if encoding is None or survey.first is None:
+        summary.add(batch, origin, encoding)
+    remedy = summary.remedy(named=named)
+    if encoding is None or summary.first is None:
         raise unnamed_encoding(remedy)
-    row, column, value = survey.first
+    row, column, value = summary.first
     where = source.file.place(row, column)
-    raise encoding_error(encoding, value, where=where, n_unfit=survey.n_unfit, remedy=remedy)
+    raise encoding_error(encoding, value, where=where, n_unfit=summary.n_unfit, remedy=remedy)

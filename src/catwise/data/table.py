@@ -15,7 +15,7 @@ from typing import Literal
 from catwise.data.files import TableFile, open_table
 from catwise.data.jsonl import JsonLines, is_json_lines
 from catwise.data.long import read_long
-from catwise.data.source import Edges, Source, texts_of
+from catwise.data.source import IdAffixes, LabelTable, texts_of
 from catwise.data.wide import read_wide
 from catwise.errors import CategoryError, ConfigError, check_choice
 from catwise.labels.columns import Storage
@@ -107,7 +107,7 @@ def read_label_table(
         path,
         (id_column, group_column, split_column),
         split,
-        Edges(id_prefix, id_suffix, strip_prefix, strip_suffix),
+        IdAffixes(id_prefix, id_suffix, strip_prefix, strip_suffix),
         texts=names[:1] if layout == "long" else (),
         named=wanted or (),
         delimiter=delimiter,
@@ -122,13 +122,13 @@ def _open_source(
     path: str | os.PathLike[str],
     keys: tuple[str | None, str | None, str | None],
     split: str | None,
-    edges: Edges,
+    affixes: IdAffixes,
     *,
     texts: Sequence[str],
     named: Sequence[str],
     delimiter: str | None,
     header: bool | None,
-) -> Source:
+) -> LabelTable:
     """Open a table whose columns of ids, groups and splits are `keys`, and check them.
 
     `texts` are other columns of names, `named` the categories that were asked for.
@@ -137,8 +137,8 @@ def _open_source(
         found = f"split_column={keys[2]!r}, split={split!r}"
         raise ConfigError("split_column and split go together.", found=found)
     told = [*(name for name in keys if name is not None), *texts]
-    source = Source(
-        open_labels(path, told, delimiter=delimiter, header=header), *keys, split, edges
+    source = LabelTable(
+        open_labels(path, told, delimiter=delimiter, header=header), *keys, split, affixes
     )
     source.file.check_header([*source.keys, *named], n_texts=1 + len(texts))
     source.check()

@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 
 from catwise.data.files import listed
-from catwise.data.source import Source, encode_columns, read_rows, refuse_values
+from catwise.data.source import LabelTable, encode_columns, read_rows, refuse_values
 from catwise.errors import CategoryError, LabelError, nearest
 from catwise.labels.codes import UNKNOWN, Codes, Rows
 from catwise.labels.columns import COLUMNS_BELOW, Columns, Storage
@@ -19,7 +19,7 @@ SPARSE_CATEGORIES: Final = 64
 
 
 def read_wide(
-    source: Source, encoding: Encoding | None, wanted: list[str] | None, storage: Storage
+    source: LabelTable, encoding: Encoding | None, wanted: list[str] | None, storage: Storage
 ) -> PartialLabels:
     """Read a wide table."""
     names = _categories(source, wanted)
@@ -44,7 +44,7 @@ def read_wide(
     )
 
 
-def _categories(source: Source, wanted: list[str] | None) -> list[str]:
+def _categories(source: LabelTable, wanted: list[str] | None) -> list[str]:
     """The columns of the categories."""
     file, keys = source.file, set(source.keys)
     if wanted is None:

@@ -19,8 +19,8 @@ from catwise.labels.names import category_names, category_positions, row_names
 from catwise.labels.reading import (
     array_codes,
     array_names,
+    describe_cell,
     encode_array,
-    place_of,
     row_positions,
     sparse_codes,
     two_dimensional,
@@ -146,7 +146,7 @@ class PartialLabels:
 
         Raises:
             LabelError: If no encoding is named, or it does not know a value; the error lists the
-                encodings that do. If y is no dense array, or is sparse and `others` is not given.
+                encodings that do. If y is not a dense array, or is sparse without `others`.
             ShapeError: If y is not (N, C).
             ConfigError: If `others` is given for what is not sparse.
 
@@ -167,7 +167,7 @@ class PartialLabels:
             array = two_dimensional(y)
             n_rows, n_columns = array.values.shape
             names = category_names(categories, n_columns)
-            content = encode_array(array, encoding, where=lambda place: place_of(place, names))
+            content = encode_array(array, encoding, where=lambda place: describe_cell(place, names))
         rest: dict[str, Any] = {"ids": ids, "groups": groups, "storage": storage}
         return cls.from_content(content, n_rows, names, **rest)
 
@@ -285,7 +285,7 @@ class PartialLabels:
 
     @property
     def codes(self) -> Codes:
-        """(N, C) int8, read-only: a view of dense storage, made anew from columns."""
+        """(N, C) int8, read-only: a view of dense storage, made from columns."""
         if self._dense is not None:
             return self._dense
         dense = self.block(0, self.n_rows)

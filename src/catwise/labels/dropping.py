@@ -2,7 +2,7 @@
 
 Draws are keyed by seed, category name and row id (its position where rows have no ids), so
 that neither the order of categories, nor the storage, nor taking some of the categories or named
-rows changes which labels stay. Only the published streams of `drop_uniform` hang on the order of
+rows changes which labels stay. Only the published streams of `drop_uniform` depend on the order of
 rows and categories, as the code does that they repeat.
 """
 
@@ -129,7 +129,7 @@ def keep_per_category(labels: PartialLabels, n: int, seed: int = 0) -> PartialLa
         seed: another one gives another choice.
 
     Raises:
-        ConfigError: If n is no whole number of at least 0.
+        ConfigError: If n is not a whole number of at least 0.
 
     Source: "fixed per class" of Ben-Baruch et al., "Multi-label classification with partial
     annotations using class-aware selective loss", CVPR 2022.

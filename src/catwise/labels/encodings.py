@@ -21,7 +21,7 @@ UNFIT: Final = -128
 """The code of a raw value that an encoding does not know; never kept."""
 
 Raw: TypeAlias = "float | str | None"
-"""A raw value in its plain form: a number, a text that is no number, or None for a blank."""
+"""A raw value in its plain form: a number, a text that is not a number, or None for a blank."""
 
 BLANK_TEXTS: Final = frozenset({"", "nan", "na", "n/a", "null", "none", "<na>"})
 TRUTH_TEXTS: Final = {"true": 1.0, "false": 0.0}

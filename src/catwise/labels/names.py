@@ -1,4 +1,4 @@
-"""Names of rows, groups and categories: checked once, at the door."""
+"""Names of rows, groups and categories: checked once, where they come in."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def refuse_repeats(
     expected: str = "every one once",
     remedy: str | None = None,
 ) -> None:
-    """Refuse values of which one is there twice, naming both places.
+    """Refuse values of which one repeats, naming both places.
 
     Shapes:
         values: (N,) texts or numbers: a sequence, or an array of numpy or Arrow.

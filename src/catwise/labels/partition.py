@@ -6,7 +6,7 @@ first. Each goes to the split that it leaves closest to the shares, by the sum o
 (what the split has − what it should have)² / what it should have. With one stratum this is the
 apportionment of Sainte-Laguë. A split with the same seed stays the same: papers name them.
 
-Folds are made anew in every run, of equal size, and have to be quick: a category's positives are
+Folds are made again in every run, of equal size, and have to be quick: a category's positives are
 what is scarce, so they are assigned first, the rarest category before the others, each to the
 folds that have least of it; rows without a known positive fill up the folds. Of the parts that
 score a nested choice there are hundreds: rows are lined up by their rarest positive and assigned in
@@ -43,7 +43,7 @@ def split_labels(
     """Give every row a split.
 
     Rows of one group are never split. Only known labels count: unknown and uncertain ones are in
-    no stratum. The result hangs on the seed, the labels, the names of the groups and, for rows
+    no stratum. The result depends on the seed, the labels, the names of the groups and, for rows
     without groups, the ids; where rows have one of both, neither the order of rows nor that of
     categories changes it.
 
@@ -76,13 +76,13 @@ def split_labels(
     order = _order(labels, totals, unit, draws(keys, key))
     place = np.empty(n_units, dtype=np.int64)
     place[order] = np.arange(n_units)
-    dealt = np.empty(n_units, dtype=np.int64)
-    dealt[order] = _deal(labels, totals, place[unit], share)
-    sizes = np.bincount(dealt, minlength=len(names))
+    assigned = np.empty(n_units, dtype=np.int64)
+    assigned[order] = _assign(labels, totals, place[unit], share)
+    sizes = np.bincount(assigned, minlength=len(names))
     if not sizes.all():
         empty = names[int(np.argmin(sizes))]
         raise _too_few(labels, n_units, names, f"enough to leave something for {empty!r}")
-    split: NDArray[np.str_] = np.array(names)[dealt[unit]]
+    split: NDArray[np.str_] = np.array(names)[assigned[unit]]
     return split
 
 
@@ -144,7 +144,7 @@ def _units(labels: PartialLabels) -> tuple[Rows, NDArray[np.uint64]]:
 
 
 def _in_order_of_names(labels: PartialLabels) -> PartialLabels:
-    """Categories in alphabetical order: sums of floats hang on it."""
+    """Categories in alphabetical order: sums of floats depend on it."""
     names = sorted(labels.categories)
     return labels if tuple(names) == labels.categories else labels.take_categories(names)
 
@@ -158,7 +158,7 @@ def _totals(labels: PartialLabels) -> NDArray[np.int64]:
 def _order(
     labels: PartialLabels, totals: NDArray[np.int64], unit: Rows, key: NDArray[np.uint64]
 ) -> Rows:
-    """Units in the order of dealing: by size class, then by their rarest stratum, then by key."""
+    """Units in the order of assignment: by size class, rarest stratum and key."""
     size = np.bincount(unit, minlength=len(key))
     rarest = np.full(len(key), len(totals), dtype=np.int64)
     by_rarity = np.argsort(totals, kind="stable")
@@ -181,7 +181,7 @@ class _Block(NamedTuple):
 
 
 def _blocks(labels: PartialLabels, place: Rows) -> Iterator[_Block]:
-    """The units in the order of dealing, some million entries at a time."""
+    """The units in the order of assignment, some million entries at a time."""
     size, width = np.bincount(place), max(2 * labels.n_categories, 1)
     held = _from_columns if labels.storage == "columns" else _from_dense
     for first, last, unit, strata in held(labels, place, np.cumsum(size)):
@@ -233,15 +233,15 @@ def _ranges(ends: Rows, step: int) -> Iterator[tuple[int, int]]:
         first = max(last, first + 1)
 
 
-def _deal(
+def _assign(
     labels: PartialLabels, totals: NDArray[np.int64], place: Rows, share: NDArray[np.float64]
 ) -> Rows:
-    """The split of each unit, in the order of dealing."""
+    """The split of each unit, in the order of assignment."""
     weight = 1 / np.maximum(totals, 1)[:, None] / share  # (2 C, S)
     row_weight = 1 / labels.n_rows / share
     have = np.zeros(weight.shape)  # weight × what each split has of each stratum
     rows = np.zeros(len(share))
-    dealt: list[int] = []
+    assigned: list[int] = []
     for block in _blocks(labels, place):
         starts, strata, times, size = block
         for i, n in enumerate(size.tolist()):
@@ -258,8 +258,8 @@ def _deal(
             s = int(score.argmin())
             have[held, s] += step[:, s]
             rows[s] += n * row_weight[s]
-            dealt.append(s)
-    return np.array(dealt, dtype=np.int64)
+            assigned.append(s)
+    return np.array(assigned, dtype=np.int64)
 
 
 def assign_folds(

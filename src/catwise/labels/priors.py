@@ -1,6 +1,6 @@
 """Labels that are not missing at random: how known labels differ from the images as a whole.
 
-Which labels are known may hang on what they are: positives are often looked for, negatives often
+Which labels are known may depend on what they are: positives are often looked for, negatives often
 not written down. Known labels alone cannot tell this. With the true share of positives (the
 prevalence), Bayes' theorem gives for each category
 
@@ -72,7 +72,7 @@ def selection_bias(labels: PartialLabels, prevalence: Any = None) -> list[dict[s
         "share_known" (of all rows), "share_positive" (of the known; None where none is),
         "prevalence", "known_given_positive" and "known_given_negative" (None without a prevalence;
         not cut, so over 1 where the prevalence does not fit), "ratio" of the two (None where the
-        second is 0), "verdict" (a key of `VERDICTS`) and "explanation". A bias is told where the
+        second is 0), "verdict" (a key of `VERDICTS`) and "explanation". A bias is said where the
         share of positives differs from the prevalence by more than 1.96 standard deviations of
         labels that became known at random; among many categories one in twenty does so by chance.
 
@@ -203,7 +203,7 @@ def inverse_propensity_weights(
 
 
 class PrevalenceEstimate(NamedTuple):
-    """An estimated prevalence; (C,) float64 each, NaN where it cannot be told."""
+    """An estimated prevalence; (C,) float64 each, NaN where it is not known."""
 
     prevalence: NDArray[np.float64]  # share of positives among all rows
     label_frequency: NDArray[np.float64]  # P(known positive | positive)
@@ -244,7 +244,7 @@ def estimate_prevalence(
         scores: (N, C) logits or probabilities; "mean": P(known positive | image).
         labels: (N, C).
         assumption: must be named; a key of `ASSUMPTIONS`.
-        estimator: how c is told.
+        estimator: how c is estimated.
 
     Returns:
         Prevalence, cut to what the known labels allow, and label frequency; NaN where no positive

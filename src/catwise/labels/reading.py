@@ -54,7 +54,7 @@ def array_codes(values: Any, categories: Sequence[str] | None = None) -> Codes:
     """A new (N, C) int8 array of codes; masked entries are unknown."""
     array = two_dimensional(values)
     names = category_names(categories, array.values.shape[1])
-    codes = check_codes(_blanked(array), where=lambda place: place_of(place, names))
+    codes = check_codes(_blanked(array), where=lambda place: describe_cell(place, names))
     return _unknown_where(codes, array.masked)
 
 
@@ -134,7 +134,7 @@ def sparse_codes(
     codes = encode_array(
         Dense(stored.values[:, None], None),
         encoding,
-        where=lambda i: place_of((int(stored.rows[i[0]]), int(stored.columns[i[0]])), names),
+        where=lambda i: describe_cell((int(stored.rows[i[0]]), int(stored.columns[i[0]])), names),
     )[:, 0]
     order = np.argsort(stored.columns, kind="stable")
     ends = np.searchsorted(stored.columns[order], np.arange(1, n_columns))
@@ -163,7 +163,7 @@ def _row_blocks(values: NDArray[Any]) -> Iterator[slice]:
         yield slice(start, min(start + step, len(values)))
 
 
-def place_of(place: tuple[int, ...], categories: tuple[str, ...]) -> str:
+def describe_cell(place: tuple[int, ...], categories: tuple[str, ...]) -> str:
     """The place of an entry, for people."""
     return f"row {place[0]}, column {place[1]} ({categories[place[1]]!r})"
 
@@ -177,7 +177,7 @@ def row_positions(index: Any, n_rows: int) -> Rows:
         return np.flatnonzero(array)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise ShapeError(
-            "this is no choice of rows.",
+            "this is not a choice of rows.",
             found=f"shape {array.shape}, dtype {array.dtype}",
             expected=f"positions, a slice, or a mask of {n_rows:,} truth values",
         )

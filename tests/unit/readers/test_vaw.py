@@ -326,12 +326,12 @@ HERE = r"train_part2\.json', instance 2 \(instance_id '11'\): "
         (
             instance("1", "2373241009", [], []),
             IdError,
-            r"there twice(.|\n)*part1\.json', instance 2 and .*part2\.json', instance 2",
+            r"duplicate instance_id(.|\n)*part1\.json', instance 2 and .*part2\.json', instance 2",
         ),
         (
             instance("1", 4225, [], []),
             IdError,
-            r"there twice(.|\n)*part2\.json', instance 1 and .*part2\.json', instance 2",
+            r"duplicate instance_id(.|\n)*part2\.json', instance 1 and .*part2\.json', instance 2",
         ),
     ],
 )

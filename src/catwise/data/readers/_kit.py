@@ -17,7 +17,7 @@ from catwise._json import parse
 from catwise.data.checks import refuse_wrong
 from catwise.data.dataset import Dataset
 from catwise.data.files import TableFile, listed, read_whole, truncated
-from catwise.data.source import Edges, Source, check_textual, encode_columns, refuse_values
+from catwise.data.source import IdAffixes, LabelTable, check_textual, encode_columns, refuse_values
 from catwise.errors import CatwiseError, ConfigError, IdError, LabelError
 from catwise.labels.codes import UNKNOWN, Codes, Rows
 from catwise.labels.columns import Columns, Storage, row_dtype
@@ -142,7 +142,7 @@ class Listing(NamedTuple):
         refuse_wrong(self.names, good, self.place, what, expected=expected, error=error)
 
     def refuse_repeats(self, what: str = "image", *, error: type[CatwiseError] = IdError) -> None:
-        """Refuse an entry that is there twice."""
+        """Refuse a duplicate entry."""
         refuse_repeats(
             self.names, self.place, f"'{self.path}' has a duplicate {what}.", error=error
         )
@@ -219,7 +219,7 @@ def read_columns(
 
     for column, role in [*roles.items(), *((name, "labels") for name in labels)]:
         file.require(column, role)
-    source = Source(file, None, None, None, None, Edges("", "", "", ""))
+    source = LabelTable(file, None, None, None, None, IdAffixes("", "", "", ""))
     texts: dict[str, list[Any]] = {column: [] for column in roles}
     blocks = []
     for batch, _ in source.batches([*roles, *labels], coded=[*labels, *coded]):

@@ -120,7 +120,7 @@ def read_chexpert(
         paths lead to the images from `root`. Uncertain labels stay uncertain.
 
     Raises:
-        LabelError: If a table is missing, damaged, lacks a column or has a value of no meaning.
+        LabelError: If a table is missing, damaged, lacks a column or has an unrecognised value.
         IdError: If a path is none of CheXpert, repeats or belongs to another split, or a patient
             is in two splits.
         CategoryError: If there is no such observation.
@@ -194,7 +194,7 @@ def study_ids(paths: Iterable[str]) -> NDArray[np.str_]:
         paths: ids or paths of images of CheXpert.
 
     Raises:
-        IdError: If one is no such path.
+        IdError: If one is not such a path.
 
     >>> study_ids(["train/patient00001/study1/view1_frontal.jpg"]).tolist()
     ['patient00001/study1']

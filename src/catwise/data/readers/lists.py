@@ -16,7 +16,7 @@ import numpy as np
 from catwise.data.checks import refuse_wrong
 from catwise.data.files import TableFile, listed, open_table
 from catwise.data.jsonl import JsonLines, is_json_lines
-from catwise.data.source import Edges, Interner, Source, read_rows
+from catwise.data.source import IdAffixes, Interner, LabelTable, read_rows
 from catwise.data.table import read_label_table
 from catwise.errors import ConfigError, LabelError, nearest
 from catwise.labels.codes import (
@@ -127,9 +127,9 @@ def read_label_lists(
     else:
         file = _open_table(path, keys, lists, delimiter, header)
     _check_columns(file, keys, ignore, needed=() if split is None else (split_key,))
-    edges = Edges(id_prefix, id_suffix, strip_prefix, strip_suffix)
+    affixes = IdAffixes(id_prefix, id_suffix, strip_prefix, strip_suffix)
     group = group_key if group_key in file.names else None
-    source = Source(file, id_key, group, None if split is None else split_key, split, edges)
+    source = LabelTable(file, id_key, group, None if split is None else split_key, split, affixes)
     codes = zip(lists, (POSITIVE, NEGATIVE, UNCERTAIN), strict=True)
     columns = _Lists(file, {key: code for key, code in codes if key in file.names}, separator)
     if not columns.codes:
@@ -152,7 +152,7 @@ def _open_table(
     delimiter: str | None,
     header: bool | None,  # noqa: FBT001 - as the user gave it
 ) -> TableFile:
-    """Open a table; a first line that names none of the lists may be no header."""
+    """Open a table; a first line that names none of the lists may not be a header."""
     file = open_table(path, delimiter=delimiter, header=header)
     file.check_header(named=keys)
     if file.delimiter is not None and header is None and {*lists}.isdisjoint(file.names):
@@ -333,7 +333,7 @@ class _Lists(NamedTuple):
 
 
 def _read(
-    source: Source, lists: _Lists, names: Interner, fill: int, storage: Storage
+    source: LabelTable, lists: _Lists, names: Interner, fill: int, storage: Storage
 ) -> PartialLabels:
     """Read lists; `fill` is the code of what no list names."""
     file, keys = source.file, list(lists.codes)

@@ -112,7 +112,7 @@ def read_lvis(
             type, refers to an image or category that is not there, or labels conflict.
         IdError: If an image id or path repeats.
         CategoryError: If a category repeats, or the splits have other categories.
-        ConfigError: If an option is not possible, or a file is there twice.
+        ConfigError: If an option is not possible, or there are two copies of a file.
 
     Source: Gupta, Dollár and Girshick, "LVIS: a dataset for large vocabulary instance
     segmentation", CVPR 2019 (the design as a federated data set); format:
@@ -178,7 +178,7 @@ def read_lvis_categories(
     Raises:
         LabelError: If the file is missing, damaged or lacks a field.
         CategoryError: If a category repeats.
-        ConfigError: If an option is not possible, or a file is there twice.
+        ConfigError: If an option is not possible, or there are two copies of a file.
 
     Source: as for :func:`read_lvis`.
     """

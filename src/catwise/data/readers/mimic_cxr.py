@@ -96,7 +96,7 @@ def read_mimic_cxr(
         (dicom_id), groups are patients (subject_id). Uncertain labels stay uncertain.
 
     Raises:
-        LabelError: If a table is missing, damaged, lacks a column or has a value of no meaning,
+        LabelError: If a table is missing, damaged, lacks a column or has an unrecognised value,
             or no image is left.
         IdError: If an id is blank, no number or repeats, a study has two patients, or a patient
             is in two splits.

@@ -47,7 +47,7 @@ def read_nuswide(
         root: the folder that holds `Groundtruth`, `ImageList` and `ConceptsList` (or
             `Concepts81.txt` itself).
         split: "train" or "test": from `TrainTestLabels` and the list of that split. None: every
-            image, from `AllLabels` and `Imagelist.txt`; which split an image is in is told by the
+            image, from `AllLabels` and `Imagelist.txt`; which split an image is in follows from the
             two other lists.
         unannotated: what becomes of images without one positive label: "keep" them, negative
             throughout, or "drop" them. They are counted either way.

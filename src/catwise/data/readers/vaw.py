@@ -92,7 +92,7 @@ def read_vaw(
     parts = [_Part.read(*one, index) for one in _instances(folder, split, fields)]
     ids, groups = (np.concatenate([part[i] for part in parts]) for i in (2, 3))
     place = places([(len(part.ids), part.place) for part in parts])
-    refuse_repeats(ids, place, "an instance_id of VAW is there twice.")
+    refuse_repeats(ids, place, "duplicate instance_id of VAW.")
     content, counts = _joined(parts, index, conflicts)
     splits = np.repeat([part.split for part in parts], [len(part.ids) for part in parts])
     base = Path(root) if images is None else Path(images)

@@ -138,7 +138,7 @@ def read_vindr(
         "train/<id>.dicom"; they are empty for images that are not there, if their folder is.
 
     Raises:
-        LabelError: If a table is missing, damaged, lacks a column or has a value of no meaning.
+        LabelError: If a table is missing, damaged, lacks a column or has an unrecognised value.
         IdError: If an id is blank, an image is twice in the test table or in both tables, or a
             radiologist has two rows for one image of the training table.
         ConfigError: If an option is not possible, or both layouts are there.

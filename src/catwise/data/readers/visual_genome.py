@@ -81,7 +81,7 @@ def read_visual_genome(
     Raises:
         LabelError: If a file is missing or damaged, a label is no position of a category, or
             `images` is given and holds neither folder.
-        IdError: If a list has a line that is no file name, or an image twice.
+        IdError: If a list has a line that is not a file name, or a duplicate image.
         CategoryError: If names are not as many as the categories, or repeat.
         ConfigError: If an option is not possible.
 
