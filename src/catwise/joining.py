@@ -22,6 +22,7 @@ from catwise.features.blocks import BLOCK_ROWS, RowBlocks, as_rows, block_of, fe
 from catwise.features.by_category import by_category, of_categories
 from catwise.heads import Head
 from catwise.labels import PartialLabels
+from catwise.labels.names import refuse_repeats
 
 #: Unmatched ids and names that an error shows of each side.
 _SHOWN: Final = 3
@@ -101,6 +102,7 @@ def align(
     >>> import numpy as np
     >>> from catwise.heads import Head
     >>> from catwise.labels import PartialLabels
+    from catwise.labels.names import refuse_repeats
     >>> head = Head(np.eye(3), categories=["ant", "bee", "cat"])
     >>> labels = PartialLabels.from_array([[1, 0]], encoding="nan", categories=["cat", "ant"])
     >>> align(head, np.ones((1, 3)), labels).head_index.tolist()
@@ -166,11 +168,10 @@ def join_rows(features: Any, labels: PartialLabels, *, name: str = "data") -> Jo
     if have is None or wanted is None:
         return _by_position(n_rows, labels.shape[0], name, _without_ids(have, wanted))
     have, wanted = np.asarray(have).astype(str), np.asarray(wanted).astype(str)
+    refuse_repeats(have, "row {:,}".format, f"{name}: features have a duplicate id.")
     if have.shape == wanted.shape and np.array_equal(have, wanted):
-        _check_unique(have, name)
         return Joined(None, 0, ())
     order = np.argsort(have, kind="stable")
-    _check_unique(have[order], name, is_sorted=True)
     place = np.searchsorted(have, wanted, sorter=order)
     rows = order[np.minimum(place, max(have.size - 1, 0))] if have.size else place
     missing = np.ones(wanted.size, dtype=bool) if not have.size else have[rows] != wanted
@@ -197,17 +198,6 @@ def _by_position(n_features: int, n_labels: int, name: str, why: str) -> Joined:
             expected="equal numbers, or ids on both sides to join them by",
         )
     return Joined(None, 0, (f"{name}: rows were joined by position, as {why}.",))
-
-
-def _check_unique(ids: NDArray[np.str_], name: str, *, is_sorted: bool = False) -> None:
-    ordered = ids if is_sorted else np.sort(ids)
-    twice = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
-    if twice.size:
-        raise IdError(
-            f"{name}: features have an id twice.",
-            found=f"{twice.size:,} ids: {_some(twice)}",
-            expected="each id once",
-        )
 
 
 def _unmatched(

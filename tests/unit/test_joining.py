@@ -100,7 +100,7 @@ def test_no_features_at_all_is_an_id_error():
 @pytest.mark.parametrize("ids", [["a", "a", "b"], ["b", "a", "a"]])
 def test_an_id_twice_in_the_features_is_refused(ids):
     """Whether or not the labels ask for it."""
-    with pytest.raises(IdError, match="an id twice"):
+    with pytest.raises(IdError, match="a duplicate id"):
         join_rows(Store(rows_of(3), ids=ids), labelled(1, ids=["b"]))
 
 

@@ -165,7 +165,7 @@ def test_storage_is_chosen_by_density():
     assert PartialLabels(codes[:100]).storage == "dense"
     codes[:, :200] = 0
     assert PartialLabels(codes).storage == "dense"
-    with pytest.raises(ConfigError, match="no such storage"):
+    with pytest.raises(ConfigError, match="storage cannot be"):
         PartialLabels(codes, storage="csr")  # type: ignore[arg-type]
 
 

@@ -157,7 +157,7 @@ def test_classes_without_a_known_label():
     for missing, value in (("nan", np.nan), ("one", 1.0)):
         for weight in inverse_propensity_weights(labels, 0.5, missing=missing):
             np.testing.assert_allclose(weight, [value, 1.0, value])
-    with pytest.raises(ConfigError, match="missing='drop'"):
+    with pytest.raises(ConfigError, match="missing cannot be 'drop'"):
         inverse_propensity_weights(labels, 0.5, missing="drop")  # type: ignore[arg-type]
 
 
@@ -321,7 +321,7 @@ def test_the_assumption_is_named():
     assert ASSUMPTIONS["scar"] in str(caught.value.expected)
     with pytest.raises(ConfigError, match="did you mean 'scar'"):
         estimate_prevalence(scores, labels, assumption="scars")
-    with pytest.raises(ConfigError, match="estimator='max'"):
+    with pytest.raises(ConfigError, match="estimator cannot be 'max'"):
         estimate_prevalence(scores, labels, assumption="scar", estimator="max")  # type: ignore[arg-type]
 
 

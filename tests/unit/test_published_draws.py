@@ -72,7 +72,7 @@ PINNED = [[1, 0, 1, -1], [1, 0, 1, -1], [-1, 0, -1, -1], [1, 0, -1, -1]]
 def test_wrong_draws():
     """Names and seeds that are not there."""
     labels = PartialLabels([[1]])
-    with pytest.raises(ConfigError, match="no such draws") as caught:
+    with pytest.raises(ConfigError, match="draws cannot be") as caught:
         drop_uniform(labels, 0.5, draws="matrx")  # type: ignore[arg-type]
     assert "'matrix'" in str(caught.value)
     with pytest.raises(ConfigError, match="no such seed"):

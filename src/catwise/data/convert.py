@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from catwise._extras import import_optional
 from catwise.data.dataset import Dataset
-from catwise.errors import ConfigError, FeatureError, LabelError, nearest
+from catwise.errors import ConfigError, FeatureError, LabelError, check_choice
 from catwise.labels.codes import NEGATIVE, POSITIVE, UNCERTAIN
 from catwise.labels.core import PartialLabels
 from catwise.labels.priors import checked_scores
@@ -57,11 +57,7 @@ def fiftyone_samples(
     (['train'], ['cat'], ['eel'])
     """
     for kind in kinds:
-        if kind not in KINDS:
-            raise ConfigError(
-                f"there is no kind {kind!r} of labels{nearest(kind, KINDS)}.",
-                expected=", ".join(map(repr, KINDS)),
-            )
+        check_choice("a kind of labels", kind, KINDS)
     absent = np.flatnonzero(dataset.paths == "")
     if len(absent) and not skip_without_path:
         first = _name(dataset, absent[0])

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catwise._arrays import as_numpy
-from catwise.errors import ConfigError, LabelError, ShapeError
+from catwise.errors import LabelError, ShapeError, check_choice
 from catwise.labels.codes import NEGATIVE, POSITIVE, UNCERTAIN, UNKNOWN, Codes, Rows
 
 COUNT_ROWS: Final = 1 << 14
@@ -176,12 +176,7 @@ class Columns(NamedTuple):
 
 def as_stored(content: Codes | Columns, n_rows: int, storage: Storage) -> Codes | Columns:
     """Codes in the storage asked for; "auto" chooses by size and density."""
-    if storage not in ("auto", "dense", "columns"):
-        raise ConfigError(
-            "there is no such storage of labels.",
-            found=repr(storage),
-            expected="'auto', 'dense' or 'columns'",
-        )
+    check_choice("storage", storage, ("auto", "dense", "columns"))
     if isinstance(content, Columns):
         size, entries = n_rows * content.n_columns, len(content.rows)
     else:

@@ -13,7 +13,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from catwise.errors import ConfigError, nearest
+from catwise.errors import ConfigError, check_choice
 from catwise.labels.codes import NEGATIVE, POSITIVE, Codes, Rows
 from catwise.labels.core import PartialLabels
 from catwise.labels.draws import category_keys, row_keys, uniform
@@ -74,12 +74,7 @@ def drop_uniform(
             found=f"keep={keep}",
             expected="0 to 1, such as 0.1 for 10%",
         )
-    if draws not in DRAWS:
-        raise ConfigError(
-            "there are no such draws.",
-            found=f"draws={draws!r}{nearest(str(draws), DRAWS)}",
-            expected=", ".join(map(repr, DRAWS)),
-        )
+    check_choice("draws", draws, DRAWS)
     categories = category_keys(seed, "drop_uniform", labels.categories)
     if draws != "keyed":
         return _drop_by_stream(labels, keep, seed, draws)

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from catwise.errors import ConfigError, nearest
+from catwise.errors import ConfigError, check_choice, nearest
 from catwise.labels.codes import POSITIVE, UNCERTAIN, UNKNOWN
 from catwise.labels.core import PartialLabels
 from catwise.labels.draws import category_keys, draws, row_keys, uniform
@@ -70,12 +70,7 @@ class LabelPolicy:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "uncertain", _checked_uncertain(self.uncertain))
-        if self.blank not in ("unknown", "negative"):
-            raise ConfigError(
-                "blank labels cannot count as that.",
-                found=f"blank={self.blank!r}",
-                expected="'unknown' or 'negative'",
-            )
+        check_choice("blank", self.blank, ("unknown", "negative"))
 
     def __str__(self) -> str:
         if isinstance(self.uncertain, str):

@@ -19,7 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catwise._arrays import as_numpy
-from catwise.errors import CategoryError, ConfigError, FeatureError, LabelError, ShapeError, nearest
+from catwise.errors import (
+    CategoryError,
+    ConfigError,
+    FeatureError,
+    LabelError,
+    ShapeError,
+    check_choice,
+    nearest,
+)
 from catwise.labels.core import PartialLabels
 from catwise.labels.reasons import explain
 
@@ -176,12 +184,7 @@ def inverse_propensity_weights(
     >>> inverse_propensity_weights(labels, 0.25)
     (array([0.33333333]), array([3.]))
     """
-    if missing not in ("error", "nan", "one"):
-        raise ConfigError(
-            "there is no such way with classes that have no known label.",
-            found=f"missing={missing!r}",
-            expected="'error', 'nan' or 'one'",
-        )
+    check_choice("missing", missing, ("error", "nan", "one"))
     pi = _prevalence(labels, prevalence, complete=True)
     counts = labels.counts()
     lacking = (counts.positive == 0) | (counts.negative == 0)
@@ -297,18 +300,8 @@ def _check_choice(assumption: str | None, estimator: str) -> None:
             ),
             remedy="name the assumption that holds, or state a prevalence from elsewhere",
         )
-    if assumption not in ASSUMPTIONS:
-        raise ConfigError(
-            "there is no such assumption.",
-            found=f"assumption={assumption!r}{nearest(str(assumption), ASSUMPTIONS)}",
-            expected="one of " + ", ".join(map(repr, ASSUMPTIONS)),
-        )
-    if estimator not in ("top", "mean"):
-        raise ConfigError(
-            "there is no such estimator of the label frequency.",
-            found=f"estimator={estimator!r}",
-            expected="'top' or 'mean'",
-        )
+    check_choice("assumption", assumption, ASSUMPTIONS)
+    check_choice("estimator", estimator, ("top", "mean"))
 
 
 def checked_scores(scores: Any, labels: PartialLabels, *, probabilities: bool) -> NDArray[Any]:
