@@ -131,7 +131,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_constant(text: str) -> Any:
-    raise ValueError(f"it holds {text}, which is no JSON")
+    raise ValueError(f"it holds {text}, which is not JSON")
 
 
 def ready_text(
@@ -175,7 +175,7 @@ def read_fields(table: Any, fields: Mapping[str, Field], what: str = "it") -> di
     ValueError: it has no 'file'; its 'rows' is True, not a positive whole number
     """
     if type(table) is not dict:
-        raise ValueError(f"{what} is no table")
+        raise ValueError(f"{what} is not a table")
     missing = [name for name, field in fields.items() if field.required and name not in table]
     wrong = [
         (name, field)

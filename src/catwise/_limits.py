@@ -128,14 +128,14 @@ def check_shape(shape: Iterable[Any], what: str = "the array") -> tuple[int, ...
     (2, 3)
     >>> check_shape([2, True])
     Traceback (most recent call last):
-    ValueError: the array has a size that is no whole number: True
+    ValueError: the array has a size that is not a whole number: True
     """
     sizes = tuple(shape)
     check_at_most(len(sizes), MAX_DIMENSIONS, f"axes of {what}")
     total = 1
     for size in sizes:
         if type(size) is not int or size < 0:
-            raise ValueError(f"{what} has a size that is no whole number: {size!r:.40}")
+            raise ValueError(f"{what} has a size that is not a whole number: {size!r:.40}")
         total *= max(size, 1)
         if total > MAX_SIZE:
             raise ValueError(f"{what} has more than {MAX_SIZE:,} entries")
@@ -211,12 +211,12 @@ def max_pixels(pillow: int | None = MAX_PIXELS // 2) -> int | None:
     Args:
         pillow: `PIL.Image.MAX_IMAGE_PIXELS`; Pillow warns there, and refuses twice as many.
     """
-    told = os.environ.get(PIXELS_VARIABLE, "").strip()
-    if not told:
+    text = os.environ.get(PIXELS_VARIABLE, "").strip()
+    if not text:
         return None if pillow is None else 2 * pillow
-    if not (told.isascii() and told.isdecimal() and len(told) < 20 and int(told)):
-        raise ValueError(f"{PIXELS_VARIABLE} is {told!r:.40}, not a positive whole number")
-    return int(told)
+    if not (text.isascii() and text.isdecimal() and len(text) < 20 and int(text)):
+        raise ValueError(f"{PIXELS_VARIABLE} is {text!r:.40}, not a positive whole number")
+    return int(text)
 
 
 def read_within(path: Path, limit: int, what: str = "bytes") -> bytes:

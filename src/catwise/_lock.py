@@ -6,8 +6,8 @@ that writes the same target can remove those of a process that was killed, and n
 that runs.
 
 `exclusive` is the lock of every output. It is a lock of the operating system on a hidden file, so a
-kill lets it go. Where a file system has no such locks the work goes on, with a warning. While it is
-held, what is written is remembered; at the end all of it must still be there.
+kill lets it go. Where a file system has no such locks the work continues, with a warning. What is
+written while it is held is remembered; at the end all of it must still be there.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def _removed(path: Path) -> OutputError | None:
 
 @contextlib.contextmanager
 def still_there(path: Path) -> Iterator[None]:
-    """An error in the block is told as what it comes of, where a held folder has been removed."""
+    """Errors in the block whose cause is that a held folder was removed say so."""
     try:
         yield
     except Exception as error:

@@ -116,9 +116,9 @@ def _parse_json(raw: bytes) -> dict[str, object]:
     try:
         header = parse(raw, object_pairs_hook=_no_duplicates)
     except ValueError as error:
-        raise ValueError(f"the header is no JSON: {error}") from error
+        raise ValueError(f"the header is not JSON: {error}") from error
     if not isinstance(header, dict):
-        raise ValueError("the header is no JSON table")  # noqa: TRY004  # a fact of the file
+        raise ValueError("the header is not a JSON table")  # noqa: TRY004  # a fact of the file
     return header
 
 

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from catwise.errors import ConfigError, check_rules, nearest
+from catwise.errors import check_choice, check_rules
 
 __all__ = [
     "LOSSES",
@@ -533,9 +533,5 @@ def resolve_loss(loss: str | Loss) -> Loss:
     """
     if isinstance(loss, Loss):
         return loss
-    if loss not in LOSSES:
-        raise ConfigError(
-            f"There is no loss {loss!r}{nearest(loss, LOSSES)}.",
-            expected=", ".join(LOSSES),
-        )
+    check_choice("loss", loss, LOSSES)
     return LOSSES[loss]

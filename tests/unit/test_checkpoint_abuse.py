@@ -138,7 +138,7 @@ def test_wrong_checksum(tmp_path: Path) -> None:
         ("m.pt", b"GIF89a" + bytes(20), "neither"),
         ("m.safetensors", b"\x01\x02", "eight bytes"),
         ("m.safetensors", b"\xff" * 8 + b"{}", "header should be"),
-        ("m.safetensors", b"\x02" + bytes(7) + b"[]", "no JSON table"),
+        ("m.safetensors", b"\x02" + bytes(7) + b"[]", "not a JSON table"),
         ("m.pt", b"PK\x03\x04" + bytes(40), "damaged or cut short"),
     ],
 )

@@ -59,9 +59,9 @@ def npz(path: Path, members: dict[str, bytes], compression: int = zipfile.ZIP_ST
 HEADERS = [
     ("(4, 2)", {}, "cut short"),
     ("(2, 2)", {}, "longer than its header"),
-    ("(3, True)", {}, "no whole number: True"),
-    ("(True, 6)", {}, "no whole number: True"),
-    ("(-3, -2)", {}, "no whole number: -3"),
+    ("(3, True)", {}, "not a whole number: True"),
+    ("(True, 6)", {}, "not a whole number: True"),
+    ("(-3, -2)", {}, "not a whole number: -3"),
     ("(3.0, 2)", {}, "header"),
     ("'32'", {}, "header"),
     (f"({2**62}, {2**62})", {}, "entries"),
@@ -165,7 +165,7 @@ def safetensors(path: Path, header: str, data: bytes = b"") -> Path:
         ('"shape":[true],"data_offsets":[0,4]', "lacks a dtype, shape"),
         ('"shape":[1],"data_offsets":[0,8]', "takes 8 bytes"),
         ('"shape":[1],"data_offsets":[4,8]', "unused bytes"),
-        ('"shape":' + "[" * 5000, "nests too deeply|no JSON"),
+        ('"shape":' + "[" * 5000, "nests too deeply|not JSON"),
     ],
 )
 def test_safetensors_headers(tmp_path: Path, entry: str, reason: str) -> None:

@@ -426,7 +426,7 @@ def change(table: dict[str, Any], path: str, value: Any) -> None:
         ("version", ..., "no 'version'"),
         ("version", 1.0, "'version' is 1.0"),
         ("dtype", ["float16"], "'dtype' is"),
-        ("shards", [[]], "the entry of a file is no table"),
+        ("shards", [[]], "the entry of a file is not a table"),
         ("ids", None, "ids-00000.txt is there, and the manifest names no ids"),
         ("ids", [], "'ids' is"),
         ("ids", {}, "'ids' is"),

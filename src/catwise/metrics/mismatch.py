@@ -145,7 +145,7 @@ def check_match(
         labels: (N, C).
         name: what to call this source in the error.
         categories: C names for the error; by default the labels'.
-        force: go on, and return what was seen as notes.
+        force: do not raise, return what was seen as notes.
     """
     n_rows, _ = label_shape(labels)
     rows = np.unique(np.linspace(0, max(n_rows - 1, 0), min(n_rows, _ROWS)).astype(np.int64))
@@ -169,7 +169,7 @@ def check_match(
         found=seen,
         expected="features of the model that the head comes from, and its categories in its order",
         remedy="name the categories of head and labels so that they match by name; "
-        "force=True (--force) goes on",
+        "force=True (--force) continues anyway",
     )
 
 
@@ -183,13 +183,10 @@ def _seen(
     contrasts = _contrasts(codes)
     variance = _chance_variance(_counts(codes, units))
     own = np.einsum("rc,rc->c", ranks, contrasts).astype(np.float64)
-    told = (
-        _order_seen(ranks, codes, units, names, own=own, variance=variance)
-        if len(names) > 1
-        else None
-    )
-    if told is not None:
-        return told
+    if len(names) > 1:
+        seen = _order_seen(ranks, codes, units, names, own=own, variance=variance)
+        if seen is not None:
+            return seen
     most = np.argsort(variance, kind="stable")[:_CROSSED]
     return _by_chance(own[most], ranks[:, most], contrasts[:, most], variance[most], codes[:, most])
 
@@ -212,7 +209,7 @@ def _order_seen(
         order = _reordered(ranks, codes, units)
     if order is None or (order == np.arange(len(order))).all():
         return None
-    return _told(table, order, [names[int(c)] for c in worst], own.size)
+    return _in_words(table, order, [names[int(c)] for c in worst], own.size)
 
 
 # ------------------------------------------------------------------------------------ three tests
@@ -368,7 +365,7 @@ def _best_order(table: _Table) -> NDArray[np.int64]:
     return order
 
 
-def _told(table: _Table, order: NDArray[np.int64], names: list[str], n_looked_at: int) -> str:
+def _in_words(table: _Table, order: NDArray[np.int64], names: list[str], n_looked_at: int) -> str:
     """The exchange or the other order in words, with the column that gains most."""
     moved = np.flatnonzero(order != np.arange(len(order)))
     j = int(moved[np.argmax(table.gain[order[moved], moved])])

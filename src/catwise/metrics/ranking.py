@@ -48,7 +48,7 @@ from catwise.metrics.inputs import (
     where_defined,
 )
 
-#: False-positive rate up to which the partial AUROC goes, unless told.
+#: False-positive rate up to which the partial AUROC goes by default.
 MAX_FPR = 0.1
 
 #: Categories that one task ranks, and transposes where rows come first: a cache line of float32.

@@ -761,7 +761,7 @@ def plain() -> Any:
         (plain, "MAX_DIMENSIONS", 3, "4 axes of the tensor 'kernel', more than 3"),
         (lambda: claiming([2**40, 3, 3, 3]), "MAX_DEPTH", 64, "claims 29,686,813,949,952 numbers"),
         (lambda: claiming([2**62, 2**62]), "MAX_DEPTH", 64, "entries"),
-        (lambda: claiming([-5, 3, 3, 3]), "MAX_DEPTH", 64, "no whole number: -5"),
+        (lambda: claiming([-5, 3, 3, 3]), "MAX_DEPTH", 64, "not a whole number: -5"),
         (lambda: doubling(9), "MAX_STEPS", 500, "nodes once its functions are written out"),
         (lambda: doubling(3, round_about=True), "MAX_DEPTH", 64, "calls itself"),
     ],
