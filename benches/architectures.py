@@ -26,8 +26,9 @@ import torch
 
 from catwise._extras import import_optional
 from catwise.errors import CatwiseError
-from catwise.models.registry import load_model, reload_model, write_model
+from catwise.models.registry import load_model, reload_model
 from catwise.models.verify import compare_written, noise, verify_written
+from catwise.models.writing import write_model
 
 N_CATEGORIES = 7
 TIMM = """

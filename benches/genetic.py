@@ -29,8 +29,9 @@ import torch
 from _peers import import_mlcpl, synchronise
 from torch import Tensor
 
+from catwise._configs import EvolutionConfig
 from catwise.metrics import METRICS
-from catwise.tuning.fits.evolution import EvolutionConfig, EvolutionState, ask, init, tell
+from catwise.tuning.fits.evolution import EvolutionState, ask, init, tell
 from catwise.tuning.fits.fitness import PopulationFitness
 from catwise.tuning.fits.loop import HeadColumns
 

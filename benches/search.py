@@ -24,8 +24,9 @@ from quality import labelled, load
 from torch import Tensor
 
 from catwise import Head, tune
+from catwise._configs import EvolutionConfig
 from catwise.metrics.ranking import RankingPlan
-from catwise.tuning.fits.evolution import EvolutionConfig, ask, init, tell
+from catwise.tuning.fits.evolution import ask, init, tell
 from catwise.tuning.fits.ranking_loss import Stage, refine
 from catwise.tuning.presets.crossfit import DefaultConfig
 from catwise.tuning.rows.coordinates import fit_coordinates, read_rows

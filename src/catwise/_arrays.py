@@ -10,29 +10,12 @@ from __future__ import annotations
 
 import sys
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from catwise.errors import ShapeError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from catwise.errors import CatwiseError
-
-__all__ = [
-    "UNREADABLE",
-    "Dense",
-    "Stored",
-    "as_numpy",
-    "dense",
-    "is_sparse",
-    "is_tensor",
-    "read_dense",
-    "stored_entries",
-    "tensor_to_numpy",
-]
+from catwise.errors import CatwiseError, ShapeError
 
 UNREADABLE: Final = (TypeError, ValueError, RuntimeError, OverflowError, UnicodeError)
 """What numpy and torch raise at what they cannot make an array of."""

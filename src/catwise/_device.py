@@ -9,8 +9,6 @@ from catwise.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["resolve_device"]
-
 
 def resolve_device(device: str | torch.device) -> torch.device:
     """The device of that name.

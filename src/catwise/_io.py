@@ -13,13 +13,12 @@ import filecmp
 import json
 import os
 import sys
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from catwise._lock import (
     Temporary,
     check_place,
-    exclusive,
     list_names,
     measure,
     record,
@@ -29,27 +28,6 @@ from catwise._lock import (
     writing,
 )
 from catwise.errors import OutputError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterator
-
-__all__ = [
-    "Temporary",
-    "atomic_folder",
-    "atomic_path",
-    "exclusive",
-    "folder_names",
-    "growing_folder",
-    "is_same_content",
-    "list_names",
-    "make_folder",
-    "put_folder",
-    "remove",
-    "translated",
-    "write_bytes",
-    "write_json",
-    "write_text",
-]
 
 
 def _sync(path: Path) -> None:

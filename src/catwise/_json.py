@@ -6,30 +6,11 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import Any, Final
 
 from catwise._limits import MAX_JSON, check_at_most, check_depth, read_within
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from catwise.errors import CatwiseError
-
-__all__ = [
-    "COUNT",
-    "TABLE",
-    "TEXT",
-    "TEXTS",
-    "WHOLE",
-    "Field",
-    "json_ready",
-    "number",
-    "own",
-    "parse",
-    "read_fields",
-    "read_file",
-    "ready_text",
-]
+from catwise.errors import CatwiseError
 
 
 def number(value: float) -> float | int | None:

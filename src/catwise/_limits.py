@@ -11,47 +11,9 @@ from __future__ import annotations
 
 import math
 import os
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from pathlib import Path
-
-__all__ = [
-    "MAX_COLUMNS",
-    "MAX_DEPTH",
-    "MAX_DIMENSIONS",
-    "MAX_DIRECTORY",
-    "MAX_ELEMENTS",
-    "MAX_HEADER",
-    "MAX_ID",
-    "MAX_IMAGE",
-    "MAX_INFLATED",
-    "MAX_JSON",
-    "MAX_LINE",
-    "MAX_MEMBERS",
-    "MAX_NPY_HEADER",
-    "MAX_PICKLE",
-    "MAX_PIXELS",
-    "MAX_PROTOBUF",
-    "MAX_ROWS",
-    "MAX_SEQUENCE",
-    "MAX_SIZE",
-    "MAX_STEPS",
-    "MAX_TABLES",
-    "MAX_TAR_HEADER",
-    "MAX_TEXT",
-    "MAX_UNPACKED",
-    "PIXELS_VARIABLE",
-    "BoundedStream",
-    "check_at_most",
-    "check_depth",
-    "check_memory",
-    "check_shape",
-    "check_unpacked",
-    "max_pixels",
-    "read_within",
-]
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Final
 
 MAX_DEPTH: Final = 64
 """Tables and lists inside one another, in JSON and in pickles."""

@@ -22,31 +22,12 @@ import secrets
 import shutil
 import threading
 import warnings
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from catwise.errors import CatwiseError, OutputError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
-__all__ = [
-    "PREFIX",
-    "Temporary",
-    "check_place",
-    "exclusive",
-    "list_names",
-    "measure",
-    "put_off",
-    "record",
-    "remove",
-    "still_there",
-    "sweep",
-    "translated",
-    "undivided",
-    "writing",
-]
 
 PREFIX: Final = ".catwise-"
 """What the names of our temporaries and locks begin with."""

@@ -11,27 +11,16 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from catwise._json import parse
 from catwise._limits import MAX_HEADER, check_memory, check_shape
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
     from numpy.typing import NDArray
-
-__all__ = [
-    "ITEM_SIZES",
-    "NUMPY_DTYPES",
-    "FileLayout",
-    "TensorRange",
-    "build",
-    "read_arrays",
-    "read_layout",
-]
 
 ITEM_SIZES: Final = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1,

@@ -7,8 +7,6 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any, Final
 
-__all__ = ["NOTHING", "clean", "count", "gain", "interval", "plural", "score", "some", "value_text"]
-
 NOTHING: Final = "–"
 
 

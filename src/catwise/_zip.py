@@ -13,14 +13,10 @@ import struct
 import zipfile
 import zlib
 from itertools import pairwise
-from typing import TYPE_CHECKING, BinaryIO, Final
+from pathlib import Path
+from typing import BinaryIO, Final
 
 from catwise._limits import MAX_DIRECTORY, MAX_MEMBERS, check_at_most, check_unpacked
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-__all__ = ["DAMAGE", "data_start", "members", "open_zip"]
 
 DAMAGE: Final = (
     zipfile.BadZipFile,

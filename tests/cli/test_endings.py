@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from catwise import _lock
-from catwise._io import exclusive
+from catwise._lock import exclusive
 from catwise.cli import main
 from catwise.cli.tables import TableWriter
 from catwise.data import masks

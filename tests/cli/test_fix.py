@@ -23,7 +23,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import average_precision_score
 
-from catwise._io import exclusive
+from catwise._lock import exclusive
 from catwise.cli import main
 from catwise.errors import (
     ConfigError,

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
+from catwise._configs import EvolutionConfig
 from catwise.metrics import METRICS
-from catwise.tuning.fits.evolution import Draws, EvolutionConfig, ask, init, tell
+from catwise.tuning.fits.evolution import Draws, ask, init, tell
 from catwise.tuning.fits.fitness import PopulationFitness
 from catwise.tuning.fits.genetic import GeneticConfig, fit_genetic
 from catwise.tuning.fits.loop import HeadColumns, TuningData

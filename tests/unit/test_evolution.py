@@ -8,18 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from catwise._configs import SELECTIONS
+from catwise._configs import SELECTIONS, EvolutionConfig
 from catwise.errors import ConfigError, ShapeError
 from catwise.metrics import METRICS, Metric
-from catwise.tuning.fits.evolution import (
-    EvolutionConfig,
-    EvolutionState,
-    ask,
-    draw,
-    init,
-    keep_categories,
-    tell,
-)
+from catwise.tuning.fits.evolution import EvolutionState, ask, draw, init, keep_categories, tell
 from catwise.tuning.fits.fitness import PopulationFitness
 from catwise.tuning.fits.genetic import GeneticConfig, fit_genetic
 from catwise.tuning.fits.loop import HeadColumns, TuningData

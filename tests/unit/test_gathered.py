@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from catwise._configs import EvolutionConfig
 from catwise.metrics import resolve_metric
 from catwise.tuning.fits import fitness, genetic
-from catwise.tuning.fits.evolution import EvolutionConfig
 from catwise.tuning.fits.fitness import PopulationFitness, memory_of
 from catwise.tuning.fits.genetic import GeneticConfig
 from catwise.tuning.fits.loop import HeadColumns

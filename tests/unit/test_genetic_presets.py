@@ -7,9 +7,8 @@ import pytest
 import torch
 
 import catwise
-from catwise._configs import PaperConfig
+from catwise._configs import EvolutionConfig, PaperConfig
 from catwise.metrics import METRICS, Metric
-from catwise.tuning.fits.evolution import EvolutionConfig
 from tuning_case import task
 
 EVOLVE = PaperConfig(

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from catwise import _io, _lock
-from catwise._io import atomic_folder, atomic_path, exclusive, write_text
+from catwise._io import atomic_folder, atomic_path, write_text
+from catwise._lock import exclusive
 from catwise.errors import OutputError
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def leftover(target: Path, pid: int, end: str = "") -> Path:
 def test_one_process_at_a_time(tmp_path: Path, inside: bool) -> None:
     """A second one is refused while the first is at work, and let in afterwards."""
     code = (
-        "import sys; from catwise._io import exclusive\n"
+        "import sys; from catwise._lock import exclusive\n"
         f"with exclusive(sys.argv[1], inside={inside}): print('in')"
     )
     out = tmp_path / "out"

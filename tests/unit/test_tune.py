@@ -11,7 +11,7 @@ import torch
 
 import catwise
 from catwise import Head, PartialLabels
-from catwise._configs import PaperConfig
+from catwise._configs import EvolutionConfig, PaperConfig
 from catwise.errors import (
     CategoryError,
     ConfigError,
@@ -26,7 +26,6 @@ from catwise.errors import (
 from catwise.features import Features
 from catwise.metrics import METRICS
 from catwise.testing import assert_same_head, make_task
-from catwise.tuning.fits.evolution import EvolutionConfig
 from catwise.tuning.presets.crossfit import DefaultConfig
 from tuning_case import QUICK, SMALL, default_result, mean_score, task, tuned, with_codes
 

@@ -211,8 +211,8 @@ def _load(model: str, names: list[str] | None, given: Options) -> LoadedModel:
 def _model_writer(loaded: LoadedModel, tuned: Head) -> tuple[Head | None, _Writer]:
     """With the model: its head, and what writes into a copy of what it was loaded from."""
     from catwise.joining import name_rows
-    from catwise.models.registry import write_model
     from catwise.models.verify import check_output
+    from catwise.models.writing import write_model
 
     check_output(loaded)
     base = loaded.head
@@ -240,7 +240,7 @@ def _verified(loaded: LoadedModel, path: Path, tuned: Head, images: Path | None)
 @contextlib.contextmanager
 def _rehearsed(out: Path) -> Iterator[Path]:
     """A place of the output's name in a hidden folder: what fails never gets to its own."""
-    from catwise._io import Temporary, translated
+    from catwise._lock import Temporary, translated
     from catwise.errors import CatwiseError
 
     target = out.resolve()

@@ -25,7 +25,7 @@ def hold_output(path: Path | None, *, inside: bool = False, parents: bool = Fals
 
     Arguments and errors are those of `catwise._io.exclusive`; None is nothing to hold.
     """
-    from catwise._io import exclusive
+    from catwise._lock import exclusive
 
     if path is not None:
         held: contextlib.ExitStack = click.get_current_context().meta[_HELD]

@@ -26,8 +26,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-__all__ = ["CalibrationModule", "CategoryMap", "fit_isotonic", "fit_venn_abers"]
-
 #: Knots of a Venn-Abers map at most: each is two isotonic regressions of all rows.
 _KNOTS: Final = 200
 

@@ -25,17 +25,6 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "RULES",
-    "Choice",
-    "best_expected_f",
-    "expected_precision",
-    "least_precision",
-    "needed_positives",
-    "order_statistic",
-    "share_of_rows",
-]
-
 RULES: Final = {
     "f1": "the best expected F1",
     "f_beta": "the best expected F-beta",

@@ -19,11 +19,11 @@ from catwise._io import (
     atomic_folder,
     atomic_path,
     folder_names,
-    translated,
     write_bytes,
     write_json,
     write_text,
 )
+from catwise._lock import translated
 from catwise._options import check_options, described, option
 from catwise.demo.model import HEAD_KEY, SceneNet, extract_features, fit_ceiling, train_network
 from catwise.demo.scenes import CATEGORIES, SceneSet, make_scenes, read_digits, split_digits

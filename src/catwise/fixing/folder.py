@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from catwise._io import exclusive, folder_names, make_folder, remove, write_json
+from catwise._io import folder_names, make_folder, write_json
 from catwise._json import TABLE, TEXT, Field, read_fields, read_file
+from catwise._lock import exclusive, remove
 from catwise.data.masks import labels_sha256
 from catwise.errors import OutputError
 from catwise.heads.provenance import side_file

@@ -50,9 +50,9 @@ from catwise.models.card import preprocessing_text
 from catwise.models.extraction import extract
 from catwise.models.layers import ranks_of
 from catwise.models.loading import ImageRows
-from catwise.models.registry import write_model
 from catwise.models.sources import ImageSource
 from catwise.models.verify import Verified, first_images, noise, verify_copy
+from catwise.models.writing import write_model
 from catwise.progress import Progress, ProgressCallback
 from catwise.reporting import render_report, write_run
 from catwise.reporting.run import RUN_FILES

@@ -23,8 +23,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from catwise._io import Temporary, write_text
+from catwise._io import write_text
 from catwise._json import WHOLE, Field, parse, read_fields, read_file
+from catwise._lock import Temporary
 from catwise._safetensors import read_layout
 from catwise._version import __version__
 from catwise.heads.core import Head

@@ -51,8 +51,6 @@ from catwise.metrics.paired import PairedScores
 from catwise.metrics.per_category import class_counts, undefined_reason
 from catwise.metrics.registry import Metric, resolve_metric
 
-__all__ = ["DEFAULT_METRICS", "compare_heads", "evaluate"]
-
 DEFAULT_METRICS: Final = (
     "average_precision",
     "auroc",

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from catwise._json import number
 from catwise._text import count
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from catwise.metrics.paired import PairedComparison
-
-__all__ = ["Evaluation", "HeadComparison", "Interval"]
+from catwise.metrics.paired import PairedComparison
 
 
 class Interval(NamedTuple):

@@ -25,24 +25,18 @@ Logistics Quarterly 2, 1955 (the best order).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from catwise.errors import MismatchError
+from catwise.labels import PartialLabels
 from catwise.metrics.bootstrap import category_names
 from catwise.metrics.inputs import Array, coerced_codes, label_shape
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-    from catwise.labels import PartialLabels
-
-__all__ = ["check_match", "cross_auroc"]
 
 #: Rows and categories that are looked at, and categories that are compared with one another:
 #: enough to see a mix-up, in well under a second.

@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -35,10 +36,6 @@ from catwise.models.logits import check_logits, logits_of
 from catwise.models.parts import BatchOutput, PartWork
 from catwise.models.sources import ImageSource
 from catwise.progress import Progress, ProgressCallback
-
-if TYPE_CHECKING:
-    import numpy as np
-
 
 _SHOWN: Final = 5
 

@@ -19,10 +19,10 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor
 
-from catwise._io import atomic_path, exclusive, put_folder, remove, translated, write_json
+from catwise._io import atomic_path, put_folder, write_json
 from catwise._json import TEXT, TEXTS, WHOLE, Field, parse, read_fields, read_file
 from catwise._limits import MAX_JSON, check_at_most
-from catwise._lock import check_place
+from catwise._lock import check_place, exclusive, remove, translated
 from catwise.errors import ConfigError, FeatureStoreError, OutputError, reason_of
 from catwise.features.places import RemotePlace, is_url
 from catwise.features.store import open_store

@@ -15,9 +15,6 @@ from typing import Any, Final, NamedTuple
 
 from catwise.errors import ConfigError, ShapeError, nearest
 from catwise.models.core import LoadedModel, Request
-from catwise.models.writing import write_model
-
-__all__ = ["KINDS", "load_model", "reload_model", "write_model"]
 
 _OPTIONS: Final = frozenset({"checkpoint", "n_categories", "categories", "layer", "prefix"})
 

@@ -8,8 +8,7 @@ from typing import Any, Final, NamedTuple
 
 import torch
 
-from catwise._io import remove
-from catwise._lock import still_there
+from catwise._lock import remove, still_there
 from catwise.errors import HeadError, MismatchError
 from catwise.heads import Head
 from catwise.heads.provenance import side_file

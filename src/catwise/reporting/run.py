@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from catwise._io import atomic_folder, folder_names, translated, write_json, write_text
+from catwise._io import atomic_folder, folder_names, write_json, write_text
 from catwise._json import json_ready
+from catwise._lock import translated
 from catwise._version import __version__
 from catwise.errors import OutputError
 from catwise.reporting.html import render_report

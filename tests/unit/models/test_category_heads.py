@@ -19,8 +19,9 @@ from catwise.errors import HeadError
 from catwise.features import CategoryFeatures
 from catwise.heads import list_heads, read_head, write_head_to_state_dict
 from catwise.models.extraction import extract
-from catwise.models.registry import load_model, reload_model, write_model
+from catwise.models.registry import load_model, reload_model
 from catwise.models.verify import compare_written, verify_written
+from catwise.models.writing import write_model
 from unit.models.test_registry import another, need
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from catwise._io import exclusive
+from catwise._lock import exclusive
 from catwise.errors import (
     CatwiseError,
     ConfigError,

@@ -29,7 +29,8 @@ from catwise.models.adapters.lightning import (
     stored_categories,
 )
 from catwise.models.adapters.xrv import adapt_xrv
-from catwise.models.registry import load_model, write_model
+from catwise.models.registry import load_model
+from catwise.models.writing import write_model
 from unit.models.test_registry import Small, another, images_for, run, scramble
 
 STATE = {key: value.clone() for key, value in scramble(Small()).state_dict().items()}

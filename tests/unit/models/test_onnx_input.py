@@ -19,8 +19,9 @@ from catwise.models.adapters.onnx.running import OnnxModule, extract_onnx  # noq
 from catwise.models.adapters.onnx.writing import write_onnx_head  # noqa: E402
 from catwise.models.core import LoadedModel, Preprocessing  # noqa: E402
 from catwise.models.extraction import extract  # noqa: E402
-from catwise.models.registry import load_model, reload_model, write_model  # noqa: E402
+from catwise.models.registry import load_model, reload_model  # noqa: E402
 from catwise.models.verify import noise, verify_written  # noqa: E402
+from catwise.models.writing import write_model  # noqa: E402
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -29,9 +29,9 @@ from catwise.errors import (
 from catwise.heads import Head, read_head
 from catwise.models import LoadedModel, Preprocessing
 from catwise.models.adapters.two_heads import split_head
-from catwise.models.registry import KINDS, load_model, reload_model, write_model
+from catwise.models.registry import KINDS, load_model, reload_model
 from catwise.models.stored_names import unique_names
-from catwise.models.writing import FileWriter, HeadKeys
+from catwise.models.writing import FileWriter, HeadKeys, write_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from catwise.errors import ConfigError, MismatchError
-from catwise.models.registry import load_model, reload_model, write_model
+from catwise.models.registry import load_model, reload_model
 from catwise.models.verify import noise, verify_written
+from catwise.models.writing import write_model
 from unit.models.test_registry import NAMES, another, check_file_round_trip, need, scramble
 
 if TYPE_CHECKING:

@@ -22,7 +22,8 @@ from catwise.errors import (
 )
 from catwise.heads import list_heads, read_head
 from catwise.models.adapters.transformers import read_processor
-from catwise.models.registry import load_model, write_model
+from catwise.models.registry import load_model
+from catwise.models.writing import write_model
 from unit.models.test_registry import NAMES, another, images_for, need, run, scramble
 
 if TYPE_CHECKING:

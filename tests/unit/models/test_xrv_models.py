@@ -10,8 +10,9 @@ import torch
 from catwise.errors import CheckpointError, ConfigError
 from catwise.models.adapters.xrv import adapt_xrv
 from catwise.models.extraction import extract
-from catwise.models.registry import load_model, reload_model, write_model
+from catwise.models.registry import load_model, reload_model
 from catwise.models.verify import compare_written, noise, verify_written
+from catwise.models.writing import write_model
 from unit.models.test_registry import another, need, scramble
 
 if TYPE_CHECKING:

@@ -15,7 +15,9 @@ import re
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
+
+from torch import nn
 
 from catwise._text import some
 from catwise.errors import CheckpointError, ConfigError, HeadError, nearest
@@ -23,10 +25,6 @@ from catwise.heads.archive import Archive
 from catwise.heads.catalog import Catalog, Entry, load_tensor, open_catalog
 from catwise.heads.locate import find_head
 from catwise.heads.provenance import KEY
-
-if TYPE_CHECKING:
-    from torch import nn
-
 
 _KNOWN_LEADS: Final = re.compile(r"(?:(?:module|model|net|_orig_mod)\.)*")
 _VERSION_KEYS: Final = ("pytorch-lightning_version", "lightning_version")

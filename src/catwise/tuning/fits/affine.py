@@ -24,8 +24,6 @@ from torch.nn.functional import softplus
 
 from catwise.errors import check_choice
 
-__all__ = ["AFFINE_RULES", "fit_affine"]
-
 AFFINE_RULES: Final = ("shrunk", "offset", "platt")
 
 #: Precision of a category's log slope around the pooled one, and of the pooled one around 0.

@@ -32,8 +32,6 @@ from catwise.tuning.fits.loop import (
     skip_reasons,
 )
 
-__all__ = ["PaperConfig", "PaperResult", "checked_methods", "run_paper", "step_notes"]
-
 _LEAST_STEP: Final = 2e-5  # in logits; 5,000 of them move one by 0.1
 _LARGEST_STEP: Final = 10.0
 
