@@ -35,8 +35,6 @@ from catwise.labels.codes import NEGATIVE, POSITIVE, Codes
 from catwise.labels.encodings import Encoding
 from catwise.labels.names import refuse_repeats
 
-__all__ = ["read_celeba"]
-
 SPLITS: Final = {"0": "train", "1": "valid", "2": "test"}
 FILES: Final = {
     "attributes": ("Anno/list_attr_celeba", "list_attr_celeba"),

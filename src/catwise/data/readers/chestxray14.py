@@ -29,8 +29,6 @@ from catwise.errors import LabelError, check_choice, nearest
 from catwise.labels.codes import NEGATIVE, POSITIVE, Codes, Rows
 from catwise.labels.names import refuse_repeats
 
-__all__ = ["DISEASES", "NO_FINDING", "read_chestxray14"]
-
 DISEASES: Final = (
     "Atelectasis",
     "Cardiomegaly",

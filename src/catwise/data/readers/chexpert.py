@@ -29,8 +29,6 @@ from catwise.labels.codes import NEGATIVE, UNKNOWN, Codes, Rows
 from catwise.labels.encodings import ENCODINGS
 from catwise.labels.names import category_names, refuse_repeats
 
-__all__ = ["COMPETITION", "OBSERVATIONS", "read_chexpert", "study_ids"]
-
 OBSERVATIONS: Final = (
     "No Finding",
     "Enlarged Cardiomediastinum",

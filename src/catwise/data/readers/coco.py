@@ -27,8 +27,6 @@ from catwise.labels.codes import NEGATIVE, POSITIVE, UNKNOWN, Codes, Rows
 from catwise.labels.columns import Storage
 from catwise.labels.names import refuse_repeats
 
-__all__ = ["read_coco"]
-
 SPLITS: Final = ("train", "val")
 YEARS: Final = (2014, 2017)
 FIELDS: Final = {

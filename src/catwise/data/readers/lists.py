@@ -34,8 +34,6 @@ from catwise.labels.core import PartialLabels
 from catwise.labels.encodings import Encoding
 from catwise.labels.names import refuse_repeats
 
-__all__ = ["read_jsonl_table", "read_label_lists"]
-
 TEXTS: Final = ("string", "large_string")
 DEFAULTS: Final = ("positive", "negative", "uncertain", "group", "split")
 

@@ -29,8 +29,6 @@ from catwise.errors import LabelError, check_choice
 from catwise.labels.codes import NEGATIVE, POSITIVE, Rows
 from catwise.labels.columns import Columns, Storage
 
-__all__ = ["LvisCategory", "read_lvis", "read_lvis_categories"]
-
 VERSIONS: Final = ("v1", "v0.5")
 CATEGORY_FIELDS: Final = {"id": "number", "name": "text", "synset": "text", "frequency": "text"}
 FIELDS: Final = {

@@ -37,8 +37,6 @@ from catwise.errors import IdError, LabelError, check_choice
 from catwise.labels.codes import NEGATIVE, UNKNOWN, Codes, Rows
 from catwise.labels.names import refuse_repeats
 
-__all__ = ["FRONTAL", "LATERAL", "read_mimic_cxr"]
-
 FRONTAL: Final = ("AP", "PA")
 """The values of ViewPosition that are read as frontal."""
 

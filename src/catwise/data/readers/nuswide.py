@@ -21,8 +21,6 @@ from catwise.errors import CategoryError, LabelError, check_choice, nearest
 from catwise.labels.codes import POSITIVE, Codes
 from catwise.labels.names import category_names, refuse_repeats
 
-__all__ = ["read_nuswide"]
-
 CONCEPT_LISTS: Final = ("ConceptsList/Concepts81.txt", "Concepts81.txt")
 REMEDY: Final = "correct the root, or download the file into it"
 SPLITS: Final = {"train": "Train", "test": "Test"}

@@ -35,8 +35,6 @@ from catwise.labels.core import PartialLabels
 from catwise.labels.encodings import ENCODINGS, UNFIT, encode_values, raw_value
 from catwise.labels.names import category_names as checked_names
 
-__all__ = ["HUMAN_SOURCES", "label_count_groups", "read_openimages"]
-
 HUMAN_SOURCES: Final = ("verification", "crowdsource-verification")
 """Where verified labels come from: annotators, and the public's Crowdsource app."""
 

@@ -20,8 +20,6 @@ from catwise.errors import ConfigError, check_choice
 from catwise.labels.audit import known_per_row
 from catwise.labels.core import PartialLabels
 
-__all__ = ["read_table"]
-
 LAYOUTS: Final = ("wide", "long", "lists")
 
 

@@ -20,8 +20,6 @@ from catwise.labels.codes import NEGATIVE, POSITIVE, UNCERTAIN, UNKNOWN, Rows
 from catwise.labels.columns import Columns
 from catwise.labels.names import category_names, refuse_repeats
 
-__all__ = ["VawInstances", "read_vaw", "read_vaw_instances"]
-
 FILES: Final = {
     "train": ("train_part1.json", "train_part2.json"),
     "val": ("val.json",),

@@ -28,8 +28,6 @@ from catwise.labels.codes import NEGATIVE, POSITIVE, UNCERTAIN, UNKNOWN, Codes, 
 from catwise.labels.encodings import ENCODINGS
 from catwise.labels.names import refuse_repeats
 
-__all__ = ["GLOBAL_LABELS", "KAGGLE_CLASSES", "LOCAL_LABELS", "read_vindr"]
-
 LOCAL_LABELS: Final = (
     "Aortic enlargement",
     "Atelectasis",

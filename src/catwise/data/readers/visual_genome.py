@@ -32,8 +32,6 @@ from catwise.labels.codes import NEGATIVE, POSITIVE, Codes, Rows
 from catwise.labels.columns import Columns
 from catwise.labels.names import category_names, refuse_repeats
 
-__all__ = ["read_visual_genome"]
-
 SPLITS: Final = ("train", "test")
 ABSENT: Final = {
     "negative": "A category that is not listed for an image is read as negative, though Visual "

@@ -30,8 +30,6 @@ from catwise.errors import ConfigError, LabelError, check_choice, nearest
 from catwise.labels.codes import NEGATIVE, POSITIVE, UNKNOWN
 from catwise.labels.names import refuse_repeats
 
-__all__ = ["CATEGORIES", "read_voc"]
-
 CATEGORIES: Final = (
     "aeroplane",
     "bicycle",
