@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from catwise.errors import ConfigError, ShapeError, nearest
 from catwise.models.core import LoadedModel, Request
+from catwise.models.writing import write_model as write_model  # noqa: PLC0414 - of docs/models.md
 
 _OPTIONS: Final = frozenset({"checkpoint", "n_categories", "categories", "layer", "prefix"})
 
