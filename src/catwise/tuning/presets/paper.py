@@ -252,11 +252,13 @@ def _scores(first: LoopResult, chosen: list[str | None], best: torch.Tensor) -> 
     kept = np.array([method is None for method in chosen])
     after = np.where(kept & ~np.isnan(before), before, np.nan)
     nothing = np.full(len(chosen), np.nan)
+    status = [
+        "skipped" if why else "replaced" if method else "kept"
+        for why, method in zip(skipped, chosen, strict=True)
+    ]
+    without = {"replaced": "not_corrected", "kept": "unchanged", "skipped": None}
     return Scores(
-        status=[
-            "skipped" if why else "replaced" if method else "kept"
-            for why, method in zip(skipped, chosen, strict=True)
-        ],
+        status=status,
         reason=[
             why or ("best_step" if method else "base_best")
             for why, method in zip(skipped, chosen, strict=True)
@@ -267,5 +269,5 @@ def _scores(first: LoopResult, chosen: list[str | None], best: torch.Tensor) -> 
         selected_on=best.cpu().numpy(),
         low=nothing,
         high=nothing,
-        interval_reason=[None if np.isnan(value) else "unchanged" for value in after],
+        interval_reason=[without[word] for word in status],
     )
