@@ -149,7 +149,7 @@ def test_undecodable_images(names: list[str]) -> None:
     Path("images", names[4]).write_bytes(b"no image")
     result = run("--out", "store", code=FeatureError.exit_code)
     assert names[4] in result.output
-    assert "no image of a known format" in result.output
+    assert "not an image of a known format" in result.output
     assert not Path("store").exists()
     result = run("--out", "store", "--undecodable", "skip", code=OutputError.exit_code)
     assert 'undecodable: "refuse", now "skip"' in result.output

@@ -296,7 +296,7 @@ def test_formats_that_run_programs_are_not_opened() -> None:
     """Pillow would give PostScript to Ghostscript."""
     script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
     assert Image.open(io.BytesIO(script)).format == "EPS"
-    with pytest.raises(FeatureError, match="no image of a known format"):
+    with pytest.raises(FeatureError, match="not an image of a known format"):
         read_image(script, name="a.eps")
 
 

@@ -141,7 +141,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
     assert f"it is not a file. (a {'named pipe' if kind == 'pipe' else kind}" in problem.reason
     rows = ImageRows(found, SMALL)
     assert sum(rows[at].image is not None for at in range(len(rows))) == 2
-    with pytest.raises(FeatureError, match=r"no file(.|\n)*y\.tar"):
+    with pytest.raises(FeatureError, match=r"not a file(.|\n)*y\.tar"):
         TarImages(tmp_path / "y.tar")
 
 
