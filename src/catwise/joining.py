@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from catwise._text import some
 from catwise.errors import CategoryError, HeadError, IdError, LabelError, ShapeError, nearest
 from catwise.features.blocks import BLOCK_ROWS, RowBlocks, as_rows, block_of, feature_shape
 from catwise.features.by_category import by_category, of_categories
@@ -102,7 +103,6 @@ def align(
     >>> import numpy as np
     >>> from catwise.heads import Head
     >>> from catwise.labels import PartialLabels
-    from catwise.labels.names import refuse_repeats
     >>> head = Head(np.eye(3), categories=["ant", "bee", "cat"])
     >>> labels = PartialLabels.from_array([[1, 0]], encoding="nan", categories=["cat", "ant"])
     >>> align(head, np.ones((1, 3)), labels).head_index.tolist()
@@ -213,10 +213,7 @@ def _unmatched(
 
 
 def _some(values: Sequence[Any] | NDArray[Any]) -> str:
-    if not len(values):
-        return "none"
-    shown = ", ".join(repr(str(value)) for value in values[:_SHOWN])
-    return shown + (", …" if len(values) > _SHOWN else "")
+    return some([repr(str(value)) for value in values], _SHOWN) or "none"
 
 
 def _id_remedy(labels: NDArray[np.str_], features: NDArray[np.str_]) -> str:

@@ -68,8 +68,8 @@ def test_unmatched_ids_show_three_of_each_side_and_counts():
         join_rows(features, labels, name="valid")
     text = str(caught.value)
     assert "valid: 4 of 5 labelled rows have no features" in text
-    assert "'u', 'v', 'w', …" in text
-    assert "features without labels (4): 'q', 'r', 's', …" in text
+    assert "'u', 'v', 'w' and 1 more" in text
+    assert "features without labels (4): 'q', 'r', 's' and 1 more" in text
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any, Final, NamedTuple, TextIO, cast
 
 from catwise._limits import MAX_COLUMNS, MAX_LINE, MAX_ROWS, MAX_TEXT, read_within
+from catwise._text import some
 from catwise.errors import ConfigError, LabelError, nearest
 
 BLOCK_BYTES: Final = 1 << 24
@@ -669,8 +670,7 @@ def listed(names: Sequence[str], n: int = 8) -> str:
     """A few names for people; of long ones the beginning.
 
     >>> listed(["a", "b", "c"], 2)
-    "'a', 'b', … (3)"
+    "'a', 'b' and 1 more"
     """
-    cut = (name if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}…" for name in names[:n])
-    shown = ", ".join(map(repr, cut))
-    return f"{shown}, … ({len(names):,})" if len(names) > n else shown
+    cut = (name if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}…" for name in names)
+    return some(list(map(repr, cut)), n)
