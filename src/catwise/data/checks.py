@@ -47,6 +47,12 @@ def refuse_two(
 ) -> None:
     """Refuse a key (such as a patient) with two values (such as splits).
 
+    >>> keys, splits = np.array(["p", "q", "p"]), np.array(["train", "test", "test"])
+    >>> refuse_two(keys, splits, "line {}".format, "a patient is in two splits.")
+    Traceback (most recent call last):
+    catwise.errors.IdError: a patient is in two splits.
+      found:    'p': 'train' in line 0 and 'test' in line 2 (first of 1)
+
     Shapes:
         keys: (N,) texts or numbers.
         values: (N,) texts or numbers.
@@ -85,7 +91,12 @@ def first_rows(numbers: NDArray[Any], n: int) -> Rows:
 
 
 def places(parts: Sequence[tuple[int, Place]]) -> Place:
-    """The places of the values of several files, one after the other: (how many, their places)."""
+    """The places of the values of several files, one after the other: (how many, their places).
+
+    >>> place = places([(2, "a, line {}".format), (1, "b, line {}".format)])
+    >>> [place(i) for i in range(3)]
+    ['a, line 0', 'a, line 1', 'b, line 0']
+    """
     ends = np.cumsum([n for n, _ in parts])
 
     def place(i: int) -> str:
