@@ -150,7 +150,7 @@ class Evolution:
     ) -> None:
         self.head, self.step_size = head, operators.mutation_scale
         self._state, self._fitness, self._operators = state, fitness, operators
-        # A generation of clones: one individual tells the fitness of all.
+        # A generation of clones: one individual's fitness is that of all.
         self._scores = fitness(ask(state)[:, :1]).expand(-1, operators.population_size)
 
     def step(self, step: int, *, measure: bool) -> Tensor | None:

@@ -272,7 +272,8 @@ class _Search:
         """Move every active category to the minimum along its direction, and turn."""
         sources = self.problem.sources
         d, k = self.direction * active[:, None], -len(sources)
-        changes = [s.rows.forward(d[:, :k]) for s in sources]
+        weights = d[:, :k].contiguous()
+        changes = [s.rows.forward(weights) for s in sources]
         for change, intercept in zip(changes, d[:, k:].T, strict=True):
             change.add_(intercept[:, None])
         step, slopes = self._line_search(changes, d)

@@ -162,7 +162,7 @@ class _Search:
         return self.moving
 
     def _remember(self, move: Tensor, change: Tensor) -> None:
-        """Keep a pair where it tells of positive curvature; elsewhere it counts for nothing."""
+        """Keep a pair where the curvature along it is positive; elsewhere zeros."""
         good = (move * change).sum(1) > 1e-10 * move.norm(dim=1) * change.norm(dim=1)
         self.s_pairs.append(torch.where(good[:, None], move, 0.0))
         self.y_pairs.append(torch.where(good[:, None], change, 0.0))
@@ -182,7 +182,7 @@ class _Search:
             shares.append(share)
             q -= share[:, None] * y
         scale = torch.full_like(q[:, 0], 1 / self.penalty)
-        for s, y in zip(self.s_pairs, self.y_pairs, strict=True):  # the last good pair tells
+        for s, y in zip(self.s_pairs, self.y_pairs, strict=True):  # that of the last good pair
             size = y.square().sum(1)
             scale = torch.where(size > 0, (s * y).sum(1) / size.clamp_min(tiny), scale)
         q *= scale[:, None]
