@@ -72,16 +72,7 @@ def fit_genetic(
     """Evolve every category's row on its known training labels; validation picks.
 
     Arguments, result and errors as `fit_backprop`; a step is a generation. Without a bias the
-    genome has none.
-
-    Args:
-        head_weight: (C, D), any floating dtype.
-        head_bias: (C,), or None.
-        train: what the fitness is taken on.
-        valid: what chooses the generation.
-        config: options; the published ones if None.
-        names: C category names, which key the random draws; positions if None.
-        progress: called now and then with a `Progress` in generations.
+    genome has none. The C `names` key the random draws; None: positions do.
     """
     config = config or GeneticConfig()
     loop, index = start_loop(head_weight, head_bias, train, valid, config)

@@ -251,14 +251,7 @@ class ColumnLoop:
         *,
         progress: ProgressCallback | None = None,
     ) -> None:
-        """Step until every category of a batch has stopped.
-
-        Args:
-            index: (A,) their ascending positions; `stepper` and `validation` are of these.
-            stepper: it starts at their original rows.
-            validation: scores them.
-            progress: called now and then.
-        """
+        """Step until the stepper's categories, at (A,) ascending positions, have stopped."""
         config, n_batch = self.config, len(index)
         scores = validation(stepper.head)
         batch = _Batch.start(index, stepper.head, scores)

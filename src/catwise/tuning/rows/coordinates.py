@@ -111,16 +111,10 @@ def fit_coordinates(
     centred: bool = True,
     device: torch.device | None = None,
 ) -> Coordinates | OwnCoordinates:
-    """Mean, scale and leading directions of features, in one pass.
+    """Mean, scale and leading directions of (N, D) held-out features, in one pass.
 
-    Args:
-        features: (N, D) held-out features of any kind, or category-specific ones.
-        n_categories: C; counts for category-specific features.
-        centred: False for a head without a bias, which cannot take up a mean.
-        device: where to compute; the CPU by default.
-
-    Returns:
-        Coordinates of the full dimension, or of `MAX_DIRECTIONS`.
+    At most `MAX_DIRECTIONS`. C counts for category-specific features. `centred` is False for a head
+    without a bias, which cannot take up a mean.
     """
     if isinstance(features, CategoryFeatures):
         made: dict[int, Coordinates] = {}
@@ -217,17 +211,9 @@ def _unit_of(values: Tensor) -> float:
 def read_rows(
     features: Any, head: Head, coordinates: Coordinates | OwnCoordinates, *, device: torch.device
 ) -> tuple[Tensor | OwnRows, Tensor]:
-    """Coordinates and the stored head's logits of all rows, in one pass.
+    """Coordinates (N, k) of (N, D) features and the stored head's logits (C, N), in one pass.
 
-    Args:
-        features: (N, D) features of any kind.
-        head: the head, scored as stored.
-        coordinates: where to project.
-        device: where the results are.
-
-    Returns:
-        (N, k) float32 coordinates, or what projects those of a block of categories; and (C, N)
-        float32 logits.
+    Both float32; for category-specific features, what projects those of a block of categories.
     """
     if isinstance(coordinates, OwnCoordinates):
         logits = head.logits(features).T.to(device, torch.float32).contiguous()
