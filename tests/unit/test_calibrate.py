@@ -123,6 +123,8 @@ def test_the_module_gives_the_same() -> None:
         torch.testing.assert_close(
             module(given).double(), found.logits(given), rtol=1e-4, atol=1e-4
         )
+        exported = torch.export.export(module, (given,)).module()
+        torch.testing.assert_close(exported(given), module(given), rtol=0, atol=0)
     with pytest.raises(ConfigError, match="only affine maps"):
         found.fold(Head(np.ones((3, 1)), np.zeros(3), categories=labels.categories))
 

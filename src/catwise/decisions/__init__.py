@@ -9,8 +9,9 @@ from __future__ import annotations
 from catwise.decisions.calibrate import METHODS, Calibration, CategoryCalibration, calibrate
 from catwise.decisions.inputs import head_logits
 from catwise.decisions.maps import CalibrationModule, CategoryMap
+from catwise.decisions.reached import Rate, Reached
 from catwise.decisions.rules import RULES
-from catwise.decisions.thresholds import CategoryThreshold, Reached, Thresholds, threshold
+from catwise.decisions.thresholds import CategoryThreshold, Thresholds, threshold
 
 __all__ = [
     "METHODS",
@@ -20,6 +21,7 @@ __all__ = [
     "CategoryCalibration",
     "CategoryMap",
     "CategoryThreshold",
+    "Rate",
     "Reached",
     "Thresholds",
     "calibrate",

@@ -96,6 +96,7 @@ class CalibrationModule(nn.Module):
 
     def __init__(self, maps: Sequence[CategoryMap]) -> None:
         super().__init__()
+        self.has_knots = any(one.knots for one in maps)  # not read from a tensor: it exports
         width = max([2, *(len(one.knots) for one in maps)])
         table = np.zeros((2, len(maps), width))
         for c, one in enumerate(maps):
@@ -113,7 +114,7 @@ class CalibrationModule(nn.Module):
     def forward(self, logits: Tensor) -> Tensor:
         """(…, C) calibrated logits."""
         affine = logits * self.scale + self.offset
-        if not bool(self.by_knots.any()):
+        if not self.has_knots:
             return affine
         z = logits[..., None]
         x, y = self.x, self.y
