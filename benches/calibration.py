@@ -41,7 +41,7 @@ def heads(head: Head, train, valid, metric: str) -> dict[str, Head]:
     found = {"original": head}
     found["paper GA, as evolved"] = tune(head, train, valid, config=plain, **evolved).head
     found["paper GA"] = tune(head, train, valid, **evolved).head
-    with patch("catwise.tuning.presets.crossfit.fit_affine", identity):
+    with patch("catwise.tuning.presets.task.fit_affine", identity):
         found["default, as fitted"] = tune(head, train, valid, **given).head
     found["default"] = tune(head, train, valid, **given).head
     return found

@@ -35,7 +35,6 @@ from catwise.tuning.choice.gains import on_one_scale as _scaled
 from catwise.tuning.choice.gains import without_harm
 from catwise.tuning.choice.nested import FoldScores, nested_choice
 from catwise.tuning.choice.rules import Floats, choose_one, choose_staged
-from catwise.tuning.fits.affine import fit_affine
 from catwise.tuning.fits.penalised import PenalisedFit, fit_path
 from catwise.tuning.fits.ranking_loss import Stage, refine
 from catwise.tuning.fits.smooth_ranking import Kind
@@ -162,7 +161,7 @@ def fit_and_select(task: Task, config: DefaultConfig) -> Found:
     logits = torch.where(kept[:, None], task.valid.logits, held_out(best))
     calibration = Calibration.none(logits)
     if "stage" in table.settings[best].options:
-        calibration = _calibrated(task, logits, kept)
+        calibration = Calibration.fitted(logits, task.valid, kept)
         scale, offset = (one[:, None] for one in calibration)
         logits = (logits * scale + offset).to(logits.dtype)
     crossed = Crossed(Change(table.deltas[best], table.intercepts[best]).without(kept), logits)
@@ -174,12 +173,6 @@ def fit_and_select(task: Task, config: DefaultConfig) -> Found:
         crossed,
         table.passes + more,
     )
-
-
-def _calibrated(task: Task, logits: Tensor, kept: Tensor) -> Calibration:
-    """Scale and offset of what is replaced, fitted on out-of-fold logits."""
-    scale, offset = fit_affine(logits, task.valid.codes, free_offset=task.valid.intercept)
-    return Calibration(torch.where(kept, 1.0, scale), torch.where(kept, 0.0, offset))
 
 
 class _Grid(NamedTuple):

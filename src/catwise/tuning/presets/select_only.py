@@ -64,11 +64,16 @@ def choose_along_directions(task: Task, config: DefaultConfig) -> Found:
         fold=task.fold,
         scorer=task.scorer(),
     )
+    chosen = corrected.decision.chosen
+    calibration = Calibration.none(task.valid.logits)
+    if task.metric.ranks_only:  # else the scale is part of what was chosen and scored
+        kept = torch.from_numpy(chosen == 0).to(task.valid.logits.device)
+        calibration = Calibration.fitted(grid.logits(chosen), task.valid, kept)
     return Found(
         grid.settings,
         corrected,
-        grid.change(corrected.decision.chosen),
-        Calibration.none(task.valid.logits),
+        grid.change(chosen),
+        calibration,
         None,
         grid.passes,
     )
@@ -146,9 +151,12 @@ class _Grid:
 
     def held_out(self, chosen: Chosen) -> Tensor:
         """(C, n) logits of candidates that the rows did not fit, on one scale."""
+        return on_one_scale(self.logits(chosen), self.task.metric)
+
+    def logits(self, chosen: Chosen) -> Tensor:
+        """(C, n) logits of the (C,) candidates of the categories."""
         every = torch.arange(self.task.fold.size, device=self.directions.device)
-        logits = updated_logits(self.task.valid, *self.change(chosen), every)
-        return on_one_scale(logits, self.task.metric)
+        return updated_logits(self.task.valid, *self.change(chosen), every)
 
 
 def _stretch(variance: Tensor, power: float) -> Tensor:

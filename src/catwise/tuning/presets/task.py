@@ -26,6 +26,7 @@ from catwise.tuning.account.records import Scores
 from catwise.tuning.account.results import FoldArtifacts, changed_head
 from catwise.tuning.choice.gains import Corrected, Scorer, levels
 from catwise.tuning.choice.rules import MIN_POSITIVES
+from catwise.tuning.fits.affine import fit_affine
 from catwise.tuning.inputs import LabelledSource, TuningInputs, check_sources
 from catwise.tuning.presets.outcome import Outcome, refitted_note
 from catwise.tuning.rows.coordinates import (
@@ -106,8 +107,8 @@ class Change(NamedTuple):
 class Calibration(NamedTuple):
     """What weights and intercept are multiplied by in the end, and what is added then.
 
-    After a metric stage, which is blind to both, they are refitted on the out-of-fold logits; else
-    they are 1 and 0.
+    What raises a metric that is blind to both leaves them anywhere, so they are refitted after a
+    metric stage (on out-of-fold logits) and after a choice between candidates; else they are 1, 0.
     """
 
     scale: Tensor  # (C,) float64 > 0
@@ -118,6 +119,12 @@ class Calibration(NamedTuple):
         """Of as many categories as (C, …) logits."""
         scale = torch.ones(len(like), dtype=torch.float64, device=like.device)
         return cls(scale, torch.zeros_like(scale))
+
+    @classmethod
+    def fitted(cls, logits: Tensor, valid: TuningRows, kept: Tensor) -> Calibration:
+        """Fitted on (C, n) logits of the validation rows; none of the (C,) categories kept."""
+        scale, offset = fit_affine(logits, valid.codes, free_offset=valid.intercept)
+        return cls(torch.where(kept, 1.0, scale), torch.where(kept, 0.0, offset))
 
 
 class Crossed(NamedTuple):
@@ -200,7 +207,10 @@ def outcome_of(task: Task, found: Found, scored_on: str) -> Outcome:
     """What was found, as a head and the account of every category."""
     decision, notes = found.corrected.decision, list(task.notes)
     if bool((found.calibration.scale != 1).any()):
-        notes.append(refitted_note(task.metric, "out-of-fold logits", "the metric stage"))
+        refitted = ("out-of-fold logits", "the metric stage")
+        if found.crossed is None:
+            refitted = ("validation labels", "choosing")
+        notes.append(refitted_note(task.metric, *refitted))
     choice = {"candidate": "one for each category"}
     if decision.setting >= 0:
         chosen = found.settings[decision.setting]
