@@ -245,6 +245,17 @@ def test_a_tuning_gives_its_out_of_fold_logits() -> None:
     np.testing.assert_allclose(plain.test["log_loss"].before, expected)
 
 
+def test_labels_of_other_rows_are_left_out() -> None:
+    """With ids, the labels of all rows do as well as those of the validation rows."""
+    result, parts = tuned()
+    rows = [labels for _, labels in parts]
+    codes = np.concatenate([one.codes for one in rows])
+    ids = np.concatenate([one.ids for one in rows])
+    found = calibrate(result, PartialLabels(codes, ids, rows[0].categories))
+    assert found.categories == calibrate(result, rows[1]).categories
+    assert any("400 labelled rows" in note for note in found.notes)
+
+
 def test_rows_that_fitted_do_not_judge() -> None:
     """Validation rows as test rows are refused; so is a tuning without out-of-fold logits."""
     result, (train, valid, _) = tuned()

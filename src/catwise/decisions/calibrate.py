@@ -421,7 +421,7 @@ def _flexible(
     """A map of a category with thousands of labels, chosen where that is asked for."""
     known = held_out.known(c)
     if method == "choose":
-        fold = np.arange(known.rows.size) % _FOLDS
+        fold = held_out.units.of_row[known.rows] % _FOLDS
         if held_out.fold is not None:
             fold = np.unique(held_out.fold[known.rows], return_inverse=True)[1]
         method = _least_log_loss(known.scores, known.positive, fold)

@@ -81,7 +81,7 @@ def read_held_out(source: Any, labels: PartialLabels) -> HeldOut:
     Args:
         source: a `TuneResult` or `FoldArtifacts`, or (N, C) logits of rows that fitted nothing.
         labels: of these rows; joined by id and by name where both sides have them, else by
-            position.
+            position. Labels of other rows are left out where ids tell them apart.
 
     Raises:
         ConfigError: If the result has no out-of-fold logits.
@@ -103,6 +103,7 @@ def read_held_out(source: Any, labels: PartialLabels) -> HeldOut:
     if folds is None:
         logits = checked_logits(source, labels.shape)
         return HeldOut(logits, labels, labels.categories)
+    labels, left_out = _cross_fitted(folds, labels)
     joined = join_rows(_Rows(folds), labels, name="out-of-fold logits")
     index, notes = match_categories(
         folds.categories, labels.categories, name="labels", head_name="the tuning"
@@ -112,7 +113,24 @@ def read_held_out(source: Any, labels: PartialLabels) -> HeldOut:
     names = tuple(folds.categories[i] for i in index)
     categories = labels.categories if has_default_names(folds.categories) else names
     checked = checked_logits(logits, labels.shape)
-    return HeldOut(checked, labels, categories, folds.fold[rows], (*joined.notes, *notes))
+    return HeldOut(
+        checked, labels, categories, folds.fold[rows], (*left_out, *joined.notes, *notes)
+    )
+
+
+def _cross_fitted(
+    folds: FoldArtifacts, labels: PartialLabels
+) -> tuple[PartialLabels, tuple[str, ...]]:
+    """The labels of the rows that were cross-fitted, where ids tell; all if that is none."""
+    if folds.ids is None or labels.ids is None:
+        return labels, ()
+    inside = np.isin(labels.ids, folds.ids)
+    n = int(np.count_nonzero(~inside))
+    if not n or n == inside.size:
+        return labels, ()
+    own = labels.take_rows(inside)
+    require_known(own)
+    return own, (f"{n:,} labelled rows were not cross-fitted by the tuning and were not used.",)
 
 
 def _folds(source: Any) -> FoldArtifacts | None:
