@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -197,6 +197,7 @@ def test_categories_join_by_name(names, data):
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from(["greedy", "honest"]))
+@example(3273, "greedy")  # two categories with as many positives
 def test_selection_ignores_the_order_of_categories(seed, rule):
     """Statuses, candidates and scores follow the names; the head's rows are candidates' rows."""
     rng = np.random.default_rng(seed)
@@ -215,6 +216,7 @@ def test_selection_ignores_the_order_of_categories(seed, rule):
         assert one["category"] == other["category"]
         assert one["candidate"] == other["candidate"]
         assert one["before"] == other["before"]
+        assert one["after"] == other["after"]
     for c, record in enumerate(a.records):
         assert torch.equal(a.head.weight[c], heads[record["candidate"]].weight[c])
 

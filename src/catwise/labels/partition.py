@@ -319,13 +319,14 @@ def assign_parts(
 ) -> NDArray[np.int8]:
     """(splits, N) part of each row in many random splits: groups whole, rare positives spread.
 
-    Rows (or groups) are lined up by their rarest positive category, at random within one, and
-    assigned in turn.
+    Rows (or groups) are lined up by their rarest positive category (of equally rare ones the last
+    by name), at random within one, and assigned in turn.
     """
     units = labels.units()
     n_units = int(units.max(initial=-1)) + 1
     rarest = np.full(n_units, labels.n_categories)
-    for rank, c in enumerate(np.argsort(-labels.counts().positive, kind="stable")):
+    by_rarity = np.lexsort((np.array(labels.categories), -labels.counts().positive))
+    for rank, c in enumerate(by_rarity):
         rows, positive = labels.known(int(c))
         rarest[units[rows[positive]]] = labels.n_categories - 1 - rank
     parts = np.empty((splits, labels.n_rows), dtype=np.int8)
