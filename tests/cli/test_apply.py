@@ -23,7 +23,7 @@ from catwise.errors import (
     ShapeError,
 )
 from catwise.heads import Head, read_head, save_head
-from catwise.models import registry
+from catwise.models import registry, writing
 
 
 def apply(folder: Path, *more: str) -> Result:
@@ -279,7 +279,7 @@ def test_a_call_killed_before_the_card_can_be_repeated(net: Path) -> None:
 
 def test_what_does_not_hold_is_not_left(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A copy that differs in more than its head is an error, and no file."""
-    write = registry.write_model
+    write = writing.write_model
 
     def tampered(model: Any, head: Head, out: Path, **more: Any) -> Any:
         reports = write(model, head, out, **more)
@@ -288,7 +288,7 @@ def test_what_does_not_hold_is_not_left(net: Path, monkeypatch: pytest.MonkeyPat
         save_file(state, out)
         return reports
 
-    monkeypatch.setattr(registry, "write_model", tampered)
+    monkeypatch.setattr(writing, "write_model", tampered)
     result = apply_model(net, "in.safetensors")
     assert result.exit_code == MismatchError.exit_code
     assert "the features of 'out.safetensors' are not those of the original" in result.stderr

@@ -90,6 +90,7 @@ WHERE = r"the head gives logits that float32 cannot hold(.|\n)*inf in row 2, 'ca
     ],
     ids=["evaluate", "after", "before", "select", "tune", "tune, test"],
 )
+@pytest.mark.filterwarnings("ignore:No validation data")
 def test_what_a_head_gives(call: Any) -> None:
     """Features and weights are finite, their product is not: never a score of it."""
     with pytest.raises(FeatureError, match=WHERE):

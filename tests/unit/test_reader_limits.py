@@ -243,7 +243,12 @@ READERS: dict[str, Reader] = {
         "too large",
     ),
     "ChestX-ray14": Reader(
-        "x.txt", text("00000001_000.png\n"), chestxray14._read_list, "MAX_TEXT", 1, "too large"
+        "x.txt",
+        text("00000001_000.png\n"),
+        lambda path: chestxray14._read_list(path, "test"),
+        "MAX_TEXT",
+        1,
+        "too large",
     ),
     "Open Images": Reader(
         "x.csv",
