@@ -245,6 +245,21 @@ def test_a_tuning_gives_its_out_of_fold_logits() -> None:
     np.testing.assert_allclose(plain.test["log_loss"].before, expected)
 
 
+def test_what_is_calibrated_stays() -> None:
+    """A second calibration of its own result changes no logit and judges nothing."""
+    rng = np.random.default_rng(4)
+    z = rng.normal(size=(500, 3)) * [1.0, 3.0, 0.2]
+    labels = PartialLabels((rng.random((500, 3)) < 1 / (1 + np.exp(1 - z))).astype(np.int8))
+    once = calibrate(z, labels)
+    logits = z * [one.map.scale for one in once.categories]
+    logits = logits + [one.map.offset for one in once.categories]
+    assert not np.allclose(logits, z)
+    again = calibrate(logits, labels, test=(logits, labels))
+    assert [(one.map.scale, one.map.offset) for one in again.categories] == [(1.0, 0.0)] * 3
+    told = again.to_dict()["categories"]
+    assert {one["log_loss_outcome"] for one in told} == {"no_difference"}
+
+
 def test_labels_of_other_rows_are_left_out() -> None:
     """With ids, the labels of all rows do as well as those of the validation rows."""
     result, parts = tuned()

@@ -381,12 +381,19 @@ def fit_maps(
     return tuple(found)
 
 
+#: A map that is this near to the one that changes nothing is that one.
+_SAME: Final = 1e-6
+
+
 def fit_affine_maps(held_out: HeldOut, rule: str) -> list[CategoryMap]:
     """Affine maps of all categories, by a rule of `fit_affine`."""
     codes = torch.from_numpy(np.array(held_out.labels.codes.T, order="C"))
     logits = held_out.logits.cpu().T.contiguous()
     scale, offset = fit_affine(logits, codes, rule=rule)
-    return [CategoryMap(a, b) for a, b in zip(scale.tolist(), offset.tolist(), strict=True)]
+    pairs = zip(scale.tolist(), offset.tolist(), strict=True)
+    # What is calibrated already, as a run's logits are, differs by rounding only: then not at all.
+    same = CategoryMap(1.0, 0.0)
+    return [same if max(abs(a - 1), abs(b)) < _SAME else CategoryMap(a, b) for a, b in pairs]
 
 
 def _pooled_slope(held_out: HeldOut, maps: list[CategoryMap]) -> float:

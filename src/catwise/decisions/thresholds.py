@@ -312,7 +312,9 @@ class _Rule:
 
     def __post_init__(self) -> None:
         if self.name in WITH_VALUE and (self.value is None or not math.isfinite(self.value)):
-            raise ConfigError(f"the rule {self.name!r} needs a value.", remedy="value=…")
+            raise ConfigError(
+                f"the rule {self.name!r} needs a value.", remedy="value=0.9, for instance"
+            )
         if self.name not in WITH_VALUE and self.value is not None:
             raise ConfigError(f"the rule {self.name!r} takes no value.", found=f"{self.value:g}")
         is_share = self.name not in {"f_beta", "cost"}
