@@ -12,10 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from catwise._csv import rows_csv
-from catwise._io import write_json, write_text
-from catwise._json import number, read_file
+from catwise._json import number
 from catwise._names import CALIBRATIONS
+from catwise.decisions.document import Document, read_document
 from catwise.decisions.inputs import (
     HeldOut,
     PerCategory,
@@ -94,7 +93,7 @@ class CategoryCalibration:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Calibration:
+class Calibration(Document):
     """A map for each category, and what it did on test rows.
 
     Attributes:
@@ -211,41 +210,15 @@ class Calibration:
             "categories": self.records(),
         }
 
-    def save(self, path: str | Path) -> None:
-        """Write as JSON; :meth:`load` reads the maps back.
-
-        Raises:
-            OutputError: If it cannot be written.
-        """
-        write_json(path, self.to_dict())
-
-    def write_csv(self, path: str | Path) -> None:
-        """Write a line for each category, without the knots.
-
-        Raises:
-            OutputError: If it cannot be written.
-        """
-        rows = [
-            {key: value for key, value in one.items() if key != "knots"} for one in self.records()
-        ]
-        write_text(path, rows_csv(rows))
-
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
         """Read the maps that :meth:`save` wrote; not the comparisons on test rows.
 
         Raises:
-            ConfigError: If it is no such file, or of another version.
+            ConfigError: If it is not such a file, or of another version.
         """
-        try:
-            table = read_file(Path(path))
-            return _read(table)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(
-                f"cannot read a calibration from '{path}'.",
-                found=getattr(error, "strerror", None) or repr(error),
-                expected="a file that `Calibration.save` or `catwise calibrate` wrote",
-            ) from error
+        by = "`Calibration.save` or `catwise calibrate`"
+        return read_document(path, _read, what="a calibration", written_by=by)
 
 
 def _read(table: Mapping[str, Any]) -> Calibration:

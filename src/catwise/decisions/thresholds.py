@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from catwise._csv import rows_csv
-from catwise._io import write_json, write_text
-from catwise._json import read_file
+from catwise._io import write_text
 from catwise._text import count, plural
 from catwise.decisions.calibrate import Calibration, fit_maps
+from catwise.decisions.document import Document, read_document
 from catwise.decisions.inputs import (
     HeldOut,
     PerCategory,
@@ -142,7 +142,7 @@ def _counted(rule: str) -> str:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Thresholds:
+class Thresholds(Document):
     """A threshold for each category, of the logits that were given.
 
     Attributes:
@@ -220,37 +220,15 @@ class Thresholds:
             "categories": self.records(),
         }
 
-    def save(self, path: str | Path) -> None:
-        """Write as JSON; :meth:`load` reads the thresholds back.
-
-        Raises:
-            OutputError: If it cannot be written.
-        """
-        write_json(path, self.to_dict())
-
-    def write_csv(self, path: str | Path) -> None:
-        """Write a line for each category.
-
-        Raises:
-            OutputError: If it cannot be written.
-        """
-        write_text(path, rows_csv(self.records()))
-
     @classmethod
     def load(cls, path: str | Path) -> Thresholds:
         """Read the thresholds that :meth:`save` wrote; not what they reached on test rows.
 
         Raises:
-            ConfigError: If it is no such file, or of another version.
+            ConfigError: If it is not such a file, or of another version.
         """
-        try:
-            return _read(read_file(Path(path)))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(
-                f"cannot read thresholds from '{path}'.",
-                found=getattr(error, "strerror", None) or repr(error),
-                expected="a file that `Thresholds.save` or `catwise threshold` wrote",
-            ) from error
+        by = "`Thresholds.save` or `catwise threshold`"
+        return read_document(path, _read, what="thresholds", written_by=by)
 
     def cutoffs(self, category: str) -> list[dict[str, Any]]:
         """Every cut-off of a category on the test rows, from the highest logit down.

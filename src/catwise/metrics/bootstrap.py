@@ -429,10 +429,9 @@ def _groups(
     labels: PartialLabels | Array, groups: Array | Sequence[Any] | None, n_rows: int
 ) -> NDArray[np.int64]:
     """(N,) int64 unit of each row: its group, or itself."""
-    given = getattr(labels, "groups", None) if groups is None else groups
-    if given is None:
-        return np.arange(n_rows)
-    array = as_numpy(given, name="groups", error=IdError)
+    if groups is None:
+        return labels.units() if isinstance(labels, PartialLabels) else np.arange(n_rows)
+    array = as_numpy(groups, name="groups", error=IdError)
     if array.shape != (n_rows,):
         raise ShapeError(
             "groups do not fit the labels",
