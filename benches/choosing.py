@@ -18,7 +18,7 @@ import numpy as np
 from quality import labelled, load, test_map
 
 from catwise import Head, tune
-from catwise.tuning.presets.crossfit import DefaultConfig
+from catwise.tuning.presets.default_config import DefaultConfig
 
 KEPT = 0.3
 SCALE = 1e4

@@ -29,25 +29,23 @@ import torch
 from catwise import Head, PartialLabels, tune
 from catwise.metrics import auroc, average_precision, benjamini_hochberg, paired_bootstrap
 from catwise.metrics.bootstrap import bootstrap_replicates
-from catwise.tuning.presets.crossfit import DefaultConfig
+from catwise.tuning.presets.default_config import DefaultConfig
 
 METHODS = {
     "bp_bce": {"preset": "paper", "methods": ["bp_bce"]},
     "bp_asl": {"preset": "paper", "methods": ["bp_asl"]},
     "ga": {"preset": "paper", "methods": ["ga"]},
     "select": {"validation": "select"},
-    "stage": {"config": DefaultConfig(losses=())},
-    "bp": {"config": DefaultConfig(stages={})},
+    "bp": {"config": DefaultConfig(refinements={})},
     "default": {},
 }
 LABELS = {
     "bp_bce": "paper BP-BCE",
     "bp_asl": "paper BP-ASL",
     "ga": "paper GA",
-    "select": "default (select)",
-    "stage": "metric stage alone",
-    "bp": "default's BP alone",
-    "default": "default (BP + metric stage)",
+    "select": "select",
+    "bp": "default without refinement",
+    "default": "default",
 }
 SCORES = {"average_precision": average_precision, "auroc": auroc}
 CEILING_WEIGHTS = (1.0, 0.3, 0.0)
@@ -219,15 +217,15 @@ def show(rows: list[dict], args: argparse.Namespace) -> None:
         top = f"{row['ceiling']:.4f}" if "ceiling" in row else "–"
         print(f"| {row['task']} | {row['base']:.4f} | {' | '.join(cells)} | {top} | {seconds} |")
     if "bp" in names:
-        show_stage(rows, names)
+        show_refinement(rows, names)
     if args.metric == "average_precision" and {"bp_bce", "bp_asl"} <= set(names):
         show_shares(rows, args)
         show_seeds(rows, names)
 
 
-def show_stage(rows: list[dict], names: list[str]) -> None:
-    """The metric stage against the fit that it starts from, and every method against the base."""
-    print("\n| method | mean | minus BP alone | 95% interval | worst task (errors) | worse |")
+def show_refinement(rows: list[dict], names: list[str]) -> None:
+    """The refinement against the fit that it starts from, and every method against the base."""
+    print("\n| method | mean | minus without it | 95% interval | worst task (errors) | worse |")
     print("|---|---|---|---|---|---|")
     for name in names:
         label = LABELS[name]

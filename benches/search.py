@@ -28,7 +28,7 @@ from catwise._configs import EvolutionConfig
 from catwise.metrics.ranking import RankingPlan
 from catwise.tuning.fits.evolution import ask, init, tell
 from catwise.tuning.fits.ranking_loss import Stage, refine
-from catwise.tuning.presets.crossfit import DefaultConfig
+from catwise.tuning.presets.default_config import DefaultConfig
 from catwise.tuning.rows.coordinates import fit_coordinates, read_rows
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def run(path: Path, args: argparse.Namespace) -> dict[str, dict[str, float]]:
     task = load(path, 1, args.keep_valid, args.seed)
     head = Head(task["weight"].astype(np.float32), task["bias"].astype(np.float32))
     valid = labelled(task, "valid")
-    result = tune(head, labelled(task, "train"), valid, config=DefaultConfig(stages={}))
+    result = tune(head, labelled(task, "train"), valid, config=DefaultConfig(refinements={}))
     start = result.head
     coordinates = fit_coordinates(valid[0])
     x, logits = read_rows(valid[0], start, coordinates, device=torch.device("cpu"))

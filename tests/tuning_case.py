@@ -8,7 +8,7 @@ import catwise
 from catwise import PartialLabels
 from catwise._configs import PaperConfig
 from catwise.testing import Task, make_task
-from catwise.tuning.presets.crossfit import DefaultConfig
+from catwise.tuning.presets.default_config import DefaultConfig
 
 QUICK = PaperConfig(lr=2e-3, max_steps=60, patience=20)
 SMALL = DefaultConfig(penalties=(2.5, 0.6), n_folds=3)

@@ -18,7 +18,7 @@ from catwise.reporting.summary import outcome_of
 from catwise.testing import make_task
 from catwise.tuning.account.records import EXPLANATIONS
 from catwise.tuning.choice.rules import clearly_worse
-from catwise.tuning.presets.crossfit import DefaultConfig
+from catwise.tuning.presets.default_config import DefaultConfig
 
 if TYPE_CHECKING:
     from catwise.heads import Head

@@ -11,7 +11,7 @@ import pytest
 import catwise
 from catwise import PartialLabels
 from catwise.tuning.fits import penalised
-from catwise.tuning.presets.crossfit import DefaultConfig
+from catwise.tuning.presets.default_config import DefaultConfig
 from catwise.tuning.rows import known
 from catwise.tuning.rows.products import product
 from catwise.tuning.rows.sampled import KnownEntries, is_compiled

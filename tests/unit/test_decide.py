@@ -7,14 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from catwise.tuning.choice.nested import FoldScores, nested_choice
+from catwise.tuning.choice.nested import FoldScores, nested_choice, nested_keep
 from catwise.tuning.choice.rules import (
     MIN_POSITIVES,
     choose_each,
     choose_greedy,
-    choose_one,
-    choose_staged,
     clearly_worse,
+    keep_or_take,
     pooled_gain,
     shrunk,
 )
@@ -53,7 +52,7 @@ def test_a_category_without_any_score_is_nan():
     """Nothing is made up where no fold has both classes."""
     scores = FoldScores(np.full((2, 3, 1), NAN), np.zeros((3, 1)))
     assert np.isnan(scores.mean()).all()
-    decision = nested_choice(scores, choose_one)
+    decision = nested_keep(scores, 1, [1, 1, 1])
     assert decision.chosen.tolist() == [0]
     assert np.isnan(corrected(scores, decision)).all()
 
@@ -81,33 +80,43 @@ def test_under_five_positives_the_pooled_decision_applies():
     positives = np.array([200.0, 200.0, 200.0, 4.0])
     base = np.full(4, 0.5)
     up = np.stack([base, base + np.array([0.1, 0.1, 0.1, -0.4])])
-    assert choose_one(up, positives)[0].tolist() == [1, 1, 1, 1]
+    assert keep_or_take(up - up[0], positives, 1).tolist() == [1, 1, 1, 1]
     assert choose_each(up, positives)[0].tolist() == [1, 1, 1, 1]
     down = np.stack([base, base - np.array([0.1, 0.1, 0.1, -0.4])])
-    assert choose_one(down, positives)[0].tolist() == [0, 0, 0, 0]
+    assert keep_or_take(down - down[0], positives, 1).tolist() == [0, 0, 0, 0]
     assert choose_each(down, positives)[0].tolist() == [0, 0, 0, 0]
     own = np.array([200.0, 200.0, 200.0, 2_000.0])
-    assert choose_one(up, own)[0].tolist() == [0, 0, 0, 0]  # it now weighs most in the mean
     assert choose_each(up, own)[0].tolist() == [1, 1, 1, 0]
 
 
-def test_choose_one_keeps_a_category_that_lost():
-    """One candidate for all; per category only keep or replace."""
+def test_one_candidate_for_all_is_kept_or_taken_by_each():
+    """A category whose own gain is clearly negative keeps its row; the original is no candidate."""
     positives = np.full(4, 500.0)
-    scores = np.array([[0.5] * 4, [0.6, 0.6, 0.6, 0.3], [0.55, 0.55, 0.55, 0.55]])
-    chosen, setting = choose_one(scores, positives)
-    assert setting == 2  # 0.05 on the mean against 0.025
-    assert chosen.tolist() == [2, 2, 2, 2]
-    scores[2] = 0.5
-    chosen, setting = choose_one(scores, positives)
-    assert (chosen.tolist(), setting) == ([1, 1, 1, 0], 1)
+    gain = np.array([[0.0] * 4, [0.1, 0.1, 0.1, -0.2], [0.05, 0.05, 0.05, 0.05]])
+    assert keep_or_take(gain, positives, 2).tolist() == [2, 2, 2, 2]
+    assert keep_or_take(gain, positives, 1).tolist() == [1, 1, 1, 0]
+    assert keep_or_take(gain, positives, 0).tolist() == [0, 0, 0, 0]
+
+
+def test_each_fold_keeps_or_takes_what_was_chosen_without_it():
+    """By the other folds' scores; candidates that nobody took need no score."""
+    values = np.full((4, 2, 2), NAN)
+    values[0] = 0.5
+    values[1] = [[0.9, 0.9], [0.1, 0.9]]  # the first category gains in the first fold only
+    values[3] = 0.6
+    decision = nested_keep(FoldScores(values, np.full((2, 2), 1000.0)), 3, [1, 1])
+    assert (decision.chosen.tolist(), decision.setting) == ([3, 3], 3)
+    assert decision.chosen_without.tolist() == [[0, 1], [1, 1]]
+    assert decision.settings_without == (1, 1)
+    assert np.isnan(decision.pooled[2])
+    assert decision.pooled[3] == pytest.approx(0.1)
 
 
 def test_no_positive_no_change():
     """A category without a fresh positive keeps its head, whatever the others do."""
     scores = np.array([[0.5, 0.5, NAN], [0.7, 0.7, NAN]])
     positives = np.array([100.0, 100.0, 0.0])
-    assert choose_one(scores, positives)[0].tolist() == [1, 1, 0]
+    assert keep_or_take(scores - scores[0], positives, 1).tolist() == [1, 1, 0]
     assert choose_each(scores, positives)[0].tolist() == [1, 1, 0]
 
 
@@ -115,10 +124,9 @@ def test_ties_keep_the_first():
     """Equal gains go to the candidate that was named first; no gain keeps the base."""
     positives = np.full(3, 50.0)
     same = np.full((3, 3), 0.5)
-    assert choose_one(same, positives)[1] == 0
+    assert keep_or_take(same - same[0], positives, 1).tolist() == [0, 0, 0]
     assert choose_each(same, positives)[0].tolist() == [0, 0, 0]
     same[1:] = 0.6
-    assert choose_one(same, positives)[1] == 1
     assert choose_each(same, positives)[0].tolist() == [1, 1, 1]
 
 
@@ -127,7 +135,7 @@ def test_a_fold_is_scored_by_the_choice_made_without_it():
     values = np.zeros((2, 4, 1))
     values[1, 0], values[1, 1:] = 0.9, -0.1
     scores = FoldScores(values, np.full((4, 1), 50.0))
-    decision = nested_choice(scores, choose_one)
+    decision = nested_choice(scores, choose_each)
     assert decision.chosen.tolist() == [1]
     assert decision.chosen_without[:, 0].tolist() == [0, 1, 1, 1]
     assert raw(scores, decision)[0] == pytest.approx(0.15)
@@ -137,21 +145,20 @@ def test_a_fold_is_scored_by_the_choice_made_without_it():
 def test_the_scores_of_a_fold_do_not_reach_its_own_choice():
     """Whatever happens in a fold, what was chosen without it stays."""
     scores = noise(5)
-    first = nested_choice(scores, choose_one)
+    first = nested_choice(scores, choose_each)
     changed = scores.values.copy()
     changed[7, 2] += 10.0
-    second = nested_choice(FoldScores(changed, scores.positives), choose_one)
+    second = nested_choice(FoldScores(changed, scores.positives), choose_each)
     assert np.array_equal(first.chosen_without[2], second.chosen_without[2])
     assert (second.chosen == 7).any()
 
 
-@pytest.mark.parametrize("choose", [choose_one, choose_each])
-def test_noise_shows_no_gain_after_the_correction(choose):
+def test_noise_shows_no_gain_after_the_correction():
     """Of many candidates without merit one looks better, but is not said to be."""
     shown, true = [], []
     for seed in range(40):
         scores = noise(seed)
-        decision = nested_choice(scores, choose)
+        decision = nested_choice(scores, choose_each)
         shown.append(raw(scores, decision).mean())
         true.append(corrected(scores, decision).mean())
     error = np.std(true) / np.sqrt(len(true))
@@ -163,8 +170,8 @@ def test_a_real_gain_survives_the_correction():
     """What is better in every fold is chosen in every fold."""
     scores = noise(0, size=0.01)
     scores.values[4] += 0.2
-    decision = nested_choice(scores, choose_one)
-    assert decision.setting == 4
+    decision = nested_choice(scores, choose_each)
+    assert (decision.chosen == 4).all()
     assert (decision.chosen_without == 4).all()
     assert corrected(scores, decision).mean() == pytest.approx(0.2, abs=0.01)
 
@@ -178,30 +185,6 @@ def test_another_score_may_choose():
     decision = nested_choice(replace(scores, final=other), choose_each)
     assert (decision.chosen == 5).all()
     assert (decision.chosen_without == 3).all()
-
-
-def test_variants_are_weighed_only_after_their_origin_was_chosen():
-    """The best of the chosen candidate and what was made from it; others' variants do not count."""
-    scores = np.array([[0.5, 0.5], [0.6, 0.6], [0.55, 0.55], [0.7, 0.62], [0.9, 0.9]])
-    positives = np.array([50.0, 50.0])
-    given = {"choose": choose_one, "n_plain": 3}
-    chosen, best = choose_staged(scores, positives, variants={1: [3], 2: [4]}, **given)
-    assert (best, chosen.tolist()) == (3, [3, 3])
-    worse = scores.copy()
-    worse[3] = 0.58
-    assert choose_staged(worse, positives, variants={1: [3]}, **given)[1] == 1
-    kept = np.where(np.arange(5)[:, None] == 0, 0.8, scores)
-    chosen, best = choose_staged(kept, positives, variants={0: [3]}, **given)
-    assert (best, chosen.tolist()) == (0, [0, 0])
-    assert choose_staged(kept, positives, variants={0: [3, 4]}, **given)[1] == 4
-
-
-def test_a_decision_tells_what_each_fold_would_have_chosen():
-    """One setting for the whole, and one without each fold."""
-    decision = nested_choice(noise(3, candidates=3), choose_one)
-    assert len(decision.settings_without) == 5
-    for fold, setting in enumerate(decision.settings_without):
-        assert set(decision.chosen_without[fold]) <= {0, setting}
 
 
 def test_clearly_worse_is_an_interval_on_the_wrong_side_of_zero():

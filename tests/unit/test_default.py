@@ -19,7 +19,7 @@ from catwise.errors import (
 from catwise.labels import LabelPolicy
 from catwise.metrics import METRICS
 from catwise.testing import assert_same_head, make_task
-from catwise.tuning.presets.crossfit import DefaultConfig
+from catwise.tuning.presets.default_config import DefaultConfig
 from catwise.tuning.rows import known
 from catwise.tuning.rows import tuning_rows as rows
 from tuning_case import QUICK, SMALL, default_result, mean_score, task, tuned, with_codes
@@ -60,16 +60,19 @@ def test_a_large_prior_lets_every_category_take_what_is_best_for_all():
         {"penalties": (0.3, 5.0)},
         {"penalties": (1.0, 0.0)},
         {"penalties": ()},
-        {"source_weights": (0.3,)},
-        {"source_weights": (0.0, -1.0)},
+        {"source_weight": -1.0},
+        {"penalty_growth": 2.0},
+        {"anchor_penalties": (1.0, 2.0)},
+        {"negative_weight": 0.0},
+        {"negative_draw": 0.0},
+        {"anchor_ridge": -1.0},
         {"n_folds": 1},
         {"grid_prior": 0.0},
         {"tolerance": 0.0},
         {"max_iterations": 0},
-        {"losses": ("hinge",)},
-        {"losses": ("bce", "bce")},
-        {"stages": {"brier": ((1.0, 1.0),)}},
-        {"stages": {"auroc": ((1.0, 0.0),)}},
+        {"loss": "hinge"},
+        {"refinements": {"brier": (1.0, 1.0)}},
+        {"refinements": {"auroc": (1.0, 0.0)}},
     ],
 )
 def test_configs_out_of_range_are_refused(options):
@@ -214,7 +217,7 @@ def test_a_metric_of_ones_own_chooses(options):
     if options.get("preset") == "paper":
         options = {**options, "config": QUICK}
     elif not options:
-        options = {"config": replace(SMALL, stages={})}  # a metric of one's own has none
+        options = {"config": replace(SMALL, refinements={})}  # a metric of one's own has none
     one, other = tuned(metric=own, **options), tuned(metric=known, **options)
     assert_same_head(one.head, other.head)
     assert one.summary["metric"] == "my_auroc"
@@ -281,16 +284,15 @@ def test_constant_features_change_nothing_but_the_level():
     assert torch.equal(result.head.weight, head.weight)
 
 
-def test_the_metric_stage_is_tried_and_its_head_calibrated():
-    """Stages follow the fit that was chosen; ranks stay, and 0.5 means what it says."""
+def test_the_ranking_loss_refines_and_the_head_is_calibrated():
+    """The fit that was chosen goes further along the metric; 0.5 means what it says."""
     made, metric = task(), "auroc"
-    plain = tuned(made, metric=metric, config=DefaultConfig(stages={}))
-    staged = tuned(made, metric=metric, config=DefaultConfig(stages={metric: ((1.0, 0.5),)}))
-    tried = [row for row in staged.history if "stage" in row]
-    assert tried
-    assert all(row["stage"] == {"temperature": 1.0, "penalty": 0.5} for row in tried)
-    assert not any("stage" in row for row in plain.history)
-    assert staged.summary["choice"]["candidate"].endswith("temperature=1,stage_penalty=0.5")
+    plain = tuned(made, metric=metric, config=DefaultConfig(refinements={}))
+    staged = tuned(made, metric=metric, config=DefaultConfig(refinements={metric: (1.0, 0.5)}))
+    assert staged.summary["choice"]["refinement"] == {"temperature": 1.0, "penalty": 0.5}
+    assert "refinement" not in plain.summary["choice"]
+    assert staged.summary["choice"]["penalty"] == plain.summary["choice"]["penalty"]
+    assert not torch.equal(staged.head.weight, plain.head.weight)
     assert any("refitted on" in note for note in staged.notes)
     assert mean_score(staged.head, made.test) > mean_score(made.head, made.test) + 0.05
     assert mean_score(staged.head, made.test, "log_loss") < mean_score(
@@ -303,28 +305,42 @@ def test_the_metric_stage_is_tried_and_its_head_calibrated():
         np.testing.assert_allclose(mine, staged.folds.logits[at], rtol=1e-3, atol=1e-3)
 
 
-def test_of_several_losses_one_is_chosen_for_all():
-    """The others are tried and must win clearly."""
-    config = replace(SMALL, losses=("bce", "proper_asymmetric"), stages={})
-    result = tuned(config=config)
-    names = [row["candidate"] for row in result.history]
-    assert {name.split(",")[0] for name in names} == {"base", "bce", "proper_asymmetric"}
-    assert result.summary["choice"]["loss"] in config.losses
-    other = tuned(config=replace(config, losses=("proper_asymmetric",)))
-    assert {row.get("loss") for row in other.history} == {None, "proper_asymmetric"}
-
-
-def test_the_metric_stage_can_stand_alone():
-    """Without any loss only the original head and its stages are candidates."""
+def test_another_loss_fits_another_head():
+    """Any loss with curvatures can fit; the record says which."""
     made = task()
-    config = DefaultConfig(losses=(), stages={"auroc": ((1.0, 0.3), (1.0, 3.0))})
-    result = tuned(made, metric="auroc", config=config)
-    assert [row["candidate"] for row in result.history] == [
-        "base",
-        "base,temperature=1,stage_penalty=0.3",
-        "base,temperature=1,stage_penalty=3",
-    ]
-    assert result.summary["n_replaced"] > 0
-    assert mean_score(result.head, made.test, "auroc") > mean_score(made.head, made.test, "auroc")
-    alone = tuned(made, metric="auroc", config=DefaultConfig(losses=(), stages={}))
-    assert_same_head(alone.head, made.head)
+    result = tuned(made, config=DefaultConfig(loss="proper_asymmetric"))
+    assert result.config["options"]["loss"] == "proper_asymmetric"
+    assert not torch.equal(result.head.weight, default_result().head.weight)
+    assert mean_score(result.head, made.test) > mean_score(made.head, made.test)
+
+
+def test_the_history_tells_the_penalties_and_what_chose():
+    """Every penalty has its log-loss, the chosen one the lowest; what was not taken has no gain."""
+    result = default_result()
+    base, *fits = result.history
+    assert base["candidate"] == "base"
+    losses = [row["log_loss"] for row in fits]
+    chosen = fits[int(np.argmin(losses))]
+    assert result.summary["choice"]["candidate"] == chosen["candidate"]
+    assert chosen["pooled_gain"] > 0
+    assert {row["pooled_gain"] for row in fits if row is not chosen} <= {None} | {
+        row["pooled_gain"] for row in fits
+    }
+
+
+def test_unknown_training_labels_as_negatives_can_be_left_out():
+    """Their head is one of the anchor's; which labels are drawn is keyed by the seed."""
+    without = tuned(config=DefaultConfig(negative_penalties=()))
+    assert not torch.equal(without.head.weight, default_result().head.weight)
+    few = DefaultConfig(negative_draw=0.5)
+    one, same, other = (tuned(config=few, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(one.head.weight, same.head.weight)
+    assert not torch.equal(one.head.weight, other.head.weight)
+
+
+def test_a_head_of_zeros_is_tuned_from_nothing():
+    """Where the original head says nothing, the training labels make the anchor."""
+    made = task()
+    zero = made.head.replace(weight=made.head.weight * 0, bias=made.head.bias * 0)
+    result = catwise.tune(zero, made.train.pair, made.valid.pair, force=True)
+    assert mean_score(result.head, made.test) > mean_score(made.head, made.test)

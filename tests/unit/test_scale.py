@@ -11,7 +11,7 @@ from catwise._configs import PaperConfig
 from catwise.errors import FeatureError, HeadError
 from catwise.features import CategoryFeatures, Features, check_finite, inputs
 from catwise.testing import make_task
-from catwise.tuning.presets.crossfit import DefaultConfig
+from catwise.tuning.presets.default_config import DefaultConfig
 from catwise.tuning.rows import coordinates as geometry
 
 TASK = make_task(160, 120, 1, 12, 3, seed=3)

@@ -26,7 +26,7 @@ from catwise.errors import (
 from catwise.features import Features
 from catwise.metrics import METRICS
 from catwise.testing import assert_same_head, make_task
-from catwise.tuning.presets.crossfit import DefaultConfig
+from catwise.tuning.presets.default_config import DefaultConfig
 from tuning_case import QUICK, SMALL, default_result, mean_score, task, tuned, with_codes
 
 EVOLVE = PaperConfig(

@@ -32,7 +32,7 @@ from catwise.tuning.inputs import (
     prepare_test,
 )
 from catwise.tuning.plan import Plan, make_plan
-from catwise.tuning.presets.crossfit import DefaultConfig
+from catwise.tuning.presets.default_config import DefaultConfig
 from catwise.tuning.presets.outcome import Outcome
 from catwise.tuning.presets.task import NO_VALIDATION
 

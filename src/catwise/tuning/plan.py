@@ -13,9 +13,10 @@ from catwise.errors import ConfigError
 from catwise.metrics import Metric, resolve_metric
 from catwise.progress import ProgressCallback
 from catwise.tuning.inputs import TuningInputs
-from catwise.tuning.presets.crossfit import DefaultConfig, tune_crossfit
+from catwise.tuning.presets.default_config import DefaultConfig
 from catwise.tuning.presets.outcome import Outcome
 from catwise.tuning.presets.paper import checked_methods
+from catwise.tuning.presets.pooled_anchor import tune_default
 from catwise.tuning.presets.published import tune_published
 from catwise.tuning.presets.select_only import tune_select_only
 
@@ -66,7 +67,7 @@ def make_plan(
         run = partial(tune_published, methods=names, config=published)
         return Plan(preset, names, chosen, resolved, published, run)
     own = _config_of(DefaultConfig, config, preset)
-    run = partial(tune_select_only if chosen == "select" else tune_crossfit, config=own)
+    run = partial(tune_select_only if chosen == "select" else tune_default, config=own)
     return Plan(preset, (), chosen, resolved, own, run)
 
 

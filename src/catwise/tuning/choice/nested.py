@@ -11,12 +11,13 @@ JMLR 11, 2010.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from catwise.tuning.choice.rules import Chosen, Floats, Rule, pooled_gain
+from catwise.tuning.choice.rules import Chosen, Floats, Rule, keep_or_take, pooled_gain
 
 
 class Judged(NamedTuple):
@@ -61,6 +62,21 @@ def nested_choice(candidates: Candidates, rule: Rule) -> Decision:
     return Decision(chosen, setting, pooled, np.stack(without), settings)
 
 
+def nested_keep(candidates: Candidates, setting: int, without: Sequence[int]) -> Decision:
+    """Where one candidate was chosen for all, and one without each part: keep or take it."""
+    whole = candidates.whole()
+    gain = whole.scores - whole.scores[:1]
+    parts = [candidates.without(part) for part in range(candidates.n_parts)]
+    chosen = [
+        keep_or_take(part.scores - part.scores[:1], part.positives, one)
+        for part, one in zip(parts, without, strict=True)
+    ]
+    taken = keep_or_take(gain, whole.positives, setting)
+    pooled = pooled_gain(gain, whole.positives)
+    pooled[~np.isfinite(gain).any(1)] = np.nan  # not judged
+    return Decision(taken, setting, pooled, np.stack(chosen), tuple(without))
+
+
 @dataclass(frozen=True, eq=False)
 class FoldScores:
     """Scores inside every fold, on rows that did not fit the candidate."""
@@ -88,9 +104,9 @@ class FoldScores:
     def mean(self, *, without: int | None = None) -> Floats:
         """(K, C) averages over folds by their positives; NaN where no fold has a score."""
         use = self._others(without)
-        weight = self.positives[use]
-        total = np.einsum("kfc,fc->kc", np.nan_to_num(self.values[:, use]), weight)
-        count = weight.sum(0)
+        values = self.values[:, use]
+        weight = np.where(np.isfinite(values), self.positives[use], 0.0)
+        total, count = (np.nan_to_num(values) * weight).sum(1), weight.sum(1)
         return np.where(count > 0, total / np.maximum(count, 1e-12), np.nan)
 
     def _others(self, fold: int | None) -> Chosen:

@@ -8,7 +8,7 @@ scores, larger is better, candidate 0 the original head, and the positives that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Final, Literal, TypeAlias
 
 import numpy as np
@@ -48,55 +48,6 @@ def shrunk(gain: Floats, positives: Floats, prior: float) -> Floats:
     own = np.where(np.isfinite(gain), gain, mean)
     pulled: Floats = mean + trust * (own - mean)
     return pulled
-
-
-def choose_one(
-    scores: Floats, positives: Floats, *, n_preferred: int | None = None
-) -> tuple[Chosen, int]:
-    """The candidate with the best pooled mean for all; each category keeps or takes it.
-
-    Candidates beyond the preferred ones must beat the best of those by more than one standard
-    error of the paired difference over categories (the one-standard-error rule of Breiman et
-    al., Classification and Regression Trees, 1984), so that few labels do not decide by chance.
-
-    Shapes:
-        scores: (K, C) larger is better, candidate 0 the original head.
-        positives: (C,) known held-out positives.
-    """
-    gain = scores - scores[:1]
-    pooled = pooled_gain(gain, positives)
-    first = len(scores) - 1 if n_preferred is None else n_preferred
-    best = int(np.argmax(pooled[: first + 1]))
-    if first + 1 < len(scores):
-        rival = first + 1 + int(np.argmax(pooled[first + 1 :]))
-        difference = gain[rival] - gain[best]
-        if pooled[rival] - pooled[best] > _standard_error(difference, positives):
-            best = rival
-    return _keep_or_take(gain, positives, best), best
-
-
-def choose_staged(
-    scores: Floats,
-    positives: Floats,
-    *,
-    choose: Rule,
-    variants: Mapping[int, Sequence[int]],
-    n_plain: int,
-) -> tuple[Chosen, int]:
-    """One candidate for all by `choose`, then the best of it and its variants, on the pooled mean.
-
-    Shapes:
-        scores: (K, C) larger is better, candidate 0 the original head.
-        positives: (C,) known held-out positives.
-    """
-    chosen, best = choose(scores[:n_plain], positives)
-    options = [best, *variants.get(best, ())]
-    if len(options) == 1:
-        return chosen, best
-    gain = scores - scores[:1]
-    pooled = pooled_gain(gain[options], positives)
-    best = options[int(np.argmax(pooled))]
-    return _keep_or_take(gain, positives, best), best
 
 
 def choose_each(scores: Floats, positives: Floats, *, prior: float = 30.0) -> tuple[Chosen, int]:
@@ -141,19 +92,14 @@ def _defined(scores: Floats, positives: Floats) -> NDArray[np.bool_]:
     return np.asarray(np.broadcast_to(positives, scores.shape)[0] > 0)
 
 
-def _keep_or_take(gain: Floats, positives: Floats, best: int) -> Chosen:
-    """(C,) the candidate chosen for all where its shrunk gain is positive, else 0."""
+def keep_or_take(gain: Floats, positives: Floats, best: int) -> Chosen:
+    """(C,) the candidate chosen for all where its shrunk gain is positive, else 0.
+
+    Shapes:
+        gain: (K, C) over the original head, candidate 0.
+        positives: (C,) known held-out positives.
+    """
     if best == 0:
         return np.zeros(gain.shape[1], dtype=np.int64)
     better = shrunk(gain[best : best + 1], positives, _POOLED_PRIOR)[0] > 0
     return np.where(better & (positives > 0), best, 0).astype(np.int64)
-
-
-def _standard_error(difference: Floats, positives: Floats) -> float:
-    """Of the pooled mean of (C,) differences, from their spread over categories."""
-    known = np.isfinite(difference)
-    weight = np.where(known, positives / (positives + _POOLED_PRIOR), 0.0)
-    values = np.where(known, difference, 0.0)
-    total = max(float(weight.sum()), _TINY)
-    mean = float((weight * values).sum()) / total
-    return float(np.sqrt((weight**2 * (values - mean) ** 2).sum())) / total

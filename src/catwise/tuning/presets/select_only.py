@@ -20,8 +20,9 @@ from catwise.progress import ProgressCallback
 from catwise.tuning.choice.gains import on_one_scale, without_harm
 from catwise.tuning.choice.nested import FoldScores, nested_choice
 from catwise.tuning.choice.rules import Chosen, choose_each
+from catwise.tuning.fits.directions import fit_directions
 from catwise.tuning.inputs import TuningInputs
-from catwise.tuning.presets.crossfit import DefaultConfig, fit_directions
+from catwise.tuning.presets.default_config import DefaultConfig
 from catwise.tuning.presets.outcome import Outcome
 from catwise.tuning.presets.task import (
     Calibration,
@@ -121,13 +122,12 @@ class _Grid:
 
     def _directions(self, known: TuningRows, block: slice) -> Iterator[Tensor]:
         """(B, k) where the known training labels point to, by power and penalty."""
-        loss = self.config.losses[0] if self.config.losses else "bce"
         variance = self.task.coordinates.variance_of(block)
         for power in self.config.grid_powers:
             stretch = _stretch(variance, power).to(known.x)
             rows = known if power == 0 else known._replace(x=known.x * stretch)
             penalties, source = self.config.grid_penalties, lay_out(rows)
-            for fit in fit_directions(rows, source, penalties, self.config, loss):
+            for fit in fit_directions(rows.codes, source, penalties, **self.config.fitting):
                 self.passes += fit.passes
                 yield fit.delta * stretch
 
@@ -147,7 +147,7 @@ class _Grid:
         which = (picked - 1).clamp_min(0) // len(self.config.grid_steps)
         index = torch.arange(len(picked), device=picked.device)
         delta = self.directions[which, index] * steps.to(self.directions)[picked][:, None]
-        return Change(delta, self.task.valid.logits.new_zeros(len(picked)))
+        return Change(delta, self.task.valid.logits.new_ones(len(picked)))
 
     def held_out(self, chosen: Chosen) -> Tensor:
         """(C, n) logits of candidates that the rows did not fit, on one scale."""
@@ -155,8 +155,7 @@ class _Grid:
 
     def logits(self, chosen: Chosen) -> Tensor:
         """(C, n) logits of the (C,) candidates of the categories."""
-        every = torch.arange(self.task.fold.size, device=self.directions.device)
-        return updated_logits(self.task.valid, *self.change(chosen), every)
+        return updated_logits(self.task.valid, *self.change(chosen))
 
 
 def _stretch(variance: Tensor, power: float) -> Tensor:

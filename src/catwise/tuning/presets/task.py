@@ -28,7 +28,7 @@ from catwise.tuning.choice.gains import Corrected, Scorer, levels
 from catwise.tuning.choice.rules import MIN_POSITIVES
 from catwise.tuning.fits.affine import fit_affine
 from catwise.tuning.inputs import LabelledSource, TuningInputs, check_sources
-from catwise.tuning.presets.outcome import Outcome, refitted_note
+from catwise.tuning.presets.outcome import Outcome
 from catwise.tuning.rows.coordinates import (
     Coordinates,
     OwnCoordinates,
@@ -65,9 +65,14 @@ class Task:
         return int(self.fold.max()) + 1
 
     @cached_property
+    def known_train_rows(self) -> Tensor:
+        """Which of the further rows have a label to fit."""
+        return torch.empty(0, dtype=torch.int64) if self.train is None else self.train.known()
+
+    @cached_property
     def known_train(self) -> TuningRows | None:
         """The further rows that have a label to fit."""
-        return None if self.train is None else self.train.known()
+        return None if self.train is None else self.train.take(slice(None), self.known_train_rows)
 
     def fold_scorer(self) -> FoldScorer:
         """The metric inside every fold."""
@@ -93,22 +98,26 @@ class Setting(NamedTuple):
 
 
 class Change(NamedTuple):
-    """Of the head's rows, in coordinates."""
+    """Of the head's rows: the original ones times a factor, and what is added in coordinates."""
 
-    delta: Tensor  # (..., C, k) of the weights
-    intercept: Tensor  # (..., C)
+    delta: Tensor  # (..., C, k) added to the weights
+    original: Tensor  # (..., C) factor of the original row
 
     def without(self, kept: Tensor) -> Change:
-        """Zero in the (C,) categories that are kept."""
+        """The original rows in the (C,) categories that are kept."""
         delta = self.delta.masked_fill(kept[:, None], 0.0)
-        return Change(delta, self.intercept.masked_fill(kept, 0.0))
+        return Change(delta, self.original.masked_fill(kept, 1.0))
+
+    def of_fold(self, fold: int) -> Change:
+        """One of the first dimension."""
+        return Change(self.delta[fold], self.original[fold])
 
 
 class Calibration(NamedTuple):
     """What weights and intercept are multiplied by in the end, and what is added then.
 
-    What raises a metric that is blind to both leaves them anywhere, so they are refitted after a
-    metric stage (on out-of-fold logits) and after a choice between candidates; else they are 1, 0.
+    Fits around an anchor and what raises a metric that only ranks leave both anywhere, so they are
+    refitted on out-of-fold logits, or on those of validation rows that only chose.
     """
 
     scale: Tensor  # (C,) float64 > 0
@@ -207,10 +216,8 @@ def outcome_of(task: Task, found: Found, scored_on: str) -> Outcome:
     """What was found, as a head and the account of every category."""
     decision, notes = found.corrected.decision, list(task.notes)
     if bool((found.calibration.scale != 1).any()):
-        refitted = ("out-of-fold logits", "the metric stage")
-        if found.crossed is None:
-            refitted = ("validation labels", "choosing")
-        notes.append(refitted_note(task.metric, *refitted))
+        on = "validation labels" if found.crossed is None else "out-of-fold logits"
+        notes.append(f"What was replaced had its scale and offset refitted on {on}.")
     choice = {"candidate": "one for each category"}
     if decision.setting >= 0:
         chosen = found.settings[decision.setting]
@@ -253,12 +260,13 @@ def _tuned(task: Task, found: Found) -> Head:
 def _changed(task: Task, found: Found, change: Change) -> tuple[Tensor, Tensor | None]:
     """(C, D) float64 weights and (C,) biases after a change, scale and offset."""
     head = task.inputs.scored
-    delta, intercept = task.coordinates.fold_back(*change)
+    delta, intercept = (one.cpu() for one in task.coordinates.fold_back(change.delta))
     scale, offset = (one.cpu() for one in found.calibration)
-    weight = scale[:, None] * (head.weight.double().cpu() + delta.cpu())
+    original = change.original.double().cpu()
+    weight = scale[:, None] * (original[:, None] * head.weight.double().cpu() + delta)
     if head.bias is None:
         return weight, None
-    return weight, scale * (head.bias.double().cpu() + intercept.cpu()) + offset
+    return weight, scale * (original * head.bias.double().cpu() + intercept) + offset
 
 
 def _folds(task: Task, found: Found) -> FoldArtifacts | None:

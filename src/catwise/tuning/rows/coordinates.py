@@ -63,10 +63,10 @@ class Coordinates:
         mean = self.mean.to(rows.device, rows.dtype)
         return product(torch.add(-mean, rows, alpha=1 / self.unit), basis)
 
-    def fold_back(self, delta: Tensor, intercept: Tensor) -> tuple[Tensor, Tensor]:
+    def fold_back(self, delta: Tensor) -> tuple[Tensor, Tensor]:
         """A change in coordinates as the change of weights (C, D) and biases (C,), float64."""
         weight = delta.double() @ self.basis.T.to(delta.device)
-        return weight / self.unit, intercept.double() - weight @ self.mean.to(delta.device)
+        return weight / self.unit, -weight @ self.mean.to(delta.device)
 
     def variance_of(self, block: slice) -> Tensor:
         """(k,) variance of the coordinates of a block of categories: the same for all."""
@@ -93,9 +93,9 @@ class OwnCoordinates:
         """The coordinates of a block of categories within one run."""
         return next(own for run, own in self.runs if run.start <= block.start < run.stop)
 
-    def fold_back(self, delta: Tensor, intercept: Tensor) -> tuple[Tensor, Tensor]:
+    def fold_back(self, delta: Tensor) -> tuple[Tensor, Tensor]:
         """As `Coordinates.fold_back`."""
-        parts = [own.fold_back(delta[run], intercept[run]) for run, own in self.runs]
+        parts = [own.fold_back(delta[run]) for run, own in self.runs]
         weights, biases = zip(*parts, strict=True)
         return torch.cat(weights), torch.cat(biases)
 

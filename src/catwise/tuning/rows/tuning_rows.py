@@ -103,10 +103,16 @@ class TuningRows(NamedTuple):
             x = x.of(categories)
         return x if rows is None else x[rows]
 
-    def known(self) -> TuningRows:
+    def known(self) -> Tensor:
         """The rows with any label to fit."""
         fitted = self.codes >= 0 if self.weight is None else self.weight > 0
-        return self.take(slice(None), fitted.any(0).nonzero().flatten())
+        return fitted.any(0).nonzero().flatten()
+
+    def without_logits(self) -> TuningRows:
+        """As of a head of zeros."""
+        return self._replace(
+            logits=torch.zeros((), device=self.logits.device).expand_as(self.logits)
+        )
 
 
 class FoldScorer:
@@ -154,14 +160,23 @@ class FoldScorer:
         return self._scorers[key]
 
 
-def updated_logits(rows: TuningRows, delta: Tensor, intercept: Tensor, at: Tensor) -> Tensor:
-    """(C, m) logits of some rows after a change."""
+def updated_logits(
+    rows: TuningRows, delta: Tensor, original: Tensor | float = 1.0, at: Tensor | None = None
+) -> Tensor:
+    """(C, m) logits of some rows, or all: the original ones times a factor, and a change.
+
+    Shapes:
+        delta: (C, k) change in coordinates.
+        original: (C,), or one for all.
+    """
     if isinstance(rows.x, OwnRows):
-        parts = [
-            updated_logits(rows.take(run), delta[run], intercept[run], at) for run in rows.x.runs
-        ]
+        factor = torch.as_tensor(original, device=delta.device).expand(len(delta))
+        parts = [updated_logits(rows.take(run), delta[run], factor[run], at) for run in rows.x.runs]
         return torch.cat(parts)
-    return product(delta, rows.x[at].T).add_(intercept[:, None]).add_(rows.logits[:, at])
+    x, logits = (rows.x, rows.logits) if at is None else (rows.x[at], rows.logits[:, at])
+    if isinstance(original, float):
+        return product(delta, x.T).add_(logits, alpha=original)
+    return product(delta, x.T).addcmul_(logits, original[:, None])
 
 
 def category_blocks(valid: TuningRows, train: TuningRows | None) -> Iterator[slice]:

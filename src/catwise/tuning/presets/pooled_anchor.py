@@ -1,0 +1,369 @@
+"""The `default` preset: a pooled anchor, and for each category a penalised change around it.
+
+A backbone has memorised the images that it was trained on, so labels on other images (validation)
+are worth more. The anchor combines the original head W with heads that training labels alone make:
+for known labels at several penalties (T), and with unknown ones as negatives (N). One weight of
+each, shared by all categories, is found by a logistic regression on the validation labels. Few
+labels tell a few weights well.
+
+Around the anchor every category has a penalised change (`penalised`), in coordinates of the
+validation rows (`coordinates`). Validation labels count 1, known training labels
+``source_weight``, each source with an intercept of its own; in the training rows the original
+head's own logits are left out of the anchor, since they were memorised. One penalty is chosen for
+all categories by the log-loss of out-of-fold logits, after one scale for all and an intercept for
+each were refitted. From there the ranking loss (`ranking_loss`) goes a little further along the
+slope of average precision or AUROC itself; per category the result is kept or replaced.
+
+All of it, the anchor's weights and the choice of the penalty too, is repeated without each fold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any, Final, NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from catwise.labels.draws import category_keys, uniform
+from catwise.metrics import Metric
+from catwise.progress import ProgressCallback
+from catwise.tuning.choice.gains import on_one_scale, without_harm
+from catwise.tuning.choice.nested import FoldScores, nested_keep
+from catwise.tuning.choice.rules import Floats
+from catwise.tuning.fits.directions import fit_directions, with_drawn_negatives
+from catwise.tuning.fits.penalised import PenalisedFit, fit_path
+from catwise.tuning.fits.ranking_loss import refine
+from catwise.tuning.fits.shared import SharedFit, SharedRows, fit_shared
+from catwise.tuning.fits.smooth_ranking import Kind
+from catwise.tuning.inputs import TuningInputs
+from catwise.tuning.presets.default_config import DefaultConfig
+from catwise.tuning.presets.outcome import Outcome
+from catwise.tuning.presets.task import (
+    Calibration,
+    Change,
+    Crossed,
+    Found,
+    Setting,
+    Task,
+    make_task,
+    outcome_of,
+)
+from catwise.tuning.rows.known import LabelledRows, lay_out
+from catwise.tuning.rows.tuning_rows import Counter, TuningRows, category_blocks, updated_logits
+
+#: Known labels that weigh the anchor and choose the penalty; of more, a keyed share of the rows.
+_ENOUGH: Final = 1 << 20
+
+
+def tune_default(
+    inputs: TuningInputs,
+    metric: Metric,
+    *,
+    config: DefaultConfig,
+    force: bool,
+    progress: ProgressCallback | None,
+) -> Outcome:
+    """The preset: cross-fit, choose once, decide per category, refit on all."""
+    task = make_task(inputs, metric, n_folds=config.n_folds, force=force, progress=progress)
+    what = "training labels" if inputs.valid is None else "validation"
+    scored_on = f"{what}, cross-fitted in {task.n_folds} folds"
+    return outcome_of(task, fit_and_choose(task, config), scored_on)
+
+
+def fit_and_choose(task: Task, config: DefaultConfig) -> Found:
+    """Cross-fit over the rows that judge, choose once, decide per category, refit on all."""
+    anchor = _Anchor.fit(task, config)
+    table = _cross_fit(task, config, anchor)
+    setting, *without = table.best_settings()
+    for wanted in sorted({setting, *without}):
+        table.finish(wanted)
+    decision = nested_keep(table.scores(), setting, without)
+    change, passes = _refit(task, config, anchor, setting)
+    held_out = lru_cache(1)(table.held_out)
+    corrected = without_harm(
+        decision,
+        table.scores(),
+        task.valid.logits,
+        lambda _, setting: held_out(setting, to_judge=True),
+        fold=task.fold,
+        scorer=task.scorer(),
+        needs_gain=task.train is not None,
+    )
+    kept = torch.from_numpy(corrected.decision.chosen == 0).to(task.valid.logits.device)
+    logits = torch.where(kept[:, None], task.valid.logits, table.held_out(setting))
+    calibration = Calibration.fitted(logits, task.valid, kept)
+    scale, offset = (one[:, None] for one in calibration)
+    logits = (logits * scale + offset).to(logits.dtype)
+    crossed = Crossed(table.changes(setting).without(kept), logits)
+    passes += anchor.passes + table.passes
+    return Found(table.settings, corrected, change.without(kept), calibration, crossed, passes)
+
+
+class _Anchor(NamedTuple):
+    """Heads that training labels made, and what they weigh beside the original one."""
+
+    heads: Tensor  # (J − 1, C, k)
+    slopes: Tensor  # (F + 1, J) without each fold, and of all rows; the first of the original head
+    rows: Tensor  # (m,) of the rows that judge, those that chose the slopes
+    passes: int
+
+    @classmethod
+    def fit(cls, task: Task, config: DefaultConfig) -> _Anchor:
+        """Fit the heads on training labels, and their slopes on those that judge."""
+        heads, passes = _bank(task, config)
+        rows = _enough_rows(task)
+        parts = []
+        for block in category_blocks(task.valid, task.known_train):
+            part = task.valid.take(block, rows)
+            own = [updated_logits(part.without_logits(), head[block]) for head in heads]
+            parts.append(_shared_rows(task, part, torch.stack([part.logits, *own]), rows))
+        whole = fit_shared(parts, ridge=config.anchor_ridge)
+        folds = [
+            fit_shared([p.without(f) for p in parts], ridge=config.anchor_ridge, start=whole)
+            for f in range(task.n_folds)
+        ]
+        slopes = torch.stack([fit.slopes for fit in (*folds, whole)])
+        return cls(heads, slopes, rows, passes)
+
+    def at(self, fold: int, block: slice) -> tuple[float, Tensor]:
+        """Without a fold (−1: with all rows): the original head's slope, and (B, k) the rest."""
+        own = self.slopes[fold]
+        return float(own[0]), torch.einsum("j,jck->ck", own[1:], self.heads[:, block])
+
+
+def _bank(task: Task, config: DefaultConfig) -> tuple[Tensor, int]:
+    """(J − 1, C, k) heads of training labels alone, and how often the rows were read."""
+    train, valid, passes = task.known_train, task.valid, 0
+    shape = len(valid.logits), valid.x.shape[1]
+    if train is None:
+        return valid.logits.new_zeros(0, *shape), 0
+    count = len(config.anchor_penalties) + len(config.negative_penalties)
+    heads = valid.logits.new_zeros(count, *shape)
+    draws = _Draws.of(task)
+    blocks = list(category_blocks(valid, train))
+    counter = Counter(task.progress, "anchor", len(blocks))
+    for block in blocks:
+        known = train.take(block)
+        source, fitting = lay_out(known), config.fitting
+        fits = [*fit_directions(known.codes, source, config.anchor_penalties, **fitting)]
+        if config.negative_penalties:
+            filled = with_drawn_negatives(
+                known,
+                draws.of_block(block),
+                per_known=config.negative_draw,
+                weight=config.negative_weight,
+            )
+            fits += fit_directions(known.codes, filled, config.negative_penalties, **fitting)
+        for j, fit in enumerate(fits):
+            heads[j, block] = fit.delta
+            passes += fit.passes
+        counter.step("heads of the training labels")
+    return heads, passes
+
+
+class _Draws(NamedTuple):
+    """A number in [0, 1) for each training row and category, keyed by both."""
+
+    rows: Tensor  # (n,)
+    categories: Tensor  # (C,)
+
+    @classmethod
+    def of(cls, task: Task) -> _Draws:
+        inputs = task.inputs
+        keys = category_keys(inputs.seed, "unknown as negative", inputs.categories)
+        digests = inputs.train.digests[task.known_train_rows.cpu().numpy()]
+        device = task.valid.logits.device
+        sides = (torch.from_numpy(uniform(a)).float().to(device) for a in (digests, keys))
+        return cls(*sides)
+
+    def of_block(self, block: slice) -> Tensor:
+        """(B, n): each category starts elsewhere in the same sequence."""
+        return (self.rows + self.categories[block, None]) % 1.0
+
+
+def _enough_rows(task: Task) -> Tensor:
+    """(m,) the rows that judge, or a keyed share of them that knows labels enough."""
+    known = int((task.valid.codes >= 0).sum())
+    drawn = uniform(task.inputs.judging.digests) < _ENOUGH / max(known, 1)
+    return torch.from_numpy(np.flatnonzero(drawn)).to(task.valid.logits.device)
+
+
+def _shared_rows(task: Task, part: TuningRows, logits: Tensor, rows: Tensor) -> SharedRows:
+    """(J, B, m) logits at the known labels of a block of categories."""
+    source = lay_out(part)
+    at = source.rows.at
+    fold = torch.from_numpy(task.fold).to(rows.device)[rows].expand(len(part.codes), -1)
+    weight = torch.ones_like(source.target) if source.weight is None else source.weight
+    return SharedRows.of(torch.stack([at(z) for z in logits]), source.target, weight, at(fold))
+
+
+class _Fits(NamedTuple):
+    """Fits of a block of categories around the anchor."""
+
+    config: DefaultConfig
+    train: LabelledRows | None
+    growth: Tensor  # (B,) of the penalties
+
+    @classmethod
+    def of(cls, task: Task, config: DefaultConfig, block: slice) -> _Fits:
+        known = task.known_train if config.source_weight > 0 else None
+        train = None if known is None else lay_out(known.take(block))
+        positives = (task.valid.codes == 1).sum(1).clamp_min(1).to(task.valid.logits.dtype)
+        relative = positives[block] / positives.log().mean().exp()
+        return cls(config, train, relative**config.penalty_growth)
+
+    def path(
+        self, rows: TuningRows, anchor: tuple[float, Tensor], penalties: Sequence[float]
+    ) -> Iterator[PenalisedFit]:
+        """For each penalty, from strong to weak."""
+        original, direction = anchor
+        valid = lay_out(rows)
+        along, offset = valid.rows.forward(direction), cast("Tensor", valid.offset)
+        sources = [replace(valid, offset=along.add_(offset, alpha=original))]
+        if self.train is not None:
+            weight = self.train.weight
+            known = torch.ones_like(self.train.target) if weight is None else weight
+            train = replace(self.train, weight=self.config.source_weight * known)
+            sources.append(replace(train, offset=train.rows.forward(direction)))
+        scaled = [penalty * self.growth for penalty in penalties]
+        return fit_path(sources, scaled, **self.config.fitting)
+
+
+def _cross_fit(task: Task, config: DefaultConfig, anchor: _Anchor) -> _Table:
+    """Every fit without each fold, and the logits of the labels left out."""
+    table = _Table(task, config, anchor)
+    blocks = list(category_blocks(task.valid, task.known_train))
+    counter = Counter(task.progress, "cross-fit", len(blocks) * task.n_folds)
+    for block in blocks:
+        part = task.valid.take(block)
+        fits = _Fits.of(task, config, block)
+        out = part.logits.new_empty(len(config.penalties), *part.logits.shape)
+        for f in range(task.n_folds):
+            inside, outside = task.rows_of(f)
+            original, direction = anchor.at(f, block)
+            path = fits.path(
+                part.take(slice(None), inside), (original, direction), config.penalties
+            )
+            for j, fit in enumerate(path):
+                table.deltas[j, f, block] = delta = direction + fit.delta
+                out[j][:, outside] = updated_logits(part, delta, original, outside)
+                table.passes += fit.passes
+            counter.step(f"fold {f + 1} of {task.n_folds}")
+        rows = anchor.rows
+        table.parts.append(_shared_rows(task, part.take(slice(None), rows), out[:, :, rows], rows))
+    return table
+
+
+class _Table:
+    """Settings, and the heads fitted without each fold; setting 0 is the original head."""
+
+    def __init__(self, task: Task, config: DefaultConfig, anchor: _Anchor) -> None:
+        self.task, self.anchor, self.passes = task, anchor, 0
+        self.stage = config.refinements.get(task.metric.name)
+        also = {} if self.stage is None else {"refinement": self.stage._asdict()}
+        self.settings = [Setting("base", {})] + [
+            Setting(f"penalty={penalty:g}", {"penalty": penalty, **also})
+            for penalty in config.penalties
+        ]
+        valid = task.valid
+        shape = (len(config.penalties), task.n_folds, *valid.logits.shape[:1], valid.x.shape[1])
+        self.deltas = valid.logits.new_zeros(shape)
+        self.parts: list[SharedRows] = []  # of each block, with the logits of all penalties
+        self.scorer = task.fold_scorer()
+        self.values: Floats = np.full((len(self.settings), *shape[1:3]), np.nan)
+        self.values[0] = self.scorer(task.valid.logits, slice(0, shape[2]))
+
+    def best_settings(self) -> list[int]:
+        """By the log-loss after one scale for all: of all folds, and without each."""
+        losses = np.empty((len(self.deltas), self.task.n_folds + 1))
+        whole: SharedFit | None = None
+        for j in range(len(self.deltas)):
+            parts = [p.only(j) for p in self.parts]
+            whole = fit_shared(parts, start=whole)
+            self.settings[j + 1].options["log_loss"] = round(whole.loss, 6)
+            losses[j, 0] = whole.loss
+            for f in range(self.task.n_folds):
+                left = [p.without(f) for p in parts]
+                losses[j, f + 1] = fit_shared(left, start=whole).loss
+        return [int(j) + 1 for j in losses.argmin(0)]
+
+    def finish(self, setting: int) -> None:
+        """Refine the heads of a setting by the ranking loss, and score them."""
+        counter = Counter(self.task.progress, "refinement", self.task.n_folds)
+        for f in range(self.task.n_folds if self.stage else 0):
+            inside, _ = self.task.rows_of(f)
+            change = self.changes(setting).of_fold(f)
+            self.passes += _refine(self.task, self.stage, change, inside)
+            counter.step(self.settings[setting].name)
+        logits = self.held_out(setting, to_judge=not self.task.metric.ranks_only)
+        self.values[setting] = self.scorer(logits, slice(0, len(logits)))
+
+    def changes(self, setting: int) -> Change:
+        """(F, C, …) of the heads fitted without each fold; the memory is the table's."""
+        deltas = self.deltas[setting - 1]
+        return Change(deltas, self.anchor.slopes[:-1, :1].expand(deltas.shape[:2]))
+
+    def scores(self) -> FoldScores:
+        """What keeps or replaces: larger is better."""
+        return FoldScores(self.task.metric.sign * self.values, self.scorer.positives)
+
+    def held_out(self, setting: int, *, to_judge: bool = False) -> Tensor:
+        """(C, n) logits of the heads fitted without each row's fold.
+
+        To judge: on one scale for a metric that only ranks, else with a scale and an offset that
+        the other folds' labels gave.
+        """
+        task, metric = self.task, self.task.metric
+        logits = torch.empty_like(task.valid.logits)
+        for f in range(task.n_folds):
+            _, own = task.rows_of(f)
+            change = self.changes(setting).of_fold(f)
+            if to_judge and metric.ranks_only:
+                whole = updated_logits(task.valid, *change)
+                logits[:, own] = on_one_scale(whole, metric)[:, own]
+            else:
+                logits[:, own] = updated_logits(task.valid, *change, own)
+        return self._calibrated(logits) if to_judge and not metric.ranks_only else logits
+
+    def _calibrated(self, logits: Tensor) -> Tensor:
+        """Each fold's by the labels of the others."""
+        found, none = torch.empty_like(logits), torch.zeros(len(logits), dtype=torch.bool)
+        for f in range(self.task.n_folds):
+            inside, own = self.task.rows_of(f)
+            rest = self.task.valid.take(slice(None), inside)
+            fit = Calibration.fitted(logits[:, inside], rest, none.to(logits.device))
+            scale, offset = (one[:, None] for one in fit)
+            found[:, own] = (logits[:, own] * scale + offset).to(logits.dtype)
+        return found
+
+
+def _refine(task: Task, stage: Any, change: Change, rows: Tensor) -> int:
+    """Move (C, k) changes along the slope of the metric in place; how often rows were read."""
+    kind, passes = cast("Kind", task.metric.name), 0
+    for block in category_blocks(task.valid, None):
+        part = task.valid.take(block, rows)
+        start = updated_logits(part, change.delta[block], change.original[block])
+        fit = refine(part.x, start, part.codes, kind, stage)
+        change.delta[block] += fit.delta
+        passes += fit.passes
+    return passes
+
+
+def _refit(task: Task, config: DefaultConfig, anchor: _Anchor, setting: int) -> tuple[Change, int]:
+    """The chosen setting on all rows, and how often the rows were read."""
+    valid, stage = task.valid, config.refinements.get(task.metric.name)
+    delta, passes = valid.logits.new_zeros(len(valid.logits), valid.x.shape[1]), 0
+    for block in category_blocks(valid, task.known_train):
+        own = anchor.at(-1, block)
+        fits = _Fits.of(task, config, block)
+        *_, fit = fits.path(valid.take(block), own, config.penalties[:setting])
+        delta[block] = own[1] + fit.delta
+        passes += fit.passes
+    change = Change(delta, anchor.slopes[-1, :1].expand(len(delta)))
+    if stage is not None:
+        passes += _refine(task, stage, change, torch.arange(valid.x.shape[0], device=delta.device))
+    return change, passes
