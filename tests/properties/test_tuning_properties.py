@@ -15,7 +15,7 @@ from catwise.heads.core import head_bytes
 from catwise.labels.partition import assign_folds
 from catwise.testing import assert_same_head, make_task
 from catwise.tuning.choice.nested import FoldScores, nested_choice
-from catwise.tuning.choice.rules import choose_each, choose_one
+from catwise.tuning.choice.rules import choose_each, choose_greedy
 from tuning_case import QUICK, SMALL, default_result, task, tuned, with_codes
 
 
@@ -142,7 +142,7 @@ def fold_scores(draw):
 
 
 @settings(deadline=None)
-@given(fold_scores(), st.sampled_from([choose_one, choose_each]))
+@given(fold_scores(), st.sampled_from([choose_greedy, choose_each]))
 def test_decisions_are_in_range(scores, choose):
     """A choice is a candidate; without positives it is the base."""
     found = nested_choice(scores, choose)
@@ -153,7 +153,7 @@ def test_decisions_are_in_range(scores, choose):
 
 
 @settings(deadline=None)
-@given(fold_scores(), st.sampled_from([choose_one, choose_each]), st.randoms())
+@given(fold_scores(), st.sampled_from([choose_greedy, choose_each]), st.randoms())
 def test_averages_permute_with_categories_and_folds(scores, choose, random):
     """Neither the order of categories nor that of folds matters to what a choice is made from."""
     _, n_folds, n_categories = scores.values.shape
@@ -170,7 +170,7 @@ def test_averages_permute_with_categories_and_folds(scores, choose, random):
 def test_equal_candidates_never_replace(scores):
     """Copies of the original head show no gain, so nothing is replaced."""
     copies = FoldScores(np.repeat(scores.values[:1], 4, axis=0), scores.positives)
-    for choose in (choose_one, choose_each):
+    for choose in (choose_greedy, choose_each):
         found = nested_choice(copies, choose)
         assert (found.chosen == 0).all()
         assert (found.chosen_without == 0).all()

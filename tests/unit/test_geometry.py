@@ -47,11 +47,10 @@ def test_a_change_in_coordinates_is_the_same_change_of_logits(centred):
     coordinates = fit_coordinates(z, centred=centred)
     rng = np.random.default_rng(1)
     delta = torch.from_numpy(rng.normal(size=(4, coordinates.basis.shape[1])))
-    intercept = torch.from_numpy(rng.normal(size=4))
-    weight, bias = coordinates.fold_back(delta, intercept)
+    weight, bias = coordinates.fold_back(delta)
     assert weight.dtype == bias.dtype == torch.float64
     rows = torch.from_numpy(z).double()
-    inside = coordinates.project(rows) @ delta.T + intercept
+    inside = coordinates.project(rows) @ delta.T
     torch.testing.assert_close(rows @ weight.T + bias, inside, rtol=1e-9, atol=1e-9)
 
 
@@ -59,7 +58,7 @@ def test_without_a_bias_nothing_is_subtracted():
     """A head without a bias could not take up a mean."""
     coordinates = fit_coordinates(features(offset=3.0), centred=False)
     assert not coordinates.mean.any()
-    _, bias = coordinates.fold_back(torch.ones(2, 9), torch.zeros(2))
+    _, bias = coordinates.fold_back(torch.ones(2, 9))
     assert not bias.any()
 
 
@@ -78,7 +77,7 @@ def test_only_leading_directions_are_kept(monkeypatch):
     few = fit_coordinates(z)
     assert few.basis.shape == (9, 4)
     torch.testing.assert_close(few.variance, whole.variance[:4], rtol=1e-5, atol=1e-6)
-    weight, _ = few.fold_back(torch.ones(1, 4), torch.zeros(1))
+    weight, _ = few.fold_back(torch.ones(1, 4))
     rest = whole.basis[:, 4:]
     assert (weight @ rest).abs().max() < 1e-5 * weight.norm() * rest.norm()
 

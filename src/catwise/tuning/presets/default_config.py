@@ -11,7 +11,7 @@ from catwise.errors import ConfigError, check_rules
 from catwise.losses import resolve_loss
 from catwise.tuning.fits.ranking_loss import Stage
 
-REFINEMENTS: Final = {"average_precision": Stage(0.7, 3.0), "auroc": Stage(1.0, 1.0)}
+REFINEMENTS: Final = {"average_precision": Stage(0.7, 3.0), "auroc": Stage(1.0, 0.5)}
 """The ranking-loss refinements of the preset; measured in docs/ablations.md."""
 
 
@@ -25,6 +25,7 @@ class DefaultConfig:
         penalty_growth: a category's penalty grows with this power of its held-out positives,
             relative to their geometric mean.
         source_weight: the weight of a known training label, >= 0.
+        source_total: the most that those of a category weigh together, > 0.
         anchor_penalties: of the heads that training labels alone make, from strong to weak.
         negative_penalties: the same of heads for which unknown training labels are negative.
         negative_weight: the weight of such a label, in (0, 1].
@@ -49,6 +50,7 @@ class DefaultConfig:
     penalties: tuple[float, ...] = (10.0, 5.0, 2.5, 1.25, 0.6, 0.3)
     penalty_growth: float = 0.25
     source_weight: float = 0.3
+    source_total: float = 400.0
     anchor_penalties: tuple[float, ...] = (20.0, 5.0, 1.25)
     negative_penalties: tuple[float, ...] = (5.0,)
     negative_weight: float = 0.2
@@ -71,6 +73,7 @@ class DefaultConfig:
             "penalties descending and > 0": bool(self.penalties) and _descend(self.penalties),
             "penalty_growth in [0, 1]": 0 <= self.penalty_growth <= 1,
             "source_weight >= 0": self.source_weight >= 0,
+            "source_total > 0": self.source_total > 0,
             "anchor_penalties descending and > 0": _descend(self.anchor_penalties),
             "negative_penalties descending and > 0": _descend(self.negative_penalties),
             "negative_weight in (0, 1]": 0 < self.negative_weight <= 1,

@@ -116,6 +116,8 @@ class _Anchor(NamedTuple):
         """Fit the heads on training labels, and their slopes on those that judge."""
         heads, passes = _bank(task, config)
         rows = _enough_rows(task)
+        if task.train is None:  # the original head's logits are memorised: its slope would be, too
+            return cls(heads, heads.new_ones(task.n_folds + 1, 1), rows, passes)
         parts = []
         for block in category_blocks(task.valid, task.known_train):
             part = task.valid.take(block, rows)
@@ -210,10 +212,14 @@ class _Fits(NamedTuple):
 
     @classmethod
     def of(cls, task: Task, config: DefaultConfig, block: slice) -> _Fits:
-        known = task.known_train if config.source_weight > 0 else None
-        train = None if known is None else lay_out(known.take(block))
         positives = (task.valid.codes == 1).sum(1).clamp_min(1).to(task.valid.logits.dtype)
         relative = positives[block] / positives.log().mean().exp()
+        train = None
+        if task.known_train is not None and config.source_weight > 0:
+            train = lay_out(task.known_train.take(block))
+            known = torch.ones_like(train.target) if train.weight is None else train.weight
+            share = config.source_total / known.sum(1, keepdim=True).clamp_min(1)
+            train = replace(train, weight=known * share.clamp(max=config.source_weight))
         return cls(config, train, relative**config.penalty_growth)
 
     def path(
@@ -225,10 +231,8 @@ class _Fits(NamedTuple):
         along, offset = valid.rows.forward(direction), cast("Tensor", valid.offset)
         sources = [replace(valid, offset=along.add_(offset, alpha=original))]
         if self.train is not None:
-            weight = self.train.weight
-            known = torch.ones_like(self.train.target) if weight is None else weight
-            train = replace(self.train, weight=self.config.source_weight * known)
-            sources.append(replace(train, offset=train.rows.forward(direction)))
+            along = self.train.rows.forward(direction)
+            sources.append(replace(self.train, offset=along))
         scaled = [penalty * self.growth for penalty in penalties]
         return fit_path(sources, scaled, **self.config.fitting)
 
