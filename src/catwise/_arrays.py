@@ -55,10 +55,7 @@ def is_tensor(values: object) -> bool:
 
 
 def is_sparse(values: Any) -> bool:
-    """Whether entries that are not stored count as something: sparse arrays, tensors and frames.
-
-    A frame with sparse columns whose entries are blank where none is stored is as any other.
-    """
+    """Whether entries that are not stored count as something; not blank ones of a sparse frame."""
     if is_tensor(values):
         return not values.is_nested and str(values.layout).startswith("torch.sparse")
     if hasattr(values, "nnz") and (hasattr(values, "toarray") or hasattr(values, "todense")):
@@ -78,14 +75,9 @@ def _column_dtypes(values: Any) -> list[Any]:
 
 
 def dense(values: Any, *, name: str, error: type[CatwiseError], numpy: bool = False) -> Any:
-    """Values of which every entry is there, as a numpy array or a strided tensor.
+    """Values of which every entry is there and none masked, as a numpy array or a strided tensor.
 
-    Tensors stay tensors unless `numpy`; lists, frames and all else become numpy arrays. What cannot
-    be used, or is masked in places, is an error of the class `error` about `name`.
-
-    >>> from catwise.errors import FeatureError
-    >>> dense([[1, 2]], name="features", error=FeatureError)
-    array([[1, 2]])
+    Tensors stay tensors unless `numpy`; all else becomes an array, or an `error` about `name`.
     """
     found = read_dense(values, name=name, error=error, numpy=numpy)
     if found.masked is not None:
@@ -189,10 +181,7 @@ def _with_mask(values: NDArray[Any], masked: NDArray[Any]) -> Dense:
 
 
 def _objects(values: NDArray[Any]) -> Dense:
-    """An array, whose entries may be numpy's `masked` if they are objects.
-
-    Floats that are numpy's only by a package (bfloat16, float8) become float32, exactly.
-    """
+    """An array without numpy's `masked`; floats that only a package has become float32, exactly."""
     if values.dtype.kind == "V" and values.dtype.names is None and "float" in values.dtype.name:
         return Dense(values.astype(np.float32), None)
     if values.dtype.kind != "O":
@@ -254,12 +243,7 @@ def _from_tensor(tensor: Any) -> Dense:
 
 
 def tensor_to_numpy(tensor: Any) -> NDArray[Any]:
-    """A strided tensor as a numpy array; floats that numpy has not become float32, exactly.
-
-    >>> import torch
-    >>> tensor_to_numpy(torch.tensor([1.5], dtype=torch.bfloat16))
-    array([1.5], dtype=float32)
-    """
+    """A strided tensor as a numpy array; floats that numpy has not become float32, exactly."""
     import torch
 
     tensor = tensor.detach().cpu().resolve_conj().resolve_neg()

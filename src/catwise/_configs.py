@@ -60,11 +60,7 @@ class EvolutionConfig:
 @described
 @dataclass(frozen=True)
 class PaperConfig:
-    """Options of the `paper` preset; the defaults are the published ones.
-
-    Raises:
-        ConfigError: If an option is out of range.
-    """
+    """Options of the `paper` preset; the defaults are the published ones."""
 
     lr: float = option(1e-4, above=0, help="bp_bce, bp_asl: Adam's step size.")
     max_steps: int = option(
@@ -100,11 +96,7 @@ def _changed(config: PaperConfig | EvolutionConfig) -> list[str]:
 @described
 @dataclass(frozen=True)
 class TuneConfig:
-    """What `tune` and `fix` let choose, beside the data.
-
-    Raises:
-        ConfigError: If an option is out of range, or belongs to the other preset.
-    """
+    """What `tune` and `fix` let choose, beside the data."""
 
     metric: str = option(
         "average_precision", choices=METRICS, first=True, help="Metric to optimise."

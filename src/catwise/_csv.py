@@ -15,13 +15,7 @@ _FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\n", "＝", "＋", "－", "
 
 
 def defuse(text: str) -> str:
-    """A text that no spreadsheet takes for a formula: an apostrophe goes before ``= + - @``.
-
-    Source: OWASP, "CSV Injection".
-
-    >>> defuse("=1+1"), defuse("-x"), defuse("a=b")
-    ("'=1+1", "'-x", 'a=b')
-    """
+    """A text that no spreadsheet takes for a formula: an apostrophe before ``= + - @`` (OWASP)."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")  # the csv module leaves "\r" unquoted
     return "'" + text if text.lstrip(" ").startswith(_FORMULA_STARTS) else text
 

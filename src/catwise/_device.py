@@ -11,11 +11,7 @@ if TYPE_CHECKING:
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """The device of that name.
-
-    >>> resolve_device("cpu")
-    device(type='cpu')
-    """
+    """The device of that name; ConfigError where there is none."""
     import torch
 
     try:

@@ -16,19 +16,7 @@ _REASON: Final = 240
 
 
 def import_optional(module: str, *, extra: str, purpose: str) -> Any:
-    """Import a module that catwise does not depend on, or say how to install it.
-
-    Args:
-        module: dotted name.
-        extra: the extra of catwise that brings it.
-        purpose: what needs it, the start of a sentence.
-
-    Raises:
-        MissingExtraError: If it is absent, or one that it needs is broken.
-
-    >>> import_optional("json", extra="images", purpose="reading JSON").__name__
-    'json'
-    """
+    """Import a module of an extra, or say how to install it; `purpose` starts that sentence."""
     if (found := sys.modules.get(module)) is not None:
         return found
     try:

@@ -49,25 +49,10 @@ def _sync_folder(path: Path) -> None:
 def atomic_path(path: str | os.PathLike[str], *, replace: bool = True) -> Iterator[Path]:
     """Give a temporary path that takes the place of `path` when the block ends well.
 
-    The block writes a file at the path that it is given. On success the file is flushed to the disk
-    and renamed to `path`, replacing a file of that name; on failure it is removed and `path` stays
-    as it was. A symbolic link is followed. What a process that was killed left of this file is
-    removed.
-
-    Args:
-        path: where the file shall be; its folder must exist.
-        replace: whether another file of that name may be replaced. One with the very bytes that
-            were written stays, so that what was stopped can be repeated.
-
-    Yields:
-        A path in the same folder, with the same suffix, at which nothing exists yet.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with atomic_path(f"{folder}/a.txt") as temporary:
-    ...         _ = temporary.write_text("whole")
-    ...     Path(folder, "a.txt").read_text()
-    'whole'
+    On success the file is flushed to the disk and renamed; on failure it is removed and `path`
+    stays as it was. A symbolic link is followed; what a killed process left of it is removed.
+    Unless `replace`, only a file of the very bytes that were written may be there already, so that
+    what was stopped can be repeated.
     """
     shown = Path(path)
     target = Path(os.path.realpath(shown))
@@ -97,16 +82,10 @@ def atomic_path(path: str | os.PathLike[str], *, replace: bool = True) -> Iterat
 
 @contextlib.contextmanager
 def atomic_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
-    """Give a temporary folder that takes the name `path` when the block ends well.
+    """Give an empty folder beside `path` that takes this name when the block ends well.
 
-    Meanwhile no other process can do the same, and what one that was killed left is removed.
-
-    Args:
-        path: where the folder shall be; its parent must exist.
-        overwrite: replace a folder of that name; it is removed once the new one is in place.
-
-    Yields:
-        An empty folder beside `path`.
+    No other process can do the same meanwhile. `overwrite` removes a folder of that name once the
+    new one is in place; the parent must exist.
     """
     shown = Path(path)
     target = Path(os.path.realpath(shown))
@@ -137,11 +116,8 @@ def growing_folder(
 ) -> Iterator[tuple[Path, Callable[[Path], None]]]:
     """Add files to a folder in which one file, `last`, tells what is there and is published last.
 
-    If the block fails before, what it published is removed; no other process can add meanwhile.
-
-    Yields:
-        An empty folder to write files in, and a function that flushes one of them to the disk and
-        puts it into `path` under its own name, in place of a file of that name.
+    Gives an empty folder to write in, and a function that moves one of its files into `path`. If
+    the block fails, what it published is removed; no other process can add meanwhile.
     """
     target = Path(os.path.realpath(path))
     published: list[Path] = []
@@ -227,16 +203,7 @@ def is_same_content(first: Path, second: Path) -> bool:
 
 
 def folder_names(path: Path, *, own: Container[str] | None = None, what: str = "") -> list[str]:
-    """Names in a folder that is to be filled or replaced; none where there is no folder yet.
-
-    Args:
-        path: the folder.
-        own: names that may be in it; None: any.
-        what: what writes them, such as "run".
-
-    Raises:
-        OutputError: If it is a file, cannot be read, or holds other names.
-    """
+    """Names in a folder that `what` is to fill or replace, all in `own`; none without a folder."""
     with translated(path):
         if path.exists() and not path.is_dir():
             raise OutputError(

@@ -14,11 +14,7 @@ from catwise.errors import CatwiseError
 
 
 def number(value: float) -> float | int | None:
-    """A number that JSON can hold: None for NaN and infinities; whole numbers stay whole.
-
-    >>> number(0.5), number(3), number(float("nan"))
-    (0.5, 3, None)
-    """
+    """A number that JSON can hold: None for NaN and infinities; whole numbers stay whole."""
     if isinstance(value, int):
         return value
     return float(value) if math.isfinite(value) else None
@@ -51,13 +47,7 @@ def json_ready(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """What a field of a table must be.
-
-    Args:
-        expected: in words, such as "a positive whole number".
-        test: whether a value is that.
-        required: whether the field must be there.
-    """
+    """What a field of a table must be: in words, as a test, and whether it must be there."""
 
     expected: str
     test: Callable[[Any], bool]
@@ -75,12 +65,7 @@ TEXTS: Final = Field(
 
 
 def parse(raw: str | bytes, **options: Any) -> Any:
-    """The value of a JSON text; of bytes as UTF-8, without a byte-order mark.
-
-    >>> parse("[" * 100000)
-    Traceback (most recent call last):
-    ValueError: it nests too deeply
-    """
+    """The value of a JSON text; of bytes as UTF-8, without a byte-order mark; not too deep."""
     try:
         return json.loads(raw if isinstance(raw, str) else raw.decode("utf-8"), **options)
     except (json.JSONDecodeError, UnicodeDecodeError):
@@ -122,12 +107,7 @@ def ready_text(
     error: type[CatwiseError],
     sort_keys: bool = False,
 ) -> str:
-    """A table as JSON text that reads back as it was; `error` where `what` is not JSON-ready.
-
-    >>> from catwise.errors import ConfigError
-    >>> ready_text({"a": 1}, what="the origin", error=ConfigError)
-    '{"a": 1}'
-    """
+    """A table as JSON text that reads back as it was; `error` where `what` is not JSON-ready."""
     try:
         text = json.dumps(dict(table or {}), sort_keys=sort_keys, allow_nan=False)
         own(text)  # as it will be read
@@ -146,15 +126,7 @@ def read_file(path: Path) -> Any:
 
 
 def read_fields(table: Any, fields: Mapping[str, Field], what: str = "it") -> dict[str, Any]:
-    """The fields of a table, each of which is what it must be; others are left out.
-
-    Returns:
-        The fields that are there.
-
-    >>> read_fields({"rows": True}, {"rows": COUNT, "file": TEXT})
-    Traceback (most recent call last):
-    ValueError: it has no 'file'; its 'rows' is True, not a positive whole number
-    """
+    """Those of the fields that a table has, if each is what it must be; ValueError otherwise."""
     if type(table) is not dict:
         raise ValueError(f"{what} is not a table")
     missing = [name for name, field in fields.items() if field.required and name not in table]

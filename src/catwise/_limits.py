@@ -73,25 +73,13 @@ _DEFLATE: Final = 1032
 
 
 def check_at_most(value: int, limit: int, what: str) -> None:
-    """Refuse more than a bound allows.
-
-    >>> check_at_most(3, 2, "columns")
-    Traceback (most recent call last):
-    ValueError: 3 columns, more than 2
-    """
+    """Refuse more than a bound allows."""
     if value > limit:
         raise ValueError(f"{value:,} {what}, more than {limit:,}")
 
 
 def check_shape(shape: Iterable[Any], what: str = "the array") -> tuple[int, ...]:
-    """The sizes of an array, if they are whole numbers that an array can have.
-
-    >>> check_shape([2, 3])
-    (2, 3)
-    >>> check_shape([2, True])
-    Traceback (most recent call last):
-    ValueError: the array has a size that is not a whole number: True
-    """
+    """The sizes of an array, if they are whole numbers that an array can have."""
     sizes = tuple(shape)
     check_at_most(len(sizes), MAX_DIMENSIONS, f"axes of {what}")
     total = 1
@@ -105,13 +93,7 @@ def check_shape(shape: Iterable[Any], what: str = "the array") -> tuple[int, ...
 
 
 def check_depth(value: Any, limit: int | None = None) -> None:
-    """Refuse what nests too deeply, or holds itself; parts that are shared are looked at once.
-
-    >>> check_depth([[1], [2]], limit=2)
-    >>> check_depth([[[1]]], limit=2)
-    Traceback (most recent call last):
-    ValueError: it nests more than 2 tables and lists
-    """
+    """Refuse what nests too deeply, or holds itself; parts that are shared are looked at once."""
     limit = MAX_DEPTH if limit is None else limit
     heights: dict[int, int] = {}
     path, open_parts, inside = [id(value)], [_parts(value)], [0]
@@ -144,10 +126,7 @@ def _parts(value: Any) -> Iterator[Any]:
 def check_unpacked(packed: int | None, size: int, what: str) -> None:
     """Refuse a compressed part that claims more than its bytes can give, or than fits in memory.
 
-    Args:
-        packed: bytes in the file, of a deflated part; None if nobody knows what they can give.
-        size: bytes that they are said to become.
-        what: the part.
+    `packed` are the bytes of a deflated part in the file; None if nobody knows what they can give.
     """
     if packed is not None and size > packed * _DEFLATE + _DEFLATE:
         raise ValueError(f"{what} claims {size:,} bytes, more than its {packed:,} can give")
@@ -168,11 +147,7 @@ def check_memory(size: int, what: str) -> None:
 
 
 def max_pixels(pillow: int | None = MAX_PIXELS // 2) -> int | None:
-    """Pixels that an image may have; None where the user took the bound away.
-
-    Args:
-        pillow: `PIL.Image.MAX_IMAGE_PIXELS`; Pillow warns there, and refuses twice as many.
-    """
+    """Pixels that an image may have, twice Pillow's `MAX_IMAGE_PIXELS`; None without a bound."""
     text = os.environ.get(PIXELS_VARIABLE, "").strip()
     if not text:
         return None if pillow is None else 2 * pillow
@@ -182,13 +157,7 @@ def max_pixels(pillow: int | None = MAX_PIXELS // 2) -> int | None:
 
 
 def read_within(path: Path, limit: int, what: str = "bytes") -> bytes:
-    """The bytes of a file, whose size is looked at first and which may not grow beyond the bound.
-
-    Args:
-        path: the file; a pipe is read up to the bound.
-        limit: how many bytes it may have.
-        what: what they are, for the error.
-    """
+    """The bytes of a file or pipe; ValueError where it is, or grows, larger than the limit."""
     with path.open("rb") as stream:
         size = os.fstat(stream.fileno()).st_size
         check_at_most(size, limit, what)
@@ -202,16 +171,10 @@ def read_within(path: Path, limit: int, what: str = "bytes") -> bytes:
 
 
 class BoundedStream:
-    """A binary file that gives a bounded number of pieces, none of them too long.
+    """A seekable binary file that gives so many pieces (None: any number) of at most `size` bytes.
 
     A piece that reaches beyond the file's end is cut before it is asked for, so that a length that
     a header claims costs no memory.
-
-    Args:
-        stream: a seekable file.
-        pieces: how many reads are allowed; without a bound when not given.
-        size: how many bytes each may give, of those that are there.
-        what: what is read, for the error.
     """
 
     def __init__(self, stream: BinaryIO, *, size: int, what: str, pieces: float = math.inf) -> None:

@@ -135,12 +135,7 @@ def _key(name: str) -> str:
 
 
 class Temporary:
-    """A hidden, unused name beside a target, with the target's suffix; removed with the block.
-
-    >>> with Temporary(Path("a.csv")) as path:
-    ...     path.parent == Path(), path.suffix
-    (True, '.csv')
-    """
+    """A hidden, unused name beside a target, with the target's suffix; removed with the block."""
 
     _mine: Final[set[str]] = set()
 
@@ -180,10 +175,7 @@ def _runs(pid: int) -> bool:
 
 
 def sweep(target: Path) -> None:
-    """Remove what processes that were killed left of a target, beside it.
-
-    A folder that was moved aside and never replaced is put back.
-    """
+    """Remove what killed processes left beside a target; a folder only moved aside is put back."""
     locked = any(hold.locked and hold.path == target for hold in _HOLDS)
     start = f"{PREFIX}{_key(target.name)}-"
     with contextlib.suppress(OSError):
@@ -223,11 +215,7 @@ def undivided() -> Iterator[None]:
 
 
 def put_off(act: Callable[[], None]) -> bool:
-    """Let a signal's handler act when undivided steps are done.
-
-    Returns:
-        False if there are none: then it may act at once.
-    """
+    """Let a signal's handler act when undivided steps are done; False if it may act at once."""
     if _Late.depth:
         _Late.act = act
     return bool(_Late.depth)
@@ -240,8 +228,7 @@ class Hold:
     """An output that this process alone writes.
 
     Attributes:
-        shown: the file or folder as it was named.
-        path: it, without symbolic links.
+        shown: the file or folder as it was named; `path` is it without symbolic links.
         locked: False where the file system has no locks.
         is_used: whether a writer is at work in it; a second one would be another's.
     """
@@ -345,8 +332,8 @@ def exclusive(
 ) -> Iterator[Hold]:
     """Write an output alone, while the block runs: for a command, or all of a work.
 
-    What processes that were killed left of it is removed at the start. When the block ends well,
-    all that was written there must still be there.
+    What killed processes left of it is removed at the start. When the block ends well, all that was
+    written there must still be there.
 
     Args:
         path: the file or folder.
@@ -399,12 +386,7 @@ def measure(path: Path) -> dict[str, int]:
 
 
 def record(path: Path, made: Mapping[str, int]) -> None:
-    """Remember for the holds that cover it that a file or folder was written.
-
-    Args:
-        path: where it is now; somebody may have removed it already.
-        made: what it was before it got there; see `measure`.
-    """
+    """Tell the holds that cover it that a file or folder was written; `made` is its `measure`."""
     for hold in _HOLDS:
         if hold.covers(path):
             hold.record(path, made)

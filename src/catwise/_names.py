@@ -39,19 +39,9 @@ ASSUMPTIONS: Final = ("scar",)
 def check_choices(
     preset: str, methods: Sequence[str] | None, validation: str | None, *, has_valid: bool
 ) -> str:
-    """Check what is chosen for `tune`, and return what validation labels are used for.
+    """Check the choices for `tune`, and return what validation labels are used for.
 
-    Args:
-        preset: as in `tune`.
-        methods: as in `tune`; their names are the preset's to check.
-        validation: as in `tune`; None is the preset's own.
-        has_valid: whether there are validation data.
-
-    Raises:
-        ConfigError: If one is unknown, or two do not go together.
-
-    >>> check_choices("paper", ["bp_bce"], None, has_valid=True)
-    'select'
+    `validation` None is the preset's own; the names of `methods` are the preset's to check.
     """
     check_choice("preset", preset, PRESETS)
     check_choice("validation", validation, (*VALIDATIONS, None))

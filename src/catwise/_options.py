@@ -43,10 +43,8 @@ class Option(NamedTuple):
         names: on the command line, such as "-q --quiet"; by default the field's own.
         metavar: what stands for its value on the command line.
         choices: the texts that it may be.
-        low: least value.
-        above: what it must be larger than.
-        high: largest value.
-        below: what it must be smaller than.
+        low: least value; `high` the largest one.
+        above: what it must be larger than; `below` what it must be smaller than.
         group: heading in the help; by default that of its dataclass.
         first: whether most users need it: it stands first in the help.
         prefixed: whether the prefix of the group goes before its name.
@@ -102,13 +100,7 @@ def option(default: Any = dataclasses.MISSING, **about: Any) -> Any:
 
 
 def group(title: str, default: Callable[[], Any] | None = None, *, prefix: str = "") -> Any:
-    """A field of a dataclass that is a dataclass of options.
-
-    Args:
-        title: heading in the help.
-        default: makes its value where none is given.
-        prefix: goes before the names of those options that take it.
-    """
+    """A field that is a dataclass of options, under a heading; `prefix` goes before their names."""
     metadata = {_GROUP: Group(title, prefix)}
     if default is None:
         return dataclasses.field(metadata=metadata)
@@ -136,14 +128,9 @@ def option_fields(kind: type) -> Iterator[OptionField]:
 
 
 def check_options(what: str, options: Any) -> None:
-    """Refuse options that are none of their choices or out of their range.
+    """Refuse options that are none of their choices or out of range; names all the rules broken.
 
-    Args:
-        what: the options, such as "options of the genetic algorithm".
-        options: a dataclass whose fields are made by `option`.
-
-    Raises:
-        ConfigError: Names the values found, and all the rules that are broken.
+    `what` they are, such as "options of the genetic algorithm", in a dataclass made by `option`.
     """
     values = {item.name: getattr(options, item.name) for item in dataclasses.fields(options)}
     rules: dict[str, bool] = {}

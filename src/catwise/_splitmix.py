@@ -11,11 +11,7 @@ STEP: Final = np.uint64(0x9E3779B97F4A7C15)
 
 
 def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Spread every bit of 64 over all of them; one-to-one.
-
-    Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014
-    (SplitMix64).
-    """
+    """Spread every bit of 64 over all of them; one-to-one (SplitMix64, Steele et al., 2014)."""
     z = values + STEP
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -11,13 +11,9 @@ NOTHING: Final = "–"
 
 
 def clean(text: object) -> str:
-    r"""A text in which control characters and lone surrogates cannot act on a terminal or page.
+    r"""A text in which controls, overrides and lone surrogates cannot act on a terminal or page.
 
-    Line ends and tabs become spaces; what else controls is shown as "�". Directional overrides,
-    which can reorder what stands beside a name, are shown so too.
-
-    >>> clean("a\x1b[31mb\nc")
-    'a�[31mb c'
+    Line ends and tabs become spaces; all else is shown as "�".
     """
     return "".join(
         " "
@@ -69,11 +65,7 @@ def gain(value: object) -> str:
 
 
 def interval(low: object, high: object) -> str:
-    """An interval of differences.
-
-    >>> interval(-0.01, 0.02), interval(None, 0.02)
-    ('−0.0100 to +0.0200', '–')
-    """
+    """An interval of differences."""
     if _number(low) is None or _number(high) is None:
         return NOTHING
     return f"{gain(low)} to {gain(high)}"
@@ -90,31 +82,19 @@ def count(value: object) -> str:
 
 
 def plural(n: int, one: str, many: str | None = None) -> str:
-    """A number with its noun.
-
-    >>> plural(1, "category", "categories"), plural(1200, "row")
-    ('1 category', '1,200 rows')
-    """
+    """A number with its noun."""
     return f"{n:,} {one if n == 1 else many or one + 's'}"
 
 
 def some(texts: Sequence[str], n: int = 5, *, sep: str = ", ", noun: str = "") -> str:
-    """The first of several texts, and how many more there are.
-
-    >>> some(["a", "b", "c"], 2), some(["a", "b", "c"], 1, sep="; ", noun="files")
-    ('a, b and 1 more', 'a; and 2 more files')
-    """
+    """The first of several texts, and how many more there are."""
     more = len(texts) - n
     rest = f"{sep.strip(', ')} and {more:,} more {noun}".rstrip() if more > 0 else ""
     return sep.join(texts[:n]) + rest
 
 
 def value_text(value: Any) -> str:
-    """Any plain value of a configuration, for people.
-
-    >>> [value_text(value) for value in (True, None, 0.1, 20000, ["a", 1], "x")]
-    ['yes', '–', '0.1', '20,000', 'a, 1', 'x']
-    """
+    """Any plain value of a configuration, for people."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):

@@ -37,10 +37,7 @@ _SEARCHED: Final = 2**16 + 22 + 20 + 56
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:
-    """Open an archive whose directory is not too long: `zipfile` reads all of it at once.
-
-    Source: PKWARE APPNOTE 6.3, sections 4.3.14 to 4.3.16.
-    """
+    """Open an archive whose directory, read at once, is not too long (APPNOTE 6.3, 4.3.14)."""
     with path.open("rb") as stream:
         start = stream.seek(-min(_SEARCHED, stream.seek(0, os.SEEK_END)), os.SEEK_END)
         tail = stream.read(_SEARCHED)

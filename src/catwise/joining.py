@@ -36,11 +36,7 @@ COINCIDENCE: Final = 0.2
 
 @dataclass(frozen=True)
 class Joined:
-    """Which feature row belongs to each labelled row.
-
-    Shapes:
-        rows: (N,) int64 feature row of each labelled row, or None: row i belongs to row i.
-    """
+    """The feature row, (N,) int64, of each labelled row; None: row i belongs to row i."""
 
     rows: NDArray[np.int64] | None
     n_unlabelled: int
@@ -49,11 +45,10 @@ class Joined:
 
 @dataclass(frozen=True)
 class Aligned:
-    """A head, features and labels that belong together.
+    """A head, features and labels (N, C) that belong together.
 
     Shapes:
         rows: (N,) int64 feature row of each labelled row, or None: row i belongs to row i.
-        labels: (N, C) as they were given.
         head_index: (C,) int64 row of the head for each column of the labels.
     """
 
@@ -91,23 +86,7 @@ def align(
     name: str = "data",
     head_name: str = "the head",
 ) -> Aligned:
-    """Check that a head, features and labels belong together, and say how.
-
-    Shapes:
-        features: (N, D) features of any kind; with `.ids` or without.
-        labels: (N, C).
-
-    Returns:
-        The positions that everything inside works with.
-
-    >>> import numpy as np
-    >>> from catwise.heads import Head
-    >>> from catwise.labels import PartialLabels
-    >>> head = Head(np.eye(3), categories=["ant", "bee", "cat"])
-    >>> labels = PartialLabels.from_array([[1, 0]], encoding="nan", categories=["cat", "ant"])
-    >>> align(head, np.ones((1, 3)), labels).head_index.tolist()
-    [2, 0]
-    """
+    """Check that a head, features (N, D) and labels (N, C) belong together, and say how."""
     if not hasattr(head, "n_features"):
         raise HeadError(
             "this is not a head.",
@@ -134,11 +113,7 @@ def align(
 
 
 def open_source(data: Any, *, name: str) -> tuple[Any, PartialLabels]:
-    """Features and labels of one source; arrays of features as :func:`as_rows` has them.
-
-    Shapes:
-        data: a pair of features (N, D) of any kind and labels (N, C).
-    """
+    """Features and labels of one source; arrays of features as :func:`as_rows` has them."""
     if not (isinstance(data, (tuple, list)) and len(data) == 2):
         raise ShapeError(
             f"{name} must be a pair of features and labels.",
@@ -157,11 +132,7 @@ def open_source(data: Any, *, name: str) -> tuple[Any, PartialLabels]:
 
 
 def join_rows(features: Any, labels: PartialLabels, *, name: str = "data") -> Joined:
-    """Find the feature row of each labelled row: by id where both have ids, else by position.
-
-    Shapes:
-        features: (N, D) features of any kind; with `.ids` or without.
-    """
+    """Find the feature row of each labelled row: by id where both have ids, else by position."""
     features = by_category(features) or features
     n_rows = feature_shape(features, name=f"{name} features")[0]
     have, wanted = getattr(features, "ids", None), labels.ids
@@ -235,11 +206,7 @@ def _id_remedy(labels: NDArray[np.str_], features: NDArray[np.str_]) -> str:
 
 
 def require_known(labels: PartialLabels, what: str = "label") -> None:
-    """Refuse labels of which none is known.
-
-    Shapes:
-        labels: (N, C).
-    """
+    """Refuse labels of which none is known."""
     if not labels.counts().known.any():
         raise LabelError(
             f"no {what} is known.",
@@ -249,11 +216,7 @@ def require_known(labels: PartialLabels, what: str = "label") -> None:
 
 
 def has_default_names(categories: Sequence[str]) -> bool:
-    """Whether categories only have their positions for names.
-
-    >>> has_default_names(["0", "1"]), has_default_names(["0", "cat"])
-    (True, False)
-    """
+    """Whether categories only have their positions for names, such as "0" and "1"."""
     return all(name == str(i) for i, name in enumerate(categories))
 
 
@@ -270,16 +233,10 @@ def match_categories(
     name: str = "data",
     head_name: str = "the head",
 ) -> tuple[NDArray[np.int64], list[str]]:
-    """The row of the head for each column of the labels.
+    """The row of the head for each column of the labels, (C,) int64, and what was done, in words.
 
     By name where both have names, or where the head has all of the labels' names; by position
     where one side has only the default names "0", "1", …
-
-    Returns:
-        (C,) int64, and what was done, a sentence each.
-
-    >>> match_categories(["ant", "bee", "cat"], ["cat", "ant"])[0].tolist()
-    [2, 0]
     """
     place = {category: i for i, category in enumerate(head)}
     plain = has_default_names(labels)
@@ -354,19 +311,7 @@ def _gathered(values: RowBlocks, rows: NDArray[np.int64]) -> Any:
 
 
 def aligned_features(features: Any, rows: NDArray[np.int64] | None) -> Any:
-    """Features in the order of the labels, read block by block.
-
-    Shapes:
-        features: (M, D) features of any kind.
-        rows: (N,) int64 rows to take, in any order, or None for all as they stand.
-
-    Returns:
-        `features` itself, or an object with `.shape` (N, D), `.block(start, stop)` and `.ids`.
-
-    >>> import numpy as np
-    >>> aligned_features(np.array([[1.0], [2.0], [3.0]]), np.array([2, 0])).block(0, 2).tolist()
-    [[3.0], [1.0]]
-    """
+    """Features (M, D) in the order of the labels, by rows (N,): as given, or read by `.block`."""
     if (own := by_category(features)) is not None:
         return own if rows is None else own.take_rows(rows)
     features = as_rows(features)
@@ -376,17 +321,9 @@ def aligned_features(features: Any, rows: NDArray[np.int64] | None) -> Any:
 def source_digests(
     features: Any, labels: PartialLabels, rows: NDArray[np.int64] | None = None
 ) -> NDArray[np.uint64]:
-    """What a head remembers of the rows that fitted or selected it.
+    """What a head remembers of the rows that fitted or selected it, (N,) uint64.
 
     From the ids of the labels, else of the features, else from the feature rows themselves.
-
-    Shapes:
-        features: (M, D) features of any kind.
-        labels: (N, C).
-        rows: (N,) int64 feature row of each labelled row; None: row i belongs to row i.
-
-    Returns:
-        (N,) uint64.
     """
     from catwise.features.digests import row_digests
 
@@ -395,14 +332,9 @@ def source_digests(
 
 
 def seen_rows(head: Head, digests: NDArray[np.uint64]) -> tuple[NDArray[np.bool_], bool]:
-    """Which rows fitted or selected a head.
+    """Which rows, (N,) bool by their digests, fitted or selected a head, and whether these are all.
 
-    Shapes:
-        digests: (N,) of the rows, as :func:`source_digests` gives them.
-
-    Returns:
-        (N,) bool, and whether that is all of them: not where nobody knows what fitted the head, nor
-        where a checkpoint kept a part of the digests.
+    Not all where nobody knows what fitted it, or where a checkpoint kept a part of the digests.
     """
     if head.fitted_on is None:
         return np.zeros(digests.size, dtype=np.bool_), False
@@ -422,14 +354,11 @@ def check_disjoint(
     *,
     names: tuple[str, str] = ("training", "validation"),
 ) -> list[str]:
-    """Check that no image and no group (patient) is in two sources.
+    """Check that no image and no group (patient) is in two sources; what was noticed, in sentences.
 
     Images are compared by id where both sources have ids, otherwise by the content of their
     feature rows. By content, up to a fifth of the smaller source may repeat: that is noted only,
     since most collections hold a few equal images.
-
-    Returns:
-        What was noticed, a sentence each.
     """
     notes: list[str] = []
     ids = [source_ids(features, labels) for features, labels in (train, valid)]

@@ -45,18 +45,7 @@ def refuse_two(
     expected: str | None = None,
     remedy: str | None = None,
 ) -> None:
-    """Refuse a key (such as a patient) with two values (such as splits).
-
-    >>> keys, splits = np.array(["p", "q", "p"]), np.array(["train", "test", "test"])
-    >>> refuse_two(keys, splits, "line {}".format, "a patient is in two splits.")
-    Traceback (most recent call last):
-    catwise.errors.IdError: a patient is in two splits.
-      found:    'p': 'train' in line 0 and 'test' in line 2 (first of 1)
-
-    Shapes:
-        keys: (N,) texts or numbers.
-        values: (N,) texts or numbers.
-    """
+    """Refuse a key (such as a patient) with two values (such as splits); both (N,)."""
     if names is None:
         _, first, keyed = np.unique(keys, return_index=True, return_inverse=True)
     else:
@@ -80,23 +69,14 @@ def refuse_two(
 
 
 def first_rows(numbers: NDArray[Any], n: int) -> Rows:
-    """(n,) the first row in which each number appears, -1 where it does not.
-
-    >>> first_rows(np.array([2, 0, 2]), 4)
-    array([ 1, -1,  0, -1])
-    """
+    """(n,) the first row in which each number appears, -1 where it does not."""
     first = np.full(n, -1, dtype=np.int64)
     first[numbers[::-1]] = np.arange(len(numbers))[::-1]  # what is written last stays
     return first
 
 
 def places(parts: Sequence[tuple[int, Place]]) -> Place:
-    """The places of the values of several files, one after the other: (how many, their places).
-
-    >>> place = places([(2, "a, line {}".format), (1, "b, line {}".format)])
-    >>> [place(i) for i in range(3)]
-    ['a, line 0', 'a, line 1', 'b, line 0']
-    """
+    """The places of the values of several files, one after the other: (how many, their places)."""
     ends = np.cumsum([n for n, _ in parts])
 
     def place(i: int) -> str:

@@ -448,8 +448,7 @@ def _records(text: Iterable[str], delimiter: str) -> Iterator[tuple[int, list[st
 def _scan(file: TableFile) -> bool:
     """Refuse what the columnar reader would take or cut in silence; whether it reads the rest well.
 
-    Every byte is looked at; where there are quotes, or lines that may hold a field too long for
-    the standard library's strict reader, every record is.
+    Every byte is looked at, and every record where there are quotes or possibly overlong fields.
     """
     path = file.path
     try:
@@ -468,10 +467,9 @@ def _scan(file: TableFile) -> bool:
 
 
 def _crosses_blocks(fields: list[str]) -> bool:
-    r"""Whether a record may not survive the columnar reader's blocks.
+    r"""Whether the columnar reader may lose a record at the end of a block.
 
-    It cannot be much longer than a block, and where a block ends between \r and \n in a quoted
-    field, \n is lost.
+    That is one not much shorter than a block; or one with \r\n in a quoted field, which loses \n.
     """
     record = "".join(fields)
     if "\r" in record:
@@ -525,11 +523,7 @@ def _scan_bytes(path: Path) -> _Scan:
 
 
 def _has_long_line(block: bytes, run: int, limit: int) -> tuple[bool, int]:
-    r"""Whether more than `limit` bytes go by without a line end; and how many the block ends with.
-
-    >>> _has_long_line(b"cd\nef", 2, 4), _has_long_line(b"cd\nef", 3, 4)
-    ((False, 2), (True, 2))
-    """
+    r"""Whether more than `limit` bytes go by without a line end; with how many the block ends."""
     start, long = -run, False
     while len(block) - start > limit and not long:
         end = _last_end(block, max(start, 0), start + limit + 1)
@@ -644,13 +638,7 @@ def looks_like_data(names: Sequence[str], n_texts: int = 1) -> bool:
     """Whether these look like a row of a label table, not like the names of its columns.
 
     They do if one is the name of an image file or a date, or if all but the first `n_texts` are
-    labels or blank. The names that categories have by default, "0", "1", "2" …, alone or behind
-    another name, are names.
-
-    >>> looks_like_data(["a.jpg", "cat"]), looks_like_data(["a", "1", ""])
-    (True, True)
-    >>> looks_like_data(["id", "0", "1"]), looks_like_data(["id", "cat"])
-    (False, False)
+    labels or blank. The default names of categories, "0", "1", "2" …, are names.
     """
     from catwise.labels.encodings import raw_value
 
@@ -667,10 +655,6 @@ def looks_like_data(names: Sequence[str], n_texts: int = 1) -> bool:
 
 
 def listed(names: Sequence[str], n: int = 8) -> str:
-    """A few names for people; of long ones the beginning.
-
-    >>> listed(["a", "b", "c"], 2)
-    "'a', 'b' and 1 more"
-    """
+    """A few names for people; of long ones the beginning."""
     cut = (name if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}…" for name in names)
     return some(list(map(repr, cut)), n)

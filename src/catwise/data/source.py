@@ -169,11 +169,7 @@ class Interner(dict[str, int]):
         self.fixed = wanted is not None
 
     def add(self, texts: list[str], local: Rows, place: Place) -> Rows:
-        """The number of each row's text; refuses one that was not asked for.
-
-        Shapes:
-            local: (N,) which of the texts each row has.
-        """
+        """The number of each row's text, (N,) from `local`; refuses one that was not asked for."""
         first = first_rows(local, len(texts))
         used = np.flatnonzero(first >= 0)
         numbers = np.full(len(texts), -1, dtype=np.int64)

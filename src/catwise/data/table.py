@@ -152,18 +152,7 @@ def open_labels(
     delimiter: str | None = None,
     header: bool | None = None,
 ) -> TableFile:
-    """Open a table of any kind.
-
-    Args:
-        path: as for `read_label_table`.
-        texts: the columns that hold names: in JSON lines texts or whole numbers only.
-        delimiter: as for `read_label_table`.
-        header: as for `read_label_table`.
-
-    Raises:
-        LabelError: If the file cannot be read.
-        ConfigError: If there is a delimiter, or no header, for JSON lines.
-    """
+    """Open a table of any kind; `texts` are the columns that hold names."""
     if not is_json_lines(path):
         return open_table(path, delimiter=delimiter, header=header)
     if header is False:

@@ -58,14 +58,7 @@ class FileArray:
 
 
 class BFloat16Rows:
-    """Rows of bfloat16 numbers, which numpy has not: given as float32, exactly.
-
-    Args:
-        bits: (N, D) uint16, the numbers' bits.
-
-    >>> BFloat16Rows(np.array([[0x3F80, 0x4000]], dtype=np.uint16)).block(0, 1)
-    array([[1., 2.]], dtype=float32)
-    """
+    """Rows of bfloat16 numbers, whose `bits` are (N, D) uint16: given as float32, exactly."""
 
     __slots__ = ("bits",)
 
@@ -92,31 +85,19 @@ class BFloat16Rows:
 
 
 def widen_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """The float32 numbers whose upper halves are given.
-
-    >>> widen_bfloat16(np.array([0xBFC0], dtype=np.uint16))
-    array([-1.5], dtype=float32)
-    """
+    """The float32 numbers whose upper halves are given."""
     wide: NDArray[np.uint32] = bits.astype(np.uint32) << np.uint32(16)
     return wide.view(np.float32)
 
 
 def bfloat16_bits(rows: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """The bits of float32 numbers rounded to bfloat16, halves to even.
-
-    >>> [hex(bits) for bits in bfloat16_bits(np.array([1.0, 1.00390625], dtype=np.float32))]
-    ['0x3f80', '0x3f80']
-    """
+    """The bits of float32 numbers rounded to bfloat16, halves to even."""
     rounded = torch.from_numpy(np.ascontiguousarray(rows)).to(torch.bfloat16)
     return rounded.view(torch.int16).numpy().view(np.uint16)
 
 
 def list_arrays(path: Path) -> list[FileArray]:
-    """What arrays a file holds; only headers are read, and nothing in it is executed.
-
-    Args:
-        path: a .npy, .npz or .safetensors file, known by its first bytes.
-    """
+    """What arrays a .npy, .npz or .safetensors file holds; only headers are read, none is run."""
     with path.open("rb") as stream:
         head = stream.read(9)
     if not head:

@@ -32,11 +32,7 @@ class RowBlocks(Protocol):
 
 
 def as_rows(values: Values, *, name: str = "features") -> Values:
-    """What holds features, ready to be read block by block.
-
-    >>> as_rows([[1, 2]])
-    array([[1, 2]])
-    """
+    """What holds features, ready to be read block by block."""
     if _is_plain(values):
         return values
     try:
@@ -73,11 +69,7 @@ def _is_lazy(values: Any) -> bool:
 
 
 class SlicedRows:
-    """Rows of an object that is read by slicing it.
-
-    Args:
-        values: (N, D), or with more axes.
-    """
+    """Rows of an object (N, D, …) that is read by slicing it."""
 
     __slots__ = ("_name", "_values")
 

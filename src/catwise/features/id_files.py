@@ -20,11 +20,7 @@ _CHUNK: Final = 2**22
 
 
 class IdsWriter:
-    """Ids into a file, one on a line; memory holds a hash of each.
-
-    Args:
-        before: gives the bytes of the files of ids that the store has already.
-    """
+    """Ids into a file, one on a line, after those of `before`; memory holds a hash of each."""
 
     def __init__(self, path: Path, before: Callable[[], Iterable[bytes]] = tuple) -> None:
         self._path = path
@@ -90,11 +86,7 @@ def _lines(raw: bytes) -> Iterator[list[str]]:
 
 
 def ids_array(files: Sequence[bytes], n_rows: int) -> NDArray[np.str_]:
-    r"""Make one array of the ids in files, whose bytes are given in order.
-
-    >>> ids_array([b"a\nbc\n", b"d\n"], 3)
-    array(['a', 'bc', 'd'], dtype='<U2')
-    """
+    r"""Make one array of the ids in files, whose bytes are given in order."""
     width = max((len(text) for raw in files for texts in _lines(raw) for text in texts), default=1)
     check_at_most(width, MAX_ID, "characters in an id")
     ids = np.empty(n_rows, dtype=f"<U{max(width, 1)}")

@@ -116,10 +116,7 @@ def _wrong(text: str) -> str:
 def check_distinct(
     hashes: NDArray[Any], texts_of: Callable[[NDArray[np.int64]], list[str]], name: str
 ) -> None:
-    """Refuse duplicate texts.
-
-    They have (N,) 64-bit hashes; `texts_of` some rows tells those with one hash apart.
-    """
+    """Refuse duplicate texts of (N,) 64-bit hashes; `texts_of` tells those with one hash apart."""
     ordered = np.sort(hashes)
     twice = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
     if not len(twice):
@@ -134,11 +131,7 @@ def check_distinct(
 
 
 def id_text(item: object) -> str:
-    """One id as a text.
-
-    >>> id_text(b"a.jpg"), id_text(3)
-    ('a.jpg', '3')
-    """
+    """One id as a text."""
     if isinstance(item, str):
         return item
     if isinstance(item, bytes):
@@ -160,30 +153,18 @@ def _duplicated(twice: dict[str, list[int]], name: str) -> IdError:
 
 
 def row_index(index: Any) -> NDArray[Any]:
-    """Row numbers, or a mask of rows, as numpy indexes with them; an empty list is no rows.
-
-    >>> row_index([]).dtype
-    dtype('int64')
-    """
+    """Row numbers, or a mask of rows, as numpy indexes with them; an empty list is no rows."""
     array = as_numpy(index, name="a choice of rows", error=ShapeError)
     return array if array.size else array.astype(np.int64)
 
 
 def compact(texts: Any) -> Any:
-    """Texts as one block of memory, an Arrow array: a Python object for none of them.
-
-    >>> compact(np.array(["a", "b"])).slice(1, 1).to_pylist()
-    ['b']
-    """
+    """Texts as one block of memory, an Arrow array: a Python object for none of them."""
     return pa.array(np.asarray(texts, dtype=np.str_), type=pa.large_string())
 
 
 def digest_of(texts: Any) -> str:
-    """A short digest of an Arrow array of texts.
-
-    >>> digest_of(compact(["a", "b"]))
-    '8fb20ef63ced4145'
-    """
+    """A short digest of an Arrow array of texts."""
     total = hashlib.sha256()
     for start in range(0, len(texts), _BLOCK_TEXTS):
         lines = (f"{text}\0" for text in texts.slice(start, _BLOCK_TEXTS).to_pylist())

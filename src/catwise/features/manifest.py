@@ -88,12 +88,7 @@ class Manifest:
 
 
 def dtype_name(dtype: Any) -> str:
-    """The name of a store's dtype.
-
-    >>> import torch
-    >>> dtype_name(torch.bfloat16), dtype_name("fp16")
-    ('bfloat16', 'float16')
-    """
+    """The name of a store's dtype."""
     text = getattr(dtype, "name", None) or getattr(dtype, "__name__", None) or str(dtype)
     name = str(text).removeprefix("torch.").lower()
     name = _ALIASES.get(name, name)
@@ -211,11 +206,7 @@ _MANIFEST: Final = {
 
 
 def file_number(name: str) -> int | None:
-    """The number in the name of a shard or of a file of ids; None for another file.
-
-    >>> file_number("ids-00003.txt"), file_number("manifest.json")
-    (3, None)
-    """
+    """The number in the name of a shard or of a file of ids; None for another file."""
     found = _SHARD_NAME.fullmatch(name) or _IDS_NAME.fullmatch(name)
     return int(found[1]) if found else None
 

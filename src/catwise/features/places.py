@@ -43,11 +43,7 @@ class Place(Protocol):
 
 
 def is_url(path: object) -> bool:
-    """Whether a path names a place that fsspec opens.
-
-    >>> is_url("s3://bucket/train"), is_url("runs/train"), is_url("C:/train")
-    (True, False, False)
-    """
+    """Whether a path names a place that fsspec opens; a Windows drive ("C:/") does not."""
     return isinstance(path, str) and _URL.match(path) is not None and not path.startswith("file://")
 
 
@@ -125,10 +121,7 @@ class RemotePlace:
         return f"{self._root.rstrip('/')}/{name}"
 
     def read(self, name: str, limit: int, what: str = "bytes") -> bytes:
-        """The bytes of a file, whose size is looked at first; ValueError where it is too large.
-
-        Where the place tells no size, no more than the bound is asked for.
-        """
+        """The bytes of a file; ValueError beyond the limit, also where the place tells no size."""
         with _as_os_error():
             size = self._files.info(self._path(name)).get("size")
         check_at_most(size or 0, limit, what)

@@ -183,11 +183,7 @@ class FeatureStore:
         return widen_bfloat16(stored) if self.dtype == "bfloat16" else stored
 
     def _take(self, at: int, key: slice | NDArray[np.int64]) -> NDArray[Any]:
-        """Rows of one shard.
-
-        A mapping holds a file open, so that only so many are kept, and memory where it was read,
-        so that this is given back when another shard is read.
-        """
+        """Rows of one shard; few shards stay mapped, and only the last one read holds memory."""
         shard = self.shards[at]
         try:
             if (latest := self._latest[:]) not in ([], [at]):

@@ -228,8 +228,7 @@ class _Around(NamedTuple):
     """What counts in judging where a layer stands.
 
     Attributes:
-        head: the head.
-        made: its place in an order that tells how the model was made, or None.
+        made: the head's place in an order that tells how the model was made, or None.
         makers: places and branches of the layers that give as many numbers as there are categories.
         filters: the branches of the model with filters over images, which no logit meets.
         firsts: places of the first matrix of each branch.

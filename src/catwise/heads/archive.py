@@ -91,12 +91,9 @@ def record_start(archive: Archive, name: str) -> int:
 
 
 def fix_crc(path: Path, name: str) -> None:
-    """Make a record's CRC-32 true again after its bytes were overwritten.
+    """Make a record's CRC-32 true again after its bytes were overwritten (APPNOTE 6.3, 4.3.7).
 
-    The value stands in up to three places: the record's own header, the descriptor behind its
-    bytes, and the directory at the end.
-
-    Source: PKWARE APPNOTE 6.3, sections 4.3.7, 4.3.9 and 4.3.12.
+    It stands in the record's own header, the descriptor behind its bytes, and the directory.
     """
     with open_zip(path) as archive:
         infos = archive.infolist()

@@ -170,10 +170,7 @@ def _kind(path: Path) -> str:
 def _walk(
     table: Mapping[Any, Any], entry_of: Callable[[str, str, Any], Entry | None]
 ) -> Iterator[Entry]:
-    """Every tensor in a table of tables; the inner tables become the entries' containers.
-
-    Tables are visited in order, an inner one after the tensors of the outer one.
-    """
+    """Every tensor in a table of tables, in order, inner tables last; these are the containers."""
     waiting: list[tuple[Mapping[Any, Any], str, int]] = [(table, "", 0)]
     for visited, (inner, container, depth) in enumerate(waiting):
         if visited >= MAX_TABLES:

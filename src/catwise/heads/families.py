@@ -75,11 +75,7 @@ _MORE: Final = Family(
 
 
 def family_of(key: str) -> str:
-    """What a tensor beside a weight makes of the layer.
-
-    >>> family_of("lora_A.default.weight"), family_of("weight.absmax"), family_of("gate")
-    ('adapted', 'quantised', 'more than a weight and a bias')
-    """
+    """What a tensor beside a weight makes of the layer."""
     return next((f for f in _FAMILIES if f.names.search(key)), _MORE).word
 
 
@@ -117,9 +113,6 @@ def harmless(container: str, key: str, shape: tuple[int, ...], n_categories: int
 
     Optimizer and scheduler state, buffers of losses and metrics, counters, a moving average's
     bookkeeping, auxiliary classifiers that train only, mean and standard deviation of the input.
-
-    >>> harmless("", "criterion.pos_weight", (5,), 5), harmless("", "temperature", (1,), 5)
-    (True, False)
     """
     if ELSEWHERE.search(container) or _HARMLESS.search(key):
         return True

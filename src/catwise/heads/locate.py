@@ -118,19 +118,15 @@ def find_head(
     n_categories: int | None = None,
     at_hand: bool = False,
 ) -> Found:
-    """Find the one head that is meant.
+    """Find the one head that is meant; HeadError where it is not clear.
 
     Args:
         catalog: the checkpoint.
         key: the weight's key, with or without its container and ``.weight``.
         bias_key: the bias's key, when it is not named like the weight's.
         n_categories: how many rows the head has, where that is known.
-        at_hand: the model is at hand and is run, its logits compared with the head's: what only the
-            names of other tensors make doubtful is left to that.
-
-    Raises:
-        HeadError: If none or several fit, the one that fits cannot be used, or other tensors leave
-            it open whether it makes the model's logits (see `catwise.heads.account`).
+        at_hand: the model is run and its logits compared with the head's, to which is left what
+            only the names of other tensors make doubtful.
     """
     if key is None:
         entry = _choose(catalog, n_categories)

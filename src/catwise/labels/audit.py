@@ -97,12 +97,7 @@ def _summary(
 
 
 def known_per_row(labels: PartialLabels) -> NDArray[np.int64]:
-    """(N,) int64: in how many categories each row has a hard known label.
-
-    >>> from catwise.labels import PartialLabels
-    >>> known_per_row(PartialLabels([[1, 0], [-1, -2]]))
-    array([2, 0])
-    """
+    """(N,) int64: in how many categories each row has a hard known label."""
     total = np.zeros(labels.n_rows, dtype=np.int64)
     for start, codes in labels.blocks() if labels.storage == "dense" else ():
         total[start : start + len(codes)] = np.count_nonzero(codes >= 0, axis=1)
@@ -153,14 +148,7 @@ def _notes(labels: PartialLabels, summary: dict[str, Any]) -> list[str]:
 
 
 def labelled_part(labels: PartialLabels) -> list[str]:
-    """The sentence that goes with every metric of labels of which some are unknown.
-
-    >>> from catwise.labels import PartialLabels
-    >>> labelled_part(PartialLabels([[1, 0, -1, -1]]))
-    ['50.0% of the labels are unknown: metrics speak of the labelled part only.']
-    >>> labelled_part(PartialLabels([[1, 0]]))
-    []
-    """
+    """The sentence that goes with every metric of labels of which some are unknown."""
     counts, n_entries = labels.counts(), labels.n_rows * labels.n_categories
     n_unknown = n_entries - int(counts.known.sum() + counts.uncertain.sum())
     if not n_unknown:

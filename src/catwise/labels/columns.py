@@ -210,11 +210,7 @@ def row_dtype(n_rows: int) -> type[np.int32 | np.int64]:
 
 
 def ranges(first: NDArray[Any], lengths: NDArray[Any]) -> NDArray[np.int64]:
-    """All the numbers of several ranges, one range after the other.
-
-    >>> ranges(np.array([5, 0]), np.array([2, 3]))
-    array([5, 6, 0, 1, 2])
-    """
+    """All the numbers of several ranges, one range after the other."""
     before = np.cumsum(lengths) - lengths
     result: NDArray[np.int64] = np.arange(int(lengths.sum())) + np.repeat(
         first.astype(np.int64) - before, lengths

@@ -30,12 +30,7 @@ def row_keys(labels: PartialLabels) -> U64:
 
 
 def text_keys(texts: NDArray[np.str_]) -> U64:
-    """(N,) uint64 hashes of texts, whatever the width of the array.
-
-    >>> wide = np.array(["a", "b"], dtype="U40")
-    >>> bool((text_keys(wide) == text_keys(np.array(["a", "b"]))).all())
-    True
-    """
+    """(N,) uint64 hashes of texts, whatever the width of the array."""
     keys = np.zeros(len(texts), dtype=np.uint64)
     n_pairs = max((texts.dtype.itemsize // 4 + 1) // 2, 1)
     padded = np.ascontiguousarray(texts, dtype=f"<U{2 * n_pairs}")

@@ -107,11 +107,7 @@ ENCODINGS: Final[Mapping[str, Encoding]] = {encoding.name: encoding for encoding
 
 
 def raw_value(value: Any) -> Raw:
-    """The plain form of one raw value: a number, None for a blank, or the text as it stands.
-
-    >>> raw_value(" 1.0"), raw_value(True), raw_value("NaN"), raw_value("maybe")
-    (1.0, 1.0, None, 'maybe')
-    """
+    """The plain form of one raw value: a number, None for a blank, or the text as it stands."""
     if value is None or type(value).__name__ in ("NAType", "NaTType"):
         return None
     if isinstance(value, str):
@@ -146,14 +142,7 @@ class _Cache(dict[Any, int]):
 
 
 def encode_values(values: NDArray[Any], encoding: Encoding) -> Codes:
-    """Codes of raw values, `UNFIT` where the encoding does not know the value.
-
-    Returns:
-        int8 of the same shape.
-
-    >>> encode_values(np.array([1.0, np.nan, 3.0]), ENCODINGS["nan"])
-    array([   1,   -1, -128], dtype=int8)
-    """
+    """int8 codes of raw values, `UNFIT` where the encoding does not know the value."""
     mapping = encoding.mapping
     if values.dtype.kind in "biuf":
         return _encode_numbers(values, mapping)
@@ -182,11 +171,7 @@ def _encode_numbers(values: NDArray[Any], mapping: Mapping[float | None, int]) -
 
 
 def raw_values(values: NDArray[Any]) -> set[Raw]:
-    """The different plain values of an array.
-
-    >>> sorted(raw_values(np.array([0, 1, 1])))
-    [0.0, 1.0]
-    """
+    """The different plain values of an array."""
     if values.dtype.kind in "biuf":
         return {raw_value(value) for value in np.unique(values).tolist()}
     return {raw_value(value) for value in {_hashable(v) for v in values.ravel().tolist()}}
@@ -247,11 +232,7 @@ def _shown(values: Iterable[Raw]) -> str:
 
 
 def show_raw(value: Raw) -> str:
-    """A raw value as people write it.
-
-    >>> show_raw(-1.0), show_raw(None), show_raw("maybe")
-    ('-1', 'blank', "'maybe'")
-    """
+    """A raw value as people write it."""
     if value is None:
         return "blank"
     return repr(value) if isinstance(value, str) else f"{value:g}"

@@ -15,11 +15,7 @@ Names: TypeAlias = NDArray[np.str_]
 
 
 def row_names(values: Any, n_rows: int, what: str, *, unique: bool) -> Names | None:
-    """Ids or groups as a read-only array of texts; whole numbers become texts.
-
-    Shapes:
-        values: (N,) texts or whole numbers, or None.
-    """
+    """Ids or groups (N,) as a read-only array of texts; whole numbers become texts."""
     if values is None:
         return None
     array = _as_text(values, what)
@@ -71,11 +67,7 @@ def refuse_repeats(
     expected: str = "every one once",
     remedy: str | None = None,
 ) -> None:
-    """Refuse values of which one repeats, naming both places.
-
-    Shapes:
-        values: (N,) texts or numbers: a sequence, or an array of numpy or Arrow.
-    """
+    """Refuse (N,) values, a sequence or an array (numpy, Arrow), of which one repeats."""
     if not isinstance(values, (list, tuple)):
         values = values.tolist()
     n_twice = len(values) - len(set(values))

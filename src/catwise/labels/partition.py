@@ -265,14 +265,9 @@ def _assign(
 def assign_folds(
     labels: PartialLabels, *, n_folds: int = 5, seed: int = 0, digests: NDArray[np.uint64]
 ) -> NDArray[np.int8]:
-    """Assign rows to folds; neither the order of rows nor of categories matters.
+    """(N,) int8 fold of each row, groups whole; the order of rows and categories changes nothing.
 
-    Shapes:
-        labels: (N, C); their groups stay together.
-        digests: (N,) uint64, what each row is known by.
-
-    Returns:
-        (N,) int8 in 0 … n_folds − 1.
+    `digests` (N,) uint64 are what each row is known by.
     """
     unit = labels.units()
     n_units = int(unit.max()) + 1 if unit.size else 0

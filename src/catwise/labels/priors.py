@@ -333,10 +333,7 @@ def checked_scores(scores: Any, labels: PartialLabels, *, probabilities: bool) -
 
 
 def _top_share(scores: NDArray[Any], positive: NDArray[np.int64]) -> float:
-    """The share of known positives among the highest scored rows, cut where its bound is highest.
-
-    Tied scores are one threshold.
-    """
+    """The share of positives in the top scores, ties whole, cut where its bound is highest."""
     scores = np.ascontiguousarray(scores)
     order = np.argsort(scores, kind="stable")[::-1]
     marked = np.zeros(len(scores), dtype=bool)

@@ -40,13 +40,7 @@ _CONSEQUENCES: Final = {
 def class_reason(
     n_positive: int, n_negative: int, *, few: int = 1, part: Part | None = None
 ) -> str | None:
-    """The code of what a category lacks, or None: a code in `MISSING`, or in `FEW` below `few`.
-
-    >>> class_reason(0, 7), class_reason(2, 9, few=5), class_reason(2, 9)
-    ('no_known_positive', 'few_positives', None)
-    >>> class_reason(0, 0, part="valid")
-    'no_known_label_in_valid'
-    """
+    """The code of what a category lacks, or None: a code in `MISSING`, or in `FEW` below `few`."""
     if not n_positive or not n_negative:
         code = MISSING[0 if n_positive == n_negative else 1 if not n_positive else 2]
     elif min(n_positive, n_negative) < few:
@@ -57,21 +51,13 @@ def class_reason(
 
 
 def explain(code: str, *, few: int | str | None = None) -> str:
-    """The sentence of a code of :func:`class_reason`.
-
-    >>> explain("no_known_label_in_valid"), explain("few_positives", few=3)
-    ('No label is known in the validation data.', 'Fewer than 3 positives are known.')
-    """
+    """The sentence of a code of :func:`class_reason`."""
     name, _, part = code.partition("_in_")
     return _FACTS[name].format(part=_PARTS[part] if part else "", few=few)
 
 
 def with_consequence(code: str, consequence: str, *, few: int | str | None = None) -> str:
-    """The sentence of a code, and what follows from it.
-
-    >>> with_consequence("few_positives", "too few for an interval.", few=3)
-    'Fewer than 3 positives are known: too few for an interval.'
-    """
+    """The sentence of a code, and what follows from it."""
     return f"{explain(code, few=few).removesuffix('.')}: {consequence}"
 
 

@@ -210,16 +210,12 @@ class _Strata(NamedTuple):
 
 
 class Resampler:
-    """Bootstrap weights that categories share as far as their strata allow.
+    """Bootstrap weights that categories share as far as their strata allow; `units` (N,) of rows.
 
     A chunk of replicates has three shared layers of Poisson counts for all units. A stratum
     of k units takes the layers while their sum stays at most k and draws the rest at random:
     given its sum, a vector of independent Poisson counts is multinomial, so the weights of a
     stratum are exactly multinomial with k draws, whatever was shared.
-
-    Args:
-        units: (N,) int64 unit of each row, 0 … U − 1: its group, or itself.
-        seed: of all draws.
     """
 
     __slots__ = ("n_units", "seed", "units")

@@ -49,20 +49,10 @@ def influence(
     *,
     prevalence: float | None = None,
 ) -> Influence:
-    """The value of a metric, and its derivative by the weight of each row within its class.
+    """The value of a metric, and its (n,) derivative by the weight of each row within its class.
 
-    Args:
-        metric: name of a metric in `METRICS`; thresholds are at a logit of 0.
-        scores: (n,) float logits of the known rows of one category; no NaN.
-        positive: (n,) bool, with both classes.
-        prevalence: share of positives to assume, in (0, 1); average precision, precision and
-            F1 only.
-
-    Returns:
-        The value (as the metric's kernel gives it) and (n,) float64.
-
-    Raises:
-        ConfigError: If there is no influence function for this metric.
+    Scores (n,) hold no NaN, positive (n,) both classes; thresholds are at a logit of 0.
+    ConfigError where a metric has no influence function.
     """
     if metric not in _FUNCTIONS:
         raise ConfigError(

@@ -156,8 +156,7 @@ def label_shape(labels: PartialLabels | Array) -> tuple[int, int]:
 def checked_logits(logits: Array, shape: tuple[int, int]) -> Tensor:
     """(N, C) logits that fit the labels and are finite; else ShapeError or FeatureError.
 
-    Infinite ones are refused as NaN is: they come of probabilities of 0 and 1, whose order they
-    have lost, or of an overflow, and a log-loss of them is infinite.
+    Infinite ones come of probabilities of 0 and 1, whose order is lost, or of an overflow.
     """
     score = as_tensor(logits, "logits")
     if tuple(score.shape) != shape:

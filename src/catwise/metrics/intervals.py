@@ -71,10 +71,9 @@ class Estimate(NamedTuple):
     """A score of one category, or a difference of two, and how unsure it is.
 
     Attributes:
-        value: the score or difference; NaN where a class is not known.
+        value: NaN where a class is not known.
         error: standard error; NaN or infinite where it cannot be estimated.
-        n_positive: units with a known positive.
-        n_negative: units with a known negative.
+        n_positive: units with a known positive, as `n_negative` with a negative.
         usual_error: standard error that is usual for such scores of as many units, with which
             the interval pools the one that was found; NaN where none is known.
     """
@@ -92,12 +91,7 @@ class Estimate(NamedTuple):
 
 
 class Units(NamedTuple):
-    """What is counted as one: rows, or groups of rows.
-
-    Attributes:
-        of_row: (n,) int64 unit of each row.
-        is_grouped: whether a unit may hold several rows.
-    """
+    """What is counted as one: rows, or groups of rows, numbered by (n,) int64 `of_row`."""
 
     of_row: NDArray[np.int64]
     is_grouped: bool
@@ -143,15 +137,7 @@ class Difference(NamedTuple):
 
 
 def t_quantile(p: float, freedom: float) -> float:
-    """Student's t.
-
-    Args:
-        p: probability below it, in (0, 1).
-        freedom: degrees of freedom, above 0.
-
-    >>> round(t_quantile(0.975, 2), 2), round(t_quantile(0.975, 10), 2)
-    (4.3, 2.23)
-    """
+    """Student's t: p in (0, 1) is the probability below it, freedom above 0."""
     from scipy.special import stdtrit
 
     return float(stdtrit(freedom, p))
@@ -163,25 +149,16 @@ def has_interval(metric: Metric) -> bool:
 
 
 def reason_without_interval(n_positive: int, n_negative: int) -> str | None:
-    """Why a category has no interval: "few_positives", "few_negatives", or None if it has one.
-
-    >>> reason_without_interval(2, 900), reason_without_interval(3, 3)
-    ('few_positives', None)
-    """
+    """Why a category has no interval: "few_positives", "few_negatives", or None if it has one."""
     if n_positive < MIN_COUNT:
         return "few_positives"
     return "few_negatives" if n_negative < MIN_COUNT else None
 
 
 def reason_without_difference(estimate: Estimate, *, is_same: bool) -> str | None:
-    """Why a difference has no interval, or None if it has one.
+    """Why not, as :func:`reason_without_interval`, or "unchanged", "order_unchanged", or None.
 
-    Args:
-        estimate: of the difference.
-        is_same: whether both score every known row alike.
-
-    Returns:
-        "unchanged", as :func:`reason_without_interval`, "order_unchanged", or None.
+    `is_same`: both sets score every known row alike.
     """
     if is_same:
         return "unchanged"
@@ -197,14 +174,9 @@ def estimate_of(
     *,
     prevalence: float | None = None,
 ) -> tuple[Estimate, NDArray[np.float64]]:
-    """A metric of one category with its standard error, and each row's part in that.
+    """A metric of one category with its standard error, and each row's part (n,) in that.
 
-    Args:
-        metric: name of a metric that has an influence function.
-        scores: (n,) logits of the known rows.
-        positive: (n,) bool, with both classes; one is enough for metrics that are a mean over rows.
-        units: of these rows.
-        prevalence: share of positives to assume.
+    Scores (n,) are of the known rows; one class is enough for metrics that are a mean over rows.
     """
     value, rows = influence(metric, scores, positive, prevalence=prevalence)
     counts, k = units.by_class(positive), int(np.count_nonzero(positive))
@@ -224,20 +196,10 @@ def difference_of(
     fold: NDArray[Any] | None = None,
     prevalence: float | None = None,
 ) -> Difference | None:
-    """The difference of a metric between two sets of scores on the same known rows.
+    """The difference of a metric of two (n,) scores of the same known rows; None without classes.
 
-    Args:
-        metric: as in :func:`estimate_of`.
-        before: (n,) logits.
-        after: (n,) logits.
-        positive: (n,) bool.
-        units: of these rows.
-        fold: (n,) part of each row, or None for one part. Scores are taken inside a part and
-            averaged by its positives; parts without both classes are left out.
-        prevalence: share of positives to assume.
-
-    Returns:
-        None where no part has both classes.
+    With `fold` (n,), scores are taken inside a fold and averaged by its positives; folds without
+    both classes are left out.
     """
     parts = [np.arange(positive.size)] if fold is None else _parts(fold)
     rows, used = np.zeros((2, positive.size)), np.zeros(positive.size, bool)
@@ -346,10 +308,6 @@ def interval_of_difference(estimate: Estimate, level: float = LEVEL) -> tuple[fl
 
     There is none below :data:`MIN_COUNT`, and where no known pair of rows changed its order: then
     the error is 0, which says that nothing was seen, not that nothing changed.
-
-    Args:
-        estimate: of the difference.
-        level: confidence level, in (0, 1).
     """
     if not _has_interval(estimate) or estimate.error == 0.0:
         return math.nan, math.nan
@@ -369,13 +327,7 @@ def p_value(estimate: Estimate) -> float:
 
 
 def interval_of_score(metric: str, estimate: Estimate, level: float = LEVEL) -> tuple[float, float]:
-    """The interval of a score; NaN below :data:`MIN_COUNT`.
-
-    Args:
-        metric: its name.
-        estimate: of the score.
-        level: confidence level, in (0, 1).
-    """
+    """The interval of a score; NaN below :data:`MIN_COUNT`."""
     if not _has_interval(estimate):
         return math.nan, math.nan
     tail = 0.5 + level / 2.0
@@ -410,18 +362,9 @@ def _exact(metric: str, estimate: Estimate, tail: float) -> tuple[float, float] 
 def interval_between(
     values: tuple[float, float], first: tuple[float, float], second: tuple[float, float]
 ) -> tuple[float, float]:
-    """The interval of the difference of two scores of different rows, from their own intervals.
+    """The interval of first less second `values`, scores of different rows, from their intervals.
 
-    Source: Zou & Donner, Statistics in Medicine 27, 2008 (the method of variance estimates
-    recovery).
-
-    Args:
-        values: the two scores; the difference is the first one less the second.
-        first: interval of the first.
-        second: interval of the second.
-
-    >>> interval_between((0.9, 0.7), (0.8, 0.95), (0.6, 0.8))
-    (0.058..., 0.311...)
+    Source: Zou & Donner, Statistics in Medicine 27, 2008 (variance estimates recovery).
     """
     (a, b), (low_a, high_a), (low_b, high_b) = values, first, second
     low = a - b - math.hypot(a - low_a, high_b - b)
@@ -483,16 +426,11 @@ def _edge(is_near: Any, inside: float, outside: float) -> float:
 class Differences:
     """Paired differences of many categories: their intervals, and that of their mean.
 
-    Args:
-        n_categories: C.
-        units: of all rows.
-        level: confidence level.
-        reason: C reasons that are known before, or None; they stand.
-
     Attributes:
         low: (C,) lower ends; NaN where there is no interval.
         high: (C,) upper ends.
-        reason: C times None, or why there is none; see :func:`reason_without_difference`.
+        reason: C times None, or why there is none (:func:`reason_without_difference`); those
+            that are given, known before, stand.
         mean: over the categories that count.
     """
 
@@ -512,15 +450,7 @@ class Differences:
     def add(
         self, c: int, found: Difference, rows: NDArray[Any], *, is_same: bool, counts: bool = True
     ) -> None:
-        """Put in a category.
-
-        Args:
-            c: which one.
-            found: its difference.
-            rows: (n,) the rows that its shares are of.
-            is_same: whether both score every known row alike.
-            counts: whether the mean covers it.
-        """
+        """Put in category c, with shares of rows (n,); `counts`: whether the mean covers it."""
         self.low[c], self.high[c] = interval_of_difference(found.estimate, self._level)
         if self.reason[c] is None:
             self.reason[c] = reason_without_difference(found.estimate, is_same=is_same)
@@ -535,9 +465,6 @@ class MeanError:
     Degrees of freedom are Satterthwaite's; the mean over one category has that category's
     interval. A category with one unit of a class, whose error cannot be estimated, counts with
     the average of the others' per unit.
-
-    Args:
-        n_units: units that there are in all rows.
     """
 
     def __init__(self, n_units: int) -> None:
@@ -546,13 +473,7 @@ class MeanError:
         self._unknown: list[Estimate] = []
 
     def add(self, estimate: Estimate, shares: NDArray[np.float64], units: NDArray[Any]) -> None:
-        """Count a category in.
-
-        Args:
-            estimate: its score or difference.
-            shares: (n,) each row's part in its error.
-            units: (n,) unit of each row.
-        """
+        """Count a category in, by each row's share (n,) of its error and the unit of each row."""
         if not math.isfinite(estimate.error):
             self._unknown.append(estimate)
             return
@@ -573,8 +494,7 @@ class MeanError:
     def estimate(self, units: int = _UNITS_OF_DIFFERENCE) -> tuple[float, float]:
         """Standard error of the mean and its degrees of freedom; NaN where not known.
 
-        Args:
-            units: how many further units the usual errors count for.
+        The usual errors count for as many further `units`.
         """
         pooled = np.array([_pooled(one, units) for one in self._estimates]).reshape(-1, 2)
         own, freedom = pooled[:, 0] ** 2, pooled[:, 1]

@@ -24,18 +24,11 @@ def leave_one_out_precision(scores: NDArray[Any], positive: NDArray[np.bool_]) -
     At the score of a positive, a of the k − 1 other positives and b negatives score as high or
     higher. Given a + b, a is binomial with the precision there, so that
 
-        ``a' / (a' + b)``  with  ``a' = a · k / (k − 1)``
+    ``a' / (a' + b)``  with  ``a' = a · k / (k − 1)``
 
     estimates the precision without bias. Where nothing scores as high, which happens to at most
     one positive, the precision at the next positive stands in. The mean over positives is the
-    estimate; for large k it is average precision.
-
-    Args:
-        scores: (n,) logits of the known rows of one category.
-        positive: (n,) bool.
-
-    Returns:
-        In [0, 1]; NaN below two positives or without a negative.
+    estimate; for large k it is average precision. NaN below two positives or without a negative.
     """
     k = int(np.count_nonzero(positive))
     n_negative = positive.size - k

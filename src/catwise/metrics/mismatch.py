@@ -90,21 +90,10 @@ class _Table(NamedTuple):
 
 
 def cross_auroc(logits: NDArray[np.floating], codes: NDArray[np.int8]) -> NDArray[np.float64]:
-    """How well each category's logits rank each category's labels.
+    """(K, C) AUROC of each category's labels (N, C) by each of (N, K) logits; NaN without a class.
 
     Ranks are taken among all rows, so where labels are partly known this is close to, but not
     the same as, the AUROC over the known rows. Ties count half.
-
-    Args:
-        logits: (N, K).
-        codes: (N, C) label codes.
-
-    Returns:
-        (K, C); 0.5 is chance; NaN where a class is not known.
-
-    >>> logits = np.array([[2.0, 0.0], [1.0, 3.0], [0.0, 1.0]])
-    >>> cross_auroc(logits, np.array([[1, 0], [0, 1], [0, 0]], dtype=np.int8))[0].round(3)
-    array([1. , 0.5])
     """
     return np.asarray(0.5 + (_ranks(logits).T @ _contrasts(codes)), dtype=np.float64)
 
@@ -121,25 +110,15 @@ def check_match(
 
     That is so when the mean AUROC is no better than chance and clearly below 0.62; when two rows
     of the head rank each other's column better than their own; or when another order of the rows
-    fits clearly better. Correlated categories, and rows that are merely poor, do not count.
+    fits clearly better. Correlated categories, and rows that are merely poor, do not count. With
+    `force`, what was seen is only returned, as notes.
 
     Looked at are up to 8,192 rows and 1,024 categories with at least 10 known positives and
     negatives (groups that hold one, where labels have groups) among them; crossed with one another
     are up to 256, those whose own row ranks them worst.
 
-    Measured (`benches/mismatch.py`; tables in docs/design.md): under 1% of sound heads with a mean
-    AUROC of at least 0.65 are stopped, up to 3.4% of those with 0.6 and few categories. With 200
-    known labels a category, 20 of them positive, rows in another order are seen in over 95% from 6
-    categories on (77% with 3), two exchanged columns in over 95% where AUROCs are 0.65 to 0.9
-    and in 48 to 85% where all are 0.65 (95% with 50 of 500 positive). Not seen: exchanges
-    that hardly change the AUROC; a few rows in another order.
-
-    Args:
-        logits: (N, C) of the head as it was given.
-        labels: (N, C).
-        name: what to call this source in the error.
-        categories: C names for the error; by default the labels'.
-        force: do not raise, return what was seen as notes.
+    How often sound heads are stopped and faults seen: `benches/mismatch.py`, docs/design.md. Not
+    seen are exchanges that hardly change the AUROC, and a few rows in another order.
     """
     n_rows, _ = label_shape(labels)
     rows = np.unique(np.linspace(0, max(n_rows - 1, 0), min(n_rows, _ROWS)).astype(np.int64))
@@ -309,10 +288,7 @@ def _log_odds(table: _Table, others: NDArray[np.float64], variance: float) -> ND
 
 
 def _other_variance(table: _Table) -> float:
-    """Of the true effects of other rows, beyond what their correlation with the own row says.
-
-    The largest few do not count: they may be the exchange itself.
-    """
+    """Of true effects of other rows beyond correlation; the largest, maybe exchanged, left out."""
     r = table.correlation
     beyond = (table.effect - r * table.own) ** 2 / (1.0 - r**2 + 1e-2)
     seen = np.sort(beyond[~np.eye(len(r), dtype=bool)])

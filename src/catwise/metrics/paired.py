@@ -261,14 +261,7 @@ def compare_logits(
 
 
 class PairedScores:
-    """A comparison that is made block by block of categories.
-
-    Args:
-        metric: name or `Metric`.
-        labels: (N, C) all labels.
-        level: confidence level of the intervals.
-        categories: C names; by default the labels'.
-    """
+    """A comparison that is made block by block of categories; labels are all (N, C)."""
 
     def __init__(
         self,
@@ -301,17 +294,7 @@ class PairedScores:
         threshold: float | Sequence[float] = 0.0,
         prevalence: float | Sequence[float] | None = None,
     ) -> None:
-        """Compare a block of categories.
-
-        Args:
-            block: which of the C categories these are.
-            before: (N, B) logits.
-            after: (N, B) likewise.
-            labels: (N, B).
-            threshold: logit from which a row is called positive, a number or (B,); for metrics
-                that have a threshold.
-            prevalence: share of positives to assume, a number or (B,).
-        """
+        """Compare a block of B categories: logits (N, B) before and after; options one or (B,)."""
         sides, labels = [torch.as_tensor(one) for one in (before, after)], checked_labels(labels)
         for at, c in enumerate(range(block.start, block.stop)):
             old, new = (known_scores(side, labels, at) for side in sides)

@@ -108,27 +108,14 @@ def auroc_columns(
 def partial_auroc_columns(
     scores: Array, codes: Array, *, weight: Array | None = None, max_fpr: float = MAX_FPR
 ) -> Tensor:
-    """Area under the ROC curve up to a false-positive rate, standardised, along the last axis.
+    """Area under the ROC curve up to a false-positive rate, standardised; chance is 0.5.
 
     ``(1 + (A − a) / (b − a)) / 2`` where A is the area from 0 to `max_fpr`, with straight
     lines between thresholds (so a tie counts half), ``a = max_fpr² / 2`` that of chance and
     ``b = max_fpr`` that of a perfect ranking.
 
-    Args:
-        scores: (..., M) float; only their order matters.
-        codes: (..., M) int8.
-        weight: (..., M) or None.
-        max_fpr: in (0, 1]; at 1 it is `auroc_columns`.
-
-    Returns:
-        (...,) float64, at most 1; chance is 0.5.
-
     Source: McClish, "Analyzing a portion of the ROC curve", Medical Decision Making 9, 1989.
     Matches: scikit-learn.
-
-    >>> codes = torch.tensor([1, 0, 1, 0], dtype=torch.int8)
-    >>> partial_auroc_columns(torch.tensor([4.0, 3.0, 2.0, 1.0]), codes, max_fpr=0.5)
-    tensor(0.6667, dtype=torch.float64)
     """
     check_rules(
         "options of a partial AUROC", {"max_fpr": max_fpr}, {"0 < max_fpr <= 1": 0 < max_fpr <= 1}
@@ -452,7 +439,7 @@ def _search(ordered: NDArray[Any], values: NDArray[Any]) -> NDArray[np.int64]:
 def _after(
     ordered: NDArray[Any], values: NDArray[Any], below: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """How many of each sorted row are not above each of its own values, of which some are below.
+    """How many of each sorted row are not above its own values, of which some are below.
 
     Where the next in the row differs, a value has no equal; where some do not, it is searched.
     """

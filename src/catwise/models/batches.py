@@ -98,14 +98,7 @@ def _ids_of(ids: Any) -> pa.Array:
 
 
 class BatchSource:
-    """Batches of images from any row on, whatever the loader is.
-
-    Attributes:
-        ids: of all images, an Arrow array, if they are known beforehand.
-        n_rows: how many images there are, if that is known.
-        batch_rows: images in a batch.
-        origin: where the images are, if that is known.
-    """
+    """Batches of images from any row on, `batch_rows` each; ids, n_rows and origin if known."""
 
     def __init__(self, loader: Any, batch_rows: int | None, workers: int, ids: Any) -> None:
         self._options: dict[str, Any] = {"num_workers": workers, "collate_fn": _collate}

@@ -24,17 +24,9 @@ def model_card(
     lines: Sequence[str],
     preprocessing: Preprocessing | None,
 ) -> str:
-    """Markdown for the model's card.
+    """Markdown for the model's card; `places` are the keys of the weights that hold the head.
 
-    Args:
-        name: of the model or its checkpoint.
-        head: what was written.
-        places: keys of the weights that hold it.
-        n_written: rows that were written,
-        n_rows: of so many.
-        base: the head that was there.
-        lines: what came of it and what was verified, a sentence each.
-        preprocessing: how images become the model's input.
+    `n_written` of `n_rows` rows of `base` were written; `lines` say what came of it, in sentences.
     """
     items = list(lines)
     tuned = head.provenance.get("catwise")

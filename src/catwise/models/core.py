@@ -36,9 +36,6 @@ def check_layout(text: object) -> str:
     """The order of an input's axes as letters: n (images), c (channels), h (height), w (width).
 
     Without n the model takes one image at a time, without c grey images.
-
-    >>> check_layout("NHWC"), check_layout("channels_last")
-    ('nhwc', 'nhwc')
     """
     found = str(text).lower()
     found = _LAYOUTS.get(found, found)
@@ -118,12 +115,9 @@ class Preprocessing:
 
 
 class Undecodable(NamedTuple):
-    """In place of an image that could not be read.
+    """In place of an image that could not be read: its row in the source, its id, and why.
 
-    Attributes:
-        row: row number in the source.
-        id: of the image.
-        error: why; a FeatureError where the image is at fault, another one where it is not.
+    A FeatureError where the image is at fault, another one where it is not.
     """
 
     row: int

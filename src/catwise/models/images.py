@@ -88,6 +88,8 @@ def read_image(
 ) -> Image:
     """Read an image of any common kind.
 
+    FeatureError where the image is at fault, FeatureStoreError where the machine is.
+
     Args:
         source: a path, the file's bytes, or a binary file, which is read from its start.
         channels: 1 (greyscale) or 3 (RGB).
@@ -100,18 +102,6 @@ def read_image(
     Returns:
         A Pillow image, loaded: of mode "L" or "RGB", or of mode "F" with values in [0, 1] for grey
         images of more than 8 bits and grey DICOM, whatever the channels.
-
-    Raises:
-        FeatureError: If the image cannot be decoded: no such file, not an image, truncated, too
-            many pixels (the environment variable CATWISE_MAX_PIXELS allows more) or bytes, a
-            compression without a decoder.
-        FeatureStoreError: If the machine failed: an I/O error, too many open files, no memory.
-        ConfigError: If `channels` or `white` is not possible.
-        MissingExtraError: If Pillow or pydicom is missing.
-
-    >>> pixel = b"P5 2 1 255 " + bytes([0, 255])
-    >>> read_image(pixel, channels=1).getpixel((1, 0))
-    255
     """
     _check_options(channels, white)
     shown = _name(source) if name is None else name
@@ -404,9 +394,9 @@ def _read_dicom(stream: BinaryIO, channels: int, *, marked: bool) -> Image:
 
 
 def _inflated(stream: BinaryIO) -> BinaryIO:
-    """A DICOM file as it is, or unpacked where all of it but its first group is deflated.
+    """A DICOM file, unpacked where all but its first group is deflated (PS3.5, A.5; PS3.10, 7.1).
 
-    pydicom would unpack it without a bound. Source: PS3.5, A.5; PS3.10, 7.1.
+    pydicom would unpack it without a bound.
     """
     head = stream.read(_META)
     length = int.from_bytes(head[140:144], "little") if head[132:138] == b"\x02\0\0\0UL" else 0

@@ -59,9 +59,6 @@ def find_layer(
     Without a name, the layer that ends an `nn.Sequential` or has a head's usual name (`fc`,
     `classifier`, `head` …) is taken, or the only linear layer. Where that leaves a choice, `run`
     decides: the layer whose output the model returns.
-
-    >>> find_layer(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)))[0]
-    '2'
     """
     for search in (_tail, _by_name, functools.partial(_by_running, run=run)):
         name = search(module) if name is None else name
@@ -236,9 +233,6 @@ def head_of(layer: nn.Module, *, name: str = "") -> Head:
     The layer is a `Linear`, a 1×1 `Conv2d`, or any layer that holds one vector and maybe one number
     for each category and takes (N, C, D). It is run on a few random rows to see that it computes
     what its numbers say.
-
-    >>> head_of(nn.Conv2d(8, 3, 1))
-    Head(n_categories=3, n_features=8, bias=True, dtype=float32)
     """
     weight, bias = _parts(layer, name)
     n_rows = len(weight) if _own_rows(layer) is None else len(weight.squeeze())
@@ -249,13 +243,7 @@ def head_of(layer: nn.Module, *, name: str = "") -> Head:
 
 
 def put_head(layer: nn.Module, head: Head, *, name: str = "") -> None:
-    """Write a head into a classification layer, in place.
-
-    >>> layer = nn.Linear(2, 1)
-    >>> put_head(layer, Head([[1.0, 2.0]], [3.0]))
-    >>> layer(torch.ones(1, 2)).item()
-    6.0
-    """
+    """Write a head into a classification layer, in place."""
     weight, bias = _parts(layer, name)
     shown = _shown_name(layer, name)
     if head.weight.numel() != weight.numel() or head.n_features not in weight.shape[1:]:
@@ -343,15 +331,7 @@ def _probe(layer: nn.Module, head: Head, name: str) -> None:
 
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every part's training flag is put back.
-
-    >>> layer = nn.Dropout()
-    >>> with evaluating(layer):
-    ...     layer.training
-    False
-    >>> layer.training
-    True
-    """
+    """Evaluation mode without gradients; every part's training flag is put back."""
     flags = [(part, part.training) for part in module.modules()]
     try:
         for part, _ in flags:
@@ -413,17 +393,7 @@ class Captured:
 
 @contextlib.contextmanager
 def capture(module: nn.Module, layer: str | nn.Module, *, pool: bool = False) -> Iterator[Captured]:
-    """Catch the features: what goes into a layer whenever the model runs.
-
-    Inside, the model is in evaluation mode and no gradients are kept; afterwards every training
-    flag is what it was.
-
-    >>> model = nn.Sequential(nn.ReLU(), nn.Linear(2, 1))
-    >>> with capture(model, "1") as captured:
-    ...     _ = model(torch.tensor([[-1.0, 2.0]]))
-    ...     captured.take()
-    tensor([[0., 2.]])
-    """
+    """Catch the features, what goes into a layer, whenever the model runs in evaluation mode."""
     name = layer if isinstance(layer, str) else ""
     found = find_layer(module, layer)[1] if isinstance(layer, str) else layer
     captured = Captured(found, name, pool=pool)

@@ -58,13 +58,7 @@ def settled(output: object) -> object:
 
 
 def tensors_in(output: object) -> dict[str, Tensor]:
-    """Every float tensor in what a model returns, by its place; the least nested come first.
-
-    Tables, tuples, lists, dataclasses and other objects are looked into.
-
-    >>> list(tensors_in({"out": torch.zeros(2, 3), "aux": [torch.zeros(2, 3), None]}))
-    ['out', 'aux[0]']
-    """
+    """Every float tensor in what a model returns, by its place; the least nested come first."""
     found: dict[str, Tensor] = {}
     seen: dict[int, object] = {}  # kept, so that no other object gets the number of one of them
     ahead: list[tuple[str, object, int]] = [("", output, 0)]
@@ -107,14 +101,9 @@ def _attribute(part: object, name: str) -> object:
 def nearest_logits(
     output: object, wanted: Tensor, *, dtype: torch.dtype | None = None
 ) -> Match | None:
-    """Find the tensor of a model's output that equals what its layer gives, or comes nearest.
+    """The tensor of a model's output that equals what its layer gives, `wanted`, or comes nearest.
 
-    That is `wanted`, (N, C); sizes of 1 do not count. Its `dtype`, or another one that the layer
-    has, decides what rounding explains.
-
-    >>> layer = torch.tensor([[1.0, -2.0]])
-    >>> nearest_logits((layer.sigmoid(), {"raw": layer}), layer).path
-    '[1].raw'
+    Sizes of 1 do not count. The dtype, by default that of `wanted`, decides what rounding explains.
     """
     fits = [
         _compared(path, part, wanted, dtype or wanted.dtype)
@@ -180,11 +169,7 @@ def activation_in(output: object, wanted: Tensor) -> str:
 
 
 def logits_of(output: object, wanted: Tensor | None = None) -> Tensor:
-    """The logits in what a model returns: (N, C).
-
-    >>> logits_of({"logits": torch.zeros(2, 3, 1, 1), "features": torch.zeros(2, 8)}).shape
-    torch.Size([2, 3])
-    """
+    """The logits in what a model returns: (N, C)."""
     if wanted is not None:
         match = nearest_logits(output, wanted)
         if match is not None and match.is_same:
@@ -227,10 +212,6 @@ def logits_gap(head: Head, features: Tensor, output: object) -> float:
     """How far a model's logits are from what the head gives for (N, D) or (N, C, D) features.
 
     The largest difference, divided by the largest logit; infinity if no shape is right.
-
-    >>> from catwise import Head
-    >>> logits_gap(Head([[2.0]]), torch.ones(1, 1), torch.full((1, 1), 1.5))
-    0.25
     """
     match = nearest_logits(output, head.logits(features))
     return float("inf") if match is None else match.gap

@@ -40,11 +40,7 @@ def building(what: str, *, remedy: str = "check the name and model_args") -> Ite
 def split_options(
     model_args: Mapping[str, Any] | None, *, own: Mapping[str, Any], refused: Sequence[str] = ()
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split the options of an adapter from those of the architecture.
-
-    >>> split_options({"heads": "both", "img_size": 64}, own={"heads": "refuse"})
-    ({'heads': 'both'}, {'img_size': 64})
-    """
+    """Split the options of an adapter from those of the architecture; some are refused."""
     args = dict(model_args or {})
     if found := sorted(set(refused) & set(args)):
         raise ConfigError(

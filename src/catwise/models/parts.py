@@ -49,11 +49,7 @@ class BatchOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class PartWork:
-    """The store to be, and the folder of its parts.
-
-    Args:
-        items: what decides the store's bytes; `origin` and `dtype` are among them.
-    """
+    """The store to be, and the folder of its parts; `items` decide the store's bytes."""
 
     out: Path | str
     parts: Path

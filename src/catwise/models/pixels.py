@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def preprocess(image: Image, preprocessing: Preprocessing) -> Tensor:
-    """Resize, cut and normalise one image.
+    """Resize, cut and normalise one image: (channels, height, width) float32.
 
     With s = floor(size / crop_pct) for height and width, the image is resized to
 
@@ -35,28 +35,10 @@ def preprocess(image: Image, preprocessing: Preprocessing) -> Tensor:
 
     Where the resized image is smaller than the cut it is padded with black, or with the mean colour
     for "border". Images of mode "F" keep their precision through the resizing; what an
-    interpolation puts beyond black and white is cut, as in 8 bits.
-
-    Args:
-        image: a Pillow image as :func:`~catwise.models.images.read_image` gives it; other modes
-            are converted.
-        preprocessing: what the model needs.
-
-    Returns:
-        (channels, height, width) float32.
-
-    Raises:
-        FeatureError: If the image has no pixels, is so narrow that resizing it would take too many,
-            or cannot be converted.
-        ConfigError: If Pillow is missing.
+    interpolation puts beyond black and white is cut, as in 8 bits. FeatureError if it has no
+    pixels, or is so narrow that resizing it would take too many.
 
     Matches: timm.data.create_transform(is_training=False), to 1e-6.
-
-    >>> from PIL import Image
-    >>> from catwise.models import Preprocessing
-    >>> grey = Image.new("L", (40, 30), 128)
-    >>> preprocess(grey, Preprocessing(size=(8, 8))).shape
-    torch.Size([3, 8, 8])
     """
     import_optional("PIL.Image", extra="images", purpose="preprocessing images")
     ready = as_channels(image, channels=preprocessing.channels)

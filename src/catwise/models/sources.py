@@ -51,15 +51,10 @@ _TAIL: Final = 65536  # more than the padding after an end marker
 
 
 class ImageSource(abc.ABC):
-    """Images in a fixed order, read one by one; picklable.
+    """Images in a fixed order, read one by one; picklable. ``source[row]`` is (id, image).
 
-    ``source[row]`` is (id, image) or (id, Undecodable).
-
-    Args:
-        ids: (N,) different texts or whole numbers.
-
-    Attributes:
-        compact_ids: the ids as an Arrow array.
+    In place of an image that cannot be read comes an `Undecodable`. Ids (N,) are different texts or
+    whole numbers; `compact_ids` are they as an Arrow array.
     """
 
     def __init__(self, ids: Any) -> None:

@@ -22,11 +22,7 @@ def _refuse(where: str, found: str, expected: str) -> CategoryError:
 
 
 def names_by_number(names: object, *, where: str, n_rows: int | None = None) -> list[str]:
-    """The names of rows 0, 1, … out of a list, or of a table whose keys are these numbers.
-
-    >>> names_by_number({"1": "b", "0": "a"}, where="id2label")
-    ['a', 'b']
-    """
+    """The names of rows 0, 1, … out of a list, or of a table whose keys are these numbers."""
     if isinstance(names, Mapping):
         keys = {str(key): key for key in names}
         wanted = [str(i) for i in range(len(names))]
@@ -52,8 +48,6 @@ def check_inverse(names: list[str], inverse: object, *, where: str) -> None:
 
     An empty or absent table says nothing, nor does one of the names LABEL_0, LABEL_1, … that
     transformers writes when only the other table was set.
-
-    >>> check_inverse(["a", "b"], {"a": "0", "b": 1}, where="label2id")
     """
     if not inverse:
         return
@@ -73,10 +67,6 @@ def check_inverse(names: list[str], inverse: object, *, where: str) -> None:
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
-    """Tell equal names apart by their positions; ImageNet has two cranes.
-
-    >>> unique_names(["crane", "crane", "dog"])
-    ['crane (0)', 'crane (1)', 'dog']
-    """
+    """Tell equal names apart by their positions; ImageNet has two cranes."""
     seen = Counter(names)
     return [f"{name} ({i})" if seen[name] > 1 else name for i, name in enumerate(names)]

@@ -167,10 +167,7 @@ def _whole(base: Head, head: Head) -> Head:
 
 
 def _run(model: LoadedModel, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, str]:
-    """Features; logits, the layer's where it is not the last; what the model makes of these then.
-
-    That is one of `ACTIVATIONS`, or ''.
-    """
+    """Features; logits, the layer's where it is not the last; the activation then, or ''."""
     module = model.module
     assert module is not None  # noqa: S101  # every adapter makes one
     seen: list[Any] = []

@@ -29,11 +29,7 @@ class HeadKeys(NamedTuple):
 
 @dataclass(frozen=True)
 class FileWriter:
-    """Writes into a copy of one file, in which the head is a layer, or two that are averaged.
-
-    Attributes:
-        parts: of each of two averaged heads; empty: `weight_key` and `bias_key` of the model.
-    """
+    """Writes into a copy of one file: a layer, or both `parts` of an averaged head."""
 
     parts: tuple[HeadKeys, ...] = ()
 

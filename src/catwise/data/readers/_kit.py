@@ -185,11 +185,7 @@ def read_json(
 
 
 def describe(value: Any) -> str:
-    """What a value of a JSON file is, for people.
-
-    >>> describe("a"), describe(True), describe(None), describe([1])
-    ("the text 'a'", 'true', 'null', 'a list')
-    """
+    """What a value of a JSON file is, for people."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     if isinstance(value, str):
@@ -210,11 +206,7 @@ def read_columns(
     encoding: Encoding | None = None,
     coded: Sequence[str] = (),
 ) -> tuple[dict[str, Any], Codes]:
-    """Columns of a table: names as Arrow arrays of texts, blanks as "", and labels as codes.
-
-    Returns:
-        The columns of names, and (N, C) codes.
-    """
+    """Columns of names, as Arrow texts with "" for blanks, and (N, C) codes of `labels`."""
     import pyarrow as pa
 
     for column, role in [*roles.items(), *((name, "labels") for name in labels)]:
@@ -256,11 +248,7 @@ def numbered(array: Any) -> tuple[Any, Rows]:
 
 
 def matched(values: NDArray[Any], keys: NDArray[Any]) -> Rows:
-    """The place of each value among different keys, -1 where it is not among them.
-
-    >>> matched(np.array([7, 5, 6]), np.array([5, 7])).tolist()
-    [1, 0, -1]
-    """
+    """The place of each value among different keys, -1 where it is not among them."""
     order = np.argsort(keys, kind="stable")
     at = np.minimum(np.searchsorted(keys, values, sorter=order), len(keys) - 1)
     rows: Rows = np.where(keys[order[at]] == values, order[at], -1)
@@ -271,11 +259,7 @@ def matched(values: NDArray[Any], keys: NDArray[Any]) -> Rows:
 
 
 def distinct(keys: NDArray[Any]) -> NDArray[Any]:
-    """Different numbers, ascending: `numpy.unique`, which is slow where it hashes.
-
-    >>> distinct(np.array([3, 1, 3]))
-    array([1, 3])
-    """
+    """Different numbers, ascending: `numpy.unique`, which is slow where it hashes."""
     ordered = np.sort(keys)
     return np.compress(np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)], ordered)
 

@@ -61,10 +61,8 @@ class LvisCategory(NamedTuple):
 
     Attributes:
         id: the official number.
-        name: of the category.
         synset: of WordNet; it tells categories apart across releases, which ids do not.
-        frequency: "r" rare, "c" common or "f" frequent: in 1 to 10, 11 to 100 or more images of
-            the train split.
+        frequency: "r", "c" or "f": in 1 to 10, 11 to 100 or more images of the train split.
     """
 
     id: int
@@ -166,20 +164,7 @@ def read_lvis_categories(
     version: Literal["v1", "v0.5"] = "v1",
     split: Literal["train", "val"] | None = None,
 ) -> tuple[LvisCategory, ...]:
-    """The categories of LVIS, in the order in which :func:`read_lvis` has them.
-
-    Args:
-        root: as for :func:`read_lvis`.
-        version: as for :func:`read_lvis`.
-        split: whose file to read; None: of train, or of val where that is not there.
-
-    Raises:
-        LabelError: If the file is missing, damaged or lacks a field.
-        CategoryError: If a category repeats.
-        ConfigError: If an option is not possible, or there are two copies of a file.
-
-    Source: as for :func:`read_lvis`.
-    """
+    """The categories, in the order of :func:`read_lvis`; without a split of train, else of val."""
     check_choice("version", version, VERSIONS)
     check_choice("split", split, (*SPLITS, None))
     path = next(iter(_find(Path(root), version, split).values()))

@@ -129,22 +129,7 @@ class VawInstances(NamedTuple):
 def read_vaw_instances(
     root: str | os.PathLike[str], *, split: Literal["train", "val", "test"] | None = None
 ) -> VawInstances:
-    """Read the box and the object's name of each instance of VAW.
-
-    Args:
-        root: as for `read_vaw`.
-        split: as for `read_vaw`.
-
-    Returns:
-        Ids (N,), boxes (N, 4) of x, y, width and height in pixels, names of the objects (N,).
-
-    Raises:
-        LabelError: If a file is missing or damaged, or an instance has no box or name.
-        IdError: If an instance id is blank or no id.
-        ConfigError: If there is no such split.
-
-    Source: as for `read_vaw`.
-    """
+    """Ids (N,), boxes (N, 4) of x, y, width, height in pixels, and objects' names (N,) of VAW."""
     fields = {"instance_id", "instance_bbox", "object_name"}
     ids, boxes, objects = [], [], []
     for _, path, found in _instances(_folder(Path(root)), split, fields):

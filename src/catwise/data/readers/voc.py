@@ -256,10 +256,7 @@ def _marks_of_objects(folder: Path, images: Listing) -> tuple[Marks, int]:
 
 
 def _parse(path: Path) -> ET.Element:
-    """The annotation of an image.
-
-    A document type declaration is refused, since its entities can be made to grow without end.
-    """
+    """The annotation of an image; document types are refused: entities can grow without end."""
     text = read_text(path, "the annotation of an image", limit=MAX_LINE)
     declared = DECLARATION.search(text)
     if declared:

@@ -22,17 +22,7 @@ from catwise.models.logits import logits_of, settled
 
 
 class CategoryLinear(nn.Module):
-    """``logits[n, c] = features[n, group of c] · weight[c] + bias[c]``.
-
-    Args:
-        weight: (C, D).
-        bias: (C,) or None.
-        n_groups: K vectors for each image; category c takes number ``c // ceil(C / K)``.
-
-    >>> layer = CategoryLinear(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), None, n_groups=1)
-    >>> layer(torch.tensor([[[3.0, 4.0]]])).detach()
-    tensor([[3., 4.]])
-    """
+    """``logits[n, c] = features[n, c // ceil(C / K)] · weight[c] + bias[c]`` of (N, K, D)."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, *, n_groups: int) -> None:
         super().__init__()

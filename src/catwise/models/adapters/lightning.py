@@ -123,28 +123,10 @@ def load_weights(
     """Load a checkpoint into a model: every tensor of the one is one of the other.
 
     Tables of any name, and the leading attributes `module.`, `model.`, `net.` and `_orig_mod.`,
-    are found. Another lead, or one of several copies (such as an EMA), is named with `prefix`.
-
-    Args:
-        module: the model; its weights are replaced.
-        catalog: the checkpoint, from `open_weights`.
-        prefix: what leads the model's keys, such as ``"state_dict_ema:"`` or ``"encoder."``.
-        loaded: the weights are in the model already; they are left, whatever differs.
-
-    Returns:
-        Where each tensor of the model lies in the checkpoint.
-
-    Raises:
-        CheckpointError: If tensors are missing, left over or of another shape (all are listed), or
-            several copies of the model are there.
-
-    >>> import torch
-    >>> placed = load_weights(
-    ...     torch.nn.Linear(2, 1), open_catalog({"model": {"module.weight": torch.ones(1, 2),
-    ...                                                    "module.bias": torch.ones(1)}})
-    ... )
-    >>> placed.prefix, placed.names["bias"]
-    ('model:module.', 'model:module.bias')
+    are found. Another lead, or one of several copies (such as an EMA), is named with `prefix`:
+    ``"state_dict_ema:"``, ``"encoder."``. Weights that are in the model already (`loaded`) are
+    left, whatever differs. CheckpointError lists all tensors that are missing, left over or of
+    another shape, or the copies.
     """
     state = module.state_dict()
     own = {key: tuple(value.shape) for key, value in state.items() if hasattr(value, "shape")}

@@ -59,11 +59,7 @@ def _layers_with(module: nn.Module, name: str) -> dict[str, nn.Module]:
 
 
 def inner_layer(module: nn.Module, name: str) -> str:
-    """The linear layer that a name means: itself, or the last one inside.
-
-    >>> inner_layer(nn.Sequential(nn.Sequential(nn.Flatten(), nn.Linear(2, 1))), "0")
-    '0.1'
-    """
+    """The linear layer that a name means: itself, or the last one inside."""
     layers = _layers_with(module, name)
     lead = f"{name}." if name else ""
     inside = [(lead + key if key else name) for key, layer in layers[name].named_modules()
@@ -115,15 +111,6 @@ def adapt_module(
         categories: their names.
         image_argument: as in `LoadedModel`.
         notes: as in `LoadedModel`.
-
-    Raises:
-        CheckpointError: If the checkpoint is not this model's.
-        HeadError: If the classification layer is not clear or cannot be used.
-        ConfigError: If the model has two heads and `heads` says nothing about that.
-
-    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
-    >>> adapt_module(model, name="mine", layers="1", preprocessing=Preprocessing((2, 2))).head
-    Head(n_categories=5, n_features=12, bias=True, dtype=float32)
     """
     if catalog is None and checkpoint is not None:
         catalog = open_weights(checkpoint)

@@ -218,8 +218,8 @@ def _build(transformers: Any, folder: Path, args: Mapping[str, Any]) -> Any:
 def _own_memory(module: Any) -> None:
     """Move tensors out of the mapped file, to where every tensor of torch's begins.
 
-    A file's tensors begin anywhere, and where one begins decides on the last bits of some
-    convolutions: the same weights out of two files would give features that differ in those.
+    Where a tensor begins decides on the last bits of some convolutions: the same weights out of two
+    files would give features that differ in those.
     """
     for part in (*module.parameters(), *module.buffers()):
         part.data = part.data.clone()
@@ -409,9 +409,7 @@ def _timm_settings(config: Mapping[str, Any]) -> Preprocessing:
 class FolderWriter:
     """Writes into a copy of a transformers folder; links are copied as what they lead to.
 
-    Attributes:
-        weights_file: the safetensors file in the folder that holds the head.
-        inside: writes into a copy of that file.
+    `weights_file` is the safetensors file that holds the head, `inside` writes into a copy of it.
     """
 
     weights_file: str

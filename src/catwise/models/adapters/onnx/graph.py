@@ -88,15 +88,11 @@ class Linear:
     """A linear layer with constant weights: ``alpha * x @ weight.T + beta * bias``.
 
     Attributes:
-        name: of the node, or of its result where the node has none.
-        op: Gemm, MatMul or Conv.
+        name: of the node, or of its result where the node has none; `op` Gemm, MatMul or Conv.
         features: the tensor that it takes.
         results: the tensors that it gives, with and without the bias.
         weight: (C, D), (C, D, 1, 1), or (D, C) where `flip` is true.
         bias: C numbers, or None.
-        alpha: factor of the weight.
-        beta: factor of the bias.
-        flip: whether the stored weight must be transposed to be (C, D).
         output: the graph's output that it leads to; "" where none does.
         after: the operators from the layer to that output.
     """
@@ -216,10 +212,7 @@ def open_onnx(path: str | os.PathLike[str]) -> OnnxFile:
 
 
 def _check_fields(raw: bytes, kind: Any) -> None:
-    """Refuse a protobuf of too many fields, or too deep, before it is parsed.
-
-    A parsed message takes a hundred times the two bytes of an empty one.
-    """
+    """Refuse too many protobuf fields, or too deep: parsed, two bytes may take a hundred times."""
     waiting: list[tuple[Any, Span, int]] = [(kind, (0, len(raw)), 1)]
     n_fields = n_packed = 0
     while waiting:
@@ -368,10 +361,7 @@ def find_linear(
 
 
 def _refuse_others(file: OnnxFile, layer: Linear, reasons: Sequence[str]) -> None:
-    """Refuse a layer beside which another output may be the logits.
-
-    An output before the layer (features, maps) or behind it is none.
-    """
+    """Refuse a layer beside which another output may be the logits: none before or behind it."""
     before = _reached({layer.features}, {name: node.input for name, node in file.makers.items()})
     behind = {
         name: [other for node in nodes for other in node.output]

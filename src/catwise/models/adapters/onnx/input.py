@@ -57,7 +57,6 @@ class ImageInput:
     """The input of a graph that takes the images.
 
     Attributes:
-        name: of the input.
         layout: its axes in order, of ``n`` (images), ``c`` (channels), ``h`` and ``w``; "" where it
             takes no images.
         sizes: its declared sizes; 0 where one is free. None where even their number is free.
@@ -169,10 +168,7 @@ def _by_sizes(value: Any) -> list[str]:
 
 
 class _Place(NamedTuple):
-    """An operator that takes (N, C, H, W): which axes of the input these are.
-
-    None is an axis that the graph puts in.
-    """
+    """An operator that takes (N, C, H, W): which axes of the input these are; None: one put in."""
 
     axes: tuple[int | None, ...]
     rank: int
@@ -204,7 +200,6 @@ class _Seen(NamedTuple):
         places: operators that fix the order of the axes.
         hints: axes that look like channels, or are set apart otherwise, and by which operator.
         white: 1 or 255 where the graph's arithmetic centres such pixels.
-        arithmetic: that arithmetic.
         is_quantised: whether the input goes straight into a quantised operator.
     """
 

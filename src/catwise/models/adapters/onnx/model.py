@@ -51,16 +51,6 @@ def load_onnx(
         preprocessing: how images become its input; by default what the file's metadata say.
         layout: the order of its input's axes, such as "nhwc" (channels last); by default what the
             metadata say, else what the graph's first operators and the sizes tell.
-
-    Returns:
-        The model; its module runs the file by onnxruntime, and so does :func:`extract_onnx`.
-
-    Raises:
-        CheckpointError: If the file is missing, cut short, or no ONNX model.
-        HeadError: If the layer is not clear (its candidates are listed), quantised, or not finite.
-        MissingExtraError: If onnx or onnxruntime is absent or broken.
-        ConfigError: If the metadata cannot be used, or the layout is not clear.
-        ShapeError: If the names do not fit the layer.
     """
     file = open_onnx(path)
     found = find_linear(file, output=output, node=node or layer, n_categories=n_categories)

@@ -26,15 +26,8 @@ class OnnxModule(nn.Module):
     """Runs an ONNX file by onnxruntime; its classification layer stands as `head`.
 
     `head` is given what the graph's own layer is given, so that a hook on it catches the features;
-    what is returned is what the graph's own layer gives, before any sigmoid. The session is made
-    when it is first needed.
-
-    Args:
-        path: the file.
-        head: of its classification layer.
-        features: the graph's tensor that this layer takes.
-        logits: the one that it gives.
-        image: the graph's input.
+    what is returned is what the graph's own layer gives, before any sigmoid. `features`, `logits`
+    and `image` are the graph's tensors. The session is made when it is first needed.
     """
 
     def __init__(
@@ -84,28 +77,12 @@ def extract_onnx(
     threads: int | None = None,
     providers: Sequence[str] | None = None,
 ) -> Iterator[NDArray[Any]]:
-    """Run images through the backbone of an ONNX model.
+    """Run images through the backbone of an ONNX model: (K, D) features a batch, in its dtype.
 
     The tensor that the classification layer takes becomes the output of the graph in memory; the
     file is not touched. What lies behind it is not computed. A model with a fixed batch size is
-    given batches of that size, the last one filled up.
-
-    Args:
-        model: what :func:`load_onnx` gave.
-        batches: (K, channels, height, width) arrays or tensors, preprocessed; turned to the order
-            of axes that the model takes, and cast to its dtype.
-        threads: of onnxruntime; its own choice when not given.
-        providers: of onnxruntime, such as ["CUDAExecutionProvider"]; the CPU when not given.
-
-    Returns:
-        An iterator of (K, D) features, one array for each batch, in the model's dtype.
-
-    Raises:
-        MissingExtraError: If onnxruntime is absent or broken.
-        ConfigError: If it lacks the provider, or the model has
-            further inputs or takes no floats.
-        CheckpointError: If onnxruntime cannot load or run the model.
-        ShapeError: If the batches do not fit the input, or the features are not (N, D).
+    given batches of that size, the last one filled up. Batches are (K, channels, height, width),
+    preprocessed; they are turned to the model's order of axes, and cast to its dtype.
     """
     module = model.module
     if model.checkpoint is None or model.head is None or not isinstance(module, OnnxModule):

@@ -93,26 +93,7 @@ def write_onnx_head(
     side file ``NAME.onnx.catwise.json`` keeps the names of the rows, the head's provenance, and
     digests of the rows that fitted it, which :func:`load_onnx` reads again.
 
-    Args:
-        source: the model.
-        destination: the new file; its folder must exist.
-        head: the head; cast to the file's dtype.
-        node: the layer, as in :func:`load_onnx`.
-        output: the graph's output, as there.
-        categories: names of the file's rows, as in :func:`catwise.write_head`; by default those
-            that the file or its side file knows.
-        overwrite: replace files that are there.
-
-    Returns:
-        What was written.
-
-    Raises:
-        CheckpointError: If the source cannot be read, or its bytes are not where they should be.
-        HeadError: If the layer is not clear or quantised; if its numbers are used elsewhere too
-            or have no bytes of their own; if only one of head and layer has a bias.
-        ShapeError: If head and layer differ in features or rows.
-        CategoryError: If a category is not among the rows.
-        OutputError: If a file is there, is the source's own, or cannot be written.
+    `node`, `output` and `categories` are those of :func:`load_onnx`.
     """
     file, target = open_onnx(source), Path(destination)
     layer = find_linear(file, output=output, node=node)
