@@ -80,20 +80,6 @@ def read_celeba(
 
     Source: Liu, Luo, Wang, Tang, "Deep learning face attributes in the wild", ICCV 2015;
     https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as root:
-    ...     for name, text in {
-    ...         "list_attr_celeba.txt": "2\nBald Young \n000001.jpg -1  1\n000002.jpg  1 -1\n",
-    ...         "list_eval_partition.txt": "000001.jpg 0\n000002.jpg 2\n",
-    ...         "identity_CelebA.txt": "000001.jpg 2880\n000002.jpg 2937\n",
-    ...     }.items():
-    ...         _ = Path(root, name).write_text(text)
-    ...     dataset = read_celeba(root)
-    >>> dataset
-    Dataset('celeba', n_images=2, n_categories=2, splits={'train': 1, 'test': 1})
-    >>> dataset.labels.codes.tolist(), dataset.groups.tolist()
-    ([[0, 1], [1, 0]], ['2880', '2937'])
     """
     check_choice("split", split, (*SPLITS.values(), None))
     check_choice("groups", groups, ("identity", None))

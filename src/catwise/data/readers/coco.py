@@ -97,19 +97,6 @@ def read_coco(
 
     Source: Lin et al., "Microsoft COCO: common objects in context", ECCV 2014; format:
     https://cocodataset.org/#format-data.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     file = Path(folder, "annotations", "instances_val2017.json")
-    ...     file.parent.mkdir()
-    ...     _ = file.write_text(json.dumps({
-    ...         "images": [{"id": 139, "file_name": "000000000139.jpg"}],
-    ...         "annotations": [{"image_id": 139, "category_id": 62, "iscrowd": 0}],
-    ...         "categories": [{"id": 62, "name": "chair"}, {"id": 1, "name": "person"}],
-    ...     }))
-    ...     dataset = read_coco(folder, year=2017)
-    >>> dataset.paths.tolist(), dataset.labels.categories, dataset.labels.codes.tolist()
-    (['val2017/000000000139.jpg'], ('person', 'chair'), [[0, 1]])
     """
     check_choice("year", year, YEARS)
     check_choice("split", split, (*SPLITS, None))

@@ -70,17 +70,6 @@ def read_vaw(
 
     Source: Pham et al., "Learning to predict visual attributes in the wild", CVPR 2021, section 3,
     and the repository adobe-research/vaw_dataset.
-
-    >>> import json, tempfile
-    >>> one = {"image_id": "7", "instance_id": "7001", "positive_attributes": ["red"]}
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     _ = Path(folder, "attribute_index.json").write_text('{"red": 0, "wet": 1, "old": 2}')
-    ...     _ = Path(folder, "val.json").write_text(
-    ...         json.dumps([{**one, "negative_attributes": ["old"]}])
-    ...     )
-    ...     dataset = read_vaw(folder, split="val")
-    >>> dataset.labels.codes
-    array([[ 1, -1,  0]], dtype=int8)
     """
     check_choice("conflicts", conflicts, (*CONFLICTS, "error"))
     folder = _folder(Path(root))

@@ -29,58 +29,23 @@ from catwise.labels.encodings import ENCODINGS
 from catwise.labels.names import refuse_repeats
 
 LOCAL_LABELS: Final = (
-    "Aortic enlargement",
-    "Atelectasis",
-    "Calcification",
-    "Cardiomegaly",
-    "Clavicle fracture",
-    "Consolidation",
-    "Edema",
-    "Emphysema",
-    "Enlarged PA",
-    "ILD",
-    "Infiltration",
-    "Lung Opacity",
-    "Lung cavity",
-    "Lung cyst",
-    "Mediastinal shift",
-    "Nodule/Mass",
-    "Pleural effusion",
-    "Pleural thickening",
-    "Pneumothorax",
-    "Pulmonary fibrosis",
-    "Rib fracture",
-    "Other lesion",
-)
+    "Aortic enlargement", "Atelectasis", "Calcification", "Cardiomegaly", "Clavicle fracture",
+    "Consolidation", "Edema", "Emphysema", "Enlarged PA", "ILD", "Infiltration", "Lung Opacity",
+    "Lung cavity", "Lung cyst", "Mediastinal shift", "Nodule/Mass", "Pleural effusion",
+    "Pleural thickening", "Pneumothorax", "Pulmonary fibrosis", "Rib fracture", "Other lesion",
+)  # fmt: skip
 """The 22 findings that radiologists marked with a box."""
 
 GLOBAL_LABELS: Final = (
-    "COPD",
-    "Lung tumor",
-    "Pneumonia",
-    "Tuberculosis",
-    "Other diseases",
-    "No finding",
-)
+    "COPD", "Lung tumor", "Pneumonia", "Tuberculosis", "Other diseases", "No finding",
+)  # fmt: skip
 """The 6 labels of a whole image."""
 
 KAGGLE_CLASSES: Final = (
-    "Aortic enlargement",
-    "Atelectasis",
-    "Calcification",
-    "Cardiomegaly",
-    "Consolidation",
-    "ILD",
-    "Infiltration",
-    "Lung Opacity",
-    "Nodule/Mass",
-    "Other lesion",
-    "Pleural effusion",
-    "Pleural thickening",
-    "Pneumothorax",
-    "Pulmonary fibrosis",
-    "No finding",
-)
+    "Aortic enlargement", "Atelectasis", "Calcification", "Cardiomegaly", "Consolidation",
+    "ILD", "Infiltration", "Lung Opacity", "Nodule/Mass", "Other lesion", "Pleural effusion",
+    "Pleural thickening", "Pneumothorax", "Pulmonary fibrosis", "No finding",
+)  # fmt: skip
 """The 15 classes of the VinBigData competition; class_id is the position."""
 
 SPLITS: Final = ("train", "test")
@@ -144,16 +109,6 @@ def read_vindr(
     Source: Nguyen et al., "VinDr-CXR: an open dataset of chest X-rays with radiologist's
     annotations", Scientific Data 9, 429, 2022; PhysioNet, vindr-cxr 1.0.0; Kaggle, VinBigData
     Chest X-ray Abnormalities Detection.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     rows = ["image_id,class_name,class_id,rad_id,x_min,y_min,x_max,y_max"]
-    ...     rows += ["a,Cardiomegaly,3,R1,1,1,9,9", "a,Cardiomegaly,3,R2,2,1,9,9"]
-    ...     rows += ["a,No finding,14,R3,,,,"]
-    ...     _ = Path(folder, "train.csv").write_text(chr(10).join(rows))
-    ...     dataset = read_vindr(folder, raters="unanimous")
-    >>> dataset.labels.codes.tolist()
-    [[0, 0, 0, -2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, -2]]
     """
     check_choice("split", split, (None, *SPLITS))
     check_choice("raters", raters, POLICIES)

@@ -87,15 +87,6 @@ def read_visual_genome(
     semantic-specific graph representation for multi-label image recognition", ICCV 2019, and the
     repository HCPLab-SYSU/SSGRL. VG-200: Chen et al., "Structured semantic transfer for
     multi-label recognition with partial labels", AAAI 2022, and HCPLab-SYSU/HCP-MLR-PL.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     _ = Path(folder, "test_list_500.txt").write_text("7.jpg")
-    ...     file = Path(folder, "vg_category_200_labels_index.json")
-    ...     _ = file.write_text('{"7.jpg": [0, 199]}')
-    ...     dataset = read_visual_genome(folder, split="test")
-    >>> dataset.labels.codes[0, [0, 1, 199]]
-    array([1, 0, 1], dtype=int8)
     """
     check_choice("split", split, (None, *SPLITS))
     check_choice("n_categories", n_categories, SIZES)
