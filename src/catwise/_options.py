@@ -36,31 +36,19 @@ _GROUP: Final = "catwise.group"
 
 
 class Option(NamedTuple):
-    """What is known of an option beside its name, type and default.
+    """What is known of an option beside its name, type and default."""
 
-    Attributes:
-        help: a sentence, for the command line and the docstring.
-        names: on the command line, such as "-q --quiet"; by default the field's own.
-        metavar: what stands for its value on the command line.
-        choices: the texts that it may be.
-        low: least value; `high` the largest one.
-        above: what it must be larger than; `below` what it must be smaller than.
-        group: heading in the help; by default that of its dataclass.
-        first: whether most users need it: it stands first in the help.
-        prefixed: whether the prefix of the group goes before its name.
-    """
-
-    help: str = ""
-    names: str = ""
-    metavar: str | None = None
-    choices: Collection[str] = ()
-    low: float | None = None
-    above: float | None = None
+    help: str = ""  # a sentence, for the command line and the docstring
+    names: str = ""  # on the command line, such as "-q --quiet"; by default the field's own
+    metavar: str | None = None  # what stands for its value on the command line
+    choices: Collection[str] = ()  # the texts that it may be
+    low: float | None = None  # least value
+    above: float | None = None  # what it must be larger than
     high: float | None = None
     below: float | None = None
-    group: str = ""
-    first: bool = False
-    prefixed: bool = False
+    group: str = ""  # heading in the help; by default that of its dataclass
+    first: bool = False  # whether most users need it: it stands first in the help
+    prefixed: bool = False  # whether the prefix of the group goes before its name
 
     def rule(self, name: str) -> str:
         """The range in words; empty where there is none."""

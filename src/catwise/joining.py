@@ -45,17 +45,13 @@ class Joined:
 
 @dataclass(frozen=True)
 class Aligned:
-    """A head, features and labels (N, C) that belong together.
-
-    Shapes:
-        rows: (N,) int64 feature row of each labelled row, or None: row i belongs to row i.
-        head_index: (C,) int64 row of the head for each column of the labels.
-    """
+    """A head, features and labels (N, C) that belong together."""
 
     head: Head
+    # (N,) int64 feature row of each labelled row, or None: row i belongs to row i
     rows: NDArray[np.int64] | None
     labels: PartialLabels
-    head_index: NDArray[np.int64]
+    head_index: NDArray[np.int64]  # (C,) int64 row of the head for each column of the labels
     notes: list[str]
 
     @property

@@ -225,20 +225,15 @@ def doubts_after(catalog: Catalog, weight: Entry, bias: Entry | None) -> list[Do
 
 
 class _Around(NamedTuple):
-    """What counts in judging where a layer stands.
-
-    Attributes:
-        made: the head's place in an order that tells how the model was made, or None.
-        makers: places and branches of the layers that give as many numbers as there are categories.
-        filters: the branches of the model with filters over images, which no logit meets.
-        firsts: places of the first matrix of each branch.
-    """
+    """What counts in judging where a layer stands."""
 
     head: _Head
-    made: int | None
+    made: int | None  # the head's place in an order that tells how the model was made, or None
+    # places and branches of the layers that give as many numbers as there are categories
     makers: dict[int, tuple[str, ...]]
+    # the branches of the model with filters over images, which no logit meets
     filters: set[tuple[str, ...]]
-    firsts: set[int]
+    firsts: set[int]  # places of the first matrix of each branch
 
     def feeds(self, layer: _Layer) -> bool:
         """Whether something other than the head may give a layer its numbers."""

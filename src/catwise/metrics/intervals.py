@@ -68,20 +68,14 @@ _EDGE: Final = 1e-12
 
 
 class Estimate(NamedTuple):
-    """A score of one category, or a difference of two, and how unsure it is.
+    """A score of one category, or a difference of two, and how unsure it is."""
 
-    Attributes:
-        value: NaN where a class is not known.
-        error: standard error; NaN or infinite where it cannot be estimated.
-        n_positive: units with a known positive, as `n_negative` with a negative.
-        usual_error: standard error that is usual for such scores of as many units, with which
-            the interval pools the one that was found; NaN where none is known.
-    """
-
-    value: float
-    error: float
-    n_positive: int
+    value: float  # NaN where a class is not known
+    error: float  # standard error; NaN or infinite where it cannot be estimated
+    n_positive: int  # units with a known positive
     n_negative: int
+    # standard error that is usual for such scores of as many units, with which the interval pools
+    # the one that was found; NaN where none is known
     usual_error: float = math.nan
 
     @property
@@ -121,18 +115,12 @@ class Units(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A metric of two sets of scores of one category on the same rows.
+    """A metric of two sets of scores of one category on the same rows."""
 
-    Attributes:
-        before: of the first; with folds the average over folds by their positives.
-        after: of the second, likewise.
-        estimate: of after − before.
-        shares: (n,) each row's part in the error; parts of a unit are added up before squaring.
-    """
-
-    before: float
-    after: float
-    estimate: Estimate
+    before: float  # of the first; with folds the average over folds by their positives
+    after: float  # of the second, likewise
+    estimate: Estimate  # of after − before
+    # (n,) each row's part in the error; parts of a unit are added up before squaring
     shares: NDArray[np.float64]
 
 

@@ -93,10 +93,6 @@ def _uneven(n_ids: int, found: str) -> ShapeError:
     )
 
 
-def _ids_of(ids: Any) -> pa.Array:
-    return compact(as_ids(ids if hasattr(ids, "shape") else list(ids)))
-
-
 class BatchSource:
     """Batches of images from any row on, `batch_rows` each; ids, n_rows and origin if known."""
 
@@ -116,7 +112,9 @@ class BatchSource:
             self._loader, batch_rows = self._read, batch_rows or 64
             self._dataset, n_rows = rows, len(rows)
         self._opens = callable(self._loader) and not hasattr(self._loader, "__iter__")
-        self.ids = ids if ids is None or isinstance(ids, pa.Array) else _ids_of(ids)
+        if ids is not None and not isinstance(ids, pa.Array):
+            ids = compact(as_ids(ids if hasattr(ids, "shape") else list(ids)))
+        self.ids = ids
         self.n_rows: int | None = None if self.ids is None else len(self.ids)
         if self._loader == self._read:
             if self.n_rows not in {None, n_rows}:

@@ -161,12 +161,12 @@ def _by_running(module: nn.Module, run: Callable[[], object] | None) -> str | No
         stack.enter_context(evaluating(module))
         for name, layer in _candidates(module).items():
             seen = calls.setdefault(name, [])
-            handle = layer.register_forward_hook(  # a copy: what follows may work in place
+            hook = layer.register_forward_hook(  # a copy: what follows may work in place
                 lambda _, args, out, seen=seen: seen.append(
                     (args, out.clone() if isinstance(out, Tensor) else out)
                 )
             )
-            stack.callback(handle.remove)
+            stack.enter_context(hook)
         returned = {path: part for path, part in tensors_in(run()).items() if part.ndim > 1}
     fits, named = [], []
     for name, seen in calls.items():
@@ -353,7 +353,8 @@ class Captured:
         self._name = _shown_name(layer, name)
         self._inputs: list[Any] = []
 
-    def _hook(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def catch(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Be the layer's hook."""
         self._inputs.append(args[0] if args else next(iter(kwargs.values()), None))
 
     def clear(self) -> None:
@@ -397,12 +398,9 @@ def capture(module: nn.Module, layer: str | nn.Module, *, pool: bool = False) ->
     name = layer if isinstance(layer, str) else ""
     found = find_layer(module, layer)[1] if isinstance(layer, str) else layer
     captured = Captured(found, name, pool=pool)
-    handle = found.register_forward_pre_hook(captured._hook, with_kwargs=True)  # noqa: SLF001  # ours
-    try:
-        with evaluating(module):
-            yield captured
-    finally:
-        handle.remove()
+    hook = found.register_forward_pre_hook(captured.catch, with_kwargs=True)
+    with hook, evaluating(module):
+        yield captured
 
 
 # Running

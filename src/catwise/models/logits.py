@@ -37,19 +37,12 @@ _CLOSED: Final = (str, bytes, bytearray, int, float, complex, type, ModuleType, 
 
 
 class Match(NamedTuple):
-    """A tensor of a model's output beside what its layer gives.
+    """A tensor of a model's output beside what its layer gives."""
 
-    Attributes:
-        path: where it is in the output, such as ``"logits"`` or ``"aux[1]"``; "" is the output.
-        logits: (N, C).
-        gap: the largest difference, divided by the layer's largest logit; infinity for NaN.
-        is_same: whether rounding explains the gap.
-    """
-
-    path: str
-    logits: Tensor
-    gap: float
-    is_same: bool
+    path: str  # where it is in the output, such as ``"logits"`` or ``"aux[1]"``; "" is the output
+    logits: Tensor  # (N, C)
+    gap: float  # the largest difference, divided by the layer's largest logit; infinity for NaN
+    is_same: bool  # whether rounding explains the gap
 
 
 def settled(output: object) -> object:
@@ -105,26 +98,17 @@ def nearest_logits(
 
     Sizes of 1 do not count. The dtype, by default that of `wanted`, decides what rounding explains.
     """
+    column = (wanted.numel(), 1) if len(wanted) == 1 < wanted.numel() else None
     fits = [
         _compared(path, part, wanted, dtype or wanted.dtype)
         for path, part in tensors_in(output).items()
-        if _bare(part) == _bare(wanted) and not _is_column(part, wanted)
+        if _bare(part) == _bare(wanted) and part.shape != column  # one image's categories as rows
     ]
     return min(fits, key=lambda match: match.gap, default=None)
 
 
 def _bare(part: Tensor) -> list[int]:
     return [size for size in part.shape if size != 1]
-
-
-def _is_column(part: Tensor, wanted: Tensor) -> bool:
-    """Whether the categories of a single image are given as rows."""
-    return part.ndim == 2 and len(wanted) == 1 and part.shape == (wanted.numel(), 1) != (1, 1)
-
-
-def _transposed(output: object) -> dict[str, Tensor]:
-    """The tables in what a model returns, turned: (N, C) where it gives (C, N)."""
-    return {path: part.T for path, part in tensors_in(output).items() if part.ndim == 2}
 
 
 def _compared(path: str, part: Tensor, wanted: Tensor, dtype: torch.dtype) -> Match:
@@ -144,7 +128,7 @@ def described(output: object, wanted: Tensor) -> str:
     rows = wanted.detach().flatten(1).cpu().double()
     if word := activation_in(output, wanted):
         return f"the {word} of"
-    if turned := _transposed(output):
+    if turned := {path: part.T for path, part in tensors_in(output).items() if part.ndim == 2}:
         match = nearest_logits(turned, wanted)
         if match is not None and match.is_same:
             return TRANSPOSE

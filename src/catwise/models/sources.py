@@ -48,6 +48,7 @@ IMAGE_SUFFIXES: Final = (
     *(".pgm", ".ppm", ".pbm", ".jp2", ".avif", ".heic", *DICOM_SUFFIXES),
 )
 _TAIL: Final = 65536  # more than the padding after an end marker
+_COMPRESSED: Final = (b"\x1f\x8b", b"BZh", b"\xfd7zX", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
 
 
 class ImageSource(abc.ABC):
@@ -284,18 +285,15 @@ def _shard(path: Path) -> Iterator[None]:
     except CatwiseError:
         raise
     except Exception as error:  # tarfile raises many things on bad bytes
-        packed = isinstance(error, tarfile.ReadError) and _is_compressed(path)
+        packed = False
+        if isinstance(error, tarfile.ReadError):
+            with path.open("rb") as file:
+                packed = file.read(4).startswith(_COMPRESSED)
         raise FeatureError(
             f"the tar shard '{path}' cannot be read.",
             found="it is compressed" if packed else f"{type(error).__name__}: {error}",
             remedy="unpack it to a plain .tar" if packed else "check the path, or copy it again",
         ) from error
-
-
-def _is_compressed(path: Path) -> bool:
-    """Whether a shard is gzip, bzip2, xz or zstandard."""
-    with path.open("rb") as file:
-        return file.read(4).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zX", b"\x28\xb5\x2f\xfd"))
 
 
 def _samples(path: Path, wanted: str | None) -> tuple[dict[str, tuple[str, int, int]], int]:

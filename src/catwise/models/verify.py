@@ -13,7 +13,7 @@ from catwise.errors import HeadError, MismatchError
 from catwise.heads import Head
 from catwise.heads.provenance import side_file
 from catwise.models.core import LoadedModel
-from catwise.models.layers import call, capture, evaluating
+from catwise.models.layers import call, capture
 from catwise.models.loading import ImageRows
 from catwise.models.logits import ACTIVATIONS, TOLERANCE, activation_in, logits_of
 from catwise.models.registry import reload_model
@@ -24,19 +24,14 @@ _IMAGES: Final = 8
 
 
 class Verified(NamedTuple):
-    """What was seen when a model ran before and after.
+    """What was seen when a model ran before and after."""
 
-    Attributes:
-        images: how many.
-        gap: largest difference between the new logits and what the new head predicts, divided by
-            the largest of them.
-        change: largest difference between old and new logits.
-        tensors: other tensors that were compared, bit for bit; None where that was not possible.
-    """
-
-    images: int
+    images: int  # how many
+    # largest difference between the new logits and what the new head predicts, divided by the
+    # largest of them
     gap: float
-    change: float
+    change: float  # largest difference between old and new logits
+    # other tensors that were compared, bit for bit; None where that was not possible
     tensors: int | None
 
     def __str__(self) -> str:
@@ -171,15 +166,12 @@ def _run(model: LoadedModel, images: torch.Tensor) -> tuple[torch.Tensor, torch.
     module = model.module
     assert module is not None  # noqa: S101  # every adapter makes one
     seen: list[Any] = []
-    handle = module.get_submodule(model.layer).register_forward_hook(
+    hook = module.get_submodule(model.layer).register_forward_hook(
         lambda _, __, output: seen.append(output.clone())  # what follows may work in place
     )
-    try:
-        with evaluating(module), capture(module, model.layer, pool=True) as captured:
-            output = call(module, images, model.image_argument)
-            features = captured.take()
-    finally:
-        handle.remove()
+    with hook, capture(module, model.layer, pool=True) as captured:
+        output = call(module, images, model.image_argument)
+        features = captured.take()
     given = seen[-1].flatten(2).mean(2) if seen[-1].ndim == 4 else seen[-1].flatten(1)
     logits = given if model.output_is else logits_of(output, given)
     made = activation_in(output, given) if model.output_is else ""

@@ -57,18 +57,12 @@ CONFLICT_NOTES: Final = {
 
 
 class LvisCategory(NamedTuple):
-    """A category of LVIS.
+    """A category of LVIS."""
 
-    Attributes:
-        id: the official number.
-        synset: of WordNet; it tells categories apart across releases, which ids do not.
-        frequency: "r", "c" or "f": in 1 to 10, 11 to 100 or more images of the train split.
-    """
-
-    id: int
+    id: int  # the official number
     name: str
-    synset: str
-    frequency: str
+    synset: str  # of WordNet; it tells categories apart across releases, which ids do not
+    frequency: str  # "r", "c" or "f": in 1 to 10, 11 to 100 or more images of the train split
 
 
 def read_lvis(

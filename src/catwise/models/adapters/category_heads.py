@@ -79,10 +79,7 @@ class DecodedGroups(nn.Module):
         """Run the model, catch what its decoder gives, and score that beside it."""
         seen: list[torch.Tensor] = []
         decoder = cast("Any", self.model.get_submodule(self.name)).decoder
-        handle = decoder.register_forward_hook(lambda _, __, output: seen.append(output))
-        try:
+        with decoder.register_forward_hook(lambda _, __, output: seen.append(output)):
             output = self.model(*args, **kwargs)
-        finally:
-            handle.remove()
         scored = self.joined(seen[-1] if self.batch_first else seen[-1].transpose(0, 1))
         return logits_of(settled(output), scored)

@@ -34,17 +34,11 @@ _SHOWN: Final = 5
 
 
 class Placed(NamedTuple):
-    """Where a model's tensors lie in a checkpoint.
+    """Where a model's tensors lie in a checkpoint."""
 
-    Attributes:
-        prefix: what leads the model's keys, container first: ``"state_dict:model."``, or ``""``.
-        names: the model's key → the tensor's name in the checkpoint.
-        notes: what to know, a sentence each.
-    """
-
-    prefix: str
-    names: dict[str, str]
-    notes: list[str]
+    prefix: str  # what leads the model's keys, container first: ``"state_dict:model."``, or ``""``
+    names: dict[str, str]  # the model's key → the tensor's name in the checkpoint
+    notes: list[str]  # what to know, a sentence each
 
 
 def open_weights(checkpoint: str | os.PathLike[str]) -> Catalog:
@@ -144,7 +138,8 @@ def load_weights(
     _check_match(
         catalog,
         lead,
-        missing=[key for key in own if key not in names and not _may_lack(key)],
+        # PyTorch before 0.4 stored no counters; they start again from 0
+        missing=[k for k in own if k not in names and not k.endswith("num_batches_tracked")],
         unexpected=[entry.name for entry in ours if entry.name not in taken],
         shapes=[
             f"{name!r} is {entries[name].shape} and the model's {own[key]}"
@@ -161,11 +156,6 @@ def load_weights(
             f"the model does not take the weights of {catalog.label}.", found=str(error)
         ) from error
     return placed
-
-
-def _may_lack(key: str) -> bool:
-    """Counters that PyTorch before 0.4 did not store; they start again from 0."""
-    return key.rpartition(".")[2] == "num_batches_tracked"
 
 
 def _load(catalog: Catalog, entry: Entry) -> Any:

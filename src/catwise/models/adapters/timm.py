@@ -58,7 +58,8 @@ def load_timm(request: Request) -> LoadedModel:
         args |= stored
         notes += _metadata_notes(catalog)
         if n_rows is None:
-            layer = request.layer or _published_layer(timm, name)
+            hint = getattr(timm.models.get_pretrained_cfg(name), "classifier", None)
+            layer = request.layer or (hint[0] if isinstance(hint, (tuple, list)) else hint)
             n_rows = count_categories(catalog, layer=layer, prefix=request.prefix)
         if categories is None and (categories := _stored_names(request.checkpoint, n_rows)):
             beside = request.checkpoint.with_name(_CONFIG)
@@ -77,12 +78,6 @@ def load_timm(request: Request) -> LoadedModel:
         categories=categories,
         notes=notes,
     )
-
-
-def _published_layer(timm: Any, name: str) -> str | None:
-    """The classification layer that timm's own configuration names; the first of two."""
-    hint = getattr(timm.models.get_pretrained_cfg(name), "classifier", None)
-    return hint[0] if isinstance(hint, (tuple, list)) else hint
 
 
 def _stored_names(checkpoint: Path, n_categories: int) -> list[str] | None:

@@ -325,13 +325,8 @@ def _try(model: LoadedModel, sign: int = 1) -> tuple[list[tuple[Any, Any]], obje
 
     kwargs = {model.image_argument: noise} if model.image_argument else {}
     args = () if kwargs else (noise,)
-    handle = module.get_submodule(model.layer).register_forward_hook(hook)
-    try:
-        with torch.no_grad():
-            out = settled(module(*args, **kwargs))
-    finally:
-        handle.remove()
-    return seen, out
+    with module.get_submodule(model.layer).register_forward_hook(hook), torch.no_grad():
+        return seen, settled(module(*args, **kwargs))
 
 
 def _agree(out: object, logits: torch.Tensor) -> bool:

@@ -76,7 +76,10 @@ def load_transformers(request: Request) -> LoadedModel:
     preprocessing, said = read_processor(folder, settings)
     notes += said
     if _read_json(folder / "preprocessor_config.json").get("do_flip_channel_order"):
-        module.register_forward_pre_hook(_flip_channels, with_kwargs=True)
+        module.register_forward_pre_hook(
+            lambda _, args, kw: (args, kw | {"pixel_values": kw["pixel_values"].flip(1)}),
+            with_kwargs=True,
+        )
         notes.append("the model takes BGR: the channels are turned as it is called.")
     loaded = adapt_module(
         module,
@@ -108,7 +111,14 @@ def _check_count(folder: Path, n_labels: int, asked: int | None) -> None:
 def _weights_of(layers: str | Sequence[str], files: Mapping[str, Path], folder: Path) -> Path:
     """The one file that holds the heads."""
     names = [layers] if isinstance(layers, str) else layers
-    places = {_file_of(files, f"{name}.weight", folder) for name in names}
+    keys = [f"{name}.weight" for name in names]
+    if absent := [key for key in keys if key not in files]:
+        raise HeadError(
+            f"the weights in '{folder}' have no tensor {absent[0]!r}.",
+            found=f"{len(files):,} tensors",
+            remedy="name the classification layer with layer='…'",
+        )
+    places = {files[key] for key in keys}
     if len(places) > 1:
         raise HeadError(
             f"the heads in '{folder}' lie in several files.",
@@ -116,10 +126,6 @@ def _weights_of(layers: str | Sequence[str], files: Mapping[str, Path], folder: 
             remedy="model.save_pretrained(folder, max_shard_size='1TB') puts them in one",
         )
     return min(places)
-
-
-def _flip_channels(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    return args, kwargs | {"pixel_values": kwargs["pixel_values"].flip(1)}
 
 
 def _read_json(path: Path, *, needed: bool = False) -> dict[str, Any]:
@@ -162,16 +168,6 @@ def _weight_files(folder: Path) -> dict[str, Path]:
     return {entry.key: file for file in sorted(files) for entry in open_catalog(file).entries}
 
 
-def _file_of(files: Mapping[str, Path], key: str, folder: Path) -> Path:
-    if key not in files:
-        raise HeadError(
-            f"the weights in '{folder}' have no tensor {key!r}.",
-            found=f"{len(files):,} tensors",
-            remedy="name the classification layer with layer='…'",
-        )
-    return files[key]
-
-
 @contextlib.contextmanager
 def _silent(transformers: Any) -> Iterator[None]:
     """No progress bars and reports on the terminal while a model loads."""
@@ -211,18 +207,11 @@ def _build(transformers: Any, folder: Path, args: Mapping[str, Any]) -> Any:
             expected="every tensor of the model, and no other",
             remedy="check num_labels and architectures in config.json",
         )
-    _own_memory(module)
-    return module
-
-
-def _own_memory(module: Any) -> None:
-    """Move tensors out of the mapped file, to where every tensor of torch's begins.
-
-    Where a tensor begins decides on the last bits of some convolutions: the same weights out of two
-    files would give features that differ in those.
-    """
+    # Out of the mapped file: where a tensor begins decides on the last bits of some convolutions,
+    # and the same weights out of two files would give features that differ in those.
     for part in (*module.parameters(), *module.buffers()):
         part.data = part.data.clone()
+    return module
 
 
 def _problem_note(config: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any, cast
 
 import torch
@@ -32,17 +33,14 @@ class TwoHeads(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Run the model, catch what enters its heads, and score that beside it."""
         seen: dict[str, torch.Tensor] = {}
-        handles = [
-            self.model.get_submodule(name).register_forward_pre_hook(
-                lambda _, inputs, name=name: seen.update({name: inputs[0]})
-            )
-            for name in self.layers
-        ]
-        try:
+        with ExitStack() as hooks:
+            for name in self.layers:
+                layer = self.model.get_submodule(name)
+                handle = layer.register_forward_pre_hook(
+                    lambda _, inputs, name=name: seen.update({name: inputs[0]})
+                )
+                hooks.enter_context(handle)
             output = self.model(*args, **kwargs)
-        finally:
-            for handle in handles:
-                handle.remove()
         parts = [seen[name].flatten(1) for name in self.layers]
         return logits_of(settled(output), self.joined(torch.cat(parts, dim=1) / len(parts)))
 

@@ -114,6 +114,7 @@ def adapt_xrv(
     own: Any = module
     names_given = categories if categories is not None else getattr(own, "targets", None)
     size = int(getattr(own, "input_resolution", None) or _SIZE)
+    usual = next((key for key in _LAYERS if key in dict(module.named_modules())), None)
     loaded = adapt_module(
         module,
         name=name,
@@ -124,7 +125,7 @@ def adapt_xrv(
             channels=1,
             source="torchxrayvision: one channel in [-1024, 1024]",
         ),
-        layers=layer or _usual_layer(module),
+        layers=layer or (None if usual is None else inner_layer(module, usual)),
         checkpoint=checkpoint,
         catalog=catalog,
         loaded=True,
@@ -150,12 +151,6 @@ def _name_rows(loaded: LoadedModel, targets: list[str]) -> None:
             f"{len(rows) - len(named)} of {len(rows)} rows have no name: they are left out of the "
             "head, and left as they are when it is written."
         )
-
-
-def _usual_layer(module: nn.Module) -> str | None:
-    names = dict(module.named_modules())
-    usual = next((key for key in _LAYERS if key in names), None)
-    return None if usual is None else inner_layer(module, usual)
 
 
 def _settle_points(module: Any, op_threshs: str, name: str) -> list[str]:

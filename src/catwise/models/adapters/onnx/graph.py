@@ -56,21 +56,13 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stored:
-    """A constant as the file holds it.
+    """A constant as the file holds it."""
 
-    Attributes:
-        name: of its tensor in the graph.
-        tensor: its TensorProto.
-        path: field number and position, from the graph down to the TensorProto.
-        transposed: whether the graph transposes it before it is used.
-        passed: the tensors' names from it to the layer, its own among them.
-    """
-
-    name: str
-    tensor: Any
-    path: tuple[Span, ...]
-    transposed: bool = False
-    passed: tuple[str, ...] = ()
+    name: str  # of its tensor in the graph
+    tensor: Any  # its TensorProto
+    path: tuple[Span, ...]  # field number and position, from the graph down to the TensorProto
+    transposed: bool = False  # whether the graph transposes it before it is used
+    passed: tuple[str, ...] = ()  # the tensors' names from it to the layer, its own among them
 
     @property
     def dtype(self) -> torch.dtype:
@@ -85,29 +77,19 @@ class Stored:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Linear:
-    """A linear layer with constant weights: ``alpha * x @ weight.T + beta * bias``.
+    """A linear layer with constant weights: ``alpha * x @ weight.T + beta * bias``."""
 
-    Attributes:
-        name: of the node, or of its result where the node has none; `op` Gemm, MatMul or Conv.
-        features: the tensor that it takes.
-        results: the tensors that it gives, with and without the bias.
-        weight: (C, D), (C, D, 1, 1), or (D, C) where `flip` is true.
-        bias: C numbers, or None.
-        output: the graph's output that it leads to; "" where none does.
-        after: the operators from the layer to that output.
-    """
-
-    name: str
+    name: str  # of the node, or of its result where the node has none
     op: str
-    features: str
-    results: tuple[str, ...]
-    weight: Stored
-    bias: Stored | None
+    features: str  # the tensor that it takes
+    results: tuple[str, ...]  # the tensors that it gives, with and without the bias
+    weight: Stored  # (C, D), (C, D, 1, 1), or (D, C) where `flip` is true
+    bias: Stored | None  # C numbers, or None
     alpha: float
     beta: float
     flip: bool
-    output: str
-    after: tuple[str, ...]
+    output: str  # the graph's output that it leads to; "" where none does
+    after: tuple[str, ...]  # the operators from the layer to that output
 
     @property
     def shape(self) -> Span:

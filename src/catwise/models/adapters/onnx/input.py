@@ -54,28 +54,21 @@ _COLOURS: Final = (1, 3)
 
 @dataclass(frozen=True, slots=True)
 class ImageInput:
-    """The input of a graph that takes the images.
-
-    Attributes:
-        layout: its axes in order, of ``n`` (images), ``c`` (channels), ``h`` and ``w``; "" where it
-            takes no images.
-        sizes: its declared sizes; 0 where one is free. None where even their number is free.
-        channels: how many; 0 where that is not known.
-        kind: ONNX's number for its dtype.
-        white: the largest value of a pixel, 1 or 255, where the graph normalises by itself, or
-            takes bytes; None where it does not, or that is not clear.
-        reason: what the layout was read from, in words.
-        arithmetic: the graph's own operators on the pixels, in order.
-    """
+    """The input of a graph that takes the images."""
 
     name: str
+    # its axes in order, of ``n`` (images), ``c`` (channels), ``h`` and ``w``; "" where it takes
+    # no images
     layout: str
+    # its declared sizes; 0 where one is free. None where even their number is free
     sizes: tuple[int, ...] | None
-    channels: int
-    kind: int
+    channels: int  # how many; 0 where that is not known
+    kind: int  # ONNX's number for its dtype
+    # the largest value of a pixel, 1 or 255, where the graph normalises by itself, or takes
+    # bytes; None where it does not, or that is not clear
     white: float | None
-    reason: str
-    arithmetic: tuple[str, ...]
+    reason: str  # what the layout was read from, in words
+    arithmetic: tuple[str, ...]  # the graph's own operators on the pixels, in order
 
     def size(self, letter: str) -> int:
         """Declared size of an axis; 0 where it is free, or there is none."""
@@ -194,20 +187,14 @@ class _State(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    """What the first operators tell.
+    """What the first operators tell."""
 
-    Attributes:
-        places: operators that fix the order of the axes.
-        hints: axes that look like channels, or are set apart otherwise, and by which operator.
-        white: 1 or 255 where the graph's arithmetic centres such pixels.
-        is_quantised: whether the input goes straight into a quantised operator.
-    """
-
-    places: list[_Place]
+    places: list[_Place]  # operators that fix the order of the axes
+    # axes that look like channels, or are set apart otherwise, and by which operator
     hints: list[tuple[int, str]]
-    white: float | None
+    white: float | None  # 1 or 255 where the graph's arithmetic centres such pixels
     arithmetic: tuple[str, ...]
-    is_quantised: bool
+    is_quantised: bool  # whether the input goes straight into a quantised operator
 
 
 class _Trace:
