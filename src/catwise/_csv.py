@@ -34,19 +34,10 @@ def _cell(value: Any) -> str:
 
 
 def rows_csv(rows: Sequence[Mapping[str, Any]], columns: Iterable[str] = ()) -> str:
-    """Rows as CSV (RFC 4180), with a header line and Unix line ends.
+    """Rows as CSV (RFC 4180), with a header line and Unix line ends; `columns` stand first.
 
     Numbers keep all their digits; None and NaN are empty; lists and tables are JSON; texts that a
     spreadsheet would run are defused.
-
-    Args:
-        rows: one mapping a row.
-        columns: these first; further keys follow in the order in which they are met.
-
-    >>> print(rows_csv([{"name": "=a,b", "x": -1.5}, {"x": None}]), end="")
-    name,x
-    "'=a,b",-1.5
-    ,
     """
     names = dict.fromkeys(columns)
     for row in rows:

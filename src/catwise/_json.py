@@ -21,17 +21,7 @@ def number(value: float) -> float | int | None:
 
 
 def json_ready(value: Any) -> Any:
-    """A value that JSON can hold: NaN and infinities become null, arrays become lists.
-
-    Args:
-        value: numbers, texts, mappings, sequences, numpy or torch values, paths; nested.
-
-    Returns:
-        The same in None, bool, int, float, str, list and dict with text keys.
-
-    >>> json_ready({"a": float("nan"), 1: (2, None)})
-    {'a': None, '1': [2, None]}
-    """
+    """A nested value that JSON can hold: NaN and infinities become null, arrays and sets lists."""
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):

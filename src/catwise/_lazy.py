@@ -10,15 +10,9 @@ from collections.abc import Callable, Mapping
 def attach(
     package: str, homes: Mapping[str, str], names: tuple[str, ...] = ()
 ) -> tuple[list[str], Callable[[str], object], Callable[[], list[str]]]:
-    """What a package needs to load its public names when they are first asked for.
+    """``__all__``, ``__getattr__`` and ``__dir__`` of a package that loads its names when asked.
 
-    Args:
-        package: the package, ``__name__``.
-        homes: {module: its public names, with spaces between them}.
-        names: further public names, which are there already.
-
-    Returns:
-        ``__all__``, ``__getattr__`` and ``__dir__`` of the package.
+    `homes` are {module: its public names, with spaces between them}; `names` are there already.
 
     >>> names, load, listed = attach("catwise._lazy", {"catwise.errors": "ShapeError nearest"})
     >>> names, load("nearest").__name__, "nearest" in listed()

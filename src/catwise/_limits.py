@@ -15,61 +15,42 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-MAX_DEPTH: Final = 64
-"""Tables and lists inside one another, in JSON and in pickles."""
-MAX_TABLES: Final = 100_000
-"""Tables in a checkpoint."""
+MAX_DEPTH: Final = 64  # tables and lists inside one another, in JSON and in pickles
+MAX_TABLES: Final = 100_000  # tables in a checkpoint
+# instructions of a pickle (the state of a model and its optimizer takes some 100 a tensor), fields
+# and nodes of an ONNX file (some 10 a node)
 MAX_STEPS: Final = 2_000_000
-"""Instructions of a pickle (the state of a model and its optimizer takes some 100 a tensor), fields
-and nodes of an ONNX file (some 10 a node)."""
-MAX_ELEMENTS: Final = 1_000_000
-"""Reads that the elements of a DICOM file take, one or two each."""
+MAX_ELEMENTS: Final = 1_000_000  # reads that the elements of a DICOM file take, one or two each
+# bytes of a pickle: names, shapes and options; tensors lie outside of it
 MAX_PICKLE: Final = 256 * 2**20
-"""Bytes of a pickle: names, shapes and options; tensors lie outside of it."""
-MAX_DIMENSIONS: Final = 64
-"""Axes of an array, as in numpy."""
-MAX_SIZE: Final = 2**63 - 1
-"""Entries along an axis, and of a whole array."""
-MAX_HEADER: Final = 100_000_000
-"""Bytes of a safetensors header, as in the format's own reader."""
-MAX_NPY_HEADER: Final = 10_000
-"""Bytes of a .npy header, as in numpy."""
-MAX_MEMBERS: Final = 1_000_000
-"""Members of a zip archive."""
-MAX_DIRECTORY: Final = 64 * 2**20
-"""Bytes of the directory of a zip archive."""
+MAX_DIMENSIONS: Final = 64  # axes of an array, as in numpy
+MAX_SIZE: Final = 2**63 - 1  # entries along an axis, and of a whole array
+MAX_HEADER: Final = 100_000_000  # bytes of a safetensors header, as in the format's own reader
+MAX_NPY_HEADER: Final = 10_000  # bytes of a .npy header, as in numpy
+MAX_MEMBERS: Final = 1_000_000  # members of a zip archive
+MAX_DIRECTORY: Final = 64 * 2**20  # bytes of the directory of a zip archive
+# bytes of a header in a tar archive, the long names and attributes of a file among them
 MAX_TAR_HEADER: Final = 2**20
-"""Bytes of a header in a tar archive, the long names and attributes of a file among them."""
-MAX_UNPACKED: Final = 2**36
-"""Bytes of a compressed member; also no more than this machine's memory."""
-MAX_JSON: Final = 512 * 2**20
-"""Bytes of a JSON file that catwise wrote."""
+MAX_UNPACKED: Final = 2**36  # bytes of a compressed member; also no more than this machine's memory
+MAX_JSON: Final = 512 * 2**20  # bytes of a JSON file that catwise wrote
+# bytes of a text or JSON file of others that is read whole: Arrow's largest block
 MAX_TEXT: Final = 2**31 - 2
-"""Bytes of a text or JSON file of others that is read whole: Arrow's largest block."""
+# bytes of a line of JSON lines, of the first record of a text table, of an image's XML
 MAX_LINE: Final = 64 * 2**20
-"""Bytes of a line of JSON lines, of the first record of a text table, of an image's XML."""
-MAX_COLUMNS: Final = 1_000_000
-"""Columns of a table."""
-MAX_ROWS: Final = 10**9
-"""Rows that a Parquet file claims."""
-MAX_ID: Final = 2**16
-"""Characters of an image's id."""
-MAX_PROTOBUF: Final = 2**31 - 1
-"""Bytes of an ONNX file without its external data, as in protobuf."""
-MAX_IMAGE: Final = 2**32
-"""Bytes of an image file, as in the lengths of DICOM."""
-MAX_SEQUENCE: Final = 2**24
-"""Bytes of a sequence of a DICOM file that is looked into."""
-MAX_INFLATED: Final = 2**28
-"""Bytes that a DICOM file becomes which is deflated as a whole."""
-MAX_PIXELS: Final = 178_956_970
-"""Pixels of an image, as in Pillow."""
+MAX_COLUMNS: Final = 1_000_000  # columns of a table
+MAX_ROWS: Final = 10**9  # rows that a Parquet file claims
+MAX_ID: Final = 2**16  # characters of an image's id
+MAX_PROTOBUF: Final = 2**31 - 1  # bytes of an ONNX file without its external data, as in protobuf
+MAX_IMAGE: Final = 2**32  # bytes of an image file, as in the lengths of DICOM
+MAX_SEQUENCE: Final = 2**24  # bytes of a sequence of a DICOM file that is looked into
+MAX_INFLATED: Final = 2**28  # bytes that a DICOM file becomes which is deflated as a whole
+MAX_PIXELS: Final = 178_956_970  # pixels of an image, as in Pillow
+# the environment variable that sets another bound than `MAX_PIXELS`
 PIXELS_VARIABLE: Final = "CATWISE_MAX_PIXELS"
-"""The environment variable that sets another bound than `MAX_PIXELS`."""
 
 _PIECE: Final = 2**22
+# no compressed byte gives more than so many (zlib, "Maximum Compression Factor")
 _DEFLATE: Final = 1032
-"""No compressed byte gives more than so many (zlib, "Maximum Compression Factor")."""
 
 
 def check_at_most(value: int, limit: int, what: str) -> None:

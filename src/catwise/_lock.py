@@ -29,8 +29,7 @@ from typing import Final
 
 from catwise.errors import CatwiseError, OutputError
 
-PREFIX: Final = ".catwise-"
-"""What the names of our temporaries and locks begin with."""
+PREFIX: Final = ".catwise-"  # what the names of our temporaries and locks begin with
 
 _REMEDIES: Final = {
     errno.ENOSPC: "free some space, or write to another disk",

@@ -151,12 +151,6 @@ def build(
     """Return a safetensors file as bytes; equal content gives equal bytes.
 
     A tensor is its dtype's name, its shape, and its row-major little-endian bytes.
-
-    >>> one = struct.pack("<f", 1.0)
-    >>> data = build({"a": ("F32", (1,), one)}, {"made_by": "catwise"})
-    >>> import safetensors.torch
-    >>> safetensors.torch.load(data)
-    {'a': tensor([1.])}
     """
     header: dict[str, object] = {}
     if metadata:

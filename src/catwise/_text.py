@@ -40,21 +40,13 @@ def _number(value: object) -> float | None:
 
 
 def score(value: object) -> str:
-    """A metric with four decimals; a dash where there is none.
-
-    >>> score(0.51234), score(None), score(float("nan"))
-    ('0.5123', '–', '–')
-    """
+    """A metric with four decimals; a dash where there is none."""
     number = _number(value)
     return NOTHING if number is None else f"{number:.4f}"
 
 
 def gain(value: object) -> str:
-    """A difference with its sign.
-
-    >>> gain(0.01234), gain(-0.5), gain(0), gain(-0.00001)
-    ('+0.0123', '−0.5000', '0.0000', '0.0000')
-    """
+    """A difference with its sign."""
     number = _number(value)
     if number is None:
         return NOTHING
@@ -72,11 +64,7 @@ def interval(low: object, high: object) -> str:
 
 
 def count(value: object) -> str:
-    """A number of things.
-
-    >>> count(12345), count(None)
-    ('12,345', '–')
-    """
+    """A number of things."""
     number = _number(value)
     return NOTHING if number is None else f"{round(number):,}"
 

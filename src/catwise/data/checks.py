@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from catwise.errors import CatwiseError, IdError
 from catwise.labels.codes import Rows
 
-Place: TypeAlias = Callable[[int], str]
-"""Where value i is, for people."""
+Place: TypeAlias = Callable[[int], str]  # where value i is, for people
 
 
 def refuse_wrong(

@@ -95,11 +95,7 @@ class Dataset:
         )
 
     def split(self, name: str) -> Dataset:
-        """The images of one split.
-
-        Raises:
-            ConfigError: If there is no such split.
-        """
+        """The images of one split; ConfigError if there is no such split."""
         rows = np.flatnonzero(self.splits == name)
         if not rows.size:
             raise ConfigError(
@@ -109,17 +105,10 @@ class Dataset:
         return self.take(rows)
 
     def with_splits(self, shares: Any, *, seed: int = 0) -> Dataset:
-        """The same images assigned to new splits.
+        """The same images assigned to new splits, as :func:`~catwise.labels.split_labels` does it.
 
         Groups stay whole; positives and negatives of every category are spread as the shares say,
         as far as they are known.
-
-        Args:
-            shares: the share of each split, such as {"train": 0.8, "valid": 0.2}; their sum is 1.
-            seed: another one gives another split.
-
-        Raises:
-            ConfigError: If shares or seed cannot be used, or there are too few rows or groups.
 
         >>> from pathlib import Path
         >>> from catwise.labels import PartialLabels

@@ -57,11 +57,7 @@ class TableFile:
         return f"'{self.path}'"
 
     def require(self, column: str, role: str) -> str:
-        """Refuse a column that is not there.
-
-        Raises:
-            LabelError: Suggests the nearest name.
-        """
+        """Refuse a column that is not there, by a LabelError that suggests the nearest name."""
         if column in self.names:
             return column
         raise LabelError(
@@ -73,12 +69,8 @@ class TableFile:
     def check_header(self, named: Iterable[str] = (), *, n_texts: int = 1) -> None:
         """Refuse a first line that looks like data, unless a column that was asked for is in it.
 
-        Args:
-            named: the columns that were asked for.
-            n_texts: how many columns from the left may hold texts in a row of data.
-
-        Raises:
-            LabelError: If it does, and nobody has said whether it is a header.
+        In a row of data the first `n_texts` columns may hold texts. LabelError if the line looks
+        so, and nobody has said whether it is a header.
         """
         sure = (
             self.delimiter is None or self.header is not None or not {*named}.isdisjoint(self.names)
@@ -93,11 +85,7 @@ class TableFile:
             )
 
     def head(self) -> str:
-        """Where the names of the columns are, for people: the file and, of a text table, the line.
-
-        >>> TableFile(Path("labels.parquet"), ("id", "cat"), None).head()
-        "'labels.parquet'"
-        """
+        """Where the names of the columns are, for people: the file and, of a text, the line."""
         if self.delimiter is None or self.header is False:
             return str(self)
         return f"{self}, line {self.line(-1):,}:"
@@ -125,15 +113,10 @@ class TableFile:
         return row + 1 + self.n_above
 
     def batches(self, columns: Sequence[str], *, coded: Sequence[str] = ()) -> Iterator[Any]:
-        """Yield record batches of some columns, in the order of the file.
+        """Yield record batches of some columns, in the order of the file; LabelError if damaged.
 
-        Args:
-            columns: which.
-            coded: those of them with few different values, which a text table gives as dictionary
-                arrays. Everything else in a text table comes as text, blanks as "".
-
-        Raises:
-            LabelError: If the file is damaged, truncated or no such table.
+        `coded` are those with few different values, which a text table gives as dictionary arrays.
+        Everything else in a text table comes as text, blanks as "".
         """
         import pyarrow as pa
 

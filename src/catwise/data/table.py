@@ -169,11 +169,7 @@ def split_counts(
     delimiter: str | None = None,
     header: bool | None = None,
 ) -> dict[str, int]:
-    """How many rows of a table are in each split, in order of appearance.
-
-    Raises:
-        LabelError: If the file cannot be read or has no such column.
-    """
+    """How many rows of a table are in each split, in order of appearance; else LabelError."""
     file = open_labels(path, [split_column], delimiter=delimiter, header=header)
     file.check_header(named=[split_column])
     file.require(split_column, "the split of each row")

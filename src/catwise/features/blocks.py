@@ -108,14 +108,7 @@ class SlicedRows:
 
 
 def feature_shape(values: Values, *, name: str = "features") -> tuple[int, int]:
-    """Return (N, D).
-
-    Args:
-        values: features of any kind.
-        name: what to call them in an error.
-
-    Raises:
-        FeatureError: If they have not two axes.
+    """Return (N, D) of features of any kind, called `name` in the FeatureError if they have others.
 
     >>> feature_shape([[1.0, 2.0, 3.0]])
     (1, 3)
@@ -137,19 +130,9 @@ def block_of(
 ) -> torch.Tensor:
     """Rows start to stop as a tensor of the given dtype that shares no memory with a mapped file.
 
-    Half-precision features widen exactly.
-
-    Args:
-        values: (N, D) features of any kind.
-        start: first row.
-        stop: one past the last row.
-        dtype: float32 or float64.
-
-    Returns:
-        (stop − start, D), on the device of `values` (the CPU for what is not a tensor).
-
-    Raises:
-        FeatureError: If the values are not real numbers.
+    Half-precision features widen exactly. `values` are (N, D) features of any kind, the result is
+    (stop − start, D), float32 or float64, on their device (the CPU for what is not a tensor).
+    FeatureError if they are not real numbers.
 
     >>> block_of(np.array([[1, 2], [3, 4]], dtype=np.float16), 1, 2)
     tensor([[3., 4.]])

@@ -116,11 +116,7 @@ class CategoryFeatures:
         return max(1, min(BLOCK_ROWS, _BLOCK_NUMBERS // self.shape[1]))
 
     def groups_of(self, n_categories: int) -> NDArray[np.int64]:
-        """(C,) the vector that each of so many categories takes.
-
-        Raises:
-            ShapeError: If the groups are not one for each category, or there are more vectors.
-        """
+        """(C,) the vector that each of so many categories takes; ShapeError if they do not fit."""
         given = self.groups
         if given is None and self.n_groups <= n_categories:
             return np.arange(n_categories) // -(-n_categories // self.n_groups)

@@ -23,19 +23,11 @@ _SURROGATE: Final = np.uint32(0xD800 >> 11)
 
 
 def as_ids(ids: Any, n_rows: int | None = None, *, name: str = "ids") -> NDArray[np.str_]:
-    """Return ids as a read-only array of different, non-empty texts.
+    """Return ids as a read-only (N,) array of different, non-empty texts.
 
-    Args:
-        ids: texts, bytes or whole numbers; numbers become their decimal digits.
-        n_rows: how many there must be, where that is known.
-        name: what to call them in an error.
-
-    Returns:
-        (N,) numpy texts.
-
-    Raises:
-        ShapeError: If they are not one for each row.
-        IdError: If one is empty, is not a text or number, or is a duplicate.
+    Ids are texts, bytes or whole numbers; numbers become their decimal digits. ShapeError, which
+    calls them `name`, if they are not one for each of `n_rows`; IdError if one is empty, is not a
+    text or number, or is a duplicate.
 
     >>> as_ids([7, 12]).tolist()
     ['7', '12']

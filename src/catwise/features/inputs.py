@@ -78,14 +78,7 @@ class Features:
         return self.values[start:stop]
 
     def rows(self, index: Any) -> Any:
-        """Copies of the rows with these numbers, in that order.
-
-        Args:
-            index: (K,) whole numbers; a row may come more than once.
-
-        Returns:
-            (K, D) numpy array or tensor.
-        """
+        """Copies of the rows with these numbers (K,), in that order: (K, D), array or tensor."""
         if isinstance(self.values, torch.Tensor):
             return self.values[torch.as_tensor(row_index(index), device=self.values.device)]
         index = row_index(index)

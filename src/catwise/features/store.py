@@ -100,11 +100,7 @@ class FeatureStore:
 
     @property
     def ids(self) -> NDArray[np.str_] | None:
-        """(N,) texts, read-only, or None. Read when first asked for.
-
-        Raises:
-            FeatureStoreError: If the file of ids is not the one that was written.
-        """
+        """(N,) texts, read-only, or None; read when asked for. FeatureStoreError if damaged."""
         if not self._manifest.ids:
             return None
         if not self._ids:
@@ -116,11 +112,7 @@ class FeatureStore:
         return self._ids[0]
 
     def id_files(self) -> list[bytes]:
-        """The bytes of the files of ids, compared with their checksums.
-
-        Raises:
-            FeatureStoreError: If one is not the file that was written.
-        """
+        """The bytes of the files of ids, compared with their checksums; else FeatureStoreError."""
         found, problems = [], []
         for part in self._manifest.ids:
             try:
@@ -136,14 +128,10 @@ class FeatureStore:
         return found
 
     def block(self, start: int, stop: int) -> NDArray[Any]:
-        """Rows start to stop, as slices count; no others are read.
+        """Rows start to stop, as slices count; no others are read. FeatureStoreError if that fails.
 
-        Returns:
-            (stop − start, D): float16 or float32 as stored, bfloat16 widened to float32. A
-            read-only view of the mapped file where the rows lie in one shard.
-
-        Raises:
-            FeatureStoreError: If a file cannot be read, or is gone.
+        (stop − start, D): float16 or float32 as stored, bfloat16 widened to float32. A read-only
+        view of the mapped file where the rows lie in one shard.
         """
         first, last, _ = slice(start, stop).indices(len(self))
         if first >= last:
@@ -159,17 +147,9 @@ class FeatureStore:
     def rows(self, index: Any) -> NDArray[Any]:
         """Copies of the rows with these numbers, in that order; no others are read.
 
-        The known rows of a category are ``store.rows(labels.known(category)[0])``.
-
-        Args:
-            index: (K,) whole numbers, negative ones from the end, or an (N,) mask.
-
-        Returns:
-            (K, D), as for :meth:`block`.
-
-        Raises:
-            IndexError: If there is no such row.
-            FeatureStoreError: If a file cannot be read, or is gone.
+        The known rows of a category are ``store.rows(labels.known(category)[0])``. The index holds
+        (K,) whole numbers, negative ones from the end, or an (N,) mask; there come (K, D), as for
+        :meth:`block`. IndexError if there is no such row, FeatureStoreError if a file is gone.
         """
         wanted = np.arange(len(self))[row_index(index)]
         out = np.empty((len(wanted), self.shape[1]), self._stored)
@@ -202,11 +182,7 @@ class FeatureStore:
         return taken
 
     def verify(self) -> None:
-        """Read every file and compare it with its checksum.
-
-        Raises:
-            FeatureStoreError: If files are missing or differ; names them and their rows.
-        """
+        """Compare every file with its checksum; FeatureStoreError names those that differ."""
         rows = {
             shard.file: f" (rows {start:,} to {start + shard.rows - 1:,})"
             for start, shard in zip(self._starts, self.shards, strict=True)

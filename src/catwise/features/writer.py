@@ -305,15 +305,10 @@ class StoreWriter:
         self._open: _Shard | None = None
 
     def write(self, rows: Any, *, ids: Any = None) -> None:
-        """Add rows.
+        """Add rows, (K, D), with their ids (K,); with ids in every block or in none.
 
-        Args:
-            rows: (K, D) array, tensor or nested lists.
-            ids: (K,) ids of these rows; given with every block or with none.
-
-        Raises:
-            FeatureError: If values are not finite numbers that the dtype can hold.
-            ShapeError: If the columns are not as many as before, or the ids not one for each row.
+        FeatureError if values are not finite numbers that the dtype can hold; ShapeError if the
+        columns are not as many as before, or the ids not one for each row.
         """
         features = Features(rows)
         if not self._n_features:
@@ -338,12 +333,7 @@ class StoreWriter:
                 self._close_shard()
 
     def set_ids(self, ids: Any) -> None:
-        """Give the ids of all rows at once, after the last row.
-
-        Raises:
-            ShapeError: If they are not one for each row.
-            IdError: If one is empty or a duplicate.
-        """
+        """Give the ids of all rows at once, after the last row; errors as for :func:`as_ids`."""
         if self._ids is not None:
             self._ids.close()
             self._ids = None

@@ -162,18 +162,15 @@ class Head:
         return total.hexdigest()
 
     def logits(self, features: Any, *, block_rows: int = BLOCK_ROWS) -> torch.Tensor:
-        """Score features, block by block.
+        """Score features, block by block: (N, C) float32, or float64 for a float64 head.
 
         A half-precision head is scored as stored: its numbers widen exactly to float32, in which
-        the products are taken.
+        the products are taken. The logits are unbounded, and on the head's device.
 
         Args:
             features: (N, D) numpy array or memmap, torch tensor, `Features` or feature store; or
                 (N, C, D), a vector for each category (`CategoryFeatures`).
             block_rows: rows at a time.
-
-        Returns:
-            (N, C) float32, or float64 for a float64 head, unbounded, on the head's device.
 
         Raises:
             ShapeError: If the features have not D columns.
@@ -229,13 +226,9 @@ class Head:
         return out
 
     def take_categories(self, which: Iterable[str] | Iterable[int]) -> Head:
-        """Return a head with some of the categories, in the order given.
+        """Return a head with some of the categories, by name or position, in the order given.
 
-        Args:
-            which: names or positions, each once.
-
-        Raises:
-            CategoryError: If one is not there, or is given twice.
+        CategoryError if one is not there, or is given twice.
         """
         index = [self._position(item) for item in which]
         if len(set(index)) != len(index):
@@ -299,11 +292,7 @@ class Head:
         )
 
     def with_fitted_on(self, digests: Any) -> Head:
-        """Return this head, remembering further rows that fitted or selected it.
-
-        Args:
-            digests: uint64 row digests; added to those that are there.
-        """
+        """Return this head, remembering uint64 digests of further rows that fitted or chose it."""
         new = _digests(digests)
         if new is None:
             return self
@@ -420,14 +409,7 @@ def save_head(head: Head, path: str | os.PathLike[str]) -> None:
     """Write a head as safetensors: tensors `weight`, `bias`, `fitted_on`; names in the metadata.
 
     The 64-bit row digests are stored as int64 with the same bits, which every reader knows. Equal
-    heads give equal bytes.
-
-    Args:
-        head: the head.
-        path: the file; replaced if it exists.
-
-    Raises:
-        OutputError: If it cannot be written.
+    heads give equal bytes. A file of that name is replaced; OutputError if it cannot be written.
 
     >>> import tempfile
     >>> from catwise.heads import load_head

@@ -83,20 +83,12 @@ class Found:
 
 
 def list_heads(source: str | os.PathLike[str] | Mapping[str, Any]) -> list[HeadLocation]:
-    """List what may be the head of a checkpoint, every copy of it (EMA, `module.` …).
+    """List what may be the head of a checkpoint or state_dict, every copy of it (EMA, `module.` …).
 
     Layers with the usual names (`fc`, `classifier`, `head` …) come alone where there are any;
     otherwise every matrix named `….weight` is listed. Those that cannot be used say why in
-    `problem`.
-
-    Args:
-        source: a checkpoint's path, or a state_dict.
-
-    Returns:
-        The candidates; of layers that follow one another the last stands first.
-
-    Raises:
-        CheckpointError: If the file cannot be read.
+    `problem`. Of layers that follow one another the last stands first. CheckpointError if the file
+    cannot be read.
 
     >>> import torch
     >>> for place in list_heads({"fc.weight": torch.ones(3, 8), "fc.bias": torch.ones(3)}):

@@ -30,8 +30,7 @@ from catwise._safetensors import read_layout
 from catwise._version import __version__
 from catwise.heads.core import Head
 
-KEY: Final = "catwise"
-"""The metadata key of a safetensors file."""
+KEY: Final = "catwise"  # the metadata key of a safetensors file
 
 MAX_ROWS: Final = 1 << 18
 """Row digests that a record keeps at most, the smallest ones: 2.8 MB as text."""

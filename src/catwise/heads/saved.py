@@ -20,16 +20,10 @@ _DTYPES = {name: dtype for dtype, name in SAFETENSORS_DTYPES.items()} | {"I64": 
 
 
 def load_head(path: str | os.PathLike[str]) -> Head:
-    """Read a head that :func:`~catwise.heads.save_head` wrote.
+    """Read a head that :func:`~catwise.heads.save_head` wrote: on the CPU, bit for bit.
 
-    Args:
-        path: the file.
-
-    Returns:
-        The head, on the CPU, bit for bit, with its categories, provenance and row digests.
-
-    Raises:
-        CheckpointError: If the file is missing, damaged, or no head of catwise.
+    It has its categories, provenance and row digests. CheckpointError if the file is missing,
+    damaged, or no head of catwise.
     """
     path = Path(path)
     try:

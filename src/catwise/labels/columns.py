@@ -24,8 +24,7 @@ COUNTED: Final = (POSITIVE, NEGATIVE, UNCERTAIN)
 
 COLUMNS_BELOW: Final = 1 / 8
 """Share of entries that are not unknown under which columns take over: they need 5 bytes each."""
-COLUMNS_FROM: Final = 1 << 20
-"""Entries (rows × categories) from which columns are worth it."""
+COLUMNS_FROM: Final = 1 << 20  # entries (rows × categories) from which columns are worth it
 
 Storage: TypeAlias = Literal["auto", "dense", "columns"]
 

@@ -184,18 +184,9 @@ class PartialLabels:
     ) -> PartialLabels:
         """Build labels from the labelled rows of each category, never making (N, C).
 
-        Args:
-            columns: for each category (rows, codes): integers from 0 to N − 1 in any order, each
-                once, and their codes. Rows that are not listed are unknown.
-            n_rows: N.
-            categories: as for `PartialLabels`.
-            ids: as for `PartialLabels`.
-            groups: as for `PartialLabels`.
-            storage: as for `PartialLabels`.
-
-        Raises:
-            LabelError: If a row is listed twice in a category, or a code is none of the four.
-            ShapeError: If rows and codes do not fit together, or a row is not there.
+        `columns` holds for each category (rows, codes): integers from 0 to N − 1 in any order, each
+        once, and their codes. Rows that are not listed are unknown. The rest is as for
+        `PartialLabels`, the errors too.
 
         >>> PartialLabels.from_columns([([2, 0], [1, 0]), ([], [])], 3).codes
         array([[ 0, -1],
@@ -320,11 +311,7 @@ class PartialLabels:
         return np.unique(self.groups, return_inverse=True)[1].astype(np.int64)
 
     def column(self, j: int | str) -> Codes:
-        """Codes of one category, by position or name, as a new (N,) int8 array.
-
-        Raises:
-            CategoryError: If it is not there.
-        """
+        """Codes of one category, by position or name, as a new (N,) array; else CategoryError."""
         j = self._position(j)
         if self._columns is None:
             return np.array(self.codes[:, j])
@@ -348,11 +335,7 @@ class PartialLabels:
         return self._columns.rows[span].astype(np.int64), self._columns.codes[span]
 
     def known(self, j: int | str) -> tuple[Rows, NDArray[np.bool_]]:
-        """Hard known labels of one category: int64 rows, ascending, and which are positive.
-
-        Raises:
-            CategoryError: If the category is not there.
-        """
+        """Hard known labels of one category: int64 rows, ascending, and which are positive."""
         rows, codes = self.entries(j)
         hard = codes >= 0
         if not hard.all():
@@ -382,9 +365,8 @@ class PartialLabels:
     def keep_entries(self, kept: Callable[[int, Rows, Codes], NDArray[np.bool_]]) -> PartialLabels:
         """Return the labels that are marked; the others become unknown.
 
-        Args:
-            kept: called for each category with its position, the rows that are not unknown and
-                their codes; says which stay.
+        `kept` is called for each category with its position, the rows that are not unknown and
+        their codes; it says which stay.
 
         >>> PartialLabels([[1], [0]]).keep_entries(lambda j, rows, codes: codes == 1).codes
         array([[ 1],

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from catwise.errors import LabelError, nearest
 from catwise.labels.codes import CODE_NAMES, NEGATIVE, POSITIVE, UNCERTAIN, UNKNOWN, Codes
 
-UNFIT: Final = -128
-"""The code of a raw value that an encoding does not know; never kept."""
+UNFIT: Final = -128  # the code of a raw value that an encoding does not know; never kept
 
 Raw: TypeAlias = "float | str | None"
 """A raw value in its plain form: a number, a text that is not a number, or None for a blank."""

@@ -41,8 +41,7 @@ FINDINGS: Final = {
 """Finding → what it means."""
 
 EXAMPLES: Final = 20
-MIN_TWINS: Final = 2
-"""Labels that two categories must share before they are called the same."""
+MIN_TWINS: Final = 2  # labels that two categories must share before they are called the same
 ODD_COUNTS: Final = re.compile(
     "conflict|contradict|repeated|annotated_and_negative|negative_and_not_exhaustive|unlike"
     "|in_two_|in_both_|in_neither_|listed_twice|listed_images_without|without_(files|images)$"

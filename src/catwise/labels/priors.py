@@ -31,8 +31,7 @@ from catwise.errors import (
 from catwise.labels.core import PartialLabels
 from catwise.labels.reasons import explain
 
-Z: Final = 1.959963984540054
-"""Two-sided 95% of the normal distribution."""
+Z: Final = 1.959963984540054  # two-sided 95% of the normal distribution
 TOP_Z: Final = 4.0
 """Standard deviations of the lower bound by which the cut is chosen: with fewer, one of very many
 cuts looks better than it is by chance (in simulations the estimate came out a tenth too low)."""

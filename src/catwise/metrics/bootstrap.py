@@ -160,23 +160,11 @@ def bootstrap_replicates(
     seed: int = 0,
     groups: Array | Sequence[Any] | None = None,
 ) -> list[NDArray[np.float64]]:
-    """A metric of several sets of logits in the same bootstrap replicates.
+    """A metric of several sets of logits (N, C) in the same bootstrap replicates.
 
-    Args:
-        logits: sets of (N, C) float.
-        labels: (N, C) `PartialLabels` or int8 codes.
-        metric: name or `Metric`.
-        n_resamples: R, replicates.
-        seed: of the draws.
-        groups: (N,) group of each row; by default those of the labels.
-
-    Returns:
-        One (R, C) float64 array for each set; NaN where a category is undefined, or (with
-        groups) where a replicate happened to draw one class only.
-
-    Raises:
-        ShapeError: If logits, labels and groups do not fit together.
-        ConfigError: If `n_resamples` is below 1.
+    One (R, C) float64 array for each set; NaN where a category is undefined, or (with groups)
+    where a replicate happened to draw one class only. Arguments and errors are those of
+    :func:`paired_bootstrap`.
     """
     if n_resamples < 1:
         raise ConfigError("too few replicates", found=f"{n_resamples}", expected="at least 1")

@@ -159,27 +159,11 @@ def compare_heads(
 ) -> HeadComparison:
     """Score two heads on the same labelled features, and say what the difference shows.
 
-    Args:
-        before: for example the original head.
-        after: for example the tuned head.
-        data: as in :func:`evaluate`; both heads must have the labels' categories.
-        metrics: names of metrics; the first one gives the verdict.
-        prevalence: as in :func:`evaluate`.
-        thresholds: as in :func:`evaluate`.
-        level: confidence level of the intervals, in (0, 1).
-        device: as in :func:`evaluate`.
-        force: as in :func:`evaluate`.
-
-    Returns:
-        For each metric a :class:`~catwise.metrics.PairedComparison`: scores before and after,
-        differences with paired intervals, and what they show, per category and in the mean.
-
-    Raises:
-        ConfigError: If an option is out of range, or a metric has no interval.
-        CatwiseError: As :func:`evaluate`.
-
-    Warns:
-        InSampleWarning: If some of the rows fitted or selected a head.
+    For each metric a :class:`~catwise.metrics.PairedComparison`: scores before and after,
+    differences with paired intervals, and what they show, per category and in the mean. The metric
+    named first gives the verdict. Arguments, errors and warnings are those of :func:`evaluate`;
+    both heads must have the labels' categories, and ConfigError is raised for a metric without an
+    interval too.
 
     >>> from catwise.heads import Head
     >>> from catwise.labels import PartialLabels

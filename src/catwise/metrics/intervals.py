@@ -45,11 +45,9 @@ from catwise.metrics.influence import influence
 from catwise.metrics.inputs import Array, label_shape
 from catwise.metrics.registry import METRICS, Metric
 
-LEVEL: Final = 0.95
-"""Confidence level where nobody names another."""
+LEVEL: Final = 0.95  # confidence level where nobody names another
 
-MIN_COUNT: Final = 3
-"""Known positives, and known negatives, below which there is no interval."""
+MIN_COUNT: Final = 3  # known positives, and known negatives, below which there is no interval
 
 #: Metrics that are a share of positives or of what is called; the others in [0, 1] are not.
 _SHARES: Final = frozenset(

@@ -132,11 +132,9 @@ class PairedComparison:
         return {outcome: found[outcome] for outcome in OUTCOMES}
 
     def sentence(self, rows: str = "test row", *, judged: bool = True) -> str:
-        """What the comparison shows, in plain words.
+        """What the comparison shows, in plain words; a row is called `rows`.
 
-        Args:
-            rows: what one row is called.
-            judged: whether to begin with the verdict, which is nothing where rows fitted a head.
+        It begins with the verdict if `judged`, which says nothing where rows fitted a head.
         """
         where = f"on {plural(self.n_rows, rows)}"
         if not self.n_scored:

@@ -120,14 +120,8 @@ def best_f1_threshold(
 ) -> BestF1:
     """The best F1 of each category and the logit from which to call positive to reach it.
 
-    Args:
-        logits: (N, C) float.
-        labels: (N, C).
-        prevalence: share of positives to assume.
-
-    Returns:
-        value and threshold, (C,) float64 each. Of several thresholds with the same F1 the
-        highest; on other rows the F1 will be lower than the value.
+    Value and threshold, (C,) float64 each. Of several thresholds with the same F1 the highest; on
+    other rows the F1 will be lower than the value. Arguments as :func:`best_f1`.
     """
     score = checked_logits(logits, label_shape(labels))
     found = [
@@ -168,9 +162,7 @@ def ece(logits: Array, labels: PartialLabels | Array) -> Tensor:
 def undefined_reason(labels: PartialLabels | Array) -> list[str | None]:
     """Why a category has no metric that needs both classes, in the order of the categories.
 
-    Returns:
-        None where both classes are known, else "no_known_label", "no_known_positive" or
-        "no_known_negative".
+    None where both are known, else "no_known_label", "no_known_positive" or "no_known_negative".
 
     >>> import numpy as np
     >>> undefined_reason(np.array([[1, 0, 1, -1], [0, 0, 1, -2]], dtype=np.int8))

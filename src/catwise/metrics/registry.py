@@ -68,14 +68,10 @@ class Metric:
         return 1.0 if self.higher_is_better else -1.0
 
     def prepare(self, codes: Tensor) -> Callable[..., Tensor]:
-        """The metric against fixed labels, for many sets of scores: what they share is done once.
+        """The metric against fixed labels (C, M), for many scores: what they share is done once.
 
-        Args:
-            codes: (C, M) int8; 1 positive, 0 negative, all else unknown.
-
-        Returns:
-            A function of scores (..., C, M), and of an `offset` (C, M) to add to them, or None; it
-            gives (..., C) float64, NaN where no positive or no negative is known: for any metric.
+        A function of scores (..., C, M), and of an `offset` (C, M) to add to them, or None; it
+        gives (..., C) float64, NaN where no positive or no negative is known: for any metric.
         """
         if self.columns in _PLANNED:
             return partial(_PLANNED[self.columns], RankingPlan(codes))
@@ -197,10 +193,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
 
 
 def resolve_metric(metric: str | Metric) -> Metric:
-    """The metric of that name; a `Metric` is returned as it is.
-
-    Raises:
-        ConfigError: If there is no metric of that name.
+    """The metric of that name, else ConfigError; a `Metric` is returned as it is.
 
     >>> resolve_metric("average precision")
     Traceback (most recent call last):

@@ -99,11 +99,7 @@ class Preprocessing:
         return asdict(self)
 
     def for_layout(self, layout: str) -> Preprocessing:
-        """The same for a model whose input has another order of axes, which it says itself.
-
-        Raises:
-            ConfigError: If this one says an order of its own.
-        """
+        """The same for a model that says its order of axes; ConfigError if this says another."""
         if self.layout not in {"nchw", layout}:
             raise ConfigError(
                 "the preprocessing says another order of axes than the model has.",
@@ -214,11 +210,7 @@ class LoadedModel:
         self.check_layout()
 
     def check_layout(self) -> None:
-        """Refuse a preprocessing whose order of axes nothing turns images to.
-
-        Raises:
-            ConfigError: If the module does not say in its `layout` that it turns them so.
-        """
+        """Refuse a preprocessing with an order of axes to which the module does not turn images."""
         layout = self.preprocessing.layout
         if layout != "nchw" and getattr(self.module, "layout", None) != layout:
             raise ConfigError(

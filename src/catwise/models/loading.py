@@ -32,17 +32,8 @@ class ImageRows(Dataset[ImageRow]):
     """Preprocessed images of a source for a `torch.utils.data.DataLoader`.
 
     Nothing is raised in a worker: what cannot be read is None, with the reason. Order and values do
-    not depend on how many workers read them.
-
-    Args:
-        source: of the images.
-        preprocessing: what the model needs.
-        rows: which rows of the source, in which order; all when not given.
-        white: as in :func:`read_image`.
-
-    Raises:
-        IdError: If a row is not in the source.
-        ConfigError: If Pillow is missing.
+    not depend on how many workers read them. `rows` are those of the source to read, in which order
+    (all by default; IdError if one is not there); `white` is that of :func:`read_image`.
     """
 
     def __init__(
@@ -71,11 +62,7 @@ class ImageRows(Dataset[ImageRow]):
 
     @property
     def compact_ids(self) -> Any:
-        """Ids of the rows, an Arrow array.
-
-        Raises:
-            IdError: If a row is a duplicate.
-        """
+        """Ids of the rows, an Arrow array; IdError if a row is a duplicate."""
         ids = self.source.compact_ids
         if np.array_equal(self.rows, np.arange(len(ids))):
             return ids

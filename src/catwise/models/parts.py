@@ -32,8 +32,7 @@ _LENGTH: Final = struct.Struct("<Q")
 _POLL_SECONDS: Final = 0.2
 _REMOTE_POLL_SECONDS: Final = 2.0
 _BLOCK_BYTES: Final = 2**24
-_SEEN_SECONDS: Final = 120.0
-"""Until a file that another machine wrote is seen by all."""
+_SEEN_SECONDS: Final = 120.0  # until a file that another machine wrote is seen by all
 
 
 class BatchOutput(NamedTuple):

@@ -140,16 +140,7 @@ def _check_count(loaded: LoadedModel, n_categories: int | None) -> None:
 
 
 def reload_model(model: LoadedModel, path: Path) -> LoadedModel:
-    """Load a written copy as the original was loaded, strictly.
-
-    Args:
-        model: what `load_model` gave.
-        path: the copy: a file, or a transformers folder.
-
-    Raises:
-        ConfigError: If the model was not loaded by `load_model`.
-        CatwiseError: As `load_model`.
-    """
+    """Load a written copy, a file or folder, strictly as `load_model` loaded the original."""
     if model.request is None:
         raise ConfigError(
             f"{model.name} cannot be loaded again: it was not loaded by load_model.",

@@ -154,10 +154,8 @@ class FolderImages(ImageSource):
     ) -> FolderImages:
         """All image files under a folder, sorted by path; ids are the paths.
 
-        Hidden files and folders are left out, and links to folders are not followed.
-
-        Raises:
-            ConfigError: If there is no such folder, or no image in it.
+        Hidden files and folders are left out, and links to folders are not followed. ConfigError if
+        there is no such folder, or no image in it.
         """
         wanted = tuple(suffix.lower() for suffix in suffixes)
         found = []

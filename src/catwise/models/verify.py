@@ -100,21 +100,12 @@ def verify_copy(before: LoadedModel, path: Path, head: Head, images: torch.Tenso
 def verify_written(
     before: LoadedModel, after: LoadedModel, head: Head, images: torch.Tensor
 ) -> Verified:
-    """Run the original and the written model on a few images, and compare.
+    """Run the original and the written model on a few images, and compare; else MismatchError.
 
     Features must be identical, and the classification layer must give what the new head predicts,
     to float tolerance. So must the model, by the sigmoid or softmax that it ends in, unless
     something else lies behind that layer in the original too (`output_is`). Rows that
-    the head does not name must not have changed.
-
-    Args:
-        before: the original.
-        after: the written copy, loaded as the original was.
-        head: what was written; some or all of the rows.
-        images: (N, channels, height, width), preprocessed.
-
-    Raises:
-        MismatchError: If one of this is not so.
+    the head does not name must not have changed. Images are (N, channels, height, width).
     """
     (old_features, old, _), (features, new, made) = (_run(m, images) for m in (before, after))
     if not torch.equal(old_features, features):

@@ -112,20 +112,9 @@ def write_model(
     """Write a head into a copy of what a model was loaded from: a file, or a transformers folder.
 
     The head that was read gives a copy that is equal byte for byte. Any other is told of in the
-    copy: see `catwise.heads.provenance`.
-
-    Args:
-        model: what `load_model` gave.
-        head: the new head; its categories are matched by name.
-        destination: the new file or folder.
-        overwrite: replace what is there.
-
-    Returns:
-        What was written: one report, or one for each of two joined heads.
-
-    Raises:
-        ConfigError: If the model was loaded without a checkpoint.
-        CatwiseError: As :func:`catwise.heads.write_head`.
+    copy: see `catwise.heads.provenance`. Categories are matched by name. There is one report, or
+    one for each of two joined heads. ConfigError if the model was loaded without a checkpoint;
+    errors else as for :func:`catwise.heads.write_head`.
     """
     if model.checkpoint is None:
         raise ConfigError(

@@ -1,5 +1,14 @@
 """Readers of the field's data sets, one module each, in their official layouts.
 
+All of them raise:
+
+- LabelError if a file is missing, damaged or truncated, lacks a column or field, holds a value that
+  is not allowed there, or has no image of the split;
+- IdError if an id is blank, not as it should be, or repeats, and if what belongs to one image or
+  split is in two;
+- CategoryError if a category repeats or is not there;
+- ConfigError if an option is not possible.
+
 They load on first use:
 
 >>> from catwise.data import readers

@@ -71,12 +71,8 @@ def read_celeba(
         The images in the order of the attribute file. `counts` holds "images_listed" and, with
         groups, "identities" and "identities_in_two_splits"; all three before the split is taken.
 
-    Raises:
-        LabelError: If a file is missing, unreadable, truncated or no such table, holds a value
-            that is not allowed there, or is not as long as it says.
-        IdError: If a file names an image twice, or two files do not name the same images.
-        CategoryError: If an attribute is named twice.
-        ConfigError: If there is no such split or group.
+    Errors are those of all readers (:mod:`catwise.data.readers`): a file that is not as long as it
+    says is a LabelError, two files that do not name the same images an IdError.
 
     Source: Liu, Luo, Wang, Tang, "Deep learning face attributes in the wild", ICCV 2015;
     https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html.

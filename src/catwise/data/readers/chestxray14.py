@@ -36,8 +36,7 @@ DISEASES: Final = (
 )  # fmt: skip
 """The 14 diseases, in the order of the paper; spelled as in the table."""
 
-NO_FINDING: Final = "No Finding"
-"""What the table says of an image with none of the 14."""
+NO_FINDING: Final = "No Finding"  # what the table says of an image with none of the 14
 
 TABLES: Final = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 LISTS: Final = {"train_val": "train_val_list.txt", "test": "test_list.txt"}
@@ -81,12 +80,9 @@ def read_chestxray14(
         has them. Paths lead to the images from `root`; they are empty for images that are not
         there, and "images/" and the name where there is no folder of images at all.
 
-    Raises:
-        LabelError: If a file is missing, damaged or lacks a column, findings are unknown, repeat
-            or contradict each other, the split has no images, or images are refused.
-        IdError: If the name of an image is none, repeats, or is in both lists, or a patient is
-            blank or in both splits.
-        ConfigError: If an option is not possible, or both editions of the table are there.
+    Errors are those of all readers (:mod:`catwise.data.readers`): findings that contradict each
+    other are a LabelError; an image or a patient in both lists is an IdError, both editions of the
+    table a ConfigError.
 
     Source: Wang et al., "ChestX-ray8: hospital-scale chest X-ray database and benchmarks on
     weakly-supervised classification and localization of common thorax diseases", CVPR 2017, and

@@ -108,12 +108,9 @@ def read_chexpert(
         "train/patient00001/study1/view1_frontal.jpg" in every release, groups are patients, and
         paths lead to the images from `root`. Uncertain labels stay uncertain.
 
-    Raises:
-        LabelError: If a table is missing, damaged, lacks a column or has an unrecognised value.
-        IdError: If a path is none of CheXpert, repeats or belongs to another split, or a patient
-            is in two splits.
-        CategoryError: If there is no such observation.
-        ConfigError: If an option is not possible, or two releases have the same table.
+    Errors are those of all readers (:mod:`catwise.data.readers`): a path that is none of CheXpert
+    or belongs to another split, and a patient in two splits, are an IdError; two releases with the
+    same table a ConfigError.
 
     Source: Irvin et al., "CheXpert: a large chest radiograph dataset with uncertainty labels and
     expert comparison", AAAI 2019, sections 2 and 3; test set: Saporta et al., Nature Machine

@@ -88,12 +88,8 @@ def read_coco(
         ids as texts, such as "391895"; paths are such as
         "train2014/COCO_train2014_000000391895.jpg", the names as the files give them.
 
-    Raises:
-        LabelError: If a file is missing, damaged or truncated, lacks a field, has one of another
-            type, refers to an image or category that is not there, or no image is left.
-        IdError: If an image id or path repeats.
-        CategoryError: If a category repeats, or the splits have other categories.
-        ConfigError: If an option is not possible.
+    Errors are those of all readers (:mod:`catwise.data.readers`): a reference to an image or
+    category that is not there is a LabelError, splits with other categories are a CategoryError.
 
     Source: Lin et al., "Microsoft COCO: common objects in context", ECCV 2014; format:
     https://cocodataset.org/#format-data.

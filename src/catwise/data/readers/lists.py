@@ -201,32 +201,9 @@ def read_jsonl_table(
     r"""Read labels from JSON lines with one key a category: `{"id": "a.jpg", "cat": 1}`.
 
     A category that a record does not have is a blank, as null is: the encoding says what it means.
-    Time goes with rows × categories; `read_label_lists` suits many categories better.
-
-    Args:
-        path: .jsonl or .ndjson (also .gz).
-        encoding: what the values mean: a name in `catwise.labels.ENCODINGS`, or an `Encoding`. It
-            must be given.
-        id_key: the key of image ids.
-        group_key: the key of groups, such as patients.
-        split_key: the key that tells the split of each image; `split` must be given too.
-        split: the split to read; images of the others are left out.
-        categories: which categories, in which order; other keys are not read. None: every other
-            key of the file, in the order of first appearance.
-        id_prefix: put before every id, so that ids are those of the features.
-        id_suffix: put after every id.
-        strip_prefix: taken from the start of every id first; each must have it.
-        strip_suffix: taken from the end of every id first; each must have it.
-        storage: as for `PartialLabels`.
-
-    Returns:
-        The labels; rows in the order of the file.
-
-    Raises:
-        LabelError: If the file cannot be read, or its values do not fit the encoding.
-        IdError: If an id or group is blank or no text or whole number, or an id repeats.
-        CategoryError: If a category is not there.
-        ConfigError: If options do not go together.
+    Time goes with rows × categories; `read_label_lists` suits many categories better. A key is what
+    a column is for :func:`~catwise.data.read_label_table`, whose other arguments and errors these
+    are; no other key than `categories` is read, where they are given.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:

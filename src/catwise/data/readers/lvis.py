@@ -97,30 +97,12 @@ def read_lvis(
         ids as texts, which are those of COCO; paths are the ends of coco_url, such as
         "train2017/000000391895.jpg".
 
-    Raises:
-        LabelError: If a file is missing, damaged or truncated, lacks a field, has one of another
-            type, refers to an image or category that is not there, or labels conflict.
-        IdError: If an image id or path repeats.
-        CategoryError: If a category repeats, or the splits have other categories.
-        ConfigError: If an option is not possible, or there are two copies of a file.
+    Errors are those of all readers (:mod:`catwise.data.readers`): labels that conflict are a
+    LabelError, splits with other categories a CategoryError, two copies of a file a ConfigError.
 
     Source: Gupta, Dollár and Girshick, "LVIS: a dataset for large vocabulary instance
     segmentation", CVPR 2019 (the design as a federated data set); format:
     https://www.lvisdataset.org/dataset.
-
-    >>> import json, tempfile
-    >>> category = {"synset": "cat.n.01", "frequency": "f"}
-    >>> url = "http://images.cocodataset.org/val2017/000000397133.jpg"
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     _ = Path(folder, "lvis_v1_val.json").write_text(json.dumps({
-    ...         "images": [{"id": 397133, "coco_url": url, "neg_category_ids": [1],
-    ...                     "not_exhaustive_category_ids": []}],
-    ...         "annotations": [{"image_id": 397133, "category_id": 3}],
-    ...         "categories": [{"id": i, "name": f"c{i}", **category} for i in (1, 2, 3)],
-    ...     }))
-    ...     dataset = read_lvis(folder)
-    >>> dataset.paths.tolist(), dataset.labels.codes.tolist()
-    (['val2017/000000397133.jpg'], [[0, -1, 1]])
     """
     check_choice("version", version, VERSIONS)
     check_choice("split", split, (*SPLITS, None))

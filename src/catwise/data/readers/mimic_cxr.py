@@ -37,11 +37,9 @@ from catwise.errors import IdError, LabelError, check_choice
 from catwise.labels.codes import NEGATIVE, UNKNOWN, Codes, Rows
 from catwise.labels.names import refuse_repeats
 
-FRONTAL: Final = ("AP", "PA")
-"""The values of ViewPosition that are read as frontal."""
+FRONTAL: Final = ("AP", "PA")  # the values of ViewPosition that are read as frontal
 
-LATERAL: Final = ("LATERAL", "LL")
-"""The values of ViewPosition that are read as lateral."""
+LATERAL: Final = ("LATERAL", "LL")  # the values of ViewPosition that are read as lateral
 
 SPLITS: Final = ("train", "validate", "test")
 LABELS: Final = {
@@ -93,13 +91,8 @@ def read_mimic_cxr(
         One row an image, in the order of the table of splits. Ids are those of the images
         (dicom_id), groups are patients (subject_id). Uncertain labels stay uncertain.
 
-    Raises:
-        LabelError: If a table is missing, damaged, lacks a column or has an unrecognised value,
-            or no image is left.
-        IdError: If an id is blank, no number or repeats, a study has two patients, or a patient
-            is in two splits.
-        CategoryError: If there is no such observation.
-        ConfigError: If an option is not possible.
+    Errors are those of all readers (:mod:`catwise.data.readers`): a study with two patients, and a
+    patient in two splits, are an IdError; no image that is left a LabelError.
 
     Source: Johnson et al., "MIMIC-CXR-JPG, a large publicly available database of labeled chest
     radiographs", 2019, arXiv:1901.07042, and physionet.org/content/mimic-cxr-jpg.

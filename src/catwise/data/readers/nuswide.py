@@ -58,31 +58,12 @@ def read_nuswide(
         "images_without_positive", "images_dropped", "photos_listed_twice" and, if split is None,
         "photos_in_two_splits".
 
-    Raises:
-        LabelError: If a file is missing or unreadable, holds something else than 0 and 1, or is
-            not as long as the image list.
-        IdError: If a list names an image twice, or the lists do not name the same images.
-        CategoryError: If a label file belongs to no concept of the list.
-        ConfigError: If there is no such split, policy or group.
+    Errors are those of all readers (:mod:`catwise.data.readers`): a file that is not as long as the
+    image list is a LabelError, lists that do not name the same images are an IdError, a label file
+    of no concept a CategoryError.
 
     Source: Chua, Tang, Hong, Li, Luo, Zheng, "NUS-WIDE: a real-world web image database from
     National University of Singapore", CIVR 2009.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as root:
-    ...     for name, text in {
-    ...         "ConceptsList/Concepts81.txt": "cat\ndog\n",
-    ...         "ImageList/TrainImagelist.txt": "pets\\0001_12.jpg\npets\\0002_34.jpg\n",
-    ...         "Groundtruth/TrainTestLabels/Labels_cat_Train.txt": "1\n0\n",
-    ...         "Groundtruth/TrainTestLabels/Labels_dog_Train.txt": "1\n0\n",
-    ...     }.items():
-    ...         Path(root, name).parent.mkdir(parents=True, exist_ok=True)
-    ...         _ = Path(root, name).write_text(text)
-    ...     dataset = read_nuswide(root, split="train", unannotated="drop")
-    >>> dataset
-    Dataset('nuswide', n_images=1, n_categories=2, splits={'train': 1})
-    >>> dataset.labels.ids.tolist(), dataset.counts["images_dropped"]
-    (['pets/0001_12.jpg'], 1)
     """
     check_choice("split", split, ("train", "test", None))
     check_choice("unannotated", unannotated, ("keep", "drop"))

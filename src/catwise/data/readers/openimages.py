@@ -102,13 +102,9 @@ def read_openimages(
     Returns:
         The images, without groups. `counts` tells what was left out, repeated or contradictory.
 
-    Raises:
-        LabelError: If a file is missing, damaged, lacks a column or holds a wrong value, if labels
-            conflict and that is an error, or if no label is left.
-        IdError: If an image id is not 16 hexadecimal digits, or the list of images has it twice, or
-            not though it has labels.
-        CategoryError: If a category is not there, or a display name means several.
-        ConfigError: If an option is none of those above.
+    Errors are those of all readers (:mod:`catwise.data.readers`): labels that conflict where that
+    is an error are a LabelError; an image with labels that is not in the list is an IdError, a
+    display name of several classes a CategoryError.
 
     Source: Kuznetsova et al., The Open Images Dataset V4, IJCV 2020, section 2; Krasin et al.,
         OpenImages, 2017, https://github.com/openimages/dataset/blob/main/READMEV3.md (V3).

@@ -61,12 +61,8 @@ def read_vaw(
         an instance are unknown. Paths lead to the whole image from `images` and are blank where
         neither folder has it; `read_vaw_instances` gives the boxes to cut out.
 
-    Raises:
-        LabelError: If a file is missing or damaged, an instance lacks a field, an attribute is not
-            in the index, there is a conflict that "error" refuses, or `images` is given and holds
-            neither folder.
-        IdError: If an id is blank or no id, or an instance id repeats.
-        ConfigError: If an option is not possible.
+    Errors are those of all readers (:mod:`catwise.data.readers`): an attribute that is not in the
+    index, a conflict that "error" refuses, and `images` that holds neither folder are a LabelError.
 
     Source: Pham et al., "Learning to predict visual attributes in the wild", CVPR 2021, section 3,
     and the repository adobe-research/vaw_dataset.

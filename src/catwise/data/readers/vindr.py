@@ -100,11 +100,8 @@ def read_vindr(
         image_id. Groups are None: the release names no patients. Paths are such as
         "train/<id>.dicom"; they are empty for images that are not there, if their folder is.
 
-    Raises:
-        LabelError: If a table is missing, damaged, lacks a column or has an unrecognised value.
-        IdError: If an id is blank, an image is twice in the test table or in both tables, or a
-            radiologist has two rows for one image of the training table.
-        ConfigError: If an option is not possible, or both layouts are there.
+    Errors are those of all readers (:mod:`catwise.data.readers`): an image in both tables, and a
+    radiologist with two rows for one training image, are an IdError; both layouts a ConfigError.
 
     Source: Nguyen et al., "VinDr-CXR: an open dataset of chest X-rays with radiologist's
     annotations", Scientific Data 9, 429, 2022; PhysioNet, vindr-cxr 1.0.0; Kaggle, VinBigData

@@ -76,12 +76,9 @@ def read_visual_genome(
         One row an image, in the order of the lists. Ids are the file names, such as "107899.jpg";
         paths start from `images` and are blank where neither folder has the file.
 
-    Raises:
-        LabelError: If a file is missing or damaged, a label is no position of a category, or
-            `images` is given and holds neither folder.
-        IdError: If a list has a line that is not a file name, or a duplicate image.
-        CategoryError: If names are not as many as the categories, or repeat.
-        ConfigError: If an option is not possible.
+    Errors are those of all readers (:mod:`catwise.data.readers`): a label that is no position of a
+    category, and `images` that holds neither folder, are a LabelError; names that are not as many
+    as the categories a CategoryError.
 
     Source: Krishna et al., "Visual Genome", IJCV 123, 2017. VG-500: Chen et al., "Learning
     semantic-specific graph representation for multi-label image recognition", ICCV 2019, and the

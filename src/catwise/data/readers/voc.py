@@ -78,12 +78,9 @@ def read_voc(
         and "2008_000002"; paths lead to JPEGImages from `root`. A category of which an image has
         no object is negative: the release annotates all objects.
 
-    Raises:
-        LabelError: If a file is missing or damaged, a mark is none of 1, 0 and -1, an object is of
-            no category, or the two sources do not agree.
-        IdError: If an image is listed twice, or a category has other images than the list.
-        ConfigError: If an option is not possible, such as the test images of 2012, which were
-            published without labels.
+    Errors are those of all readers (:mod:`catwise.data.readers`): two sources that do not agree are
+    a LabelError, a category with other images than the list an IdError, the test images of 2012,
+    published without labels, a ConfigError.
 
     Source: Everingham et al., "The PASCAL visual object classes (VOC) challenge", IJCV 88, 2010;
     VOC2007 and VOC2012 development kit documentation, "Classification task".

@@ -76,10 +76,7 @@ def load_transformers(request: Request) -> LoadedModel:
     preprocessing, said = read_processor(folder, settings)
     notes += said
     if _read_json(folder / "preprocessor_config.json").get("do_flip_channel_order"):
-        module.register_forward_pre_hook(
-            lambda _, args, kw: (args, kw | {"pixel_values": kw["pixel_values"].flip(1)}),
-            with_kwargs=True,
-        )
+        module.register_forward_pre_hook(_flip_channels, with_kwargs=True)
         notes.append("the model takes BGR: the channels are turned as it is called.")
     loaded = adapt_module(
         module,
@@ -126,6 +123,10 @@ def _weights_of(layers: str | Sequence[str], files: Mapping[str, Path], folder: 
             remedy="model.save_pretrained(folder, max_shard_size='1TB') puts them in one",
         )
     return min(places)
+
+
+def _flip_channels(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    return args, kwargs | {"pixel_values": kwargs["pixel_values"].flip(1)}
 
 
 def _read_json(path: Path, *, needed: bool = False) -> dict[str, Any]:

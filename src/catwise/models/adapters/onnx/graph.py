@@ -46,8 +46,7 @@ _ITEM_BYTES: Final = {
     1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2,
 }  # fmt: skip
 """Of the numbers of each ONNX type that take whole bytes."""
-_FIXED: Final = {1: 8, 5: 4}
-"""Bytes of the kinds of fields that say nothing of their length."""
+_FIXED: Final = {1: 8, 5: 4}  # bytes of the kinds of fields that say nothing of their length
 _MAX_PASSED: Final = 16
 _SHOWN: Final = 6
 
