@@ -247,11 +247,8 @@ def tensor_to_numpy(tensor: Any) -> NDArray[Any]:
     import torch
 
     tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
-    if tensor.is_floating_point() and tensor.dtype not in (
-        torch.float16,
-        torch.float32,
-        torch.float64,
-    ):
+    known = (torch.float16, torch.float32, torch.float64)
+    if tensor.is_floating_point() and tensor.dtype not in known:
         tensor = tensor.float()
     array: NDArray[Any] = tensor.numpy()
     return array

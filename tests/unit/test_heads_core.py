@@ -159,7 +159,7 @@ def test_take_categories() -> None:
     assert torch.equal(head.take_categories([-1, 0]).logits(features()), some.logits(features()))
     with pytest.raises(CategoryError, match="did you mean 'dog'"):
         head.take_categories(["dogs"])
-    with pytest.raises(CategoryError, match="number 4"):
+    with pytest.raises(CategoryError, match="position 4"):
         head.take_categories([4])
     with pytest.raises(CategoryError, match="twice"):
         head.take_categories([0, 0])

@@ -130,8 +130,7 @@ def id_text(item: object) -> str:
         return item.decode("utf-8")
     if isinstance(item, (int, np.integer)) and not isinstance(item, bool):
         return str(int(item))
-    msg = f"{item!r}, a {type(item).__name__}"
-    raise TypeError(msg)
+    raise TypeError(f"{item!r}, a {type(item).__name__}")
 
 
 def _duplicated(twice: dict[str, list[int]], name: str) -> IdError:

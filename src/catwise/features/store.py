@@ -44,12 +44,13 @@ class FeatureStore:
         path: the folder, absolute; an URL where the store is elsewhere.
         digest: SHA-256 of the manifest, which holds the checksums of all files: equal digests mean
             equal features, ids and origin.
+        manifest: what its files are.
     """
 
     path: Path | str
     digest: str
+    manifest: Manifest
     _place: Place
-    _manifest: Manifest
     _starts: tuple[int, ...]
     _mapped: dict[int, Any] = field(default_factory=dict)
     _latest: list[int] = field(default_factory=list)
@@ -59,11 +60,11 @@ class FeatureStore:
         n_rows, n_features = self.shape
         return (
             f"FeatureStore(n_rows={n_rows}, n_features={n_features}, dtype={self.dtype}, "
-            f"ids={bool(self._manifest.ids)}, path='{self.path}')"
+            f"ids={bool(self.manifest.ids)}, path='{self.path}')"
         )
 
     def __len__(self) -> int:
-        return self._manifest.n_rows
+        return self.manifest.n_rows
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_store, (str(self.path),)
@@ -71,12 +72,12 @@ class FeatureStore:
     @property
     def shape(self) -> tuple[int, int]:
         """(N, D)."""
-        return self._manifest.n_rows, self._manifest.n_features
+        return self.manifest.n_rows, self.manifest.n_features
 
     @property
     def dtype(self) -> str:
         """How the numbers are stored: float16, bfloat16 or float32."""
-        return self._manifest.dtype
+        return self.manifest.dtype
 
     @property
     def _stored(self) -> str:
@@ -85,23 +86,18 @@ class FeatureStore:
     @property
     def origin(self) -> dict[str, Any]:
         """Where the features come from, as their writer said; a new copy each time."""
-        value: dict[str, Any] = json.loads(self._manifest.origin)
+        value: dict[str, Any] = json.loads(self.manifest.origin)
         return value
-
-    @property
-    def manifest(self) -> Manifest:
-        """What its files are."""
-        return self._manifest
 
     @property
     def shards(self) -> tuple[StoredFile, ...]:
         """The files of rows, with their numbers of rows, sizes and checksums."""
-        return self._manifest.shards
+        return self.manifest.shards
 
     @property
     def ids(self) -> NDArray[np.str_] | None:
         """(N,) texts, read-only, or None; read when asked for. FeatureStoreError if damaged."""
-        if not self._manifest.ids:
+        if not self.manifest.ids:
             return None
         if not self._ids:
             raw = self.id_files()
@@ -114,7 +110,7 @@ class FeatureStore:
     def id_files(self) -> list[bytes]:
         """The bytes of the files of ids, compared with their checksums; else FeatureStoreError."""
         found, problems = [], []
-        for part in self._manifest.ids:
+        for part in self.manifest.ids:
             try:
                 raw = self._place.read(part.file, part.bytes)
             except (OSError, ValueError) as error:
@@ -189,7 +185,7 @@ class FeatureStore:
         }
         problems = [
             f"{part.file}{rows.get(part.file, '')} differs from its checksum"
-            for part in self._manifest.files
+            for part in self.manifest.files
             if not _is_whole(self._place, part.file, part.sha256)
         ]
         if problems:
@@ -243,7 +239,7 @@ def open_store(path: str | os.PathLike[str], *, verify: bool = False) -> Feature
     shown = place.folder if isinstance(place, LocalPlace) else str(place)
     if problems := _problems(place, manifest):
         raise _damaged(shown, problems)
-    store = FeatureStore(shown, hashlib.sha256(raw).hexdigest(), place, manifest, starts)
+    store = FeatureStore(shown, hashlib.sha256(raw).hexdigest(), manifest, place, starts)
     if verify:
         store.verify()
     return store

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -87,10 +87,7 @@ def write_store(
         ids = getattr(blocks, "ids", None)
     kept = dtype if dtype is not None else _half(blocks)
     with store_writer(path, dtype=kept, origin=origin, overwrite=overwrite) as writer:
-        for rows in _blocks(blocks):
-            writer.write(rows)
-        if ids is not None:
-            writer.set_ids(ids)
+        _fill(writer, blocks, ids)
     return open_store(path)
 
 
@@ -142,10 +139,10 @@ def append_store(
     with _destination(path, grow=True) as (folder, publish, _):
         store = open_store(path)
         _sweep(store)
-        writer = StoreWriter(
-            folder, dtype=store.dtype, origin=_origin_text(source), publish=publish, store=store
-        )
-        _fill(writer, blocks, ids)
+        about: dict[str, Any] = {"dtype": store.dtype, "origin": _origin_text(source)}
+        with closing(StoreWriter(folder, **about, publish=publish, store=store)) as writer:
+            _fill(writer, blocks, ids)
+            writer.finish()
     return open_store(path)
 
 
@@ -158,14 +155,10 @@ def _sweep(store: FeatureStore) -> None:
 
 
 def _fill(writer: StoreWriter, blocks: Any, ids: Any) -> None:
-    try:
-        for rows in _blocks(blocks):
-            writer.write(rows)
-        if ids is not None:
-            writer.set_ids(ids)
-        writer.finish()
-    finally:
-        writer.close()
+    for rows in _blocks(blocks):
+        writer.write(rows)
+    if ids is not None:
+        writer.set_ids(ids)
 
 
 def _half(values: Any) -> str | None:
@@ -184,7 +177,7 @@ def _blocks(blocks: Any) -> Iterator[Any]:
         yield features.block(start, min(start + BLOCK_ROWS, len(features)))
 
 
-@contextlib.contextmanager
+@contextmanager
 def store_writer(
     path: str | os.PathLike[str],
     *,
@@ -209,15 +202,13 @@ def store_writer(
     name = None if dtype is None else dtype_name(dtype)
     text = _origin_text(origin)
     with _destination(path, overwrite=overwrite) as (folder, publish, number):
-        writer = StoreWriter(folder, dtype=name, origin=text, publish=publish, number=number)
-        try:
+        made = StoreWriter(folder, dtype=name, origin=text, publish=publish, number=number)
+        with closing(made) as writer:
             yield writer
             writer.finish()
-        finally:
-            writer.close()
 
 
-@contextlib.contextmanager
+@contextmanager
 def _destination(
     path: str | os.PathLike[str], *, overwrite: bool = False, grow: bool = False
 ) -> Iterator[tuple[Path, Callable[[Path], None], int]]:
@@ -233,7 +224,7 @@ def _destination(
             yield folder, lambda _: None, 0
 
 
-@contextlib.contextmanager
+@contextmanager
 def _remote(
     url: str, *, overwrite: bool, grow: bool
 ) -> Iterator[tuple[Path, Callable[[Path], None], int]]:
@@ -262,11 +253,11 @@ def _remote(
             yield Path(folder), publish, max(numbers, default=-1) + 1
         except BaseException:
             if MANIFEST_FILE not in sent:
-                with contextlib.suppress(OSError):
+                with suppress(OSError):
                     place.remove(sent)
             raise
     if not grow:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             place.remove(
                 [name for name in old if name not in sent and file_number(name) is not None]
             )
@@ -385,7 +376,7 @@ class StoreWriter:
         if self._ids is not None:
             self._ids.close()
         if self._open is not None:
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 self._open.stream.close()
 
     def _start(self, features: Features) -> None:

@@ -34,7 +34,9 @@ def open_archive(path: Path) -> Archive:
         with open_zip(path) as archive:
             records = members(archive, path)
             prefix = _prefix(records)
-            _check_byte_order(archive, records, prefix)
+            order = records.get(f"{prefix}byteorder")
+            if order and (order.file_size > 16 or archive.read(order).strip() != b"little"):
+                raise ValueError("the archive was written on a big-endian machine")
             info = records[f"{prefix}data.pkl"]
             check_at_most(info.file_size, MAX_PICKLE, "bytes of its pickle")
             data = archive.read(info)
@@ -53,14 +55,6 @@ def _prefix(records: dict[str, zipfile.ZipInfo]) -> str:
     if f"{prefix}constants.pkl" in records or any(n.startswith(f"{prefix}code/") for n in records):
         raise ValueError("the archive is a TorchScript program, which has no state_dict")
     return prefix
-
-
-def _check_byte_order(
-    archive: zipfile.ZipFile, records: dict[str, zipfile.ZipInfo], prefix: str
-) -> None:
-    info = records.get(f"{prefix}byteorder")
-    if info is not None and (info.file_size > 16 or archive.read(info).strip() != b"little"):
-        raise ValueError("the archive was written on a big-endian machine")
 
 
 def record_name(archive: Archive, storage: Storage) -> str:

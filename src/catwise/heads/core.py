@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -16,9 +17,10 @@ from catwise._arrays import as_numpy, dense
 from catwise._io import write_bytes
 from catwise._json import ready_text
 from catwise._safetensors import build
-from catwise.errors import CategoryError, HeadError, ShapeError, nearest
+from catwise.errors import CategoryError, HeadError, ShapeError
 from catwise.features.blocks import BLOCK_ROWS, feature_shape, iterate_blocks
 from catwise.features.by_category import CategoryFeatures, by_category
+from catwise.labels.names import category_names, category_positions
 
 HEAD_FORMAT: Final = "1"
 FLOAT_DTYPES: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -93,7 +95,8 @@ class Head:
         _set = object.__setattr__
         _set(self, "weight", weight)
         _set(self, "bias", bias)
-        _set(self, "categories", _names(categories, int(weight.shape[0])))
+        names = category_names(categories, len(weight), of="the head", each="row")
+        _set(self, "categories", names)
         _set(self, "fitted_on", _digests(fitted_on))
         _set(self, "_provenance", said)
 
@@ -104,13 +107,8 @@ class Head:
         raise AttributeError("a Head is immutable")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (
-            self.weight,
-            self.bias,
-            self.categories,
-            self.fitted_on,
-            self.provenance,
-        )
+        rest: dict[str, Any] = {"fitted_on": self.fitted_on, "provenance": self.provenance}
+        return partial(Head, categories=self.categories, **rest), (self.weight, self.bias)
 
     def __repr__(self) -> str:
         return (
@@ -230,25 +228,14 @@ class Head:
 
         CategoryError if one is not there, or is given twice.
         """
-        index = [self._position(item) for item in which]
+        size = self.n_categories
+        wanted = (i + size if not isinstance(i, str) and -size <= i < 0 else i for i in which)
+        index = category_positions(self.categories, wanted, of="the head has").tolist()
         if len(set(index)) != len(index):
             raise CategoryError("a category is given twice.", found=str(index))
         bias = None if self.bias is None else self.bias[index]
         names = [self.categories[i] for i in index]
         return self.replace(weight=self.weight[index], bias=bias, categories=names)
-
-    def _position(self, item: object) -> int:
-        if isinstance(item, str):
-            if item in self.categories:
-                return self.categories.index(item)
-            raise CategoryError(
-                f"the head has no category {item!r}{nearest(item, self.categories)}.",
-                expected=f"one of {len(self.categories)} names",
-            )
-        position = int(item)  # type: ignore[call-overload]
-        if not -self.n_categories <= position < self.n_categories:
-            raise CategoryError(f"the head has no category number {position}.")
-        return int(position % self.n_categories)
 
     def to_linear(self) -> torch.nn.Linear:
         """Return a layer with a copy of these numbers, in their dtype, where they are.
@@ -304,13 +291,6 @@ class Head:
         return self.replace(fitted_on=both, provenance=provenance)
 
 
-def _restore(
-    weight: Any, bias: Any, categories: Any, fitted_on: Any, provenance: Mapping[str, Any]
-) -> Head:
-    """Rebuild a head when it is unpickled or copied."""
-    return Head(weight, bias, categories=categories, fitted_on=fitted_on, provenance=provenance)
-
-
 def _float_tensor(values: Any, name: str) -> torch.Tensor:
     """A detached, contiguous copy with finite values."""
     name = f"a head's {name}"
@@ -344,25 +324,6 @@ def _check_finite(tensor: torch.Tensor, name: str) -> None:
         found=f"{int((~finite).sum()):,} NaN or infinite values; first in row {int(rows[0])}",
         remedy="this checkpoint is damaged or its training diverged: use another one",
     )
-
-
-def _names(categories: Sequence[str] | None, n: int) -> tuple[str, ...]:
-    if categories is None:
-        return tuple(str(i) for i in range(n))
-    if isinstance(categories, str):
-        raise CategoryError("categories must be several names.", found=f"the text {categories!r}")
-    names = tuple(str(name) for name in categories)
-    if len(names) != n:
-        raise ShapeError(
-            "categories do not fit the head.",
-            found=f"{len(names):,} names",
-            expected=f"{n:,}, one for each row of the weight",
-        )
-    if len(set(names)) != n:
-        seen: set[str] = set()
-        twice = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise CategoryError("two categories of a head have one name.", found=repr(twice))
-    return names
 
 
 def _digests(values: Any) -> NDArray[np.uint64] | None:

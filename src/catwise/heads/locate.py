@@ -238,9 +238,9 @@ def _candidates(catalog: Catalog) -> list[Entry]:
     return [
         entry
         for entry in catalog.entries
-        if _is_matrix(entry)
+        if entry.layout == "matrix"
         and not ELSEWHERE.search(entry.container)
-        and (_prefix(entry.key) is not None)
+        and _prefix(entry.key) is not None
     ]
 
 
@@ -256,10 +256,6 @@ def _n_rows(catalog: Catalog, entry: Entry) -> int:
     if entry.layout == "groups":
         return _describe(catalog, entry).location.n_categories
     return entry.shape[0]
-
-
-def _is_matrix(entry: Entry) -> bool:
-    return entry.layout == "matrix"
 
 
 def _matrices(entries: Sequence[Entry]) -> list[Entry]:

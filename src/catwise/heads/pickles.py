@@ -114,16 +114,7 @@ def _run(data: bytes) -> Any:
             machine.step(opcode.name, argument)
     except RefusedName:
         raise
-    except (
-        ValueError,
-        IndexError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        MemoryError,
-        RecursionError,
-    ) as error:
+    except Exception as error:  # damaged instructions make the machine raise anything
         raise ValueError(f"damaged pickle ({type(error).__name__}: {error})") from error
     raise ValueError(f"damaged pickle (it does not end within {MAX_STEPS:,} instructions)")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -213,7 +214,8 @@ class PartialLabels:
         raise AttributeError(f"PartialLabels are immutable: {name} cannot be deleted")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (self._content(), self.n_rows, self.categories, self._rest())
+        made = partial(PartialLabels.from_content, **self._rest())
+        return made, (self._content(), self.n_rows, self.categories)
 
     def __repr__(self) -> str:
         return (
@@ -450,13 +452,6 @@ def _moved(method: str, function: str) -> Callable[..., Any]:
     module, _, name = function.rpartition(".")
     moved: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return moved
-
-
-def _restore(
-    content: Codes | Columns, n_rows: int, categories: tuple[str, ...], rest: dict[str, Any]
-) -> PartialLabels:
-    """Rebuild labels when they are unpickled or copied."""
-    return PartialLabels.from_content(content, n_rows, categories, **rest)
 
 
 def _same(mine: NDArray[Any] | None, theirs: NDArray[Any] | None) -> bool:

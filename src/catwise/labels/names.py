@@ -79,8 +79,10 @@ def refuse_repeats(
             raise error(what, found=found, expected=expected, remedy=remedy)
 
 
-def category_names(names: Sequence[str] | None, n: int) -> tuple[str, ...]:
-    """Different category names; "0", "1", … when not given."""
+def category_names(
+    names: Sequence[str] | None, n: int, *, of: str = "the labels", each: str = "column"
+) -> tuple[str, ...]:
+    """Different category names, one for `each`; "0", "1", … when not given."""
     if names is None:
         return tuple(str(j) for j in range(n))
     if isinstance(names, str):
@@ -88,35 +90,33 @@ def category_names(names: Sequence[str] | None, n: int) -> tuple[str, ...]:
     texts = tuple(str(name) for name in names)
     if len(texts) != n:
         raise ShapeError(
-            "categories do not fit the labels.",
+            f"categories do not fit {of}.",
             found=f"{len(texts):,} names",
-            expected=f"{n:,}, one for each column",
+            expected=f"{n:,}, one for each {each}",
         )
-    refuse_repeats(texts, "column {}".format, "two categories have one name.", error=CategoryError)
+    what = "two categories have one name."
+    refuse_repeats(texts, f"{each} {{}}".format, what, error=CategoryError)
     return texts
 
 
 def category_positions(
-    categories: tuple[str, ...], wanted: Iterable[str | int]
+    categories: tuple[str, ...], wanted: Iterable[str | int], *, of: str = "the labels have"
 ) -> NDArray[np.int64]:
     """Positions of categories given by name or by position."""
     lookup = {name: j for j, name in enumerate(categories)}
-    return np.array([_position(categories, lookup, one) for one in wanted], dtype=np.int64)
-
-
-def _position(categories: tuple[str, ...], lookup: dict[str, int], one: str | int) -> int:
-    if isinstance(one, str):
-        if one in lookup:
-            return lookup[one]
-        raise CategoryError(
-            f"the labels have no category {one!r}{nearest(one, categories)}.",
-            expected=f"one of {len(categories):,} names such as "
-            + ", ".join(map(repr, categories[:3])),
-        )
-    position = int(one)
-    if not 0 <= position < len(categories):
-        raise CategoryError(
-            f"the labels have no category at position {position}.",
-            expected=f"0 to {len(categories) - 1}",
-        )
-    return position
+    found = []
+    for one in wanted:
+        position = lookup.get(one, -1) if isinstance(one, str) else int(one)
+        if isinstance(one, str) and position < 0:
+            raise CategoryError(
+                f"{of} no category {one!r}{nearest(one, categories)}.",
+                expected=f"one of {len(categories):,} names such as "
+                + ", ".join(map(repr, categories[:3])),
+            )
+        if not 0 <= position < len(categories):
+            raise CategoryError(
+                f"{of} no category at position {position}.",
+                expected=f"0 to {len(categories) - 1}",
+            )
+        found.append(position)
+    return np.array(found, dtype=np.int64)

@@ -60,7 +60,8 @@ class Metric:
     @property
     def text(self) -> str:
         """The label as it stands inside a sentence: "average precision", "AUROC"."""
-        return self.label if self.label[1].isupper() or self.label == "F1" else _lower(self.label)
+        stays = self.label[1].isupper() or self.label == "F1"
+        return self.label if stays else self.label[0].lower() + self.label[1:]
 
     @property
     def sign(self) -> float:
@@ -146,10 +147,6 @@ _PLANNED: Mapping[Callable[..., Tensor], Callable[..., Tensor]] = {
     ranking.average_precision_columns: RankingPlan.average_precision,
     ranking.auroc_columns: RankingPlan.auroc,
 }
-
-
-def _lower(label: str) -> str:
-    return label[0].lower() + label[1:]
 
 
 def _mean(name: str, label: str, columns: Callable[..., Tensor]) -> Metric:
