@@ -21,10 +21,7 @@ _EXTRACTION = "Images through the model"
 class EvolutionConfig:
     """Operators of the genetic algorithm; the defaults are the published ones.
 
-    `higher_is_better` is the direction of the fitness.
-
-    Raises:
-        ConfigError: If an option is out of range.
+    `higher_is_better` is the direction of the fitness. ConfigError if an option is out of range.
     """
 
     population_size: int = option(
@@ -175,10 +172,8 @@ class ExtractConfig:
 class FixConfig(TuneConfig, ExtractConfig):
     """Options of `fix`: those of `tune` and of `extract`.
 
-    `policy` is what uncertain and blank labels count as in fitting, as in `tune`.
-
-    Raises:
-        ConfigError: If an option is out of range, or belongs to the other preset.
+    `policy` is what uncertain and blank labels count as in fitting, as in `tune`. ConfigError if an
+    option is out of range, or belongs to the other preset.
     """
 
     policy: LabelPolicy | None = None

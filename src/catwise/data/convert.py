@@ -98,20 +98,9 @@ def to_fiftyone(
 ) -> Any:
     """Make a FiftyOne data set: a sample for each image, its labels as `Classifications`.
 
-    Args:
-        dataset: the images.
-        name: of the FiftyOne data set, which must be new; None: FiftyOne picks one.
-        kinds: as for `fiftyone_samples`; each becomes a field.
-        skip_without_path: as for `fiftyone_samples`.
-
-    Returns:
-        The `fiftyone.Dataset`, which is not persistent. Its fields are those of
-        `fiftyone_samples`; what the labels mean is in its `info`.
-
-    Raises:
-        ConfigError: If there is no such kind.
-        FeatureError: If an image has no path.
-        MissingExtraError: If FiftyOne is not installed or cannot be imported.
+    It is not persistent, and called `name`, which must be new (None: FiftyOne picks one). The other
+    arguments, the fields and the errors are those of `fiftyone_samples`; what the labels mean is in
+    its `info`. MissingExtraError if FiftyOne is not installed or cannot be imported.
     """
     samples = fiftyone_samples(dataset, kinds=kinds, skip_without_path=skip_without_path)
     fo = import_optional("fiftyone", extra="fiftyone", purpose="converting to FiftyOne")
@@ -160,15 +149,11 @@ def to_cleanlab(labels: PartialLabels, logits: Any = None) -> dict[str, Cleanlab
     Args:
         labels: (N, C), such as `Dataset.labels`; uncertain labels count as unknown.
         logits: (N, C) of a model, best of one that was not fitted on these rows; None: no
-            `pred_probs`.
+            `pred_probs`. FeatureError if one is NaN, ShapeError if they do not fit the labels.
 
     Returns:
         Category → task. Categories without a known positive or a known negative are left out:
         there is nothing to compare.
-
-    Raises:
-        ShapeError: If logits and labels differ in shape.
-        FeatureError: If a logit is NaN.
 
     Source: https://docs.cleanlab.ai, `cleanlab.filter.find_label_issues(labels, pred_probs)`.
 
@@ -197,14 +182,8 @@ def to_cleanlab(labels: PartialLabels, logits: Any = None) -> dict[str, Cleanlab
 def to_cleanlab_lists(labels: PartialLabels, logits: Any = None) -> CleanlabLists:
     """Give the completely known rows for `cleanlab.multilabel_classification`.
 
-    Args:
-        labels: (N, C); rows with an unknown or uncertain label are left out.
-        logits: (N, C) of a model; None: no `pred_probs`.
-
-    Raises:
-        LabelError: If no row is completely known.
-        ShapeError: If logits and labels differ in shape.
-        FeatureError: If a logit is NaN.
+    Rows with an unknown or uncertain label are left out; LabelError if no other is there. The rest
+    is as for `to_cleanlab`.
 
     Source: https://docs.cleanlab.ai, `cleanlab.multilabel_classification.filter`.
 
@@ -243,19 +222,15 @@ def to_huggingface(dataset: Dataset, *, images: bool = True) -> Any:
     """Make a Hugging Face `datasets.DatasetDict`, one `datasets.Dataset` for each split.
 
     Args:
-        dataset: the images.
+        dataset: the images. Rows without a split are in the split "all"; ConfigError if the name
+            of a split is none that `datasets` takes.
         images: a column "image" of `datasets.Image`, whose files are opened when asked for; False:
-            a column "path" of texts.
+            a column "path" of texts. Either is null where an image has no path.
 
     Returns:
-        Columns "image" or "path" (null where an image has no path), "image_id" and "group_id"
-        (where there are ids and groups), and "positive", "negative" and "uncertain": lists of
-        `ClassLabel`s. A category in none of the three is unknown. Rows without a split are in
-        the split "all".
-
-    Raises:
-        MissingExtraError: If `datasets` is not installed or cannot be imported.
-        ConfigError: If the name of a split is none that `datasets` takes.
+        These columns, "image_id" and "group_id" (where there are ids and groups), and "positive",
+        "negative" and "uncertain": lists of `ClassLabel`s. A category in none of the three is
+        unknown. MissingExtraError if `datasets` is not installed or cannot be imported.
     """
     datasets = import_optional(
         "datasets", extra="datasets", purpose="converting to a Hugging Face data set"

@@ -150,11 +150,7 @@ def save_mask(
 
 
 def read_mask(path: str | os.PathLike[str]) -> Mask:
-    """Read what `save_mask` wrote, and check it.
-
-    Raises:
-        LabelError: If the file is not there, is not a mask, is damaged, or was changed.
-    """
+    """Read what `save_mask` wrote; LabelError if there is none, or it is damaged or was changed."""
     arrays, metadata = _read(Path(path))
     try:
         mask = _mask(arrays, metadata)

@@ -41,11 +41,8 @@ class LabelAudit:
 def audit_labels(labels: PartialLabels, *, few: int = 5) -> LabelAudit:
     """Count what each category has, and say what can be done with it.
 
-    Takes time in proportion to the labels that are there and never makes (N, C).
-
-    Args:
-        labels: the labels.
-        few: under so many known positives (or negatives) a category has few.
+    A category has few positives, or negatives, under `few` known ones. Takes time in proportion to
+    the labels that are there and never makes (N, C).
 
     >>> from catwise.labels import PartialLabels
     >>> audit = audit_labels(PartialLabels([[1, -1], [0, -1]], categories=["cat", "dog"]))

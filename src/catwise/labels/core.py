@@ -390,13 +390,8 @@ class PartialLabels:
     def take_rows(self, index: Any) -> PartialLabels:
         """Return some rows, in the order asked for.
 
-        Args:
-            index: positions (negative ones count from the end), a mask of N truth values, or a
-                slice. Rows may repeat only where they have no ids.
-
-        Raises:
-            ShapeError: If a mask does not fit or a row is not there.
-            IdError: If a row that has an id is taken twice.
+        `index` is positions (negative ones count from the end), a mask of N truth values, or a
+        slice; ShapeError if it does not fit. IdError if a row that has an id is taken twice.
 
         >>> PartialLabels([[1], [0], [-1]], ids=["a", "b", "c"]).take_rows([2, 0]).ids.tolist()
         ['c', 'a']
@@ -416,8 +411,7 @@ class PartialLabels:
     def take_categories(self, wanted: Iterable[str | int]) -> PartialLabels:
         """Return some categories, by name or position, in the order asked for.
 
-        Raises:
-            CategoryError: If one is not there, or is asked for twice.
+        CategoryError if one is not there, or is asked for twice.
 
         >>> PartialLabels([[1, 0]], categories=["cat", "dog"]).take_categories(["dog"]).codes
         array([[0]], dtype=int8)

@@ -47,18 +47,15 @@ def drop_uniform(
 ) -> PartialLabels:
     """Keep every label with the same probability; the others become unknown.
 
-    Nested: what is kept at 10% is kept at 20% too, with the same seed. Uncertain labels are dropped
-    like known ones.
+    Nested: what is kept at 10% is kept at 20% too, with the same seed; another seed gives another
+    choice. Uncertain labels are dropped like known ones.
 
     Args:
         labels: the labels.
-        keep: probability, 0 to 1, with which a label stays.
-        seed: another one gives another choice.
+        keep: probability, 0 to 1, with which a label stays; else ConfigError.
+        seed: of the draws.
         draws: a key of `DRAWS`. With the same seed, and rows and categories in the order that the
             published code has them in, "mlcpl" and "matrix" keep the very labels that it keeps.
-
-    Raises:
-        ConfigError: If `keep` is no probability, or there are no such draws or seed.
 
     Source: the protocol of Durand et al., "Learning a deep ConvNet for multi-label classification
     with partial labels", CVPR 2019; nested as in Chong et al., Neurocomputing 647, 2025.
@@ -116,15 +113,8 @@ def keep_per_category(labels: PartialLabels, n: int, seed: int = 0) -> PartialLa
     """Keep n positives and n negatives of each category; the other labels become unknown.
 
     A category that has fewer keeps all it has. Nested: a smaller n keeps a part of what a larger
-    one keeps. Uncertain labels become unknown.
-
-    Args:
-        labels: the labels.
-        n: positives, and negatives, to keep in each category.
-        seed: another one gives another choice.
-
-    Raises:
-        ConfigError: If n is not a whole number of at least 0.
+    one keeps; another seed gives another choice. Uncertain labels become unknown. ConfigError if n
+    is not a whole number of at least 0.
 
     Source: "fixed per class" of Ben-Baruch et al., "Multi-label classification with partial
     annotations using class-aware selective loss", CVPR 2022.
@@ -157,11 +147,7 @@ def keep_per_category(labels: PartialLabels, n: int, seed: int = 0) -> PartialLa
 def keep_single_positive(labels: PartialLabels, seed: int = 0) -> PartialLabels:
     """Keep one positive of each row, chosen evenly; all other labels become unknown.
 
-    Rows without a known positive keep nothing.
-
-    Args:
-        labels: the labels.
-        seed: another one gives another choice.
+    Rows without a known positive keep nothing. Another seed gives another choice.
 
     Source: Cole et al., "Multi-label learning from single positive labels", CVPR 2021.
 

@@ -35,10 +35,7 @@ class Encoding:
         name: how it is asked for.
         text: one line for people.
         codes: pairs of a raw value and its code; None stands for every kind of blank (NaN, None,
-            an empty cell).
-
-    Raises:
-        LabelError: If a code is not one of the four, or a value is given twice.
+            an empty cell). LabelError if a code is not one of the four, or a value is given twice.
 
     >>> ENCODINGS["minus_one_uncertain"].mapping
     {1.0: 1, 0.0: 0, -1.0: -2, None: -1}

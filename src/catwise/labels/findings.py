@@ -72,7 +72,7 @@ def find_suspicious(
     Args:
         labels: the labels.
         splits: (N,) the split of each row, such as `Dataset.splits`; None or all the same: not
-            looked at.
+            looked at. ShapeError if these, or the paths, are not as many as the rows.
         paths: (N,) paths of the images; blank ones are not looked at.
         counts: what a reader met, such as `Dataset.counts`.
 
@@ -81,14 +81,11 @@ def find_suspicious(
         "examples" (up to 20, each a list of the names that belong together) and "explanation".
         Nothing suspicious: an empty list.
 
-    Raises:
-        ShapeError: If splits or paths are not as many as the rows.
-
     >>> from catwise.labels import PartialLabels
     >>> labels = PartialLabels([[1, 0, 1], [0, -1, 0]], categories=["cat", "dog", "Cat"])
     >>> [(found["finding"], found["examples"]) for found in find_suspicious(labels)]
     [('never_positive', [['dog']]), ('same_labels', [['cat', 'Cat']]),
-     ('names_alike', [['cat', 'Cat']])]
+    ('names_alike', [['cat', 'Cat']])]
     """
     split_of, path_of = _texts(labels, "splits", splits), _texts(labels, "paths", paths)
     found = _odd_categories(labels)

@@ -49,13 +49,9 @@ class Targets:
 class LabelPolicy:
     """What uncertain and blank labels count as when something is fitted.
 
-    Args:
-        uncertain: "unknown" (left out), "negative", "positive", or (low, high): a soft target drawn
-            evenly from that range for each label.
-        blank: "unknown" (left out) or "negative", the assumption behind single-positive labels.
-
-    Raises:
-        ConfigError: If there is no such choice, or the range is not inside 0 to 1.
+    `uncertain` is "unknown" (left out), "negative", "positive", or (low, high): a soft target drawn
+    evenly from that range, inside 0 to 1, for each label. `blank` is "unknown" (left out) or
+    "negative", the assumption behind single-positive labels. ConfigError for all else.
 
     Source: U-Ignore, U-Zeros, U-Ones of Irvin et al., "CheXpert", AAAI 2019; the soft range, (0.55,
     0.85) or (0, 0.3), of Pham et al., "Interpreting chest X-rays via CNNs that exploit hierarchical
@@ -108,15 +104,10 @@ def _checked_uncertain(value: Any) -> Uncertain:
 def make_targets(
     labels: PartialLabels, policy: LabelPolicy | None = None, seed: int = 0
 ) -> Targets:
-    """Targets and weights for fitting.
+    """Targets and weights for fitting, (N, C) float32 each, and a sentence for reports.
 
-    Args:
-        labels: (N, C).
-        policy: what unknown and uncertain labels count as; both are left out when not given.
-        seed: of the draws from a soft range, which are keyed by category name and row id.
-
-    Returns:
-        (N, C) float32 target and weight, and a sentence for reports.
+    `policy` says what unknown and uncertain labels count as; None: both are left out. `seed` is
+    that of the draws from a soft range, which are keyed by category name and row id.
 
     >>> from catwise.labels import PartialLabels
     >>> labels = PartialLabels([[1, -2, -1]])

@@ -327,15 +327,8 @@ class _Ranked:
 def benjamini_hochberg(p_values: Array, level: float = 0.05) -> NDArray[np.bool_]:
     """Which hypotheses to reject so that at most `level` of the rejected are false, on average.
 
-    Args:
-        p_values: (K,) in [0, 1]; NaN is no hypothesis: it is neither counted nor rejected.
-        level: false discovery rate, in (0, 1).
-
-    Returns:
-        (K,) bool.
-
-    Raises:
-        ConfigError: If the level is not inside (0, 1).
+    `p_values` (K,) are in [0, 1]; NaN is no hypothesis: it is neither counted nor rejected.
+    ConfigError if the level, the false discovery rate, is not inside (0, 1).
 
     Source: Benjamini & Hochberg, "Controlling the false discovery rate", JRSS B 57, 1995.
 

@@ -55,7 +55,7 @@ def log_loss_columns(scores: Array, codes: Array, *, weight: Array | None = None
 def ece_columns(
     scores: Array, codes: Array, *, weight: Array | None = None, n_bins: int = ECE_BINS
 ) -> Tensor:
-    """Expected calibration error of the positive-class probability, in equal-mass bins.
+    """Expected calibration error of the positive-class probability, in `n_bins` equal-mass bins.
 
     The rule: the known rows of a category are ranked by logit. A row goes to bin
     ``floor(n_bins · b / n)``, where b is the number (weight) of rows that score strictly less
@@ -63,12 +63,6 @@ def ece_columns(
     for ties and rounding, and with fewer rows than bins each distinct logit is a bin of its
     own. The error is the mean over bins, weighted by their rows, of
     ``|mean probability − share of positives|``.
-
-    Args:
-        scores: (..., M) logits.
-        codes: (..., M) int8.
-        weight: (..., M) or None.
-        n_bins: number of bins, at least 1.
 
     Source: Naeini et al., "Obtaining well calibrated probabilities using Bayesian binning",
     AAAI 2015, with the equal-mass bins of Nguyen & O'Connor, EMNLP 2015.

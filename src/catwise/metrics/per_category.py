@@ -33,7 +33,7 @@ from catwise.metrics.threshold import BestF1, best_f1_threshold_columns
 def average_precision(
     logits: Array, labels: PartialLabels | Array, *, prevalence: float | Array | None = None
 ) -> Tensor:
-    """Average precision of each category over its known labels.
+    """Average precision of each category over its known labels, (C,) float64 in [0, 1].
 
     Tied logits count as one threshold. Logits are ranked as given: a float32 sigmoid would
     merge large ones.
@@ -42,9 +42,6 @@ def average_precision(
         logits: (N, C) float, unbounded; not probabilities.
         labels: (N, C); unknown entries are ignored.
         prevalence: share of positives to assume instead of the known one, a number or (C,).
-
-    Returns:
-        (C,) float64 in [0, 1].
 
     Source: see :func:`~catwise.metrics.ranking.average_precision_columns`. Matches:
     scikit-learn, per category.
@@ -72,18 +69,10 @@ def precision(
     threshold: float | Array = 0.0,
     prevalence: float | Array | None = None,
 ) -> Tensor:
-    """Precision of each category, calling positive what reaches the threshold.
+    """Precision of each category, calling positive what reaches the threshold: (C,) in [0, 1].
 
-    Args:
-        logits: (N, C) float.
-        labels: (N, C).
-        threshold: a logit, or one for each category; 0 is a probability of one half.
-        prevalence: share of positives to assume, a number or (C,).
-
-    Returns:
-        (C,) float64 in [0, 1]; 0 where nothing is called positive.
-
-    Matches: scikit-learn.
+    It is 0 where nothing is called positive. The threshold is a logit, or one for each category; 0
+    is a probability of one half. The rest is as for `average_precision`. Matches: scikit-learn.
     """
     return METRICS["precision"].per_category(
         logits, labels, threshold=threshold, prevalence=prevalence

@@ -175,7 +175,8 @@ class RankingPlan:
     The numbers depend on neither.
 
     Args:
-        codes: (C, M) int8; 1 positive, 0 negative, all other codes are unknown. Copied.
+        codes: (C, M) int8; 1 positive, 0 negative, all other codes are unknown. Copied. ShapeError
+            if they have not two dimensions.
         n_threads: CPU threads; by default torch's (`torch.get_num_threads()`), or one where there
             is little to rank.
 
@@ -185,9 +186,6 @@ class RankingPlan:
         n_positive: (C,) int64, known positives.
         n_negative: (C,) int64, known negatives.
         defined: (C,) bool, True where both classes are known.
-
-    Raises:
-        ShapeError: If `codes` is not two-dimensional.
 
     >>> import numpy as np
     >>> plan = RankingPlan(np.array([[1, 0, 0], [1, -1, 1]], dtype=np.int8))
@@ -233,19 +231,13 @@ class RankingPlan:
         rows_first: bool = False,
         offset: Tensor | None = None,
     ) -> Tensor:
-        """Average precision of every category, as :func:`average_precision_columns`.
+        """Average precision of every category, as :func:`average_precision_columns`; (..., C).
 
         Args:
-            scores: (..., C, M) float, or (..., M, C) with `rows_first`.
+            scores: (..., C, M) float, or (..., M, C) with `rows_first`; else ShapeError.
             prevalence: share of positives to assume, a number or (C,), in (0, 1).
             rows_first: the scores are logits (..., M, C) as models give them.
             offset: (C, M) added to the scores before they are ranked, in its own precision.
-
-        Returns:
-            (..., C) float64; NaN where a class is not known.
-
-        Raises:
-            ShapeError: If the scores do not have this shape.
         """
         score = self._scores(scores, offset, rows_first=rows_first)
         share = checked_prevalence(prevalence, score.device)

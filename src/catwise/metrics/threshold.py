@@ -110,13 +110,10 @@ def best_f1_threshold_columns(
     weight: Array | None = None,
     prevalence: float | Array | None = None,
 ) -> BestF1:
-    """The best F1 over all thresholds, and the threshold.
+    """The best F1 over all thresholds, and the threshold, (...,) each.
 
     The thresholds tried are the known logits themselves; of several with the same F1 the
     highest is given. Chosen and scored on the same rows the value is optimistic.
-
-    Returns:
-        value and threshold, (...,) float64 each; NaN where a class is not known.
 
     Matches: the maximum over scikit-learn's ``precision_recall_curve``.
     """

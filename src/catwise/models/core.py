@@ -54,7 +54,8 @@ class Preprocessing:
 
     The image is turned upright, made `channels` deep, resized so that its shorter side (or, with
     `crop_mode="squash"`, the whole image) is size / crop_pct, cut in the centre to `size`, divided
-    by its largest value, and normalised by ``(x - mean) / std``.
+    by its largest value, and normalised by ``(x - mean) / std``. ConfigError if a number is out of
+    range.
 
     Args:
         size: (height, width) in pixels.
@@ -68,9 +69,6 @@ class Preprocessing:
         source: where this was read, such as "timm pretrained_cfg"; printed.
         layout: the order of the axes of the model's own input; see :func:`check_layout`. Images are
             (N, channels, height, width) all the same: what runs the model turns them.
-
-    Raises:
-        ConfigError: If a number is out of range.
     """
 
     size: tuple[int, int]

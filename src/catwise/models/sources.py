@@ -367,8 +367,7 @@ def _refuse_repeated(ids: list[str], *, shard_in_id: bool) -> None:
 class HuggingFaceImages(ImageSource):
     """Images of a Hugging Face `datasets` data set, decoded by catwise.
 
-    Args:
-        image_column: a column of images, of encoded bytes or of paths.
+    `image_column` holds images, encoded bytes or paths.
     """
 
     def __init__(

@@ -165,13 +165,7 @@ def _joined(parts: Sequence[_Part]) -> tuple[_Images, NDArray[np.str_]]:
 
 
 def study_ids(paths: Iterable[str]) -> NDArray[np.str_]:
-    """The study of each image: its patient and the number of the study.
-
-    Args:
-        paths: ids or paths of images of CheXpert.
-
-    Raises:
-        IdError: If one is not such a path.
+    """The study of each image (patient and number), by its id or path; IdError if it is neither.
 
     >>> study_ids(["train/patient00001/study1/view1_frontal.jpg"]).tolist()
     ['patient00001/study1']

@@ -146,21 +146,12 @@ def _images(ids: NDArray[np.str_], folder: str | None, split: str) -> Images:
 
 
 def label_count_groups(labels: PartialLabels, n_groups: int = 5) -> NDArray[np.int64]:
-    """The group of each category when categories are sorted by how many labels they have.
+    """The group of each category, (C,) int64, when they are sorted by how many labels they have.
 
-    Group 0 has the fewest known labels. Groups are as equal in size as can be; of categories with
-    equally many labels the earlier is sorted first. The field puts the 5,000 trainable classes of
-    Open Images V3 into five groups of 1,000.
-
-    Args:
-        labels: the training labels.
-        n_groups: how many groups, from 1 to the number of categories.
-
-    Returns:
-        (C,) int64 from 0 to n_groups − 1.
-
-    Raises:
-        ConfigError: If there cannot be so many groups.
+    Group 0 has the fewest known labels. There are `n_groups`, from 1 to the number of categories
+    (else ConfigError), as equal in size as can be; of categories with equally many labels the
+    earlier is sorted first. The field puts the 5,000 trainable classes of Open Images V3 into five
+    groups of 1,000, by the training labels.
 
     Source: Chong et al., category-wise fine-tuning, 2025, mAP per group of Open Images V3.
 
