@@ -332,13 +332,9 @@ def exclusive(
     """Write an output alone, while the block runs: for a command, or all of a work.
 
     What killed processes left of it is removed at the start. When the block ends well, all that was
-    written there must still be there.
-
-    Args:
-        path: the file or folder.
-        inside: it is a folder that exists, and is worked in; otherwise it is put into its place
-            when it is whole.
-        parents: make the folders around it that are not there; those that stay empty are removed.
+    written there must still be there. `inside`: it is a folder that exists, and is worked in;
+    otherwise it is put into its place when it is whole. `parents`: make the folders around it that
+    are not there; those that stay empty are removed.
     """
     shown, target = Path(path), Path(os.path.realpath(path))
     made: list[Path] = []

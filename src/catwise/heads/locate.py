@@ -112,13 +112,9 @@ def find_head(
 ) -> Found:
     """Find the one head that is meant; HeadError where it is not clear.
 
-    Args:
-        catalog: the checkpoint.
-        key: the weight's key, with or without its container and ``.weight``.
-        bias_key: the bias's key, when it is not named like the weight's.
-        n_categories: how many rows the head has, where that is known.
-        at_hand: the model is run and its logits compared with the head's, to which is left what
-            only the names of other tensors make doubtful.
+    `key` is the weight's, with or without its container and ``.weight``; `bias_key` is given where
+    it is not named like that. `at_hand`: the model is run and its logits compared with the head's,
+    to which is left what only the names of other tensors make doubtful.
     """
     if key is None:
         entry = _choose(catalog, n_categories)

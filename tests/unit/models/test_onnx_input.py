@@ -15,13 +15,14 @@ ort = pytest.importorskip("onnxruntime")
 
 from catwise.errors import CatwiseError, ConfigError, HeadError, ShapeError  # noqa: E402
 from catwise.models.adapters.onnx.model import load_onnx  # noqa: E402
-from catwise.models.adapters.onnx.running import OnnxModule, extract_onnx  # noqa: E402
+from catwise.models.adapters.onnx.running import OnnxModule  # noqa: E402
 from catwise.models.adapters.onnx.writing import write_onnx_head  # noqa: E402
 from catwise.models.core import LoadedModel, Preprocessing  # noqa: E402
 from catwise.models.extraction import extract  # noqa: E402
 from catwise.models.registry import load_model, reload_model  # noqa: E402
 from catwise.models.verify import noise, verify_written  # noqa: E402
 from catwise.models.writing import write_model  # noqa: E402
+from onnx_case import features_of  # noqa: E402
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -222,7 +223,7 @@ def test_images_reach_the_graph_as_it_takes_them(tmp_path: Path, kind: str) -> N
     assert model.preprocessing.layout == layout
     assert ("read as" in " ".join(model.notes)) == (layout != "nchw")
     assert model.preprocessing.channels == 3
-    (features,) = extract_onnx(model, [images])
+    (features,) = features_of(model, [images])
     near = {"rtol": 1e-5, "atol": 2e-2 if "quantised" in kind else 1e-5}
     np.testing.assert_allclose(features, expected(images), **near)
     found = extract(model, [torch.from_numpy(images)], dtype="float32")
@@ -272,11 +273,11 @@ def test_grey_images(tmp_path: Path, kind: str) -> None:
         assert model.preprocessing.channels == 1
         images = images_of(channels=1)
         right = expected(images, KERNELS[1])
-    (features,) = extract_onnx(model, [images])
+    (features,) = features_of(model, [images])
     np.testing.assert_allclose(features, right, rtol=1e-5, atol=1e-5)
     if kind != "one row":
         with pytest.raises(ShapeError, match="do not fit the input 'x'"):
-            next(extract_onnx(model, [images_of()]))
+            next(features_of(model, [images_of()]))
 
 
 def test_other_numbers_of_channels(tmp_path: Path) -> None:
@@ -284,10 +285,10 @@ def test_other_numbers_of_channels(tmp_path: Path) -> None:
     model = load_onnx(saved(tmp_path, model_of(FREE, TURN, kernel=KERNELS[6])))
     assert any("takes 6 channels: images have 1 or 3" in note for note in model.notes)
     images = images_of(channels=6)
-    (features,) = extract_onnx(model, [images])
+    (features,) = features_of(model, [images])
     np.testing.assert_allclose(features, expected(images, KERNELS[6]), rtol=1e-5, atol=1e-5)
     with pytest.raises(ShapeError, match=r"sizes \[0, 6, 0, 0\]"):
-        next(extract_onnx(model, [images_of()]))
+        next(features_of(model, [images_of()]))
 
 
 def two_ways() -> Any:
@@ -375,7 +376,7 @@ def test_what_is_not_clear_is_asked_for(tmp_path: Path, kind: str) -> None:
         if kind == "no size of colours":
             continue
         images = images_of(2, channels, *shape)
-        (features,) = extract_onnx(model, [images])
+        (features,) = features_of(model, [images])
         if kind == "height and width exchanged":
             right = expected(images.swapaxes(2, 3) if layout == "nhwc" else images)
         else:
@@ -406,10 +407,10 @@ def test_any_order_and_any_freedom_of_sizes(tmp_path: Path, seed: int) -> None:
         right = expected(images, KERNELS[channels])
     path = saved(tmp_path, model)
     near = {"rtol": 1e-4, "atol": 1e-5}
-    (features,) = extract_onnx(load_onnx(path, layout=layout), [images])
+    (features,) = features_of(load_onnx(path, layout=layout), [images])
     np.testing.assert_allclose(features, right, **near)
     with suppress(ConfigError, ShapeError):
-        (features,) = extract_onnx(load_onnx(path), [images])
+        (features,) = features_of(load_onnx(path), [images])
         np.testing.assert_allclose(features, right, **near)
 
 
@@ -442,7 +443,7 @@ def test_without_a_convolution(tmp_path: Path, kind: str) -> None:
     model = load_onnx(saved(tmp_path, make()))
     assert model.preprocessing.layout == layout
     images = images_of(height=3) if "subtracted" in kind else images_of()
-    (features,) = extract_onnx(model, [images])
+    (features,) = features_of(model, [images])
     np.testing.assert_allclose(features, images.mean((2, 3)), rtol=1e-5, atol=1e-6)
 
 
@@ -497,7 +498,7 @@ def test_graphs_that_normalise_by_themselves(tmp_path: Path, kind: str) -> None:
     assert f"pixels go in as 0 to {white:.0f}" in note
     pixels = np.random.default_rng(2).integers(0, 256, (2, 3, 8, 6)).astype("f")
     images = torch.from_numpy((pixels / 255 - 0) / np.float32(1 / white))
-    (features,) = extract_onnx(model, [images])
+    (features,) = features_of(model, [images])
     session = ort.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
     own = (pixels if white == 255 else pixels / 255).astype("f")
     own = own.astype("u1") if "bytes" in kind else own
@@ -511,9 +512,9 @@ def test_bytes_hold_nothing_else(tmp_path: Path) -> None:
     model = load_onnx(saved(tmp_path, by_graph(kind=UINT8)))
     assert float(noise(model).max()) > 100
     with pytest.raises(ShapeError, match=r"pixels from 0 to 255(.|\n)*--std"):
-        next(extract_onnx(model, [images_of() * 4 - 2]))
+        next(features_of(model, [images_of() * 4 - 2]))
     pixels = images_of() * 255
-    (features,) = extract_onnx(model, [pixels])
+    (features,) = features_of(model, [pixels])
     np.testing.assert_allclose(features, expected(np.rint(pixels)), rtol=1e-4, atol=1e-2)
 
 
@@ -559,7 +560,7 @@ def test_inputs_that_take_no_images(tmp_path: Path, kind: str) -> None:
     """Numbers of other kinds, further inputs and other ranks are refused."""
     path = saved(tmp_path, NO_IMAGES[kind]())
     with pytest.raises(CatwiseError, match=r"takes something else|do not fit|not clear"):
-        next(extract_onnx(load_onnx(path), [images_of()]))
+        next(features_of(load_onnx(path), [images_of()]))
 
 
 def test_an_input_of_rows_is_said(tmp_path: Path) -> None:
@@ -567,13 +568,13 @@ def test_an_input_of_rows_is_said(tmp_path: Path) -> None:
     model = load_onnx(saved(tmp_path, NO_IMAGES["rows"]()))
     assert any("of sizes (0, 5) takes no images" in note for note in model.notes)
     rows = images_of(2, 1, 1, D).reshape(2, D)
-    np.testing.assert_array_equal(next(extract_onnx(model, [rows])), rows)
+    np.testing.assert_array_equal(next(features_of(model, [rows])), rows)
 
 
 def test_an_optional_input(tmp_path: Path) -> None:
     """What is no tensor is refused when it is run, and asked about when it is loaded."""
     with pytest.raises(ConfigError, match=r"not clear|takes something else"):
-        next(extract_onnx(load_onnx(saved(tmp_path, optional_input())), [images_of()]))
+        next(features_of(load_onnx(saved(tmp_path, optional_input())), [images_of()]))
 
 
 def test_what_is_said(tmp_path: Path) -> None:
@@ -682,7 +683,7 @@ def test_outputs(tmp_path: Path, kind: str) -> None:
         with pytest.raises(HeadError, match=refused):
             load_onnx(path)
         return
-    (features,) = extract_onnx(load_onnx(path), [images_of()])
+    (features,) = features_of(load_onnx(path), [images_of()])
     np.testing.assert_allclose(features, expected(images_of()), rtol=1e-5, atol=1e-5)
     if kind.startswith("features"):
         head = load_onnx(path).head

@@ -28,11 +28,11 @@ from catwise.errors import (  # noqa: E402
 )
 from catwise.heads import Head  # noqa: E402
 from catwise.models.adapters.onnx.model import load_onnx  # noqa: E402
-from catwise.models.adapters.onnx.running import extract_onnx  # noqa: E402
 from catwise.models.adapters.onnx.writing import OnnxWriter, write_onnx_head  # noqa: E402
 from catwise.models.core import Preprocessing  # noqa: E402
 from catwise.models.extraction import extract  # noqa: E402
 from catwise.models.layers import weights_digest  # noqa: E402
+from onnx_case import features_of  # noqa: E402
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -164,8 +164,8 @@ def reference_features(path: Path) -> Any:
     return run(save(path, model_of([], ("f",))), output="f")
 
 
-def features_of(path: Path) -> Any:
-    return np.concatenate(list(extract_onnx(load_onnx(path), [IMAGES[:4], IMAGES[4:]])))
+def features_in(path: Path) -> Any:
+    return np.concatenate(list(features_of(load_onnx(path), [IMAGES[:4], IMAGES[4:]])))
 
 
 def final(kind: str, logits: Any) -> Any:
@@ -194,7 +194,7 @@ def test_head_is_read_as_it_acts(tmp_path: Path, kind: str) -> None:
     assert model.bias_key == (None if no_bias else "b")
     assert model.head is not None
     assert (model.head.bias is None) == no_bias
-    (features,) = extract_onnx(model, [torch.from_numpy(IMAGES)])
+    (features,) = features_of(model, [torch.from_numpy(IMAGES)])
     np.testing.assert_array_equal(features, reference_features(tmp_path / "r.onnx"))
     logits = model.head.logits(features).numpy()
     np.testing.assert_allclose(final(kind, logits), run(path), rtol=1e-5, atol=1e-5)
@@ -218,8 +218,8 @@ def test_a_new_head_predicts_and_nothing_else_changes(tmp_path: Path, kind: str)
     before, new = path.read_bytes(), changed(head_of(path))
     write_onnx_head(path, copy, new)
     assert path.read_bytes() == before
-    features = features_of(copy)
-    np.testing.assert_array_equal(features, features_of(path))
+    features = features_in(copy)
+    np.testing.assert_array_equal(features, features_in(path))
     expected = final(kind, new.logits(features).numpy())
     np.testing.assert_allclose(run(copy), expected, rtol=1e-5, atol=1e-5)
     assert not np.allclose(run(path), run(copy), atol=1e-2)
@@ -242,7 +242,7 @@ def test_half_precision(tmp_path: Path) -> None:
     path, copy = save(tmp_path / "m.onnx", model), tmp_path / "n.onnx"
     head = head_of(path)
     assert head.dtype == torch.float16
-    (features,) = extract_onnx(load_onnx(path), [IMAGES])
+    (features,) = features_of(load_onnx(path), [IMAGES])
     assert features.dtype == np.float16
     write_onnx_head(path, copy, head)
     assert copy.read_bytes() == path.read_bytes()
@@ -288,8 +288,8 @@ def test_external_data(tmp_path: Path) -> None:
     write_onnx_head(path, copy, new, overwrite=True)
     assert (copy.read_bytes(), weights.read_bytes()) == (path.read_bytes(), before)
     assert 0 < n_differing(weights, copied) <= 4 * (C * D + C)
-    features = features_of(copy)
-    np.testing.assert_array_equal(features, features_of(path))
+    features = features_in(copy)
+    np.testing.assert_array_equal(features, features_in(path))
     expected = final("sigmoid", new.logits(features).numpy())
     np.testing.assert_allclose(run(copy), expected, rtol=1e-5, atol=1e-5)
     with pytest.raises(OutputError, match="another folder"):  # both would name weights.bin
@@ -575,7 +575,7 @@ def test_files_that_are_something_else(tmp_path: Path) -> None:
     model = model_like("sigmoid")
     model.graph.node[1].op_type = "NoSuchOperator"
     with pytest.raises(CheckpointError, match="onnxruntime cannot load"):
-        extract_onnx(load_onnx(save(tmp_path / "m.onnx", model)), [IMAGES])
+        next(features_of(load_onnx(save(tmp_path / "m.onnx", model)), [IMAGES]))
 
 
 def test_module_runs_the_file(tmp_path: Path) -> None:
@@ -583,8 +583,8 @@ def test_module_runs_the_file(tmp_path: Path) -> None:
     path = made(tmp_path, "sigmoid")
     model = load_onnx(path)
     found = extract(model, [torch.from_numpy(IMAGES[:4]), torch.from_numpy(IMAGES[4:])])
-    np.testing.assert_array_equal(found.features.float(), np.float16(features_of(path)))
-    np.testing.assert_allclose(found.logits, features_of(path) @ WEIGHT.T + BIAS, atol=1e-5)
+    np.testing.assert_array_equal(found.features.float(), np.float16(features_in(path)))
+    np.testing.assert_allclose(found.logits, features_in(path) @ WEIGHT.T + BIAS, atol=1e-5)
     copied = copy.deepcopy(model.module)
     assert torch.equal(copied(torch.from_numpy(IMAGES)), found.logits)
 
@@ -606,18 +606,16 @@ def test_batches(tmp_path: Path) -> None:
     """Any batch size gives the same rows; sizes that do not fit are refused."""
     path = made(tmp_path)
     model, expected = load_onnx(path), reference_features(tmp_path / "r.onnx")
-    parts = list(extract_onnx(model, (IMAGES[i : i + 3] for i in range(0, 9, 3)), threads=1))
+    parts = list(features_of(model, (IMAGES[i : i + 3] for i in range(0, 9, 3))))
     assert [len(part) for part in parts] == [3, 3, 1]
     np.testing.assert_allclose(np.concatenate(parts), expected, rtol=1e-6)
-    assert next(extract_onnx(model, [IMAGES[:0]])).shape == (0, D)
+    assert next(features_of(model, [IMAGES[:0]])).shape == (0, D)
     for wrong in (IMAGES[:, :, :4], IMAGES[:, :2], IMAGES[0]):
         with pytest.raises(ShapeError, match="do not fit the input 'x'"):
-            next(extract_onnx(model, [wrong]))
-    with pytest.raises(ConfigError, match="lacks a provider"):
-        extract_onnx(model, [IMAGES], providers=["NoSuchProvider"])
+            next(features_of(model, [wrong]))
     fixed = onnx.load(path)  # for exactly two images: what fills up is cut off
     fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
-    (features,) = extract_onnx(load_onnx(save(path, fixed)), [IMAGES])
+    (features,) = features_of(load_onnx(save(path, fixed)), [IMAGES])
     np.testing.assert_allclose(features, expected, rtol=1e-6)
 
 
@@ -626,7 +624,7 @@ def test_features_that_are_no_rows(tmp_path: Path) -> None:
     conv = node("Conv", ["r", "w"], ["y"], name="head")
     path = save(tmp_path / "m.onnx", model_of([conv], w=WEIGHT[:, :, None, None]))
     with pytest.raises(ShapeError, match="not a row for each image"):
-        next(extract_onnx(load_onnx(path), [IMAGES]))
+        next(features_of(load_onnx(path), [IMAGES]))
     model = model_of([], w=TURNED)
     del model.graph.node[:]
     model.graph.node.append(node("Gemm", ["x", "w"], ["y"]))
@@ -635,7 +633,7 @@ def test_features_that_are_no_rows(tmp_path: Path) -> None:
     alone = load_onnx(save(path, model))
     assert node_of(alone) == "y"
     rows = np.eye(D, dtype=np.float32)
-    np.testing.assert_array_equal(next(extract_onnx(alone, [rows])), rows)
+    np.testing.assert_array_equal(next(features_of(alone, [rows])), rows)
 
 
 def test_preprocessing_from_the_metadata(tmp_path: Path) -> None:
@@ -683,7 +681,7 @@ def test_export_of_torch(tmp_path: Path) -> None:
     model = load_onnx(path)
     assert (model.weight_key, model.bias_key) == ("fc.weight", "fc.bias")
     assert torch.equal(head_of(path).weight, net.fc.weight)
-    (features,) = extract_onnx(model, [images])
+    (features,) = features_of(model, [images])
     np.testing.assert_allclose(features, net.features(images).detach(), rtol=1e-5, atol=1e-6)
     write_onnx_head(path, copy, head_of(path))
     assert copy.read_bytes() == path.read_bytes()
@@ -702,14 +700,13 @@ def test_without_the_packages(tmp_path: Path, package: str, raised: str) -> None
         import sys
         from catwise.errors import MissingExtraError
         from catwise.models.adapters.onnx.model import load_onnx
-        from catwise.models.adapters.onnx.running import extract_onnx
         class Finder:
             def find_spec(self, name, path=None, target=None):
                 if name == {package!r}:
                     raise {raised}
         sys.meta_path.insert(0, Finder())
         try:
-            extract_onnx(load_onnx('m.onnx'), [])
+            load_onnx('m.onnx').module(None)
         except MissingExtraError as error:
             print(error)"""
     command = [sys.executable, "-c", code]

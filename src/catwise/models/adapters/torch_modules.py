@@ -92,25 +92,17 @@ def adapt_module(
 ) -> LoadedModel:
     """Say what catwise needs to know of a module, and load its weights where a file is given.
 
-    The model is run once on noise: its layer must give what the head in the checkpoint says; where
-    its output is not what its layer gives, a note says so.
+    The module, on the CPU, is set to eval mode and run once on noise: its layer must give what the
+    head in the checkpoint says; where its output is not what its layer gives, a note says so.
 
-    Args:
-        module: on the CPU; set to eval mode.
-        name: as the user named it.
-        preprocessing: what the model takes.
+    Args (the rest is as in `LoadedModel`):
         layers: name of the classification layer; two names for a model that averages two heads;
             None: found by its name, as `read_head` does.
         heads: for two: "refuse"; "both": one joined head over both inputs (see `TwoHeads`);
             "first": only the first one.
-        checkpoint: the file to load, strictly.
-        catalog: the same, opened, where it is already.
+        checkpoint: the file to load, strictly; `catalog` is the same, opened, where it is already.
         loaded: the module's weights are those of the checkpoint already.
         prefix: what leads the model's keys in it.
-        n_categories: rows of the head; helps to find it.
-        categories: their names.
-        image_argument: as in `LoadedModel`.
-        notes: as in `LoadedModel`.
     """
     if catalog is None and checkpoint is not None:
         catalog = open_weights(checkpoint)

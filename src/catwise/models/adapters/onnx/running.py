@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from catwise.heads import Head
 from catwise.models.adapters.onnx import graph as onnx_graph
 from catwise.models.adapters.onnx.graph import OnnxFile, import_onnx, open_onnx
 from catwise.models.adapters.onnx.input import DTYPES, ImageInput
-from catwise.models.core import LoadedModel
 from catwise.models.layers import put_head
 
 
@@ -70,29 +69,6 @@ class OnnxModule(nn.Module):
         return logits.to(place.device)
 
 
-def extract_onnx(
-    model: LoadedModel,
-    batches: Iterable[Any],
-    *,
-    threads: int | None = None,
-    providers: Sequence[str] | None = None,
-) -> Iterator[NDArray[Any]]:
-    """Run images through the backbone of an ONNX model: (K, D) features a batch, in its dtype.
-
-    The tensor that the classification layer takes becomes the output of the graph in memory; the
-    file is not touched. What lies behind it is not computed. A model with a fixed batch size is
-    given batches of that size, the last one filled up. Batches are (K, channels, height, width),
-    preprocessed; they are turned to the model's order of axes, and cast to its dtype.
-    """
-    module = model.module
-    if model.checkpoint is None or model.head is None or not isinstance(module, OnnxModule):
-        raise ConfigError(f"{model.name} is not an ONNX model.", expected="what load_onnx gave")
-    file = open_for_images(model.checkpoint, module.image)
-    session = make_session(file, [module.features], threads=threads, providers=providers)
-    sizes = (model.head.n_features,)
-    return (outputs_of(file, session, module.image, x, sizes)[0] for x in batches)
-
-
 def open_for_images(path: Path, image: ImageInput) -> OnnxFile:
     """A file that takes nothing but images."""
     file = open_onnx(path)
@@ -110,14 +86,9 @@ def open_for_images(path: Path, image: ImageInput) -> OnnxFile:
     return file
 
 
-def make_session(
-    file: OnnxFile, wanted: Sequence[str], *, threads: int | None = None, providers: Any = None
-) -> Any:
+def make_session(file: OnnxFile, wanted: Sequence[str]) -> Any:
     """The graph up to some of its tensors, ready to run."""
     onnx, runtime = import_onnx(), import_onnx("onnxruntime")
-    asked, there = list(providers or ["CPUExecutionProvider"]), runtime.get_available_providers()
-    if not set(asked) <= set(there):
-        raise ConfigError("onnxruntime lacks a provider.", found=str(asked), expected=str(there))
     graph = file.model.graph
     del graph.output[:]
     for position, tensor in enumerate(wanted):
@@ -128,11 +99,11 @@ def make_session(
         graph.output.append(onnx.ValueInfoProto(name=name))
     options = runtime.SessionOptions()
     options.log_severity_level = 4
-    options.intra_op_num_threads = threads or 0
     folder = "session.model_external_initializers_file_folder_path"
     options.add_session_config_entry(folder, str(file.path.parent.resolve()))
     try:
-        return runtime.InferenceSession(file.model.SerializeToString(), options, asked)
+        whole = file.model.SerializeToString()
+        return runtime.InferenceSession(whole, options, ["CPUExecutionProvider"])
     except Exception as error:
         raise _not_run(file, "load", error) from error
 
