@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 COUNTS = (3, 5, 10, 20, 50)
 OTHERS = 500
 METRICS = ("auroc", "average_precision")
-FOLDS = 5
 CHECKED = 6  # samples of a batch that catwise computes as well
 Z = float(ndtri(0.975))
 
@@ -225,38 +224,20 @@ def of_difference(
     sides: tuple[NDArray[np.float64], NDArray[np.float64]],
     positive: NDArray[np.bool_],
     k: int,
-    fold: NDArray[np.int64] | None = None,
 ) -> Batch:
-    """As `catwise.metrics.intervals.difference_of`, for a batch whose folds are the same."""
-    size = positive.shape[1]
-    fold = np.zeros(size, dtype=np.int64) if fold is None else fold
-    rows, used = np.zeros((2, *positive.shape)), np.zeros(size, dtype=bool)
-    values = np.zeros((2, len(positive)))
-    for part in np.unique(fold):
-        at = np.flatnonzero(fold == part)
-        side = positive[:, at]
-        inside = int(side[0].sum())
-        if inside in {0, at.size}:
-            continue
-        for j, scores in enumerate(sides):
-            found = influences(metric, scores[:, at], side, inside)
-            own = found.rows + found.value[:, None], found.rows * inside / (at.size - inside)
-            rows[j][:, at] = np.where(side, *own)
-            values[j] += inside * found.value / k
-        used[at] = True
-    n = int(used.sum()) - k
-    rows -= positive * values[:, :, None]
-    scale = np.where(positive, 1.0 / np.sqrt(k * (k - 1.0)), np.sqrt(n / (n - 1.0)) / k)
-    shares = rows * scale
-    moved = shares[1] - shares[0]
+    """As `catwise.metrics.intervals.difference_of`, for a batch."""
+    (old_value, own), (new_value, other) = (
+        (batch.value, batch.shares) for batch in (of_scores(metric, z, positive, k) for z in sides)
+    )
+    n, moved = positive.shape[1] - k, other - own
     is_common = positive if k > n else ~positive
-    old, new, common = (((x * is_common) ** 2).sum(axis=1) for x in (*shares, moved))
+    old, new, common = (((x * is_common) ** 2).sum(axis=1) for x in (own, other, moved))
     error = np.linalg.norm(moved, axis=1)
     spread = 0.75 if metric == "auroc" else 1.0 / 3.0
-    usual = sum(usual_variance(metric, v, k, n) for v in values)
+    usual = sum(usual_variance(metric, value, k, n) for value in (old_value, new_value))
     seen = np.where(old + new > 0.0, old + new, 1.0)  # else nothing moved, and there is no interval
     usual = spread * usual * common / seen + common
-    return Batch(values[1] - values[0], error, usual, k, n, moved)
+    return Batch(new_value - old_value, error, usual, k, n, moved)
 
 
 Interval = tuple["NDArray[np.float64]", "NDArray[np.float64]"]
@@ -365,12 +346,11 @@ def check_differences(
     metric: str,
     sides: tuple[NDArray[np.float64], NDArray[np.float64]],
     positive: NDArray[np.bool_],
-    fold: NDArray[np.int64] | None,
     found: Interval,
 ) -> None:
     for s in range(CHECKED):
         own = sides[0][s], sides[1][s], positive[s], units_of(positive.shape[1])
-        said = difference_of(metric, *own, fold=fold)
+        said = difference_of(metric, *own)
         assert said is not None
         interval = interval_of_difference(said.estimate)
         np.testing.assert_allclose([found[0][s], found[1][s]], interval, rtol=1e-6, atol=1e-9)
@@ -436,31 +416,24 @@ def levels(samples: int, *, few_negatives: bool = False) -> list[dict[str, Any]]
     return rows
 
 
-def differences(samples: int, *, folds: bool, few_negatives: bool = False) -> list[dict[str, Any]]:
-    """Two heads on the same rows, in one part or in folds as `tune` deals them.
-
-    In folds the average precision is that of small folds, so what it should hold is its own mean.
-    """
+def differences(samples: int, *, few_negatives: bool = False) -> list[dict[str, Any]]:
+    """Two heads on the same rows."""
     rows = []
     for metric in METRICS:
         for few in COUNTS:
             k, n = (OTHERS, few) if few_negatives else (few, OTHERS)
             positive = np.broadcast_to(np.arange(k + n) < k, (samples, k + n))
-            dealt = np.concatenate([np.arange(k) % FOLDS, np.arange(n) % FOLDS])
-            fold = dealt if folds else None
             cells: dict[str, tuple[Cell, Cell | None]] = {}
             for number, pair in enumerate(PAIRS):
-                rng = np.random.default_rng([few, number, folds, few_negatives, 1])
+                rng = np.random.default_rng([few, number, 0, few_negatives, 1])
                 sides = paired(rng, pair, (samples, k + n), k)
-                batch = of_difference(metric, sides, positive, k, fold)
+                batch = of_difference(metric, sides, positive, k)
                 found = of_gain(batch)
-                check_differences(metric, sides, positive, fold, found)
+                check_differences(metric, sides, positive, found)
                 old, new = (binormal(area).truth(metric, k / (k + n)) for area in pair)
-                is_own = folds and metric == "average_precision"
-                truth = float(batch.value.mean()) if is_own else new - old
                 cells[f"{pair[0]:.2f} to {pair[1]:.2f}"] = (
-                    measured(found, truth),
-                    measured(plain_gain(batch), truth),
+                    measured(found, new - old),
+                    measured(plain_gain(batch), new - old),
                 )
             rows.append(row_of(f"{metric} {few}", cells))
     return rows
@@ -634,11 +607,8 @@ def sources(samples: int) -> list[dict[str, Any]]:
 PARTS: dict[str, Callable[[int], list[dict[str, Any]]]] = {
     "levels": levels,
     "levels, few negatives": lambda samples: levels(samples, few_negatives=True),
-    "differences": lambda samples: differences(samples, folds=False),
-    "differences in 5 folds": lambda samples: differences(samples, folds=True),
-    "differences, few negatives": lambda samples: differences(
-        samples, folds=False, few_negatives=True
-    ),
+    "differences": differences,
+    "differences, few negatives": lambda samples: differences(samples, few_negatives=True),
     "means over categories": means,
     "groups (samples / 10)": lambda samples: groups(max(samples // 10, CHECKED)),
     "two sources": sources,

@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 import pytest
-import torch
 
 from catwise.metrics import METRICS, compare_logits
 from catwise.metrics.intervals import (
@@ -100,36 +99,6 @@ def test_few_negatives_do_not_make_a_high_average_precision_uncertain() -> None:
     estimate, _ = estimate_of("average_precision", scores, positive, rows_of(positive))
     low, high = interval_of_score("average_precision", estimate)
     assert 0.9 < low < estimate.value < high <= 1.0
-
-
-@pytest.mark.parametrize("metric", ["auroc", "average_precision"])
-def test_influences_in_folds_are_centred_on_the_mean_over_all_folds(metric: str) -> None:
-    """With one positive a fold the error is not 0: it comes from the folds' own differences."""
-    before, after, positive = sample(1, k=5, n=100)
-    fold = np.zeros(positive.size, dtype=np.int64)
-    fold[positive], fold[~positive] = np.arange(5), np.arange(100) % 5
-    found = difference_of(metric, before, after, positive, rows_of(positive), fold=fold)
-    assert found is not None
-    scorer = METRICS[metric].columns
-    gains = []
-    for f in range(5):
-        codes = torch.from_numpy(positive[fold == f].astype(np.int8))
-        old, new = (scorer(torch.from_numpy(s[fold == f]), codes) for s in (before, after))
-        gains.append(float(new - old))
-    assert found.estimate.value == pytest.approx(np.mean(gains))
-    by_positives = np.var(gains, ddof=1) / 5  # each fold's only positive has no influence inside
-    assert found.estimate.error >= math.sqrt(by_positives)
-
-
-def test_one_fold_is_no_folds() -> None:
-    """Scores in one part have the same error as scores without parts."""
-    before, after, positive = sample(2)
-    fold = np.zeros(positive.size)
-    sides = before, after, positive, rows_of(positive)
-    plain, parted = (difference_of("auroc", *sides, fold=f) for f in (None, fold))
-    assert plain is not None
-    assert parted is not None
-    assert plain.estimate == pytest.approx(parted.estimate)
 
 
 def test_groups_are_one_unit() -> None:

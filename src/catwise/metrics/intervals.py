@@ -4,12 +4,9 @@ Everything rests on influence functions (:mod:`catwise.metrics.influence`). Unit
 groups where rows have groups: what goes together is added up before it is squared. With k units
 in the scarcer class:
 
-- a **difference** of two heads on the same rows is ``d ± t(k + 1) · se``. Where scores are
-  averages over folds, each positive's influence counts with its fold's difference and is centred
-  on the mean over all folds: centred inside a fold, the only positive of a fold has none. The
-  scarcer class's part of the variance, which a handful of rows knows badly, is pooled with the
-  usual one for such scores, times how far the heads move the rows of the other class; that
-  counts as 2 further units;
+- a **difference** of two heads on the same rows is ``d ± t(k + 1) · se``. The scarcer class's part
+  of the variance, which a handful of rows knows badly, is pooled with the usual one for such
+  scores, times how far the heads move the rows of the other class; that counts as 2 further units;
 - a **score** that ranks (AUROC) has the outer one of Newcombe's score interval and of
   ``expit(logit v ± t(k − 1) · se / (v (1 − v)))``;
 - a **score that is a share** (average precision, precision, recall, F1) has the latter with its
@@ -115,8 +112,8 @@ class Units(NamedTuple):
 class Difference(NamedTuple):
     """A metric of two sets of scores of one category on the same rows."""
 
-    before: float  # of the first; with folds the average over folds by their positives
-    after: float  # of the second, likewise
+    before: float  # of the first
+    after: float  # of the second
     estimate: Estimate  # of after − before
     # (n,) each row's part in the error; parts of a unit are added up before squaring
     shares: NDArray[np.float64]
@@ -178,50 +175,32 @@ def difference_of(
     after: NDArray[Any],
     positive: NDArray[np.bool_],
     units: Units,
-    *,
-    fold: NDArray[Any] | None = None,
-    prevalence: float | None = None,
 ) -> Difference | None:
-    """The difference of a metric of two (n,) scores of the same known rows; None without classes.
-
-    With `fold` (n,), scores are taken inside a fold and averaged by its positives; folds without
-    both classes are left out.
-    """
-    parts = [np.arange(positive.size)] if fold is None else _parts(fold)
-    rows, used = np.zeros((2, positive.size)), np.zeros(positive.size, bool)
-    sums, total = np.zeros(2), 0
-    for part in parts:
-        side = positive[part]
-        k = int(side.sum())
-        if k in {0, part.size}:
-            continue
-        for at, scores in enumerate((before, after)):
-            found = influence(metric, scores[part], side, prevalence=prevalence)
-            own = found.rows + found.value, found.rows * k / (part.size - k)
-            rows[at, part] = np.where(side, *own)
-            sums[at] += k * found.value
-        used[part] = True
-        total += k
-    if not total:
+    """As :func:`paired_difference`; None without both classes."""
+    if positive.all() or not positive.any():
         return None
-    values = sums / total
-    rows[:, used & positive] -= values[:, None]
-    rows /= total
-    kept, side = units.take(used), positive[used]
-    counts = kept.by_class(side)
-    sides = _corrected(rows[:, used], side, counts)
-    moved = sides[1] - sides[0]
-    estimate = Estimate(float(values[1] - values[0]), math.sqrt(_square(moved, kept)), *counts)
-    given: dict[str, Any] = {"positive": side, "units": kept, "prevalence": prevalence}
-    usual = _usual_difference(metric, estimate, values, sides, **given)
-    shares = np.zeros(positive.size)
-    shares[used] = moved
-    estimate = estimate._replace(usual_error=usual)
-    return Difference(float(values[0]), float(values[1]), estimate, shares)
+    return paired_difference(metric, before, after, positive, units)
 
 
-def _parts(fold: NDArray[Any]) -> list[NDArray[np.int64]]:
-    return [np.flatnonzero(fold == part) for part in np.unique(fold)]
+def paired_difference(
+    metric: str,
+    before: NDArray[Any],
+    after: NDArray[Any],
+    positive: NDArray[np.bool_],
+    units: Units,
+    *,
+    prevalence: float | None = None,
+) -> Difference:
+    """The difference of a metric of two (n,) scores of the same known rows, as `estimate_of`."""
+    (old, own), (new, moved) = (
+        estimate_of(metric, scores, positive, units, prevalence=prevalence)
+        for scores in (before, after)
+    )
+    shares = moved - own
+    found = Estimate(new.value - old.value, math.sqrt(_square(shares, units)), *new[2:4])
+    usual = old.usual_error**2 + new.usual_error**2
+    error = _usual_difference(metric, found, (own, moved), positive, units, usual=usual)
+    return Difference(old.value, new.value, found._replace(usual_error=error), shares)
 
 
 def _usual_variance(metric: str, estimate: Estimate, prevalence: float | None) -> float:
@@ -250,29 +229,25 @@ def _usual_variance(metric: str, estimate: Estimate, prevalence: float | None) -
 def _usual_difference(
     metric: str,
     estimate: Estimate,
-    values: NDArray[np.float64],
-    shares: NDArray[np.float64],
-    *,
+    sides: tuple[NDArray[np.float64], NDArray[np.float64]],
     positive: NDArray[np.bool_],
     units: Units,
-    prevalence: float | None,
+    *,
+    usual: float,
 ) -> float:
-    """The usual error of a difference: as much of two scores' as the commoner class moved.
+    """The usual error of a difference: as much of two scores' variance as the commoner class moved.
 
     The commoner class's own part of the error stays what it is.
     """
     if metric not in _SPREAD:
         return math.nan
     is_common = positive if estimate.n_positive > estimate.n_negative else ~positive
-    old, new, moved = (
-        _square(side * is_common, units) for side in (*shares, shares[1] - shares[0])
-    )
+    moved = sides[1] - sides[0]
+    old, new, common = (_square(part * is_common, units) for part in (*sides, moved))
     if old + new == 0.0:
         return math.nan
-    usual = sum(_usual_variance(metric, estimate._replace(value=v), prevalence) for v in values)
-    scarce = _square((shares[1] - shares[0]) * ~is_common, units)
-    rest = max(estimate.error**2 - scarce, 0.0)
-    return math.sqrt(_SPREAD[metric] * usual * moved / (old + new) + rest)
+    rest = max(estimate.error**2 - _square(moved * ~is_common, units), 0.0)
+    return math.sqrt(_SPREAD[metric] * usual * common / (old + new) + rest)
 
 
 def _square(shares: NDArray[np.float64], units: Units) -> float:

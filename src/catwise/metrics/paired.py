@@ -35,14 +35,11 @@ from catwise.metrics.inputs import (
 )
 from catwise.metrics.intervals import (
     LEVEL,
-    Difference,
     Differences,
-    Estimate,
     Units,
-    difference_of,
-    estimate_of,
     has_interval,
     p_value,
+    paired_difference,
 )
 from catwise.metrics.per_category import undefined_reason
 from catwise.metrics.registry import METRICS, Metric, resolve_metric
@@ -312,9 +309,7 @@ class PairedScores:
         prevalence: float | None,
     ) -> None:
         units = self.units.take(rows)
-        found = difference_of(self.metric.name, *sides, positive, units, prevalence=prevalence)
-        if found is None:
-            found = _of_one_class(self.metric.name, *sides, positive, units)
+        found = paired_difference(self.metric.name, *sides, positive, units, prevalence=prevalence)
         self.found.add(c, found, rows, is_same=np.array_equal(*sides))
         p = p_value(found.estimate)
         self.table[:, c] = found.before, found.after, found.estimate.value, p
@@ -357,18 +352,3 @@ class PairedScores:
             else:
                 outcomes.append("better" if difference[c] * self.metric.sign > 0 else "worse")
         return outcomes
-
-
-def _of_one_class(
-    metric: str,
-    before: NDArray[Any],
-    after: NDArray[Any],
-    positive: NDArray[np.bool_],
-    units: Units,
-) -> Difference:
-    """The difference of a mean over the known labels, all of one class: a value, not judged."""
-    (old, own), (new, moved) = (estimate_of(metric, z, positive, units) for z in (before, after))
-    shares = moved - own
-    error = float(np.linalg.norm(np.bincount(units.of_row, weights=shares)))
-    estimate = Estimate(new.value - old.value, error, new.n_positive, new.n_negative)
-    return Difference(old.value, new.value, estimate, shares)
