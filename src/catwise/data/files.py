@@ -182,15 +182,8 @@ class TableFile:
 
     def _damaged(self, error: Exception) -> LabelError:
         """The error for a file that the reader gave up on: what is wrong, and on which line."""
-        if self.delimiter is not None:
-            found = _first_fault(self)
-            if found is not None:
-                return found
-        return LabelError(
-            f"{self} is damaged.",
-            found=" ".join(str(error).split()),
-            remedy="write or download the file again",
-        )
+        found = None if self.delimiter is None else _first_fault(self)
+        return found or _unread(self.path, error)
 
 
 def open_table(
@@ -229,9 +222,7 @@ def open_table(
     except OSError as error:
         raise unreadable(path, error) from error
     if not size:
-        raise LabelError(
-            f"'{path}' is empty.", found="0 bytes", remedy="write or download the file again"
-        )
+        raise LabelError(f"'{path}' is empty.", found="0 bytes", remedy=_AGAIN)
     if delimiter is None and header is False:
         raise ConfigError("header=False (--no-header) belongs to text tables.", found=f"'{path}'")
     if delimiter is None:
@@ -301,6 +292,7 @@ def read_whole(path: Path, limit: int | None = None) -> bytes:
         ) from error
 
 
+_AGAIN: Final = "write or download the file again"
 _SHORTER: Final = "a long table, or lists of categories, hold as many labels in short lines"
 
 
@@ -324,13 +316,14 @@ def _parquet_names(path: Path, head: bytes) -> tuple[str, ...]:
         with parquet.ParquetFile(path) as opened:
             n_rows, names = opened.metadata.num_rows, tuple(opened.schema_arrow.names)
     except (pa.ArrowException, OSError) as error:
-        raise LabelError(
-            f"'{path}' is damaged.",
-            found=" ".join(str(error).split()),
-            remedy="write or download the file again",
-        ) from error
-    _check_most(path, "rows", n_rows, MAX_ROWS, "write or download the file again")
+        raise _unread(path, error) from error
+    _check_most(path, "rows", n_rows, MAX_ROWS, _AGAIN)
     return names
+
+
+def _unread(path: Path, error: Exception) -> LabelError:
+    said = " ".join(str(error).split())
+    return LabelError(f"'{path}' is damaged.", found=said, remedy=_AGAIN)
 
 
 def _check_most(path: Path, what: str, found: int, limit: int, remedy: str) -> None:
@@ -364,16 +357,17 @@ def _first_lines(path: Path, text: TextIO) -> Iterator[str]:
     while line := text.readline(MAX_LINE + 1 - n_read):
         n_read += len(line)
         if n_read > MAX_LINE:
-            raise _too_long(path, 1)
+            raise too_long(path, 1)
         yield line
 
 
-def _too_long(path: Path, line: int) -> LabelError:
+def too_long(path: Path, line: int, remedy: str = _SHORTER) -> LabelError:
+    """The error for a line that is too long."""
     return LabelError(
         f"'{path}', line {line:,}: is too long.",
         found=f"more than {MAX_LINE:,} bytes",
         expected=f"at most {MAX_LINE:,}",
-        remedy=_SHORTER,
+        remedy=remedy,
     )
 
 
@@ -493,7 +487,7 @@ def _scan_bytes(path: Path) -> _Scan:
                 long_lines, run = _has_long_line(block, run, limit)
             starts = [at for at in (block.find(b"\n"), block.find(b"\r")) if at >= 0]
             if open_line + min(starts, default=len(block)) > MAX_LINE:
-                raise _too_long(path, _line_of(path, offset))
+                raise too_long(path, _line_of(path, offset))
             end = _last_end(block, 0, len(block))
             open_line = open_line + len(block) if end < 0 else len(block) - end - 1
             quotes = quotes or b'"' in block
@@ -589,9 +583,7 @@ def _ends_line(path: Path) -> bool:
 
 def truncated(path: Path, found: str) -> LabelError:
     """The error for a file whose end is missing."""
-    return LabelError(
-        f"'{path}' is truncated.", found=found, remedy="write or download the file again"
-    )
+    return LabelError(f"'{path}' is truncated.", found=found, remedy=_AGAIN)
 
 
 def _not_utf8(path: Path, line: int, found: str) -> LabelError:
@@ -606,7 +598,7 @@ def _zero_byte(path: Path, line: int) -> LabelError:
     return LabelError(
         f"'{path}', line {line:,}: no text of a table.",
         found="a zero byte",
-        remedy="write or download the file again; text in UTF-16 must be saved as UTF-8",
+        remedy=f"{_AGAIN}; text in UTF-16 must be saved as UTF-8",
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any, Final, NoReturn
 
 from catwise._json import parse
 from catwise._limits import MAX_DEPTH, MAX_LINE, check_depth
-from catwise.data.files import TableFile, truncated, unreadable
+from catwise.data.files import TableFile, too_long, truncated, unreadable
 from catwise.errors import IdError, LabelError
 
 SUFFIXES: Final = (".jsonl", ".ndjson")
@@ -100,12 +100,8 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
             for line, raw in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), 1):
                 if len(raw) > MAX_LINE:
-                    raise LabelError(
-                        f"'{path}', line {line:,}: is too long.",
-                        found=f"more than {MAX_LINE:,} bytes",
-                        expected=f"at most {MAX_LINE:,}",
-                        remedy="leave out of the records what is neither id nor label",
-                    )
+                    remedy = "leave out of the records what is neither id nor label"
+                    raise too_long(path, line, remedy)
                 if not raw.isspace():
                     yield line, _record(path, line, raw)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:

@@ -34,6 +34,7 @@ from catwise.metrics.inputs import (
     Array,
     checked_labels,
     checked_logits,
+    known_rows,
     label_shape,
 )
 from catwise.metrics.registry import Metric, resolve_metric
@@ -174,7 +175,7 @@ def bootstrap_replicates(
     sets = [checked_logits(one, shape).cpu() for one in logits]
     resampler = Resampler(_groups(labels, groups, shape[0]), seed=seed)
     columns = [
-        _Column.build(name, _known(labels, c), [one[:, c] for one in sets], resampler, chosen)
+        _Column.build(name, known_rows(labels, c), [one[:, c] for one in sets], resampler, chosen)
         for c, name in enumerate(category_names(labels))
     ]
     results = [np.full((n_resamples, shape[1]), np.nan) for _ in sets]
@@ -390,16 +391,6 @@ def _p_values(
     below, above = (replicates <= 0).sum(axis=0), (replicates >= 0).sum(axis=0)
     p = np.minimum(1.0, 2.0 * (1.0 + np.minimum(below, above)) / (1.0 + finite))
     return np.where(np.isfinite(difference) & (finite > 0), p, np.nan)
-
-
-def _known(
-    labels: PartialLabels | NDArray[Any], c: int
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    if isinstance(labels, np.ndarray):
-        rows = np.flatnonzero(labels[:, c] >= 0)
-        return rows, labels[rows, c] == 1
-    rows, positive = labels.known(c)
-    return np.array(rows, dtype=np.int64), np.asarray(positive, dtype=bool)
 
 
 def _groups(

@@ -233,14 +233,20 @@ class KnownScores(NamedTuple):
         return self.scores if threshold == 0.0 else self.scores.astype(np.float64) - threshold
 
 
-def known_scores(logits: Tensor, labels: PartialLabels | NDArray[np.int8], c: int) -> KnownScores:
-    """The known rows of category number c: which, their logits, and whether they are positive."""
+def known_rows(
+    labels: PartialLabels | NDArray[np.int8], c: int
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """The known rows of category number c, and whether they are positive."""
     if isinstance(labels, np.ndarray):
         rows = np.flatnonzero(labels[:, c] >= 0)
-        positive = labels[rows, c] == POSITIVE
-    else:
-        known = labels.known(c)
-        rows, positive = np.array(known[0], dtype=np.int64), np.asarray(known[1], dtype=bool)
+        return rows, labels[rows, c] == POSITIVE
+    rows, positive = labels.known(c)
+    return np.array(rows, dtype=np.int64), np.asarray(positive, dtype=bool)
+
+
+def known_scores(logits: Tensor, labels: PartialLabels | NDArray[np.int8], c: int) -> KnownScores:
+    """The known rows of category number c: which, their logits, and whether they are positive."""
+    rows, positive = known_rows(labels, c)
     column = logits[torch.from_numpy(rows).to(logits.device), c].cpu()
     if column.dtype not in {torch.float32, torch.float64}:  # numpy lacks the others
         column = column.float()
