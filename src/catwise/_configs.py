@@ -21,7 +21,10 @@ _EXTRACTION = "Images through the model"
 class EvolutionConfig:
     """Operators of the genetic algorithm; the defaults are the published ones.
 
-    `higher_is_better` is the direction of the fitness. ConfigError if an option is out of range.
+    `higher_is_better` is the direction of the fitness.
+
+    Raises:
+        ConfigError: If an option is out of range.
     """
 
     population_size: int = option(
@@ -57,7 +60,11 @@ class EvolutionConfig:
 @described
 @dataclass(frozen=True)
 class PaperConfig:
-    """Options of the `paper` preset; the defaults are the published ones."""
+    """Options of the `paper` preset; the defaults are the published ones.
+
+    Raises:
+        ConfigError: If an option is out of range.
+    """
 
     lr: float = option(1e-4, above=0, help="bp_bce, bp_asl: Adam's step size.")
     max_steps: int = option(
@@ -93,7 +100,11 @@ def _changed(config: PaperConfig | EvolutionConfig) -> list[str]:
 @described
 @dataclass(frozen=True)
 class TuneConfig:
-    """What `tune` and `fix` let choose, beside the data."""
+    """What `tune` and `fix` let choose, beside the data.
+
+    Raises:
+        ConfigError: If an option is out of range, or belongs to the other preset.
+    """
 
     metric: str = option(
         "average_precision", choices=METRICS, first=True, help="Metric to optimise."
@@ -172,8 +183,10 @@ class ExtractConfig:
 class FixConfig(TuneConfig, ExtractConfig):
     """Options of `fix`: those of `tune` and of `extract`.
 
-    `policy` is what uncertain and blank labels count as in fitting, as in `tune`. ConfigError if an
-    option is out of range, or belongs to the other preset.
+    `policy` is what uncertain and blank labels count as in fitting, as in `tune`.
+
+    Raises:
+        ConfigError: If an option is out of range, or belongs to the other preset.
     """
 
     policy: LabelPolicy | None = None

@@ -337,7 +337,10 @@ class PartialLabels:
         return self._columns.rows[span].astype(np.int64), self._columns.codes[span]
 
     def known(self, j: int | str) -> tuple[Rows, NDArray[np.bool_]]:
-        """Hard known labels of one category: int64 rows, ascending, and which are positive."""
+        """Hard known labels of one category: int64 rows, ascending, and which are positive.
+
+        CategoryError if it is not there.
+        """
         rows, codes = self.entries(j)
         hard = codes >= 0
         if not hard.all():

@@ -208,7 +208,7 @@ class LoadedModel:
         self.check_layout()
 
     def check_layout(self) -> None:
-        """Refuse a preprocessing with an order of axes to which the module does not turn images."""
+        """ConfigError for a preprocessing with an order of axes to which nothing turns images."""
         layout = self.preprocessing.layout
         if layout != "nchw" and getattr(self.module, "layout", None) != layout:
             raise ConfigError(

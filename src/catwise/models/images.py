@@ -88,7 +88,8 @@ def read_image(
 ) -> Image:
     """Read an image of any common kind.
 
-    FeatureError where the image is at fault, FeatureStoreError where the machine is.
+    FeatureError where the image is at fault, FeatureStoreError where the machine is, ConfigError
+    where `channels` or `white` is not possible.
 
     Args:
         source: a path, the file's bytes, or a binary file, which is read from its start.
