@@ -61,7 +61,8 @@ RECORDS = [
         "index": 2,
         "status": "replaced",
         "reason": "pooled_gain",
-        "explanation": "Too few positives to judge this category alone; the mean gain over all categories decided.",
+        "explanation": "Too few positives to judge this category alone; the mean gain over all "
+        "categories decided.",
         "candidate": "penalty=0.3",
         "metric": "average_precision",
         "before": 0.105715,
