@@ -3,10 +3,11 @@
     python benches/decisions.py --data TASKS --fits FOLDER [--tasks 'posters_*.npz'] [--half 1]
 
 Every task is tuned by the `default` preset at each share of known validation labels (`--keep`) and
-kept in FOLDER, so that an interrupted run goes on. Three tables follow, on half 2 of the test rows:
+kept in FOLDER, so that an interrupted run goes on. Four tables follow, on half 2 of the test rows:
 log-loss before and after calibration (of the original head, of `default`, of
-`validation="select"`); macro-F1 of the rule "f1" against a sweep over the same labels; and how
-often a guaranteed sensitivity is reached, over draws of k known positives.
+`validation="select"`); macro-F1 of the rule "f1" against a sweep over the same labels; how often a
+guaranteed sensitivity is reached, over draws of k known positives; and what conformal sets cover,
+over draws of n known rows of a class.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ import numpy as np
 import torch
 from quality import half_of, labelled
 
-from catwise import Head, PartialLabels, calibrate, threshold, tune
+from catwise import Head, PartialLabels, calibrate, conformal, threshold, tune
 from catwise.decisions.rules import order_statistic
 from catwise.metrics import best_f1_threshold, compare_logits, f1, log_loss
 
 TARGETS = (0.8, 0.95)
 COUNTS = (11, 20, 50, 200)
+ALPHAS = (0.1, 0.05)
+CLASS_COUNTS = (5, 10, 20, 50, 100, 200)
 DRAWS = 20
 MIN_POSITIVES = 50
 
@@ -189,6 +192,50 @@ def guarantees(args: argparse.Namespace) -> None:
         print(f"pooled, {target}: {hit / max(n, 1):.3f} of {n}")
 
 
+def drawn_sets(
+    tasks: list[tuple[str, dict[str, np.ndarray]]], alpha: float, n: int
+) -> Iterator[tuple[str, float, float, float]]:
+    """Of each draw of n known rows a class: category, positives covered, P(lower) said, unsure."""
+    for name, task in tasks:
+        y = task["y_test"]
+        for c in np.flatnonzero((y == 1).sum(0) >= MIN_POSITIVES):
+            sides = [np.flatnonzero(task["y_valid"][:, c] == code) for code in (1, 0)]
+            if min(side.size for side in sides) < max(n, MIN_POSITIVES):
+                continue
+            rng = np.random.default_rng((c, n))
+            for _ in range(DRAWS):
+                rows = np.concatenate([rng.choice(side, n, replace=False) for side in sides])
+                labels = PartialLabels(task["y_valid"][rows][:, [c]])
+                sets = conformal(task["oof"][rows][:, [c]], labels, alpha=alpha)
+                codes = sets.decide(task["tuned_test"][:, [c]]).numpy()[:, 0]
+                share = float(np.isin(codes[y[:, c] == 1], (2, 3)).mean())
+                said = sets.categories[0].positive.chance_lower or 0.0
+                yield f"{name} {c}", share, said, float((codes == 3).mean())
+
+
+def coverage(args: argparse.Namespace) -> None:
+    """What conformal sets cover on test rows, by the known rows of a class."""
+    print("\nconformal sets: category × draw cells, all labels known")
+    print("| alpha | n | cells | positives covered | 10% below | lower in (said) | unsure |")
+    print("|---|---|---|---|---|---|---|")
+    tasks = list(fits(args, 1.0))
+    for alpha in ALPHAS:
+        for n in CLASS_COUNTS:
+            found = list(drawn_sets(tasks, alpha, n))
+            if not found:
+                continue
+            names, *columns = zip(*found, strict=True)
+            share, said, unsure = map(np.array, columns)
+            per = np.bincount(np.unique(names, return_inverse=True)[1], weights=share) / DRAWS
+            error = per.std(ddof=1) / per.size**0.5
+            lower = (share < 1 - alpha).mean()
+            print(
+                f"| {alpha} | {n} | {share.size} | {share.mean():.3f} ± {error:.3f} | "
+                f"{np.quantile(share, 0.1):.3f} | {lower:.2f} ({said.mean():.2f}) | "
+                f"{unsure.mean():.2f} |"
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=os.environ.get("CATWISE_TASKS"))
@@ -209,6 +256,7 @@ def main() -> None:
         calibration(args, keep)
         rule_f1(args, keep)
     guarantees(args)
+    coverage(args)
 
 
 if __name__ == "__main__":

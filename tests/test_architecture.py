@@ -234,6 +234,7 @@ def test_public_names() -> None:
     assert catwise.__all__ == [
         "Calibration",
         "CatwiseError",
+        "ConformalSets",
         "Evaluation",
         "FeatureStore",
         "Head",
@@ -246,6 +247,7 @@ def test_public_names() -> None:
         "__version__",
         "calibrate",
         "compare_heads",
+        "conformal",
         "evaluate",
         "extract",
         "fix",

@@ -1,4 +1,4 @@
-"""`catwise calibrate` and `catwise threshold` on a run of `catwise tune`, and on logits."""
+"""`catwise calibrate`, `threshold` and `conformal` on a run of `catwise tune`, and on logits."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from catwise import Calibration, PartialLabels, Thresholds, load_head
+from catwise import Calibration, ConformalSets, PartialLabels, Thresholds, load_head
 from catwise.cli import main
-from catwise.decisions import calibrate, threshold
+from catwise.decisions import calibrate, conformal, threshold
 from catwise.errors import ConfigError, IdError, OutputError
 from catwise.features import read_features
 from catwise.tuning import FoldArtifacts
@@ -109,6 +109,29 @@ def test_threshold_is_the_librarys(tmp_path: Path) -> None:
     assert "needs 22 known positives; 0 are known" in " ".join(text.split())
 
 
+def test_conformal_is_the_librarys(tmp_path: Path) -> None:
+    """The same cut-offs from the run's out-of-fold logits; what they cover on test rows."""
+    out, table = str(tmp_path / "s.json"), str(tmp_path / "s.csv")
+    given = [
+        "conformal", *VALID, *TEST, "--alpha", "0.2", "--out", out, "--csv", table,
+    ]  # fmt: skip
+    found = document(*given)
+    own = conformal(FoldArtifacts.load("run/folds.safetensors"), labels_of("valid"), alpha=0.2)
+    np.testing.assert_allclose(ConformalSets.load(out).cuts(), own.cuts())
+    logits = load_head("run/head.safetensors").logits(read_features("test.npz").values)
+    codes, y = own.decide(logits).numpy(), labels_of("test").codes
+    first = found["categories"][0]
+    assert first["positive_covered"] == pytest.approx(
+        np.isin(codes[y[:, 0] == 1, 0], [2, 3]).mean()
+    )
+    with Path(table).open(encoding="utf-8") as file:
+        assert [row["category"] for row in csv.DictReader(file)] == list(NAMES)
+    text = " ".join(run(*given).output.split())
+    assert 'fox: A set without "positive" needs 4 known positives; 0 are known.' in text
+    strict = document("conformal", *VALID, "--confidence", "0.9", "--out", out)
+    assert strict["categories"][-1]["positive_needed"] == 22
+
+
 def test_logits_of_ones_own(tmp_path: Path) -> None:
     """Logits with ids in a file, in place of a run; a stated calibration is used."""
     folds = FoldArtifacts.load("run/folds.safetensors")
@@ -134,6 +157,8 @@ def test_logits_of_ones_own(tmp_path: Path) -> None:
         (["calibrate", *VALID, "--test-labels", "test.csv"], 2, "test rows need"),
         (["calibrate", *VALID, "--test-logits", "x.npy"], 2, "--test-logits needs --logits"),
         (["calibrate", "--run", "run", *SPLIT, "--split", "train"], IdError.exit_code, "IdError"),
+        (["conformal", *VALID, "--alpha", "1"], 2, "--alpha"),
+        (["conformal", *VALID, "--prevalence", "0.1"], 2, "No such option"),
         (["threshold", *VALID, "--cutoffs", "x.csv"], 2, "--cutoffs needs test rows"),
         (["threshold", *VALID, "--rule", "precision"], ConfigError.exit_code, "needs a value"),
         (

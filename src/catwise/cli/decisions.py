@@ -1,4 +1,4 @@
-"""What `catwise calibrate` and `catwise threshold` read: logits that fitted nothing; labels."""
+"""What `calibrate`, `threshold` and `conformal` read: logits that fitted nothing, and labels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HEAD = "head.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecisionOptions:
+class HeldOutOptions:
     """Logits of rows that fitted nothing, their labels, and test rows."""
 
     run: Path | None = option(
@@ -52,12 +52,6 @@ class DecisionOptions:
     test_labels: Path | None = option(None, metavar="FILE", group="Test rows", help="Their labels.")
     test_split: str | None = option(
         None, metavar="VALUE", group="Test rows", help="Or their split of --labels or --dataset."
-    )
-    prevalence: tuple[str, ...] = option(
-        (),
-        metavar="SHARE",
-        help="Share of positives among the images that will be met, where that is not the share "
-        "among the known labels: one number for all categories, " + PREVALENCE_HELP,
     )
     level: float = option(0.95, above=0, below=1, help="Of the intervals.")
 
@@ -89,6 +83,18 @@ class DecisionOptions:
         )  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class DecisionOptions(HeldOutOptions):
+    """The same, and the share of positives that probabilities speak of."""
+
+    prevalence: tuple[str, ...] = option(
+        (),
+        metavar="SHARE",
+        help="Share of positives among the images that will be met, where that is not the share "
+        "among the known labels: one number for all categories, " + PREVALENCE_HELP,
+    )
+
+
 class Source(NamedTuple):
     """What the functions of `catwise.decisions` take."""
 
@@ -98,7 +104,7 @@ class Source(NamedTuple):
     about: dict[str, Any]
 
 
-def hold_outputs(given: DecisionOptions, *outputs: Path | None) -> None:
+def hold_outputs(given: HeldOutOptions, *outputs: Path | None) -> None:
     """Refuse to write over what is read, and keep others from writing what is written."""
     for path in outputs:
         if path is not None:
@@ -106,7 +112,7 @@ def hold_outputs(given: DecisionOptions, *outputs: Path | None) -> None:
         hold_output(path)
 
 
-def load_decisions(given: DecisionOptions) -> Source:
+def load_decisions(given: HeldOutOptions) -> Source:
     """Read logits and labels, and the logits of test rows where there are any."""
     labels = load_dataset(given.data, given.table).labels
     test_labels, about = None, {"labels": describe_labels(given.data, labels, given.table)}
@@ -129,7 +135,7 @@ def load_decisions(given: DecisionOptions) -> Source:
     return Source(folds, labels, _of_run(given, folder, test_labels), about)
 
 
-def _test_options(given: DecisionOptions) -> LabelledOptions:
+def _test_options(given: HeldOutOptions) -> LabelledOptions:
     from dataclasses import replace
 
     if given.test_labels is not None:
@@ -149,7 +155,7 @@ def _logits(path: Path, labels: PartialLabels) -> Any:
 
 
 def _of_run(
-    given: DecisionOptions, folder: Path, labels: PartialLabels | None
+    given: HeldOutOptions, folder: Path, labels: PartialLabels | None
 ) -> tuple[Any, PartialLabels] | None:
     """Logits of the run's head on the test rows."""
     if labels is None or given.test_features is None:

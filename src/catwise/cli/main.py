@@ -32,6 +32,7 @@ COMMANDS: Final = (
     "evaluate",
     "calibrate",
     "threshold",
+    "conformal",
     "apply",
     "demo",
 )

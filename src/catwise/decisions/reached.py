@@ -1,4 +1,4 @@
-"""What a threshold reaches on labelled rows that chose nothing, and the table of all cut-offs."""
+"""What thresholds and sets reach on labelled rows that chose nothing; the table of all cut-offs."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from catwise._json import number
 from catwise.decisions.inputs import HeldOut
+from catwise.decisions.rules import SETS, set_codes
 from catwise.metrics.intervals import Units, estimate_of, interval_of_score
 
 _RATES: Final = ("sensitivity", "specificity", "precision", "f1")
@@ -56,6 +58,66 @@ class Reached:
         return {**record, "alerts_per_1000": self.alerts_per_1000}
 
 
+@dataclass(frozen=True)
+class Covered:
+    """What the sets of a category hold on test rows, which chose nothing.
+
+    Attributes:
+        n_positive: known positives among them.
+        n_negative: known negatives.
+        positive: share of the positives with "positive" in their set.
+        negative: share of the negatives with "negative" in their set.
+        per_1000: rows whose set is none, negative, positive, both, among 1,000 test rows, known or
+            not.
+    """
+
+    n_positive: int
+    n_negative: int
+    positive: Rate
+    negative: Rate
+    per_1000: tuple[float, float, float, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        record: dict[str, Any] = {
+            "n_positive_test": self.n_positive,
+            "n_negative_test": self.n_negative,
+        }
+        for name in ("positive", "negative"):
+            rate: Rate = getattr(self, name)
+            key = f"{name}_covered"
+            record |= {key: rate.value, f"{key}_low": rate.low, f"{key}_high": rate.high}
+        per = zip(SETS, self.per_1000, strict=True)
+        return {**record, **{f"{name}_per_1000": value for name, value in per}}
+
+
+def covered(
+    rows: HeldOut,
+    c: int,
+    cuts: tuple[float | None, float | None],
+    every: Units,
+    level: float,
+) -> Covered:
+    """What the sets of category number c hold on labelled rows.
+
+    Args:
+        rows: that chose nothing.
+        c: number of the category.
+        cuts: from which logit "positive" and below which "negative" is in a set; None: always.
+        every: units of all rows.
+        level: confidence level of the intervals.
+    """
+    low, high = -np.inf if cuts[0] is None else cuts[0], np.inf if cuts[1] is None else cuts[1]
+    known, scores = rows.known(c), rows.column(c)
+    units, k = every.take(known.rows), int(known.positive.sum())
+    counts = 1000.0 * np.bincount(set_codes(scores, low, high), minlength=4) / scores.size
+    sides = (known.scores >= low, known.positive), (known.scores < high, ~known.positive)
+    first, second = (rate_of("recall", *side, units, level) for side in sides)
+    none, negative, positive, both = counts.tolist()
+    per = (none, negative, positive, both)
+    return Covered(k, known.positive.size - k, first, second, per)
+
+
 def cutoff_rows(rows: HeldOut, c: int) -> list[dict[str, Any]]:
     """The cut-offs of category number c on labelled rows; see :meth:`Thresholds.cutoffs`."""
     known = rows.known(c)
@@ -96,7 +158,6 @@ def reached(rows: HeldOut, c: int, cut: float, every: Units, level: float) -> Re
     """
     known = rows.known(c)
     called = known.scores >= cut
-    units = every.take(known.rows)
     k = int(known.positive.sum())
     alerts = 1000.0 * float((rows.column(c) >= cut).mean())
     sides = {
@@ -105,14 +166,31 @@ def reached(rows: HeldOut, c: int, cut: float, every: Units, level: float) -> Re
         "precision": ("precision", called, known.positive),
         "f1": ("f1", called, known.positive),
     }
-    rates = {}
-    for name, (metric, right, positive) in sides.items():
-        if not 0 < k < called.size:
-            rates[name] = Rate(None, None, None)
-            continue
-        estimate, _ = estimate_of(metric, np.where(right, 1.0, -1.0), positive, units)
-        ends = interval_of_score(metric, estimate, level)
-        is_defined = name != "precision" or bool(called.any())
-        low, high = (number(end) if is_defined else None for end in ends)
-        rates[name] = Rate(number(estimate.value) if is_defined else None, low, high)
+    units = every.take(known.rows)
+    rates = {name: rate_of(*side, units, level) for name, side in sides.items()}
     return Reached(k, called.size - k, **rates, alerts_per_1000=alerts)
+
+
+def rate_of(
+    metric: str,
+    called: NDArray[np.bool_],
+    positive: NDArray[np.bool_],
+    units: Units,
+    level: float,
+) -> Rate:
+    """A rate of called rows with its interval.
+
+    Args:
+        metric: "recall", "precision" or "f1".
+        called: (n,) bool.
+        positive: (n,) bool.
+        units: of these rows.
+        level: confidence level of the interval.
+    """
+    if not 0 < int(positive.sum()) < positive.size:
+        return Rate(None, None, None)
+    if metric == "precision" and not called.any():
+        return Rate(None, None, None)
+    estimate, _ = estimate_of(metric, np.where(called, 1.0, -1.0), positive, units)
+    low, high = interval_of_score(metric, estimate, level)
+    return Rate(number(estimate.value), number(low), number(high))

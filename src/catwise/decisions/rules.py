@@ -20,7 +20,7 @@ Inference 99, 2001 (fixed sequences of tests).
 from __future__ import annotations
 
 import math
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,10 @@ RULES: Final = {
 WITH_VALUE: Final = ("f_beta", "cost", "alert_rate", "sensitivity", "specificity", "precision")
 _MISSES: Final = 2
 GUARANTEED: Final = ("sensitivity", "specificity", "precision")
+
+
+SETS: Final = ("none", "negative", "positive", "both")
+"""Sets of answers; the place of each is its code."""
 
 
 class Choice(NamedTuple):
@@ -84,6 +88,28 @@ def rank_of(n: int, least: float, confidence: float | None) -> int:
     return int(np.count_nonzero(kept >= confidence - 1e-12))  # falls with r
 
 
+def chance_below(n: int, rank: int, least: float) -> float:
+    """The probability that less than a share `least` of new scores is kept by a rank of n.
+
+    >>> round(chance_below(10, 1, 0.9), 3)  # 0.9 ** 10
+    0.349
+    """
+    from scipy.special import betainc
+
+    return float(betainc(n - rank + 1.0, rank, least))
+
+
+def kept_with(n: int, rank: int, confidence: float) -> float:
+    """The share of new scores that a rank of n keeps with a confidence.
+
+    >>> round(kept_with(10, 1, 0.9), 3)  # 0.1 ** (1 / 10)
+    0.794
+    """
+    from scipy.special import betaincinv
+
+    return float(betaincinv(n - rank + 1.0, rank, 1.0 - confidence))
+
+
 def order_statistic(
     scores: NDArray[np.float64], least: float, confidence: float | None, *, above: bool
 ) -> tuple[Choice, int]:
@@ -103,6 +129,23 @@ def order_statistic(
         return Choice(float(np.partition(scores, r - 1)[r - 1])), r
     edge = float(-np.partition(-scores, r - 1)[r - 1])
     return Choice(next_above(edge)), r
+
+
+def set_codes(
+    scores: NDArray[Any], low: NDArray[np.float64] | float, high: NDArray[np.float64] | float
+) -> NDArray[np.int8]:
+    """Sets of answers, as codes of `SETS`.
+
+    Args:
+        scores: logits.
+        low: logit from which "positive" is in the set.
+        high: logit below which "negative" is in the set.
+
+    >>> set_codes(np.array([-1.0, 0.5, 2.0]), 0.0, 1.0).tolist()
+    [1, 3, 2]
+    """
+    codes = 1 * (scores < high) + 2 * (scores >= low)
+    return np.asarray(codes, dtype=np.int8)
 
 
 def next_above(value: float) -> float:

@@ -342,3 +342,25 @@ def thresholds_table(rows: Sequence[Row], *, limit: int = 40) -> Table:
         columns += numbers(score, "specificity", "precision")
         columns += numbers(count, **{"alerts/1,000": "alerts_per_1000"})
     return build_table(rows, columns, title="Thresholds", limit=limit)
+
+
+def conformal_table(rows: Sequence[Row], *, limit: int = 40) -> Table:
+    """Cut-offs of sets as a table for a terminal, with what they cover on test rows.
+
+    Args:
+        rows: as `ConformalSets.records()` gives them.
+        limit: at most so many rows; 0 shows all.
+    """
+    columns = [text("category")]
+    columns += numbers(score, **{"positive from": "positive_from"})
+    columns += numbers(score, **{"negative below": "negative_below"})
+    for side in ("positive", "negative"):
+        if any(f"{side}_covered" in row for row in rows):
+            columns += numbers(score, **{f"{side}s covered": f"{side}_covered"})
+            columns.append(bounds("interval", f"{side}_covered", _range))
+        else:
+            columns += numbers(score, **{f"{side}s covered": f"{side}_expected"})
+            columns += numbers(score, **{"90% at least": f"{side}_low"})
+    if any("both_per_1000" in row for row in rows):
+        columns += numbers(count, **{"unsure/1,000": "both_per_1000"})
+    return build_table(rows, columns, title="Conformal sets", limit=limit)
