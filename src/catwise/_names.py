@@ -32,6 +32,9 @@ THRESHOLD_RULES: Final = (
     "f1", "f_beta", "cost", "youden", "alert_rate", "prevalence", "sensitivity", "specificity",
     "precision",
 )  # fmt: skip
+POOLS: Final = ("mean", "max")
+UNITS: Final = ("image", "study", "patient")
+"""What is scored as one, and how the scores of its images become one."""
 DRAWS: Final = ("keyed", "mlcpl", "matrix")
 ASSUMPTIONS: Final = ("scar",)
 

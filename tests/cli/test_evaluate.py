@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from catwise.cli import main
 from catwise.errors import (
     CategoryError,
+    ConfigError,
     FeatureError,
     FeatureStoreError,
     HeadError,
@@ -406,3 +407,32 @@ def test_features_at_an_url(tmp_path: Path) -> None:
         found.append(result.output)
     fsspec.filesystem("memory").store.clear()
     assert found[0] == found[1]
+
+
+def test_scores_by_patient_and_by_study(tmp_path: Path) -> None:
+    """A patient's images, or those of one folder, count as one."""
+    found = document("evaluate", *TEST, *MODEL, "--by", "patient", "--pool", "max")
+    with Path("test.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    patients = {row["patient"] for row in rows}
+    assert found["n_rows"] == len(patients)
+    positive = {row["patient"] for row in rows if row["ant"] == "1"}
+    assert found["categories"][0]["n_positive"] == len(positive)
+    assert any(f"scores are of {len(patients)} patients" in note for note in found["notes"])
+    with np.load("test.npz") as arrays:
+        features = arrays["features"]
+    ids = np.array([f"test/{row['patient']}/study1/{row['image']}.jpg" for row in rows])
+    np.savez(tmp_path / "paths.npz", features=features, ids=ids)
+    with (tmp_path / "paths.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(
+            {**row, "image": name} for row, name in zip(rows, ids.tolist(), strict=True)
+        )
+    paths = ["--features", str(tmp_path / "paths.npz"), "--labels", str(tmp_path / "paths.csv")]
+    given = ["evaluate", *paths, *TEST[4:], *MODEL, "--by", "study", "--pool", "max"]
+    studies = document(*given)
+    assert studies["means"]["auroc"] == found["means"]["auroc"]
+    result = run("evaluate", *TEST, *MODEL, "--by", "study")
+    assert result.exit_code == ConfigError.exit_code
+    assert "ids do not tell studies" in result.output

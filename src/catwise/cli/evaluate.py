@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from catwise._names import METRICS
+from catwise._names import METRICS, POOLS, UNITS
 from catwise._options import group, option
 from catwise.cli.building import make_command
 from catwise.cli.console import Output
@@ -61,6 +61,14 @@ class Options:
         "number for all categories, " + PREVALENCE_HELP,
     )
     threshold: float | None = option(None, help="Logit for precision, recall and F1.  [default: 0]")
+    by: str = option(
+        "image",
+        choices=UNITS,
+        help="What is scored as one. study: images in one folder; patient: of one group.",
+    )
+    pool: str = option(
+        "mean", choices=POOLS, help="How the probabilities of its images become one."
+    )
     against: Path | None = option(
         None,
         metavar="FILE",
@@ -101,7 +109,7 @@ def command(given: Options) -> None:
     other = (
         None if given.against is None else _other(given.against, given.against_key, source, head)
     )
-    features, labels = load_source(data, given.table)
+    features, labels, by = load_source(data, given.table, given.by)
     from catwise.metrics import compare_heads, evaluate
 
     score = evaluate if other is None else partial(compare_heads, other)
@@ -111,15 +119,14 @@ def command(given: Options) -> None:
         metrics=metrics,
         prevalence=shares,
         thresholds=given.threshold,
+        by=by,
+        pool=given.pool,
         level=given.level,
         device=given.device,
         force=given.force,
     )
     if csv_path is not None:
-        from catwise._csv import rows_csv
-        from catwise._io import write_text
-
-        write_text(csv_path, rows_csv(found.records()))
+        _write(csv_path, found.records())
     document = found.to_dict()
     if other is None:
         _show(document, metrics, output)
@@ -133,6 +140,13 @@ def command(given: Options) -> None:
     if other is not None:
         inputs["against"] = {"path": str(given.against), "sha256": other.digest}
     output.document({"command": "evaluate", "inputs": inputs, **document})
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    from catwise._csv import rows_csv
+    from catwise._io import write_text
+
+    write_text(path, rows_csv(rows))
 
 
 def _other(path: Path, key: str | None, source: HeadOptions, head: Head) -> Head:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from catwise._limits import MAX_TEXT, read_within
-from catwise.cli.labelled import describe_labels, load_dataset
+from catwise.cli.labelled import describe_labels, load_dataset, scored_as_one
 from catwise.cli.options import (
     HeadOptions,
     LabelledOptions,
@@ -31,13 +31,16 @@ if TYPE_CHECKING:
 POLICIES: Final = ("unknown", "negative", "positive")
 
 
-def load_source(data: SourceOptions, table: TableOptions) -> tuple[Any, PartialLabels]:
-    """Read features and labels of one source."""
+def load_source(
+    data: SourceOptions, table: TableOptions, by: str = "image"
+) -> tuple[Any, PartialLabels, Any]:
+    """Read features and labels of one source, and what is scored as one."""
     from catwise.features import read_features
 
-    labels = load_dataset(data, table).labels
+    dataset = load_dataset(data, table)
+    labels = dataset.labels
     features = read_features(data.features, key=data.features_key, ids_key=data.ids_key)
-    return split_features(features, labels, data, table), labels
+    return split_features(features, labels, data, table), labels, scored_as_one(dataset, by)
 
 
 @dataclass(frozen=True)

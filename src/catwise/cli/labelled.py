@@ -110,6 +110,16 @@ def _read_dataset(source: LabelledOptions) -> Dataset:
     return found
 
 
+def scored_as_one(dataset: Dataset, by: str) -> Any:
+    """What --by names, for the library: studies by the images' paths where there are any."""
+    from catwise.metrics.pooling import folders
+
+    ids = dataset.labels.ids
+    if by != "study" or ids is None or not all(dataset.paths):
+        return by
+    return dict(zip(ids.tolist(), folders(dataset.paths).tolist(), strict=True))
+
+
 def _with_affixes(dataset: Dataset, table: TableOptions) -> Dataset:
     """The ids of a data set as the features have them."""
     from catwise.data.source import IdAffixes

@@ -84,7 +84,7 @@ def command(given: Options) -> None:
 
     hold_output(out, parents=True)
     check_output(out, overwrite=given.overwrite)
-    features, labels = load_source(data, given.table)
+    features, labels, _ = load_source(data, given.table)
     read = {name: read_candidate(path) for name, path in candidates.items()}
     named = {
         name: run._replace(head=name_rows(run.head, labels.categories))

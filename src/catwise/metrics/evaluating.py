@@ -49,6 +49,7 @@ from catwise.metrics.intervals import (
 from catwise.metrics.mismatch import check_match
 from catwise.metrics.paired import PairedScores
 from catwise.metrics.per_category import class_counts, undefined_reason
+from catwise.metrics.pooling import By, Pooling
 from catwise.metrics.registry import Metric, resolve_metric
 
 DEFAULT_METRICS: Final = (
@@ -82,6 +83,8 @@ def evaluate(
     metrics: Sequence[str | Metric] = DEFAULT_METRICS,
     prevalence: PerCategory = None,
     thresholds: PerCategory = None,
+    by: By = None,
+    pool: str = "mean",
     level: float = LEVEL,
     device: str | torch.device | None = None,
     force: bool = False,
@@ -101,6 +104,10 @@ def evaluate(
             from names, in which every category has its number.
         thresholds: logit from which an image is called positive for precision, recall and F1;
             None: 0. Given as `prevalence`.
+        by: what is scored as one: None or "image"; "study", images whose ids lie in one folder;
+            "patient", the groups of the labels; a mapping from ids to groups, or (N,) groups. A
+            group is positive where one of its images is, and negative where all are.
+        pool: "mean", the logit of the mean probability of its images, or "max", their largest.
         level: confidence level of the intervals, in (0, 1).
         device: where logits and metrics are computed; None: where the features are.
         force: go on where head, features and labels look as if they did not belong together.
@@ -136,7 +143,8 @@ def evaluate(
     {'macro': 0.5, 'micro': 0.666..., 'n_categories': 1}
     """
     chosen = _chosen(metrics, level)
-    opened = _open({"this head": head}, data, prevalence, thresholds, device=device)
+    options = {"prevalence": prevalence, "thresholds": thresholds}
+    opened = _open({"this head": head}, data, options, by=by, pool=pool, device=device)
     scored = _Scores(chosen, opened.options, opened.labels, level=level)
     notes = opened.notes
     for block, part_labels, (logits,) in opened.blocks:
@@ -153,6 +161,8 @@ def compare_heads(
     metrics: Sequence[str | Metric] = ("average_precision", "auroc"),
     prevalence: PerCategory = None,
     thresholds: PerCategory = None,
+    by: By = None,
+    pool: str = "mean",
     level: float = LEVEL,
     device: str | torch.device | None = None,
     force: bool = False,
@@ -176,7 +186,8 @@ def compare_heads(
     """
     chosen = _chosen(metrics, level)
     heads = {"the head before": before, "the head after": after}
-    opened = _open(heads, data, prevalence, thresholds, device=device)
+    options = {"prevalence": prevalence, "thresholds": thresholds}
+    opened = _open(heads, data, options, by=by, pool=pool, device=device)
     categories, notes = opened.categories, opened.notes
     scores = [
         PairedScores(one, opened.labels, level=level, categories=categories) for one in chosen
@@ -211,9 +222,10 @@ class _Opened(NamedTuple):
 def _open(
     heads: Mapping[str, Head],
     data: tuple[Any, PartialLabels],
-    prevalence: PerCategory,
-    thresholds: PerCategory,
+    given: Mapping[str, PerCategory],
     *,
+    by: By,
+    pool: str,
     device: str | torch.device | None,
 ) -> _Opened:
     """Join, check and look at everything; `heads` by what they are called."""
@@ -224,11 +236,12 @@ def _open(
     }
     require_known(labels)
     last = [*sides.values()][-1]
-    options = {
-        "prevalence": _options(prevalence, last, "prevalence"),
-        "threshold": _options(thresholds, last, "thresholds"),
-    }
+    options = {name.removesuffix("s"): _options(value, last, name) for name, value in given.items()}
+    pooling, labels = Pooling.of(by, last.labels, pool), last.labels
+    if pooling is not None:
+        labels = pooling.labels(labels)
     notes, n_in_sample = labelled_part(labels), []
+    notes += [] if pooling is None else [pooling.note]
     for name, one in sides.items():
         n_in_sample.append(_count_in_sample(one.head, features, one, name=name))
         notes += one.notes
@@ -236,9 +249,10 @@ def _open(
             notes.append(f"it is not known whether some of these rows fitted {name}.")
     if device is None:
         device = features.device if isinstance(features, torch.Tensor) else last.head.device
-    blocks = [_blocks(one, features, resolve_device(device)) for one in sides.values()]
+    where = resolve_device(device)
+    blocks = [_blocks(one, features, labels, pooling, where) for one in sides.values()]
     return _Opened(
-        labels=last.labels,
+        labels=labels,
         categories=last.categories,
         head_index=last.head_index,
         options={name: value for name, value in options.items() if value is not None},
@@ -313,7 +327,11 @@ def _count_in_sample(head: Head, features: Any, aligned: Aligned, *, name: str) 
 
 
 def _blocks(
-    aligned: Aligned, features: Any, device: torch.device
+    aligned: Aligned,
+    features: Any,
+    labels: PartialLabels,
+    pooling: Pooling | None,
+    device: torch.device,
 ) -> Iterator[tuple[slice, PartialLabels, torch.Tensor]]:
     """Categories, their labels and their finite logits, as many at a time as memory allows."""
     rows = aligned.take(features)
@@ -325,12 +343,14 @@ def _blocks(
         block = slice(start, min(start + width, n_categories))
         names = aligned.categories[block]
         if block.stop - block.start == n_categories:
-            yield block, aligned.labels, check_head_logits(head.logits(rows), names, name="data")
+            logits = check_head_logits(head.logits(rows), names, name="data")
+            yield block, labels, logits if pooling is None else pooling.logits(logits)
             return
         index = range(block.start, block.stop)
         logits = head.take_categories(index).logits(of_categories(rows, index, n_categories))
         logits = check_head_logits(logits, names, name="data")
-        yield block, aligned.labels.take_categories(index), logits
+        pooled = logits if pooling is None else pooling.logits(logits)
+        yield block, labels.take_categories(index), pooled
 
 
 class _Pooled(NamedTuple):
