@@ -20,9 +20,11 @@ from catwise.errors import InSampleWarning as InSampleWarning
 if TYPE_CHECKING:
     from catwise.decisions import Calibration as Calibration
     from catwise.decisions import ConformalSets as ConformalSets
+    from catwise.decisions import Ensemble as Ensemble
     from catwise.decisions import Thresholds as Thresholds
     from catwise.decisions import calibrate as calibrate
     from catwise.decisions import conformal as conformal
+    from catwise.decisions import ensemble as ensemble
     from catwise.decisions import threshold as threshold
     from catwise.features import FeatureStore as FeatureStore
     from catwise.features import open_store as open_store
@@ -48,7 +50,9 @@ if TYPE_CHECKING:
 __all__, __getattr__, __dir__ = attach(
     __name__,
     {
-        "catwise.decisions": "Calibration ConformalSets Thresholds calibrate conformal threshold",
+        "catwise.decisions": (
+            "Calibration ConformalSets Ensemble Thresholds calibrate conformal ensemble threshold"
+        ),
         "catwise.features": "FeatureStore open_store read_features",
         "catwise.fixing": "fix",
         "catwise.heads": "Head list_heads load_head read_head save_head write_head",

@@ -32,6 +32,8 @@ THRESHOLD_RULES: Final = (
     "f1", "f_beta", "cost", "youden", "alert_rate", "prevalence", "sensitivity", "specificity",
     "precision",
 )  # fmt: skip
+OUTPUT_KINDS: Final = ("logits", "probabilities", "scores")
+ENSEMBLE_METHODS: Final = ("probability", "rank", "logit")
 POOLS: Final = ("mean", "max")
 UNITS: Final = ("image", "study", "patient")
 """What is scored as one, and how the scores of its images become one."""

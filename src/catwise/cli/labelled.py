@@ -111,11 +111,11 @@ def _read_dataset(source: LabelledOptions) -> Dataset:
 
 
 def scored_as_one(dataset: Dataset, by: str) -> Any:
-    """What --by names, for the library: studies by the images' paths where there are any."""
+    """What --by names, for the library: studies by the images' paths if the ids are none."""
     from catwise.metrics.pooling import folders
 
     ids = dataset.labels.ids
-    if by != "study" or ids is None or not all(dataset.paths):
+    if by != "study" or ids is None or not all(dataset.paths) or all("/" in one for one in ids):
         return by
     return dict(zip(ids.tolist(), folders(dataset.paths).tolist(), strict=True))
 

@@ -7,14 +7,19 @@ All are made from the logits of rows that fitted nothing, such as the out-of-fol
 from __future__ import annotations
 
 from catwise.decisions.calibrate import METHODS, Calibration, CategoryCalibration, calibrate
+from catwise.decisions.combining import ensemble
 from catwise.decisions.inputs import head_logits
 from catwise.decisions.maps import CalibrationModule, CategoryMap
+from catwise.decisions.members import Combined, Ensemble, EnsembleModule, Member
+from catwise.decisions.outputs import Outputs, read_outputs
 from catwise.decisions.reached import Covered, Rate, Reached
 from catwise.decisions.rules import RULES, SETS
 from catwise.decisions.sets import CategorySets, ClassCut, ConformalSets, conformal
+from catwise.decisions.submission import CHEXPERT, write_probabilities, write_submission
 from catwise.decisions.thresholds import CategoryThreshold, Thresholds, threshold
 
 __all__ = [
+    "CHEXPERT",
     "METHODS",
     "RULES",
     "SETS",
@@ -25,13 +30,22 @@ __all__ = [
     "CategorySets",
     "CategoryThreshold",
     "ClassCut",
+    "Combined",
     "ConformalSets",
     "Covered",
+    "Ensemble",
+    "EnsembleModule",
+    "Member",
+    "Outputs",
     "Rate",
     "Reached",
     "Thresholds",
     "calibrate",
     "conformal",
+    "ensemble",
     "head_logits",
+    "read_outputs",
     "threshold",
+    "write_probabilities",
+    "write_submission",
 ]

@@ -30,13 +30,14 @@ from catwise.decisions.maps import (
     fit_venn_abers,
     logit,
 )
+from catwise.decisions.reached import score_intervals
 from catwise.errors import ConfigError, check_choice
 from catwise.heads import Head
 from catwise.joining import match_categories
 from catwise.labels import PartialLabels
 from catwise.labels.reasons import class_reason
 from catwise.metrics import PairedComparison, compare_logits
-from catwise.metrics.intervals import LEVEL, estimate_of, interval_of_score
+from catwise.metrics.intervals import LEVEL
 from catwise.tuning.fits.affine import fit_affine
 
 METHODS: Final = CALIBRATIONS
@@ -82,9 +83,7 @@ class CategoryCalibration:
         return {
             "category": self.category,
             "method": self.method,
-            "scale": self.map.scale,
-            "offset": self.map.offset,
-            "knots": [list(pair) for pair in self.map.knots],
+            **self.map.to_dict(),
             "n_positive": self.n_positive,
             "n_negative": self.n_negative,
             "prevalence": self.prevalence,
@@ -121,6 +120,14 @@ class Calibration(Document):
         """Maps without an account of test rows, and of which images they speak."""
         stated = sum(one.prevalence is not None for one in categories)
         return cls(categories, _population(stated, len(categories)), notes=notes)
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any]) -> Calibration:
+        """The maps of a table that :meth:`to_dict` made; else ValueError, KeyError or TypeError."""
+        if table.get("catwise_calibration") != FORMAT:
+            raise ValueError(f"version {table.get('catwise_calibration')!r}, not {FORMAT!r}")
+        categories = tuple(_read_category(one) for one in table["categories"])
+        return cls(categories, str(table["population"]), notes=tuple(table["notes"]))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -218,29 +225,15 @@ class Calibration(Document):
             ConfigError: If it is not such a file, or of another version.
         """
         by = "`Calibration.save` or `catwise calibrate`"
-        return read_document(path, _read, what="a calibration", written_by=by)
-
-
-def _read(table: Mapping[str, Any]) -> Calibration:
-    """The calibration in a table, or ValueError, KeyError or TypeError."""
-    if table.get("catwise_calibration") != FORMAT:
-        raise ValueError(f"version {table.get('catwise_calibration')!r}, not {FORMAT!r}")
-    categories = tuple(_read_category(one) for one in table["categories"])
-    return Calibration(categories, str(table["population"]), notes=tuple(table["notes"]))
+        return read_document(path, cls.from_dict, what="a calibration", written_by=by)
 
 
 def _read_category(one: Mapping[str, Any]) -> CategoryCalibration:
-    knots = tuple((float(x), float(y)) for x, y in one["knots"])
-    steps = np.diff(np.array(knots).reshape(-1, 2), axis=0)
-    scale, offset = float(one["scale"]), float(one["offset"])
-    if not (scale > 0 and np.isfinite([scale, offset]).all()) or bool(
-        (steps[:, 0] <= 0).any() or (steps[:, 1] < 0).any()
-    ):
-        raise ValueError(f"the map of {one['category']!r} falls, or is not finite")
+    name = str(one["category"])
     return CategoryCalibration(
-        str(one["category"]),
+        name,
         str(one["method"]),
-        CategoryMap(scale, offset, knots),
+        CategoryMap.from_dict(one, name),
         int(one["n_positive"]),
         int(one["n_negative"]),
         one["prevalence"],
@@ -439,17 +432,11 @@ def _tested(found: Calibration, rows: HeldOut, level: float) -> Calibration:
     after = found.logits(rows.logits)
     before = rows.logits.double()
     test = {name: compare_logits(before, after, rows.labels, name, level=level) for name in SHOWN}
-    intervals = {name: np.full((2, len(found.categories), 2), np.nan) for name in SHOWN}
-    every = rows.units
-    for c in range(len(found.categories)):
-        for at, logits in enumerate((before, after)):
-            known = HeldOut(logits, rows.labels, rows.categories).known(c)
-            if not known.rows.size:
-                continue
-            units = every.take(known.rows)
-            for name in SHOWN:
-                estimate, _ = estimate_of(name, known.scores, known.positive, units)
-                intervals[name][at, c] = interval_of_score(name, estimate, level)
+    sides = [
+        score_intervals(HeldOut(logits, rows.labels, rows.categories), SHOWN, level)
+        for logits in (before, after)
+    ]
+    intervals = {name: np.stack([side[name][1] for side in sides]) for name in SHOWN}
     return Calibration(
         found.categories, found.population, test, intervals, (*found.notes, *rows.notes)
     )

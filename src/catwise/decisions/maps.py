@@ -17,7 +17,7 @@ array([-1.,  1.,  3.])
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -70,6 +70,28 @@ class CategoryMap:
             return float(x[0]) if wanted == y[0] else -math.inf
         share = (wanted - y[at - 1]) / (y[at] - y[at - 1])
         return float(x[at - 1] + share * (x[at] - x[at - 1]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        knots = [list(pair) for pair in self.knots]
+        return {"scale": self.scale, "offset": self.offset, "knots": knots}
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any], name: str) -> CategoryMap:
+        """What :meth:`to_dict` wrote, of the category `name`.
+
+        Raises:
+            ValueError: If the map falls, or is not finite.
+            KeyError: If something is missing.
+        """
+        knots = tuple((float(x), float(y)) for x, y in table["knots"])
+        steps = np.diff(np.array(knots).reshape(-1, 2), axis=0)
+        scale, offset = float(table["scale"]), float(table["offset"])
+        is_finite = np.isfinite([scale, offset, *(x for pair in knots for x in pair)]).all()
+        rises = (steps[:, 0] > 0).all() and (steps[:, 1] >= 0).all()
+        if not (scale > 0 and is_finite and rises):
+            raise ValueError(f"the map of {name!r} falls, or is not finite")
+        return cls(scale, offset, knots)
 
     def moved(self, offset: float) -> CategoryMap:
         """The same, with something added to the calibrated logit."""
@@ -177,6 +199,40 @@ def fit_venn_abers(
             p[label, at] = _isotonic(hits / more, more)[j]
     merged = p[1] / (1.0 - p[0] + p[1])
     return _by_knots(distinct[picked], merged, scores.size)
+
+
+#: Knots of a map to ranks at most, and by how many logits it goes on rising beyond the rows.
+_RANKS: Final = 200
+_BEYOND: Final = 2.0
+
+
+def fit_ranks(scores: NDArray[np.float64], *, n_knots: int = _RANKS) -> CategoryMap:
+    """The logit of a score's rank among some rows: their distribution function, as knots.
+
+    A rank is the share of rows below, ties counted half. Knots are spaced evenly in ranks and in
+    their logits; beyond the rows the map goes on rising, over as far as they reach, so that new
+    scores out there stay apart.
+
+    Args:
+        scores: (n,) of the rows, known or not.
+        n_knots: at most, apart from the two ends; 4 or more.
+
+    >>> ranks = fit_ranks(np.arange(9.0))
+    >>> (1 / (1 + np.exp(-ranks(np.array([0.0, 4.0, 8.0]))))).round(3)
+    array([0.056, 0.5  , 0.944])
+    """
+    distinct, counts = np.unique(scores, return_counts=True)
+    rank = logit((np.cumsum(counts) - counts / 2.0) / scores.size)
+    if distinct.size == 1:
+        return CategoryMap(knots=((float(distinct[0]), 0.0),))
+    half, last = n_knots // 2, distinct.size - 1
+    even = np.linspace(0, last, min(half, distinct.size)).astype(int)
+    ends = np.searchsorted(rank, np.linspace(rank[0], rank[-1], half)).clip(0, last)
+    picked = np.unique(np.concatenate([even, ends]))
+    reach = distinct[-1] - distinct[0]
+    x = [distinct[0] - reach, *distinct[picked], distinct[-1] + reach]
+    y = [rank[0] - _BEYOND, *rank[picked], rank[-1] + _BEYOND]
+    return CategoryMap(knots=tuple((float(a), float(b)) for a, b in zip(x, y, strict=True)))
 
 
 def _isotonic(values: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -12,6 +13,7 @@ from catwise._json import number
 from catwise.decisions.inputs import HeldOut
 from catwise.decisions.rules import SETS, set_codes
 from catwise.metrics.intervals import Units, estimate_of, interval_of_score
+from catwise.metrics.registry import resolve_metric
 
 _RATES: Final = ("sensitivity", "specificity", "precision", "f1")
 
@@ -56,6 +58,29 @@ class Reached:
             rate: Rate = getattr(self, name)
             record |= {name: rate.value, f"{name}_low": rate.low, f"{name}_high": rate.high}
         return {**record, "alerts_per_1000": self.alerts_per_1000}
+
+
+def score_intervals(
+    rows: HeldOut, metrics: Sequence[str], level: float
+) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Scores of logits on labelled rows, by metric: (C,) values and (C, 2) their intervals.
+
+    Args:
+        rows: that chose nothing.
+        metrics: names.
+        level: confidence level of the intervals.
+    """
+    n, every = len(rows.categories), rows.units
+    found = {name: (np.full(n, np.nan), np.full((n, 2), np.nan)) for name in metrics}
+    for c in range(n):
+        known = rows.known(c)
+        units = every.take(known.rows)
+        for name, (values, ends) in found.items():
+            if resolve_metric(name).covers(known.positive):
+                estimate, _ = estimate_of(name, known.scores, known.positive, units)
+                values[c] = estimate.value
+                ends[c] = interval_of_score(name, estimate, level)
+    return found
 
 
 @dataclass(frozen=True)
