@@ -34,6 +34,7 @@ THRESHOLD_RULES: Final = (
 )  # fmt: skip
 OUTPUT_KINDS: Final = ("logits", "probabilities", "scores")
 ENSEMBLE_METHODS: Final = ("probability", "rank", "logit")
+ENSEMBLE_PRESETS: Final = ("chexpert",)
 POOLS: Final = ("mean", "max")
 UNITS: Final = ("image", "study", "patient")
 """What is scored as one, and how the scores of its images become one."""

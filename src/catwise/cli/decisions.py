@@ -117,7 +117,7 @@ def load_decisions(given: HeldOutOptions) -> Source:
     labels = load_dataset(given.data, given.table).labels
     test_labels, about = None, {"labels": describe_labels(given.data, labels, given.table)}
     if given.test_labels is not None or given.test_split is not None:
-        wanted = _test_options(given)
+        wanted = test_options(given)
         test_labels = load_dataset(wanted, given.table).labels
         about["test labels"] = describe_labels(wanted, test_labels, given.table)
     if given.logits is not None:
@@ -135,13 +135,15 @@ def load_decisions(given: HeldOutOptions) -> Source:
     return Source(folds, labels, _of_run(given, folder, test_labels), about)
 
 
-def _test_options(given: HeldOutOptions) -> LabelledOptions:
+def test_options(given: Any) -> LabelledOptions:
+    """Where the test labels are, from the options `test_labels`, `test_split`, `data`, `table`."""
     from dataclasses import replace
 
     if given.test_labels is not None:
         own = LabelledOptions(labels=given.test_labels)
         return own_table(own, given.data.split_column, given.table)
-    return replace(given.data, split=given.test_split)
+    data: LabelledOptions = given.data
+    return replace(data, split=given.test_split)
 
 
 def _logits(path: Path, labels: PartialLabels) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,6 +42,22 @@ def load_source(
     labels = dataset.labels
     features = read_features(data.features, key=data.features_key, ids_key=data.ids_key)
     return split_features(features, labels, data, table), labels, scored_as_one(dataset, by)
+
+
+def named_paths(given: Sequence[str], option: str) -> dict[str, Path]:
+    """NAME=PATH texts of an option as a table, in their order."""
+    found: dict[str, Path] = {}
+    wrong = ""
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not (name and equals and path):
+            wrong = wrong or f"{text!r} is not NAME=PATH."
+        elif name in found:
+            wrong = wrong or f"the name {name!r} is given twice."
+        found[name] = Path(path)
+    if wrong:
+        raise click.BadParameter(wrong, param_hint=f"'{option}'")
+    return found
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ COMMANDS: Final = (
     "calibrate",
     "threshold",
     "conformal",
+    "ensemble",
     "apply",
     "demo",
 )

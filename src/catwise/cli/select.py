@@ -16,6 +16,7 @@ from catwise.cli.inputs import (
     describe_features,
     environment,
     load_source,
+    named_paths,
 )
 from catwise.cli.labelled import describe_labels
 from catwise.cli.options import FORCE_HELP, SEED_HELP, SourceOptions, TableOptions
@@ -52,24 +53,6 @@ class Options:
     output: Output = group("Output")
 
 
-def _pairs(given: tuple[str, ...]) -> dict[str, Path]:
-    """NAME=PATH texts as a table, in their order."""
-    found: dict[str, Path] = {}
-    wrong = ""
-    for text in given:
-        name, equals, path = text.partition("=")
-        if not (name and equals and path):
-            wrong = wrong or f"{text!r} is not NAME=PATH."
-        elif name in found:
-            wrong = wrong or f"the name {name!r} is given twice."
-        found[name] = Path(path)
-    if wrong or len(found) < 2:
-        raise click.BadParameter(
-            wrong or "at least two heads are needed.", param_hint="'--candidate'"
-        )
-    return found
-
-
 @make_command("select", "Take the best of several heads for each category.")
 def command(given: Options) -> None:
     """Take, for each category, the head that validation favours.
@@ -77,7 +60,9 @@ def command(given: Options) -> None:
     A run is judged by its out-of-fold logits on the rows that fitted it, a head only by rows that
     it has not seen.
     """
-    candidates, data, out = _pairs(given.candidates), given.data, given.out
+    candidates, data, out = named_paths(given.candidates, "--candidate"), given.data, given.out
+    if len(candidates) < 2:
+        raise click.BadParameter("at least two heads are needed.", param_hint="'--candidate'")
     from catwise.joining import name_rows
     from catwise.reporting.run import check_output
     from catwise.tuning import select

@@ -112,14 +112,22 @@ class Ensemble(Document):
         members = ", ".join(one.name for one in self.members)
         return f"Ensemble({self.method} of {members}; {len(self.categories)} categories)"
 
-    def combine(self, members: Mapping[str, Any], *, by: By = None, groups: Any = None) -> Combined:
+    def combine(
+        self,
+        members: Mapping[str, Any],
+        *,
+        ids: Any = None,
+        groups: Any = None,
+        by: By = None,
+    ) -> Combined:
         """Combine the members' outputs for other rows, labelled or not.
 
         Args:
             members: name → `Outputs`, (N, C) numbers of the kind that was given, or (head,
                 features). Rows join by id where both have ids.
-            by: groups of the rows, where the ensemble's are one's own: {id: group} or (N,).
-            groups: (N,) patients, where the ensemble is by patient.
+            ids: (N,) of the rows to combine; None: those of the first member that has ids.
+            groups: (N,) patients of these rows, where the ensemble is by patient.
+            by: {id: group}, where the ensemble's groups are one's own.
 
         Raises:
             ConfigError: If a member is missing or unknown.
@@ -134,7 +142,7 @@ class Ensemble(Document):
                 f"{what}{nearest(wrong[0], names) if wrong else ''}.",
                 expected=", ".join(map(repr, names)),
             )
-        labels = _unlabelled(members, self.categories, groups)
+        labels = _unlabelled(members, self.categories, ids, groups)
         kinds = {one.name: one.kind for one in self.members}
         columns, _ = read_members(members, labels, kinds, judged=False)
         pooling = Pooling.of(self.by if by is None else by, labels, self.pool)
@@ -348,9 +356,13 @@ def _read_member(table: Mapping[str, Any], names: Sequence[str]) -> Member:
 
 
 def _unlabelled(
-    members: Mapping[str, Any], categories: Sequence[str], groups: Any
+    members: Mapping[str, Any], categories: Sequence[str], ids: Any, groups: Any
 ) -> PartialLabels:
-    """Labels of which none is known, for the rows of the first member that names them."""
+    """Labels of which none is known, for rows with ids, else for those of a member."""
+    if ids is not None:
+        names = np.asarray(ids).astype(np.str_)
+        codes = np.full((names.size, len(categories)), UNKNOWN, dtype=np.int8)
+        return PartialLabels(codes, names, categories, groups)
     parts = [value[1] if is_pair(value) else value for value in members.values()]
     named = [one for one in parts if getattr(one, "ids", None) is not None]
     first = (named or parts)[0]

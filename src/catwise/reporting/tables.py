@@ -364,3 +364,25 @@ def conformal_table(rows: Sequence[Row], *, limit: int = 40) -> Table:
     if any("both_per_1000" in row for row in rows):
         columns += numbers(count, **{"unsure/1,000": "both_per_1000"})
     return build_table(rows, columns, title="Conformal sets", limit=limit)
+
+
+def ensemble_table(
+    rows: Sequence[Row], members: Sequence[str], *, metric: str | None = None, limit: int = 40
+) -> Table:
+    """An ensemble as a table for a terminal, beside its members on test rows if there are any.
+
+    Args:
+        rows: as `Ensemble.records()` gives them.
+        members: their names.
+        metric: that is shown; None without test rows.
+        limit: at most so many rows; 0 shows all.
+    """
+    columns = [text("category"), *numbers(count, members="n_members")]
+    columns += numbers(count, positives="n_positive", negatives="n_negative")
+    if metric is not None:
+        columns += [*numbers(score, ensemble=metric), bounds("interval", metric, _range)]
+        columns += numbers(score, **{name: f"{metric} of {name}" for name in members})
+    if any(row.get("reason") for row in rows):
+        columns.append(text("note", "reason"))
+    title = "Ensemble" if metric is None else f"Ensemble, {metric_label(metric)} on test rows"
+    return build_table(rows, columns, title=title, limit=limit)
