@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from catwise import Ensemble, PartialLabels, ensemble, load_head
+from catwise import Ensemble, PartialLabels, ensemble, load_head, threshold
 from catwise.cli import main
 from catwise.data.readers.chexpert import COMPETITION, OBSERVATIONS
 from catwise.errors import ConfigError, FeatureError, OutputError
@@ -158,6 +158,29 @@ def test_runs_on_the_same_features_are_one_head(tmp_path: Path) -> None:
     assert result.exit_code == ConfigError.exit_code
     assert "only a mean of logits is one head" in result.output
     assert not head.exists()
+
+
+def test_thresholds_of_an_ensemble(tmp_path: Path) -> None:
+    """Its out-of-fold logits go into `threshold` and `conformal`, joined by id."""
+    logits = tmp_path / "oof.npz"
+    given = ["ensemble", *RUNS, *VALID, "--out", str(tmp_path / "e.json")]
+    document(*given, "--logits-out", str(logits))
+    members = {
+        name: FoldArtifacts.load(f"{place}/folds.safetensors")
+        for name, place in (("one", "run"), ("two", "other"))
+    }
+    labels = labels_of("valid")
+    wanted = ensemble(members, labels).combine(members, ids=labels.ids).logits
+    out = str(tmp_path / "t.json")
+    rule = ["--rule", "sensitivity", "--value", "0.9"]
+    found = document("threshold", "--logits", str(logits), *VALID, *rule, "--out", out)
+    own = threshold(wanted, labels, "sensitivity", value=0.9)
+    values = [row["threshold"] for row in found["categories"]]
+    np.testing.assert_allclose(np.array(values, dtype=float), own.values(), rtol=1e-6)
+    assert run("conformal", "--logits", str(logits), *VALID, "--out", out).exit_code == 0
+    result = run(*given, "--logits-out", str(logits), "--by", "patient")
+    assert result.exit_code == 2
+    assert "--logits-out is of images" in result.output
 
 
 def outputs_file(path: Path, ids: list[str], values: Any, names: Any) -> str:

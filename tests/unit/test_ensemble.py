@@ -184,6 +184,9 @@ def test_values_that_are_no_probabilities() -> None:
     assert "ranks are averaged" in text
     with pytest.raises(FeatureError, match="outside"):
         ensemble(wrong, labels, kind="probabilities", method="probability")
+    said = ensemble({**members, "two": p["two"]}, labels).notes
+    assert any("all logits of member 'two' lie between 0 and 1" in note for note in said)
+    assert not any("lie between" in note for note in ensemble(members, labels).notes)
     scores = ensemble(members, labels, kind={"two": "scores"})
     assert scores.method == "rank"
     with pytest.raises(ConfigError, match="neither probabilities nor logits"):
@@ -369,6 +372,14 @@ def test_tunings_bring_their_out_of_fold_logits() -> None:
     plain = ensemble(own, labels["valid"])
     np.testing.assert_array_equal(plain.weights, found.weights)
     assert plain.members == found.members
+    oof = found.combine(both)
+    assert oof.ids is not None
+    assert sorted(oof.ids) == sorted(valid[1].ids)
+    mine = found.combine({name: result.folds.logits for name, result in both.items()})
+    np.testing.assert_array_equal(oof.logits, mine.logits)
+    ordered = found.combine(both, ids=valid[1].ids)
+    cut = catwise.threshold(ordered.logits, valid[1], "sensitivity", value=0.8)
+    assert all(one.threshold is not None for one in cut.categories)
     heads_then = {name: (result.head, z["test"]) for name, result in both.items()}
     after = found.combine(heads_then).logits
     np.testing.assert_allclose(

@@ -86,6 +86,11 @@ class Options(LabelSides):
     submission: Path | None = option(
         None, metavar="FILE", help="The same, in the layout of the CheXpert competition."
     )
+    logits_out: Path | None = option(
+        None,
+        metavar="FILE",
+        help="Logits of the rows that calibrated (.npz), for --logits of threshold and conformal.",
+    )
     head_out: Path | None = option(
         None,
         metavar="FILE",
@@ -103,13 +108,16 @@ class Options(LabelSides):
             raise click.UsageError("predictions need --predict-member, or test rows.")
         if self.submission is not None and "study" not in {self.by, self.preset and "study"}:
             raise click.UsageError("--submission needs --by study.")
+        if self.logits_out is not None and (self.by or self.preset or "image") != "image":
+            raise click.UsageError("--logits-out is of images.")
         if self.predict_member and self.by == "patient":
             raise click.UsageError("--predict-member tells no patients.")
 
     @property
     def outputs(self) -> tuple[Path | None, ...]:
         """Everything that is written."""
-        return self.out, self.csv_path, self.predictions, self.submission, self.head_out
+        files = self.predictions, self.submission, self.logits_out, self.head_out
+        return self.out, self.csv_path, *files
 
 
 @make_command("ensemble", "Make one answer of several models.")
@@ -151,6 +159,8 @@ def command(given: Options) -> None:
             progress=progress,
         )
     said = _said(found, places, members, labels)
+    if given.logits_out is not None:
+        members.save_logits(given.logits_out, found, labels.valid)
     _write(given, found, said, members.heads)
     _show(given.output, found, labels.about | {"members": places.about})
 

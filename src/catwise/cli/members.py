@@ -18,6 +18,7 @@ from catwise.cli.options import LabelledOptions, TableOptions
 
 if TYPE_CHECKING:
     from catwise.data import Dataset
+    from catwise.decisions import Ensemble
     from catwise.heads import Head
     from catwise.labels import PartialLabels
 
@@ -71,6 +72,21 @@ class Members(NamedTuple):
             else read_outputs(path, categories=self.categories)
             for name, path in places.items()
         }
+
+    def save_logits(self, path: Path, found: Ensemble, labels: PartialLabels) -> None:
+        """Write the ensemble's logits of the labelled rows, with their ids."""
+        import numpy as np
+
+        from catwise._io import atomic_path
+        from catwise.decisions.outputs import common_rows
+
+        said = found.combine(self.given, ids=common_rows(self.given, labels)[0].ids)
+        values, ids = said.logits.numpy(), said.ids
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            if ids is None:
+                np.savez(file, features=values)
+            else:
+                np.savez(file, features=values, ids=ids)
 
 
 def load_members(places: Mapping[str, Path], categories: tuple[str, ...]) -> Members:

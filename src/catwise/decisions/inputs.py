@@ -99,7 +99,7 @@ def read_held_out(source: Any, labels: PartialLabels) -> HeldOut:
             remedy="PartialLabels.from_array(y, encoding=…)",
         )
     require_known(labels)
-    folds = _folds(source)
+    folds = folds_of(source)
     if folds is None:
         logits = checked_logits(source, labels.shape)
         return HeldOut(logits, labels, labels.categories)
@@ -133,7 +133,12 @@ def _cross_fitted(
     return own, (f"{n:,} labelled rows were not cross-fitted by the tuning and were not used.",)
 
 
-def _folds(source: Any) -> FoldArtifacts | None:
+def folds_of(source: Any) -> FoldArtifacts | None:
+    """The out-of-fold logits of a tuning; None of anything else.
+
+    Raises:
+        ConfigError: If the tuning has none.
+    """
     if not isinstance(source, TuneResult):
         return source if isinstance(source, FoldArtifacts) else None
     if source.folds is None:

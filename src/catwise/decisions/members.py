@@ -31,7 +31,7 @@ from catwise._json import number
 from catwise.decisions.calibrate import Calibration
 from catwise.decisions.document import Document, read_document
 from catwise.decisions.maps import CalibrationModule, CategoryMap
-from catwise.decisions.outputs import Columns, is_pair, read_members
+from catwise.decisions.outputs import Columns, as_outputs, is_pair, read_members
 from catwise.errors import ConfigError, HeadError, nearest
 from catwise.heads import Head
 from catwise.joining import match_categories
@@ -123,8 +123,9 @@ class Ensemble(Document):
         """Combine the members' outputs for other rows, labelled or not.
 
         Args:
-            members: name → `Outputs`, (N, C) numbers of the kind that was given, or (head,
-                features). Rows join by id where both have ids.
+            members: name → `Outputs`, (N, C) numbers of the kind that was given, (head, features),
+                or a tuning, whose out-of-fold logits are combined. Rows join by id where both
+                have ids.
             ids: (N,) of the rows to combine; None: those of the first member that has ids.
             groups: (N,) patients of these rows, where the ensemble is by patient.
             by: {id: group}, where the ensemble's groups are one's own.
@@ -142,6 +143,7 @@ class Ensemble(Document):
                 f"{what}{nearest(wrong[0], names) if wrong else ''}.",
                 expected=", ".join(map(repr, names)),
             )
+        members = {str(name): as_outputs(value) for name, value in members.items()}
         labels = _unlabelled(members, self.categories, ids, groups)
         kinds = {one.name: one.kind for one in self.members}
         columns, _ = read_members(members, labels, kinds, judged=False)

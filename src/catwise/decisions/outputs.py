@@ -21,7 +21,7 @@ from catwise._names import OUTPUT_KINDS
 from catwise._text import some
 from catwise.data.files import PARQUET, TableFile, open_table
 from catwise.data.source import texts_of
-from catwise.decisions.inputs import head_logits, read_held_out
+from catwise.decisions.inputs import folds_of, head_logits, read_held_out
 from catwise.decisions.maps import logit
 from catwise.errors import (
     CategoryError,
@@ -247,8 +247,8 @@ def common_rows(
     """The labels of the rows that every tuning among the members cross-fitted, and a note."""
     inside = np.ones(labels.n_rows, dtype=np.bool_)
     for value in members.values():
-        folds = value.folds if isinstance(value, TuneResult) else value
-        if isinstance(folds, FoldArtifacts) and folds.ids is not None and labels.ids is not None:
+        folds = folds_of(value)
+        if folds is not None and folds.ids is not None and labels.ids is not None:
             inside &= np.isin(labels.ids, folds.ids)
     if inside.all():
         return labels, []
@@ -317,6 +317,12 @@ def read_members(
 def is_pair(value: Any) -> bool:
     """Whether a member is a head and features."""
     return isinstance(value, (tuple, list)) and len(value) > 0 and isinstance(value[0], Head)
+
+
+def as_outputs(value: Any) -> Any:
+    """The out-of-fold logits of a tuning as outputs; other members as they are."""
+    folds = folds_of(value)
+    return value if folds is None else Outputs(folds.logits, folds.categories, folds.ids)
 
 
 def _categories_of(value: Any) -> tuple[str, ...] | None:
@@ -395,6 +401,13 @@ def alike(columns: Sequence[Columns], categories: Sequence[str]) -> list[str]:
         for same in found.values():
             if len(same) > 1:
                 sets.setdefault(tuple(same), []).append(repr(category))
+    for one in columns:
+        values = one.values[:, one.has]
+        if one.kind == "logits" and values.size > 1 and 0.0 <= values.min() < values.max() <= 1.0:
+            notes.append(
+                f"all logits of member {one.name!r} lie between 0 and 1: if they are "
+                "probabilities, kind='probabilities' says so."
+            )
     for names, where in sets.items():
         listed = ", ".join(map(repr, names[:-1])) + f" and {names[-1]!r}"
         notes.append(
