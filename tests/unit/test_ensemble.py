@@ -49,19 +49,15 @@ def case(n: int = 600, seed: int = 0, *, noise=(1.0, 1.5), known: float = 1.0, s
 
 
 def test_the_mean_of_probabilities() -> None:
-    """Each member calibrated, averaged in probabilities, calibrated once more: by plain numpy."""
+    """Each member calibrated, then averaged in probabilities: by plain numpy."""
     members, labels = case(known=0.6)
     found = ensemble(members, labels)
     assert found.method == "probability"
     own = [calibrate(z, labels) for z in members.values()]
-    mean = (
-        sum(expit(one.logits(z).numpy()) for one, z in zip(own, members.values(), strict=True)) / 2
-    )
-    last = calibrate(logit(mean), labels)
     new, _ = case(seed=1)
     got = found.combine(new)
     mean = sum(expit(one.logits(z).numpy()) for one, z in zip(own, new.values(), strict=True)) / 2
-    np.testing.assert_allclose(got.logits, last.logits(logit(mean)), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(got.logits, logit(mean), rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(got.probabilities, expit(got.logits.numpy()), rtol=1e-12)
 
 
@@ -70,9 +66,8 @@ def test_the_mean_of_logits_and_of_ranks() -> None:
     members, labels = case()
     plain = ensemble(members, labels, method="logit")
     own = [calibrate(z, labels).logits(z).numpy() for z in members.values()]
-    last = calibrate((own[0] + own[1]) / 2, labels)
     np.testing.assert_allclose(
-        plain.combine(members).logits, last.logits((own[0] + own[1]) / 2), rtol=1e-9, atol=1e-9
+        plain.combine(members).logits, (own[0] + own[1]) / 2, rtol=1e-9, atol=1e-9
     )
     by_rank = ensemble(members, labels, method="rank").combine(members)
     ranks = sum((rankdata(z, axis=0) - 0.5) / len(z) for z in members.values()) / 2
@@ -549,3 +544,33 @@ def test_the_chexpert_ensemble_and_its_submission(tmp_path) -> None:
         write_submission(tmp_path / "s.csv", image, found.categories)
     with pytest.raises(IdError, match="names of its studies"):
         write_submission(tmp_path / "s.csv", said._replace(ids=None), found.categories)
+
+
+def test_a_stated_prevalence_moves_the_mean() -> None:
+    """By as many log odds as in `calibrate`; of ranks and studies too."""
+    members, labels = case()
+    same = {"one": members["one"], "again": members["one"]}
+    plain, rare = (
+        ensemble(same, labels, prevalence=share).combine(same).logits
+        for share in (None, {"bee": 0.01})
+    )
+    moved = calibrate(members["one"], labels, prevalence={"bee": 0.01}).categories[1].map.offset
+    moved -= calibrate(members["one"], labels).categories[1].map.offset
+    np.testing.assert_allclose(rare[:, 1] - plain[:, 1], moved, atol=1e-9)
+    np.testing.assert_array_equal(rare[:, 0], plain[:, 0])
+    found = ensemble(members, labels, prevalence=0.01, method="rank")
+    assert found.calibration.categories[0].prevalence == 0.01
+    assert "stated share" in found.calibration.population
+    usual = ensemble(members, labels, method="rank").combine(members).probabilities.mean()
+    assert float(found.combine(members).probabilities.mean()) < float(usual) / 5
+
+
+def test_ranks_of_one_class_are_no_probabilities() -> None:
+    """That is said; their order is the mean rank's."""
+    members, labels = case()
+    codes = labels.codes.copy()
+    codes[codes[:, 1] == 1, 1] = -1
+    labels = PartialLabels(codes, labels.ids, NAMES)
+    found = ensemble(members, labels, method="rank")
+    assert any(note.startswith("'bee': ranks, not probabilities") for note in found.notes)
+    assert not any("'bee': ranks" in note for note in ensemble(members, labels).notes)

@@ -124,10 +124,9 @@ class Options(LabelSides):
 def command(given: Options) -> None:
     """Make one answer of several models: checkpoints, backbones, seeds, views of an image.
 
-    The mean of calibrated probabilities, calibrated once more, on rows that fitted none of the
-    members (a run brings its out-of-fold logits). Where a member gives no probabilities, ranks are
-    averaged. The ensemble is compared with every member on test rows; a difference that is not
-    shown is undecided.
+    The mean of probabilities, each member calibrated on rows that did not fit it (a run brings its
+    out-of-fold logits). Where a member gives no probabilities, ranks are averaged. The ensemble is
+    compared with every member on test rows; a difference that is not shown is undecided.
     """
     places = Places.of(given.members, given.test_member, given.predict_member)
     for path in given.outputs:

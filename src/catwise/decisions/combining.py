@@ -13,7 +13,7 @@ from torch import Tensor
 
 from catwise._names import ENSEMBLE_METHODS
 from catwise._text import some
-from catwise.decisions.calibrate import Calibration, fit_maps
+from catwise.decisions.calibrate import Calibration, CategoryCalibration, fit_maps
 from catwise.decisions.inputs import HeldOut, PerCategory, check_shares, per_category
 from catwise.decisions.maps import CategoryMap, fit_ranks
 from catwise.decisions.members import Ensemble, Member, mapped, mean_logits, pooled
@@ -30,6 +30,7 @@ from catwise.decisions.reached import score_intervals
 from catwise.errors import ConfigError, FeatureError, LabelError, check_choice
 from catwise.joining import match_categories, require_known
 from catwise.labels import PartialLabels
+from catwise.labels.reasons import class_reason
 from catwise.metrics import PairedComparison, compare_logits
 from catwise.metrics.intervals import LEVEL
 from catwise.metrics.pooling import By, Pooling
@@ -61,8 +62,9 @@ def ensemble(
 
     "probability" is the mean of probabilities, each member calibrated on the labelled rows;
     "logit" the mean of calibrated logits; "rank" the mean of ranks through the distribution
-    functions of the labelled rows, for members that give no probabilities. The mean is calibrated
-    in the end, so that all three give probabilities. Members weigh the same unless weights are
+    functions of the labelled rows, for members that give no probabilities. A mean of ranks, and
+    what is pooled over images, is calibrated in the end; a mean of calibrated members is not, as
+    a second calibration is worth nothing. Members weigh the same unless weights are
     asked for: fitted ones are seldom better, and how they do on rows that did not fit them is said
     beside them (`Ensemble.worth`).
 
@@ -78,7 +80,7 @@ def ensemble(
             where a member's are none (scores, or values outside [0, 1], which is said).
         weights: None, equal; {name: weight}; or "fitted": not negative, adding up to 1, the same
             for all categories, with the least log-loss of the mean of probabilities.
-        prevalence: as in `calibrate`, of the mean.
+        prevalence: as in `calibrate`.
         by: what is scored as one, as in `evaluate` (a name or a mapping): the mean over members is
             pooled over images.
         pool: "mean" or "max", over the images of a study or patient.
@@ -111,29 +113,29 @@ def ensemble(
     """
     kinds = check_members(members, kind)
     _check_options(method, weights, level, by)
-    _check_labels(labels)
     labels, notes = common_rows(members, labels)
-    require_known(labels)
     columns, more = read_members(members, labels, kinds, force=force)
-    notes += [*more, *alike(columns, labels.categories)]
-    method, more = _method(columns, method, labels.categories)
-    notes += more
-    share = per_category(prevalence, labels.categories, "prevalence", is_whole=False)
-    check_shares(share, "prevalence")
+    method, why = _method(columns, method, labels.categories)
+    notes += [*more, *alike(columns, labels.categories), *why]
+    share = _shares(prevalence, labels.categories)
     pooling = Pooling.of(by, labels, pool)
-    made, parts = _mapped(columns, labels, method, progress)
+    once = method != "rank" and pooling is None
+    made, parts = _mapped(columns, labels, method, share if once else None, progress=progress)
     weighed, worth = _weights(weights, columns, parts, labels, method=method, level=level)
     spread = _spread(weighed, columns)
+    mean = mean_logits(parts, spread, method)
+    calibration = _uncalibrated(labels, share) if once else _final(mean, pooling, labels, share)
+    notes += _unlike(calibration, method) + ([] if pooling is None else [pooling.note])
     whole = Ensemble(
         labels.categories,
         method,
         made,
         spread,
-        _final(mean_logits(parts, spread, method), pooling, labels, share),
-        "image" if pooling is None else by if isinstance(by, str) else "groups",
+        calibration,
+        _unit(by),
         pool,
         worth=worth,
-        notes=tuple(dict.fromkeys(notes if pooling is None else [*notes, pooling.note])),
+        notes=tuple(dict.fromkeys(notes)),
     )
     if test is None:
         return whole
@@ -154,14 +156,15 @@ def _check_options(method: str | None, weights: Any, level: float, by: By) -> No
         )
 
 
-def _check_labels(labels: Any) -> None:
-    if not isinstance(labels, PartialLabels):
-        raise LabelError(
-            "labels are raw values, whose meaning nobody has named.",
-            found=type(labels).__name__,
-            expected="PartialLabels",
-            remedy="PartialLabels.from_array(y, encoding=…)",
-        )
+def _shares(prevalence: PerCategory, categories: tuple[str, ...]) -> NDArray[np.float64]:
+    """(C,) stated prevalences, NaN where none is."""
+    share = per_category(prevalence, categories, "prevalence", is_whole=False)
+    check_shares(share, "prevalence")
+    return share
+
+
+def _unit(by: By) -> str:
+    return (by or "image") if by is None or isinstance(by, str) else "groups"
 
 
 def _method(
@@ -188,22 +191,34 @@ def _mapped(
     columns: Sequence[Columns],
     labels: PartialLabels,
     method: str,
+    share: NDArray[np.float64] | None,
+    *,
     progress: ProgressCallback | None,
 ) -> tuple[tuple[Member, ...], list[NDArray[np.float64]]]:
-    """The members with their maps, and what these make of their outputs."""
+    """The members with their maps, and what these make of their outputs.
+
+    Args:
+        columns: M of them.
+        labels: (N, C).
+        method: of the ensemble.
+        share: (C,) stated prevalences, NaN where none is; None: of no use here.
+        progress: called for each.
+    """
     made: list[Member] = []
     parts: list[NDArray[np.float64]] = []
     for at, one in enumerate(columns):
         if progress is not None:
             progress(Progress("members", at, len(columns), one.name))
-        made.append(_member(one, labels, method))
+        made.append(_member(one, labels, method, share))
         parts.append(mapped(one, made[-1].maps, method))
     if progress is not None:
         progress(Progress("members", len(columns), len(columns)))
     return tuple(made), parts
 
 
-def _member(columns: Columns, labels: PartialLabels, method: str) -> Member:
+def _member(
+    columns: Columns, labels: PartialLabels, method: str, share: NDArray[np.float64] | None
+) -> Member:
     """A member with its maps."""
     maps: list[CategoryMap | None] = [None] * labels.n_categories
     has = np.flatnonzero(columns.has)
@@ -213,9 +228,42 @@ def _member(columns: Columns, labels: PartialLabels, method: str) -> Member:
         return Member(columns.name, columns.kind, tuple(maps))
     own = labels.take_categories(has.tolist())
     held = HeldOut(torch.from_numpy(columns.logits()[:, has]), own, own.categories)
-    for c, one in zip(has, fit_maps(held, "affine", np.full(has.size, np.nan)), strict=True):
+    stated = np.full(has.size, np.nan) if share is None else share[has]
+    for c, one in zip(has, fit_maps(held, "affine", stated), strict=True):
         maps[c] = one.map
     return Member(columns.name, columns.kind, tuple(maps))
+
+
+def _unlike(calibration: Calibration, method: str) -> list[str]:
+    """Of which categories a mean of ranks gives no probabilities, in a sentence."""
+    names = [repr(one.category) for one in calibration.categories if one.method == "none"]
+    if method != "rank" or not names:
+        return []
+    return [f"{some(names, 3)}: ranks, not probabilities, as one class is not known."]
+
+
+def _uncalibrated(labels: PartialLabels, share: NDArray[np.float64]) -> Calibration:
+    """No calibration of the mean: its members are calibrated."""
+    counts = labels.counts()
+    found = [
+        CategoryCalibration(
+            name,
+            "none",
+            CategoryMap(),
+            k,
+            n,
+            None if np.isnan(stated) else stated,
+            class_reason(k, n),
+        )
+        for name, k, n, stated in zip(
+            labels.categories,
+            counts.positive.tolist(),
+            counts.negative.tolist(),
+            share.tolist(),
+            strict=True,
+        )
+    ]
+    return Calibration.of(tuple(found))
 
 
 def _final(

@@ -91,14 +91,7 @@ def read_held_out(source: Any, labels: PartialLabels) -> HeldOut:
         CategoryError: If a category of the labels has no logits.
         FeatureError: If a logit is NaN or infinite.
     """
-    if not isinstance(labels, PartialLabels):
-        raise LabelError(
-            "labels are raw values, whose meaning nobody has named.",
-            found=type(labels).__name__,
-            expected="PartialLabels",
-            remedy="PartialLabels.from_array(y, encoding=…)",
-        )
-    require_known(labels)
+    check_labels(labels)
     folds = folds_of(source)
     if folds is None:
         logits = checked_logits(source, labels.shape)
@@ -116,6 +109,22 @@ def read_held_out(source: Any, labels: PartialLabels) -> HeldOut:
     return HeldOut(
         checked, labels, categories, folds.fold[rows], (*left_out, *joined.notes, *notes)
     )
+
+
+def check_labels(labels: Any) -> None:
+    """Refuse raw values, and labels of which none is known.
+
+    Raises:
+        LabelError: If it is so.
+    """
+    if not isinstance(labels, PartialLabels):
+        raise LabelError(
+            "labels are raw values, whose meaning nobody has named.",
+            found=type(labels).__name__,
+            expected="PartialLabels",
+            remedy="PartialLabels.from_array(y, encoding=…)",
+        )
+    require_known(labels)
 
 
 def _cross_fitted(

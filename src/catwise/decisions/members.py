@@ -1,9 +1,9 @@
 """One answer of several models: checkpoints, backbones, seeds, or views of an image.
 
 Every member's outputs become calibrated logits, or ranks through the distribution functions of the
-rows that calibrated; the ensemble is their mean. The mean is calibrated once more (a mean of
-calibrated probabilities is too cautious), which changes no order, and makes a probability of a
-mean rank. With the "probability" method
+rows that calibrated; the ensemble is their mean. A mean of ranks is calibrated, and so is what is
+pooled over the images of a study or patient; a mean of calibrated members is left as it is, since
+a second calibration is worth nothing (measured in docs/decisions.md). With the "probability" method
 
     logit(Σ_m w_m σ(a_m z_m + b_m))
 
@@ -11,8 +11,7 @@ is computed from log-sigmoids, so that no probability rounds to 0 or 1. Only a m
 heads that share their features is itself a head: `Ensemble.collapse`. Every other mean of such
 heads takes one layer more: `Ensemble.module`.
 
-Source: Lakshminarayanan, Pritzel & Blundell, NeurIPS 2017 (the mean of probabilities); Rahaman &
-Thiery, NeurIPS 2021 (calibrated after pooling).
+Source: Lakshminarayanan, Pritzel & Blundell, NeurIPS 2017 (the mean of probabilities).
 """
 
 from __future__ import annotations
@@ -85,7 +84,7 @@ class Ensemble(Document):
         method: "probability", "rank" or "logit".
         members: M of them.
         weights: (M, C) float64; each column adds up to 1, 0 where a member lacks the category.
-        calibration: of the mean.
+        calibration: of the mean, where it has one.
         by: what is scored as one: "image", "study", "patient", or "groups" of one's own.
         pool: how images become one: "mean" or "max".
         scores: {metric: ((C,) of the ensemble on test rows, (C, 2) their intervals)}, or None.

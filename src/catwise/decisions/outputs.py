@@ -21,7 +21,7 @@ from catwise._names import OUTPUT_KINDS
 from catwise._text import some
 from catwise.data.files import PARQUET, TableFile, open_table
 from catwise.data.source import texts_of
-from catwise.decisions.inputs import folds_of, head_logits, read_held_out
+from catwise.decisions.inputs import check_labels, folds_of, head_logits, read_held_out
 from catwise.decisions.maps import logit
 from catwise.errors import (
     CategoryError,
@@ -36,7 +36,7 @@ from catwise.errors import (
 from catwise.features import Features, read_features
 from catwise.features.arrays import list_arrays
 from catwise.heads import Head
-from catwise.joining import align, has_default_names, join_rows, match_categories
+from catwise.joining import align, has_default_names, join_rows, match_categories, require_known
 from catwise.labels import PartialLabels
 from catwise.labels.names import category_names
 from catwise.metrics.inputs import check_head_logits
@@ -244,7 +244,13 @@ def check_members(members: Any, kind: str | Mapping[str, str]) -> dict[str, str]
 def common_rows(
     members: Mapping[str, Any], labels: PartialLabels
 ) -> tuple[PartialLabels, list[str]]:
-    """The labels of the rows that every tuning among the members cross-fitted, and a note."""
+    """The labels of the rows that every tuning among the members cross-fitted, and a note.
+
+    Raises:
+        IdError: If there are none.
+        LabelError: If the labels are raw values, or none is known.
+    """
+    check_labels(labels)
     inside = np.ones(labels.n_rows, dtype=np.bool_)
     for value in members.values():
         folds = folds_of(value)
@@ -258,7 +264,9 @@ def common_rows(
             expected="labels of their validation rows",
         )
     left = int(np.count_nonzero(~inside))
-    return labels.take_rows(inside), [
+    kept = labels.take_rows(inside)
+    require_known(kept)
+    return kept, [
         f"{left:,} labelled rows were not cross-fitted by every tuning and were not used."
     ]
 
