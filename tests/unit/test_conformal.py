@@ -116,6 +116,23 @@ def test_the_beta_law() -> None:
         assert kept_with(n, rank, 0.9) == pytest.approx(beta.ppf(0.1, n - rank + 1, rank))
 
 
+def test_what_is_said_of_few_rows() -> None:
+    """Of 10 positives the lowest, of 20 negatives the second highest: by hand."""
+    z = np.concatenate([np.arange(10.0) + 100, np.arange(20.0)])[:, None]
+    labels = PartialLabels(np.array([1] * 10 + [0] * 20, np.int8)[:, None])
+    sets = conformal(z, labels)
+    one = sets.categories[0]
+    assert (one.positive.cut, one.positive.expected) == (100.0, pytest.approx(10 / 11))
+    assert one.positive.chance_lower == pytest.approx(0.9**10)
+    assert one.positive.low == pytest.approx(0.1**0.1)
+    assert one.negative.expected == pytest.approx(19 / 21)
+    assert one.negative.cut == np.nextafter(np.float32(18.0), np.float32(np.inf))
+    ends = np.array([[18.0], [one.negative.cut], [99.9], [100.0]])
+    assert [SETS[code] for code in sets.decide(ends)[:, 0]] == [
+        "negative", "none", "none", "positive",
+    ]  # fmt: skip
+
+
 def test_no_prevalence_moves_it() -> None:
     """Ten times the negatives, repeated, leave the cut-off of the positives; nothing is random."""
     logits, labels = problem(c=1)

@@ -574,3 +574,27 @@ def test_ranks_of_one_class_are_no_probabilities() -> None:
     found = ensemble(members, labels, method="rank")
     assert any(note.startswith("'bee': ranks, not probabilities") for note in found.notes)
     assert not any("'bee': ranks" in note for note in ensemble(members, labels).notes)
+
+
+def test_every_category_counts_alike_in_fitted_weights() -> None:
+    """However many of its labels are known: the least mean of the categories' log-losses."""
+    rng = np.random.default_rng(4)
+    truth = rng.normal(size=(3000, 2)) * 2
+    codes = (truth + rng.logistic(size=truth.shape) > 0).astype(np.int8)
+    codes[60:, 0] = -1
+    labels = PartialLabels(codes)
+    noise = rng.normal(size=truth.shape)
+    parts = [
+        np.stack([truth[:, 0], noise[:, 1]], axis=1),
+        np.stack([noise[:, 0], truth[:, 1]], axis=1),
+    ]
+
+    def loss(w: float) -> float:
+        p = w * expit(parts[0]) + (1 - w) * expit(parts[1])
+        each = -np.log(np.where(codes == 1, p, 1 - p))
+        return each[:60, 0].mean() + each[:, 1].mean()
+
+    grid = np.linspace(0.001, 0.999, 999)
+    best = grid[int(np.argmin([loss(w) for w in grid]))]
+    assert fit_weights(parts, labels)[0] == pytest.approx(best, abs=0.002)
+    assert 0.2 < best < 0.8

@@ -141,7 +141,7 @@ class Pooling(NamedTuple):
                 found="{!r} and {!r} in {!r}".format(*map(str, found)),
                 expected="one patient in a study",
             )
-        return groups if groups.size > np.unique(groups).size else None
+        return groups
 
 
 def _names(by: Any, labels: PartialLabels) -> NDArray[np.str_]:
