@@ -142,7 +142,7 @@ def main() -> None:
     both = catwise.ensemble(tuned, valid, weights="fitted", test=(features, test))
     plain = catwise.ensemble(tuned, valid, test=(features, test))
     rows = {name: (tuned[name].head, features[name]) for name in tuned}
-    columns, _ = read_members(rows, test, dict.fromkeys(tuned, "logits"))
+    columns, _ = read_members(rows, test, dict.fromkeys(tuned, "logits"), force=True)
     after = plain.calibration.logits(plain.mean(columns))
     for name in tuned:
         own = calibrated(plain, columns, name)
