@@ -56,7 +56,7 @@ from catwise.tuning.rows.known import LabelledRows, lay_out
 from catwise.tuning.rows.tuning_rows import Counter, TuningRows, category_blocks, updated_logits
 
 #: Known labels that weigh the anchor and choose the penalty; of more, a keyed share of the rows.
-_ENOUGH: Final = 1 << 20
+_ENOUGH: Final = 1 << 18
 
 
 def tune_default(
