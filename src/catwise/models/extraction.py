@@ -133,6 +133,54 @@ def extract(
     >>> extract(model, [torch.tensor([[[[1.0, -2.0]]]])], ids=["a"]).features
     tensor([[1., 0.]], dtype=torch.float16)
     """
+    run = open_pass(
+        model,
+        loader,
+        layer=layer,
+        device=device,
+        amp=amp,
+        ids=ids,
+        flips=flips,
+        dtype=dtype,
+        undecodable=undecodable,
+        check=check,
+        batch_rows=batch_rows,
+        part_rows=part_rows,
+        num_workers=num_workers,
+    )
+    if out is None:
+        return run.in_memory(progress)
+    items, (rank, world) = run.items(origin), ranks or layers.ranks_of()
+    where = _places(out, parts)
+    work = PartWork(*where, items, run.part_rows, run.n_rows, rank, world, overwrite)
+    with work.alone():
+        if not work.is_finished(resume=resume):
+            run.fill(work, progress)
+            work.join()
+    return open_store(out)
+
+
+def open_pass(
+    model: nn.Module | LoadedModel,
+    loader: Any,
+    *,
+    layer: str | None = None,
+    device: str | torch.device | None = None,
+    amp: torch.dtype | Literal["auto", False] = "auto",
+    ids: Any = None,
+    flips: bool = False,
+    dtype: Any = "float32",
+    undecodable: Literal["refuse", "skip"] = "refuse",
+    check: bool = True,
+    batch_rows: int | None = None,
+    part_rows: int | None = None,
+    num_workers: int = 0,
+    keep: Literal["features", "logits"] = "features",
+) -> ImagePass:
+    """What `extract` does before anything is written; arguments and errors are its own.
+
+    `keep` says what is kept of an image, in `dtype`: its features, or the layer's logits.
+    """
     check_choice("undecodable", undecodable, ("refuse", "skip"))
     given = model if isinstance(model, LoadedModel) else None
     if given is not None:
@@ -142,19 +190,41 @@ def extract(
     source = BatchSource(loader, batch_rows, num_workers, ids)
     size = _checked_part_rows(part_rows, source.batch_rows)
     how: dict[str, Any] = {"flips": flips, "skip": undecodable == "skip", "check": check}
-    how |= {"dtype": dtype_name(dtype), "part_rows": size}
-    job = _job(model, source, layer, device, amp, **how)
-    tell = _teller(progress, source.n_rows)
-    if out is None:
-        return _in_memory(job, source, tell)
-    items, (rank, world) = _items(model, job, source, origin), ranks or layers.ranks_of()
-    where = _places(out, parts)
-    work = PartWork(*where, items, job.part_rows, source.n_rows, rank, world, overwrite)
-    with work.alone():
-        if not work.is_finished(resume=resume):
-            _fill(work, job, source, tell)
-            work.join()
-    return open_store(out)
+    how |= {"dtype": dtype_name(dtype), "part_rows": size, "keep": keep}
+    return ImagePass(model, _job(model, source, layer, device, amp, **how), source)
+
+
+@dataclass(frozen=True, eq=False)
+class ImagePass:
+    """Images and a model that are ready to run, in parts of so many rows."""
+
+    model: nn.Module | LoadedModel
+    job: _Job
+    source: BatchSource
+
+    @property
+    def part_rows(self) -> int:
+        """Rows of a part."""
+        return self.job.part_rows
+
+    @property
+    def n_rows(self) -> int | None:
+        """How many images there are, if that is known."""
+        return self.source.n_rows
+
+    def items(self, origin: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """What decides the bytes of the parts."""
+        return _items(self.model, self.job, self.source, origin)
+
+    def in_memory(self, progress: ProgressCallback | None) -> Extracted:
+        """All rows at once."""
+        return _in_memory(self.job, self.source, report_rows("extract", progress, self.n_rows))
+
+    def fill(
+        self, work: PartWork, progress: ProgressCallback | None, stage: str = "extract"
+    ) -> None:
+        """Make those of this process's parts that are not there."""
+        _fill(work, self.job, self.source, report_rows(stage, progress, self.n_rows))
 
 
 def _checked_part_rows(given: int | None, batch_rows: int) -> int:
@@ -240,6 +310,7 @@ class _Job:
     flips: bool
     skip: bool
     check: bool
+    keep: str
 
 
 def _compute(
@@ -271,12 +342,13 @@ def _compute(
         others = logits_of(output, others) if job.check else others
         features = (features.float() + mirrored.float()) / 2
         logits = (logits.float() + others.float()) / 2
-    stored = features.to(getattr(torch, job.dtype)).cpu().contiguous()
+    kept_rows = features if job.keep == "features" else logits
+    stored = kept_rows.to(getattr(torch, job.dtype)).cpu().contiguous()
     if not bool(stored.isfinite().all()):
         at = int(stored.flatten(1).isfinite().all(1).logical_not().nonzero()[0])
         raise FeatureError(
-            f"the features of {repr(names[at]) if names else f'row {row + at:,}'} do not fit.",
-            found=f"up to {float(features[at].float().abs().max()):.4g}",
+            f"the {job.keep} of {repr(names[at]) if names else f'row {row + at:,}'} do not fit.",
+            found=f"up to {float(kept_rows[at].float().abs().max()):.4g}",
             expected=f"finite numbers that {job.dtype} can hold",
             remedy="dtype='bfloat16' or 'float32' holds larger ones; amp=False computes in float32",
         )
@@ -303,7 +375,9 @@ def _undecodable(job: _Job, row: int, images: list[Any], names: list[str] | None
     return [names[at] for at in lost] if names else []
 
 
-def _teller(report: ProgressCallback | None, total: int | None) -> Callable[..., None]:
+def report_rows(
+    stage: str, report: ProgressCallback | None, total: int | None, *, unit: str = "images"
+) -> Callable[..., None]:
     """What tells how far the work has come, how fast it is, and how long it will take."""
     start, done, made = time.monotonic(), 0, 0
 
@@ -314,7 +388,7 @@ def _teller(report: ProgressCallback | None, total: int | None) -> Callable[...,
         left = max((total or done) - done, 0)
         eta = f", {left / rate:,.0f} s left" if left and made else ""
         if report is not None:
-            report(Progress("extract", done, done + left, f"{rate:,.0f} images/s{eta}"))
+            report(Progress(stage, done, done + left, f"{rate:,.0f} {unit}/s{eta}"))
 
     return tell
 
@@ -372,6 +446,7 @@ def _items(model: Any, job: _Job, source: BatchSource, origin: Any) -> dict[str,
         "check": job.check,
         "batch_rows": source.batch_rows,
         "part_rows": job.part_rows,
+        **({} if job.keep == "features" else {"keep": job.keep}),
         "origin": dict(origin or {}),
     }
     try:

@@ -76,7 +76,7 @@ class PartWork:
 
     def is_finished(self, *, resume: bool) -> bool:
         """Whether the store is there; otherwise make place for the parts, or refuse."""
-        found = _stored_items(self.out)
+        found = self.stored_items()
         if resume and found == self.items:
             if self.rank == 0:
                 remove(self.parts)
@@ -85,9 +85,9 @@ class PartWork:
         others = [items for items in (found, *begun) if items not in (None, self.items)]
         if (others or _has_content(self.out)) and not self.overwrite:
             raise OutputError(
-                f"'{self.out}' " + ("was extracted otherwise." if others else "exists."),
+                f"'{self.out}' " + ("was made otherwise." if others else "exists."),
                 found=_differences(others[0] or {}, self.items) if others else None,
-                remedy="choose another folder, repeat the options, or ask to overwrite it",
+                remedy="choose another name, repeat the options, or ask to overwrite it",
             )
         if not resume and self.world > 1:
             raise ConfigError("resume=False works in one process only.", remedy="overwrite=True")
@@ -134,13 +134,21 @@ class PartWork:
         """Make the store, once every process has made its parts; the others wait for it."""
         write_json(self._ready[self.rank], None)
         if self.rank:
-            while _stored_items(self.out) != self.items:
+            while self.stored_items() != self.items:
                 time.sleep(_REMOTE_POLL_SECONDS if is_url(self.out) else _POLL_SECONDS)
-                if not self._ready[self.rank].exists() and _stored_items(self.out) is None:
+                if not self._ready[self.rank].exists() and self.stored_items() is None:
                     raise self._removed()
             return
         known, end = self._wait()
-        about = [known[part] for part in range(end)]
+        self.publish([known[part] for part in range(end)], **facts)
+        remove(self.parts)
+
+    def stored_items(self) -> dict[str, Any] | None:
+        """What made the output that is there; None if there is none, or it was made otherwise."""
+        return _stored_items(self.out)
+
+    def publish(self, about: list[dict[str, Any]], **facts: Any) -> None:
+        """Make the output of all parts and put it in its place."""
         made = {
             "fingerprint": self.fingerprint,
             "items": {key: value for key, value in self.items.items() if key != "origin"},
@@ -151,10 +159,13 @@ class PartWork:
         }
         origin = {**self.items["origin"], "extract": {**made, **facts}}
         if isinstance(self.out, Path):
-            self._join_here(self.out, end, origin)
+            self._join_here(self.out, len(about), origin)
         else:
-            self._write_store(self.out, end, origin)
-        remove(self.parts)
+            self._write_store(self.out, len(about), origin)
+
+    def blocks(self, part: int) -> Iterator[tuple[Tensor, list[str] | None]]:
+        """The rows of a part and their ids, some at a time."""
+        return _blocks(self._path(part), self.items["dtype"])
 
     def _wait(self) -> tuple[dict[int, dict[str, Any]], int]:
         """All parts and their number, once every process has made its own."""
@@ -188,7 +199,7 @@ class PartWork:
         dtype = self.items["dtype"]
         with store_writer(path, dtype=dtype, origin=origin, overwrite=True) as writer:
             for part in range(end):
-                for rows, ids in _blocks(self._path(part), dtype):
+                for rows, ids in self.blocks(part):
                     writer.write(rows, ids=ids)
 
     def _join_here(self, out: Path, end: int, origin: Mapping[str, Any]) -> None:
@@ -266,8 +277,8 @@ def _read_about(path: Path, dtype: str) -> dict[str, Any] | None:
     return about if about["rows"] * row_bytes == size else None
 
 
-def _blocks(path: Path, dtype: str) -> Iterator[tuple[Tensor, Any]]:
-    """The rows of a part and their ids, some at a time."""
+def _blocks(path: Path, dtype: str) -> Iterator[tuple[Tensor, list[str] | None]]:
+    """The rows of a part file and their ids."""
     about = _read_about(path, dtype) or {"rows": 0, "shape": [1], "ids": []}
     kind, width, ids = getattr(torch, dtype), math.prod(about["shape"]), about["ids"]
     step = max(1, _BLOCK_BYTES // (width * kind.itemsize))

@@ -597,7 +597,7 @@ def test_other_items_are_refused(
     else:
         with pytest.raises(KeyboardInterrupt):
             extract(out=out, progress=stop_after(30), **options)
-    with pytest.raises(OutputError, match=f"extracted otherwise(.|\n)*{item}"):
+    with pytest.raises(OutputError, match=f"made otherwise(.|\n)*{item}"):
         extract(out=out, **{**options, **change})
     extract(out=out, overwrite=True, **{**options, **change})
     extract(out=tmp_path / "t", **{**options, **change})
