@@ -41,6 +41,7 @@ LAYERS = (
     {"decisions"},
     {"reporting"},
     {"demo", "fixing"},
+    {"predicting"},
     {"cli"},
     {"__main__"},
 )
@@ -234,6 +235,7 @@ def test_public_names() -> None:
     assert catwise.__all__ == [
         "Calibration",
         "CatwiseError",
+        "Classifier",
         "ConformalSets",
         "Ensemble",
         "Evaluation",
@@ -254,10 +256,12 @@ def test_public_names() -> None:
         "extract",
         "fix",
         "list_heads",
+        "load_classifier",
         "load_head",
         "open_store",
         "read_features",
         "read_head",
+        "save_classifier",
         "save_head",
         "select",
         "threshold",

@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from catwise.metrics import compare_heads as compare_heads
     from catwise.metrics import evaluate as evaluate
     from catwise.models.extraction import extract as extract
+    from catwise.predicting import Classifier as Classifier
+    from catwise.predicting import load_classifier as load_classifier
+    from catwise.predicting import save_classifier as save_classifier
     from catwise.tuning import SelectResult as SelectResult
     from catwise.tuning import TuneResult as TuneResult
     from catwise.tuning import select as select
@@ -59,6 +62,7 @@ __all__, __getattr__, __dir__ = attach(
         "catwise.labels": "LabelPolicy PartialLabels",
         "catwise.metrics": "Evaluation compare_heads evaluate",
         "catwise.models.extraction": "extract",
+        "catwise.predicting": "Classifier load_classifier save_classifier",
         "catwise.tuning": "SelectResult TuneResult select tune",
     },
     ("CatwiseError", "InSampleWarning", "__version__"),

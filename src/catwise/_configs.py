@@ -147,18 +147,13 @@ class TuneConfig:
 
 @described
 @dataclass(frozen=True)
-class ExtractConfig:
-    """How images go through a model."""
+class RunConfig:
+    """How images are read and run."""
 
     batch_rows: int = option(
         64, low=1, names="--batch-size", group=_EXTRACTION, help="Images in a batch."
     )
     workers: int = option(0, low=0, group=_EXTRACTION, help="Processes that read images.")
-    flips: bool = option(
-        default=False,
-        group=_EXTRACTION,
-        help="Average with the features of the images flipped left to right.",
-    )
     device: str | None = option(
         None, group=_EXTRACTION, help="Such as cpu or cuda:0.  [default: cpu]"
     )
@@ -170,12 +165,31 @@ class ExtractConfig:
     )
 
     def __post_init__(self) -> None:
+        check_options("options of a run of images", self)
+
+    def running(self) -> dict[str, Any]:
+        """The arguments of `write_predictions` that say the same."""
+        names = ("batch_rows", "device", "undecodable")
+        return {"num_workers": self.workers, **{name: getattr(self, name) for name in names}}
+
+
+@described
+@dataclass(frozen=True)
+class ExtractConfig(RunConfig):
+    """How images go through a model."""
+
+    flips: bool = option(
+        default=False,
+        group=_EXTRACTION,
+        help="Average with the features of the images flipped left to right.",
+    )
+
+    def __post_init__(self) -> None:
         check_options("options of extract", self)
 
     def extraction(self) -> dict[str, Any]:
         """The arguments of `extract` that say the same."""
-        names = ("batch_rows", "flips", "device", "undecodable")
-        return {"num_workers": self.workers, **{name: getattr(self, name) for name in names}}
+        return {**self.running(), "flips": self.flips}
 
 
 @described

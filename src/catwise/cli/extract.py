@@ -14,6 +14,7 @@ from catwise._configs import ExtractConfig
 from catwise._options import group, option
 from catwise.cli.building import make_command
 from catwise.cli.console import Output
+from catwise.cli.images import read_images
 from catwise.cli.inputs import check_device
 from catwise.cli.models import ModelOptions, load_the_model
 
@@ -71,7 +72,7 @@ def command(given: Options) -> None:
     from catwise.models.extraction import extract
 
     loaded = load_the_model(model)
-    source = _images(model.images, given.table, given.path_column, given.id_column)
+    source = read_images(model.images, given.table, given.path_column, given.id_column)
     output.line(f"{loaded.name}: classification layer {loaded.layer}")
     output.line(f"preprocessing: {preprocessing_text(loaded.preprocessing)}")
     for note in loaded.notes:
@@ -103,57 +104,6 @@ def command(given: Options) -> None:
     output.line(str(out))
     counts = {"rows": rows, "features": n_features, "skipped": skipped}
     output.document({**about, "out": str(out), **counts})
-
-
-def _images(root: Path, table: Path | None, path_column: str, id_column: str | None) -> ImageSource:
-    """The images of a folder, of a table over a folder, or of tar shards."""
-    from catwise.errors import ConfigError
-    from catwise.models.sources import FolderImages, TarImages, find_shards
-
-    shards = find_shards(root)
-    if table is not None and not shards:
-        paths, ids = _columns(table, path_column, id_column)
-        return FolderImages(root, paths, ids)
-    if id_column is not None and table is None:
-        raise click.UsageError("--id-column belongs to --table.")
-    if not shards:
-        return FolderImages.scan(root)
-    if table is not None or _holds_images(root):
-        raise ConfigError(
-            f"'{root}' holds tar shards: what else is meant is not clear.",
-            found=f"{len(shards):,} shards, and " + ("a table" if table else "image files"),
-            remedy="give a folder that holds either shards or images; shards take no --table",
-        )
-    return TarImages(shards)
-
-
-def _holds_images(root: Path) -> bool:
-    from catwise.errors import ConfigError
-    from catwise.models.sources import FolderImages
-
-    try:
-        return len(FolderImages.scan(root)) > 0
-    except ConfigError:
-        return False
-
-
-def _columns(table: Path, path_column: str, id_column: str | None) -> tuple[Any, Any]:
-    """The paths and, if their column is named, the ids."""
-    import numpy as np
-
-    from catwise.data.source import texts_of
-    from catwise.data.table import open_labels
-
-    names = [path_column] if id_column is None else [path_column, id_column]
-    file = open_labels(table, names)
-    for name, role in zip(names, ("the paths of the images", "the ids"), strict=False):
-        file.require(name, role)
-    found: dict[str, list[Any]] = {name: [] for name in names}
-    for batch in file.batches(names):
-        for name, texts in found.items():
-            texts.append(texts_of(batch.column(name), name, file))
-    columns = {name: np.concatenate(texts) for name, texts in found.items()}
-    return columns[path_column], None if id_column is None else columns[id_column]
 
 
 def _tried(loaded: LoadedModel, source: ImageSource, config: ExtractConfig) -> int:

@@ -35,6 +35,9 @@ COMMANDS: Final = (
     "conformal",
     "ensemble",
     "apply",
+    "package",
+    "predict",
+    "export",
     "demo",
 )
 """Each is the module of its name in this package."""

@@ -23,10 +23,10 @@ PREFIX_HELP: Final = "What leads the model's keys in the file."
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """Which model, and how images become its input."""
+class AnyModelOptions:
+    """Which model, if one is named, and how images become its input."""
 
-    model: str = option(metavar="KIND:NAME", first=True, help=KINDS_HELP)
+    model: str | None = option(None, metavar="KIND:NAME", first=True, help=KINDS_HELP)
     checkpoint: Path | None = option(
         None,
         metavar="FILE",
@@ -54,6 +54,13 @@ class ModelOptions:
         choices=("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"),
         help="How images are resized.",
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(AnyModelOptions):
+    """Which model, how images become its input, and the images."""
+
+    model: str = option(metavar="KIND:NAME", first=True, help=KINDS_HELP)
     images: Path | None = option(
         None,
         metavar="DIR",
@@ -78,23 +85,23 @@ def model_args(given: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
-def load_options(options: ModelOptions) -> dict[str, Any]:
+def load_options(options: AnyModelOptions) -> dict[str, Any]:
     """What `load_model` is given besides the model and the checkpoint."""
     given = {"layer": options.layer, "prefix": options.prefix}
     args = model_args(options.model_arg)
     return {**{k: v for k, v in given.items() if v}, **({"model_args": args} if args else {})}
 
 
-def load_the_model(options: ModelOptions) -> LoadedModel:
+def load_the_model(options: AnyModelOptions) -> LoadedModel:
     """The model, with the preprocessing that was asked for."""
     from catwise.models.registry import load_model
 
-    loaded = load_model(options.model, checkpoint=options.checkpoint, **load_options(options))
+    loaded = load_model(options.model or "", checkpoint=options.checkpoint, **load_options(options))
     loaded.preprocessing = preprocessing_of(options, loaded.preprocessing)
     return loaded
 
 
-def preprocessing_of(options: ModelOptions, own: Preprocessing) -> Preprocessing:
+def preprocessing_of(options: AnyModelOptions, own: Preprocessing) -> Preprocessing:
     """The model's own preprocessing with what was given instead."""
     given: dict[str, Any] = {}
     if options.input_size is not None:

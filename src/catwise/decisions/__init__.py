@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from catwise.decisions.calibrate import METHODS, Calibration, CategoryCalibration, calibrate
 from catwise.decisions.combining import ensemble
+from catwise.decisions.deciding import DecisionModule, DecisionRules, Decisions
 from catwise.decisions.inputs import head_logits
 from catwise.decisions.maps import CalibrationModule, CategoryMap
 from catwise.decisions.members import Combined, Ensemble, EnsembleModule, Member
@@ -33,6 +34,9 @@ __all__ = [
     "Combined",
     "ConformalSets",
     "Covered",
+    "DecisionModule",
+    "DecisionRules",
+    "Decisions",
     "Ensemble",
     "EnsembleModule",
     "Member",

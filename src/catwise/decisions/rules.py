@@ -41,6 +41,8 @@ RULES: Final = {
 WITH_VALUE: Final = ("f_beta", "cost", "alert_rate", "sensitivity", "specificity", "precision")
 _MISSES: Final = 2
 GUARANTEED: Final = ("sensitivity", "specificity", "precision")
+BY_PROBABILITY: Final = ("f1", "f_beta", "cost", "youden")
+"""Rules whose thresholds depend on the calibration; so does an expected precision."""
 
 
 SETS: Final = ("none", "negative", "positive", "both")

@@ -8,15 +8,16 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from catwise._io import folder_names, make_folder, write_json
 from catwise._json import TABLE, TEXT, Field, read_fields, read_file
 from catwise._lock import exclusive, remove
 from catwise.data.masks import labels_sha256
-from catwise.errors import OutputError
+from catwise.errors import ConfigError, OutputError
 from catwise.heads.provenance import side_file
 from catwise.labels import PartialLabels
+from catwise.models import Preprocessing
 
 STATE: Final = "fix.json"
 FEATURES: Final = "features"
@@ -175,6 +176,65 @@ _DOCUMENT: Final = {
     "inputs": _TEXTS_BY_NAME,
     "target": replace(TEXT, required=False),
     "finished": _TABLES_BY_NAME,
+}
+
+
+class Fixed(NamedTuple):
+    """What `fix` has finished in a folder, for what comes after it.
+
+    Attributes:
+        checkpoint: the new checkpoint.
+        head: the file of its head.
+        recipe: how its model is loaded, as `catwise.models.recipes.recipe_of` says it.
+        preprocessing: how images become the model's input.
+        flips: whether features are means over an image and its mirror image.
+        weights: digest of the model that gave the features.
+    """
+
+    checkpoint: Path
+    head: Path
+    recipe: dict[str, Any]
+    preprocessing: Preprocessing
+    flips: bool
+    weights: str
+
+
+def read_fixed(folder: Path) -> Fixed:
+    """What `fix` has finished in a folder.
+
+    Raises:
+        OutputError: If `fix.json` is not what fix writes.
+        ConfigError: If there is no finished checkpoint, or an earlier version made it.
+    """
+    kept = _read(folder / STATE)
+    wrong = f"'{folder}' holds no finished checkpoint of fix."
+    if kept is None or "target" not in kept or not (folder / kept["target"]).exists():
+        raise ConfigError(wrong, remedy="check the path, or let catwise fix end")
+    try:
+        model = read_fields(kept["finished"].get("apply", {}).get("model"), _MODEL, "its model")
+        preprocessing = Preprocessing.from_dict(model["preprocessing"])
+    except ValueError as error:
+        raise ConfigError(
+            f"'{folder}' does not say how its model is loaded.",
+            found=str(error),
+            remedy="an earlier catwise made it: name the model and the new checkpoint "
+            "(--model, --checkpoint)",
+        ) from error
+    return Fixed(
+        folder / kept["target"],
+        folder / RUN / "head.safetensors",
+        model["recipe"],
+        preprocessing,
+        model["flips"],
+        model["weights"],
+    )
+
+
+_MODEL: Final = {
+    "recipe": TABLE,
+    "preprocessing": TABLE,
+    "flips": Field("true or false", lambda value: type(value) is bool),
+    "weights": TEXT,
 }
 
 

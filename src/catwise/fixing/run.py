@@ -18,6 +18,7 @@ import numpy as np
 from catwise._configs import FixConfig
 from catwise._csv import rows_csv
 from catwise._io import write_json, write_text
+from catwise._json import json_ready
 from catwise.errors import ConfigError, HeadError, IdError, InSampleWarning
 from catwise.features import FeatureStore
 from catwise.fixing import account
@@ -48,8 +49,9 @@ from catwise.labels import PartialLabels
 from catwise.models import LoadedModel, Preprocessing
 from catwise.models.card import preprocessing_text
 from catwise.models.extraction import extract
-from catwise.models.layers import ranks_of
+from catwise.models.layers import ranks_of, weights_digest
 from catwise.models.loading import ImageRows
+from catwise.models.recipes import recipe_of
 from catwise.models.sources import ImageSource
 from catwise.models.verify import Verified, first_images, noise, verify_copy
 from catwise.models.writing import write_model
@@ -255,13 +257,24 @@ class PreparedFix:
             tell("apply")
             if not state.done("apply"):
                 write_model(self.model, head, target, overwrite=True)
-                state.finish("apply")
+                state.finish("apply", {"model": self._model_facts()})
             tell("verify")
             if not state.done("verify"):
                 state.finish("verify", {"verified": _verified(self, target, head)._asdict()})
             result = _account(self, head, left_out)
             tell(_DONE)
             return result
+
+    def _model_facts(self) -> dict[str, Any]:
+        """How the new checkpoint is loaded, and what its features are made of."""
+        model = self.model
+        assert model.module is not None  # noqa: S101  # it has run
+        return {
+            "recipe": recipe_of(model),
+            "preprocessing": json_ready(model.preprocessing.to_dict()),
+            "flips": self.config.flips,
+            "weights": weights_digest(model.module),
+        }
 
 
 # -------------------------------------------------------------------------------- steps

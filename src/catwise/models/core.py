@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
-from catwise.errors import CatwiseError, ConfigError, check_rules
+from catwise.errors import CatwiseError, ConfigError, check_rules, reason_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -95,6 +95,23 @@ class Preprocessing:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any]) -> Preprocessing:
+        """What `to_dict` gave, also after it was JSON.
+
+        Raises:
+            ValueError: If a field is missing, or is something else.
+
+        >>> Preprocessing.from_dict({"size": [8, 8], "crop_pct": 0.9}).crop_pct
+        0.9
+        """
+        fields: dict[str, Any] = dict(table)
+        fields |= {name: tuple(v) for name, v in table.items() if isinstance(v, list)}
+        try:
+            return cls(**fields)
+        except TypeError as error:
+            raise ValueError(reason_of(error)) from error
 
     def for_layout(self, layout: str) -> Preprocessing:
         """The same for a model that says its order of axes; ConfigError if this says another."""

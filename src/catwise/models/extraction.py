@@ -133,21 +133,10 @@ def extract(
     >>> extract(model, [torch.tensor([[[[1.0, -2.0]]]])], ids=["a"]).features
     tensor([[1., 0.]], dtype=torch.float16)
     """
-    run = open_pass(
-        model,
-        loader,
-        layer=layer,
-        device=device,
-        amp=amp,
-        ids=ids,
-        flips=flips,
-        dtype=dtype,
-        undecodable=undecodable,
-        check=check,
-        batch_rows=batch_rows,
-        part_rows=part_rows,
-        num_workers=num_workers,
-    )
+    how: dict[str, Any] = {"layer": layer, "device": device, "amp": amp, "ids": ids}
+    how |= {"flips": flips, "dtype": dtype, "undecodable": undecodable, "check": check}
+    how |= {"batch_rows": batch_rows, "part_rows": part_rows, "num_workers": num_workers}
+    run = open_pass(model, loader, **how)
     if out is None:
         return run.in_memory(progress)
     items, (rank, world) = run.items(origin), ranks or layers.ranks_of()

@@ -119,12 +119,14 @@ def read_image(
         return _read_picture(stream, channels, white)
 
 
-def as_channels(image: Image, *, channels: int = 3, white: float | None = None) -> Image:
-    """Bring a Pillow image to the form that :func:`read_image` gives; it is not turned."""
+def as_channels(
+    image: Image, *, channels: int = 3, white: float | None = None, turn: bool = False
+) -> Image:
+    """Bring a Pillow image to the form that :func:`read_image` gives; turned only if asked to."""
     _check_options(channels, white)
     with _decoding("the image"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return _as_channels(image, channels, white)
+        return _as_channels(image, channels, white, turn=_turn(image) if turn else None)
 
 
 def _check_options(channels: int, white: float | None) -> None:

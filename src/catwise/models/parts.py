@@ -300,6 +300,10 @@ def _stored_items(out: Path | str) -> dict[str, Any] | None:
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    old, new = (
+        {**side, **{f"origin {key}": one for key, one in (side.pop("origin", None) or {}).items()}}
+        for side in (dict(old), dict(new))
+    )
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     text = {key: [json.dumps(side.get(key))[:40] for side in (old, new)] for key in keys}
     return "; ".join(f"{key}: {was}, now {now}" for key, (was, now) in text.items())

@@ -1,0 +1,120 @@
+"""`catwise predict`: what a classifier says of images, as a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from catwise._configs import RunConfig
+from catwise._options import group, option
+from catwise.cli.building import make_command
+from catwise.cli.console import Output
+from catwise.cli.images import read_images
+from catwise.cli.inputs import check_device, refuse_inputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What `catwise predict` is given."""
+
+    classifier: Path = option(metavar="DIR", first=True, help="A classifier by `catwise package`.")
+    model: str | None = option(
+        None,
+        metavar="python:MODULE:FUNCTION",
+        help="The function that makes its model, where one does: it is not called unasked.",
+    )
+    images: Path | None = option(
+        None,
+        metavar="DIR",
+        first=True,
+        help="A folder of images, a folder of tar shards, or one shard.",
+    )
+    table: Path | None = option(
+        None,
+        metavar="FILE",
+        help="Only the images of this table (CSV, TSV, Parquet, JSON lines), in its order.",
+    )
+    path_column: str = option("path", metavar="NAME", help="Column of their paths below --images.")
+    id_column: str | None = option(
+        None, metavar="NAME", help="Column of their ids.  [default: the paths]"
+    )
+    features: Path | str | None = option(
+        None, first=True, help="Or features: a store, .npy, .npz or .safetensors."
+    )
+    out: Path = option(
+        metavar="FILE", first=True, help="The predictions: a name that ends in .csv, .parquet, "
+        ".jsonl."
+    )  # fmt: skip
+    tags: bool = option(
+        default=False,
+        first=True,
+        help="A list of the positive categories of each image, the most probable first.",
+    )
+    config: RunConfig = group("Images through the model")
+    force: bool = option(
+        default=False, help="Take features that another model or preprocessing gave."
+    )
+    no_check: bool = option(
+        default=False, help="Run a classifier that is not as it was written, or behaves otherwise."
+    )
+    overwrite: bool = option(default=False, help="Replace a file that is there.")
+    no_resume: bool = option(default=False, help="Start over; with --overwrite if it is finished.")
+    output: Output = group("Output")
+
+    def __post_init__(self) -> None:
+        if (self.images is None) == (self.features is None):
+            raise click.UsageError("give either --images DIR or --features PATH.")
+        if self.images is None and (self.table is not None or self.id_column is not None):
+            raise click.UsageError("--table and --id-column belong to --images.")
+
+
+@make_command("predict", "Write what a classifier says of images.")
+def command(given: Options) -> None:
+    """Write probability, decision, conformal set and abstention of each category for each image.
+
+    A decision is 1, 0, or empty where the category has no threshold. A category abstains where it
+    has none, or where its set is not one answer. Stopped, the same command resumes where it was;
+    beside FILE stands FILE.catwise.json: what made it, and which images were skipped.
+    """
+    config, output = given.config, given.output
+    check_device(config.device)
+    refuse_inputs(given.out, given.classifier, given.images, given.features, given.table)
+    from catwise.predicting import load_classifier, write_predictions
+
+    classifier = load_classifier(given.classifier, model=given.model, check=not given.no_check)
+    source: Any = given.features
+    if given.images is not None:
+        source = read_images(given.images, given.table, given.path_column, given.id_column)
+    with output.progress() as progress:
+        made = write_predictions(
+            classifier,
+            source,
+            given.out,
+            **config.running(),
+            tags=given.tags,
+            check=not given.force,
+            resume=not given.no_resume,
+            overwrite=given.overwrite,
+            progress=progress,
+        )
+    output.line(classifier.population)
+    output.line(f"{made.rows:,} images; skipped: {len(made.skipped):,}")
+    for name in made.skipped[: output.rows or None]:
+        output.line(f"  {name}")
+    output.line(str(given.out))
+    output.document(
+        {
+            "command": "predict",
+            "classifier": str(given.classifier),
+            "digest": classifier.digest,
+            "out": str(given.out),
+            "rows": made.rows,
+            "made": made.made,
+            "skipped": list(made.skipped),
+            "categories": classifier.categories,
+            "population": classifier.population,
+        }
+    )
