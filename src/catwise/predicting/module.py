@@ -18,11 +18,16 @@ from catwise.models.packages import FAILS
 from catwise.predicting.probe import probe_images
 
 if TYPE_CHECKING:
+    from catwise.decisions import DecisionRules
     from catwise.predicting.classifier import Classifier
 
 OUTPUTS: Final = ("logits", "probabilities", "decisions")
-NEAR: Final = 1e-5
-"""How far the logits of an exported classifier may be, as a share of the largest."""
+NEAR: Final = 1e-4
+"""How far logits of what is exported may be off on made-up inputs, as a share of the largest.
+
+Of photographs they are off by some 2e-6. An image that is black throughout leaves batch norms
+nothing but rounding: there torch itself is off by 7e-6.
+"""
 _PROBES: Final = 4
 
 
@@ -176,7 +181,7 @@ def export_program(classifier: Classifier, path: Path) -> None:
             found = in_pieces(lambda some: list(exported(some)), inputs)
     except (*FAILS, AssertionError) as error:
         raise cannot_export("torch.export", error) from error
-    check_same(wanted_of(classifier, inputs), found, what="the exported program")
+    check_same(classifier.rules, wanted_of(classifier, inputs), found, what="the exported program")
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
         torch.export.save(program, stream, extra_files=metadata_of(classifier))
 
@@ -190,21 +195,26 @@ def cannot_export(what: str, error: BaseException) -> ConfigError:
     )
 
 
-def check_same(wanted: Any, found: Any, *, what: str) -> None:
+def check_same(rules: DecisionRules, wanted: Any, found: Any, *, what: str) -> None:
     """Refuse outputs that differ: logits by more than rounding, decisions where that is no reason.
 
     Args:
+        rules: that made the decisions.
         wanted: logits, probabilities, decisions, as tensors.
         found: the same of what was exported.
         what: that is.
     """
     (logits, _, decisions), (given, _, others) = wanted, found
-    largest = float(logits.abs().max().clamp_min(1e-30))
-    gap = float((logits - given).abs().max()) / largest
-    if not gap <= NEAR or (others - decisions).abs().float().mean() > 0.5:
+    room = NEAR * float(logits.abs().max().clamp_min(1e-30))
+    gap = float((logits - given).abs().max())
+    near = (logits - torch.from_numpy(rules.float32_thresholds())).abs() <= room
+    differ = int(((decisions != others) & ~near).sum())
+    if not gap <= room or differ:
         raise MismatchError(
             f"{what} does not give what the classifier gives.",
-            found=f"logits that differ by {gap:.2g} of the largest",
-            expected=f"at most {NEAR:g}",
-            remedy="report this, with the model",
+            found=f"logits that differ by {gap / room * NEAR:.2g} of the largest, and "
+            f"{differ:,} other decisions",
+            expected=f"at most {NEAR:g}, and none",
+            remedy="a model that takes another way depending on the values cannot be exported; "
+            "report others, with the model",
         )
