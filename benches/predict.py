@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +80,9 @@ def speed(options: argparse.Namespace) -> list[dict[str, Any]]:
     model = poster_model(options.checkpoint)
     every = FolderImages.scan(options.images)
     source = FolderImages(options.images, every.ids[: options.n].tolist())
-    found = []
     with tempfile.TemporaryDirectory() as folder:
-        first: Any = catwise.extract(model, ImageRows(source, model.preprocessing, rows=range(512)))
+        some = range(min(512, len(source)))
+        first: Any = catwise.extract(model, ImageRows(source, model.preprocessing, rows=some))
         assert model.head is not None
         maps, cuts = made_up_rules(first.logits, model.head.categories)
         save_classifier(model, f"{folder}/made", calibration=maps, thresholds=cuts)
@@ -92,29 +93,31 @@ def speed(options: argparse.Namespace) -> list[dict[str, Any]]:
             catwise.extract(classifier.model, source, f"{folder}/store", batch_rows=BATCH,
                             resume=False, overwrite=True)  # fmt: skip
 
+        def predicted(kind: str) -> None:
+            write_predictions(classifier, source, f"{folder}/said.{kind}", batch_rows=BATCH,
+                              resume=False, overwrite=True)  # fmt: skip
+
+        tasks = {"extract": extracted} | {kind: partial(predicted, kind) for kind in FORMATS}
+        turns = []
+        for lap in range(options.laps):  # each goes first as often
+            order = [*tasks][lap % len(tasks) :] + [*tasks][: lap % len(tasks)]
+            turns.append({name: clocked(tasks[name]) for name in order})
         for kind in FORMATS:
-            out = Path(folder, f"said.{kind}")
+            check_rows(classifier, Path(folder, "store"), Path(folder, f"said.{kind}"))
+    return [told(kind, turns, len(source)) for kind in FORMATS]
 
-            def predicted(out: Path = out) -> None:
-                write_predictions(classifier, source, out, batch_rows=BATCH, resume=False,
-                                  overwrite=True)  # fmt: skip
 
-            turns = []
-            for lap in range(options.laps):  # either goes first as often
-                pair = (extracted, predicted) if lap % 2 == 0 else (predicted, extracted)
-                times = [clocked(task) for task in pair]
-                turns.append(times if lap % 2 == 0 else times[::-1])
-            check_rows(classifier, Path(folder, "store"), out)
-            wall, busy = ([own[at] / our[at] for own, our in turns] for at in (0, 1))
-            own, our = (len(source) / min(turn[at][0] for turn in turns) for at in (0, 1))
-            found.append({"format": kind, "images": len(source), "extract": own, "predict": our,
-                          "ratio": statistics.median(wall), "ratios": wall,
-                          "processor": statistics.median(busy)})  # fmt: skip
-            laps = " ".join(f"{ratio:.3f}" for ratio in wall)
-            print(f"{kind}: best laps: extract {own:.1f} images/s, predict {our:.1f}; median of "
-                  f"the ratios {found[-1]['ratio']:.3f} (laps {laps}; bar {BAR}); of processor "
-                  f"time {found[-1]['processor']:.3f}", flush=True)  # fmt: skip
-    return found
+def told(kind: str, turns: list[dict[str, tuple[float, float]]], n: int) -> dict[str, Any]:
+    """The ratios of one format's laps to those of extract."""
+    wall, busy = ([turn["extract"][at] / turn[kind][at] for turn in turns] for at in (0, 1))
+    own, our = (n / min(turn[name][0] for turn in turns) for name in ("extract", kind))
+    laps = " ".join(f"{ratio:.3f}" for ratio in wall)
+    print(f"{kind}: best laps: extract {own:.1f} images/s, predict {our:.1f}; median of the ratios "
+          f"{statistics.median(wall):.3f} (laps {laps}; bar {BAR}); of processor time "
+          f"{statistics.median(busy):.3f}", flush=True)  # fmt: skip
+    return {"format": kind, "images": n, "extract": own, "predict": our,
+            "ratio": statistics.median(wall), "ratios": wall,
+            "processor": statistics.median(busy)}  # fmt: skip
 
 
 def check_rows(classifier: Classifier, store: Path, out: Path) -> None:

@@ -30,7 +30,12 @@ from catwise.models import LoadedModel
 from catwise.models.images import read_image
 from catwise.models.pixels import preprocess
 from catwise.models.sources import FolderImages
-from catwise.predicting import Classifier, load_classifier, save_classifier
+from catwise.predicting import (
+    Classifier,
+    load_classifier,
+    save_classifier,
+    write_predictions,
+)
 from classifier_case import CATEGORIES, at, decided, exact_rows, made_head, scaled, small_model
 from cli import fix_case
 from cli.fix_case import MODEL, NAMES
@@ -98,6 +103,32 @@ def test_categories_join_by_name(tmp_path: Path) -> None:
     with pytest.raises(CategoryError, match="'owl'"):
         save_classifier(made_head(), tmp_path / "b", thresholds=Thresholds((at("owl", 0.0),), ""))
     assert not (tmp_path / "b").exists()
+
+
+def test_float64_heads_decide_in_float64(tmp_path: Path) -> None:
+    """A row on the very threshold is positive, where a float32 would be below it; in files too."""
+    head = Head(np.array([[1.0]]), np.array([0.1]), categories=["cat"])
+    value = float(head.logits(np.array([[1.0]]))[0, 0])  # 1.1, which is no float32
+    assert float(np.float32(value)) > value  # so the row just below it must not be positive
+    below = np.nextafter(1.0, 0.0)
+    save_classifier(head, tmp_path / "made", thresholds=Thresholds((at("cat", value),), ""))
+    found = load_classifier(tmp_path / "made")
+    rows = np.array([[1.0], [below - 1e-15]])
+    assert found.predict(rows).decisions[:, 0].tolist() == [1, 0]
+    write_predictions(found, rows, tmp_path / "out.csv")
+    lines = (tmp_path / "out.csv").read_text().splitlines()
+    assert [line.split(",")[2] for line in lines[1:]] == ["1", "0"]
+
+
+def test_rows_that_the_layer_lacks(model_classifier: Classifier) -> None:
+    """One error, not an index out of range."""
+    path = model_classifier.folder / "classifier.json"
+    rewritten(path, lambda table: table["model"].update(rows=[0, 1, 2, 9]), digest=True)
+    with pytest.raises(MismatchError, match="lacks rows"):
+        load_classifier(model_classifier.folder, model=MODEL).predict([b""])
+    rewritten(path, lambda table: table["model"].update(rows=[0]), digest=True)
+    with pytest.raises(CheckpointError, match="one for each category"):
+        load_classifier(model_classifier.folder)
 
 
 def test_tags(tmp_path: Path) -> None:

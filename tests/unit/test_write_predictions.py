@@ -15,11 +15,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from catwise.decisions import Thresholds
 from catwise.errors import ConfigError, FeatureError, MismatchError, OutputError
 from catwise.features import Features, write_store
 from catwise.heads import Head
+from catwise.models.given import GivenImages
 from catwise.models.sources import FolderImages
 from catwise.predicting import (
     Classifier,
@@ -28,6 +30,7 @@ from catwise.predicting import (
     save_classifier,
     write_predictions,
 )
+from catwise.predicting.content import content_digest
 from catwise.progress import Progress
 from classifier_case import at, decided, exact_rows, made_head, small_model
 from cli.fix_case import MODEL, NAMES
@@ -169,9 +172,13 @@ def test_resumed(case: tuple[Path, Classifier], tmp_path: Path, suffix: str,
         write_predictions(classifier, images, out, progress=stop, **options)
     assert not out.exists()
     read: list[int] = []
-    real = FolderImages.locate
-    monkeypatch.setattr(FolderImages, "locate",
-                        lambda source, row: (read.append(row), real(source, row))[1])  # fmt: skip
+    real = FolderImages.read
+
+    def counted(source: FolderImages, row: int, **options: Any) -> Any:
+        read.append(row)
+        return real(source, row, **options)
+
+    monkeypatch.setattr(FolderImages, "read", counted)
     told: list[Progress] = []
     made = write_predictions(classifier, images, out, progress=told.append, **options)
     assert sorted(set(read)) == list(range(128, 300))  # four parts of 32 were there
@@ -253,8 +260,39 @@ def test_features_from_a_store(case: tuple[Path, Classifier], tmp_path: Path) ->
     np.testing.assert_array_equal(found.column("probability:dog"), wanted[:, 3].float())
     assert found.column("id").to_pylist()[699] == "i699"
     write_store(tmp_path / "store", rows + 1, ids=[f"i{row}" for row in range(700)], overwrite=True)
-    with pytest.raises(OutputError, match="features"):
+    with pytest.raises(OutputError, match="content"):
         write_predictions(case[1], tmp_path / "store", out, part_rows=128)
+
+
+def test_other_images_under_the_same_names(case: tuple[Path, Classifier], tmp_path: Path) -> None:
+    """Nothing old is taken for them: files, arrays, tensors, features."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number, path in enumerate(sorted(case[0].glob("*.png"))[:4]):
+        (folder / f"{number % 2}-{number // 2}.png").write_bytes(path.read_bytes())
+    first = np.zeros((2, 8, 8, 3), dtype=np.uint8)
+    forms: list[tuple[Any, Any]] = [
+        (first, first + 1),
+        (torch.zeros(2, 3, 8, 8), torch.ones(2, 3, 8, 8)),
+        (exact_rows(2, 12), exact_rows(2, 12, seed=9)),
+        ([first[0].tobytes(), first[1].tobytes()], [first[0].tobytes(), b"other"]),
+    ]
+    for number, (one, other) in enumerate(forms[:3]):
+        out = tmp_path / f"out {number}.csv"
+        assert write_predictions(case[1], one, out).made == 2
+        assert write_predictions(case[1], one, out).made == 0
+        with pytest.raises(OutputError, match="content"):
+            write_predictions(case[1], other, out)
+    assert content_digest(GivenImages(forms[3][0])) != content_digest(GivenImages(forms[3][1]))
+    out = tmp_path / "out.csv"
+    assert write_predictions(case[1], folder, out).made == 4
+    image = Image.open(folder / "0-0.png")
+    other_image = Image.eval(image, lambda value: 255 - value)
+    assert content_digest(GivenImages([image])) != content_digest(GivenImages([other_image]))
+    other_image.save(folder / "0-0.png")
+    with pytest.raises(OutputError, match="content"):
+        write_predictions(case[1], folder, out)
+    assert write_predictions(case[1], folder, out, overwrite=True).made == 4
 
 
 def test_ids_that_a_spreadsheet_would_run(head_classifier: Classifier, tmp_path: Path) -> None:

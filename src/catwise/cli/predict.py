@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,8 @@ def command(given: Options) -> None:
     """
     config, output = given.config, given.output
     check_device(config.device)
+    if os.environ.get("RANK", "0") != "0":  # of torchrun: one process talks
+        output = dataclasses.replace(output, json=False, quiet=True)
     refuse_inputs(given.out, given.classifier, given.images, given.features, given.table)
     from catwise.predicting import load_classifier, write_predictions
 

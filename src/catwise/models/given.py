@@ -27,6 +27,9 @@ class GivenImages(ImageSource):
             (H, W, 1) grey or (H, W, 3) RGB.
         ids: (N,) of them; where all are paths these, else the row numbers, when not given.
 
+    Attributes:
+        images: as they were given.
+
     Raises:
         FeatureError: If one of them is something else.
         IdError: If an id is a duplicate.
@@ -53,16 +56,16 @@ class GivenImages(ImageSource):
             from catwise.features.ids import as_ids
 
             as_ids(ids, len(images))  # says what does not fit
-        self._images = list(images)
+        self.images = list(images)
 
     def locate(self, row: int) -> tuple[ImageInput, str]:
         """Path or bytes of one image."""
-        image = self._images[row]
+        image = self.images[row]
         return image, os.fspath(image) if is_place(image) else f"image {self.id(row)!r}"
 
     def read(self, row: int, *, channels: int = 3, white: float | None = None) -> Image:
         """Decode one image; what is decoded already is brought to the form of the others."""
-        image = self._images[row]
+        image = self.images[row]
         if is_place(image) or isinstance(image, bytes):
             return super().read(row, channels=channels, white=white)
         pillow = import_optional("PIL.Image", extra="images", purpose="reading images")

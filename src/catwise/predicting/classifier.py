@@ -142,6 +142,7 @@ class Classifier:
         assert preprocessing is not None  # noqa: S101  # a model has one
         loaded.preprocessing = preprocessing
         loaded.check_layout()
+        _check_rows(loaded, table["rows"], self.folder)
         if self._check:
             _check_probe(loaded, table, self)
         return loaded
@@ -210,8 +211,8 @@ class Classifier:
         return image_pass(self.model, images, flips=self.flips, **options)
 
     def feature_logits(self, rows: Rows, start: int, stop: int) -> Tensor:
-        """(stop − start, C) float32 logits of some rows of features."""
-        logits = self.head.logits(row_block(rows, start, stop)).float().cpu()
+        """(stop − start, C) logits of some rows of features, float64 of a float64 head."""
+        logits = self.head.logits(row_block(rows, start, stop)).cpu()
         name = f"features from row {start:,} on"
         return check_head_logits(logits, self.categories, name=name)
 
@@ -335,6 +336,18 @@ def _refuse_unasked(recipe: Mapping[str, Any], function: str | None) -> None:
             found=f"model={function!r}",
             expected=f"model={wanted!r}, if you trust it",
             remedy=f"load_classifier(…, model={wanted!r}) (--model {wanted})",
+        )
+
+
+def _check_rows(model: LoadedModel, rows: list[int], folder: Path) -> None:
+    """Refuse rows that the layer does not have."""
+    names = model.row_names or (() if model.head is None else model.head.categories)
+    if max(rows) >= len(names):
+        raise MismatchError(
+            f"the model of '{folder}' lacks rows of its classification layer.",
+            found=f"{len(names):,} rows",
+            expected=f"{max(rows) + 1:,} or more",
+            remedy="make the classifier again",
         )
 
 

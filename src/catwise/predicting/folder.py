@@ -116,8 +116,7 @@ class Manifest:
             if type(table) is dict and table.get("catwise_classifier", FORMAT) != FORMAT:
                 raise _other_version(path, table["catwise_classifier"])
             fields = read_fields(table, _FIELDS)
-            if "model" in fields:
-                read_fields(fields["model"], _MODEL, "its model")
+            _check_model(fields)
         except ConfigError:
             raise
         except (OSError, ValueError) as error:
@@ -160,6 +159,15 @@ class Manifest:
             raise CheckpointError(
                 "the preprocessing of the classifier cannot be used.", found=reason_of(error)
             ) from error
+
+
+def _check_model(fields: Mapping[str, Any]) -> None:
+    """Refuse a model that is not described as one is; ValueError."""
+    if "model" not in fields:
+        return
+    model = read_fields(fields["model"], _MODEL, "its model")
+    if len(model["rows"]) != len(fields["categories"]):
+        raise ValueError("its rows are not one for each category")
 
 
 def list_files(folder: Path) -> list[str]:

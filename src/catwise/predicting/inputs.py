@@ -22,7 +22,7 @@ from catwise.models.sources import FolderImages, ImageSource, TarImages, find_sh
 Images: TypeAlias = ImageSource | ImageRows | Tensor
 Rows: TypeAlias = Features | CategoryFeatures
 
-_FEATURE_FILES: Final = (".npy", ".npz", ".safetensors")
+FEATURE_FILES: Final = (".npy", ".npz", ".safetensors")
 _EXPECTED: Final = (
     "a folder of images or tar shards, a path or a list of paths, Pillow images, uint8 pixels "
     "(H, W, 3) or (N, H, W, 3), preprocessed images as a float tensor (N, channels, H, W), or "
@@ -77,7 +77,7 @@ def _unclear(given: Any) -> FeatureError:
 
 def _from_place(given: str | os.PathLike[str]) -> Images | Rows:
     path = Path(given)
-    if is_url(given) or path.suffix.lower() in _FEATURE_FILES or (path / MANIFEST_FILE).is_file():
+    if is_url(given) or path.suffix.lower() in FEATURE_FILES or (path / MANIFEST_FILE).is_file():
         return read_features(given, check=False)
     if path.is_dir() or path.suffix.lower() == ".tar":
         shards = find_shards(path)

@@ -142,7 +142,7 @@ def probe_inputs(classifier: Classifier) -> Tensor:
 
 def wanted_of(classifier: Classifier, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What the classifier itself gives for the same pieces: logits, probabilities, decisions."""
-    (logits,) = in_pieces(lambda some: [classifier.predict(some).logits], inputs)
+    (logits,) = in_pieces(lambda some: [classifier.predict(some).logits.float()], inputs)
     made: tuple[Tensor, Tensor, Tensor] = classifier.rules.module()(logits)
     return made
 
@@ -188,9 +188,10 @@ def export_program(classifier: Classifier, path: Path) -> None:
 
 def cannot_export(what: str, error: BaseException) -> ConfigError:
     """The error for a model that an exporter cannot take."""
+    cause = error.__cause__ if isinstance(error, MismatchError) and error.__cause__ else error
     return ConfigError(
         f"{what} cannot take the model.",
-        found=reason_of(error, named=True)[:240],
+        found=reason_of(cause, named=True)[:240],
         remedy="take out of its forward what depends on the values or the number of images",
     )
 

@@ -23,7 +23,8 @@ class Predictions:
     Attributes:
         ids: N texts, in the order of the rows.
         categories: C names.
-        logits: (N, C) float32, as the layer gives them, before calibration.
+        logits: (N, C) as the layer gives them, before calibration: float32, or float64 of a
+            head that has such numbers.
         rules: how they become probabilities and decisions.
         skipped: ids of images that could not be decoded; they have no row.
     """

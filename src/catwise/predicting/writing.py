@@ -7,7 +7,6 @@ images were skipped, and its digest.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from catwise._json import TABLE, TEXT, TEXTS, WHOLE, read_fields, read_file
 from catwise.errors import OutputError, reason_of
 from catwise.features import BLOCK_ROWS
 from catwise.features.ids import compact, digest_of
-from catwise.features.manifest import file_sha256, manifest_text
+from catwise.features.manifest import file_sha256
 from catwise.heads.provenance import side_file
 from catwise.models.extraction import ImagePass, report_rows
 from catwise.models.layers import ranks_of
@@ -30,7 +29,8 @@ from catwise.models.loading import ImageRows
 from catwise.models.parts import BatchOutput, PartWork
 from catwise.models.sources import ImageSource
 from catwise.predicting.classifier import Classifier
-from catwise.predicting.inputs import Rows, read_inputs, row_block, row_ids, store_of
+from catwise.predicting.content import content_digest
+from catwise.predicting.inputs import Images, Rows, read_inputs, row_ids
 from catwise.predicting.predictions import Predictions
 from catwise.predicting.tables import FORMATS, check_tags, format_of, table_writer
 from catwise.progress import Progress, ProgressCallback
@@ -107,8 +107,10 @@ def write_predictions(
         check_tags(classifier.categories, kind)
     how: dict[str, Any] = {"undecodable": undecodable, "batch_rows": batch_rows}
     how |= {"part_rows": part_rows, "num_workers": num_workers, "device": device}
-    run = _open_run(classifier, images, check=check, **how)
+    given = read_inputs(images)
+    run = _open_run(classifier, given, check=check, **how)
     origin = {"classifier": classifier.digest, "format": kind, "tags": tags}
+    origin["content"] = content_digest(given)
     work = PredictionWork(
         target,
         target.with_name(f"{target.name}.parts"),
@@ -130,14 +132,13 @@ def write_predictions(
 
 
 def _open_run(
-    classifier: Classifier, images: Any, *, check: bool, **how: Any
+    classifier: Classifier, given: Images | Rows, *, check: bool, **how: Any
 ) -> ImagePass | _RowPass:
     """What runs the images, or the rows of features."""
-    given = read_inputs(images)
     if isinstance(given, (ImageSource, ImageRows, Tensor)):
         return classifier.image_pass(given, **how)
     classifier.check_features(given, check=check)
-    return _RowPass(classifier, given, how["part_rows"] or _PART_ROWS, _identity(images, given))
+    return _RowPass(classifier, given, how["part_rows"] or _PART_ROWS)
 
 
 class _Counted:
@@ -232,7 +233,6 @@ class _RowPass:
     classifier: Classifier
     rows: Rows
     part_rows: int
-    identity: str
 
     @property
     def n_rows(self) -> int:
@@ -242,10 +242,10 @@ class _RowPass:
         """What decides the bytes of the parts."""
         ids = self.rows.ids
         return {
-            "features": self.identity,
+            "features": list(self.rows.shape),
             "rows": self.n_rows,
             "ids": None if ids is None else digest_of(compact(ids.tolist())),
-            "dtype": "float32",
+            "dtype": str(self.classifier.head.compute_dtype).removeprefix("torch."),
             "part_rows": self.part_rows,
             "check": False,
             "origin": dict(origin),
@@ -267,22 +267,6 @@ class _RowPass:
             logits = self.classifier.feature_logits(self.rows, start, end)
             yield BatchOutput(end - start, logits, logits, row_ids(self.rows, start, end), [], 0.0)
             tell(end - start)
-
-
-def _identity(given: Any, rows: Rows) -> str:
-    """What tells features from others with the same ids."""
-    store = store_of(rows)
-    if store is not None:
-        return hashlib.sha256(manifest_text(store.manifest).encode()).hexdigest()
-    if isinstance(given, (str, os.PathLike)):
-        path = Path(given)
-        found = path.stat()
-        return f"{path.absolute()} ({found.st_size} bytes, {found.st_mtime_ns})"
-    total = hashlib.sha256()
-    for start in range(0, len(rows), BLOCK_ROWS):
-        part = row_block(rows, start, min(start + BLOCK_ROWS, len(rows)))
-        total.update(torch.as_tensor(getattr(part, "values", part)).contiguous().numpy().tobytes())
-    return total.hexdigest()
 
 
 _SIDE: Final = {"items": TABLE, "rows": WHOLE, "skipped": TEXTS, "bytes": WHOLE, "sha256": TEXT}
