@@ -27,7 +27,7 @@ from catwise._lock import (
     translated,
     writing,
 )
-from catwise.errors import OutputError
+from catwise.errors import CatwiseError, OutputError
 
 
 def _sync(path: Path) -> None:
@@ -78,6 +78,26 @@ def atomic_path(path: str | os.PathLike[str], *, replace: bool = True) -> Iterat
                 )
             record(target, made)
         _sync_folder(target.parent)
+
+
+@contextlib.contextmanager
+def named_as(shown: Path, temporary: Path) -> Iterator[None]:
+    """Errors in the block speak of the name that people know, not of the temporary one.
+
+    >>> with named_as(Path("out"), Path(".catwise-1")):
+    ...     raise OutputError("cannot write '.catwise-1/a'.")
+    Traceback (most recent call last):
+    catwise.errors.OutputError: cannot write 'out/a'.
+    """
+    try:
+        yield
+    except CatwiseError as error:
+        what, *more = (
+            text and text.replace(str(temporary), str(shown))
+            for text in (error.what, error.found, error.expected, error.remedy)
+        )
+        facts = dict(zip(("found", "expected", "remedy"), more, strict=True))
+        raise type(error)(str(what), **facts) from error
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from catwise.cli import main
 from catwise.errors import OutputError
 from catwise.heads import read_head, save_head
+from catwise.predicting import save_classifier
 from cli import fix_case
 from cli.example import make_example
 
@@ -45,6 +46,11 @@ CALLS = {
                       f"{OUT}.md"],
     "extract": ["extract", *NET, "--images", "case/images", "--out", OUT],
     "fix": fix_case.arguments(Path("case"), "--out", OUT),
+    "package": ["package", "--head", "head.safetensors", "--out", OUT],
+    "package --model": ["package", *NET, "--out", OUT],
+    "predict": ["predict", "--classifier", "classifier", "--features", "test.npz", "--out",
+                f"{OUT}.csv"],
+    "export": ["export", "--classifier", "classifier", "--torch-export", f"{OUT}.pt2"],
 }  # fmt: skip
 
 
@@ -55,6 +61,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fix_case.make_case(folder / "case")
     head = read_head(folder / "model.safetensors")
     save_head(head.replace(weight=head.weight * 1.5), folder / "head.safetensors")
+    save_classifier(head, folder / "classifier")
     shutil.copy(folder / "model.safetensors", folder / "other.safetensors")
     head = read_head(folder / "case/net.safetensors", key="fc.weight")
     save_head(head.replace(weight=head.weight * 1.5), folder / "case/head.safetensors")

@@ -240,22 +240,15 @@ def _verified(loaded: LoadedModel, path: Path, tuned: Head, images: Path | None)
 @contextlib.contextmanager
 def _rehearsed(out: Path) -> Iterator[Path]:
     """A place of the output's name in a hidden folder: what fails never gets to its own."""
+    from catwise._io import named_as
     from catwise._lock import Temporary, translated
-    from catwise.errors import CatwiseError
 
     target = out.resolve()
     with Temporary(target) as folder:
         with translated(out):
             folder.mkdir()
-        try:
+        with named_as(out, folder / target.name):
             yield folder / target.name
-        except CatwiseError as error:  # people know the output's own name
-            what, *more = (
-                text and text.replace(str(folder / target.name), str(out))
-                for text in (error.what, error.found, error.expected, error.remedy)
-            )
-            facts = dict(zip(("found", "expected", "remedy"), more, strict=True))
-            raise type(error)(str(what), **facts) from error
 
 
 def _is_there(trial: Path, out: Path) -> bool:

@@ -84,6 +84,7 @@ def command(given: Options) -> None:
     output = given.output
     refuse_inputs(given.out, *given.paths)
     hold_output(given.out)
+    from catwise._lock import still_there
     from catwise.predicting import load_classifier, save_classifier
 
     source, head = _source(given)
@@ -104,7 +105,8 @@ def command(given: Options) -> None:
         overwrite=given.overwrite,
         **own,
     )
-    made = load_classifier(given.out)
+    with still_there(given.out):
+        made = load_classifier(given.out)
     n_thresholds = int((~(made.rules.thresholds != made.rules.thresholds)).sum())
     output.line(f"{len(made.categories):,} categories, {n_thresholds:,} with a threshold")
     output.line(made.population)

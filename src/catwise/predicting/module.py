@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor, nn
 
-from catwise._io import atomic_path
+from catwise._io import write_bytes
 from catwise.decisions import DecisionModule
 from catwise.errors import ConfigError, MismatchError, reason_of
 from catwise.models.layers import call
@@ -182,8 +183,9 @@ def export_program(classifier: Classifier, path: Path) -> None:
     except (*FAILS, AssertionError) as error:
         raise cannot_export("torch.export", error) from error
     check_same(classifier.rules, wanted_of(classifier, inputs), found, what="the exported program")
-    with atomic_path(path) as temporary, temporary.open("wb") as stream:
-        torch.export.save(program, stream, extra_files=metadata_of(classifier))
+    buffer = io.BytesIO()  # torch ends the process where a file cannot be written
+    torch.export.save(program, buffer, extra_files=metadata_of(classifier))
+    write_bytes(path, buffer.getvalue())
 
 
 def cannot_export(what: str, error: BaseException) -> ConfigError:

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from catwise._extras import import_optional
-from catwise._io import atomic_path
+from catwise._io import write_bytes
 from catwise.errors import ConfigError
 from catwise.models.adapters.onnx.running import OnnxModule, open_for_images, outputs_of
 from catwise.models.packages import FAILS
@@ -62,8 +62,7 @@ def export_graph(classifier: Classifier, path: Path) -> None:
     onnx.checker.check_model(model)
     raw = model.SerializeToString()
     _check(classifier, raw, runtime)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(raw)
+    write_bytes(path, raw)
 
 
 def _package(name: str) -> Any:

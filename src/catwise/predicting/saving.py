@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import torch
 
-from catwise._io import atomic_folder, folder_names, write_json, write_text
+from catwise._io import atomic_folder, folder_names, named_as, write_json, write_text
 from catwise._json import read_file, ready_text
 from catwise._version import __version__
 from catwise.decisions import Calibration, ConformalSets, DecisionRules, Thresholds
@@ -111,7 +111,7 @@ def save_classifier(
     text = ready_text(provenance, what="the provenance", error=ConfigError)
     target = Path(out)
     folder_names(target, own=FILES, what="classifier")
-    with atomic_folder(target, overwrite=overwrite) as folder:
+    with atomic_folder(target, overwrite=overwrite) as folder, named_as(target, folder):
         _fill(folder, given, parts, json.loads(text))
 
 

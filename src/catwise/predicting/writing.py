@@ -18,6 +18,7 @@ from torch import Tensor
 
 from catwise._io import atomic_path, write_json
 from catwise._json import TABLE, TEXT, TEXTS, WHOLE, read_fields, read_file
+from catwise._lock import remove
 from catwise.errors import OutputError, reason_of
 from catwise.features import BLOCK_ROWS
 from catwise.features.ids import compact, digest_of
@@ -181,23 +182,28 @@ class PredictionWork(PartWork):
         path, origin = Path(self.out), self.items["origin"]
         total = sum(part["rows"] for part in about)
         tell = report_rows("write", self.progress, total, unit="rows")
-        with atomic_path(path) as temporary:
-            with table_writer(temporary, origin["format"], tags=origin["tags"]) as write:
-                write(self._rows([], torch.empty(0, len(self.classifier.head.weight))))
-                for rows in self._every(len(about)):
-                    write(rows)
-                    tell(len(rows))
-            told = {
-                "catwise_predictions": FORMAT,
-                "items": self.items,
-                "rows": total,
-                "skipped": [name for part in about for name in part["skipped"]],
-                "population": self.classifier.population,
-                "bytes": temporary.stat().st_size,
-                "sha256": file_sha256(temporary),
-                **facts,
-            }
-            write_json(side_file(path), told)
+        side = side_file(path)
+        try:
+            with atomic_path(path) as temporary:
+                with table_writer(temporary, origin["format"], tags=origin["tags"]) as write:
+                    write(self._rows([], torch.empty(0, len(self.classifier.categories))))
+                    for rows in self._every(len(about)):
+                        write(rows)
+                        tell(len(rows))
+                told = {
+                    "catwise_predictions": FORMAT,
+                    "items": self.items,
+                    "rows": total,
+                    "skipped": [name for part in about for name in part["skipped"]],
+                    "population": self.classifier.population,
+                    "bytes": temporary.stat().st_size,
+                    "sha256": file_sha256(temporary),
+                    **facts,
+                }
+                write_json(side, told)
+        except BaseException:
+            remove(side)  # it tells of a file that is not there
+            raise
 
     def _every(self, n_parts: int) -> Iterator[Predictions]:
         """All rows in order, some at a time."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from catwise._io import atomic_folder, folder_names, write_json, write_text
+from catwise._io import atomic_folder, folder_names, named_as, write_json, write_text
 from catwise._json import json_ready
 from catwise._lock import translated
 from catwise._version import __version__
@@ -169,19 +168,7 @@ def write_run(
         writers["evaluation.json"] = lambda target: write_json(target, document["evaluation"])
     with translated(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_folder(path, overwrite=overwrite) as temporary:
+    with atomic_folder(path, overwrite=overwrite) as temporary, named_as(path, temporary):
         for name, write in writers.items():
-            with _named(path / name):
-                write(temporary / name)
+            write(temporary / name)
     return {name: path / name for name in RUN_FILES if name in writers}
-
-
-@contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Say the name that the user gave instead of the temporary one."""
-    try:
-        yield
-    except OutputError as error:
-        raise OutputError(
-            f"cannot write '{path}'.", found=error.found, remedy=error.remedy
-        ) from error
