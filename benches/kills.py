@@ -108,6 +108,9 @@ def made_up(folder: Path) -> dict[str, Case]:
     fixed = folder / "fixed"
     run([*fix, "--out", str(fixed)], quiet=True).wait()
     applied = ["apply", "--head", str(fixed / "run" / "head.safetensors"), *model]
+    package = ["package", "--fix", str(fixed)]
+    run([*package, "--out", str(folder / "made")], quiet=True).wait()
+    predict = ["predict", "--classifier", str(folder / "made"), "--model", model[1], *images]
     torch.save(load_file(one / "model.safetensors"), one / "model.pt")
     archive = ["--checkpoint", str(one / "model.pt")]
     return {
@@ -124,6 +127,8 @@ def made_up(folder: Path) -> dict[str, Case]:
         "extract": Case(["extract", *model, *images, "--out", "OUT"], 2.0),
         "extract, workers": Case(["extract", *model, *images, "--workers", "2", "--out", "OUT"]),
         "fix": Case([*fix, "--out", "OUT"], 4.0),
+        "package": Case([*package, "--out", "OUT"]),
+        "predict": Case([*predict, "--out", "OUT.csv"], 2.0),
         "demo": Case(["demo", "--out", "OUT"], 0.5),
     }
 
