@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,19 @@ def test_export(tmp_path: Path) -> None:
 def test_wrong_use(line: list[str], text: str) -> None:
     """Said at once."""
     assert text in run(*line, code=2).output
+
+
+def test_a_folder_of_an_earlier_fix(tmp_path: Path) -> None:
+    """What does not say how its model is loaded is refused, with what to name instead."""
+    shutil.copytree("out", tmp_path / "out")
+    table = json.loads((tmp_path / "out/fix.json").read_text())
+    del table["finished"]["apply"]["model"]
+    (tmp_path / "out/fix.json").write_text(json.dumps(table))
+    result = run("package", "--fix", f"{tmp_path}/out", "--out", f"{tmp_path}/made", code=12)
+    assert "--model, --checkpoint" in result.output
+    (tmp_path / "out/net.safetensors").unlink()
+    result = run("package", "--fix", f"{tmp_path}/out", "--out", f"{tmp_path}/made", code=12)
+    assert "no finished checkpoint" in result.output
 
 
 def test_what_is_not_there(tmp_path: Path) -> None:

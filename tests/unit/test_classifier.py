@@ -464,7 +464,9 @@ def test_the_card(tmp_path: Path) -> None:
 
     labels = made_labels(logits, head.categories)
     cuts = catwise.threshold(logits, labels, test=(logits, labels))
-    save_classifier(head, tmp_path / "made", thresholds=cuts, provenance={"who": "me"})
+    sets = catwise.conformal(logits, labels)
+    save_classifier(head, tmp_path / "made", thresholds=cuts, conformal=sets,
+                    provenance={"who": "me"})  # fmt: skip
     card = (tmp_path / "made/MODEL_CARD.md").read_text()
     assert "| category | threshold (logit) | probability there | rule | sensitivity |" in card
     one = cuts.categories[2]
@@ -472,6 +474,7 @@ def test_the_card(tmp_path: Path) -> None:
     assert one.reached is not None
     assert f"| cat | {one.threshold:.4g} |" in card
     assert f"{one.reached.sensitivity.value:.4g}" in card
+    assert f"| {sets.categories[2].positive.cut:.4g} |" in card
     assert load_classifier(tmp_path / "made").manifest.provenance["who"] == "me"
 
 

@@ -188,6 +188,18 @@ def test_a_graph_is_read_as_a_model(tmp_path: Path) -> None:
     torch.testing.assert_close(again.head.weight, found.head.weight)
 
 
+def test_a_program_says_what_it_is(tmp_path: Path) -> None:
+    """Categories, preprocessing and digest lie beside the program."""
+    save_classifier(small_model(tmp_path / "case"), tmp_path / "made")
+    found = load_classifier(tmp_path / "made", model=MODEL)
+    found.export_torch(tmp_path / "made.pt2")
+    said = {"catwise.categories": "", "catwise.classifier": "", "catwise.preprocessing": ""}
+    torch.export.load(tmp_path / "made.pt2", extra_files=said)
+    assert json.loads(said["catwise.categories"]) == list(NAMES)
+    assert said["catwise.classifier"] == found.digest
+    assert json.loads(said["catwise.preprocessing"])["size"] == [8, 8]
+
+
 class Uneven(nn.Module):
     """Takes another way for bright images: no exporter can follow that."""
 

@@ -19,6 +19,8 @@ _COLUMNS: Final = {
     "specificity": "specificity",
     "precision": "precision",
     "alerts_per_1000": "alerts per 1,000",
+    "positive_from": "positive in the set from (logit)",
+    "negative_below": "negative in it below",
 }
 
 
@@ -29,6 +31,7 @@ def classifier_card(
     *,
     calibration: Mapping[str, Any] | None,
     thresholds: Mapping[str, Any] | None,
+    conformal: Mapping[str, Any] | None,
     lines: Sequence[str],
 ) -> str:
     """Markdown for the card.
@@ -39,6 +42,7 @@ def classifier_card(
         population: of which images the probabilities speak.
         calibration: as JSON, or None.
         thresholds: as JSON, or None, with what they reach on test rows where that is known.
+        conformal: sets of answers as JSON, or None.
         lines: what was verified, a sentence each.
     """
     parts = []
@@ -58,6 +62,10 @@ def classifier_card(
         ]
     parts += ["## Probabilities and decisions", "", population, ""]
     records = _records(head.categories, calibration, thresholds)
+    cuts = {one["category"]: one for one in (conformal or {}).get("categories", ())}
+    for record in records if cuts else ():
+        own = cuts.get(record["category"], {})
+        record |= {name: own.get(name) for name in ("positive_from", "negative_below")}
     shown = [name for name in _COLUMNS if any(name in record for record in records)]
     titles = ["category", *(_COLUMNS[name] for name in shown)]
     parts += [_line(titles), _line(["---"] * len(titles))]
@@ -81,7 +89,7 @@ def _records(
             record["calibration"] = methods.get(name, "none")
         if thresholds is not None:
             own = chosen.get(name, {})
-            keep = ("threshold", "probability", "rule", *list(_COLUMNS)[4:])
+            keep = ("threshold", "probability", "rule", *list(_COLUMNS)[4:-2])
             record |= {key: own[key] for key in keep if key in own}
             record.setdefault("threshold", None)
         found.append(record)

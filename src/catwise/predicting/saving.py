@@ -132,6 +132,7 @@ def _fill(
         population,
         calibration=said[0],
         thresholds=said[1],
+        conformal=parts[CONFORMAL].table,
         lines=written.lines,
     )
     write_text(folder / CARD, card)
