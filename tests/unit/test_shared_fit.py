@@ -49,6 +49,21 @@ def plainly(logits, target, known, ridge):
     return minimize(loss, start, method="BFGS", options={"gtol": 1e-7}).x[:n_heads]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equal_logits_say_nothing(dtype):
+    """A head of zeros and a bias: rounding of its mean is no spread, and its slope stays small."""
+    logits, target, known, fold = drawn(heads=2, n_rows=20_001)
+    logits[0] = np.array([-2.1, -1.7, -0.3, -4.6])[:, None]
+    logits[1] *= 1e-3  # small is not none
+    tensors = (torch.from_numpy(a.copy()).to(dtype) for a in (logits, target, known))
+    rows = SharedRows.of(*tensors, torch.from_numpy(fold.copy()).to(torch.int8))
+    assert not rows.logits[0].any()
+    found = fit_shared([rows], ridge=3.0)
+    assert abs(float(found.slopes[0])) < 1
+    expected = plainly(logits[1:], target, known, 3.0)
+    np.testing.assert_allclose(found.slopes[1:].numpy(), expected, rtol=2e-3)
+
+
 @pytest.mark.parametrize("ridge", [0.0, 3.0, 1e6])
 def test_shared_slopes_are_those_of_the_plain_objective(ridge):
     """Newton steps on all categories lead where a general minimiser leads."""

@@ -45,8 +45,12 @@ class SharedRows:
         """From (J, C, L) logits as they are, and weights without w_c."""
         balance = ((target * weight).sum(1) + _PRIOR_POSITIVES).rsqrt()
         total = weight.sum(1).clamp_min(_TINY)
-        mean = torch.einsum("jcl,cl->jc", logits, weight) / total
-        return cls(logits - mean[:, :, None], target, weight * balance[:, None], fold)
+        # First less one of the known: equal logits are then 0 and not the rounding of their mean,
+        # to which a slope without bound would be fitted.
+        least = logits.masked_fill(weight == 0, torch.inf).amin(2, keepdim=True)
+        centred = logits - least.nan_to_num(0.0, posinf=0.0)
+        centred = centred - (torch.einsum("jcl,cl->jc", centred, weight) / total)[:, :, None]
+        return cls(centred, target, weight * balance[:, None], fold)
 
     def without(self, fold: int) -> SharedRows:
         """The labels outside of a fold."""
