@@ -59,13 +59,22 @@ def check_at_most(value: int, limit: int, what: str) -> None:
         raise ValueError(f"{value:,} {what}, more than {limit:,}")
 
 
+def is_whole(value: object) -> bool:
+    """Whether a value is a whole number, and not a truth value.
+
+    >>> is_whole(3), is_whole(True), is_whole(3.0)
+    (True, False, False)
+    """
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def check_shape(shape: Iterable[Any], what: str = "the array") -> tuple[int, ...]:
     """The sizes of an array, if they are whole numbers that an array can have."""
     sizes = tuple(shape)
     check_at_most(len(sizes), MAX_DIMENSIONS, f"axes of {what}")
     total = 1
     for size in sizes:
-        if type(size) is not int or size < 0:
+        if not is_whole(size) or size < 0:
             raise ValueError(f"{what} has a size that is not a whole number: {size!r:.40}")
         total *= max(size, 1)
         if total > MAX_SIZE:

@@ -124,12 +124,17 @@ def open_catalog(source: str | os.PathLike[str] | Mapping[str, Any]) -> Catalog:
         archive = open_archive(path)
         if not isinstance(archive.content, Mapping):
             raise ValueError("it holds no state_dict: something that is not a table of tensors")  # noqa: TRY004, TRY301
-        entries = tuple(_walk(archive.content, _stored_entry))
+        entries = tuple(entries_of(archive.content))
     except RefusedName as error:
         raise _refused(label, str(error)) from error
     except (OSError, ValueError) as error:
         raise unreadable(label, error) from error
     return Catalog(label, entries, archive, path)
+
+
+def entries_of(content: Mapping[Any, Any]) -> Iterator[Entry]:
+    """The tensors in what the pickle of an archive says."""
+    yield from _walk(content, _stored_entry)
 
 
 def _refused(label: str, name: str) -> CheckpointError:

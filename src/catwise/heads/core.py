@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
@@ -30,6 +31,7 @@ SAFETENSORS_DTYPES: Final = {
     torch.float32: "F32",
     torch.float64: "F64",
 }
+_SHOWN: Final = 3
 _UNSET: Final[Any] = object()
 
 
@@ -237,6 +239,46 @@ class Head:
         names = [self.categories[i] for i in index]
         return self.replace(weight=self.weight[index], bias=bias, categories=names)
 
+    def drop_categories(self, which: Iterable[str] | Iterable[int]) -> Head:
+        """Return a head without some of the categories, the others in their order.
+
+        Args:
+            which: names or positions, each once.
+
+        Raises:
+            CategoryError: If one is not there, or is given twice.
+            ShapeError: If none would be left.
+
+        >>> Head([[1.0], [2.0]], categories=["cat", "dog"]).drop_categories(["cat"]).categories
+        ('dog',)
+        """
+        dropped = set(self.take_categories(which).categories)
+        return self.take_categories([name for name in self.categories if name not in dropped])
+
+    def join(self, *others: Head) -> Head:
+        """Return a head with the rows of further heads below these.
+
+        They must be heads over one backbone, so that all take the same features: of that only the
+        number of columns can be checked here. Numbers do not change; where dtypes differ, all rows
+        take the wider one.
+
+        Args:
+            others: heads of other categories.
+
+        Returns:
+            The rows of all, on this head's device, fitted by all rows that fitted one of them.
+
+        Raises:
+            CategoryError: If two have a category of one name.
+            ShapeError: If they take different numbers of features.
+            HeadError: If some have a bias and others none.
+
+        >>> cat, dog = Head([[1.0]], categories=["cat"]), Head([[2.0]], categories=["dog"])
+        >>> cat.join(dog).categories
+        ('cat', 'dog')
+        """
+        return _joined([self, *others])
+
     def to_linear(self) -> torch.nn.Linear:
         """Return a layer with a copy of these numbers, in their dtype, where they are.
 
@@ -289,6 +331,53 @@ class Head:
         if (lacking := provenance.get("fitted_rows", 0) - old.size) > 0:  # a record had no room
             provenance["fitted_rows"] = int(both.size + lacking)
         return self.replace(fitted_on=both, provenance=provenance)
+
+
+def _joined(parts: Sequence[Head]) -> Head:
+    """One head with the rows of several, one below the other."""
+    if len({part.n_features for part in parts}) > 1:
+        raise ShapeError(
+            "heads that are joined must take the same features.",
+            found=f"heads of {', '.join(f'{part.n_features:,}' for part in parts)} features",
+            expected="heads over one backbone, with as many features each",
+        )
+    if len({part.bias is None for part in parts}) > 1:
+        raise HeadError(
+            "some of the heads that are joined have a bias, and others none.",
+            found="; ".join(map(repr, parts)),
+            expected="a bias in all or in none",
+            remedy="head.replace(bias=torch.zeros(…)) says that a bias shall be zero",
+        )
+    names = [name for part in parts for name in part.categories]
+    if twice := sorted(name for name, n in Counter(names).items() if n > 1):
+        raise CategoryError(
+            f"{len(twice):,} categories are in more than one of the heads that are joined.",
+            found=", ".join(map(repr, twice[:_SHOWN])),
+            expected="heads of different categories",
+            remedy="leave them out of all but one with head.drop_categories([…]), or rename them "
+            "with head.replace(categories=[…])",
+        )
+    lacking = [
+        max(0, part.provenance.get("fitted_rows", 0) - part.fitted_on.size)
+        for part in parts
+        if part.fitted_on is not None
+    ]
+    said: dict[str, Any] = {
+        "joined": [{"rows": part.n_categories, **part.provenance} for part in parts]
+    }
+    digests = [part.fitted_on for part in parts if part.fitted_on is not None]
+    fitted_on = np.unique(np.concatenate(digests)) if digests else None
+    if fitted_on is not None and sum(lacking):  # a record had no room for all of them
+        said["fitted_rows"] = int(fitted_on.size + sum(lacking))
+    biases = [part.bias for part in parts if part.bias is not None]
+    device = parts[0].device
+    return Head(
+        torch.cat([part.weight.to(device) for part in parts]),
+        torch.cat([bias.to(device) for bias in biases]) if biases else None,
+        categories=names,
+        fitted_on=fitted_on,
+        provenance=said,
+    )
 
 
 def _float_tensor(values: Any, name: str) -> torch.Tensor:

@@ -16,9 +16,9 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, cast
 
-from catwise._limits import MAX_STEPS, check_depth, check_shape
+from catwise._limits import MAX_STEPS, check_depth, check_shape, is_whole
 
 
 class RefusedName(ValueError):  # noqa: N818  # a fact about the file; the boundary makes the error
@@ -42,6 +42,13 @@ class Opaque:
 
     def __repr__(self) -> str:
         return f"Opaque({self.what!r})"
+
+
+class Pushed(int):
+    """A whole number, and where the instruction lies that pushes it."""
+
+    start: int
+    stop: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,21 +103,36 @@ _TENSORS: Final = {
 _MARK: Final = object()
 
 
-def interpret(data: bytes) -> Any:
-    """Run a pickle on inert values; RefusedName where it calls what is not known."""
-    value = _run(data)
+def interpret(data: bytes, *, places: bool = False) -> Any:
+    """Run a pickle on inert values; with `places` its whole numbers say where they are pushed.
+
+    >>> import pickle
+    >>> interpret(pickle.dumps({"epoch": 3}))
+    {'epoch': 3}
+    >>> import os
+    >>> interpret(pickle.dumps(os.getcwd))
+    Traceback (most recent call last):
+    catwise.heads.pickles.RefusedName: posix.getcwd
+    """
+    value = _run(data, places=places)
     if isinstance(value, (dict, list, tuple)):
         check_depth(value)
     return value
 
 
-def _run(data: bytes) -> Any:
+def _run(data: bytes, *, places: bool) -> Any:
     """What is on the stack at the end."""
     machine = _Machine()
+    number: Pushed | None = None
     try:
-        for opcode, argument, _ in islice(pickletools.genops(data), MAX_STEPS):
+        for opcode, argument, at in islice(pickletools.genops(data), MAX_STEPS):
+            if number is not None:
+                number.stop, number = cast("int", at), None
             if opcode.name == "STOP":
                 return machine.pop()
+            if places and type(argument) is int and opcode.name in _NUMBERS:
+                argument = number = Pushed(argument)  # noqa: PLW2901  # the same with a place
+                number.start = cast("int", at)
             machine.step(opcode.name, argument)
     except RefusedName:
         raise
@@ -124,6 +146,7 @@ _PUSH_ARGUMENT: Final = frozenset({
     "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE",
     "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
 })  # fmt: skip
+_NUMBERS: Final = frozenset({"BININT", "BININT1", "BININT2", "LONG1"})
 _IGNORED: Final = frozenset({"PROTO", "FRAME"})
 _CONSTANTS: Final[dict[str, Any]] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _EMPTY: Final[dict[str, Callable[[], Any]]] = {
@@ -280,7 +303,7 @@ def _storage(identifier: Any) -> Storage:
     if not (isinstance(identifier, tuple) and len(identifier) >= 5 and identifier[0] == "storage"):
         raise ValueError("a reference that is not a storage")
     _, kind, key, _, n_items = identifier[:5]
-    if not isinstance(kind, Name) or not isinstance(key, str) or type(n_items) is not int:
+    if not isinstance(kind, Name) or not isinstance(key, str) or not is_whole(n_items):
         raise ValueError("a storage without class, key or length")
     return Storage(key, kind.text.split()[-1], n_items)
 

@@ -7,9 +7,9 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -42,8 +42,11 @@ from catwise.heads.provenance import (
     side_file,
     stamp,
 )
+from catwise.heads.resizing import Replacement, write_resized
 from catwise.heads.saved import head_of_layout
 from catwise.heads.state import head_at, read_head
+
+_OTHER_ROWS: Final = "to give the copy the head's rows and no others, resize=True"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +57,19 @@ class WriteReport:
         location: the head that was overwritten.
         rows: the rows that were overwritten, in the head's order.
         cast: how the numbers were rounded to the checkpoint's dtype, or ``""`` if they were not.
+        resized_from: how many rows there were, where their number changed; else None.
     """
 
     location: HeadLocation
     rows: tuple[int, ...]
     cast: str
+    resized_from: int | None = None
 
     def __str__(self) -> str:
         cast = f", {self.cast}" if self.cast else ""
+        before = "" if self.resized_from is None else f", which had {self.resized_from:,}"
         of = f"{self.location.n_categories:,} rows of {self.location.name!r}"
-        return f"{len(self.rows):,} of {of}{cast}"
+        return f"{len(self.rows):,} of {of}{before}{cast}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +95,32 @@ class _Patch:
         return self.values.ndim == 1 and len(self.entry.shape) == 2
 
 
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is written where: some rows over others, or tensors of another number of rows."""
+
+    found: Found
+    patches: list[_Patch]
+    resized: list[Replacement]
+    report: WriteReport
+
+    def write(self, source: Path, target: Path, catalog: Catalog) -> None:
+        """Write the copy, and read it again."""
+        if self.resized:
+            write_resized(source, target, catalog, self.resized)
+            return
+        starts = [storage_start(catalog, patch.entry) for patch in self.patches]
+        shutil.copyfile(source, target)
+        for patch, start in zip(self.patches, starts, strict=True):
+            _overwrite(target, patch, start)
+        _fix_checksums(target, catalog, self.patches)
+        _verify(target, catalog, self.found, self.patches)
+
+    def is_change(self, catalog: Catalog) -> bool:
+        """Whether the head gets other numbers."""
+        return bool(self.resized) or any(_changes(catalog, patch) for patch in self.patches)
+
+
 def write_head(
     source: str | os.PathLike[str],
     head: Head,
@@ -98,6 +130,7 @@ def write_head(
     bias_key: str | None = None,
     categories: Sequence[str] | None = None,
     provenance: Mapping[str, Any] | None = None,
+    resize: bool = False,
     overwrite: bool = False,
 ) -> WriteReport:
     """Write a head into a copy of a checkpoint file; the input is never touched.
@@ -122,6 +155,11 @@ def write_head(
             metadata; a `torch.save` archive has no place for it: there it is the file
             ``NAME.catwise.json`` beside it, which must go where that goes. `written`, a digest of
             the numbers that are then in the file, is added.
+        resize: the copy's rows are those of the head and no others, in its order: more, fewer or
+            other ones than the checkpoint has. `categories` then only helps to find the place.
+            Other tensors keep their bytes, also those that go by categories, such as an
+            optimizer's: what else the model's code or configuration says of their number is not
+            changed (but see :func:`catwise.models.writing.write_model`).
         overwrite: replace a file that is at `destination`.
 
     Returns:
@@ -158,30 +196,27 @@ def write_head(
         )
     catalog = open_catalog(source)
     check_destination(Path(destination), [Path(source)], what="the checkpoint", overwrite=overwrite)
-    found, patches, report = _plan(catalog, head, key=key, bias_key=bias_key, categories=categories)
-    said = _said(catalog, head, found, patches) if provenance is None else provenance
+    place: dict[str, Any] = {"key": key, "bias_key": bias_key, "categories": categories}
+    plan = _plan(catalog, head, **place, resize=resize)
+    said = _said(catalog, head, plan) if provenance is None else provenance
     beside = said is not None and not isinstance(catalog.origin, FileLayout)
     if beside:  # one without its file was left by a process that was killed
         alone = not Path(destination).exists()
         side = side_file(Path(destination))
         check_destination(side, [Path(source)], what="the checkpoint", overwrite=overwrite or alone)
-    starts = [storage_start(catalog, patch.entry) for patch in patches]
-    for patch in patches:
+    for patch in plan.patches:
         load_tensor(catalog, patch.entry)  # a damaged record is found before anything is written
     with atomic_path(destination) as temporary:
-        shutil.copyfile(source, temporary)
-        for patch, start in zip(patches, starts, strict=True):
-            _overwrite(temporary, patch, start)
-        _fix_checksums(temporary, catalog, patches)
-        _verify(temporary, catalog, found, patches)
+        plan.write(Path(source), temporary, catalog)
         if said is not None:
-            place = {"key": found.location.name, "bias_key": found.location.bias_key}
+            location = plan.found.location
+            place = {"key": location.name, "bias_key": location.bias_key}
             told = {**said, "written": read_head(temporary, **place).digest}
             if beside:  # first: on a full disk neither is left
                 put_beside(Path(destination), told)
             else:
                 stamp(temporary, told)
-    return report
+    return plan.report
 
 
 def write_head_to_state_dict(
@@ -191,6 +226,7 @@ def write_head_to_state_dict(
     key: str | None = None,
     bias_key: str | None = None,
     categories: Sequence[str] | None = None,
+    resize: bool = False,
 ) -> dict[str, Any]:
     """Return a new state_dict with this head in it; the given one is not changed.
 
@@ -206,14 +242,19 @@ def write_head_to_state_dict(
     tensor([[0., 0.]])
     """
     catalog = open_catalog(state_dict)
-    _, patches, _ = _plan(catalog, head, key=key, bias_key=bias_key, categories=categories)
+    place: dict[str, Any] = {"key": key, "bias_key": bias_key, "categories": categories}
+    plan = _plan(catalog, head, **place, resize=resize)
     result = copy.copy(state_dict)
-    for patch in patches:
-        value = patch.entry.value.detach().clone()
-        patch.apply(value)
-        if isinstance(patch.entry.value, torch.nn.Parameter):
-            value = torch.nn.Parameter(value, requires_grad=patch.entry.value.requires_grad)
-        _put(result, state_dict, patch.entry, value)
+    for part in plan.resized or plan.patches:
+        was = part.entry.value
+        if isinstance(part, _Patch):
+            value = was.detach().clone()
+            part.apply(value)
+        else:
+            value = part.values.to(was.device)
+        if isinstance(was, torch.nn.Parameter):
+            value = torch.nn.Parameter(value, requires_grad=was.requires_grad)
+        _put(result, state_dict, part.entry, value)
     return result  # type: ignore[return-value]
 
 
@@ -244,31 +285,67 @@ def _plan(
     key: str | None,
     bias_key: str | None,
     categories: Sequence[str] | None,
-) -> tuple[Found, list[_Patch], WriteReport]:
+    resize: bool,
+) -> _Plan:
     """Find the place, match the rows, cast the numbers; nothing is written."""
     names = tuple(map(str, categories)) if categories is not None else _own_names(catalog, key)
     own = names is not None and categories is None
-    n_rows = head.n_categories if names is None else len(names)
-    found = find_head(
+    if own and resize:
+        raise HeadError(
+            f"{catalog.label} is a head of catwise, not a checkpoint.",
+            remedy="save_head writes a head of any number of rows",
+        )
+    n_rows = len(names) if names is not None else None if resize else head.n_categories
+    found = _find(
         catalog,
         key="weight" if own and key is None else key,
         bias_key=bias_key,
         n_categories=n_rows if key is None else None,
     )
-    rows = _match(head, found.location, names)
-    if head.n_features != found.location.n_features:
+    location, n_new = found.location, head.n_categories
+    if resize:
+        _check_one_vector(found)
+    rows = tuple(range(n_new)) if resize else _match(head, location, names)
+    if head.n_features != location.n_features:
         raise ShapeError(
             "the head does not fit the checkpoint.",
             found=f"a head of {head.n_features:,} features",
-            expected=f"{found.location.n_features:,}, as {found.location.name!r} has",
+            expected=f"{location.n_features:,}, as {location.name!r} has",
         )
-    patches = [_patch(found.weight, rows, head.weight)]
     bias = _bias_values(head, found)
+    patches = [_patch(found.weight, rows, head.weight)]
     if found.bias is not None and bias is not None:
         patches.append(_patch(found.bias, rows, bias))
     parts = (head.weight, bias) if bias is not None else (head.weight,)
     cast = _cast_text(parts, patches)
-    return found, patches, WriteReport(found.location, rows, cast)
+    if not resize or n_new == location.n_categories:
+        return _Plan(found, patches, [], WriteReport(location, rows, cast))
+    report = WriteReport(replace(location, n_categories=n_new), rows, cast, location.n_categories)
+    resized = [Replacement.of(patch.entry, patch.values) for patch in patches]
+    return _Plan(found, [], resized, report)
+
+
+def _check_one_vector(found: Found) -> None:
+    """Refuse a layer whose categories have features each."""
+    if found.weight.layout != "matrix":
+        raise HeadError(
+            f"the head {found.location.name!r} cannot have other rows.",
+            found=str(found.location),
+            expected="a layer that gives every category the same features",
+            remedy="a category that has features of its own needs a model that was trained with it",
+        )
+
+
+def _find(catalog: Catalog, *, n_categories: int | None, **place: Any) -> Found:
+    """The place of the head; where none has so many rows, the error says what else there is."""
+    try:
+        return find_head(catalog, n_categories=n_categories, **place)
+    except HeadError as error:
+        if n_categories is None:
+            raise
+        facts = {"found": error.found, "expected": error.expected}
+        remedy = f"{error.remedy}; {_OTHER_ROWS}" if error.remedy else _OTHER_ROWS
+        raise HeadError(error.what, **facts, remedy=remedy) from error
 
 
 def _own_names(catalog: Catalog, key: str | None) -> tuple[str, ...] | None:
@@ -281,16 +358,14 @@ def _own_names(catalog: Catalog, key: str | None) -> tuple[str, ...] | None:
     return head_of_layout(catalog.path, layout).categories
 
 
-def _said(
-    catalog: Catalog, head: Head, found: Found, patches: Sequence[_Patch]
-) -> Mapping[str, Any] | None:
+def _said(catalog: Catalog, head: Head, plan: _Plan) -> Mapping[str, Any] | None:
     """What the copy says of its head where the caller says nothing."""
     assert catalog.path is not None  # noqa: S101  # write_head reads files
     old = None
     with suppress(HeadError):  # such as one that is not finite
-        old = head_at(catalog, found)
-    if any(_changes(catalog, patch) for patch in patches):
-        return remembered(head, old, n_rows=found.location.n_categories)
+        old = head_at(catalog, plan.found)
+    if plan.is_change(catalog):
+        return remembered(head, old, n_rows=plan.report.location.n_categories)
     # Metadata are copied with the file; a record beside it is not.
     has_no_text = not isinstance(catalog.origin, FileLayout)
     is_beside = has_no_text and old is not None and old.fitted_on is not None
@@ -314,7 +389,7 @@ def _match(head: Head, location: HeadLocation, names: tuple[str, ...] | None) ->
                 found=f"a head of {head.n_categories:,} categories",
                 expected=f"{n_rows:,}, as {location.name!r} has",
                 remedy="pass categories=[…], the names of the checkpoint's rows, "
-                "to write some of them by name",
+                f"to write some of them by name; {_OTHER_ROWS}",
             )
         numbers = {str(i): i for i in range(n_rows)}
         by_number = all(name in numbers for name in head.categories)
