@@ -251,8 +251,8 @@ def test_a_sigmoid_that_is_not_the_written_head_s(
     """The output of the written model is compared too, not its layer alone."""
     reload = registry.reload_model
 
-    def scaled(model: Any, path: Path) -> Any:
-        again = reload(model, path)
+    def scaled(model: Any, path: Path, **more: Any) -> Any:
+        again = reload(model, path, **more)
         assert again.module is not None
         again.module.register_forward_hook(lambda _, __, output: output / 2)
         return again
@@ -331,3 +331,56 @@ def test_options_of_a_model_need_one(folder: Path) -> None:
     assert "--images needs --model" in apply(folder, "--images", ".").stderr
     words = ["apply", "--head", str(folder / "head.safetensors"), "--out", "x"]
     assert "Missing option '--checkpoint'" in CliRunner().invoke(main, words).stderr
+
+
+# Other rows
+
+
+def build_any(n_categories: int) -> torch.nn.Module:
+    model = Net()
+    model.fc = torch.nn.Linear(5, n_categories)
+    return model
+
+
+@pytest.mark.parametrize("source", ["in.pt", "in.safetensors"])
+def test_resize(net: Path, source: str) -> None:
+    """The copy has the head's rows; both models are run, what was there says what it said."""
+    old = read_head(net / source, key="fc", categories=["a", "b", "c"])
+    new = Head(torch.full((1, 5), 0.25), [1.0], categories=["d"])
+    save_head(old.join(new).take_categories(["d", "c", "a"]), net / "head.safetensors")
+    (net / "names.txt").write_text("a\nb\nc\n")
+    names = ("--head-categories", str(net / "names.txt"))
+    result = apply_model(net, source, "--resize", *names, "--json", build="build_any")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert (document["resized_from"], document["n_categories"]) == (None, 3)
+    assert document["verified"]["change"] < 1e-6
+
+    save_head(old.join(new), net / "head.safetensors")
+    more = ("--resize", "--overwrite", "--card", str(net / "card.md"), *names)
+    result = apply_model(net, source, *more, build="build_any")
+    assert result.exit_code == 0, result.output
+    assert "fc.weight' in place of 3 written" in result.stdout
+    assert "4 of the 4 rows" in (net / "card.md").read_text()
+    out = next(net.glob("out.*"))
+    assert read_head(out, key="fc").weight.tolist()[3] == [0.25] * 5
+
+
+def test_resize_without_the_model(folder: Path) -> None:
+    """A file alone; unasked the error says how."""
+    head = Head(torch.ones(4, 2), torch.ones(4))
+    save_head(head, folder / "head.safetensors")
+    result = apply(folder)
+    assert result.exit_code == HeadError.exit_code
+    assert "--resize" in result.stderr
+    assert apply(folder, "--resize").exit_code == 0
+    assert load_file(folder / "out.safetensors")["fc.weight"].shape == (4, 2)
+    assert torch.equal(load_file(folder / "out.safetensors")["body.weight"], torch.ones(3, 3))
+
+
+def test_resize_needs_a_model_that_can_be_built_so(net: Path) -> None:
+    """A function that builds three rows whatever there is says what it cannot load."""
+    save_head(Head(torch.ones(4, 5), torch.ones(4)), net / "head.safetensors")
+    result = apply_model(net, "in.safetensors", "--resize")
+    assert result.exit_code in {CheckpointError.exit_code, ConfigError.exit_code}
+    assert not list(net.glob("out.*"))

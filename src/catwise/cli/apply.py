@@ -64,6 +64,11 @@ class Options:
         help="Names of the checkpoint's rows, one a line: the head's rows are matched by name and "
         "may be some of them.",
     )
+    resize: bool = option(
+        default=False,
+        help="The copy's rows are those of the head and no others, in its order, as `catwise "
+        "extend` and `catwise join` write them; a configuration of transformers or timm says so.",
+    )
     card: Path | None = option(None, metavar="FILE", help="Write lines for the model's card.")
     overwrite: bool = option(default=False, help="Replace a file that is there.")
     output: Output = group("Output")
@@ -107,7 +112,7 @@ def command(given: Options) -> None:
     tuned = load_head(given.head)
     loaded = None if given.model is None else _load(given.model, names, given)
     base, write = (
-        _file_writer(tuned, names, given) if loaded is None else _model_writer(loaded, tuned)
+        _file_writer(tuned, names, given) if loaded is None else _model_writer(loaded, tuned, given)
     )
     reports, verified = seen = _written(given, loaded, tuned, write)
     for report in reports:
@@ -129,6 +134,7 @@ def command(given: Options) -> None:
             "keys": [report.location.name for report in reports],
             "rows": first.rows,
             "n_categories": first.location.n_categories,
+            "resized_from": first.resized_from,
             "rounding": first.cast or None,
             "verified": None if verified is None else verified._asdict(),
             "card": None if given.card is None else str(given.card),
@@ -154,7 +160,7 @@ def _written(given: Options, loaded: LoadedModel | None, tuned: Head, write: _Wr
         return write(given.out, overwrite=given.overwrite), None
     with _rehearsed(given.out) as trial:
         reports = write(trial, overwrite=False)
-        verified = None if loaded is None else _verified(loaded, trial, tuned, given.images)
+        verified = None if loaded is None else _verified(loaded, trial, tuned, given)
         # Killed between the two, a call may be repeated for the card.
         if given.card is None or given.card.exists() or not _is_there(trial, given.out):
             write(given.out, overwrite=given.overwrite)
@@ -182,15 +188,22 @@ def _card(
     )
 
 
-def _file_writer(tuned: Head, names: list[str] | None, given: Options) -> tuple[Head, _Writer]:
+def _file_writer(
+    tuned: Head, names: list[str] | None, given: Options
+) -> tuple[Head | None, _Writer]:
     """Without the model: the checkpoint's head, and what writes into a copy of the file alone."""
+    from catwise.errors import HeadError
     from catwise.heads import read_head, write_head
     from catwise.heads.provenance import describe
 
     place: dict[str, Any] = {"key": given.name, "bias_key": given.bias_key}
     checkpoint = str(given.checkpoint)
-    base = read_head(checkpoint, **place, categories=names or tuned.categories)
+    rows = names if given.resize else names or tuned.categories
+    base = None
+    with contextlib.suppress(HeadError):  # where there is none, the writer says what there is
+        base = read_head(checkpoint, **place, categories=rows)
     facts: dict[str, Any] = {**place, "categories": names, "provenance": describe(tuned, base)}
+    facts["resize"] = given.resize
     return base, lambda path, overwrite: [
         write_head(checkpoint, tuned, path, **facts, overwrite=overwrite)
     ]
@@ -208,7 +221,7 @@ def _load(model: str, names: list[str] | None, given: Options) -> LoadedModel:
     return load_model(model, checkpoint=given.checkpoint, **{k: v for k, v in options.items() if v})
 
 
-def _model_writer(loaded: LoadedModel, tuned: Head) -> tuple[Head | None, _Writer]:
+def _model_writer(loaded: LoadedModel, tuned: Head, given: Options) -> tuple[Head | None, _Writer]:
     """With the model: its head, and what writes into a copy of what it was loaded from."""
     from catwise.joining import name_rows
     from catwise.models.verify import check_output
@@ -218,23 +231,27 @@ def _model_writer(loaded: LoadedModel, tuned: Head) -> tuple[Head | None, _Write
     base = loaded.head
     if base is not None:
         loaded.head = name_rows(base, tuned.categories)
-    return base, lambda path, overwrite: write_model(loaded, tuned, path, overwrite=overwrite)
+    resize = given.resize
+    return base, lambda path, overwrite: write_model(
+        loaded, tuned, path, resize=resize, overwrite=overwrite
+    )
 
 
-def _verified(loaded: LoadedModel, path: Path, tuned: Head, images: Path | None) -> Verified:
+def _verified(loaded: LoadedModel, path: Path, tuned: Head, given: Options) -> Verified:
     """What a few images say of a written copy."""
     from catwise.errors import ConfigError
     from catwise.models.sources import FolderImages, ImageSource, TarImages, find_shards
     from catwise.models.verify import first_images, noise, verify_copy
 
+    images, resized = given.images, given.resize
     if images is None:
-        return verify_copy(loaded, path, tuned, noise(loaded))
+        return verify_copy(loaded, path, tuned, noise(loaded), resized=resized)
     shards = find_shards(images)
     source: ImageSource = TarImages(shards) if shards else FolderImages.scan(images)
     batch = first_images(loaded, source, range(len(source)))
     if batch is None:
         raise ConfigError(f"none of the first images of '{images}' can be read.")
-    return verify_copy(loaded, path, tuned, batch)
+    return verify_copy(loaded, path, tuned, batch, resized=resized)
 
 
 @contextlib.contextmanager

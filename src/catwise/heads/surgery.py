@@ -67,9 +67,10 @@ class WriteReport:
 
     def __str__(self) -> str:
         cast = f", {self.cast}" if self.cast else ""
-        before = "" if self.resized_from is None else f", which had {self.resized_from:,}"
         of = f"{self.location.n_categories:,} rows of {self.location.name!r}"
-        return f"{len(self.rows):,} of {of}{before}{cast}"
+        if self.resized_from is not None:
+            return f"{of} in place of {self.resized_from:,}{cast}"
+        return f"{len(self.rows):,} of {of}{cast}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -172,12 +172,22 @@ class Writer(Protocol):
     """
 
     def write(
-        self, model: LoadedModel, head: Head, source: Path, destination: Path, *, overwrite: bool
+        self,
+        model: LoadedModel,
+        head: Head,
+        source: Path,
+        destination: Path,
+        *,
+        resize: bool,
+        overwrite: bool,
     ) -> list[WriteReport]:
-        """Write the copy; the source is never touched."""
+        """Write the copy, with `resize` of the head's rows alone; the source is never touched."""
 
-    def compare(self, model: LoadedModel, source: Path, copy: Path) -> int:
-        """Compare all but the head; how many tensors that were. MismatchError if some differ."""
+    def compare(self, model: LoadedModel, source: Path, copy: Path, *, resized: bool) -> int:
+        """Compare all but the head; how many tensors that were. MismatchError if some differ.
+
+        Where the head was `resized`, what a configuration says of its rows may differ, too.
+        """
 
 
 @dataclass(eq=False)

@@ -139,8 +139,20 @@ def _check_count(loaded: LoadedModel, n_categories: int | None) -> None:
         )
 
 
-def reload_model(model: LoadedModel, path: Path) -> LoadedModel:
-    """Load a written copy, a file or folder, strictly as `load_model` loaded the original."""
+def reload_model(
+    model: LoadedModel, path: Path, *, categories: Sequence[str] | None = None
+) -> LoadedModel:
+    """Load a written copy as the original was loaded, strictly.
+
+    Args:
+        model: what `load_model` gave.
+        path: the copy: a file, or a transformers folder.
+        categories: its rows, where they are others than the original's.
+
+    Raises:
+        ConfigError: If the model was not loaded by `load_model`.
+        CatwiseError: As `load_model`.
+    """
     if model.request is None:
         raise ConfigError(
             f"{model.name} cannot be loaded again: it was not loaded by load_model.",
@@ -148,6 +160,11 @@ def reload_model(model: LoadedModel, path: Path) -> LoadedModel:
         )
     kind = model.name.partition(":")[0]
     where = {"name": str(path)} if kind in OWN_CHECKPOINT else {"checkpoint": path}
-    again = _load(kind, replace(model.request, **where))
+    request = replace(model.request, **where)
+    if categories is not None:  # what was said of the rows is said of those that there are now
+        n_categories = None if request.n_categories is None else len(categories)
+        names = None if request.categories is None else list(categories)
+        request = replace(request, n_categories=n_categories, categories=names)
+    again = _load(kind, request)
     again.preprocessing = model.preprocessing
     return again

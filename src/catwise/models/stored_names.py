@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from catwise._json import parse
 from catwise.errors import CategoryError
 
 _SHOWN = 5
@@ -70,3 +72,16 @@ def unique_names(names: Sequence[str]) -> list[str]:
     """Tell equal names apart by their positions; ImageNet has two cranes."""
     seen = Counter(names)
     return [f"{name} ({i})" if seen[name] > 1 else name for i, name in enumerate(names)]
+
+
+def with_fields(text: str, fields: Mapping[str, Any]) -> str:
+    """A configuration with some fields set; the others stay as and where they are.
+
+    >>> print(with_fields('{"b": 1, "num_labels": 2}', {"num_labels": 3}))
+    {
+      "b": 1,
+      "num_labels": 3
+    }
+    """
+    table = {**parse(text), **fields}
+    return json.dumps(table, indent=2) + ("\n" if text.endswith("\n") else "")

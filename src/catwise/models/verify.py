@@ -82,15 +82,19 @@ def check_output(model: LoadedModel) -> None:
     )
 
 
-def verify_copy(before: LoadedModel, path: Path, head: Head, images: torch.Tensor) -> Verified:
+def verify_copy(
+    before: LoadedModel, path: Path, head: Head, images: torch.Tensor, *, resized: bool = False
+) -> Verified:
     """Load a written copy as its original was loaded, run both, compare all other tensors.
 
-    A copy that does not hold is removed, with what is told beside it.
+    A copy that does not hold is removed, with what is told beside it. Where it was written with
+    `resize`, its rows are those of the head.
     """
     try:
         with still_there(path):
-            seen = verify_written(before, reload_model(before, path), head, images)
-            return seen._replace(tensors=compare_written(before, path))
+            after = reload_model(before, path, categories=head.categories if resized else None)
+            seen = verify_written(before, after, head, images, resized=resized)
+            return seen._replace(tensors=compare_written(before, path, resized=resized))
     except BaseException:
         remove(path)
         remove(side_file(path))
@@ -98,14 +102,30 @@ def verify_copy(before: LoadedModel, path: Path, head: Head, images: torch.Tenso
 
 
 def verify_written(
-    before: LoadedModel, after: LoadedModel, head: Head, images: torch.Tensor
+    before: LoadedModel,
+    after: LoadedModel,
+    head: Head,
+    images: torch.Tensor,
+    *,
+    resized: bool = False,
 ) -> Verified:
     """Run the original and the written model on a few images, and compare; else MismatchError.
 
     Features must be identical, and the classification layer must give what the new head predicts,
     to float tolerance. So must the model, by the sigmoid or softmax that it ends in, unless
     something else lies behind that layer in the original too (`output_is`). Rows that
-    the head does not name must not have changed. Images are (N, channels, height, width).
+    the head does not name must not have changed.
+
+    Args:
+        before: the original.
+        after: the written copy, loaded as the original was.
+        head: what was written; some or all of the rows.
+        images: (N, channels, height, width), preprocessed.
+        resized: the copy has the rows of the head and no others; logits of categories that were
+            there before are compared.
+
+    Raises:
+        MismatchError: If one of this is not so.
     """
     (old_features, old, _), (features, new, made) = (_run(m, images) for m in (before, after))
     if not torch.equal(old_features, features):
@@ -115,10 +135,13 @@ def verify_written(
             remedy="something but the head differs: do not use this file, and report this",
         )
     assert before.head is not None  # noqa: S101  # it was written
-    whole = _whole(before.head, head)
-    if names := before.row_names:  # some rows of the layer are not categories
-        rows = [names.index(name) for name in whole.categories]
-        old, new = old[:, rows], new[:, rows]
+    whole = head if resized else _whole(before.head, head)
+    names = before.row_names or before.head.categories
+    common = [name for name in whole.categories if name in set(names)]
+    old = old[:, [names.index(name) for name in common]]
+    if not resized:  # some rows of the layer may be no categories
+        new = new[:, [names.index(name) for name in whole.categories]]
+    _check_rows(after, new, whole)
     wanted = whole.logits(features.to(whole.device)).to(new)
     gap = float((wanted - new).abs().max() / wanted.abs().max().clamp_min(1e-30))
     if not gap <= max(TOLERANCE[torch.float32], TOLERANCE[before.head.dtype]):
@@ -135,7 +158,20 @@ def verify_written(
             found=f"an output that is not the {word} of the head's logits",
             remedy="do not use this file, and report this",
         )
-    return Verified(len(images), gap, float((new - old).abs().max()), None)
+    same = new[:, [whole.categories.index(name) for name in common]]
+    change = float((same - old).abs().max()) if common else 0.0
+    return Verified(len(images), gap, change, None)
+
+
+def _check_rows(model: LoadedModel, logits: torch.Tensor, head: Head) -> None:
+    """Refuse a copy of another number of rows than its head."""
+    if logits.shape[1] != head.n_categories:
+        raise MismatchError(
+            f"'{model.checkpoint}' has another number of rows than its head.",
+            found=f"{logits.shape[1]:,} logits an image",
+            expected=f"{head.n_categories:,}",
+            remedy="do not use this file, and report this",
+        )
 
 
 def _whole(base: Head, head: Head) -> Head:
@@ -169,8 +205,8 @@ def _run(model: LoadedModel, images: torch.Tensor) -> tuple[torch.Tensor, torch.
     return features.float(), logits.double(), made
 
 
-def compare_written(model: LoadedModel, path: Path) -> int:
+def compare_written(model: LoadedModel, path: Path, *, resized: bool = False) -> int:
     """Compare a written copy with what the model was loaded from; how many tensors that were."""
     source = model.checkpoint
     assert source is not None  # noqa: S101  # it was written from
-    return writer_of(model).compare(model, source, path)
+    return writer_of(model).compare(model, source, path, resized=resized)

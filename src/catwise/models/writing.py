@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from catwise._io import atomic_path
-from catwise.errors import ConfigError, MismatchError
+from catwise.errors import ConfigError, HeadError, MismatchError
 from catwise.heads import Head, WriteReport, read_head, write_head
 from catwise.heads.catalog import load_tensor, open_catalog
 from catwise.heads.fit import check_destination, same_bits
 from catwise.heads.provenance import describe, side_file
-from catwise.models.adapters.two_heads import split_head
+from catwise.models.adapters.two_heads import in_rows_of, split_head
 from catwise.models.core import LoadedModel, Writer
 
 _SHOWN: Final = 5
@@ -29,9 +29,16 @@ class HeadKeys(NamedTuple):
 
 @dataclass(frozen=True)
 class FileWriter:
-    """Writes into a copy of one file: a layer, or both `parts` of an averaged head."""
+    """Writes into a copy of one file, in which the head is a layer, or two that are averaged.
+
+    Attributes:
+        parts: of each of two averaged heads; empty: `weight_key` and `bias_key` of the model.
+        fixed: what in the file goes by the head's rows, so that their number is fixed; ``""``: no
+            such thing is known.
+    """
 
     parts: tuple[HeadKeys, ...] = ()
+    fixed: str = ""
 
     def write(
         self,
@@ -40,15 +47,23 @@ class FileWriter:
         source: Path,
         destination: Path,
         *,
+        resize: bool = False,
         overwrite: bool = False,
     ) -> list[WriteReport]:
         """Write the copy, with the head's provenance where it is another head."""
         told = describe(head, model.head) if is_new(head, model.head) else None
         rows = model.row_names or (model.head.categories if model.head else None)
+        if resize and self.fixed:
+            raise HeadError(
+                f"the head of {model.name} cannot have other rows.",
+                found=f"{self.fixed} in '{source}'",
+                expected="a checkpoint in which only the classification layer goes by categories",
+                remedy="save its state_dict without that, and write the head into a copy of it",
+            )
         if self.parts:
             check_destination(destination, [source], what="the checkpoint", overwrite=overwrite)
-            whole = head if rows is None else head.take_categories(rows)
-            return self._write_both(whole, source, destination, rows=rows, told=told)
+            whole = head if resize or rows is None else head.take_categories(rows)
+            return self._write_both(whole, source, destination, rows=rows, told=told, resize=resize)
         report = write_head(
             source,
             head,
@@ -57,6 +72,7 @@ class FileWriter:
             bias_key=model.bias_key,
             categories=rows,
             provenance=told,
+            resize=resize,
             overwrite=overwrite,
         )
         return [report]
@@ -69,29 +85,35 @@ class FileWriter:
         *,
         rows: Sequence[str] | None,
         told: dict[str, object] | None,
+        resize: bool,
     ) -> list[WriteReport]:
         """Write one of the two heads into a copy, and the other into a copy of that."""
         places: list[dict[str, Any]] = [
             {"key": part.weight_key, "bias_key": part.bias_key} for part in self.parts
         ]
-        first, second = split_head(head, [read_head(source, **place) for place in places])
+        olds = [read_head(source, **place, categories=rows) for place in places]
+        first, second = split_head(head, [in_rows_of(head, o) for o in olds] if resize else olds)
+        places = [{**place, "categories": rows, "resize": resize} for place in places]
         first = first.replace(fitted_on=None, provenance=None)  # the second write says it
         with atomic_path(destination) as temporary:
             between = temporary.with_name(f"{temporary.stem}-first{temporary.suffix}")
             try:
-                reports = [write_head(source, first, between, categories=rows, **places[0])]
-                reports.append(
-                    write_head(
-                        between, second, temporary, categories=rows, provenance=told, **places[1]
-                    )
-                )
+                reports = [write_head(source, first, between, **places[0])]
+                reports.append(write_head(between, second, temporary, provenance=told, **places[1]))
             finally:
                 between.unlink(missing_ok=True)
                 if (beside := side_file(temporary)).exists():
                     beside.replace(side_file(destination))
         return reports
 
-    def compare(self, model: LoadedModel, source: Path, copy: Path) -> int:
+    def compare(
+        self,
+        model: LoadedModel,
+        source: Path,
+        copy: Path,
+        *,
+        resized: bool = False,  # noqa: ARG002  # all but the head is the same then, too
+    ) -> int:
         """Compare all other tensors bit for bit."""
         parts = self.parts or (HeadKeys(model.weight_key, model.bias_key),)
         return compare_tensors(source, copy, but=[key for part in parts for key in part if key])
@@ -107,14 +129,32 @@ def write_model(
     head: Head,
     destination: str | os.PathLike[str],
     *,
+    resize: bool = False,
     overwrite: bool = False,
 ) -> list[WriteReport]:
     """Write a head into a copy of what a model was loaded from: a file, or a transformers folder.
 
     The head that was read gives a copy that is equal byte for byte. Any other is told of in the
-    copy: see `catwise.heads.provenance`. Categories are matched by name. There is one report, or
-    one for each of two joined heads. ConfigError if the model was loaded without a checkpoint;
-    errors else as for :func:`catwise.heads.write_head`.
+    copy: see `catwise.heads.provenance`.
+
+    Args:
+        model: what `load_model` gave.
+        head: the new head; its categories are matched by name.
+        destination: the new file or folder.
+        resize: the copy's rows are those of the head and no others, in its order: more, fewer or
+            other ones than the model has. A configuration that catwise reads, of transformers or
+            timm, says so (`num_labels`, `id2label`, `num_classes`, `label_names`); it keeps all
+            else.
+        overwrite: replace what is there.
+
+    Returns:
+        What was written: one report, or one for each of two joined heads.
+
+    Raises:
+        ConfigError: If the model was loaded without a checkpoint.
+        HeadError: If the rows of this kind of model cannot change (ONNX), or other parts of the
+            checkpoint go by categories.
+        CatwiseError: As :func:`catwise.heads.write_head`.
     """
     if model.checkpoint is None:
         raise ConfigError(
@@ -122,7 +162,8 @@ def write_model(
             remedy="load it with checkpoint='…'",
         )
     source, target = model.checkpoint, Path(destination)
-    return writer_of(model).write(model, head, source, target, overwrite=overwrite)
+    writer = writer_of(model)
+    return writer.write(model, head, source, target, resize=resize, overwrite=overwrite)
 
 
 def is_new(head: Head, base: Head | None) -> bool:

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from torch import nn
 
 from catwise._extras import import_optional
+from catwise._io import write_text
 from catwise._json import parse
 from catwise._limits import MAX_JSON, read_within
 from catwise._safetensors import FileLayout
-from catwise.errors import ConfigError, nearest
+from catwise.errors import ConfigError, OutputError, nearest
+from catwise.heads import Head, WriteReport
 from catwise.heads.catalog import Catalog
+from catwise.heads.fit import check_destination
 from catwise.heads.provenance import KEY
 from catwise.models.adapters.lightning import count_categories, open_weights
 from catwise.models.adapters.torch_modules import adapt_module, inner_layer
-from catwise.models.core import LoadedModel, Preprocessing, Request
+from catwise.models.core import LoadedModel, Preprocessing, Request, Writer
 from catwise.models.packages import building, split_options
-from catwise.models.stored_names import names_by_number, unique_names
+from catwise.models.stored_names import names_by_number, unique_names, with_fields
+from catwise.models.writing import refuse_changes, writer_of
 
 _REFUSED: Final = (
     "pretrained", "num_classes", "checkpoint_path", "cache_dir", "pretrained_cfg", "features_only",
@@ -31,6 +36,7 @@ _STORED_OPTIONS: Final = {
 _INTERPOLATIONS: Final = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 _MAX_TEXT: Final = 200
 _CONFIG: Final = "config.json"
+_NAME_FIELDS: Final = ("label_names", "labels", "label_descriptions")
 
 
 def load_timm(request: Request) -> LoadedModel:
@@ -66,7 +72,7 @@ def load_timm(request: Request) -> LoadedModel:
             notes.append(f"the categories' names are those of '{beside}'.")
     with building(f"timm:{name}"):
         module = timm.create_model(name, pretrained=False, num_classes=n_rows or 1000, **args)
-    return adapt_module(
+    loaded = adapt_module(
         module,
         name=f"timm:{name}",
         preprocessing=read_preprocessing(module, args),
@@ -78,19 +84,109 @@ def load_timm(request: Request) -> LoadedModel:
         categories=categories,
         notes=notes,
     )
+    if request.checkpoint is not None and _config_beside(request.checkpoint) is not None:
+        loaded.writer = ConfigWriter(writer_of(loaded))
+    return loaded
+
+
+@dataclass(frozen=True)
+class ConfigWriter:
+    """Writes into a copy of a file; where its rows change, with the config.json of timm beside it.
+
+    Attributes:
+        inside: writes the file.
+    """
+
+    inside: Writer
+
+    def write(
+        self,
+        model: LoadedModel,
+        head: Head,
+        source: Path,
+        destination: Path,
+        *,
+        resize: bool,
+        overwrite: bool,
+    ) -> list[WriteReport]:
+        """Write the copy, and beside it what says how many rows it has and what they are called."""
+        config, beside = source.with_name(_CONFIG), destination.with_name(_CONFIG)
+        if resize and beside.exists() and beside.samefile(config):
+            raise OutputError(
+                f"'{destination}' cannot lie beside '{source}'.",
+                found=f"'{config}', which says how many rows both have",
+                expected="a folder of its own for a copy with other rows",
+                remedy="choose another folder",
+            )
+        if resize:
+            check_destination(beside, [], what="the config", overwrite=overwrite)
+        reports = self.inside.write(
+            model, head, source, destination, resize=resize, overwrite=overwrite
+        )
+        if resize:
+            text = read_within(config, MAX_JSON).decode()
+            write_text(beside, with_fields(text, _of_rows(parse(text), head.categories)))
+        return reports
+
+    def compare(self, model: LoadedModel, source: Path, copy: Path, *, resized: bool) -> int:
+        """Compare all other tensors bit for bit, and the rest of a configuration."""
+        if resized:
+            texts = [read_within(path.with_name(_CONFIG), MAX_JSON) for path in (source, copy)]
+            rest = [_without_rows(parse(text)) for text in texts]
+            refuse_changes(source, copy, [_CONFIG] if rest[0] != rest[1] else [], what="files")
+        return self.inside.compare(model, source, copy, resized=resized)
+
+
+def _of_rows(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """What timm's configuration says of a model's rows, wherever it does."""
+    found: dict[str, Any] = {}
+    for key in ("num_classes", *_NAME_FIELDS):
+        if config.get(key) is not None or key == "num_classes":
+            found[key] = len(names) if key == "num_classes" else _named(config[key], names)
+    has_names = any(name != str(row) for row, name in enumerate(names))
+    if has_names and not any(key in found for key in _NAME_FIELDS):
+        found["label_names"] = list(names)
+    inner = config.get("pretrained_cfg")
+    if isinstance(inner, Mapping):
+        stated = [key for key in ("num_classes", *_NAME_FIELDS) if inner.get(key) is not None]
+        told = {key: v for key, v in _of_rows({**inner}, names).items() if key in stated}
+        found["pretrained_cfg"] = {**inner, **told}
+    return found
+
+
+def _without_rows(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without what it says of a model's rows."""
+    rest = {k: v for k, v in config.items() if k not in {"num_classes", *_NAME_FIELDS}}
+    if isinstance(inner := rest.get("pretrained_cfg"), Mapping):
+        rest["pretrained_cfg"] = _without_rows(inner)
+    return rest
+
+
+def _named(old: object, names: Sequence[str]) -> object:
+    """Names as a list, or descriptions of them as a table; a new name describes itself."""
+    if not isinstance(old, Mapping):
+        return list(names)
+    if set(old) <= {str(row) for row in range(len(old))}:
+        return {str(row): name for row, name in enumerate(names)}
+    return {name: old.get(name, name) for name in names}
+
+
+def _config_beside(checkpoint: Path) -> dict[str, Any] | None:
+    """The config.json that timm writes beside the weights; None if there is none of its kind."""
+    try:
+        config = parse(read_within(checkpoint.with_name(_CONFIG), MAX_JSON))
+    except (OSError, ValueError):
+        return None
+    return config if isinstance(config, dict) and "architecture" in config else None
 
 
 def _stored_names(checkpoint: Path, n_categories: int) -> list[str] | None:
     """The rows' names in the config.json that timm writes beside the weights, if it has any."""
     path = checkpoint.with_name(_CONFIG)
-    try:
-        config = parse(read_within(path, MAX_JSON))
-    except (OSError, ValueError):
-        return None
-    if not isinstance(config, dict) or "architecture" not in config:
+    if (config := _config_beside(checkpoint)) is None:
         return None
     inner = config.get("pretrained_cfg")
-    for key in ("label_names", "labels", "label_descriptions"):
+    for key in _NAME_FIELDS:
         for table in (config, inner if isinstance(inner, dict) else {}):
             if table.get(key):
                 where = f"{key} in '{path}'"

@@ -3,38 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
 from catwise._extras import import_optional
-from catwise._io import atomic_folder
-from catwise._json import parse
-from catwise._limits import MAX_JSON, read_within
 from catwise.errors import (
     CheckpointError,
     ConfigError,
     HeadError,
-    OutputError,
     ShapeError,
-    reason_of,
 )
-from catwise.features.manifest import file_sha256
-from catwise.heads import Head, WriteReport
 from catwise.heads.catalog import open_catalog
 from catwise.models.adapters.torch_modules import adapt_module, inner_layer
-from catwise.models.core import LoadedModel, Preprocessing, Request, Writer
+from catwise.models.adapters.transformers_folder import CONFIG, INDEX, FolderWriter, read_table
+from catwise.models.core import LoadedModel, Preprocessing, Request
 from catwise.models.packages import building, split_options
-from catwise.models.stored_names import check_inverse, names_by_number, unique_names
-from catwise.models.writing import refuse_changes, writer_of
+from catwise.models.stored_names import (
+    check_inverse,
+    names_by_number,
+    unique_names,
+)
+from catwise.models.writing import writer_of
 
-_CONFIG: Final = "config.json"
 _WEIGHTS: Final = "model.safetensors"
-_INDEX: Final = "model.safetensors.index.json"
 _TWO_HEADS: Final = (
     ("cls_classifier", "distillation_classifier"),
     ("classifier", "classifier_distill"),
@@ -75,7 +69,7 @@ def load_transformers(request: Request) -> LoadedModel:
         notes.append(f"{', '.join(others)}: other copies of the weights, which keep the old head.")
     preprocessing, said = read_processor(folder, settings)
     notes += said
-    if _read_json(folder / "preprocessor_config.json").get("do_flip_channel_order"):
+    if read_table(folder / "preprocessor_config.json").get("do_flip_channel_order"):
         module.register_forward_pre_hook(_flip_channels, with_kwargs=True)
         notes.append("the model takes BGR: the channels are turned as it is called.")
     loaded = adapt_module(
@@ -92,8 +86,22 @@ def load_transformers(request: Request) -> LoadedModel:
         notes=notes,
     )
     loaded.checkpoint = folder
-    loaded.writer = FolderWriter(weights.relative_to(folder).as_posix(), writer_of(loaded))
+    labels = [] if request.categories is not None else stored or _invented(config)
+    loaded.writer = _writer(loaded, weights.relative_to(folder), labels)
     return loaded
+
+
+def _writer(loaded: LoadedModel, weights: Path, labels: Sequence[str]) -> FolderWriter:
+    """Writes into a copy of the folder, in which rows that stay keep the labels that they have."""
+    rows = loaded.head.categories if loaded.head else ()
+    return FolderWriter(
+        weights.as_posix(), writer_of(loaded), dict(zip(rows, labels, strict=False))
+    )
+
+
+def _invented(config: Any) -> list[str]:
+    """The names that transformers gives to rows without any."""
+    return names_by_number(config.id2label or {}, where="id2label")
 
 
 def _check_count(folder: Path, n_labels: int, asked: int | None) -> None:
@@ -129,32 +137,14 @@ def _flip_channels(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict
     return args, kwargs | {"pixel_values": kwargs["pixel_values"].flip(1)}
 
 
-def _read_json(path: Path, *, needed: bool = False) -> dict[str, Any]:
-    """Read a table; an absent file that is not needed is an empty one."""
-    if not path.exists() and not needed:
-        return {}
-    try:
-        value = parse(read_within(path, MAX_JSON))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"cannot read '{path}'.",
-            found=reason_of(error),
-            expected="a JSON table in a folder that save_pretrained wrote",
-            remedy="check the folder's name; models are not downloaded",
-        ) from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"'{path}' is not a table.", found=type(value).__name__)
-    return value
-
-
 def _weight_files(folder: Path) -> dict[str, Path]:
     """Every tensor's name and the file that holds it."""
-    shards = _read_json(folder / _INDEX).get("weight_map")
+    shards = read_table(folder / INDEX).get("weight_map")
     files = {folder / _WEIGHTS}
     if shards is not None and not (folder / _WEIGHTS).exists():
         if not isinstance(shards, dict) or any(Path(str(f)).name != f for f in shards.values()):
             raise CheckpointError(
-                f"'{folder / _INDEX}' does not name files beside it.",
+                f"'{folder / INDEX}' does not name files beside it.",
                 expected="a weight_map of tensor names and file names",
             )
         files = {folder / shard for shard in shards.values()}
@@ -224,11 +214,11 @@ def _problem_note(config: Any) -> str:
 
 def _read_settings(folder: Path) -> dict[str, Any]:
     """The config.json of a folder that transformers can open; it would not say why it cannot."""
-    settings = _read_json(folder / _CONFIG, needed=True)
+    settings = read_table(folder / CONFIG, needed=True)
     table = settings.get("id2label")
     if table is not None and not isinstance(table, dict):
         raise CheckpointError(
-            f"id2label in '{folder / _CONFIG}' is not a table: transformers cannot open it.",
+            f"id2label in '{folder / CONFIG}' is not a table: transformers cannot open it.",
             found=type(table).__name__,
             expected='{"0": "first name", "1": "second name"}',
             remedy="correct config.json",
@@ -245,7 +235,7 @@ def _stored_labels(folder: Path, settings: Mapping[str, Any]) -> list[str] | Non
     """What id2label says of rows 0, 1, …; None without one."""
     if not (table := settings.get("id2label")):
         return None
-    where, count = f"id2label in '{folder / _CONFIG}'", settings.get("num_labels")
+    where, count = f"id2label in '{folder / CONFIG}'", settings.get("num_labels")
     names = names_by_number(table, where=where, n_rows=count)
     check_inverse(names, settings.get("label2id"), where=where.replace("id2label", "label2id"))
     return names
@@ -253,7 +243,7 @@ def _stored_labels(folder: Path, settings: Mapping[str, Any]) -> list[str] | Non
 
 def _labels(config: Any, stored: list[str] | None) -> tuple[list[str] | None, list[str]]:
     """Category names out of id2label; None where they are the numbers that transformers invents."""
-    labels = stored or names_by_number(config.id2label or {}, where="id2label")
+    labels = stored or _invented(config)
     if labels == [f"LABEL_{i}" for i in range(len(labels))]:
         return None, ["id2label names no categories: they are numbered."]
     names = unique_names(labels)
@@ -283,7 +273,7 @@ def _classifiers(module: Any) -> str | list[str]:
 def read_processor(folder: Path, settings: Mapping[str, Any]) -> tuple[Preprocessing, list[str]]:
     """Read preprocessor_config.json; without one, guess and say so."""
     path = folder / "preprocessor_config.json"
-    said = _read_json(path)
+    said = read_table(path)
     if not said and isinstance(settings.get("pretrained_cfg"), dict):
         return _timm_settings(settings["pretrained_cfg"]), []
     if not said:
@@ -390,51 +380,3 @@ def _timm_settings(config: Mapping[str, Any]) -> Preprocessing:
         channels=int(channels),
         source="pretrained_cfg in config.json",
     )
-
-
-# Writing
-
-
-@dataclass(frozen=True)
-class FolderWriter:
-    """Writes into a copy of a transformers folder; links are copied as what they lead to.
-
-    `weights_file` is the safetensors file that holds the head, `inside` writes into a copy of it.
-    """
-
-    weights_file: str
-    inside: Writer
-
-    def write(
-        self, model: LoadedModel, head: Head, source: Path, destination: Path, *, overwrite: bool
-    ) -> list[WriteReport]:
-        """Copy the folder byte for byte, but for the head's bytes."""
-        old, new = source.resolve(), destination.resolve()
-        if new == old or old in new.parents or new in old.parents:
-            raise OutputError(
-                f"'{destination}' is the model's own folder, lies in it, or holds it.",
-                expected="a new folder: an input is never changed",
-                remedy="choose another name",
-            )
-        weights = old / self.weights_file
-
-        def left_out(at: str, names: list[str]) -> list[str]:
-            return [name for name in names if Path(at, name) == weights]
-
-        with atomic_folder(destination, overwrite=overwrite) as folder:
-            shutil.copytree(old, folder, dirs_exist_ok=True, ignore=left_out)
-            copy = folder / self.weights_file
-            return self.inside.write(model, head, weights, copy, overwrite=False)
-
-    def compare(self, model: LoadedModel, source: Path, copy: Path) -> int:
-        """Compare all files byte for byte, and all other tensors of the head's file."""
-        names = [
-            {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-            for folder in (source, copy)
-        ]
-        common = sorted((names[0] & names[1]) - {self.weights_file})
-        wrong = sorted(names[0] ^ names[1]) + [
-            name for name in common if file_sha256(source / name) != file_sha256(copy / name)
-        ]
-        refuse_changes(source, copy, wrong, what="files")
-        return self.inside.compare(model, source / self.weights_file, copy / self.weights_file)

@@ -98,3 +98,21 @@ def split_head(joined: Head, olds: Sequence[Head]) -> list[Head]:
         )
         for old, weight in zip(olds, weights, strict=True)
     ]
+
+
+def in_rows_of(head: Head, old: Head) -> Head:
+    """A head with the rows of an old one in the order of another's categories, zeros for new ones.
+
+    >>> old = Head([[5.0]], [6.0], categories=["b"])
+    >>> in_rows_of(Head([[1.0], [1.0]], categories=["a", "b"]), old).bias.tolist()
+    [0.0, 6.0]
+    """
+    weight = old.weight.new_zeros(head.n_categories, old.n_features)
+    bias = None if old.bias is None else old.bias.new_zeros(head.n_categories)
+    place = {name: row for row, name in enumerate(old.categories)}
+    for row, name in enumerate(head.categories):
+        if name in place:
+            weight[row] = old.weight[place[name]]
+            if bias is not None and old.bias is not None:
+                bias[row] = old.bias[place[name]]
+    return old.replace(weight=weight, bias=bias, categories=head.categories)

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 from torch import nn
@@ -23,10 +24,12 @@ from catwise.models.adapters.lightning import count_categories, load_weights, op
 from catwise.models.adapters.torch_modules import adapt_module, inner_layer
 from catwise.models.core import LoadedModel, Preprocessing, Request
 from catwise.models.packages import building, split_options
+from catwise.models.writing import FileWriter, writer_of
 
 _LAYERS: Final = ("classifier", "model.fc", "fc")
 _POLICIES: Final = ("refuse", "drop", "keep")
 _SIZE: Final = 224
+_POINTS: Final = "op_threshs, an operating point for each row"
 
 
 def load_xrv(request: Request) -> LoadedModel:
@@ -50,8 +53,7 @@ def load_xrv(request: Request) -> LoadedModel:
     if request.checkpoint is not None:
         catalog = open_weights(request.checkpoint)
         n_rows = n_rows or count_categories(catalog, layer="classifier", prefix=request.prefix)
-        stored = any(entry.key.rpartition(".")[2] == "op_threshs" for entry in catalog.entries)
-        thresholds = thresholds if stored else None
+        thresholds = thresholds if _has_points(catalog) else None
     n_rows = n_rows or len(targets)
     with building(f"xrv:{name}"):
         fits = thresholds is not None and len(thresholds) == n_rows
@@ -60,6 +62,8 @@ def load_xrv(request: Request) -> LoadedModel:
         module = xrv.models.DenseNet(weights=None, num_classes=n_rows, **given, **args)
     if request.categories is None and len(targets) == n_rows:
         module.targets = module.pathologies = list(targets)
+    elif len(module.targets) != n_rows:  # the package's own names are of a layer of 18 rows
+        module.targets = module.pathologies = []
     return adapt_xrv(
         module,
         name=f"xrv:{name}",
@@ -134,7 +138,14 @@ def adapt_xrv(
     )
     if names_given:
         _name_rows(loaded, list(map(str, names_given)))
+    if catalog is not None and _has_points(catalog):
+        loaded.writer = replace(cast("FileWriter", writer_of(loaded)), fixed=_POINTS)
     return loaded
+
+
+def _has_points(catalog: Catalog) -> bool:
+    """Whether a checkpoint holds operating points."""
+    return any(entry.key.rpartition(".")[2] == "op_threshs" for entry in catalog.entries)
 
 
 def _name_rows(loaded: LoadedModel, targets: list[str]) -> None:

@@ -54,9 +54,24 @@ class OnnxWriter:
     output: str
 
     def write(
-        self, model: LoadedModel, head: Head, source: Path, destination: Path, *, overwrite: bool
+        self,
+        model: LoadedModel,
+        head: Head,
+        source: Path,
+        destination: Path,
+        *,
+        resize: bool,
+        overwrite: bool,
     ) -> list[WriteReport]:
-        """Write the copy; see :func:`write_onnx_head`."""
+        """Write the copy; see :func:`write_onnx_head`. Rows stay as many and as they are."""
+        if resize and (model.head is None or head.categories != model.head.categories):
+            raise HeadError(
+                f"the head of {model.name} cannot have other rows.",
+                found=f"a head of {head.n_categories:,} rows for a graph with sizes in it",
+                expected="the rows of the graph, in its order",
+                remedy="write the head into the checkpoint that was exported "
+                "(--model timm:NAME, transformers:FOLDER …), and export that again",
+            )
         report = write_onnx_head(
             source,
             destination,
@@ -68,7 +83,7 @@ class OnnxWriter:
         )
         return [report]
 
-    def compare(self, model: LoadedModel, source: Path, copy: Path) -> int:  # noqa: ARG002
+    def compare(self, model: LoadedModel, source: Path, copy: Path, *, resized: bool) -> int:  # noqa: ARG002
         """Count the other tensors: the writer has compared all bytes of the file."""
         tensors = onnx_graph.list_tensors(open_onnx(copy))
         return len(list(tensors)) - (1 if model.bias_key is None else 2)
