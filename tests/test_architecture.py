@@ -253,6 +253,7 @@ def test_public_names() -> None:
         "conformal",
         "ensemble",
         "evaluate",
+        "extend_head",
         "extract",
         "fix",
         "list_heads",

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from catwise.predicting import save_classifier as save_classifier
     from catwise.tuning import SelectResult as SelectResult
     from catwise.tuning import TuneResult as TuneResult
+    from catwise.tuning import extend_head as extend_head
     from catwise.tuning import select as select
     from catwise.tuning import tune as tune
 
@@ -63,7 +64,7 @@ __all__, __getattr__, __dir__ = attach(
         "catwise.metrics": "Evaluation compare_heads evaluate",
         "catwise.models.extraction": "extract",
         "catwise.predicting": "Classifier load_classifier save_classifier",
-        "catwise.tuning": "SelectResult TuneResult select tune",
+        "catwise.tuning": "SelectResult TuneResult extend_head select tune",
     },
     ("CatwiseError", "InSampleWarning", "__version__"),
 )

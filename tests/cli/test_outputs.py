@@ -18,7 +18,7 @@ from catwise.errors import OutputError
 from catwise.heads import read_head, save_head
 from catwise.predicting import save_classifier
 from cli import fix_case
-from cli.example import make_example
+from cli.example import NAMES, make_example
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,6 +38,9 @@ CALLS = {
     "audit": ["audit", *LABELS, "--csv", OUT],
     "evaluate": ["evaluate", *TEST, *CHECKPOINT, "--csv", OUT],
     "tune": ["tune", *TEST, *CHECKPOINT, "--out", OUT],
+    "extend": ["extend", *TEST, "--head", "four.safetensors", "--out", OUT],
+    "join": ["join", "--head", "head.safetensors", "--head-categories", "names.txt", "--drop",
+             "fox", "--out", FILE],
     "select": ["select", "--candidate", "a=model.safetensors", "--candidate", "b=other.safetensors",
                *VALID, "--out", OUT],
     "apply": ["apply", "--head", "head.safetensors", "--checkpoint", "model.safetensors", "--out",
@@ -62,6 +65,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     head = read_head(folder / "model.safetensors")
     save_head(head.replace(weight=head.weight * 1.5), folder / "head.safetensors")
     save_classifier(head, folder / "classifier")
+    save_head(head.replace(categories=NAMES).drop_categories(["eel"]), folder / "four.safetensors")
     shutil.copy(folder / "model.safetensors", folder / "other.safetensors")
     head = read_head(folder / "case/net.safetensors", key="fc.weight")
     save_head(head.replace(weight=head.weight * 1.5), folder / "case/head.safetensors")

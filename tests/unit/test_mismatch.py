@@ -125,6 +125,17 @@ def test_equal_logits_say_nothing_of_order():
     assert seen(np.zeros((1000, 1)), codes) == ""
 
 
+def test_rows_that_rank_nothing_do_not_count():
+    """A head of zeros fits any features; beside it the others are looked at as without it."""
+    _, logits, codes = draw(0, 600, [1.2] * 12)
+    constant = np.full_like(logits, -1.5)
+    assert seen(constant, codes) == ""
+    both, twice = np.concatenate([constant, logits], axis=1), np.concatenate([codes, codes], axis=1)
+    assert seen(both, twice) == ""
+    both[:, [15, 20]] = both[:, [20, 15]]
+    assert seen(both, twice).startswith("two columns look exchanged: row '20'")
+
+
 def test_only_ranks_count():
     """Any increasing map of a category's logits gives the same."""
     _, logits, codes = draw(6, 600, [1.2] * 8)

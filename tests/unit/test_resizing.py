@@ -62,6 +62,17 @@ def test_heads_are_joined_by_rows() -> None:
                           first.logits(z))  # fmt: skip
 
 
+def test_equal_rows_are_taken_once() -> None:
+    """Two extensions of one head are joined although both have its rows."""
+    first = head_of(3)
+    a = first.join(Head(numbers(1, 5), [1.0], categories=["a"]))
+    b = first.join(Head(numbers(1, 5), [2.0], categories=["b"]))
+    joined = a.join(b, first)
+    assert joined.categories == (*first.categories, "a", "b")
+    assert joined.bias[3:].tolist() == [1.0, 2.0]
+    assert [one["rows"] for one in joined.provenance["joined"]] == [4, 1, 0]
+
+
 def test_heads_that_cannot_be_joined() -> None:
     """Other features, a bias in one alone, one name twice: each says what is wrong."""
     first = head_of(2)
@@ -69,8 +80,8 @@ def test_heads_that_cannot_be_joined() -> None:
         first.join(Head([[1.0]], [0.0], categories=["x"]))
     with pytest.raises(HeadError, match="have a bias"):
         first.join(Head(numbers(1, 5), categories=["x"]))
-    with pytest.raises(CategoryError, match="more than one"):
-        first.join(first.take_categories(["new 1"]))
+    with pytest.raises(CategoryError, match="different rows"):
+        first.join(first.replace(bias=[0.0, 0.0]).take_categories(["new 1"]))
     with pytest.raises(CategoryError):
         first.drop_categories(["new 9"])
     with pytest.raises(ShapeError):

@@ -28,6 +28,8 @@ COMMANDS: Final = (
     "simulate",
     "split",
     "tune",
+    "extend",
+    "join",
     "select",
     "evaluate",
     "calibrate",

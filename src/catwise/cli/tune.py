@@ -88,7 +88,7 @@ def command(given: Options) -> None:
         "logits": logits,
     }
     if given.dry_run:
-        _rehearse(head, pair, settings, inputs, out=out, output=output)
+        rehearse("tune", head, pair, settings, inputs, out=out, output=output)
         return
     from catwise.tuning import tune
 
@@ -97,7 +97,8 @@ def command(given: Options) -> None:
     finish("tune", result, out, inputs=inputs, overwrite=given.overwrite, output=output)
 
 
-def _rehearse(
+def rehearse(
+    command: str,
     head: Head,
     pair: Pair,
     settings: dict[str, Any],
@@ -125,7 +126,7 @@ def _rehearse(
     output.line(f"would write {', '.join(RUN_FILES)} to '{out}'")
     output.document(
         {
-            "command": "tune",
+            "command": command,
             "dry_run": True,
             "out": str(out),
             "files": list(RUN_FILES),

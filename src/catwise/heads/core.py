@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
@@ -260,7 +259,7 @@ class Head:
 
         They must be heads over one backbone, so that all take the same features: of that only the
         number of columns can be checked here. Numbers do not change; where dtypes differ, all rows
-        take the wider one.
+        take the wider one. A category that has the same row in several heads is taken once.
 
         Args:
             others: heads of other categories.
@@ -269,7 +268,7 @@ class Head:
             The rows of all, on this head's device, fitted by all rows that fitted one of them.
 
         Raises:
-            CategoryError: If two have a category of one name.
+            CategoryError: If two have different rows for a category of one name.
             ShapeError: If they take different numbers of features.
             HeadError: If some have a bias and others none.
 
@@ -348,36 +347,61 @@ def _joined(parts: Sequence[Head]) -> Head:
             expected="a bias in all or in none",
             remedy="head.replace(bias=torch.zeros(…)) says that a bias shall be zero",
         )
-    names = [name for part in parts for name in part.categories]
-    if twice := sorted(name for name, n in Counter(names).items() if n > 1):
-        raise CategoryError(
-            f"{len(twice):,} categories are in more than one of the heads that are joined.",
-            found=", ".join(map(repr, twice[:_SHOWN])),
-            expected="heads of different categories",
-            remedy="leave them out of all but one with head.drop_categories([…]), or rename them "
-            "with head.replace(categories=[…])",
-        )
+    rows = _different_rows(parts)
     lacking = [
         max(0, part.provenance.get("fitted_rows", 0) - part.fitted_on.size)
         for part in parts
         if part.fitted_on is not None
     ]
-    said: dict[str, Any] = {
-        "joined": [{"rows": part.n_categories, **part.provenance} for part in parts]
-    }
+    joined = [{"rows": len(own), **part.provenance} for part, own in zip(parts, rows, strict=True)]
+    said: dict[str, Any] = {"joined": joined}
     digests = [part.fitted_on for part in parts if part.fitted_on is not None]
     fitted_on = np.unique(np.concatenate(digests)) if digests else None
     if fitted_on is not None and sum(lacking):  # a record had no room for all of them
         said["fitted_rows"] = int(fitted_on.size + sum(lacking))
-    biases = [part.bias for part in parts if part.bias is not None]
     device = parts[0].device
+    taken = list(zip(parts, rows, strict=True))
+    biases = [one.bias[own].to(device) for one, own in taken if one.bias is not None]
     return Head(
-        torch.cat([part.weight.to(device) for part in parts]),
-        torch.cat([bias.to(device) for bias in biases]) if biases else None,
-        categories=names,
+        torch.cat([one.weight[own].to(device) for one, own in taken]),
+        torch.cat(biases) if biases else None,
+        categories=[one.categories[i] for one, own in taken for i in own],
         fitted_on=fitted_on,
         provenance=said,
     )
+
+
+def _different_rows(parts: Sequence[Head]) -> list[list[int]]:
+    """The rows of each head that none before it has; CategoryError where two rows differ."""
+    seen: dict[str, tuple[Head, int]] = {}
+    rows: list[list[int]] = []
+    clashing = []
+    for part in parts:
+        rows.append([])
+        for i, name in enumerate(part.categories):
+            if name not in seen:
+                seen[name] = part, i
+                rows[-1].append(i)
+            elif not _is_same_row((part, i), seen[name]):
+                clashing.append(name)
+    if clashing:
+        raise CategoryError(
+            f"{len(clashing):,} categories have different rows in the heads that are joined.",
+            found=", ".join(map(repr, clashing[:_SHOWN])),
+            expected="heads of different categories",
+            remedy="leave them out of all but one with head.drop_categories([…]) (catwise join "
+            "--head ONE --drop NAME), or rename them with head.replace(categories=[…])",
+        )
+    return rows
+
+
+def _is_same_row(first: tuple[Head, int], second: tuple[Head, int]) -> bool:
+    """Whether two rows hold the same numbers."""
+    (a, i), (b, j) = first, second
+    same = torch.equal(a.weight[i].double().cpu(), b.weight[j].double().cpu())
+    if a.bias is None or b.bias is None:
+        return same
+    return same and float(a.bias[i]) == float(b.bias[j])
 
 
 def _float_tensor(values: Any, name: str) -> torch.Tensor:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from catwise.tuning.account.results import SelectResult as SelectResult
     from catwise.tuning.account.results import TuneResult as TuneResult
     from catwise.tuning.api import tune as tune
+    from catwise.tuning.extending import extend_head as extend_head
     from catwise.tuning.selecting import select as select
 
 __all__, __getattr__, __dir__ = attach(
@@ -25,6 +26,7 @@ __all__, __getattr__, __dir__ = attach(
         "catwise.tuning.account.documents": "Account Record Summary",
         "catwise.tuning.account.results": "FoldArtifacts SelectResult TuneResult",
         "catwise.tuning.api": "tune",
+        "catwise.tuning.extending": "extend_head",
         "catwise.tuning.selecting": "select",
     },
 )
