@@ -58,9 +58,8 @@ def test_it_is_tune_from_zero(task: Task) -> None:
     """The very numbers of `tune` from a head of zeros, without the other categories."""
     head, _, new = named(task)
     result = extend_head(head, task.train.pair, task.valid.pair, metric="auroc", seed=4)
-    counts = [part.labels.take_categories(new).counts() for part in (task.train, task.valid)]
-    positive, negative = (sum(getattr(c, k) for c in counts) for k in ("positive", "negative"))
-    bias = np.log((positive + 0.5) / (negative + 0.5)).astype(np.float32)
+    counts = task.valid.labels.take_categories(new).counts()
+    bias = np.log((counts.positive + 0.5) / (counts.negative + 0.5)).astype(np.float32)
     zero = Head(np.zeros((2, 32), np.float32), bias, categories=new)
     train, valid = (
         (part.features, part.labels.take_categories(new)) for part in (task.train, task.valid)
@@ -114,8 +113,21 @@ def test_a_category_that_cannot_be_fitted(task: Task) -> None:
     assert any("1 new categories were not fitted" in note and new[0] in note
                for note in result.notes)  # fmt: skip
     assert not result.head.weight[4].any()
-    n = sum(int((labels.codes[:, 4] == 0).sum()) for _, labels in parts)
+    n = int((parts[1][1].codes[:, 4] == 0).sum())  # of the validation rows, which judge
     assert float(result.head.bias[4]) == pytest.approx(np.log(0.5 / (n + 0.5)), rel=1e-5)
+
+
+def test_a_category_that_only_training_rows_know(task: Task) -> None:
+    """Its row gives the log odds of what is known there."""
+    head, *_ = named(task)
+    codes = task.valid.labels.codes.copy()
+    codes[:, 5] = -1
+    valid = task.valid.features, PartialLabels(codes, task.valid.labels.ids, task.head.categories)
+    result = extend_head(head, task.train.pair, valid)
+    counts = task.train.labels.counts()
+    odds = (counts.positive[5] + 0.5) / (counts.negative[5] + 0.5)
+    assert result.records[1]["status"] == "skipped"
+    assert float(result.head.bias[5]) == pytest.approx(np.log(odds), rel=1e-5)
 
 
 def test_without_validation_rows(task: Task) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final, NamedTuple
 
+import numpy as np
 import torch
 
 from catwise._configs import PaperConfig
@@ -148,14 +149,28 @@ def new_rows(head: Head, train: Pair, valid: Pair | None, test: Pair | None) -> 
     fits = _only(train, names, "train")
     held_out = None if valid is None else _only(valid, names, "valid")
     judges = None if test is None else _only(test, names, "test")
-    bias = None
-    if head.bias is not None:
-        known = [pair[1].counts() for pair in (fits, held_out) if pair is not None]
-        positive = torch.from_numpy(sum(one.positive for one in known) + 0.5)
-        negative = torch.from_numpy(sum(one.negative for one in known) + 0.5)
-        bias = (positive / negative).log().to(head.bias)
-    weight = head.weight.new_zeros(len(names), head.n_features)
-    return Extension(Head(weight, bias, categories=names), fits, held_out, judges)
+    known = [part[1] for part in (held_out, fits) if part is not None]
+    base = zero_head(known, head.weight.new_zeros(len(names), head.n_features))
+    base = base if head.bias is not None else base.replace(bias=None)
+    return Extension(base, fits, held_out, judges)
+
+
+def zero_head(labels: Sequence[PartialLabels], weight: torch.Tensor) -> Head:
+    """Rows of zeros, whose bias is the log odds of the known labels, half a label added to each.
+
+    Those of the first source count, the rows that judge; of a category without any, the next's.
+
+    Shapes:
+        labels: (N, C) each, of the same categories.
+        weight: (C, D) zeros.
+    """
+    positive = negative = np.zeros(len(weight), dtype=np.int64)
+    for one in labels:
+        counts, empty = one.counts(), positive + negative == 0
+        positive = np.where(empty, counts.positive, positive)
+        negative = np.where(empty, counts.negative, negative)
+    odds = torch.from_numpy((positive + 0.5) / (negative + 0.5))
+    return Head(weight, odds.log().to(weight), categories=labels[0].categories)
 
 
 def _new_names(head: Head, labels: PartialLabels) -> list[str]:
