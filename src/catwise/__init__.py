@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from catwise.decisions import conformal as conformal
     from catwise.decisions import ensemble as ensemble
     from catwise.decisions import threshold as threshold
+    from catwise.estimator import CategoryWiseClassifier as CategoryWiseClassifier
     from catwise.features import FeatureStore as FeatureStore
     from catwise.features import open_store as open_store
     from catwise.features import read_features as read_features
@@ -57,6 +58,7 @@ __all__, __getattr__, __dir__ = attach(
         "catwise.decisions": (
             "Calibration ConformalSets Ensemble Thresholds calibrate conformal ensemble threshold"
         ),
+        "catwise.estimator": "CategoryWiseClassifier",
         "catwise.features": "FeatureStore open_store read_features",
         "catwise.fixing": "fix",
         "catwise.heads": "Head list_heads load_head read_head save_head write_head",

@@ -7,14 +7,17 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import average_precision_score
 
 import catwise
 from catwise.errors import CategoryError, HeadError, LabelError, MismatchError
 from catwise.features import CategoryFeatures
 from catwise.heads import Head
 from catwise.labels import PartialLabels
+from catwise.metrics.levels import leave_one_out_precision
 from catwise.testing import Task, make_task
 from catwise.tuning import extend_head, tune
+from catwise.tuning.extending import zero_head
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +71,35 @@ def test_it_is_tune_from_zero(task: Task) -> None:
     assert torch.equal(result.head.weight[4:], direct.head.weight)
     assert torch.equal(result.head.bias[4:], direct.head.bias)
     assert np.array_equal(result.folds.logits, direct.folds.logits)
+
+
+def test_the_excess_of_few_positives_is_taken_off() -> None:
+    """What `tune` from zero reports, less what average precision is too high by on few rows."""
+    task = make_task(n_valid=150, known=0.2, known_valid=0.4, prevalence=(0.1, 0.2), seed=1)
+    head, _, new = named(task, own=1)
+    result = extend_head(head, task.train.pair, task.valid.pair)
+    labels = task.valid.labels.take_categories(new)
+    train = task.train.features, task.train.labels.take_categories(new)
+    zero = zero_head([labels], torch.zeros(5, 32))
+    direct = tune(zero, train, (task.valid.features, labels))
+    for c, (one, plain) in enumerate(zip(result.records, direct.records, strict=True)):
+        known = labels.codes[:, c] >= 0
+        scores, positive = result.folds.logits[known, c], labels.codes[known, c] == 1
+        excess = average_precision_score(positive, scores) - leave_one_out_precision(
+            scores, positive
+        )
+        assert positive.sum() < 25
+        assert excess > 0.001
+        assert one["after"] == pytest.approx(plain["after"] - excess)
+        assert one["gain"] == pytest.approx(one["after"] - one["before"])
+        assert one["gain_high"] - one["gain_low"] == pytest.approx(
+            plain["gain_high"] - plain["gain_low"]
+        )
+    means = [np.mean([one[k] for one in result.records]) for k in ("after", "gain")]
+    assert means == pytest.approx([result.summary[k] for k in ("after", "gain")])
+    ranks = extend_head(head, task.train.pair, task.valid.pair, metric="auroc")
+    same = tune(zero, train, (task.valid.features, labels), metric="auroc")
+    assert [one["after"] for one in ranks.records] == [one["after"] for one in same.records]
 
 
 def test_decisions_from_it(task: Task, tmp_path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -21,9 +21,10 @@ from catwise.features import by_category
 from catwise.heads import Head
 from catwise.joining import has_default_names, open_source
 from catwise.labels import LabelPolicy, PartialLabels
-from catwise.metrics import Metric
+from catwise.metrics import Metric, average_precision
+from catwise.metrics.levels import leave_one_out_precision
 from catwise.progress import ProgressCallback
-from catwise.tuning.account.documents import Account
+from catwise.tuning.account.documents import Account, Record, Summary
 from catwise.tuning.account.results import TuneResult
 from catwise.tuning.api import tune
 from catwise.tuning.inputs import Pair
@@ -70,8 +71,8 @@ def extend_head(
     looked at (`tune` is for them). The fit starts from zero: there is no original row to pull to,
     and *before* in the account is a row that says the same of every image, so that its average
     precision is the category's share of positives and its AUROC 0.5. Scores *after* are of
-    out-of-fold logits and corrected for the choosing, as in `tune`, and on test rows where there
-    are any.
+    out-of-fold logits and corrected for the choosing, as in `tune`, average precision without its
+    excess on few positives; and on test rows where there are any.
 
     Args:
         head: the trained model's last layer, with named categories.
@@ -133,7 +134,7 @@ def extend_head(
             config=config,
             progress=progress,
         )
-    return _extended(head, result)
+    return _extended(head, result, new.train if new.valid is None else new.valid)
 
 
 def new_rows(head: Head, train: Pair, valid: Pair | None, test: Pair | None) -> Extension:
@@ -212,7 +213,7 @@ def _only(pair: Pair, names: Sequence[str], source: str) -> Pair:
     return features, labels.take_categories(list(names))
 
 
-def _extended(head: Head, result: TuneResult) -> TuneResult:
+def _extended(head: Head, result: TuneResult, judges: Pair) -> TuneResult:
     """The whole head, with the account of its new rows."""
     new, n_own = result.head, head.n_categories
     joined = head.join(new)
@@ -222,10 +223,11 @@ def _extended(head: Head, result: TuneResult) -> TuneResult:
     provenance.pop("fitted_rows", None)
     if (n_fitted := joined.provenance.get("fitted_rows")) is not None:
         provenance["fitted_rows"] = n_fitted
+    account = _without_excess(result, judges[1])
     records = tuple(
         # a row that says the same of every image has no gap
         replace(one, index=one.index + n_own, gap_auroc=None, gap_average_precision=None)
-        for one in result.account.records
+        for one in account.records
     )
     stay = f"{n_own:,} rows of the head stay as they are; {len(records):,} are new."
     notes = [stay, *(_ONLY_THESE if note == NO_VALIDATION else note for note in result.notes)]
@@ -241,8 +243,38 @@ def _extended(head: Head, result: TuneResult) -> TuneResult:
         result,
         head=joined.replace(provenance=provenance),
         base=head,
-        account=Account(records, result.account.summary),
+        account=Account(records, account.summary),
         config={**result.config, "base": head.digest, "added": list(new.categories)},
         gap=None,
         notes=notes,
     )
+
+
+def _without_excess(result: TuneResult, labels: PartialLabels) -> Account:
+    """The account without the excess that average precision has on few positives.
+
+    In `tune` a gain is the difference of two scores of which both have it. Here the score before is
+    that of equal logits, which have none; so it is taken off the score after: average precision of
+    the out-of-fold logits, less what is left when each positive is left out of its own precision.
+    """
+    account, folds = result.account, result.folds
+    if folds is None or result.config["metric"] != "average_precision":
+        return account
+    codes, records, excess = labels.codes, list(account.records), []
+    scores = average_precision(torch.from_numpy(folds.logits), labels).tolist()
+    for c, one in enumerate(account.records):
+        if one.after is None:
+            continue
+        known = codes[:, c] >= 0
+        level = leave_one_out_precision(folds.logits[known, c], codes[known, c] == 1)
+        excess.append(max(0.0, scores[c] - level))
+        if one.status == "replaced":
+            records[c] = replace(one, **_less(one, excess[-1]))
+    mean = float(np.mean(excess)) if excess else 0.0
+    return Account(tuple(records), replace(account.summary, **_less(account.summary, mean)))
+
+
+def _less(one: Record | Summary, excess: float) -> dict[str, Any]:
+    """A score and its gain over one that has no excess, both without it."""
+    values = {name: getattr(one, name) for name in ("after", "gain", "gain_low", "gain_high")}
+    return {name: None if v is None else float(v - excess) for name, v in values.items()}
