@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from quality import labelled, load
+from quality import half_of, labelled
 from sklearn.linear_model import LogisticRegressionCV
 from sklearn.preprocessing import StandardScaler
 
@@ -28,6 +28,18 @@ from catwise.metrics import average_precision
 PENALTIES = [1e-4, 1e-3, 1e-2, 1e-1, 1.0]
 ENOUGH = 5
 MIN_TEST_POSITIVES = 20
+
+
+def load(path: Path, half: int, keep_valid: float) -> dict:
+    """One task with the test rows of one half, and a share of its validation labels."""
+    task = dict(np.load(path))
+    rows = half_of(len(task["z_test"]), half)
+    task["z_test"], task["y_test"] = task["z_test"][rows], task["y_test"][rows]
+    for name in ("y_train", "y_valid", "y_test"):
+        task[name] = task[name].astype(np.int8)
+    kept = np.random.default_rng(0).random(task["y_valid"].shape) < keep_valid
+    task["y_valid"] = np.where(kept, task["y_valid"], -1).astype(np.int8)
+    return task
 
 
 def measures(head: Head, task: dict) -> np.ndarray:
@@ -78,7 +90,7 @@ def extended(base: Head, pairs: dict) -> tuple[Head, np.ndarray]:
 
 def compare(path: Path, args: argparse.Namespace) -> dict[str, np.ndarray]:
     """Means over categories of one task, by method."""
-    task = load(path, 2 if args.final else 1, args.keep_valid, 0)
+    task = load(path, 2 if args.final else 1, args.keep_valid)
     names = [f"c{i}" for i in range(len(task["weight"]))]
     base = Head(
         task["weight"].astype(np.float32), task["bias"].astype(np.float32), categories=names
@@ -105,12 +117,13 @@ def main() -> None:
     """Print a table for every task, and the means."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--tasks", default="*.npz", help="glob of the tasks to run")
+    parser.add_argument("--tasks", nargs="+", default=["*.npz"], help="globs of the tasks to run")
     parser.add_argument("--final", action="store_true", help="half 2 of the test rows")
     parser.add_argument("--keep-valid", type=float, default=1.0, help="share of labels kept")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    rows = {path.stem: compare(path, args) for path in sorted(args.data.glob(args.tasks))}
+    paths = sorted({path for glob in args.tasks for path in args.data.glob(glob)})
+    rows = {path.stem: compare(path, args) for path in paths}
     names = list(next(iter(rows.values())))
     for k, what in enumerate(("average precision", "log-loss")):
         print(f"\n{what}, half {2 if args.final else 1}, {args.keep_valid:.0%} of validation\n")

@@ -32,6 +32,7 @@ from catwise.models.adapters.onnx.writing import OnnxWriter, write_onnx_head  # 
 from catwise.models.core import Preprocessing  # noqa: E402
 from catwise.models.extraction import extract  # noqa: E402
 from catwise.models.layers import weights_digest  # noqa: E402
+from catwise.models.writing import write_model  # noqa: E402
 from onnx_case import features_of  # noqa: E402
 
 if TYPE_CHECKING:
@@ -526,6 +527,20 @@ def test_head_that_does_not_fit(tmp_path: Path) -> None:
         with pytest.raises(error, match=r"'head' of '.*\.onnx'"):
             write_onnx_head(source, tmp_path / "n.onnx", head)
     write_onnx_head(plain, tmp_path / "n.onnx", Head(torch.ones(C, D), torch.zeros(C)))
+
+
+def test_other_rows_are_refused(tmp_path: Path) -> None:
+    """Sizes are part of a graph: more rows, fewer or others need the model exported again."""
+    model = load_onnx(made(tmp_path))
+    head, new = model.head, tmp_path / "new.onnx"
+    assert head is not None
+    for other in (head.take_categories([1, 0]), head.drop_categories([0])):
+        with pytest.raises(HeadError, match="cannot have other rows") as caught:
+            write_model(model, other, new, resize=True)
+        assert "export that again" in str(caught.value)
+        assert not new.exists()
+    write_model(model, head, new, resize=True)  # the same rows
+    assert new.read_bytes() == (tmp_path / "m.onnx").read_bytes()
 
 
 def test_what_is_there_stays(tmp_path: Path) -> None:
