@@ -102,6 +102,17 @@ def test_the_excess_of_few_positives_is_taken_off() -> None:
     assert [one["after"] for one in ranks.records] == [one["after"] for one in same.records]
 
 
+def test_where_rows_start_decides_nothing() -> None:
+    """The bias of the zeros is what a kept row says; what is fitted is the same from any."""
+    task = make_task(n_valid=1003, known=0.3, seed=2)
+    labels = [part.labels for part in (task.valid, task.train)]
+    start = zero_head(labels, torch.zeros(6, 32))
+    pairs = task.train.pair, task.valid.pair
+    found = [tune(one, *pairs).head for one in (start, start.replace(bias=torch.zeros(6)))]
+    first, second = (head.logits(task.test.features) for head in found)
+    assert float((first - second).abs().max()) < 1e-3
+
+
 def test_decisions_from_it(task: Task, tmp_path) -> None:
     """Out-of-fold logits of the new rows calibrate and give thresholds; the run is written."""
     head, own, new = named(task)
