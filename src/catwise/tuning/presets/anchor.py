@@ -1,0 +1,120 @@
+"""The anchor of the `default` preset: heads of training labels, weighed beside the original one."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from catwise.labels.draws import category_keys, uniform
+from catwise.tuning.fits.directions import fit_directions, with_drawn_negatives
+from catwise.tuning.fits.shared import SharedRows, fit_shared
+from catwise.tuning.presets.default_config import DefaultConfig
+from catwise.tuning.presets.task import Task
+from catwise.tuning.rows.known import lay_out
+from catwise.tuning.rows.tuning_rows import Counter, TuningRows, category_blocks, updated_logits
+
+#: Known labels that weigh the anchor and choose the penalty; of more, a keyed share of the rows.
+_ENOUGH: Final = 1 << 18
+
+
+class Anchor(NamedTuple):
+    """Heads that training labels made, and what they weigh beside the original one."""
+
+    heads: Tensor  # (J − 1, C, k)
+    slopes: Tensor  # (F + 1, J) without each fold, and of all rows; the first of the original head
+    rows: Tensor  # (m,) of the rows that judge, those that chose the slopes
+    passes: int
+
+    @classmethod
+    def fit(cls, task: Task, config: DefaultConfig) -> Anchor:
+        """Fit the heads on training labels, and their slopes on those that judge."""
+        heads, passes = _bank(task, config)
+        rows = _enough_rows(task)
+        if task.train is None:  # the original head's logits are memorised: its slope would be, too
+            return cls(heads, heads.new_ones(task.n_folds + 1, 1), rows, passes)
+        parts = []
+        for block in category_blocks(task.valid, task.known_train):
+            part = task.valid.take(block, rows)
+            own = [updated_logits(part.without_logits(), head[block]) for head in heads]
+            parts.append(shared_rows(task, part, torch.stack([part.logits, *own]), rows))
+        whole = fit_shared(parts, ridge=config.anchor_ridge)
+        folds = [
+            fit_shared([p.without(f) for p in parts], ridge=config.anchor_ridge, start=whole)
+            for f in range(task.n_folds)
+        ]
+        slopes = torch.stack([fit.slopes for fit in (*folds, whole)])
+        return cls(heads, slopes, rows, passes)
+
+    def at(self, fold: int, block: slice) -> tuple[float, Tensor]:
+        """Without a fold (−1: with all rows): the original head's slope, and (B, k) the rest."""
+        own = self.slopes[fold]
+        return float(own[0]), torch.einsum("j,jck->ck", own[1:], self.heads[:, block])
+
+
+def _bank(task: Task, config: DefaultConfig) -> tuple[Tensor, int]:
+    """(J − 1, C, k) heads of training labels alone, and how often the rows were read."""
+    train, valid, passes = task.known_train, task.valid, 0
+    shape = len(valid.logits), valid.x.shape[1]
+    if train is None:
+        return valid.logits.new_zeros(0, *shape), 0
+    count = len(config.anchor_penalties) + len(config.negative_penalties)
+    heads = valid.logits.new_zeros(count, *shape)
+    draws = _Draws.of(task)
+    blocks = list(category_blocks(valid, train))
+    counter = Counter(task.progress, "anchor", len(blocks))
+    for block in blocks:
+        known = train.take(block)
+        source, fitting = lay_out(known), config.fitting
+        fits = [*fit_directions(known.codes, source, config.anchor_penalties, **fitting)]
+        if config.negative_penalties:
+            filled = with_drawn_negatives(
+                known,
+                draws.of_block(block),
+                per_known=config.negative_draw,
+                weight=config.negative_weight,
+            )
+            fits += fit_directions(known.codes, filled, config.negative_penalties, **fitting)
+        for j, fit in enumerate(fits):
+            heads[j, block] = fit.delta
+            passes += fit.passes
+        counter.step("heads of the training labels")
+    return heads, passes
+
+
+class _Draws(NamedTuple):
+    """A number in [0, 1) for each training row and category, keyed by both."""
+
+    rows: Tensor  # (n,)
+    categories: Tensor  # (C,)
+
+    @classmethod
+    def of(cls, task: Task) -> _Draws:
+        inputs = task.inputs
+        keys = category_keys(inputs.seed, "unknown as negative", inputs.categories)
+        digests = inputs.train.digests[task.known_train_rows.cpu().numpy()]
+        device = task.valid.logits.device
+        sides = (torch.from_numpy(uniform(a)).float().to(device) for a in (digests, keys))
+        return cls(*sides)
+
+    def of_block(self, block: slice) -> Tensor:
+        """(B, n): each category starts elsewhere in the same sequence."""
+        return (self.rows + self.categories[block, None]) % 1.0
+
+
+def _enough_rows(task: Task) -> Tensor:
+    """(m,) the rows that judge, or a keyed share of them that knows labels enough."""
+    known = int((task.valid.codes >= 0).sum())
+    drawn = uniform(task.inputs.judging.digests) < _ENOUGH / max(known, 1)
+    return torch.from_numpy(np.flatnonzero(drawn)).to(task.valid.logits.device)
+
+
+def shared_rows(task: Task, part: TuningRows, logits: Tensor, rows: Tensor) -> SharedRows:
+    """(J, B, m) logits at the known labels of a block of categories."""
+    source = lay_out(part)
+    at = source.rows.at
+    fold = torch.from_numpy(task.fold).to(rows.device)[rows].expand(len(part.codes), -1)
+    weight = torch.ones_like(source.target) if source.weight is None else source.weight
+    return SharedRows.of(torch.stack([at(z) for z in logits]), source.target, weight, at(fold))
