@@ -38,7 +38,7 @@ def test_validation_select_only_chooses():
     replaced = both & np.array([record["status"] == "replaced" for record in result.records])
     assert replaced.any()
     np.testing.assert_allclose(expected[replaced], (codes == 1).sum(0)[replaced], rtol=0.02)
-    assert all(r["candidate"].startswith(("base", "power=")) for r in result.records)
+    assert all(r["candidate"].startswith(("base", "power=", "anchor")) for r in result.records)
     assert result.summary["choice"] == {"candidate": "one for each category"}
     gain = result.summary["selected_on"] - result.summary["after"]
     assert gain >= 0  # one scale, and the raw score is the higher one

@@ -115,9 +115,8 @@ def adapt_xrv(
     else:
         load_weights(module, catalog, prefix=prefix)
     notes += _settle_points(module, op_threshs, name)
-    own: Any = module
-    names_given = categories if categories is not None else getattr(own, "targets", None)
-    size = int(getattr(own, "input_resolution", None) or _SIZE)
+    names_given = categories if categories is not None else getattr(module, "targets", None)
+    size = int(getattr(module, "input_resolution", None) or _SIZE)
     usual = next((key for key in _LAYERS if key in dict(module.named_modules())), None)
     loaded = adapt_module(
         module,

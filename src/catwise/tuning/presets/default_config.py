@@ -37,6 +37,7 @@ class DefaultConfig:
         n_folds: folds over the validation rows.
         grid_penalties: of the directions of the candidates of `select`.
         grid_steps: along these, of the candidates of `select`.
+        grid_anchor_steps: the same from the anchor, where coordinates are not stretched.
         grid_powers: the directions' coordinates are stretched by half this power of their variance.
         tolerance: of the fits, relative to the gradient's start.
         max_iterations: of each fit.
@@ -61,6 +62,7 @@ class DefaultConfig:
     n_folds: int = 5
     grid_penalties: tuple[float, ...] = (30.0, 10.0, 5.0, 2.5, 1.25, 0.6, 0.3)
     grid_steps: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0, 8.0)
+    grid_anchor_steps: tuple[float, ...] = (0.5, 1.0, 2.0)
     grid_powers: tuple[float, ...] = (0.0, 0.5)
     tolerance: float = 1e-2
     max_iterations: int = 60

@@ -1,8 +1,10 @@
 """The `default` preset where validation only chooses.
 
 Candidates are ``W + step T`` along a grid of penalties of T and of steps; T is the direction that
-the training labels alone point to, in coordinates stretched by powers of their variance. Per
-category the best gain wins, pulled strongly to what the candidate gains in all categories.
+the training labels alone point to, in coordinates stretched by powers of their variance. Others
+are the anchor A (`anchor`) and ``A + step T``: of validation labels these know the few weights that
+all categories share, which are found again without each fold. Per category the best gain wins,
+pulled strongly to what the candidate gains in all categories.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +25,7 @@ from catwise.tuning.choice.nested import FoldScores, nested_choice
 from catwise.tuning.choice.rules import Chosen, choose_each
 from catwise.tuning.fits.directions import fit_directions
 from catwise.tuning.inputs import TuningInputs
+from catwise.tuning.presets.anchor import Anchor
 from catwise.tuning.presets.default_config import DefaultConfig
 from catwise.tuning.presets.outcome import Outcome
 from catwise.tuning.presets.task import (
@@ -54,7 +58,7 @@ def tune_select_only(
 
 def choose_along_directions(task: Task, config: DefaultConfig) -> Found:
     """Of each category the best step along the best direction."""
-    grid = _Grid(task, config)
+    grid = _Grid(task, config, Anchor.fit(task, config))
     grid.fill()
     decision = nested_choice(grid.scores(), partial(choose_each, prior=config.grid_prior))
     corrected = without_harm(
@@ -80,20 +84,37 @@ def choose_along_directions(task: Task, config: DefaultConfig) -> Found:
     )
 
 
+class _Candidate(NamedTuple):
+    """A step along a direction, from the original head or from the anchor."""
+
+    direction: int
+    step: float
+    anchored: bool = False
+
+    def setting(self, power: float, penalty: float) -> Setting:
+        """Its name and options."""
+        origin = "anchor" if self.anchored else "base"
+        if not self.step:
+            return Setting(origin, {})
+        options = {"power": power, "direction_penalty": penalty, "step": self.step}
+        name = ",".join(f"{key}={value:g}" for key, value in options.items())
+        return Setting(f"anchor,{name}" if self.anchored else name, options)
+
+
 class _Grid:
     """Directions by power and penalty, steps along them, and their scores."""
 
-    def __init__(self, task: Task, config: DefaultConfig) -> None:
-        self.task, self.config, self.passes = task, config, 0
+    def __init__(self, task: Task, config: DefaultConfig, anchor: Anchor) -> None:
+        self.task, self.config, self.anchor = task, config, anchor
+        self.passes = anchor.passes
         self.directions_of = list(itertools.product(config.grid_powers, config.grid_penalties))
-        self.settings = [Setting("base", {})] + [
-            Setting(
-                f"power={power:g},direction_penalty={penalty:g},step={step:g}",
-                {"power": power, "direction_penalty": penalty, "step": step},
-            )
-            for power, penalty in self.directions_of
-            for step in config.grid_steps
-        ]
+        self.candidates = [_Candidate(0, 0.0), _Candidate(0, 0.0, anchored=True)]
+        for number, (power, _) in enumerate(self.directions_of):
+            self.candidates += [_Candidate(number, step) for step in config.grid_steps]
+            if power == 0:
+                steps = config.grid_anchor_steps
+                self.candidates += [_Candidate(number, step, anchored=True) for step in steps]
+        self.settings = [c.setting(*self.directions_of[c.direction]) for c in self.candidates]
         valid, n_categories = task.valid, len(task.valid.logits)
         self.scorer = task.fold_scorer()
         self.values = np.full((len(self.settings), task.n_folds, n_categories), np.nan)
@@ -110,15 +131,29 @@ class _Grid:
         counter = Counter(self.task.progress, "candidates", total)
         for block in blocks:
             part = self.task.valid.take(block)
-            self._score(0, part.logits, block)
             known = self.task.known_train.take(block)
+            origins = (part.logits, part.logits), self._anchored(part, block)
+            for k, origin in enumerate(origins):
+                self._score(k, origin, block)
             for g, direction in enumerate(self._directions(known, block)):
                 self.directions[g, block] = direction
                 along = product(direction, part.x.T)
-                for s, step in enumerate(self.config.grid_steps):
-                    k = 1 + g * len(self.config.grid_steps) + s
-                    self._score(k, part.logits + step * along, block)
+                for k, candidate in enumerate(self.candidates[2:], 2):
+                    if candidate.direction == g:
+                        apart, whole = origins[candidate.anchored]
+                        step = candidate.step * along
+                        self._score(k, (apart + step, whole + step), block)
                 counter.step(f"direction {g + 1} of {len(self.directions_of)}")
+
+    def _anchored(self, part: TuningRows, block: slice) -> tuple[Tensor, Tensor]:
+        """(B, n) logits of the anchor without each row's fold, and of the whole one."""
+        apart = torch.empty_like(part.logits)
+        for f in range(self.task.n_folds):
+            _, own = self.task.rows_of(f)
+            original, delta = self.anchor.at(f, block)
+            apart[:, own] = updated_logits(part, delta, original, own)
+        original, delta = self.anchor.at(-1, block)
+        return apart, updated_logits(part, delta, original)
 
     def _directions(self, known: TuningRows, block: slice) -> Iterator[Tensor]:
         """(B, k) where the known training labels point to, by power and penalty."""
@@ -131,27 +166,38 @@ class _Grid:
                 self.passes += fit.passes
                 yield fit.delta * stretch
 
-    def _score(self, k: int, logits: Tensor, block: slice) -> None:
-        self.values[k, :, block] = self.scorer(logits, block)
-        self.final[k, block] = self.scorer.whole(logits, block)
+    def _score(self, k: int, logits: tuple[Tensor, Tensor], block: slice) -> None:
+        apart, whole = logits
+        self.values[k, :, block] = self.scorer(apart, block)
+        self.final[k, block] = self.scorer.whole(whole, block)
 
     def scores(self) -> FoldScores:
         """What chooses: larger is better; from all rows by the score on all of them."""
         sign = self.task.metric.sign
         return FoldScores(sign * self.values, self.scorer.positives, sign * self.final)
 
-    def change(self, chosen: Chosen) -> Change:
-        """Of the (C,) candidates of the categories."""
-        picked = torch.from_numpy(chosen).to(self.directions.device)
-        steps = torch.tensor([0.0, *(s.options["step"] for s in self.settings[1:])])
-        which = (picked - 1).clamp_min(0) // len(self.config.grid_steps)
-        index = torch.arange(len(picked), device=picked.device)
-        delta = self.directions[which, index] * steps.to(self.directions)[picked][:, None]
-        return Change(delta, self.task.valid.logits.new_ones(len(picked)))
+    def change(self, chosen: Chosen, fold: int = -1) -> Change:
+        """Of the (C,) candidates of the categories, with the anchor without a fold; −1: whole."""
+        device, dtype = self.directions.device, self.directions.dtype
+        picked = [self.candidates[k] for k in chosen.tolist()]
+        which, steps, anchored = (
+            torch.tensor(side, device=device) for side in zip(*picked, strict=True)
+        )
+        index = torch.arange(len(picked), device=device)
+        delta = self.directions[which, index] * steps.to(dtype)[:, None]
+        original, rest = self.anchor.at(fold, slice(None))
+        return Change(
+            delta + anchored[:, None] * rest, torch.where(anchored, original, 1.0).to(dtype)
+        )
 
     def held_out(self, chosen: Chosen) -> Tensor:
         """(C, n) logits of candidates that the rows did not fit, on one scale."""
-        return on_one_scale(self.logits(chosen), self.task.metric)
+        logits = torch.empty_like(self.task.valid.logits)
+        for f in range(self.task.n_folds):
+            _, own = self.task.rows_of(f)
+            whole = updated_logits(self.task.valid, *self.change(chosen, f))
+            logits[:, own] = on_one_scale(whole, self.task.metric)[:, own]
+        return logits
 
     def logits(self, chosen: Chosen) -> Tensor:
         """(C, n) logits of the (C,) candidates of the categories."""
