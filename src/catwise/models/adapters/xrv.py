@@ -137,8 +137,12 @@ def adapt_xrv(
     )
     if names_given:
         _name_rows(loaded, list(map(str, names_given)))
-    if catalog is not None and _has_points(catalog):
-        loaded.writer = replace(cast("FileWriter", writer_of(loaded)), fixed=_POINTS)
+    return _with_points(loaded) if catalog is not None and _has_points(catalog) else loaded
+
+
+def _with_points(loaded: LoadedModel) -> LoadedModel:
+    """The model, whose file holds operating points, a number for each row."""
+    loaded.writer = replace(cast("FileWriter", writer_of(loaded)), fixed=_POINTS)
     return loaded
 
 
