@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from quality import half_of, read, write
 
-from catwise.metrics import auroc, average_precision, benjamini_hochberg, paired_bootstrap
+from catwise.metrics import auroc, average_precision, compare_logits
 
 SCORES = {"average_precision": average_precision, "auroc": auroc}
 KEEPS, DRAWS = (1.0, 0.3, 0.1), 3
@@ -127,9 +127,8 @@ def worse(
     if changed is None or not columns.size:
         return 0, 0
     sides = (torch.from_numpy(side[:, columns]) for side in (base, logits))
-    found = paired_bootstrap(*sides, codes[:, columns], metric, n_resamples=1000)
-    bad = benjamini_hochberg(found.p_value, 0.05) & (np.asarray(found.difference) < 0)
-    return int(columns.size), int(bad.sum())
+    found = compare_logits(*sides, codes[:, columns], metric)
+    return int(columns.size), found.outcome.count("worse")
 
 
 def run(args: argparse.Namespace) -> dict[str, dict]:
