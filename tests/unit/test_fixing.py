@@ -266,7 +266,7 @@ def test_a_checkpoint_that_does_not_hold(
     """It is an error, now and on the next call, and the file is not left behind."""
     model, images, labels = given(case)
 
-    def other(model: LoadedModel, path: Path) -> LoadedModel:
+    def other(model: LoadedModel, path: Path, **_: object) -> LoadedModel:
         again = load_model(MODEL, checkpoint=path)
         again.module.body[1].bias.data += 1  # type: ignore[union-attr, index]
         return again

@@ -34,7 +34,7 @@ from catwise.features import open_store, write_store
 from catwise.fixing import account
 from catwise.fixing.folder import STATE, State
 from catwise.models import parts
-from catwise.models.adapters import transformers
+from catwise.models.adapters import transformers_folder
 from catwise.models.card import run_summary
 from catwise.models.images import read_image
 from catwise.models.sources import TarImages
@@ -261,7 +261,7 @@ READERS: dict[str, Reader] = {
     "names": Reader("x.txt", text("cat\ndog\n"), read_names, "MAX_TEXT", 5, "more than 5"),
     "prevalences": Reader("x.json", text('{"a": 0.1}'), _json_shares, "MAX_JSON", 5, "more than 5"),
     "transformers": Reader(
-        "config.json", text("{}"), transformers._read_json, "MAX_JSON", 1, "more than 1"
+        "config.json", text("{}"), transformers_folder.read_table, "MAX_JSON", 1, "more than 1"
     ),
     "a run's files": Reader(
         "run/config.json",
