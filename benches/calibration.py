@@ -23,14 +23,15 @@ from quality import labelled, load
 from catwise import Head, tune
 from catwise._configs import PaperConfig
 from catwise.metrics import METRICS
+from catwise.tuning.fits.affine import AffineFit
 
 SHOWN = ("log_loss", "ece", "f1", "best_f1")
 
 
 def identity(_: torch.Tensor, codes: torch.Tensor, **_options: object):
-    """In place of `fit_affine`: scale 1, offset 0."""
+    """In place of `fit_pooled`: scale 1, offset 0."""
     one = torch.ones(len(codes), dtype=torch.float64)
-    return one, torch.zeros_like(one)
+    return AffineFit(one, torch.zeros_like(one), 0.0)
 
 
 def heads(head: Head, train, valid, metric: str) -> dict[str, Head]:
@@ -41,7 +42,7 @@ def heads(head: Head, train, valid, metric: str) -> dict[str, Head]:
     found = {"original": head}
     found["paper GA, as evolved"] = tune(head, train, valid, config=plain, **evolved).head
     found["paper GA"] = tune(head, train, valid, **evolved).head
-    with patch("catwise.tuning.presets.task.fit_affine", identity):
+    with patch("catwise.tuning.presets.task.fit_pooled", identity):
         found["default, as fitted"] = tune(head, train, valid, **given).head
     found["default"] = tune(head, train, valid, **given).head
     return found

@@ -267,6 +267,8 @@ def test_public_names() -> None:
         "open_store",
         "read_features",
         "read_head",
+        "read_retune_rows",
+        "retune",
         "save_classifier",
         "save_head",
         "select",

@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from catwise.tuning import SelectResult as SelectResult
     from catwise.tuning import TuneResult as TuneResult
     from catwise.tuning import extend_head as extend_head
+    from catwise.tuning import read_retune_rows as read_retune_rows
+    from catwise.tuning import retune as retune
     from catwise.tuning import select as select
     from catwise.tuning import tune as tune
 
@@ -66,7 +68,7 @@ __all__, __getattr__, __dir__ = attach(
         "catwise.metrics": "Evaluation compare_heads evaluate",
         "catwise.models.extraction": "extract",
         "catwise.predicting": "Classifier load_classifier save_classifier",
-        "catwise.tuning": "SelectResult TuneResult extend_head select tune",
+        "catwise.tuning": "SelectResult TuneResult extend_head read_retune_rows retune select tune",
     },
     ("CatwiseError", "InSampleWarning", "__version__"),
 )

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from catwise.tuning.account.results import TuneResult as TuneResult
     from catwise.tuning.api import tune as tune
     from catwise.tuning.extending import extend_head as extend_head
+    from catwise.tuning.retune_rows import RetuneRows as RetuneRows
+    from catwise.tuning.retune_rows import read_retune_rows as read_retune_rows
+    from catwise.tuning.retuning import retune as retune
     from catwise.tuning.selecting import select as select
 
 __all__, __getattr__, __dir__ = attach(
@@ -27,6 +30,8 @@ __all__, __getattr__, __dir__ = attach(
         "catwise.tuning.account.results": "FoldArtifacts SelectResult TuneResult",
         "catwise.tuning.api": "tune",
         "catwise.tuning.extending": "extend_head",
+        "catwise.tuning.retune_rows": "RetuneRows read_retune_rows",
+        "catwise.tuning.retuning": "retune",
         "catwise.tuning.selecting": "select",
     },
 )

@@ -22,6 +22,7 @@ from catwise.tuning.account.documents import Account
 from catwise.tuning.account.held_out import compare_on, evaluation_of
 from catwise.tuning.account.records import make_records, make_summary
 from catwise.tuning.account.results import TuneResult
+from catwise.tuning.account.shared import Shared
 from catwise.tuning.inputs import (
     LabelledSource,
     Pair,
@@ -136,7 +137,7 @@ def _result(
 ) -> TuneResult:
     """What a preset found with its account, on test rows too."""
     config = _config(inputs, plan, policy)
-    tested = _tested(inputs, plan.metric, outcome.head, test)
+    tested = compare_both(inputs, plan.metric, outcome.head, test)
     evaluation = evaluation_of(tested) if tested else None
     return TuneResult(
         head=_remembering(inputs, outcome.head, config),
@@ -149,6 +150,25 @@ def _result(
         notes=[*inputs.notes, *outcome.notes],
         test=tested[0] if tested else None,
         evaluation=evaluation,
+        shared=_shared(inputs, plan, outcome, policy),
+    )
+
+
+def _shared(
+    inputs: TuningInputs, plan: Plan, outcome: Outcome, policy: LabelPolicy | None
+) -> Shared | None:
+    """What `retune` takes up; None where the preset keeps nothing for it."""
+    if outcome.shared is None:
+        return None
+    sources = [rows for rows in (inputs.train, inputs.valid) if rows is not None]
+    return Shared(
+        fits=outcome.shared,
+        categories=inputs.categories,
+        scores=outcome.scores,
+        metric=plan.metric,
+        config=plan.config,
+        policy=policy,
+        digests=tuple(rows.digests for rows in sources),
     )
 
 
@@ -239,7 +259,7 @@ def _remembering(inputs: TuningInputs, head: Head, config: dict[str, Any]) -> He
     return head.replace(provenance=provenance).with_fitted_on(np.concatenate(sources))
 
 
-def _tested(
+def compare_both(
     inputs: TuningInputs, metric: Metric, head: Head, test: LabelledSource | None
 ) -> list[PairedComparison]:
     """Both heads on the test rows; nothing without any."""

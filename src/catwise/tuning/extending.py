@@ -247,6 +247,7 @@ def _extended(head: Head, result: TuneResult, judges: Pair) -> TuneResult:
         config={**result.config, "base": head.digest, "added": list(new.categories)},
         gap=None,
         notes=notes,
+        shared=None,
     )
 
 

@@ -58,10 +58,16 @@ class LabelledSource:
 
     @classmethod
     def of(
-        cls, features: Any, labels: PartialLabels, policy: LabelPolicy | None, seed: int
+        cls,
+        features: Any,
+        labels: PartialLabels,
+        policy: LabelPolicy | None,
+        seed: int,
+        *,
+        digests: NDArray[np.uint64] | None = None,
     ) -> LabelledSource:
         """Features that are in the order of their labels, with what a policy makes of these."""
-        digests = source_digests(features, labels)
+        digests = source_digests(features, labels) if digests is None else digests
         if policy is None:
             return cls(features, labels, digests)
         given = make_targets(labels, policy, seed)

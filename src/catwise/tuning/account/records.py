@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Final
 
 import numpy as np
@@ -67,6 +67,18 @@ class Scores:
     # why there is no interval, a key of `EXPLANATIONS`, else None
     interval_reason: list[str | None]
 
+    def updated(self, at: NDArray[np.int64], other: Scores) -> Scores:
+        """With the (K,) scores of some categories in place of theirs."""
+
+        def put(mine: Any, theirs: Any) -> Any:
+            merged = list(mine)
+            for c, value in zip(at.tolist(), theirs, strict=True):
+                merged[c] = value
+            return np.array(merged) if isinstance(mine, np.ndarray) else merged
+
+        names = [one.name for one in fields(self)]
+        return Scores(*(put(getattr(self, name), getattr(other, name)) for name in names))
+
 
 def make_records(
     categories: Sequence[str],
@@ -107,13 +119,13 @@ def make_records(
                 n_negative_valid=None if valid is None else int(valid.negative[c]),
                 gap_auroc=None if gaps is None else gaps[c]["gap_auroc"],
                 gap_average_precision=None if gaps is None else gaps[c]["gap_average_precision"],
-                test=None if evaluation is None else _test_scores(evaluation["categories"][c]),
+                test=None if evaluation is None else on_test_rows(evaluation["categories"][c]),
             )
         )
     return tuple(records)
 
 
-def _test_scores(row: Mapping[str, Any]) -> OnTestRows:
+def on_test_rows(row: Mapping[str, Any]) -> OnTestRows:
     """Of a category of an evaluation."""
     return OnTestRows(
         test_before=row["before"],

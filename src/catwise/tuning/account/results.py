@@ -6,7 +6,7 @@ import importlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +22,7 @@ from catwise.errors import FeatureStoreError, HeadError
 from catwise.heads import Head
 from catwise.metrics import PairedComparison
 from catwise.tuning.account.documents import Account
+from catwise.tuning.account.shared import Shared
 
 FOLDS_FORMAT: Final = "1"
 
@@ -57,6 +58,15 @@ class FoldArtifacts:
             Head(weight, bias, categories=self.categories)
             for weight, bias in zip(self.weight, biases, strict=True)
         ]
+
+    def updated(self, at: NDArray[np.int64], other: FoldArtifacts) -> FoldArtifacts:
+        """With the (K,) categories of other artifacts of the same rows in place of its own."""
+        logits, weight = self.logits.copy(), self.weight.copy()
+        logits[:, at], weight[:, at] = other.logits, other.weight
+        bias = None if self.bias is None else self.bias.copy()
+        if bias is not None and other.bias is not None:
+            bias[:, at] = other.bias
+        return replace(self, logits=logits, weight=weight, bias=bias)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write as safetensors: tensors `fold`, `logits`, `weight`, `bias`; names in metadata."""
@@ -215,6 +225,7 @@ class TuneResult(_Written):
         notes: what to know about it, a sentence each.
         test: both heads on the test rows, by the metric of the tuning; None without test rows.
         evaluation: that, by further metrics too, JSON-ready.
+        shared: what `retune` holds; None where it cannot start from this result. Not saved.
         records: those of the account, JSON-ready.
         summary: that of the account, JSON-ready.
     """
@@ -229,6 +240,7 @@ class TuneResult(_Written):
     notes: list[str] = field(default_factory=list)
     test: PairedComparison | None = None
     evaluation: dict[str, Any] | None = None
+    shared: Shared | None = None
 
     def __repr__(self) -> str:
         if self.test is not None:

@@ -164,6 +164,7 @@ class Corrected(NamedTuple):
     clearly_worse: NDArray[np.bool_]  # (C,) whether that is why a category is kept
     # (C,) whether it is kept since the mean gain was not above zero
     without_mean_gain: NDArray[np.bool_]
+    has_mean_gain: bool  # whether it was above zero
 
 
 def without_harm(
@@ -175,10 +176,12 @@ def without_harm(
     fold: NDArray[np.int8],
     scorer: Scorer,
     needs_gain: bool = True,
+    has_mean_gain: bool | None = None,
 ) -> Corrected:
     """Keep what a choice would clearly harm, and score the choosing with this rule in it.
 
     Where the corrected mean gain is not above zero everything is kept, if these rows can show one.
+    `has_mean_gain` says whether it is where more categories than these have decided that.
 
     Shapes:
         base: (C, n) logits of the original head.
@@ -202,7 +205,9 @@ def without_harm(
     raw = np.where(chosen > 0, scorer.values(taken) - level, 0.0)
     worse = scorer.harmed(_lost(scores.mean(), chosen), before, taken)
     worse |= gains.clearly_worse(metric) & (chosen > 0)
-    no_gain = (chosen > 0) & ~worse & (needs_gain and not gains.has_mean_gain(metric))
+    if has_mean_gain is None:
+        has_mean_gain = gains.has_mean_gain(metric)
+    no_gain = (chosen > 0) & ~worse & (needs_gain and not has_mean_gain)
     kept = worse | no_gain
     final = np.where(kept, 0, chosen)
     setting = min(decision.setting, 0) if no_gain.any() else decision.setting
@@ -212,6 +217,7 @@ def without_harm(
         np.where(kept, 0.0, raw),
         worse,
         no_gain,
+        has_mean_gain,
     )
 
 

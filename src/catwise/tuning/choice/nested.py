@@ -62,16 +62,35 @@ def nested_choice(candidates: Candidates, rule: Rule) -> Decision:
     return Decision(chosen, setting, pooled, np.stack(without), settings)
 
 
-def nested_keep(candidates: Candidates, setting: int, without: Sequence[int]) -> Decision:
-    """Where one candidate was chosen for all, and one without each part: keep or take it."""
+def pooled_means(candidates: Candidates, setting: int, without: Sequence[int]) -> list[float]:
+    """The pooled gain of what was chosen for all without each part, and of the one chosen last."""
+    judged = [*(candidates.without(part) for part in range(candidates.n_parts)), candidates.whole()]
+    return [
+        float(pooled_gain(scores[one : one + 1] - scores[:1], positives)[0])
+        for (scores, positives), one in zip(judged, (*without, setting), strict=True)
+    ]
+
+
+def nested_keep(
+    candidates: Candidates,
+    setting: int,
+    without: Sequence[int],
+    *,
+    means: Sequence[float] | None = None,
+) -> Decision:
+    """Where one candidate was chosen for all, and one without each part: keep or take it.
+
+    `means` are `pooled_means` of more categories than these, where they are held.
+    """
+    own = pooled_means(candidates, setting, without) if means is None else means
     whole = candidates.whole()
     gain = whole.scores - whole.scores[:1]
     parts = [candidates.without(part) for part in range(candidates.n_parts)]
     chosen = [
-        keep_or_take(part.scores - part.scores[:1], part.positives, one)
-        for part, one in zip(parts, without, strict=True)
+        keep_or_take(part.scores - part.scores[:1], part.positives, one, mean=mean)
+        for part, one, mean in zip(parts, without, own[:-1], strict=True)
     ]
-    taken = keep_or_take(gain, whole.positives, setting)
+    taken = keep_or_take(gain, whole.positives, setting, mean=own[-1])
     pooled = pooled_gain(gain, whole.positives)
     pooled[~np.isfinite(gain).any(1)] = np.nan  # not judged
     return Decision(taken, setting, pooled, np.stack(chosen), tuple(without))

@@ -38,15 +38,16 @@ def pooled_gain(gain: Floats, positives: Floats) -> Floats:
     return mean
 
 
-def shrunk(gain: Floats, positives: Floats, prior: float) -> Floats:
+def shrunk(gain: Floats, positives: Floats, prior: float, *, mean: float | None = None) -> Floats:
     """(K, C) gains pulled to their pooled mean: m + n / (n + prior) (gain − m).
 
-    Below `MIN_POSITIVES`, and where a gain is not known, it is the pooled mean.
+    Below `MIN_POSITIVES`, and where a gain is not known, it is the pooled mean; that of other
+    categories where it is given.
     """
-    mean = pooled_gain(gain, positives)[:, None]
+    pooled = pooled_gain(gain, positives)[:, None] if mean is None else np.float64(mean)
     trust = np.where(positives < MIN_POSITIVES, 0.0, positives / (positives + prior))
-    own = np.where(np.isfinite(gain), gain, mean)
-    pulled: Floats = mean + trust * (own - mean)
+    own = np.where(np.isfinite(gain), gain, pooled)
+    pulled: Floats = pooled + trust * (own - pooled)
     return pulled
 
 
@@ -92,8 +93,12 @@ def _defined(scores: Floats, positives: Floats) -> NDArray[np.bool_]:
     return np.asarray(np.broadcast_to(positives, scores.shape)[0] > 0)
 
 
-def keep_or_take(gain: Floats, positives: Floats, best: int) -> Chosen:
+def keep_or_take(
+    gain: Floats, positives: Floats, best: int, *, mean: float | None = None
+) -> Chosen:
     """(C,) the candidate chosen for all where its shrunk gain is positive, else 0.
+
+    `mean` is the pooled gain that it is shrunk to, where that is held.
 
     Shapes:
         gain: (K, C) over the original head, candidate 0.
@@ -101,5 +106,5 @@ def keep_or_take(gain: Floats, positives: Floats, best: int) -> Chosen:
     """
     if best == 0:
         return np.zeros(gain.shape[1], dtype=np.int64)
-    better = shrunk(gain[best : best + 1], positives, _POOLED_PRIOR)[0] > 0
+    better = shrunk(gain[best : best + 1], positives, _POOLED_PRIOR, mean=mean)[0] > 0
     return np.where(better & (positives > 0), best, 0).astype(np.int64)

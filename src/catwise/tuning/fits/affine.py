@@ -16,7 +16,7 @@ in docs/decisions.md. The slope is exp(t), so that no map falls.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,24 +72,50 @@ def fit_affine(
     >>> bool(scale > 1)
     True
     """
+    fit = fit_pooled(
+        logits, codes, free_offset=free_offset, rule=rule, max_iterations=max_iterations
+    )
+    return fit.scale, fit.offset
+
+
+class AffineFit(NamedTuple):
+    """Scale and offset of every category, and the log slope that they were pulled to."""
+
+    scale: Tensor  # (C,) float64 > 0
+    offset: Tensor  # (C,) float64
+    pooled: float
+
+
+def fit_pooled(
+    logits: Tensor,
+    codes: Tensor,
+    *,
+    free_offset: bool = True,
+    rule: str = "shrunk",
+    max_iterations: int = 100,
+    pooled: float | None = None,
+) -> AffineFit:
+    """As `fit_affine`, with the pooled log slope: found, or held where it is given."""
     check_choice("rule", rule, AFFINE_RULES)
     width = max(1, _BLOCK // max(logits.shape[1], 1))
     parts = [
         _Part(logits[at : at + width], codes[at : at + width], free_offset=free_offset, rule=rule)
         for at in range(0, len(logits), width)
     ]
-    pooled = 0.0
+    around, held = pooled or 0.0, pooled is not None
     for _ in range(_PASSES):
         for part in parts:
-            part.minimise(pooled, max_iterations)
-        # A Newton step of the pooled slope, given each category's own best fit around it.
-        pull, curvature = (sum(side) for side in zip(*(p.pull(pooled) for p in parts), strict=True))
-        step = (pull - _PRIOR_POOLED * pooled) / (curvature + _PRIOR_POOLED)
-        pooled += min(max(step, -2.0), 2.0)
-        if rule != "shrunk" or abs(step) < 1e-3:
+            part.minimise(around, max_iterations)
+        if held or rule != "shrunk":
             break
+        # A Newton step of the pooled slope, given each category's own best fit around it.
+        pull, curvature = (sum(side) for side in zip(*(p.pull(around) for p in parts), strict=True))
+        step = (pull - _PRIOR_POOLED * around) / (curvature + _PRIOR_POOLED)
+        if abs(step) < 1e-3:
+            break
+        around += min(max(step, -2.0), 2.0)
     scale, offset = (torch.cat(side) for side in zip(*(p.found() for p in parts), strict=True))
-    return scale, offset
+    return AffineFit(scale, offset, around)
 
 
 class _Part:

@@ -42,11 +42,11 @@ def with_drawn_negatives(
     is divided by the share that is drawn.
 
     Shapes:
-        draws: (C, n) in [0, 1).
+        draws: (C, n) in [0, 1); NaN where no label of any category is known: never drawn.
     """
     known = train.codes >= 0
     n_known = known.sum(1, keepdim=True)
-    n_unknown = (len(train.x) - n_known).clamp_min(1)
+    n_unknown = (~draws.isnan() & ~known).sum(1, keepdim=True).clamp_min(1)
     share = (per_known * n_known / n_unknown).clamp(max=1.0)
     drawn = ~known & (draws < share)
     rows, _ = known_rows(train.x, known | drawn)

@@ -32,6 +32,8 @@ class Anchor(NamedTuple):
     def fit(cls, task: Task, config: DefaultConfig) -> Anchor:
         """Fit the heads on training labels, and their slopes on those that judge."""
         heads, passes = _bank(task, config)
+        if task.held is not None:
+            return cls(heads, task.held.slopes, torch.empty(0, dtype=torch.int64), passes)
         rows = _enough_rows(task)
         if task.train is None:  # the original head's logits are memorised: its slope would be, too
             return cls(heads, heads.new_ones(task.n_folds + 1, 1), rows, passes)
@@ -85,7 +87,7 @@ def _bank(task: Task, config: DefaultConfig) -> tuple[Tensor, int]:
 
 
 class _Draws(NamedTuple):
-    """A number in [0, 1) for each training row and category, keyed by both."""
+    """A number in [0, 1) for each training row and category, keyed by both; NaN: not drawn."""
 
     rows: Tensor  # (n,)
     categories: Tensor  # (C,)
@@ -96,8 +98,8 @@ class _Draws(NamedTuple):
         keys = category_keys(inputs.seed, "unknown as negative", inputs.categories)
         digests = inputs.train.digests[task.known_train_rows.cpu().numpy()]
         device = task.valid.logits.device
-        sides = (torch.from_numpy(uniform(a)).float().to(device) for a in (digests, keys))
-        return cls(*sides)
+        rows, own = (torch.from_numpy(uniform(a)).float().to(device) for a in (digests, keys))
+        return cls(rows if task.labelled is None else rows.where(task.labelled, torch.nan), own)
 
     def of_block(self, block: slice) -> Tensor:
         """(B, n): each category starts elsewhere in the same sequence."""

@@ -10,6 +10,7 @@ from catwise.metrics import Metric
 from catwise.tuning.account.memorisation import MemorisationGap
 from catwise.tuning.account.records import Scores
 from catwise.tuning.account.results import FoldArtifacts
+from catwise.tuning.account.shared import SharedFits
 
 NOT_KNOWN: Final = (float("nan"), float("nan"), float("nan"))
 
@@ -28,6 +29,7 @@ class Outcome:
     notes: list[str]  # what to know, a sentence each
     mean_gain: tuple[float, float, float] = NOT_KNOWN  # and the ends of its interval
     folds: FoldArtifacts | None = None
+    shared: SharedFits | None = None
 
 
 def refitted_note(metric: Metric, rows: str, stage: str) -> str:

@@ -30,8 +30,9 @@ from torch import Tensor
 
 from catwise.metrics import Metric
 from catwise.progress import ProgressCallback
-from catwise.tuning.choice.gains import on_one_scale, without_harm
-from catwise.tuning.choice.nested import FoldScores, nested_keep
+from catwise.tuning.account.shared import SharedFits
+from catwise.tuning.choice.gains import Corrected, on_one_scale, without_harm
+from catwise.tuning.choice.nested import FoldScores, nested_keep, pooled_means
 from catwise.tuning.choice.rules import Floats
 from catwise.tuning.fits.penalised import PenalisedFit, fit_path
 from catwise.tuning.fits.ranking_loss import refine
@@ -65,38 +66,66 @@ def tune_default(
 ) -> Outcome:
     """The preset: cross-fit, choose once, decide per category, refit on all."""
     task = make_task(inputs, metric, n_folds=config.n_folds, force=force, progress=progress)
-    what = "training labels" if inputs.valid is None else "validation"
+    return tune_rows(task, config)
+
+
+def tune_rows(task: Task, config: DefaultConfig) -> Outcome:
+    """The preset on rows that are read; some categories alone where a run's values are held."""
+    what = "training labels" if task.inputs.valid is None else "validation"
     scored_on = f"{what}, cross-fitted in {task.n_folds} folds"
     return outcome_of(task, fit_and_choose(task, config), scored_on)
 
 
 def fit_and_choose(task: Task, config: DefaultConfig) -> Found:
     """Cross-fit over the rows that judge, choose once, decide per category, refit on all."""
+    held = task.held
     anchor = Anchor.fit(task, config)
     table = _cross_fit(task, config, anchor)
-    setting, *without = table.best_settings()
-    for wanted in sorted({setting, *without}):
+    settings = tuple(table.best_settings()) if held is None else held.settings
+    for wanted in sorted(set(settings)):
         table.finish(wanted)
-    decision = nested_keep(table.scores(), setting, without)
+    *without, setting = settings
+    means = pooled_means(table.scores(), setting, without) if held is None else held.means
     change, passes = _refit(task, config, anchor, setting)
+    corrected = _decide(task, table, settings, means)
+    kept = torch.from_numpy(corrected.decision.chosen == 0).to(task.valid.logits.device)
+    logits = torch.where(kept[:, None], task.valid.logits, table.held_out(setting))
+    pooled = None if held is None else held.log_slope
+    calibration = Calibration.fitted(logits, task.valid, kept, pooled=pooled)
+    crossed = Crossed(table.changes(setting).without(kept), calibration.of(logits))
+    passes += anchor.passes + table.passes
+    shared = SharedFits(
+        coordinates=task.coordinates,
+        fold=task.fold,
+        typical_positives=task.typical_positives,
+        slopes=anchor.slopes,
+        settings=settings,
+        means=tuple(means),
+        has_mean_gain=corrected.has_mean_gain,
+        log_slope=calibration.pooled,
+        log_slopes=table.log_slopes,
+        gains=corrected.gains.gain,
+    )
+    change = change.without(kept)
+    return Found(table.settings, corrected, change, calibration, crossed, passes, shared)
+
+
+def _decide(
+    task: Task, table: _Table, settings: Sequence[int], means: Sequence[float]
+) -> Corrected:
+    """Keep or replace, per category; settings and pooled gains without each fold, and of all."""
+    *without, setting = settings
     held_out = lru_cache(1)(table.held_out)
-    corrected = without_harm(
-        decision,
+    return without_harm(
+        nested_keep(table.scores(), setting, without, means=means),
         table.scores(),
         task.valid.logits,
         lambda _, setting: held_out(setting, to_judge=True),
         fold=task.fold,
         scorer=task.scorer(),
         needs_gain=task.train is not None,
+        has_mean_gain=None if task.held is None else task.held.has_mean_gain,
     )
-    kept = torch.from_numpy(corrected.decision.chosen == 0).to(task.valid.logits.device)
-    logits = torch.where(kept[:, None], task.valid.logits, table.held_out(setting))
-    calibration = Calibration.fitted(logits, task.valid, kept)
-    scale, offset = (one[:, None] for one in calibration)
-    logits = (logits * scale + offset).to(logits.dtype)
-    crossed = Crossed(table.changes(setting).without(kept), logits)
-    passes += anchor.passes + table.passes
-    return Found(table.settings, corrected, change.without(kept), calibration, crossed, passes)
 
 
 class _Fits(NamedTuple):
@@ -108,8 +137,8 @@ class _Fits(NamedTuple):
 
     @classmethod
     def of(cls, task: Task, config: DefaultConfig, block: slice) -> _Fits:
-        positives = (task.valid.codes == 1).sum(1).clamp_min(1).to(task.valid.logits.dtype)
-        relative = positives[block] / positives.log().mean().exp()
+        positives = (task.valid.codes[block] == 1).sum(1).clamp_min(1)
+        relative = positives.to(task.valid.logits.dtype) / task.typical_positives
         train = None
         if task.known_train is not None and config.source_weight > 0:
             train = lay_out(task.known_train.take(block))
@@ -136,6 +165,8 @@ class _Fits(NamedTuple):
 def _cross_fit(task: Task, config: DefaultConfig, anchor: Anchor) -> _Table:
     """Every fit without each fold, and the logits of the labels left out."""
     table = _Table(task, config, anchor)
+    held = task.held
+    penalties = config.penalties if held is None else config.penalties[: max(held.settings)]
     blocks = list(category_blocks(task.valid, task.known_train))
     counter = Counter(task.progress, "cross-fit", len(blocks) * task.n_folds)
     for block in blocks:
@@ -145,14 +176,14 @@ def _cross_fit(task: Task, config: DefaultConfig, anchor: Anchor) -> _Table:
         for f in range(task.n_folds):
             inside, outside = task.rows_of(f)
             original, direction = anchor.at(f, block)
-            path = fits.path(
-                part.take(slice(None), inside), (original, direction), config.penalties
-            )
+            path = fits.path(part.take(slice(None), inside), (original, direction), penalties)
             for j, fit in enumerate(path):
                 table.deltas[j, f, block] = delta = direction + fit.delta
                 out[j][:, outside] = updated_logits(part, delta, original, outside)
                 table.passes += fit.passes
             counter.step(f"fold {f + 1} of {task.n_folds}")
+        if task.held is not None:  # nothing is chosen
+            continue
         rows = anchor.rows
         table.parts.append(shared_rows(task, part.take(slice(None), rows), out[:, :, rows], rows))
     return table
@@ -163,6 +194,7 @@ class _Table:
 
     def __init__(self, task: Task, config: DefaultConfig, anchor: Anchor) -> None:
         self.task, self.anchor, self.passes = task, anchor, 0
+        self.log_slopes: dict[tuple[int, int], float] = {}  # of `_calibrated`
         self.stage = config.refinements.get(task.metric.name)
         also = {} if self.stage is None else {"refinement": self.stage._asdict()}
         self.settings = [Setting("base", {})] + [
@@ -178,17 +210,17 @@ class _Table:
         self.values[0] = self.scorer(task.valid.logits, slice(0, shape[2]))
 
     def best_settings(self) -> list[int]:
-        """By the log-loss after one scale for all: of all folds, and without each."""
+        """By the log-loss after one scale for all: without each fold, and of all."""
         losses = np.empty((len(self.deltas), self.task.n_folds + 1))
         whole: SharedFit | None = None
         for j in range(len(self.deltas)):
             parts = [p.only(j) for p in self.parts]
             whole = fit_shared(parts, start=whole)
             self.settings[j + 1].options["log_loss"] = round(whole.loss, 6)
-            losses[j, 0] = whole.loss
+            losses[j, -1] = whole.loss
             for f in range(self.task.n_folds):
                 left = [p.without(f) for p in parts]
-                losses[j, f + 1] = fit_shared(left, start=whole).loss
+                losses[j, f] = fit_shared(left, start=whole).loss
         return [int(j) + 1 for j in losses.argmin(0)]
 
     def finish(self, setting: int) -> None:
@@ -227,17 +259,18 @@ class _Table:
                 logits[:, own] = on_one_scale(whole, metric)[:, own]
             else:
                 logits[:, own] = updated_logits(task.valid, *change, own)
-        return self._calibrated(logits) if to_judge and not metric.ranks_only else logits
+        return self._calibrated(logits, setting) if to_judge and not metric.ranks_only else logits
 
-    def _calibrated(self, logits: Tensor) -> Tensor:
+    def _calibrated(self, logits: Tensor, setting: int) -> Tensor:
         """Each fold's by the labels of the others."""
         found, none = torch.empty_like(logits), torch.zeros(len(logits), dtype=torch.bool)
         for f in range(self.task.n_folds):
             inside, own = self.task.rows_of(f)
             rest = self.task.valid.take(slice(None), inside)
-            fit = Calibration.fitted(logits[:, inside], rest, none.to(logits.device))
-            scale, offset = (one[:, None] for one in fit)
-            found[:, own] = (logits[:, own] * scale + offset).to(logits.dtype)
+            held = None if self.task.held is None else self.task.held.log_slopes[setting, f]
+            fit = Calibration.fitted(logits[:, inside], rest, none.to(logits.device), pooled=held)
+            self.log_slopes[setting, f] = fit.pooled
+            found[:, own] = fit.of(logits[:, own])
         return found
 
 

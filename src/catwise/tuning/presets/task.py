@@ -24,9 +24,10 @@ from catwise.progress import ProgressCallback
 from catwise.tuning.account.memorisation import MemorisationGap, memorisation_gap
 from catwise.tuning.account.records import Scores
 from catwise.tuning.account.results import FoldArtifacts, changed_head
+from catwise.tuning.account.shared import SharedFits
 from catwise.tuning.choice.gains import Corrected, Scorer, levels
 from catwise.tuning.choice.rules import MIN_POSITIVES
-from catwise.tuning.fits.affine import fit_affine
+from catwise.tuning.fits.affine import fit_pooled
 from catwise.tuning.inputs import LabelledSource, TuningInputs, check_sources
 from catwise.tuning.presets.outcome import Outcome
 from catwise.tuning.rows.coordinates import (
@@ -58,6 +59,10 @@ class Task:
     fold: NDArray[np.int8]  # (n,) of the rows that judge
     notes: list[str]
     progress: ProgressCallback | None
+    # where some categories of a run are tuned again: what is held, and (m,) whether a training row
+    # has a known label in any category of the run
+    held: SharedFits | None = None
+    labelled: Tensor | None = None
 
     @property
     def n_folds(self) -> int:
@@ -66,13 +71,25 @@ class Task:
 
     @cached_property
     def known_train_rows(self) -> Tensor:
-        """Which of the further rows have a label to fit."""
+        """Which of the further rows have a label to fit; all where some categories are tuned."""
+        if self.train is not None and self.labelled is not None:
+            return torch.arange(self.train.x.shape[0])
         return torch.empty(0, dtype=torch.int64) if self.train is None else self.train.known()
 
     @cached_property
     def known_train(self) -> TuningRows | None:
-        """The further rows that have a label to fit."""
-        return None if self.train is None else self.train.take(slice(None), self.known_train_rows)
+        """The further rows that have a label to fit; all, without a copy, as above."""
+        if self.train is None or self.labelled is not None:
+            return self.train
+        return self.train.take(slice(None), self.known_train_rows)
+
+    @cached_property
+    def typical_positives(self) -> float:
+        """The geometric mean over categories of the positives that judge."""
+        if self.held is not None:
+            return self.held.typical_positives
+        positives = (self.valid.codes == 1).sum(1).clamp_min(1).to(self.valid.logits.dtype)
+        return float(positives.log().mean().exp())
 
     def fold_scorer(self) -> FoldScorer:
         """The metric inside every fold."""
@@ -122,6 +139,7 @@ class Calibration(NamedTuple):
 
     scale: Tensor  # (C,) float64 > 0
     offset: Tensor  # (C,) float64
+    pooled: float = 0.0  # log slope that the scales were pulled to
 
     @classmethod
     def none(cls, like: Tensor) -> Calibration:
@@ -130,10 +148,20 @@ class Calibration(NamedTuple):
         return cls(scale, torch.zeros_like(scale))
 
     @classmethod
-    def fitted(cls, logits: Tensor, valid: TuningRows, kept: Tensor) -> Calibration:
-        """Fitted on (C, n) logits of the validation rows; none of the (C,) categories kept."""
-        scale, offset = fit_affine(logits, valid.codes, free_offset=valid.intercept)
-        return cls(torch.where(kept, 1.0, scale), torch.where(kept, 0.0, offset))
+    def fitted(
+        cls, logits: Tensor, valid: TuningRows, kept: Tensor, *, pooled: float | None = None
+    ) -> Calibration:
+        """Fitted on (C, n) logits of the validation rows; none of the (C,) categories kept.
+
+        `pooled` is the log slope of a run's categories, where that is held.
+        """
+        fit = fit_pooled(logits, valid.codes, free_offset=valid.intercept, pooled=pooled)
+        scale, offset = torch.where(kept, 1.0, fit.scale), torch.where(kept, 0.0, fit.offset)
+        return cls(scale, offset, fit.pooled)
+
+    def of(self, logits: Tensor) -> Tensor:
+        """(C, n) logits after it."""
+        return (logits * self.scale[:, None] + self.offset[:, None]).to(logits.dtype)
 
 
 class Crossed(NamedTuple):
@@ -153,6 +181,7 @@ class Found:
     calibration: Calibration  # of the change and of what cross-fitting left
     crossed: Crossed | None
     passes: int  # how often the rows were read by the fits
+    shared: SharedFits | None = None  # what `retune` holds
 
 
 def make_task(
@@ -236,6 +265,7 @@ def outcome_of(task: Task, found: Found, scored_on: str) -> Outcome:
         history=history,
         passes={"fits": found.passes, "coordinates": 1, "read": 1},
         folds=_folds(task, found),
+        shared=found.shared,
         notes=notes,
     )
 
@@ -261,7 +291,7 @@ def _changed(task: Task, found: Found, change: Change) -> tuple[Tensor, Tensor |
     """(C, D) float64 weights and (C,) biases after a change, scale and offset."""
     head = task.inputs.scored
     delta, intercept = (one.cpu() for one in task.coordinates.fold_back(change.delta))
-    scale, offset = (one.cpu() for one in found.calibration)
+    scale, offset = (one.cpu() for one in found.calibration[:2])
     original = change.original.double().cpu()
     weight = scale[:, None] * (original[:, None] * head.weight.double().cpu() + delta)
     if head.bias is None:
@@ -326,7 +356,8 @@ def _replaced_because(task: Task, corrected: Corrected, c: int, *, few: bool) ->
     gains = corrected.gains
     if task.metric.sign * gains.gain[c] > 0 and not few:
         return "gain"
-    if not gains.has_mean_gain(task.metric):
+    held = task.held
+    if not (gains.has_mean_gain(task.metric) if held is None else held.has_mean_gain):
         return "gain_in_folds"
     return "pooled_gain" if few else "shared_gain"
 

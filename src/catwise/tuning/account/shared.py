@@ -1,0 +1,53 @@
+"""What the categories of a run share; `retune` holds it and fits the rest of some of them again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from catwise.labels import LabelPolicy
+from catwise.metrics import Metric
+from catwise.tuning.account.records import Scores
+from catwise.tuning.choice.rules import Floats
+from catwise.tuning.rows.coordinates import Coordinates, OwnCoordinates
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SharedFits:
+    """What all categories of the preset `default` have in common; F folds."""
+
+    coordinates: Coordinates | OwnCoordinates
+    fold: NDArray[np.int8]  # (n,) of the rows that judge
+    typical_positives: float  # geometric mean of held-out positives, in the growth of penalties
+    slopes: Tensor  # (F + 1, J) of the anchor: without each fold, and of all rows
+    settings: tuple[int, ...]  # F + 1, the penalty chosen without each fold, and from all
+    means: tuple[float, ...]  # F + 1, the pooled gain that keep or replace is shrunk to
+    has_mean_gain: bool  # whether the corrected mean gain let anything be replaced
+    # the pooled log slope of the calibration of what leaves, and by (setting, fold) of what judges
+    log_slope: float
+    log_slopes: dict[tuple[int, int], float]
+    gains: Floats  # (C,) corrected for the choosing, of which the mean gain is the mean
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Shared:
+    """A run as `retune` takes it up: what is shared, what was asked for, and on which rows."""
+
+    fits: SharedFits
+    categories: tuple[str, ...]  # C names, those of the scores and gains
+    scores: Scores  # of the C records
+    metric: Metric
+    config: Any  # DefaultConfig
+    policy: LabelPolicy | None
+    digests: tuple[NDArray[np.uint64], ...]  # of the training rows, and of validation's
+
+    def updated(self, at: NDArray[np.int64], scores: Scores, gains: Floats) -> Shared:
+        """With the (K,) scores and gains of some categories in place of theirs."""
+        kept = self.fits.gains.copy()
+        kept[at] = gains
+        fits = replace(self.fits, gains=kept)
+        return replace(self, fits=fits, scores=self.scores.updated(at, scores))
