@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,32 @@ def test_threshold_is_the_librarys(tmp_path: Path) -> None:
     assert "needs 22 known positives; 0 are known" in " ".join(text.split())
 
 
+def test_the_report_has_the_thresholds(tmp_path: Path) -> None:
+    """The page of the run, and in it what each threshold reaches on test rows, and why none is."""
+    page = tmp_path / "report.html"
+    given = ["threshold", *VALID, "--rule", "sensitivity", "--value", "0.9", "--out"]
+    found = document(*given, str(tmp_path / "t.json"), *TEST, "--report", str(page))
+    text = page.read_text("utf-8")
+    root = ET.fromstring(text.split("\n", 1)[1])  # noqa: S314  # our own text
+    section = root.find(".//section[@aria-labelledby='thresholds']")
+    assert section is not None
+    rows = [["".join(cell.itertext()) for cell in row] for row in section.iter("tr")]
+    first, shown = found["categories"][0], dict(zip(rows[0], rows[1], strict=True))
+    assert float(shown["threshold (logit)"].replace("−", "-")) == pytest.approx(
+        first["threshold"], abs=1e-4
+    )
+    for name in ("sensitivity", "specificity", "precision"):
+        assert float(shown[name]) == pytest.approx(first[name], abs=1e-4)
+    assert float(shown["alerts per 1,000"]) == pytest.approx(first["alerts_per_1000"], abs=1)
+    assert "needs 22 known positives; 0 are known" in rows[-1][-1]
+    run_page = Path("run/report.html").read_text("utf-8")
+    before, after = text.split('<section aria-labelledby="thresholds">')
+    whole = before + after.split("</section>\n", 1)[1]
+    assert whole == run_page
+    run(*given, str(tmp_path / "t.json"), "--report", str(page))
+    assert "not tried on test rows" in page.read_text("utf-8")
+
+
 def test_conformal_is_the_librarys(tmp_path: Path) -> None:
     """The same cut-offs from the run's out-of-fold logits; what they cover on test rows."""
     out, table = str(tmp_path / "s.json"), str(tmp_path / "s.csv")
@@ -160,6 +187,7 @@ def test_logits_of_ones_own(tmp_path: Path) -> None:
         (["conformal", *VALID, "--alpha", "1"], 2, "--alpha"),
         (["conformal", *VALID, "--prevalence", "0.1"], 2, "No such option"),
         (["threshold", *VALID, "--cutoffs", "x.csv"], 2, "--cutoffs needs test rows"),
+        (["threshold", *VALID, "--report", "run/summary.json"], OutputError.exit_code, "inputs"),
         (["threshold", *VALID, "--rule", "precision"], ConfigError.exit_code, "needs a value"),
         (
             ["calibrate", *VALID, "--test-features", "all.npz", "--test-split", "valid"],

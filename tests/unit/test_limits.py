@@ -28,10 +28,10 @@ from catwise.errors import (
     OutputError,
 )
 from catwise.features import Features, write_store
-from catwise.fixing import account
 from catwise.fixing.folder import STATE, State
 from catwise.heads.pickles import interpret
 from catwise.models import parts
+from catwise.reporting.run import read_run
 from catwise.tuning.account.results import FoldArtifacts
 
 if TYPE_CHECKING:
@@ -402,13 +402,13 @@ def test_the_folder_of_a_run(tmp_path: Path, text: str) -> None:
     (tmp_path / "summary.json").write_text('{"summary": {}}')
     (tmp_path / "records.json").write_text('[{"category": "a"}]')
     (tmp_path / "config.json").write_text('{"config": {"seed": 1}}')
-    assert account.run_of(tmp_path)["records"] == [{"category": "a"}]
+    assert read_run(tmp_path)["records"] == [{"category": "a"}]
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(OutputError, match=r"config\.json' is not as it was written"):
-        account.run_of(tmp_path)
+        read_run(tmp_path)
     (tmp_path / "config.json").unlink()
     with pytest.raises(OutputError, match="No such file"):
-        account.run_of(tmp_path)
+        read_run(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -31,13 +31,13 @@ from catwise.data.masks import read_mask, save_mask
 from catwise.data.readers import _kit, celeba, chestxray14, coco, openimages, voc
 from catwise.errors import CatwiseError
 from catwise.features import open_store, write_store
-from catwise.fixing import account
 from catwise.fixing.folder import STATE, State
 from catwise.models import parts
 from catwise.models.adapters import transformers_folder
 from catwise.models.card import run_summary
 from catwise.models.images import read_image
 from catwise.models.sources import TarImages
+from catwise.reporting.run import read_run
 from catwise.tuning.account.results import FoldArtifacts
 
 if TYPE_CHECKING:
@@ -266,7 +266,7 @@ READERS: dict[str, Reader] = {
     "a run's files": Reader(
         "run/config.json",
         text('{"config": {}}'),
-        lambda p: account.run_of(p.parent),
+        lambda p: read_run(p.parent),
         "MAX_JSON",
         5,
         "more than 5",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,8 +14,12 @@ from catwise._options import group, option
 from catwise.cli.building import make_command
 from catwise.cli.console import Output
 from catwise.cli.decisions import DecisionOptions, hold_outputs, load_decisions
+from catwise.cli.inputs import refuse_inputs
 from catwise.cli.options import CSV_HELP
 from catwise.cli.prevalence import one_or_many
+
+if TYPE_CHECKING:
+    from catwise.decisions import Thresholds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +58,9 @@ class Options:
     transformers: Path | None = option(
         None, metavar="FILE", help="Entries of a transformers config, as JSON."
     )
+    report: Path | None = option(
+        None, metavar="FILE", help="The report of --run with the thresholds in it, as HTML."
+    )
     output: Output = group("Output")
 
 
@@ -67,9 +76,12 @@ def command(given: Options) -> None:
     decisions, output = given.decisions, given.output
     if given.cutoffs is not None and decisions.test_labels is None and decisions.test_split is None:
         raise click.UsageError("--cutoffs needs test rows.")
-    hold_outputs(decisions, given.out, given.csv_path, given.cutoffs, given.transformers)
+    if given.report is not None and decisions.run is None:
+        raise click.UsageError("--report needs --run.")
+    outputs = (given.out, given.csv_path, given.cutoffs, given.transformers, given.report)
+    hold_outputs(decisions, *outputs)
+    document = _document(given)
     source = load_decisions(decisions)
-    from catwise._io import write_json
     from catwise.decisions import Calibration, threshold
     from catwise.reporting.tables import thresholds_table
 
@@ -85,6 +97,34 @@ def command(given: Options) -> None:
         test=source.test,
         level=decisions.level,
     )
+    _write(given, found, document)
+    output.table(thresholds_table(found.records(), limit=output.rows))
+    for one in [one for one in found.categories if one.threshold is None][: output.rows or None]:
+        output.line(f"{one.category}: {one.explanation}")
+    output.line(found.population)
+    for note in found.notes:
+        output.line(note)
+    about = {"command": "threshold", "inputs": source.about, "op_threshs": found.op_threshs()}
+    output.document({**about, **found.to_dict()})
+
+
+def _document(given: Options) -> dict[str, Any] | None:
+    """Of the run whose report is to be written."""
+    folder = given.decisions.run
+    if folder is None or given.report is None:
+        return None
+    from catwise.reporting.run import RUN_FILES, read_run
+
+    own = (folder / name for name in RUN_FILES if name != "report.html")
+    refuse_inputs(given.report, *own)
+    return read_run(folder)
+
+
+def _write(given: Options, found: Thresholds, document: Mapping[str, Any] | None) -> None:
+    """Every file that is asked for."""
+    from catwise._io import write_json, write_text
+    from catwise.reporting import render_report
+
     found.save(given.out)
     if given.csv_path is not None:
         found.write_csv(given.csv_path)
@@ -92,11 +132,5 @@ def command(given: Options) -> None:
         found.write_cutoffs(given.cutoffs)
     if given.transformers is not None:
         write_json(given.transformers, found.to_transformers())
-    output.table(thresholds_table(found.records(), limit=output.rows))
-    for one in [one for one in found.categories if one.threshold is None][: output.rows or None]:
-        output.line(f"{one.category}: {one.explanation}")
-    output.line(found.population)
-    for note in found.notes:
-        output.line(note)
-    document = {"command": "threshold", "inputs": source.about, "op_threshs": found.op_threshs()}
-    output.document({**document, **found.to_dict()})
+    if given.report is not None and document is not None:
+        write_text(given.report, render_report({**document, "thresholds": found.to_dict()}))

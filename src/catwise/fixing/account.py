@@ -7,40 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from catwise._json import TABLE, TEXT, Field, read_fields, read_file
-from catwise.errors import OutputError
 from catwise.features.manifest import file_sha256
-from catwise.fixing.folder import EVALUATION
 from catwise.heads import Head
 from catwise.models import LoadedModel
 from catwise.models.card import model_card
 from catwise.models.verify import Verified
 from catwise.reporting import summary_lines
-
-
-def run_of(folder: Path) -> dict[str, Any]:
-    """The document of a run, from its files."""
-    parts = [_document(folder / f"{name}.json", {name: TABLE}) for name in ("config", "summary")]
-    records = _document(folder / "records.json", None)
-    path = folder / EVALUATION
-    evaluation = _document(path, {"metric": TEXT, "means": TABLE}) if path.exists() else None
-    found = {key: value for part in parts for key, value in part.items()}
-    return {**found, "records": records, "evaluation": evaluation}
-
-
-def _document(path: Path, fields: Mapping[str, Field] | None) -> Any:
-    """A document that was written: a table with these fields, or None for a list of tables."""
-    try:
-        document = read_file(path)
-        for table in [document] if fields is not None else document:
-            read_fields(table, fields or {"category": TEXT})
-    except (OSError, ValueError, TypeError) as error:
-        raise OutputError(
-            f"'{path}' is not as it was written.",
-            found=getattr(error, "strerror", None) or str(error),
-            remedy="remove it and repeat the command, which makes it again",
-        ) from error
-    return document
 
 
 def describe_checkpoint(

@@ -57,7 +57,7 @@ from catwise.models.verify import Verified, first_images, noise, verify_copy
 from catwise.models.writing import write_model
 from catwise.progress import Progress, ProgressCallback
 from catwise.reporting import render_report, write_run
-from catwise.reporting.run import RUN_FILES
+from catwise.reporting.run import RUN_FILES, read_run
 from catwise.tuning import tune
 from catwise.tuning.plan import make_plan
 
@@ -391,7 +391,7 @@ def _account(job: PreparedFix, head: Head, left_out: list[dict[str, str]]) -> Fi
     """Report and card, always made again from what the steps left."""
     folder, facts = job.state.folder, job.state.facts
     target = folder / job.state.target
-    run = account.run_of(folder / RUN)
+    run = read_run(folder / RUN)
     about = account.describe_checkpoint(job.model, target, facts, left_out)
     if run["evaluation"] is not None:
         write_json(folder / EVALUATION, run["evaluation"])

@@ -41,8 +41,9 @@ def render_report(document: Mapping[str, Any]) -> str:
     Args:
         document: what :func:`~catwise.reporting.run_document` gives: `kind`, `summary`, `records`,
             `config`, `inputs`, `gap`, `notes`, `catwise`, `evaluation` (both heads on test rows,
-            and under `heads` further ones); and of `fix` the `checkpoint`. What is absent is left
-            out of the page.
+            and under `heads` further ones); of `fix` the `checkpoint`; `thresholds`, as
+            :meth:`catwise.decisions.Thresholds.to_dict` gives them. What is absent is left out of
+            the page.
 
     Returns:
         HTML that is well-formed XML too. Every text from outside is escaped.
@@ -110,6 +111,7 @@ def _view(document: Mapping[str, Any]) -> dict[str, Any]:
         "scores": _scores(document),
         "facts": facts(summary, records),
         "test": _test(document.get("evaluation")),
+        "thresholds": _thresholds(document.get("thresholds")),
         "where": where,
         "role": role,
         "table": _table(records),
@@ -282,6 +284,37 @@ def _differences(row: Mapping[str, Any], name: str) -> list[str]:
     low, high = row.get("difference_low"), row.get("difference_high")
     sides = (score(row.get(side)) for side in ("before", "after"))
     return [name, *sides, gain(row.get("difference")), interval(low, high)]
+
+
+def _thresholds(found: object) -> dict[str, Any] | None:
+    """From which logit each category is called positive, and what that reaches on test rows."""
+    if not isinstance(found, Mapping) or not found.get("categories"):
+        return None
+    categories = found["categories"]
+    rates = ("sensitivity", "specificity", "precision")
+    is_tested = any("sensitivity" in one for one in categories)
+    rows = []
+    for one in categories:
+        cells = [str(one["category"]), score(one["threshold"]), score(one["probability"])]
+        if is_tested:
+            for name in rates:
+                cells.append(score(one.get(name)))
+                cells.append(interval(one.get(f"{name}_low"), one.get(f"{name}_high")))
+            cells.append(count(one.get("alerts_per_1000")))
+        rows.append({"cells": cells, "explanation": str(one["explanation"])})
+    headings = ["threshold (logit)", "probability there"]
+    if is_tested:
+        headings += [name for rate in rates for name in (rate, "interval")]
+        headings.append("alerts per 1,000")
+    lines = [str(found.get("population") or ""), *map(str, found.get("notes") or [])]
+    return {
+        "headings": headings,
+        "rows": rows,
+        "lines": [line for line in lines if line],
+        "shown": "what that reaches on test rows, with intervals"
+        if is_tested
+        else "not tried on test rows",
+    }
 
 
 def _head_row(one: Mapping[str, Any]) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from catwise._io import atomic_folder, folder_names, named_as, write_json, write_text
-from catwise._json import json_ready
+from catwise._json import TABLE, TEXT, Field, json_ready, read_fields, read_file
 from catwise._lock import translated
 from catwise._version import __version__
 from catwise.errors import OutputError
@@ -71,6 +71,35 @@ def run_document(
     }
     ready: dict[str, Any] = json_ready(document)
     return ready
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The document of a run, as `run_document` gave it, from its files.
+
+    Raises:
+        OutputError: If one of them is not as it was written.
+    """
+    parts = [_read(folder / f"{name}.json", {name: TABLE}) for name in ("config", "summary")]
+    records = _read(folder / "records.json", None)
+    path = folder / "evaluation.json"
+    evaluation = _read(path, {"metric": TEXT, "means": TABLE}) if path.exists() else None
+    found = {key: value for part in parts for key, value in part.items()}
+    return {**found, "records": records, "evaluation": evaluation}
+
+
+def _read(path: Path, fields: Mapping[str, Field] | None) -> Any:
+    """A document that was written: a table with these fields, or None for a list of tables."""
+    try:
+        document = read_file(path)
+        for table in [document] if fields is not None else document:
+            read_fields(table, fields or {"category": TEXT})
+    except (OSError, ValueError, TypeError) as error:
+        raise OutputError(
+            f"'{path}' is not as it was written.",
+            found=getattr(error, "strerror", None) or str(error),
+            remedy="remove it and repeat the command, which makes it again",
+        ) from error
+    return document
 
 
 def check_output(folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
