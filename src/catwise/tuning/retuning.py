@@ -125,8 +125,7 @@ def retune(
         outcome.notes.append("No test rows were given, so the new head has no test scores.")
     head = _with_rows(run, task, outcome)
     tested = compare_both(given.inputs, task.metric, head, held_out)
-    own = shared.fits.gains if outcome.shared is None else outcome.shared.gains
-    new = shared.updated(at, outcome.scores, own)
+    new = shared.updated(at, outcome.scores, outcome.shared or shared.fits)
     return _merged(run, _Again(task, outcome, at, new, tested), head, began)
 
 
@@ -205,8 +204,8 @@ def _task(
 
 
 def _fits_of(fits: SharedFits, features: Any, at: NDArray[np.int64]) -> SharedFits:
-    """With the coordinates of the chosen categories, where each has its own."""
-    own = fits.coordinates
+    """With the starts of the chosen categories, and their coordinates where each has its own."""
+    own, fits = fits.coordinates, replace(fits, starts=fits.starts.take(at))
     if not isinstance(own, OwnCoordinates) or not isinstance(features, CategoryFeatures):
         return fits
     runs = [run for run, _ in category_runs(features, len(at))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,19 @@ from catwise.metrics import Metric
 from catwise.tuning.account.records import Scores
 from catwise.tuning.choice.rules import Floats
 from catwise.tuning.rows.coordinates import Coordinates, OwnCoordinates
+
+
+class Starts(NamedTuple):
+    """Where the fits of a run ended, from which they start again; weights and intercepts."""
+
+    heads: Tensor  # (J − 1, C, k + 1) of the training labels
+    folds: dict[int, Tensor]  # (F, C, k + S) without each fold, by setting; before refinement
+    whole: Tensor  # (C, k + S) of all rows
+
+    def take(self, at: NDArray[np.int64]) -> Starts:
+        """Of (K,) categories."""
+        folds = {setting: one[:, at] for setting, one in self.folds.items()}
+        return Starts(self.heads[:, at], folds, self.whole[at])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,6 +44,7 @@ class SharedFits:
     log_slope: float
     log_slopes: dict[tuple[int, int], float]
     gains: Floats  # (C,) corrected for the choosing, of which the mean gain is the mean
+    starts: Starts
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,9 +59,12 @@ class Shared:
     policy: LabelPolicy | None
     digests: tuple[NDArray[np.uint64], ...]  # of the training rows, and of validation's
 
-    def updated(self, at: NDArray[np.int64], scores: Scores, gains: Floats) -> Shared:
-        """With the (K,) scores and gains of some categories in place of theirs."""
-        kept = self.fits.gains.copy()
-        kept[at] = gains
-        fits = replace(self.fits, gains=kept)
+    def updated(self, at: NDArray[np.int64], scores: Scores, other: SharedFits) -> Shared:
+        """With the scores and gains of (K,) categories in place of theirs.
+
+        Fits go on to start where the run's ended, so that what was tuned before changes nothing.
+        """
+        gains = self.fits.gains.copy()
+        gains[at] = other.gains
+        fits = replace(self.fits, gains=gains)
         return replace(self, fits=fits, scores=self.scores.updated(at, scores))

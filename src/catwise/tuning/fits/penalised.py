@@ -62,6 +62,7 @@ def fit_path(
     pointwise: Callable[[Tensor, Tensor], Derivatives] = LOSSES["bce"].slope_curvature,
     max_iterations: int = 60,
     tolerance: float = 1e-3,
+    starts: Sequence[Tensor] | None = None,
 ) -> Iterator[PenalisedFit]:
     """Fit every category to its minimum, along a path of penalties.
 
@@ -75,6 +76,8 @@ def fit_path(
         max_iterations: bound on the steps of each fit.
         tolerance: a category stops once its preconditioned gradient norm has fallen to
             this share of its value at ``delta = 0``.
+        starts: of each penalty (C, k + S) parameters to start from, where these are better than
+            the fit before; None: the path's own extrapolation.
 
     Yields:
         A fit for each penalty; a category without known labels keeps zeros.
@@ -88,13 +91,16 @@ def fit_path(
     state = problem.state(*problem.zeros())
     first, diagonal, passes = state.gradient, problem.diagonal(state.curvatures), 2
     previous: _State | None = None
-    for penalty in penalties:
+    for number, penalty in enumerate(penalties):
         problem = problem.with_penalty(penalty)
         tiny = torch.finfo(first.dtype).tiny
         scale = (diagonal + problem.pull).clamp_min(tiny)
         start = state.under(problem.pull)
-        if previous is not None:  # a category starts where the path leads, if that is better
-            ahead = problem.state(*_extrapolate(problem, previous, state))
+        point = None if starts is None else problem.at(starts[number])
+        if previous is not None and point is None:
+            point = _extrapolate(problem, previous, state)
+        if point is not None:  # a category starts where this leads, if that is better
+            ahead = problem.state(*point)
             better = _norm(ahead.gradient, scale) < _norm(start.gradient, scale)
             start = ahead.where(better, start)
             passes += 1
@@ -199,6 +205,14 @@ class _Problem:
             for s in self.sources
         ]
         return torch.zeros_like(self.pull), logits
+
+    def at(self, theta: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Parameters (C, k + S), and the logits there."""
+        n, (_, logits) = len(self.sources), self.zeros()
+        weights = theta[:, :-n].contiguous()
+        for s, z, intercept in zip(self.sources, logits, theta[:, -n:].T, strict=True):
+            z.add_(s.rows.forward(weights)).add_(s.rows.spread(intercept))
+        return theta, logits
 
     def state(self, theta: Tensor, logits: list[Tensor]) -> _State:
         slopes, curvatures = self.derivatives(logits)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from catwise.labels.draws import category_keys, uniform
 from catwise.tuning.fits.directions import fit_directions, with_drawn_negatives
+from catwise.tuning.fits.penalised import PenalisedFit
 from catwise.tuning.fits.shared import SharedRows, fit_shared
 from catwise.tuning.presets.default_config import DefaultConfig
 from catwise.tuning.presets.task import Task
@@ -27,16 +29,20 @@ class Anchor(NamedTuple):
     slopes: Tensor  # (F + 1, J) without each fold, and of all rows; the first of the original head
     rows: Tensor  # (m,) of the rows that judge, those that chose the slopes
     passes: int
+    intercepts: Tensor  # (J − 1, C) of the heads where they were fitted
 
     @classmethod
     def fit(cls, task: Task, config: DefaultConfig) -> Anchor:
         """Fit the heads on training labels, and their slopes on those that judge."""
-        heads, passes = _bank(task, config)
+        heads, intercepts, passes = _bank(task, config)
         if task.held is not None:
-            return cls(heads, task.held.slopes, torch.empty(0, dtype=torch.int64), passes)
+            return cls(
+                heads, task.held.slopes, torch.empty(0, dtype=torch.int64), passes, intercepts
+            )
         rows = _enough_rows(task)
         if task.train is None:  # the original head's logits are memorised: its slope would be, too
-            return cls(heads, heads.new_ones(task.n_folds + 1, 1), rows, passes)
+            ones = heads.new_ones(task.n_folds + 1, 1)
+            return cls(heads, ones, rows, passes, intercepts)
         parts = []
         for block in category_blocks(task.valid, task.known_train):
             part = task.valid.take(block, rows)
@@ -48,7 +54,7 @@ class Anchor(NamedTuple):
             for f in range(task.n_folds)
         ]
         slopes = torch.stack([fit.slopes for fit in (*folds, whole)])
-        return cls(heads, slopes, rows, passes)
+        return cls(heads, slopes, rows, passes, intercepts)
 
     def at(self, fold: int, block: slice) -> tuple[float, Tensor]:
         """Without a fold (−1: with all rows): the original head's slope, and (B, k) the rest."""
@@ -56,34 +62,45 @@ class Anchor(NamedTuple):
         return float(own[0]), torch.einsum("j,jck->ck", own[1:], self.heads[:, block])
 
 
-def _bank(task: Task, config: DefaultConfig) -> tuple[Tensor, int]:
-    """(J − 1, C, k) heads of training labels alone, and how often the rows were read."""
-    train, valid, passes = task.known_train, task.valid, 0
+def _bank(task: Task, config: DefaultConfig) -> tuple[Tensor, Tensor, int]:
+    """(J − 1, C, k) heads of training labels alone, intercepts, and how often rows were read."""
+    valid, passes = task.valid, 0
     shape = len(valid.logits), valid.x.shape[1]
-    if train is None:
-        return valid.logits.new_zeros(0, *shape), 0
+    if task.known_train is None:
+        return valid.logits.new_zeros(0, *shape), valid.logits.new_zeros(0, shape[0]), 0
     count = len(config.anchor_penalties) + len(config.negative_penalties)
     heads = valid.logits.new_zeros(count, *shape)
+    intercepts = valid.logits.new_zeros(count, shape[0])
     draws = _Draws.of(task)
-    blocks = list(category_blocks(valid, train))
+    blocks = list(category_blocks(valid, task.known_train))
     counter = Counter(task.progress, "anchor", len(blocks))
     for block in blocks:
-        known = train.take(block)
-        source, fitting = lay_out(known), config.fitting
-        fits = [*fit_directions(known.codes, source, config.anchor_penalties, **fitting)]
-        if config.negative_penalties:
-            filled = with_drawn_negatives(
-                known,
-                draws.of_block(block),
-                per_known=config.negative_draw,
-                weight=config.negative_weight,
-            )
-            fits += fit_directions(known.codes, filled, config.negative_penalties, **fitting)
-        for j, fit in enumerate(fits):
-            heads[j, block] = fit.delta
+        for j, fit in enumerate(_heads_of(task, config, draws, block)):
+            heads[j, block], intercepts[j, block] = fit.delta, fit.intercepts[0]
             passes += fit.passes
         counter.step("heads of the training labels")
-    return heads, passes
+    return heads, intercepts, passes
+
+
+def _heads_of(
+    task: Task, config: DefaultConfig, draws: _Draws, block: slice
+) -> Iterator[PenalisedFit]:
+    """Of a block of categories: on known labels, then with unknown ones as negatives."""
+    known, every = task.train_of(block), task.known_train
+    if known is None or every is None:
+        return
+    penalties = config.anchor_penalties, config.negative_penalties
+    starts: list[Any] = [None, None]
+    if task.held is not None:
+        at = task.held.starts.heads[:, block]
+        starts = [[*part] for part in at.tensor_split([len(penalties[0])])]
+    sources = [lay_out(known)]
+    if penalties[1]:
+        own = every.take(block)
+        options = {"per_known": config.negative_draw, "weight": config.negative_weight}
+        sources.append(with_drawn_negatives(own, draws.of_block(block), **options))
+    for source, path, ahead in zip(sources, penalties, starts, strict=False):
+        yield from fit_directions(known.codes, source, path, starts=ahead, **config.fitting)
 
 
 class _Draws(NamedTuple):

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from catwise.metrics import Metric
 from catwise.progress import ProgressCallback
-from catwise.tuning.account.shared import SharedFits
+from catwise.tuning.account.shared import SharedFits, Starts
 from catwise.tuning.choice.gains import Corrected, on_one_scale, without_harm
 from catwise.tuning.choice.nested import FoldScores, nested_keep, pooled_means
 from catwise.tuning.choice.rules import Floats
@@ -82,11 +82,12 @@ def fit_and_choose(task: Task, config: DefaultConfig) -> Found:
     anchor = Anchor.fit(task, config)
     table = _cross_fit(task, config, anchor)
     settings = tuple(table.best_settings()) if held is None else held.settings
+    ends = {setting: table.ends(setting) for setting in set(settings)}
     for wanted in sorted(set(settings)):
         table.finish(wanted)
     *without, setting = settings
     means = pooled_means(table.scores(), setting, without) if held is None else held.means
-    change, passes = _refit(task, config, anchor, setting)
+    change, whole, passes = _refit(task, config, anchor, setting)
     corrected = _decide(task, table, settings, means)
     kept = torch.from_numpy(corrected.decision.chosen == 0).to(task.valid.logits.device)
     logits = torch.where(kept[:, None], task.valid.logits, table.held_out(setting))
@@ -105,6 +106,7 @@ def fit_and_choose(task: Task, config: DefaultConfig) -> Found:
         log_slope=calibration.pooled,
         log_slopes=table.log_slopes,
         gains=corrected.gains.gain,
+        starts=Starts(torch.cat([anchor.heads, anchor.intercepts[..., None]], 2), ends, whole),
     )
     change = change.without(kept)
     return Found(table.settings, corrected, change, calibration, crossed, passes, shared)
@@ -140,15 +142,19 @@ class _Fits(NamedTuple):
         positives = (task.valid.codes[block] == 1).sum(1).clamp_min(1)
         relative = positives.to(task.valid.logits.dtype) / task.typical_positives
         train = None
-        if task.known_train is not None and config.source_weight > 0:
-            train = lay_out(task.known_train.take(block))
-            known = torch.ones_like(train.target) if train.weight is None else train.weight
-            share = config.source_total / known.sum(1, keepdim=True).clamp_min(1)
-            train = replace(train, weight=known * share.clamp(max=config.source_weight))
+        if (known := task.train_of(block)) is not None and config.source_weight > 0:
+            train = lay_out(known)
+            weight = torch.ones_like(train.target) if train.weight is None else train.weight
+            share = config.source_total / weight.sum(1, keepdim=True).clamp_min(1)
+            train = replace(train, weight=weight * share.clamp(max=config.source_weight))
         return cls(config, train, relative**config.penalty_growth)
 
     def path(
-        self, rows: TuningRows, anchor: tuple[float, Tensor], penalties: Sequence[float]
+        self,
+        rows: TuningRows,
+        anchor: tuple[float, Tensor],
+        penalties: Sequence[float],
+        starts: Sequence[Tensor] | None = None,
     ) -> Iterator[PenalisedFit]:
         """For each penalty, from strong to weak."""
         original, direction = anchor
@@ -159,14 +165,15 @@ class _Fits(NamedTuple):
             along = self.train.rows.forward(direction)
             sources.append(replace(self.train, offset=along))
         scaled = [penalty * self.growth for penalty in penalties]
-        return fit_path(sources, scaled, **self.config.fitting)
+        return fit_path(sources, scaled, starts=starts, **self.config.fitting)
 
 
 def _cross_fit(task: Task, config: DefaultConfig, anchor: Anchor) -> _Table:
     """Every fit without each fold, and the logits of the labels left out."""
     table = _Table(task, config, anchor)
     held = task.held
-    penalties = config.penalties if held is None else config.penalties[: max(held.settings)]
+    settings = sorted(range(1, len(table.settings)) if held is None else set(held.settings))
+    penalties = [config.penalties[setting - 1] for setting in settings]
     blocks = list(category_blocks(task.valid, task.known_train))
     counter = Counter(task.progress, "cross-fit", len(blocks) * task.n_folds)
     for block in blocks:
@@ -176,8 +183,11 @@ def _cross_fit(task: Task, config: DefaultConfig, anchor: Anchor) -> _Table:
         for f in range(task.n_folds):
             inside, outside = task.rows_of(f)
             original, direction = anchor.at(f, block)
-            path = fits.path(part.take(slice(None), inside), (original, direction), penalties)
-            for j, fit in enumerate(path):
+            starts = None if held is None else [held.starts.folds[s][f, block] for s in settings]
+            kept = part.take(slice(None), inside)
+            path = fits.path(kept, (original, direction), penalties, starts)
+            for j, fit in zip([setting - 1 for setting in settings], path, strict=True):
+                table.intercepts[j, f, block] = fit.intercepts.T
                 table.deltas[j, f, block] = delta = direction + fit.delta
                 out[j][:, outside] = updated_logits(part, delta, original, outside)
                 table.passes += fit.passes
@@ -204,6 +214,8 @@ class _Table:
         valid = task.valid
         shape = (len(config.penalties), task.n_folds, *valid.logits.shape[:1], valid.x.shape[1])
         self.deltas = valid.logits.new_zeros(shape)
+        n_sources = 1 + (task.known_train is not None and config.source_weight > 0)
+        self.intercepts = valid.logits.new_zeros(*shape[:-1], n_sources)
         self.parts: list[SharedRows] = []  # of each block, with the logits of all penalties
         self.scorer = task.fold_scorer()
         self.values: Floats = np.full((len(self.settings), *shape[1:3]), np.nan)
@@ -222,6 +234,12 @@ class _Table:
                 left = [p.without(f) for p in parts]
                 losses[j, f] = fit_shared(left, start=whole).loss
         return [int(j) + 1 for j in losses.argmin(0)]
+
+    def ends(self, setting: int) -> Tensor:
+        """(F, C, k + S) where the fits of a setting ended, before it is finished."""
+        anchors = [self.anchor.at(f, slice(None))[1] for f in range(self.task.n_folds)]
+        deltas = self.deltas[setting - 1] - torch.stack(anchors)
+        return torch.cat([deltas, self.intercepts[setting - 1]], 2)
 
     def finish(self, setting: int) -> None:
         """Refine the heads of a setting by the ranking loss, and score them."""
@@ -286,17 +304,23 @@ def _refine(task: Task, stage: Any, change: Change, rows: Tensor) -> int:
     return passes
 
 
-def _refit(task: Task, config: DefaultConfig, anchor: Anchor, setting: int) -> tuple[Change, int]:
-    """The chosen setting on all rows, and how often the rows were read."""
-    valid, stage = task.valid, config.refinements.get(task.metric.name)
+def _refit(
+    task: Task, config: DefaultConfig, anchor: Anchor, setting: int
+) -> tuple[Change, Tensor, int]:
+    """The chosen setting on all rows, where its fits ended, and how often the rows were read."""
+    valid, stage, ends = task.valid, config.refinements.get(task.metric.name), []
     delta, passes = valid.logits.new_zeros(len(valid.logits), valid.x.shape[1]), 0
     for block in category_blocks(valid, task.known_train):
         own = anchor.at(-1, block)
         fits = _Fits.of(task, config, block)
-        *_, fit = fits.path(valid.take(block), own, config.penalties[:setting])
+        penalties, starts = config.penalties[:setting], None
+        if task.held is not None:
+            penalties, starts = penalties[-1:], [task.held.starts.whole[block]]
+        *_, fit = fits.path(valid.take(block), own, penalties, starts)
+        ends.append(torch.cat([fit.delta, fit.intercepts.T], 1))
         delta[block] = own[1] + fit.delta
         passes += fit.passes
     change = Change(delta, anchor.slopes[-1, :1].expand(len(delta)))
     if stage is not None:
         passes += _refine(task, stage, change, torch.arange(valid.x.shape[0], device=delta.device))
-    return change, passes
+    return change, torch.cat(ends), passes

@@ -83,6 +83,15 @@ class Task:
             return self.train
         return self.train.take(slice(None), self.known_train_rows)
 
+    def train_of(self, block: slice) -> TuningRows | None:
+        """Further rows for a block of categories; of a few categories those that they know."""
+        if self.known_train is None:
+            return None
+        part = self.known_train.take(block)
+        if self.labelled is None or not len(rows := part.known()):
+            return part
+        return self.known_train.take(block, rows)
+
     @cached_property
     def typical_positives(self) -> float:
         """The geometric mean over categories of the positives that judge."""
