@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
+from scipy.optimize import brentq, minimize
+from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
 from catwise.metrics import METRICS
@@ -89,6 +90,72 @@ def test_few_positives_take_the_pooled_slope() -> None:
     alone, _ = fit_affine(logits, given, rule="platt")
     far = [float((3 * scale[10:]).log().abs().mean()) for scale in (shrunk, alone)]
     assert far[0] < far[1] / 2
+
+
+def few_known(seed: int = 0, c: int = 30, n: int = 60, shift: float = 2.0, spread: float = 0.2):
+    """Logits, few labels of rare categories, the true offsets, and levels that are near them."""
+    rng = np.random.default_rng(seed)
+    z, offset = rng.normal(size=(c, n)), rng.normal(size=(c, 1)) - 2.5
+    codes = (rng.random((c, n)) < 1 / (1 + np.exp(-z - offset))).astype(np.int8)
+    codes[:, :2] = [0, 1]
+    level = z + offset - shift + spread * rng.normal(size=(c, 1))
+    return tuple(torch.from_numpy(one) for one in (z, codes, offset[:, 0], level))
+
+
+def test_few_positives_take_the_level() -> None:
+    """Offsets are nearer the true ones, though the level is 2 lower in all categories."""
+    z, codes, truth, level = few_known()
+    scale, alone = fit_affine(z, codes)
+    same, shrunk = fit_affine(z, codes, level=level)
+    assert bool((same == scale).all())
+    far = [float((offset - truth).square().mean()) for offset in (shrunk, alone)]
+    assert far[0] < 0.7 * far[1]
+
+
+def test_the_level_moves_by_the_formula() -> None:
+    """The offset of each category against scipy: its own distance, the mean and the variance."""
+    z, codes, _, level = few_known(1, spread=1.0)
+    scale, alone = fit_affine(z, codes)
+    _, shrunk = fit_affine(z, codes, level=level)
+    above, variance = [], []
+    for c in range(len(z)):
+        u, other = (z[c] * scale[c] + alone[c]).numpy(), expit(level[c].numpy()).mean()
+        above.append(brentq(lambda x, u=u, other=other: expit(u - x).mean() - other, -30, 30))
+        variance.append(1 / (expit(u) * expit(-u)).sum())
+    s, v = np.array(above), np.array(variance)
+
+    def spread(t: float) -> float:
+        mean = np.average(s, weights=1 / (v + t))
+        return float(((s - mean) ** 2 / (v + t)).sum()) - len(s) + 1
+
+    between = brentq(spread, 0, 100)
+    mean = np.average(s, weights=1 / (v + between))
+    expected = alone.numpy() - s + mean + between / (v + between) * (s - mean)
+    assert between > 0.1
+    np.testing.assert_allclose(shrunk.numpy(), expected, atol=1e-6)
+
+
+def test_a_second_fit_changes_nothing() -> None:
+    """What was shrunk to a level is the level of a second fit."""
+    z, codes, _, level = few_known(2, spread=1.0)
+    scale, offset = fit_affine(z, codes, level=level)
+    once = scale[:, None] * z + offset[:, None]
+    again, moved = fit_affine(once, codes, level=once)
+    torch.testing.assert_close(again, torch.ones_like(again), rtol=0, atol=1e-5)
+    torch.testing.assert_close(moved, torch.zeros_like(moved), rtol=0, atol=1e-5)
+
+
+def test_levels_that_mean_nothing_shrink_nothing() -> None:
+    """Nor those of fewer than 10 categories; a level of all or none is no error."""
+    z, codes, _, _ = few_known(3)
+    _, alone = fit_affine(z, codes)
+    wild = z + 30 * torch.randn(len(z), 1, generator=torch.Generator().manual_seed(0)).double()
+    _, shrunk = fit_affine(z, codes, level=wild)
+    assert float((shrunk - alone).abs().max()) < 0.1
+    _, few = fit_affine(z[:9], codes[:9], level=z[:9] - 2)
+    torch.testing.assert_close(few, fit_affine(z[:9], codes[:9])[1], rtol=0, atol=0)
+    _, extreme = fit_affine(z, codes, level=torch.where(z > 0, 1e3, -1e3) * codes.sign())
+    assert bool(torch.isfinite(extreme).all())
 
 
 def test_no_scale_of_the_logits_matters() -> None:

@@ -325,6 +325,9 @@ def fit_maps(
     """
     counts = held_out.labels.counts()
     affine = fit_affine_maps(held_out, _AFFINE.get(method, "shrunk"))
+    if not np.isnan(prevalence).all():  # a stated share moves from the share that is known
+        own = fit_affine_maps(held_out, _AFFINE.get(method, "shrunk"), shrink_offset=False)
+        affine = [a if np.isnan(p) else b for a, b, p in zip(affine, own, prevalence, strict=True)]
     slope = _pooled_slope(held_out, affine)
     found = []
     for c, name in enumerate(held_out.categories):
@@ -351,11 +354,14 @@ def fit_maps(
 _SAME: Final = 1e-6
 
 
-def fit_affine_maps(held_out: HeldOut, rule: str) -> list[CategoryMap]:
-    """Affine maps of all categories, by a rule of `fit_affine`."""
+def fit_affine_maps(
+    held_out: HeldOut, rule: str, *, shrink_offset: bool = True
+) -> list[CategoryMap]:
+    """Affine maps of all categories, by a rule of `fit_affine`; offsets near the logits' own."""
     codes = torch.from_numpy(np.array(held_out.labels.codes.T, order="C"))
     logits = held_out.logits.cpu().T.contiguous()
-    scale, offset = fit_affine(logits, codes, rule=rule)
+    level = logits if shrink_offset else None
+    scale, offset = fit_affine(logits, codes, level=level, rule=rule)
     pairs = zip(scale.tolist(), offset.tolist(), strict=True)
     # What is calibrated already, as a run's logits are, differs by rounding only: then not at all.
     same = CategoryMap(1.0, 0.0)

@@ -13,6 +13,7 @@ from catwise.labels import LabelPolicy
 from catwise.metrics import Metric
 from catwise.tuning.account.records import Scores
 from catwise.tuning.choice.rules import Floats
+from catwise.tuning.fits.affine import Pooled
 from catwise.tuning.rows.coordinates import Coordinates, OwnCoordinates
 
 
@@ -40,9 +41,9 @@ class SharedFits:
     settings: tuple[int, ...]  # F + 1, the penalty chosen without each fold, and from all
     means: tuple[float, ...]  # F + 1, the pooled gain that keep or replace is shrunk to
     has_mean_gain: bool  # whether the corrected mean gain let anything be replaced
-    # the pooled log slope of the calibration of what leaves, and by (setting, fold) of what judges
-    log_slope: float
-    log_slopes: dict[tuple[int, int], float]
+    # of the calibration of what leaves, and by (setting, fold) of what judges
+    calibration: Pooled
+    calibrations: dict[tuple[int, int], Pooled]
     gains: Floats  # (C,) corrected for the choosing, of which the mean gain is the mean
     starts: Starts
 

@@ -9,13 +9,21 @@ of a category, in units of the standard deviation of its own logits, has the pri
 around a slope t0 that all categories share, and t0 has the prior N(0, 1); all are fitted at once.
 In these units neither the scale of all logits nor that of one category matters.
 
+A few positives tell the share of positives badly, too, and logits of a trained head say something
+about it. So where such logits are given, the offset is shrunk to the level that they have, moved by
+what all categories share (labels that were filled in move all of them); by how much, the spread of
+the categories' own offsets says. Where levels mean nothing the spread is large, and nothing is
+shrunk.
+
 Source: Platt, "Probabilistic outputs for support vector machines", Advances in Large Margin
-Classifiers, 1999 (logistic scaling, and the targets of the rule "platt"). The prior is measured
+Classifiers, 1999 (logistic scaling, and the targets of the rule "platt"); Paule and Mandel,
+"Consensus values and weighting factors", 1982 (the variance between categories). Both are measured
 in docs/decisions.md. The slope is exp(t), so that no map falls.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import torch
@@ -34,6 +42,8 @@ _PRIOR_OFFSET: Final = 0.01
 _WEAK: Final = 1e-6
 _MAX_LOG_SLOPE: Final = 5.0
 _PASSES: Final = 8
+#: With fewer categories of both classes their spread is not known, and no offset is shrunk.
+_MIN_CATEGORIES: Final = 10
 #: Labels that are looked at at once: 32 MiB as float64.
 _BLOCK: Final = 1 << 22
 
@@ -42,6 +52,7 @@ def fit_affine(
     logits: Tensor,
     codes: Tensor,
     *,
+    level: Tensor | None = None,
     free_offset: bool = True,
     rule: str = "shrunk",
     max_iterations: int = 100,
@@ -53,9 +64,16 @@ def fit_affine(
     logits. "offset" leaves the scale at 1. "platt" has no prior of the slope, and Platt's targets
     (k + 1) / (k + 2) and 1 / (n + 2) in place of 1 and 0. Damped Newton steps.
 
+    With "shrunk" and a level, the offset is then shrunk to it: a category whose probabilities are s
+    above the level in log odds, known to a variance v, is moved to ``b + τ² / (τ² + v) (s − b)``
+    above it; b is the weighted mean of s over categories, τ² its variance by Paule and Mandel.
+    From 10 categories on; what it gives is left as it is where it is the level of a second fit.
+
     Args:
         logits: (C, n) float.
         codes: (C, n) int8; 1 positive, 0 negative, all else is not known.
+        level: (C, n) logits whose mean probability says something about how many rows are
+            positive, and which these labels have not fitted; None shrinks no offset.
         free_offset: False where the head has no bias to take one up.
         rule: one of `AFFINE_RULES`.
         max_iterations: bound on the steps.
@@ -73,36 +91,50 @@ def fit_affine(
     True
     """
     fit = fit_pooled(
-        logits, codes, free_offset=free_offset, rule=rule, max_iterations=max_iterations
+        logits,
+        codes,
+        level=level,
+        free_offset=free_offset,
+        rule=rule,
+        max_iterations=max_iterations,
     )
     return fit.scale, fit.offset
 
 
+class Pooled(NamedTuple):
+    """What the categories of a fit share."""
+
+    slope: float = 0.0  # log slope that the scales are pulled to
+    above: float = 0.0  # how far probabilities are above the level, in log odds
+    between: float = float("inf")  # variance of that between categories; infinite: nothing shrinks
+
+
 class AffineFit(NamedTuple):
-    """Scale and offset of every category, and the log slope that they were pulled to."""
+    """Scale and offset of every category, and what they share."""
 
     scale: Tensor  # (C,) float64 > 0
     offset: Tensor  # (C,) float64
-    pooled: float
+    pooled: Pooled
 
 
 def fit_pooled(
     logits: Tensor,
     codes: Tensor,
     *,
+    level: Tensor | None = None,
     free_offset: bool = True,
     rule: str = "shrunk",
     max_iterations: int = 100,
-    pooled: float | None = None,
+    pooled: Pooled | None = None,
 ) -> AffineFit:
-    """As `fit_affine`, with the pooled log slope: found, or held where it is given."""
+    """As `fit_affine`, with what categories share: found, or held where it is given."""
     check_choice("rule", rule, AFFINE_RULES)
     width = max(1, _BLOCK // max(logits.shape[1], 1))
     parts = [
         _Part(logits[at : at + width], codes[at : at + width], free_offset=free_offset, rule=rule)
         for at in range(0, len(logits), width)
     ]
-    around, held = pooled or 0.0, pooled is not None
+    around, held = 0.0 if pooled is None else pooled.slope, pooled is not None
     for _ in range(_PASSES):
         for part in parts:
             part.minimise(around, max_iterations)
@@ -114,8 +146,11 @@ def fit_pooled(
         if abs(step) < 1e-3:
             break
         around += min(max(step, -2.0), 2.0)
+    shared = Pooled(around) if pooled is None else pooled
+    if level is not None and free_offset and rule == "shrunk":
+        shared = _shrink_offsets(parts, torch.split(level, width), shared, is_held=held)
     scale, offset = (torch.cat(side) for side in zip(*(p.found() for p in parts), strict=True))
-    return AffineFit(scale, offset, around)
+    return AffineFit(scale, offset, shared)
 
 
 class _Part:
@@ -180,6 +215,16 @@ class _Part:
             if bool((settled | (damping >= 1e12)).all()):
                 break
 
+    def above(self, level: Tensor) -> tuple[Tensor, Tensor]:
+        """How far probabilities are above those of other logits, in log odds, and its variance."""
+        n = self.known.sum(1).clamp_min(1)
+        u = torch.where(self.known, self.t.exp()[:, None] * self.z + self.o[:, None], -torch.inf)
+        wanted = torch.where(self.known, torch.sigmoid(level.double()), 0.0).sum(1)
+        wanted = (wanted / n).clamp(1e-6, 1 - 1e-6)
+        p = torch.sigmoid(u)
+        variance = 1 / (p * (1 - p)).sum(1).clamp_min(1e-12)
+        return _shift_to(u, wanted, n), variance
+
     def pull(self, pooled: float) -> tuple[float, float]:
         """Slope and curvature, by the pooled slope, of the loss at each category's best fit."""
         h_tt, h_to, h_oo, _ = self.curvatures()
@@ -193,3 +238,60 @@ class _Part:
         scale = self.t.exp() / self.spread
         offset = self.o - scale * self.mean
         return torch.where(self.both, scale, 1.0), torch.where(self.both, offset, 0.0)
+
+
+def _shift_to(u: Tensor, wanted: Tensor, n: Tensor) -> Tensor:
+    """What to take from (C, n) logits for (C,) mean probabilities; −inf is not known."""
+    low = torch.full_like(wanted, -80.0)
+    high, shift = -low, torch.zeros_like(wanted)
+    aim = torch.logit(wanted)
+    for _ in range(60):
+        p = torch.sigmoid(u - shift[:, None])
+        mean = (p.sum(1) / n).clamp(1e-300, 1 - 1e-16)
+        too_high = mean > wanted
+        low, high = torch.where(too_high, shift, low), torch.where(too_high, high, shift)
+        # Newton in log odds, which are nearly linear in the shift; else halves.
+        fall = ((p * (1 - p)).sum(1) / n).clamp_min(1e-300) / (mean * (1 - mean))
+        step = (torch.logit(mean) - aim) / fall
+        inside = (shift + step > low) & (shift + step < high)
+        then = torch.where(inside, shift + step, (low + high) / 2)
+        settled = (then - shift).abs() <= 1e-10
+        shift = then
+        if bool(settled.all()):
+            break
+    return shift
+
+
+def _shrink_offsets(
+    parts: Sequence[_Part], levels: Sequence[Tensor], shared: Pooled, *, is_held: bool
+) -> Pooled:
+    """Move the offsets of all parts to a level, by what the categories have in common."""
+    both = torch.cat([part.both for part in parts])
+    if not is_held and int(both.sum()) < _MIN_CATEGORIES:
+        return shared
+    found = [part.above(level) for part, level in zip(parts, levels, strict=True)]
+    above, variance = (torch.cat(side) for side in zip(*found, strict=True))
+    if not is_held:
+        mean, between = _spread(above[both], variance[both])
+        shared = shared._replace(above=float(mean), between=between)
+    moved = (shared.above - above) * variance / (variance + shared.between)
+    for part, move in zip(parts, torch.split(moved, [len(part.o) for part in parts]), strict=True):
+        part.o = part.o + torch.where(part.both, move, 0.0)
+    return shared
+
+
+def _spread(values: Tensor, variance: Tensor) -> tuple[Tensor, float]:
+    """Weighted mean of values of known variance, and the variance between them on top of it."""
+
+    def at(between: float) -> tuple[Tensor, float]:
+        weight = 1 / (variance + between)
+        mean = (weight * values).sum() / weight.sum()
+        return mean, float((weight * (values - mean) ** 2).sum())
+
+    n, low, high = len(values) - 1, 0.0, 1e4
+    if at(low)[1] <= n:
+        return at(low)[0], low
+    for _ in range(100):  # the sum falls as the variance rises
+        middle = (low + high) / 2
+        low, high = (middle, high) if at(middle)[1] > n else (low, middle)
+    return at(high)[0], high

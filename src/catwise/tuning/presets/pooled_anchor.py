@@ -34,6 +34,7 @@ from catwise.tuning.account.shared import SharedFits, Starts
 from catwise.tuning.choice.gains import Corrected, on_one_scale, without_harm
 from catwise.tuning.choice.nested import FoldScores, nested_keep, pooled_means
 from catwise.tuning.choice.rules import Floats
+from catwise.tuning.fits.affine import Pooled
 from catwise.tuning.fits.penalised import PenalisedFit, fit_path
 from catwise.tuning.fits.ranking_loss import refine
 from catwise.tuning.fits.shared import SharedFit, SharedRows, fit_shared
@@ -91,8 +92,8 @@ def fit_and_choose(task: Task, config: DefaultConfig) -> Found:
     corrected = _decide(task, table, settings, means)
     kept = torch.from_numpy(corrected.decision.chosen == 0).to(task.valid.logits.device)
     logits = torch.where(kept[:, None], task.valid.logits, table.held_out(setting))
-    pooled = None if held is None else held.log_slope
-    calibration = Calibration.fitted(logits, task.valid, kept, pooled=pooled)
+    pooled, shrink = None if held is None else held.calibration, task.train is not None
+    calibration = Calibration.fitted(logits, task.valid, kept, shrink_offset=shrink, pooled=pooled)
     crossed = Crossed(table.changes(setting).without(kept), calibration.of(logits))
     passes += anchor.passes + table.passes
     shared = SharedFits(
@@ -103,8 +104,8 @@ def fit_and_choose(task: Task, config: DefaultConfig) -> Found:
         settings=settings,
         means=tuple(means),
         has_mean_gain=corrected.has_mean_gain,
-        log_slope=calibration.pooled,
-        log_slopes=table.log_slopes,
+        calibration=calibration.pooled,
+        calibrations=table.calibrations,
         gains=corrected.gains.gain,
         starts=Starts(torch.cat([anchor.heads, anchor.intercepts[..., None]], 2), ends, whole),
     )
@@ -204,7 +205,7 @@ class _Table:
 
     def __init__(self, task: Task, config: DefaultConfig, anchor: Anchor) -> None:
         self.task, self.anchor, self.passes = task, anchor, 0
-        self.log_slopes: dict[tuple[int, int], float] = {}  # of `_calibrated`
+        self.calibrations: dict[tuple[int, int], Pooled] = {}  # of `_calibrated`
         self.stage = config.refinements.get(task.metric.name)
         also = {} if self.stage is None else {"refinement": self.stage._asdict()}
         self.settings = [Setting("base", {})] + [
@@ -285,9 +286,15 @@ class _Table:
         for f in range(self.task.n_folds):
             inside, own = self.task.rows_of(f)
             rest = self.task.valid.take(slice(None), inside)
-            held = None if self.task.held is None else self.task.held.log_slopes[setting, f]
-            fit = Calibration.fitted(logits[:, inside], rest, none.to(logits.device), pooled=held)
-            self.log_slopes[setting, f] = fit.pooled
+            held = None if self.task.held is None else self.task.held.calibrations[setting, f]
+            fit = Calibration.fitted(
+                logits[:, inside],
+                rest,
+                none.to(logits.device),
+                shrink_offset=self.task.train is not None,
+                pooled=held,
+            )
+            self.calibrations[setting, f] = fit.pooled
             found[:, own] = fit.of(logits[:, own])
         return found
 

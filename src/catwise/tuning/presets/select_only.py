@@ -73,7 +73,9 @@ def choose_along_directions(task: Task, config: DefaultConfig) -> Found:
     calibration = Calibration.none(task.valid.logits)
     if task.metric.ranks_only:  # else the scale is part of what was chosen and scored
         kept = torch.from_numpy(chosen == 0).to(task.valid.logits.device)
-        calibration = Calibration.fitted(grid.logits(chosen), task.valid, kept)
+        calibration = Calibration.fitted(
+            grid.logits(chosen), task.valid, kept, shrink_offset=task.train is not None
+        )
     return Found(
         grid.settings,
         corrected,

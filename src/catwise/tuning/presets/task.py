@@ -27,7 +27,7 @@ from catwise.tuning.account.results import FoldArtifacts, changed_head
 from catwise.tuning.account.shared import SharedFits
 from catwise.tuning.choice.gains import Corrected, Scorer, levels
 from catwise.tuning.choice.rules import MIN_POSITIVES
-from catwise.tuning.fits.affine import fit_pooled
+from catwise.tuning.fits.affine import Pooled, fit_pooled
 from catwise.tuning.inputs import LabelledSource, TuningInputs, check_sources
 from catwise.tuning.presets.outcome import Outcome
 from catwise.tuning.rows.coordinates import (
@@ -148,7 +148,7 @@ class Calibration(NamedTuple):
 
     scale: Tensor  # (C,) float64 > 0
     offset: Tensor  # (C,) float64
-    pooled: float = 0.0  # log slope that the scales were pulled to
+    pooled: Pooled = Pooled()  # what the categories share
 
     @classmethod
     def none(cls, like: Tensor) -> Calibration:
@@ -158,13 +158,23 @@ class Calibration(NamedTuple):
 
     @classmethod
     def fitted(
-        cls, logits: Tensor, valid: TuningRows, kept: Tensor, *, pooled: float | None = None
+        cls,
+        logits: Tensor,
+        valid: TuningRows,
+        kept: Tensor,
+        *,
+        shrink_offset: bool,
+        pooled: Pooled | None = None,
     ) -> Calibration:
         """Fitted on (C, n) logits of the validation rows; none of the (C,) categories kept.
 
-        `pooled` is the log slope of a run's categories, where that is held.
+        Offsets are shrunk to the level of the original head where these rows did not fit it.
+        `pooled` is what the categories of a run share, where that is held.
         """
-        fit = fit_pooled(logits, valid.codes, free_offset=valid.intercept, pooled=pooled)
+        level = valid.logits if shrink_offset else None
+        fit = fit_pooled(
+            logits, valid.codes, level=level, free_offset=valid.intercept, pooled=pooled
+        )
         scale, offset = torch.where(kept, 1.0, fit.scale), torch.where(kept, 0.0, fit.offset)
         return cls(scale, offset, fit.pooled)
 
