@@ -170,3 +170,15 @@ def test_arrays_must_fit() -> None:
     source, _ = problem()
     with pytest.raises(ShapeError, match="do not fit together"):
         labelled(source.rows.x[:5], source.offset, source.target, source.weight)
+
+
+def test_a_given_start_changes_the_way_not_the_end():
+    """From the end no step is needed; from a bad start the end is the same."""
+    source, _ = problem()
+    cold = fit_penalised([source], 0.5, tolerance=1e-9)
+    end = torch.cat([cold.delta, cold.intercepts.T], 1)
+    again = fit_penalised([source], 0.5, tolerance=1e-6, starts=[end])
+    assert int(again.iterations.max()) == 0
+    assert torch.equal(again.delta, cold.delta)
+    far = fit_penalised([source], 0.5, tolerance=1e-9, starts=[end + 3.0])
+    torch.testing.assert_close(far.delta, cold.delta, rtol=1e-5, atol=1e-6)
