@@ -1,6 +1,6 @@
 """False alarms and power of the check that head, features and columns belong together.
 
-    python benches/mismatch.py [--data TASKS] [--trials 500] [--only GLOB] [--json FILE]
+    python benches/mismatch.py [--data TASKS] [--trials 500] [--only GLOB] [--seed N] [--json FILE]
     python benches/mismatch.py --limits [--trials 3000]
 
 A trial is another draw of rows and labels (generated cells: of everything), as it is (`sound`),
@@ -11,8 +11,9 @@ tasks (see quality.py) all labels of valid and test are the population; exchange
 they cost: `apart` where the two columns lose at least 0.1 of AUROC each on average, `alike` where
 less (there is little to see). Seconds are those of one check.
 
-`--limits` says how many exchanges a test could see at best at 1% false alarms in the bar cells: one
-that knows every true AUROC (likelihood ratio, effects normal with the variance of chance).
+`--limits` says how many exchanges, and how many rows in another order, a test could see at best at
+1% false alarms in the bar cells (likelihood ratios): one that knows every true AUROC, and one that
+knows how each row scores positives and negatives, beyond which none can see.
 """
 
 from __future__ import annotations
@@ -263,10 +264,11 @@ def trials(
     *,
     whole: np.ndarray | None,
     mixed: bool,
+    seed: int,
 ) -> dict[str, Any]:
     """All trials of a cell: half as many exchanges, a quarter rows, a tenth other columns."""
     for trial in range(n):
-        rng = np.random.default_rng([trial, 526])
+        rng = np.random.default_rng([trial, seed])
         drawn = draw(rng)
         logits, codes = drawn
         cell.add("sound", drawn)
@@ -291,36 +293,61 @@ def trials(
     return cell.row()
 
 
-def limit(rng: np.random.Generator, c: int, low: float, high: float, n_trials: int) -> float:
-    """The share of exchanges of rows 0 and 1 that the best test of C categories sees."""
-    error = np.sqrt((1 / POSITIVE + 1 / (KNOWN - POSITIVE)) / 12)
+def limit(
+    rng: np.random.Generator, c: int, low: float, high: float, *, ranks: bool, n: int
+) -> float:
+    """The share of exchanges of rows 0 and 1 that the best test of C categories sees.
+
+    It knows every true AUROC and sees the AUROCs (`ranks`), or how each row scores positives and
+    negatives, and sees the scores: no test sees more.
+    """
     best: dict[bool, list[float]] = {False: [], True: []}
-    for exchanged in np.repeat([False, True], n_trials):
-        own = rng.uniform(low, high, c) - 0.5
+    for exchanged in np.repeat([False, True], n):
+        auroc = rng.uniform(low, high, c)
         right = np.arange(c)
         right[:2] = right[:2][:: -1 if exchanged else 1]
-        truth = np.zeros((c, c))
-        truth[right, np.arange(c)] = own[right]
-        seen = truth + error * rng.normal(size=(c, c))
-
-        def density(x: np.ndarray, mean: np.ndarray | float) -> np.ndarray:
-            return -((x - mean) ** 2) / (2 * error**2)
-
-        swapped = density(seen, own[:, None]) - density(seen, 0.0)
-        kept = density(np.diag(seen), own) - density(np.diag(seen), 0.0)
-        ratio = swapped + swapped.T - kept - kept[:, None]
-        best[bool(exchanged)].append(float(ratio[np.triu_indices(c, 1)].max()))
+        # log likelihood ratio of "row i is that of column j" against "is not": normal, its mean
+        # half its variance; above zero if it is
+        distance = np.broadcast_to(separation(auroc, ranks=ranks)[:, None], (c, c))
+        sign = np.where(right[None, :] == np.arange(c)[:, None], 1.0, -1.0)
+        row = sign * distance**2 / 2 + distance * rng.normal(size=(c, c))
+        ratio = row + row.T - np.diag(row) - np.diag(row)[:, None]
+        best[bool(exchanged)].append(float(np.logaddexp.reduce(ratio[np.triu_indices(c, 1)])))
     return float((np.array(best[True]) > np.quantile(best[False], 0.99)).mean())
 
 
+def separation(auroc: np.ndarray, *, ranks: bool) -> np.ndarray:
+    """How far a row at that AUROC lies from one at chance, in standard errors of one column.
+
+    By AUROCs; or by the scores of the positives, where the distributions are known: then the
+    negatives say nothing more.
+    """
+    if ranks:
+        return (auroc - 0.5) / np.sqrt((1 / POSITIVE + 1 / (KNOWN - POSITIVE)) / 12)
+    return np.sqrt(2 * POSITIVE) * np.array([QUANTILE(a) for a in auroc])
+
+
 def print_limits(n_trials: int) -> None:
+    """Exchanges, then rows in another order, that could be seen at 1% false alarms."""
     ranges = ((0.65, 0.65), (0.7, 0.7), (0.75, 0.75), (0.65, 0.9))
-    rng = np.random.default_rng(0)
-    print("| categories | " + " | ".join(f"AUROC {low} to {high}" for low, high in ranges) + " |")
+    kinds = {True: "AUROCs known", False: "scores known"}
+    print(
+        "| two exchanged of | " + " | ".join(f"AUROC {low} to {high}" for low, high in ranges), "|"
+    )
     print("|---" * (len(ranges) + 1) + "|")
     for c in (3, 6, 12, 22):
-        shares = [f"{limit(rng, c, *span, n_trials):.1%}" for span in ranges]
-        print(f"| {c} | {' | '.join(shares)} |", flush=True)
+        for ranks, known in kinds.items():
+            rng = np.random.default_rng(0)
+            shares = [f"{limit(rng, c, *span, ranks=ranks, n=n_trials):.1%}" for span in ranges]
+            print(f"| {c}, {known} | {' | '.join(shares)} |", flush=True)
+    aurocs = (0.6, 0.62, 0.65, 0.7)
+    print("\n| other rows, sound ones at | " + " | ".join(map(str, aurocs)), "|")
+    print("|---" * (len(aurocs) + 1) + "|")
+    for c in (1, 2, 3, 6, 12):
+        for ranks, known in kinds.items():
+            distance = np.sqrt(c) * separation(np.array(aurocs), ranks=ranks)
+            shares = [f"{NormalDist().cdf(d - QUANTILE(0.99)):.1%}" for d in distance]
+            print(f"| {c}, {known} | {' | '.join(shares)} |")
 
 
 KINDS = ("sound", "apart", "alike", "rows", "3 columns", "5 columns", "moved by one", "all columns")
@@ -330,6 +357,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder of ready tasks")
     parser.add_argument("--trials", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=526, help="other trials")
     parser.add_argument("--only", default="*", help="cells by a glob")
     parser.add_argument("--json", type=Path, help="write the numbers there")
     parser.add_argument("--limits", action="store_true", help="what could be seen at best")
@@ -345,7 +373,7 @@ def main() -> None:
     print(f"| cell | {' | '.join(KINDS)} | seconds |")
     print("|---" * (len(KINDS) + 2) + "|")
     for name, draw, whole, mixed in cells:
-        row = trials(Cell(name), draw, args.trials, whole=whole, mixed=mixed)
+        row = trials(Cell(name), draw, args.trials, whole=whole, mixed=mixed, seed=args.seed)
         rows.append(row)
         shown = [f"{row[k][0]:.1%} of {row[k][1]}" if k in row else "" for k in KINDS]
         print(f"| {name} | {' | '.join(shown)} | {row['seconds']:.3f} |", flush=True)

@@ -7,7 +7,7 @@ import pytest
 
 from catwise.errors import MismatchError
 from catwise.labels import PartialLabels
-from catwise.metrics.mismatch import check_match, cross_auroc
+from catwise.metrics.mismatch import _normal_scores, _ranks, check_match, cross_auroc
 
 
 def draw(seed, n, auroc_shift, *, share=0.1):
@@ -37,10 +37,42 @@ def test_two_exchanged_columns_are_named():
 
 def test_an_exchange_that_is_twenty_times_as_likely_is_seen():
     """Not quite thirty times as likely as chance, with some 25 positives a category."""
-    _, logits, codes = draw(343, 250, [0.75] * 12)
+    _, logits, codes = draw(353, 250, [0.75] * 12)
     assert seen(logits, codes) == ""
     logits[:, [3, 8]] = logits[:, [8, 3]]
     assert seen(logits, codes).startswith("two columns look exchanged: row '8'")
+
+
+def test_an_exchange_is_seen_by_normal_scores():
+    """That ranks alone do not see: 27 positives a category or so."""
+    _, logits, codes = draw(141, 250, [0.75] * 12)
+    assert seen(logits, codes) == ""
+    logits[:, [3, 8]] = logits[:, [8, 3]]
+    assert seen(logits, codes).startswith("two columns look exchanged: row '8'")
+
+
+def test_a_gain_that_sound_heads_hardly_show_is_seen():
+    """Among categories that go together, where it is not 20 times as likely as chance."""
+    rng = np.random.default_rng(1)
+    common = 2.0 * rng.normal(size=(600, 1)) + rng.normal(size=(600, 12))
+    noisy = common + rng.normal(size=common.shape)
+    codes = (noisy > np.quantile(common, 0.94)).astype(np.int8)
+    logits = common + np.linspace(0.3, 2.5, 12) * rng.normal(size=common.shape)
+    assert seen(logits, codes) == ""
+    logits[:, [4, 7]] = logits[:, [7, 4]]
+    assert seen(logits, codes).startswith("two columns look exchanged: row")
+
+
+def test_normal_scores_have_the_variance_of_ranks():
+    """In the order of the logits; equal logits share the score between."""
+    rng = np.random.default_rng(0)
+    ranks = _ranks(rng.normal(size=(4096, 2)))
+    scores = _normal_scores(ranks)
+    assert (scores.argsort(axis=0) == ranks.argsort(axis=0)).all()
+    assert scores.var(axis=0) == pytest.approx(1 / 12, rel=0.01)
+    tied = _normal_scores(_ranks(np.array([[1.0], [0.0], [1.0], [2.0]])))[:, 0]
+    assert tied[0] == tied[2] == pytest.approx(0.0, abs=1e-6)
+    assert tied[1] == pytest.approx(-tied[3])
 
 
 @pytest.mark.parametrize("turn", [[0, 1], [2, 5, 9], [1, 2, 3, 4, 5], list(range(12))])

@@ -7,7 +7,7 @@ ways, each with a test of its own:
   order. The mean AUROC is no better than chance, and clearly below that of a usable head.
 - *exchange*: two columns have changed places. Row i ranks column j, and row j column i, so much
   better than the columns' own rows do that it is 20 times as likely as all the exchanges that
-  chance could show together; or the gain is many of its standard errors.
+  chance could show together; or that sound rows would hardly ever show such a gain.
 - *order*: several columns have changed places. The order of the head's rows that fits best on one
   half of the images ranks the other half clearly better than the given order.
 
@@ -17,9 +17,13 @@ where every row is used once, the quality of rows and columns cancels. How much 
 rank column j is also bounded by how much the logits of i and j differ, which is known without
 labels.
 
+The mean AUROC is of ranks. Rows are compared with one another by normal scores of the ranks, scaled
+to the variance of ranks: where logits are near normal they see a difference somewhat better.
+
 Source: Mann & Whitney, Ann. Math. Stat. 18, 1947 (variance of AUROC by chance); Efron & Morris,
 JASA 70, 1975 (effects of many categories as draws from one distribution); Kuhn, Naval Research
-Logistics Quarterly 2, 1955 (the best order).
+Logistics Quarterly 2, 1955 (the best order); van der Waerden, Indagationes Mathematicae 14, 1952
+(normal scores).
 """
 
 from __future__ import annotations
@@ -47,7 +51,7 @@ _CROSSED: Final = 256
 _ENOUGH: Final = 10
 #: A mean AUROC is no better than chance if it lies less than so many standard errors above 0.5,
 #: and more than so many below that of a usable head, 0.62.
-_ABOVE: Final = 2.0
+_ABOVE: Final = 1.8
 _BELOW: Final = 2.33
 _USABLE: Final = 0.12
 #: Exchanges that are put together, log odds at which they are believed, and an allowance for the
@@ -59,6 +63,9 @@ _ODDS: Final = math.log(20.0)
 _PAIRS: Final = 1000
 _TAIL: Final = 0.7
 _SPREAD: Final = 1.3
+#: An exchange is also believed if it is more likely than all the others by chance, and so few heads
+#: in which nothing is exchanged would show its gain anywhere.
+_RARE: Final = 0.002
 #: Gain in AUROC, a category, and in standard errors, of an exchange or another order: names of one
 #: thing may gain less than that by chance of training.
 _GAIN: Final = 0.075
@@ -68,9 +75,9 @@ _CERTAIN: Final = 4.0
 class _Table(NamedTuple):
     """How well each row of the head ranks each column."""
 
-    effect: NDArray[np.float64]  # (C, C) AUROC of row i on column j, less 0.5
+    effect: NDArray[np.float64]  # (C, C) AUROC of row i on column j, less 0.5; or by normal scores
     variance: NDArray[np.float64]  # (C,) of a column's effects, by chance
-    correlation: NDArray[np.float64]  # (C, C) of the ranks that the rows give
+    correlation: NDArray[np.float64]  # (C, C) of what the rows give
 
     @property
     def own(self) -> NDArray[np.float64]:
@@ -181,13 +188,14 @@ def _order_seen(
     """What another order of the rows would gain, in words; None if nothing."""
     worst = np.sort(np.argsort(own / np.sqrt(variance), kind="stable")[:_CROSSED])
     ranks, codes = ranks[:, worst], codes[:, worst]
-    table = _table(ranks, codes, units)
-    order = _exchanged(table, np.delete(own, worst), variance)
+    scores = _normal_scores(ranks)
+    order = _exchanged(_table(scores, codes, units), np.delete(own, worst), variance)
     if order is None:
-        order = _reordered(ranks, codes, units)
+        order = _reordered(scores, codes, units)
     if order is None or (order == np.arange(len(order))).all():
         return None
-    return _in_words(table, order, [names[int(c)] for c in worst], own.size)
+    by_rank = _table(ranks, codes, units)
+    return _in_words(by_rank, order, [names[int(c)] for c in worst], own.size)
 
 
 # ------------------------------------------------------------------------------------ three tests
@@ -235,7 +243,7 @@ def _exchanged(
     certain = max(_CERTAIN, NormalDist().inv_cdf(1.0 - 0.01 / (2.0 * n_pairs)))
     against = math.log(n_pairs) + _TAIL * max(0.0, math.log(n_pairs / _PAIRS))
     evidence = 0.0
-    for _ in range(_EXCHANGES):
+    for first in (True, *[False] * (_EXCHANGES - 1)):
         now = _Table(table.effect[order], table.variance, table.correlation[np.ix_(order, order)])
         gain = now.gain + now.gain.T
         error = np.sqrt(now.gain_variance + now.gain_variance.T)
@@ -251,11 +259,37 @@ def _exchanged(
         i, j = np.unravel_index(int(best.argmax()), best.shape)
         if odds[i, j] <= 0 and not clear[i, j]:
             return None
-        evidence += float(odds[i, j]) - against
+        beyond = float(odds[i, j]) - against
+        evidence += beyond
         order[[i, j]] = order[[j, i]]
-        if clear[i, j] or evidence > _ODDS:
+        rare = first and beyond > 0 and _is_rare(now, others, variance, exchange=(int(i), int(j)))
+        if clear[i, j] or rare or evidence > _ODDS:
             return order
     return None
+
+
+def _is_rare(
+    table: _Table,
+    others: NDArray[np.float64],
+    variance: NDArray[np.float64],
+    *,
+    exchange: tuple[int, int],
+) -> bool:
+    """Whether an exchange gains what sound rows would hardly ever show.
+
+    The gain over two sound rows has twice their mean effect as its mean, below zero, as far as
+    they do not correlate; and the spread of effects adds to its variance.
+    """
+    i, j = exchange
+    n_pairs = variance.size * (variance.size - 1) / 2
+    apart = 1.0 - float(table.correlation[i, j])
+    gain = float(table.gain[i, j] + table.gain[j, i])
+    by_chance = float(table.gain_variance[i, j] + table.gain_variance[j, i])
+    own = np.concatenate([table.own, others])
+    within = max(float(own.var(ddof=1) - variance.mean()), 0.0)
+    distance = gain + 2.0 * max(float(own.mean()), 0.0) * apart
+    error = math.sqrt(by_chance + 2.0 * within * apart**2)
+    return distance > NormalDist().inv_cdf(1.0 - _RARE / n_pairs) * error
 
 
 def _log_odds(table: _Table, others: NDArray[np.float64], variance: float) -> NDArray[np.float64]:
@@ -302,7 +336,7 @@ def _other_variance(table: _Table) -> float:
 
 
 def _reordered(
-    ranks: NDArray[np.float32], codes: NDArray[np.int8], units: NDArray[np.int64]
+    scores: NDArray[np.float32], codes: NDArray[np.int8], units: NDArray[np.int64]
 ) -> NDArray[np.int64] | None:
     """The best order of the rows, if it holds on images that did not choose it.
 
@@ -310,7 +344,7 @@ def _reordered(
     more than a standard error.
     """
     halves = [units % 2 == half for half in (0, 1)]
-    tables = [_table(ranks[half], codes[half], units[half] // 2) for half in halves]
+    tables = [_table(scores[half], codes[half], units[half] // 2) for half in halves]
     total, spread, gains = 0.0, 0.0, []
     for chosen_on, judge in (tables, tables[::-1]):
         order = _best_order(chosen_on)
@@ -323,7 +357,7 @@ def _reordered(
         gains += gain.tolist()
     if not gains or np.mean(gains) < _GAIN or total < _CERTAIN * math.sqrt(spread):
         return None
-    return _best_order(_table(ranks, codes, units))
+    return _best_order(_table(scores, codes, units))
 
 
 def _best_order(table: _Table) -> NDArray[np.int64]:
@@ -362,9 +396,11 @@ def _in_words(table: _Table, order: NDArray[np.int64], names: list[str], n_looke
 # ------------------------------------------------------------------------------- ranks and counts
 
 
-def _table(ranks: NDArray[np.float32], codes: NDArray[np.int8], units: NDArray[np.int64]) -> _Table:
-    effect = (ranks.T @ _contrasts(codes)).astype(np.float64)
-    centred = ranks - ranks.mean(axis=0)
+def _table(
+    scores: NDArray[np.float32], codes: NDArray[np.int8], units: NDArray[np.int64]
+) -> _Table:
+    effect = (scores.T @ _contrasts(codes)).astype(np.float64)
+    centred = scores - scores.mean(axis=0)
     length = np.maximum(np.linalg.norm(centred, axis=0), 1e-12)
     correlation = ((centred / length).T @ (centred / length)).astype(np.float64)
     return _Table(
@@ -396,6 +432,15 @@ def _ranks(logits: NDArray[np.floating]) -> NDArray[np.float32]:
     np.put_along_axis(ranks, order, middle / np.float32(n_rows), axis=1)
     by_row: NDArray[np.float32] = ranks.T
     return by_row
+
+
+def _normal_scores(ranks: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(N, K) normal quantiles of ranks, with the variance of ranks, so that effects compare."""
+    n_rows = len(ranks)
+    halves = torch.arange(2 * n_rows, dtype=torch.float64) / 2  # ties lie halfway
+    quantiles = (torch.special.ndtri((halves + 0.5) / n_rows) / math.sqrt(12.0)).float().numpy()
+    scores: NDArray[np.float32] = quantiles[np.rint(ranks * (2.0 * n_rows)).astype(np.int32)]
+    return scores
 
 
 def _contrasts(codes: NDArray[np.int8]) -> NDArray[np.float32]:
