@@ -103,19 +103,13 @@ def fit_path(
             ahead = problem.state(*point)
             better = _norm(ahead.gradient, scale) < _norm(start.gradient, scale)
             start = ahead.where(better, start)
-            passes += 1
+            passes += 1 + (starts is not None)
         previous = state
         reference = _norm(first, scale)
         search = _Search.start(problem, start, scale)
         result = _Result.start(search, tolerance * reference + tiny)
-        for _ in range(max_iterations):
-            search = result.without_settled(search)
-            if not len(search.decrease):
-                break
-            search.step(result.active)
-            passes += 2
-            result.count(search)
-        state = result.finish(search)
+        state, read = result.descend(search, max_iterations)
+        passes += read
         k = sources[0].rows.x.shape[1]
         yield PenalisedFit(
             state.theta[:, :k],
@@ -348,6 +342,18 @@ class _Result:
         norm = search.norm()
         index = torch.arange(len(norm), device=norm.device)
         return cls(state, torch.zeros_like(index), norm, index, threshold, norm > threshold)
+
+    def descend(self, search: _Search, max_iterations: int) -> tuple[_State, int]:
+        """Steps until all have converged: where they ended, and how often the rows were read."""
+        passes = 0
+        for _ in range(max_iterations):
+            search = self.without_settled(search)
+            if not len(search.decrease):
+                break
+            search.step(self.active)
+            passes += 2
+            self.count(search)
+        return self.finish(search), passes
 
     def count(self, search: _Search) -> None:
         """Another step was taken."""
