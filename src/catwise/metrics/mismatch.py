@@ -63,8 +63,8 @@ _ODDS: Final = math.log(20.0)
 _PAIRS: Final = 1000
 _TAIL: Final = 0.7
 _SPREAD: Final = 1.3
-#: An exchange is also believed if it is more likely than all the others by chance, and so few heads
-#: in which nothing is exchanged would show its gain anywhere.
+#: An exchange among no more pairs than that is also believed if it is more likely than all the
+#: others by chance, and so few heads in which nothing is exchanged would show its gain anywhere.
 _RARE: Final = 0.002
 #: Gain in AUROC, a category, and in standard errors, of an exchange or another order: names of one
 #: thing may gain less than that by chance of training.
@@ -282,6 +282,8 @@ def _is_rare(
     """
     i, j = exchange
     n_pairs = variance.size * (variance.size - 1) / 2
+    if n_pairs > _PAIRS:
+        return False
     apart = 1.0 - float(table.correlation[i, j])
     gain = float(table.gain[i, j] + table.gain[j, i])
     by_chance = float(table.gain_variance[i, j] + table.gain_variance[j, i])
