@@ -33,8 +33,8 @@ from catwise.tuning.account.shared import Shared, SharedFits
 from catwise.tuning.api import compare_both
 from catwise.tuning.inputs import LabelledSource, Pair, TuningInputs, prepare_test
 from catwise.tuning.presets.outcome import Outcome
-from catwise.tuning.presets.pooled_anchor import tune_rows
-from catwise.tuning.presets.task import Task
+from catwise.tuning.presets.pooled_anchor import fit_and_choose, scored_on
+from catwise.tuning.presets.task import Task, outcome_of
 from catwise.tuning.retune_rows import (
     RetuneRows,
     check_read_for,
@@ -119,7 +119,7 @@ def retune(
     task = _task(shared, given, labels, at, progress)
     others = {"training": train, "validation": valid}
     held_out, notes = prepare_test(given.inputs, test, others, shared.metric, force=force)
-    outcome = tune_rows(task, shared.config)
+    outcome = outcome_of(task, fit_and_choose(task, shared.config), scored_on(task))
     outcome.notes.extend([*_others_changed(run, labels, at), *notes])
     if test is None and run.test is not None:
         outcome.notes.append("No test rows were given, so the new head has no test scores.")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -11,11 +11,10 @@ from torch import Tensor
 
 from catwise.labels.draws import category_keys, uniform
 from catwise.tuning.fits.directions import fit_directions, with_drawn_negatives
-from catwise.tuning.fits.penalised import PenalisedFit
 from catwise.tuning.fits.shared import SharedRows, fit_shared
 from catwise.tuning.presets.default_config import DefaultConfig
 from catwise.tuning.presets.task import Task
-from catwise.tuning.rows.known import lay_out
+from catwise.tuning.rows.known import LabelledRows, lay_out
 from catwise.tuning.rows.tuning_rows import Counter, TuningRows, category_blocks, updated_logits
 
 #: Known labels that weigh the anchor and choose the penalty; of more, a keyed share of the rows.
@@ -75,20 +74,19 @@ def _bank(task: Task, config: DefaultConfig) -> tuple[Tensor, Tensor, int]:
     blocks = list(category_blocks(valid, task.known_train))
     counter = Counter(task.progress, "anchor", len(blocks))
     for block in blocks:
-        for j, fit in enumerate(_heads_of(task, config, draws, block)):
-            heads[j, block], intercepts[j, block] = fit.delta, fit.intercepts[0]
-            passes += fit.passes
+        j, known = 0, cast("TuningRows", task.train_of(block))
+        for source, path, starts in _sources_of(task, config, draws, block, known):
+            for fit in fit_directions(known.codes, source, path, starts=starts, **config.fitting):
+                heads[j, block], intercepts[j, block] = fit.delta, fit.intercepts[0]
+                j, passes = j + 1, passes + fit.passes
         counter.step("heads of the training labels")
     return heads, intercepts, passes
 
 
-def _heads_of(
-    task: Task, config: DefaultConfig, draws: _Draws, block: slice
-) -> Iterator[PenalisedFit]:
-    """Of a block of categories: on known labels, then with unknown ones as negatives."""
-    known, every = task.train_of(block), task.known_train
-    if known is None or every is None:
-        return
+def _sources_of(
+    task: Task, config: DefaultConfig, draws: _Draws, block: slice, known: TuningRows
+) -> Iterator[tuple[LabelledRows, Sequence[float], Any]]:
+    """Known labels, then with unknown ones as negatives: rows, penalties, where fits start."""
     penalties = config.anchor_penalties, config.negative_penalties
     starts: list[Any] = [None, None]
     if task.held is not None:
@@ -96,11 +94,10 @@ def _heads_of(
         starts = [[*part] for part in at.tensor_split([len(penalties[0])])]
     sources = [lay_out(known)]
     if penalties[1]:
-        own = every.take(block)
+        own = cast("TuningRows", task.known_train).take(block)
         options = {"per_known": config.negative_draw, "weight": config.negative_weight}
         sources.append(with_drawn_negatives(own, draws.of_block(block), **options))
-    for source, path, ahead in zip(sources, penalties, starts, strict=False):
-        yield from fit_directions(known.codes, source, path, starts=ahead, **config.fitting)
+    yield from zip(sources, penalties, starts, strict=False)
 
 
 class _Draws(NamedTuple):

@@ -67,14 +67,13 @@ def tune_default(
 ) -> Outcome:
     """The preset: cross-fit, choose once, decide per category, refit on all."""
     task = make_task(inputs, metric, n_folds=config.n_folds, force=force, progress=progress)
-    return tune_rows(task, config)
+    return outcome_of(task, fit_and_choose(task, config), scored_on(task))
 
 
-def tune_rows(task: Task, config: DefaultConfig) -> Outcome:
-    """The preset on rows that are read; some categories alone where a run's values are held."""
+def scored_on(task: Task) -> str:
+    """Which rows give the scores of the preset."""
     what = "training labels" if task.inputs.valid is None else "validation"
-    scored_on = f"{what}, cross-fitted in {task.n_folds} folds"
-    return outcome_of(task, fit_and_choose(task, config), scored_on)
+    return f"{what}, cross-fitted in {task.n_folds} folds"
 
 
 def fit_and_choose(task: Task, config: DefaultConfig) -> Found:
