@@ -23,7 +23,7 @@ from quality import labelled, load
 from catwise import Head, tune
 from catwise._configs import PaperConfig
 from catwise.metrics import METRICS
-from catwise.tuning.fits.affine import AffineFit
+from catwise.tuning.fits.affine import AffineFit, Pooled
 
 SHOWN = ("log_loss", "ece", "f1", "best_f1")
 
@@ -31,7 +31,7 @@ SHOWN = ("log_loss", "ece", "f1", "best_f1")
 def identity(_: torch.Tensor, codes: torch.Tensor, **_options: object):
     """In place of `fit_pooled`: scale 1, offset 0."""
     one = torch.ones(len(codes), dtype=torch.float64)
-    return AffineFit(one, torch.zeros_like(one), 0.0)
+    return AffineFit(one, torch.zeros_like(one), Pooled())
 
 
 def heads(head: Head, train, valid, metric: str) -> dict[str, Head]:
