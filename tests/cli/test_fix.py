@@ -620,7 +620,7 @@ def test_transformers_folder(tmp_path: Path) -> None:
         id2label=dict(enumerate(NAMES)), problem_type="multi_label_classification",
     )  # fmt: skip
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(1)  # with 0 its first row ranks another column at 0.97, and is stopped
         model = transformers.ViTForImageClassification(config).eval()
     take = Preprocessing(size=(16, 16), mean=(0.5,) * 3, std=(0.5,) * 3)
     make_case(tmp_path / "case", Logits(model), "model.classifier", take)
