@@ -20,8 +20,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import torch
-from _synthetic import SCALES, Scale, make_task
+from _synthetic import SCALES, Scale
+from speed import write_coco
 
 WORSE = 0.005
 ALL = {**SCALES, "wide": Scale(20_000, 10_000, 2_000, 2_048, 400, 0.36, 0.36)}
@@ -54,18 +54,6 @@ print(json.dumps({"wall": wall, "cpu": own, "peak": peak, "base": score[0], "tun
 """
 
 
-def write(scale: Scale, folder: Path) -> None:
-    """Put a task on disk with float16 features."""
-    task = make_task(scale, dtype=torch.float16)
-    for name in ("train", "valid", "test"):
-        split = getattr(task, name)
-        np.save(folder / f"{name}_features.npy", split.features.numpy())
-        np.save(folder / f"{name}_codes.npy", split.codes.numpy())
-        np.save(folder / f"{name}_truth.npy", split.truth.numpy().astype(np.int8))
-    np.save(folder / "weight.npy", task.weight.numpy())
-    np.save(folder / "bias.npy", task.bias.numpy())
-
-
 def tuned(source: Path, folder: Path) -> dict[str, float]:
     """One run in a process of its own."""
     given = {**os.environ, "PYTHONPATH": str(source.resolve())}
@@ -84,7 +72,7 @@ def main() -> None:
     folder = args.folder or Path(tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "bias.npy").exists():
-        write(ALL[args.scale], folder)
+        write_coco(ALL[args.scale], folder)
     here = Path(__file__).resolve().parents[1] / "src"
     rows = [(tuned(args.other, folder), tuned(here, folder)) for _ in range(args.rounds)]
     print(f"| {args.scale} | other | here | ratio |\n|---|---|---|---|")
