@@ -650,8 +650,12 @@ def run(mode: str, *args: Any, **environment: str) -> dict[str, Any]:
 
 
 def work(out: Path, loader: Any, **options: Any) -> None:
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
-    stored(net(), loader, out, flips=True, **options)
+    try:
+        stored(net(), loader, out, flips=True, **options)
+    finally:
+        torch.set_num_threads(before)
 
 
 def loader_of(kind: str, delay: float) -> Any:
