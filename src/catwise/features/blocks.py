@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 from typing import Any, Final, Protocol, runtime_checkable
 
@@ -143,8 +144,28 @@ def block_of(
     if isinstance(rows, torch.Tensor):
         return rows.detach().to(dtype)
     if rows.dtype == np.float16 and rows.dtype.isnative:
-        return torch.from_numpy(np.array(rows)).to(dtype)
-    return torch.from_numpy(np.array(rows, dtype=np.float64 if dtype.itemsize == 8 else np.float32))
+        block = torch.from_numpy(np.array(rows)).to(dtype)
+    else:
+        wide = np.float64 if dtype.itemsize == 8 else np.float32
+        block = torch.from_numpy(np.array(rows, dtype=wide))
+    forget(rows)
+    return block
+
+
+def forget(rows: Any) -> None:
+    """Let the system take back the memory of a file that is mapped for reading alone.
+
+    Views of it stay what they are: what is read again comes from the file.
+    """
+    base = rows
+    while base is not None and not isinstance(base, mmap.mmap):
+        base = getattr(base, "base", None)
+    if base is None or not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    with memoryview(base) as view:
+        if not view.readonly:  # changes of a private copy would be lost
+            return
+    base.madvise(mmap.MADV_DONTNEED)
 
 
 def _not_numbers(name: str, found: str) -> FeatureError:

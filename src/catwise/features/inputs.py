@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from catwise._text import some
 from catwise.errors import ConfigError, FeatureError, FeatureStoreError, nearest, reason_of
 from catwise.features.arrays import FileArray, list_arrays
-from catwise.features.blocks import BLOCK_ROWS, RowBlocks, as_rows, feature_shape
+from catwise.features.blocks import BLOCK_ROWS, RowBlocks, as_rows, feature_shape, forget
 from catwise.features.by_category import CategoryFeatures, by_category
 from catwise.features.ids import as_ids, row_index
 from catwise.features.places import is_url
@@ -273,6 +273,7 @@ def check_finite(
         if bad is None:
             if for_fitting:
                 sizes.append(_row_sizes(rows))
+            forget(rows)
             continue
         where = bad.any(1).nonzero()[0]
         if not n_bad:

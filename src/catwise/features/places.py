@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -53,13 +52,6 @@ def open_place(path: str | os.PathLike[str]) -> Place:
         return RemotePlace(str(path))
     text = str(path)
     return LocalPlace(Path(unquote(urlsplit(text).path) if text.startswith("file://") else text))
-
-
-def forget(rows: Any) -> None:
-    """Let the system take back the memory of a mapped shard; views of it stay what they are."""
-    mapped = getattr(getattr(rows, "base", None), "base", None)
-    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 class LocalPlace:

@@ -18,6 +18,7 @@ from catwise._limits import MAX_JSON
 from catwise._text import some
 from catwise.errors import FeatureStoreError, reason_of
 from catwise.features.arrays import widen_bfloat16
+from catwise.features.blocks import forget
 from catwise.features.id_files import ids_array
 from catwise.features.ids import row_index
 from catwise.features.manifest import (
@@ -30,7 +31,7 @@ from catwise.features.manifest import (
     parse_manifest,
     shard_header,
 )
-from catwise.features.places import LocalPlace, Place, forget, open_place
+from catwise.features.places import LocalPlace, Place, open_place
 
 _MAX_MAPPED: Final = 64
 _REMEDY: Final = "copy the store again, or extract the features again"

@@ -364,12 +364,14 @@ def _reordered(
 
 def _best_order(table: _Table) -> NDArray[np.int64]:
     """(C,) the row for each column that gains most in all, in units of the columns' errors."""
-    from scipy.optimize import linear_sum_assignment
-
     with np.errstate(invalid="ignore"):  # a column without a class in this half
         worth = (table.gain - np.sqrt(table.gain_variance)) / table.variance
     worth = np.where(np.isfinite(worth), worth, 0.0)
     np.fill_diagonal(worth, 0.0)
+    if worth.max() <= 0.0:  # nothing gains, as nearly always; the import takes a second
+        return np.arange(len(worth))
+    from scipy.optimize import linear_sum_assignment
+
     rows, columns = linear_sum_assignment(worth, maximize=True)
     order = np.empty(len(worth), dtype=np.int64)
     order[columns] = rows

@@ -45,7 +45,7 @@ _PASSES: Final = 8
 #: With fewer categories of both classes their spread is not known, and no offset is shrunk.
 _MIN_CATEGORIES: Final = 10
 #: Labels that are looked at at once: 32 MiB as float64.
-_BLOCK: Final = 1 << 22
+_BLOCK: Final = 1 << 18
 
 
 def fit_affine(

@@ -78,8 +78,8 @@ class Task:
 
     @cached_property
     def known_train(self) -> TuningRows | None:
-        """The further rows that have a label to fit; all, without a copy, as above."""
-        if self.train is None or self.labelled is not None:
+        """The further rows that have a label to fit; without a copy where these are all."""
+        if self.train is None or len(self.known_train_rows) == self.train.x.shape[0]:
             return self.train
         return self.train.take(slice(None), self.known_train_rows)
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -144,10 +144,10 @@ def outlying_rows(coordinates: Coordinates | OwnCoordinates, n_rows: int) -> lis
 
 def _fit_coordinates(features: Any, *, centred: bool, device: torch.device | None) -> Coordinates:
     n_rows, n_features = feature_shape(features)
-    moments = _Moments.of(features, device or torch.device("cpu"))
-    offset = moments.total / max(n_rows, 1)
-    covariance = moments.gram / max(n_rows, 1) - torch.outer(offset, offset)
-    mean = moments.origin + offset
+    origin, total, covariance, (row, square) = _Moments.of(features, device or torch.device("cpu"))
+    offset = total / max(n_rows, 1)
+    covariance.div_(max(n_rows, 1)).addr_(offset, offset, alpha=-1)
+    mean = origin + offset
     spread = covariance.diagonal().sum()
     spread = torch.where(spread > 0, spread, 1.0)
     # Within what float32 holds, with its inverse.
@@ -155,17 +155,16 @@ def _fit_coordinates(features: Any, *, centred: bool, device: torch.device | Non
     keep = min(n_features, MAX_DIRECTIONS)
     # The leading of many directions need no more digits than float32 has, at half the time.
     digits = torch.float64 if keep == n_features else torch.float32
-    values, vectors = torch.linalg.eigh((covariance / spread).to(digits))
-    values, vectors = values.double(), vectors.double()
-    basis = vectors.flip(1)[:, :keep] / (spread.sqrt() / unit)
+    covariance = covariance.div_(spread).to(digits)
+    values, vectors = torch.linalg.eigh(covariance)
+    basis = vectors[:, -keep:].double().flip(1).div_(spread.sqrt() / unit)
+    values = values[-keep:].double().flip(0).clamp_min(0)
     mean = mean / unit if centred else torch.zeros_like(mean)
-    row, square = moments.farthest
     share = square / (max(n_rows, 1) * float(spread))
-    return Coordinates(mean, basis, values.flip(0)[:keep].clamp_min(0), unit, (row, share))
+    return Coordinates(mean, basis, values, unit, (row, share))
 
 
-@dataclass
-class _Moments:
+class _Moments(NamedTuple):
     """Sums over the rows of their differences to an origin, of these products, and the farthest.
 
     Sums are float64, which holds the square of any float32; products are float32, of values
@@ -184,22 +183,35 @@ class _Moments:
         empty = torch.zeros(n_features, dtype=torch.float64, device=device)
         found = cls(empty, empty.clone(), empty.new_zeros(n_features, n_features), (0, 0.0))
         for start, rows in iterate_blocks(features, dtype=torch.float32):
-            found._add(start, rows.to(device))
+            found = found._with(start, rows.to(device))
         return found
 
-    def _add(self, start: int, rows: Tensor) -> None:
+    def _with(self, start: int, rows: Tensor) -> _Moments:
+        """With another block; sums grow in place."""
         # Differences to some row keep float32 products exact enough for any offset.
+        origin = self.origin
         if start == 0:
             unit = _unit_of(rows)
-            self.origin = (rows / unit).mean(0).double() * unit
-        unit = max(_unit_of(rows), _unit_of(self.origin))
-        block = torch.add(-(self.origin / unit).float(), rows, alpha=1 / unit)
-        self.total += block.sum(0, dtype=torch.float64) * unit
-        self.gram += product(block.T, block).double() * unit**2
+            origin = (rows / unit).mean(0).double() * unit
+        unit = max(_unit_of(rows), _unit_of(origin))
+        block = torch.add(-(origin / unit).float(), rows, alpha=1 / unit)
+        self.total.add_(block.sum(0, dtype=torch.float64), alpha=unit)
+        self.gram.add_(_gram(block), alpha=unit**2)
         squares = block.square().sum(1)
         row = int(squares.argmax())
         here = start + row, float(squares[row]) * unit**2
-        self.farthest = max(self.farthest, here, key=lambda found: found[1])
+        farthest = max(self.farthest, here, key=lambda found: found[1])
+        return self._replace(origin=origin, farthest=farthest)
+
+
+def _gram(block: Tensor) -> Tensor:
+    """(D, D) products of the columns; of two halves with one another once."""
+    left, right = block.tensor_split(2, dim=1)
+    n, gram = left.shape[1], block.new_empty(block.shape[1], block.shape[1])
+    gram[:n, :n], gram[n:, n:] = product(left.T, left), product(right.T, right)
+    gram[:n, n:] = product(left.T, right)
+    gram[n:, :n] = gram[:n, n:].T
+    return gram
 
 
 def _unit_of(values: Tensor) -> float:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 _LARGE = 1 << 22  # multiply-adds; below, the call itself costs more than is won
+_SQUARES = 1 << 22
 
 
 def product(first: Tensor, second: Tensor) -> Tensor:
@@ -39,6 +40,12 @@ def product(first: Tensor, second: Tensor) -> Tensor:
         if by_onednn is not None:
             return by_onednn(first, second)
     return first @ second
+
+
+def of_squares(rows: Tensor, sums: Callable[[Tensor], Tensor]) -> Tensor:
+    """What `sums` makes, (C, k), of the squares of (n, k) rows, of which few are held at a time."""
+    width = max(1, _SQUARES // max(1, len(rows)))
+    return torch.cat([sums(part.square()) for part in torch.split(rows, width, dim=1)], 1)
 
 
 @cache
