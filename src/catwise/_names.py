@@ -38,6 +38,12 @@ ENSEMBLE_PRESETS: Final = ("chexpert",)
 POOLS: Final = ("mean", "max")
 UNITS: Final = ("image", "study", "patient")
 """What is scored as one, and how the scores of its images become one."""
+UNIT_NOUNS: Final = {
+    "image": ("image", "images"),
+    "study": ("study", "studies"),
+    "patient": ("patient", "patients"),
+}
+"""What one of them is called, and what several are."""
 DRAWS: Final = ("keyed", "mlcpl", "matrix")
 ASSUMPTIONS: Final = ("scar",)
 

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 import catwise
 from catwise.cli import main
-from catwise.errors import ConfigError, MismatchError, OutputError
+from catwise.errors import ConfigError, IdError, MismatchError, OutputError
 from catwise.heads import load_head
 from catwise.models.images import read_image
 from catwise.models.pixels import preprocess
@@ -127,6 +127,51 @@ def test_predict_features(tmp_path: Path) -> None:
     assert len((tmp_path / "b.csv").read_text().splitlines()) == 301
 
 
+def test_predict_by_study_and_patient(tmp_path: Path) -> None:
+    """A row for each: by folders of the images, by a table's paths, or by its patients."""
+    names = [f"test_{number:03}.png" for number in range(6)]
+    for number, name in enumerate(names):
+        place = tmp_path / f"images/p{number % 2}/s{number % 3}"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / name).write_bytes(Path("images", name).read_bytes())
+    base = ["predict", "--classifier", "made", "--model", MODEL, "--images", f"{tmp_path}/images"]
+    result = run(*base, "--by", "study", "--out", f"{tmp_path}/study.jsonl")
+    assert "6 studies of 6 images; skipped: 0" in result.output
+    rows = [
+        f"p{at % 2}/s{at % 3}/{name},image{at},patient{at % 2}" for at, name in enumerate(names)
+    ]
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(["path,name,who", *rows]) + "\n")
+    of = ["--table", str(table), "--id-column", "name"]
+    by = [*of, "--by", "patient", "--group-column", "who"]
+    said = json.loads(run(*base, *by, "--out", f"{tmp_path}/who.jsonl", "--json").stdout)
+    assert (said["rows"], said["images"], said["by"], said["pool"]) == (2, 6, "patient", "mean")
+    found = [json.loads(line) for line in (tmp_path / "who.jsonl").read_text().splitlines()]
+    assert [one["id"] for one in found] == ["patient0", "patient1"]
+    run(*base, *of, "--out", f"{tmp_path}/each.jsonl", "--quiet")
+    each = [json.loads(line) for line in (tmp_path / "each.jsonl").read_text().splitlines()]
+    p = [one["categories"]["ant"]["probability"] for one in each]
+    assert found[0]["categories"]["ant"]["probability"] == pytest.approx(np.mean(p[::2]), rel=1e-6)
+    run(*base, *of, "--by", "study", "--pool", "max", "--out", f"{tmp_path}/of.jsonl", "--quiet")
+    studies = [json.loads(line) for line in (tmp_path / "of.jsonl").read_text().splitlines()]
+    assert [one["id"] for one in studies] == [f"p{at % 2}/s{at % 3}" for at in range(6)]
+    assert [one["categories"]["ant"]["probability"] for one in studies] == p
+    run("extract", "--model", MODEL, "--checkpoint", "net.safetensors", "--images",
+        f"{tmp_path}/images", *of, "--out", f"{tmp_path}/features", "--quiet")  # fmt: skip
+    run("predict", "--classifier", "made", "--features", f"{tmp_path}/features", *by, "--out",
+        f"{tmp_path}/features.jsonl", "--force", "--quiet")  # fmt: skip
+    lines = (tmp_path / "features.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in lines] == ["patient0", "patient1"]
+    table.write_text("path,name,who\n" + f"{rows[0]}\n" + rows[0].replace("patient0", "you"))
+    result = run("predict", "--classifier", "made", "--features", f"{tmp_path}/features", *by,
+                 "--out", f"{tmp_path}/x.jsonl", code=IdError.exit_code)  # fmt: skip
+    assert "'you' and 'patient0'" in result.output
+    flat = ["--images", "images", "--by", "study", "--out", f"{tmp_path}/x.jsonl"]
+    result = run("predict", "--classifier", "made", "--model", MODEL, *flat,
+                 code=ConfigError.exit_code)  # fmt: skip
+    assert "ids do not tell studies" in result.output
+
+
 def test_undecodable(tmp_path: Path) -> None:
     """Refused with the option that skips them; then skipped, listed, and counted."""
     (tmp_path / "images").mkdir()
@@ -192,6 +237,10 @@ def test_export(tmp_path: Path) -> None:
         (["predict", "--classifier", "made", "--out", "x.csv"], "either --images DIR"),
         (["predict", "--classifier", "made", "--features", "f", "--table", "t", "--out", "x.csv"],
          "belong to --images"),
+        (["predict", "--classifier", "made", "--images", "i", "--by", "patient", "--out", "x.csv"],
+         "--group-column NAME"),
+        (["predict", "--classifier", "made", "--images", "i", "--group-column", "g", "--out",
+          "x.csv"], "belongs to --table"),
         (["export", "--classifier", "made"], "--onnx FILE"),
     ],
 )  # fmt: skip

@@ -11,7 +11,7 @@ import torch
 from catwise import Head, PartialLabels, compare_heads, evaluate
 from catwise.errors import ConfigError, IdError, ShapeError
 from catwise.metrics import auroc, average_precision
-from catwise.metrics.pooling import Pooling
+from catwise.metrics.pooling import Pooling, RunningPool
 
 
 def case(n_studies: int = 150, seed: int = 0):
@@ -147,3 +147,52 @@ def test_what_cannot_be() -> None:
     )
     with pytest.raises(IdError, match="of two groups"):
         evaluate(head, (features, mixed), by="study")
+
+
+@pytest.mark.parametrize("pool", ["mean", "max"])
+@pytest.mark.parametrize("step", [1, 7, 400])
+def test_rows_a_few_at_a_time(pool: str, step: int) -> None:
+    """A running pool gives what all rows at once give; what is taken is forgotten."""
+    head, features, labels, _, _ = case()
+    whole = Pooling.of("study", labels, pool)
+    assert whole is not None
+    logits = 9 * head.logits(features)
+    running = RunningPool(pool)
+    taken, done = [], 0
+    last = np.zeros(whole.names.size, dtype=int)
+    last[whole.of_row] = np.arange(whole.of_row.size)
+    for start in range(0, len(logits), step):
+        stop = min(start + step, len(logits))
+        running.add(torch.from_numpy(whole.of_row[start:stop] - done), logits[start:stop])
+        while done < last.size and last[done] < stop:
+            taken.append(running.take(1))
+            done += 1
+    assert running.n_groups == 0
+    assert done == whole.names.size
+    torch.testing.assert_close(torch.cat(taken), whole.logits(logits), rtol=1e-13, atol=1e-13)
+    with pytest.raises(ValueError, match="1 groups of 0"):
+        running.take(1)
+
+
+def test_one_image_is_itself() -> None:
+    """The logits of a group of one image are that image's, to the last bit, however extreme."""
+    logits = torch.tensor([[0.1, -800.0], [37.123, 5e-9]], dtype=torch.float64)
+    for pool in ("mean", "max"):
+        one = Pooling(np.array(["a", "b"]), np.arange(2), pool)
+        assert torch.equal(one.logits(logits), logits)
+
+
+def test_ids_alone_tell_groups() -> None:
+    """Folders and mappings do; patients have to be named, and so has each id."""
+    ids = np.array(["p/s1/a", "p/s2/a", "p/s1/b"])
+    found = Pooling.of_ids("study", ids, "mean")
+    assert found is not None
+    assert found.names.tolist() == ["p/s1", "p/s2"]
+    assert found.of_row.tolist() == [0, 1, 0]
+    assert Pooling.of_ids("image", ids, "mean") is None
+    with pytest.raises(ConfigError, match="do not tell patients"):
+        Pooling.of_ids("patient", ids, "mean")
+    with pytest.raises(IdError, match="1 images have no group"):
+        Pooling.of_ids({"p/s1/a": "x", "p/s2/a": "y"}, ids, "mean")
+    with pytest.raises(ConfigError, match="mapping from ids"):
+        Pooling.of_ids(np.arange(3), ids, "mean")  # type: ignore[arg-type]

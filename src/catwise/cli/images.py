@@ -35,6 +35,32 @@ def read_images(
     return TarImages(shards)
 
 
+def read_units(
+    by: str, table: Path | None, path_column: str, id_column: str | None, group_column: str | None
+) -> Any:
+    """What --by names, for the library: by the table's columns where the ids do not tell."""
+    from catwise.errors import IdError
+    from catwise.metrics.pooling import folders
+
+    if by == "image" or table is None or (by == "study" and id_column is None):
+        return by
+    own = path_column if id_column is None else id_column
+    key, role = (path_column, "the paths of the images")
+    if by == "patient":
+        key, role = str(group_column), "the patients"
+    found = _texts(table, {own: "the ids", key: role})
+    groups = folders(found[key]) if by == "study" else found[key]
+    units: dict[str, str] = {}
+    for one, unit in zip(found[own].tolist(), groups.tolist(), strict=True):
+        if not unit or units.setdefault(one, unit) != unit:
+            raise IdError(
+                f"'{table}' does not tell one {by} of {one!r}.",
+                found=repr(unit) + (f" and {units[one]!r}" if unit else ""),
+                expected=f"one {by} in each row, and the same for the same id",
+            )
+    return units
+
+
 def _holds_images(root: Path) -> bool:
     from catwise.errors import ConfigError
     from catwise.models.sources import FolderImages
@@ -47,18 +73,24 @@ def _holds_images(root: Path) -> bool:
 
 def _columns(table: Path, path_column: str, id_column: str | None) -> tuple[Any, Any]:
     """The paths and, if their column is named, the ids."""
+    roles = {path_column: "the paths of the images"}
+    columns = _texts(table, roles if id_column is None else roles | {id_column: "the ids"})
+    return columns[path_column], None if id_column is None else columns[id_column]
+
+
+def _texts(table: Path, roles: dict[str, str]) -> dict[str, Any]:
+    """Columns of texts, by what they are for."""
     import numpy as np
 
     from catwise.data.source import texts_of
     from catwise.data.table import open_labels
 
-    names = [path_column] if id_column is None else [path_column, id_column]
+    names = list(roles)
     file = open_labels(table, names)
-    for name, role in zip(names, ("the paths of the images", "the ids"), strict=False):
+    for name, role in roles.items():
         file.require(name, role)
     found: dict[str, list[Any]] = {name: [] for name in names}
     for batch in file.batches(names):
         for name, texts in found.items():
             texts.append(texts_of(batch.column(name), name, file))
-    columns = {name: np.concatenate(texts) for name, texts in found.items()}
-    return columns[path_column], None if id_column is None else columns[id_column]
+    return {name: np.concatenate(texts) for name, texts in found.items()}

@@ -107,12 +107,7 @@ class DecisionRules:
                 found=f"shape {given.shape}",
                 expected=f"(N, {len(self.categories)})",
             )
-        scale = np.array([one.scale for one in self.maps])
-        offset = np.array([one.offset for one in self.maps])
-        calibrated = scale * given + offset
-        for c, one in enumerate(self.maps):
-            if not one.is_affine:
-                calibrated[:, c] = one(given[:, c])
+        calibrated = self.calibrated(given)
         positive = (given >= self.thresholds).astype(np.int8)
         decisions = np.where(np.isnan(self.thresholds), np.int8(-1), positive)
         sets = None if self.cuts is None else set_codes(given, *self.cuts)
@@ -123,6 +118,34 @@ class DecisionRules:
             sets,
             (decisions < 0) | unsure,
         )
+
+    def calibrated(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(N, C) calibrated logits of (N, C) logits."""
+        scale = np.array([one.scale for one in self.maps])
+        offset = np.array([one.offset for one in self.maps])
+        found = np.asarray(scale * logits + offset, dtype=np.float64)
+        for c, one in enumerate(self.maps):
+            if not one.is_affine:
+                found[:, c] = one(logits[:, c])
+        return found
+
+    def of_calibrated(self) -> DecisionRules:
+        """The same rules for logits that are calibrated already.
+
+        A map by knots that is level somewhere takes what lies there for one, so that a threshold or
+        a cut-off there calls all of it positive.
+
+        >>> one = DecisionRules(("cat",), (CategoryMap(2.0, 1.0),), np.array([0.5]))
+        >>> one.of_calibrated().thresholds
+        array([2.])
+        """
+        with np.errstate(invalid="ignore"):
+            thresholds = self.calibrated(self.thresholds[None])[0]
+        cuts = self.cuts
+        if cuts is not None:
+            cuts = np.where(np.isinf(cuts), cuts, self.calibrated(cuts))
+        identity = (CategoryMap(),) * len(self.maps)
+        return DecisionRules(self.categories, identity, thresholds, cuts)
 
     def float32_thresholds(self) -> NDArray[np.float32]:
         """(C,) the least float32 that is not below each threshold; +inf where there is none.

@@ -10,14 +10,14 @@ Source: Irvin et al., "CheXpert", AAAI 2019 (a study counts as one, with all of 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from catwise._names import POOLS, UNITS
+from catwise._names import POOLS, UNIT_NOUNS, UNITS
 from catwise._text import plural, some
 from catwise.errors import ConfigError, IdError, ShapeError, check_choice
 from catwise.labels import PartialLabels
@@ -26,7 +26,8 @@ from catwise.labels.codes import NEGATIVE, POSITIVE, UNCERTAIN, UNKNOWN, Codes
 By: TypeAlias = str | Mapping[str, str] | NDArray[Any] | None
 """What is scored: None or "image", "study", "patient", {id: group}, or (N,) groups of the rows."""
 
-_NOUNS: Final = {"study": ("study", "studies"), "patient": ("patient", "patients")}
+Named: TypeAlias = str | Mapping[str, str] | None
+"""The same of rows that have ids and no labels."""
 
 
 class Pooling(NamedTuple):
@@ -65,14 +66,34 @@ class Pooling(NamedTuple):
         (['p1', 'p2'], [0, 1, 0])
         """
         check_choice("pool", how, POOLS)
-        if by is None or (isinstance(by, str) and by == "image"):
-            return None
-        names = _names(by, labels)
+        return None if is_image(by) else cls._of_names(_names(by, labels), by, how)
+
+    @classmethod
+    def of_ids(cls, by: Named, ids: NDArray[np.str_], how: str) -> Pooling | None:
+        """How rows without labels are pooled, by their ids; else as :meth:`of`.
+
+        Args:
+            by: "study": images whose ids lie in one folder; or a mapping from ids.
+            ids: (N,).
+            how: "mean" or "max".
+
+        Raises:
+            ConfigError: If an option is not possible; "patient" takes groups, which ids have not.
+            IdError: If an id has no group.
+
+        >>> Pooling.of_ids({"a": "x", "b": "x"}, np.array(["b", "a"]), "max").names.tolist()
+        ['x']
+        """
+        check_choice("pool", how, POOLS)
+        return None if is_image(by) else cls._of_names(group_names(by, ids), by, how)
+
+    @classmethod
+    def _of_names(cls, names: NDArray[np.str_], by: By, how: str) -> Pooling:
         found, first, number = np.unique(names, return_index=True, return_inverse=True)
         order = np.argsort(first, kind="stable")
         place = np.empty_like(order)
         place[order] = np.arange(order.size)
-        noun = _NOUNS[by] if isinstance(by, str) else ("group", "groups")
+        noun = UNIT_NOUNS[by] if isinstance(by, str) else ("group", "groups")
         return cls(found[order], place[number.reshape(-1)], how, noun)
 
     @property
@@ -90,20 +111,9 @@ class Pooling(NamedTuple):
         >>> torch.sigmoid(pooling.logits(logits))
         tensor([[0.4000]], dtype=torch.float64)
         """
-        index = torch.from_numpy(self.of_row).to(logits.device)
-        if self.how == "max":
-            return self._largest(logits, index)
-        sides = []
-        for side in (logits.double(), -logits.double()):
-            share = torch.nn.functional.logsigmoid(side)
-            top = self._largest(share, index)
-            parts = torch.exp(share - top[index])
-            sides.append(top + torch.zeros_like(top).index_add(0, index, parts).log())
-        return sides[0] - sides[1]
-
-    def _largest(self, values: Tensor, index: Tensor) -> Tensor:
-        out = values.new_full((self.names.size, values.shape[1]), -torch.inf)
-        return out.scatter_reduce(0, index[:, None].expand_as(values), values, "amax")
+        pool = RunningPool(self.how)
+        pool.add(torch.from_numpy(self.of_row), logits)
+        return pool.take(self.names.size)
 
     def labels(self, labels: PartialLabels) -> PartialLabels:
         """(G, C) labels of the groups; their groups are those of the images, such as patients.
@@ -144,6 +154,117 @@ class Pooling(NamedTuple):
         return groups
 
 
+class RunningPool:
+    """Logits of groups whose rows come a few at a time, as :meth:`Pooling.logits` gives them.
+
+    Groups are counted from the first that has not been taken. A group of one row has the logits of
+    that row, to the last bit.
+
+    Args:
+        how: "mean" or "max".
+    """
+
+    def __init__(self, how: str) -> None:
+        self._how = how
+        self._rows: Tensor | None = None  # (G,) rows of each group so far
+        self._parts: list[Tensor] = []  # (G, C) each
+
+    @property
+    def n_groups(self) -> int:
+        """Groups that have been begun and not been taken."""
+        return 0 if self._rows is None else len(self._rows)
+
+    def add(self, index: Tensor, logits: Tensor) -> None:
+        """Add rows.
+
+        Args:
+            index: (n,) int64, the number of each row's group.
+            logits: (n, C).
+        """
+        values = logits if self._how == "max" else logits.double()
+        index = index.to(values.device)
+        if self._rows is None:
+            empty = values.new_empty(0, values.shape[1])
+            self._rows, self._parts = index.new_empty(0), [empty] * (1 if self._how == "max" else 5)
+        n = max(self.n_groups, int(index.max()) + 1 if len(index) else 0)
+        more = n - self.n_groups
+        new = [torch.nn.functional.pad(one, (0, 0, 0, more), value=-torch.inf)
+               for one in self._parts]  # fmt: skip
+        self._rows = torch.nn.functional.pad(self._rows, (0, more)).index_add(
+            0, index, torch.ones_like(index)
+        )
+        new[0] = _largest(new[0], index, values)
+        if self._how == "mean":
+            new[1], new[2] = _log_sum(new[1], new[2], index, values)
+            new[3], new[4] = _log_sum(new[3], new[4], index, -values)
+        self._parts = new
+
+    def take(self, n: int) -> Tensor:
+        """(n, C) logits of the first n groups, which are forgotten.
+
+        Raises:
+            ValueError: If fewer have been begun.
+        """
+        if self._rows is None or n > self.n_groups:
+            raise ValueError(f"{n} groups of {self.n_groups}")
+        rows, self._rows = self._rows[:n], self._rows[n:]
+        done, self._parts = [one[:n] for one in self._parts], [one[n:] for one in self._parts]
+        if self._how == "max":
+            return done[0]
+        mean = (done[1] + done[2].log()) - (done[3] + done[4].log())
+        return torch.where(rows[:, None] == 1, done[0], mean)
+
+
+def _largest(so_far: Tensor, index: Tensor, values: Tensor) -> Tensor:
+    return so_far.scatter_reduce(0, index[:, None].expand_as(values), values, "amax")
+
+
+def _log_sum(top: Tensor, total: Tensor, index: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest log probability of each group, and the sum of all as shares of it."""
+    share = torch.nn.functional.logsigmoid(values)
+    high = _largest(top, index, share)
+    old = torch.where(top.isinf(), 0.0, total * torch.exp(top - high))
+    return high, old.index_add(0, index, torch.exp(share - high[index]))
+
+
+def is_image(by: Any) -> bool:
+    """Whether every image is one by itself."""
+    return by is None or (isinstance(by, str) and by == "image")
+
+
+def group_names(by: Named, ids: NDArray[np.str_]) -> NDArray[np.str_]:
+    """(N,) the group of each row, by ids alone.
+
+    Raises:
+        ConfigError: If `by` is neither "study" nor a mapping, or paths tell no study.
+        IdError: If an id has no group.
+    """
+    if isinstance(by, Mapping):
+        lacking = [str(one) for one in ids if one not in by]
+        if lacking:
+            raise IdError(
+                f"{len(lacking):,} images have no group.",
+                found=some([repr(one) for one in lacking], 3),
+                expected="a group for each id",
+            )
+        return np.array([str(by[one]) for one in ids.tolist()], dtype=np.str_)
+    if not isinstance(by, str):
+        raise ConfigError(
+            "by is a name or a mapping from ids.",
+            found=type(by).__name__,
+            expected='"image", "study" or {id: group, …}',
+        )
+    check_choice("by", by, UNITS)
+    if by == "patient":
+        raise ConfigError(
+            "ids do not tell patients.",
+            found="by='patient'",
+            expected="by={id: patient, …}",
+            remedy="name the patients: by={id: patient, …} (--table FILE --group-column NAME)",
+        )
+    return folders(ids)
+
+
 def _names(by: Any, labels: PartialLabels) -> NDArray[np.str_]:
     """(N,) the group of each row."""
     if isinstance(by, str):
@@ -155,17 +276,8 @@ def _names(by: Any, labels: PartialLabels) -> NDArray[np.str_]:
                     expected="PartialLabels(…, groups=patients)",
                 )
             return labels.groups
-        return folders(_ids(labels, "studies"))
-    if isinstance(by, Mapping):
-        ids = _ids(labels, "groups")
-        lacking = [str(one) for one in ids if one not in by]
-        if lacking:
-            raise IdError(
-                f"{len(lacking):,} images have no group.",
-                found=some([repr(one) for one in lacking], 3),
-                expected="a group for each id",
-            )
-        return np.array([str(by[one]) for one in ids.tolist()], dtype=np.str_)
+    if isinstance(by, (str, Mapping)):
+        return group_names(by, _ids(labels, "studies" if isinstance(by, str) else "groups"))
     names = np.asarray(by).astype(np.str_)
     if names.shape != (labels.n_rows,):
         raise ShapeError(

@@ -167,6 +167,11 @@ class PartWork:
         """The rows of a part and their ids, some at a time."""
         return _blocks(self._path(part), self.items["dtype"])
 
+    def ids(self, part: int) -> tuple[list[str] | None, int]:
+        """The ids of a part, None where it has none, and the number of its rows."""
+        about = _read_about(self._path(part), self.items["dtype"])
+        return (None, 0) if about is None else (about["ids"], about["rows"])
+
     def _wait(self) -> tuple[dict[int, dict[str, Any]], int]:
         """All parts and their number, once every process has made its own."""
         waited = 0.0

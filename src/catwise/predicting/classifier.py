@@ -25,6 +25,7 @@ from catwise.errors import (
 from catwise.features import BLOCK_ROWS, FeatureStore
 from catwise.heads import Head, load_head
 from catwise.metrics.inputs import check_head_logits
+from catwise.metrics.pooling import Named
 from catwise.models import LoadedModel, Preprocessing
 from catwise.models.extraction import ImagePass
 from catwise.models.loading import ImageRows
@@ -32,7 +33,15 @@ from catwise.models.logits import TOLERANCE
 from catwise.models.recipes import load_recipe
 from catwise.models.sources import ImageSource
 from catwise.predicting.folder import CALIBRATION, CHECKPOINT, CONFORMAL, HEAD, THRESHOLDS, Manifest
-from catwise.predicting.inputs import Images, Rows, read_inputs, row_block, row_ids, store_of
+from catwise.predicting.inputs import (
+    Images,
+    Rows,
+    check_pool,
+    read_inputs,
+    row_block,
+    row_ids,
+    store_of,
+)
 from catwise.predicting.module import ClassifierModule, export_program
 from catwise.predicting.onnx_graph import export_graph
 from catwise.predicting.predictions import Predictions
@@ -154,6 +163,8 @@ class Classifier:
         images: Any,
         *,
         ids: Any = None,
+        by: Named = None,
+        pool: str = "mean",
         undecodable: str = "refuse",
         batch_rows: int = 64,
         num_workers: int = 0,
@@ -161,7 +172,7 @@ class Classifier:
         check: bool = True,
         progress: ProgressCallback | None = None,
     ) -> Predictions:
-        """Probabilities and decisions of images, all in memory.
+        """Probabilities and decisions of images, or of studies, all in memory.
 
         `catwise.predicting.write_predictions` writes those of any number of images to a file.
 
@@ -171,6 +182,9 @@ class Classifier:
                 `catwise.models.sources`, or a float tensor (N, channels, H, W) that is preprocessed
                 already; or features: (N, D), a file of them, or a feature store.
             ids: (N,) ids of the images; by default those that they have, else row numbers.
+            by: what is decided on as one, as in :meth:`Predictions.pooled`: "image", "study", or
+                {id: group}.
+            pool: "mean" or "max" of the probabilities of a study's images.
             undecodable: "refuse" images that cannot be decoded, or "skip" them.
             batch_rows: images in a batch.
             num_workers: processes that read images.
@@ -180,31 +194,35 @@ class Classifier:
             progress: called now and then.
 
         Raises:
-            ConfigError: If images are given to a head alone.
+            ConfigError: If images are given to a head alone, or ids tell no studies.
             MismatchError: If the model, its preprocessing, or the features are not those that the
                 classifier was made with.
             FeatureError: If images cannot be decoded, features are not finite, or what is given
                 is neither.
+            IdError: If an id has no group.
             ShapeError: If features or ids do not fit.
         """
         given = read_inputs(images)
+        ids = None if ids is None else [str(one) for one in ids]
+        check_pool(by, pool, given, ids)
         if isinstance(given, (ImageSource, ImageRows, Tensor)):
             options = {"undecodable": undecodable, "batch_rows": batch_rows, "device": device}
             run = self.image_pass(given, ids=ids, num_workers=num_workers, **options)
             found = run.in_memory(progress)
             names = range(len(found.logits)) if found.ids is None else found.ids.tolist()
             logits, skipped = found.logits[:, self.rows], found.skipped
-            return Predictions(tuple(map(str, names)), self.categories, logits, self.rules, skipped)
+            said = Predictions(tuple(map(str, names)), self.categories, logits, self.rules, skipped)
+            return said.pooled(by, pool)
         self.check_features(given, check=check)
         rows = len(given)
         blocks = [self.feature_logits(given, at, min(at + BLOCK_ROWS, rows))
                   for at in range(0, rows, BLOCK_ROWS)]  # fmt: skip
         logits = torch.cat(blocks) if blocks else torch.empty(0, len(self.categories))
-        names = row_ids(given, 0, rows) if ids is None else [str(one) for one in ids]
+        names = row_ids(given, 0, rows) if ids is None else ids
         if len(names) != rows:
             raise ShapeError("ids do not fit the features.", found=f"{len(names):,} ids",
                              expected=f"{rows:,}, one for each row")  # fmt: skip
-        return Predictions(tuple(names), self.categories, logits, self.rules)
+        return Predictions(tuple(names), self.categories, logits, self.rules).pooled(by, pool)
 
     def image_pass(self, images: Images, **options: Any) -> ImagePass:
         """The pass of `catwise.extract`, which keeps the logits of all rows of the layer."""

@@ -10,11 +10,13 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from torch import Tensor
 
-from catwise.errors import FeatureError
+from catwise._names import POOLS
+from catwise.errors import FeatureError, check_choice
 from catwise.features import CategoryFeatures, Features, FeatureStore, read_features
 from catwise.features.inputs import in_memory
 from catwise.features.manifest import MANIFEST_FILE
 from catwise.features.places import is_url
+from catwise.metrics.pooling import Named, Pooling, is_image
 from catwise.models.given import GivenImages, is_picture, is_place
 from catwise.models.loading import ImageRows
 from catwise.models.sources import FolderImages, ImageSource, TarImages, find_shards
@@ -98,6 +100,32 @@ def row_ids(rows: Rows, start: int, stop: int) -> list[str]:
     if rows.ids is None:
         return [str(row) for row in range(start, stop)]
     return [str(one) for one in rows.ids[start:stop].tolist()]
+
+
+def check_pool(
+    by: Named, pool: str, given: Images | Rows, ids: Sequence[str] | None = None
+) -> None:
+    """Refuse ids that do not tell what is pooled, before anything is run.
+
+    Raises:
+        ConfigError: If an option is not possible, or ids tell no studies.
+        IdError: If an id has no group.
+    """
+    check_choice("pool", pool, POOLS)
+    if is_image(by):
+        return
+    if ids is None:
+        ids = _ids_of(given)
+    Pooling.of_ids(by, np.array(ids, dtype=np.str_), pool)
+
+
+def _ids_of(given: Images | Rows) -> list[str]:
+    """Ids of all rows; their numbers where they have none."""
+    if isinstance(given, Tensor):
+        return [str(row) for row in range(len(given))]
+    if isinstance(given, (ImageSource, ImageRows)):
+        return [str(one) for one in given.compact_ids.to_pylist()]
+    return row_ids(given, 0, len(given))
 
 
 def row_block(rows: Rows, start: int, stop: int) -> Any:

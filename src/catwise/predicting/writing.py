@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +25,7 @@ from catwise.features import BLOCK_ROWS
 from catwise.features.ids import compact, digest_of
 from catwise.features.manifest import file_sha256
 from catwise.heads.provenance import side_file
+from catwise.metrics.pooling import Named, Pooling, is_image
 from catwise.models.extraction import ImagePass, report_rows
 from catwise.models.layers import ranks_of
 from catwise.models.loading import ImageRows
@@ -31,8 +33,8 @@ from catwise.models.parts import BatchOutput, PartWork
 from catwise.models.sources import ImageSource
 from catwise.predicting.classifier import Classifier
 from catwise.predicting.content import content_digest
-from catwise.predicting.inputs import Images, Rows, read_inputs, row_ids
-from catwise.predicting.predictions import Predictions
+from catwise.predicting.inputs import Images, Rows, check_pool, read_inputs, row_ids
+from catwise.predicting.predictions import Predictions, pooled_rows
 from catwise.predicting.tables import FORMATS, check_tags, format_of, table_writer
 from catwise.progress import Progress, ProgressCallback
 
@@ -49,15 +51,17 @@ class Written(NamedTuple):
 
     Attributes:
         path: of the file.
-        rows: images in it.
+        rows: in it: images, or studies or patients.
         skipped: ids of images that could not be decoded.
-        made: rows that this call ran; the others were there from an earlier one.
+        made: images that this call ran; the others were there from an earlier one.
+        images: that rows speak of.
     """
 
     path: Path
     rows: int
     skipped: tuple[str, ...]
     made: int
+    images: int
 
 
 def write_predictions(
@@ -66,6 +70,8 @@ def write_predictions(
     out: str | os.PathLike[str],
     *,
     tags: bool = False,
+    by: Named = None,
+    pool: str = "mean",
     undecodable: Literal["refuse", "skip"] = "refuse",
     batch_rows: int = 64,
     part_rows: int | None = None,
@@ -81,12 +87,19 @@ def write_predictions(
     Memory does not grow with the number of images, but for their ids. What was stopped is resumed
     by the same call, which ends with the same bytes; a finished file is recognised.
 
+    With `by` there is a row for each study instead, and its id is the study's. Its images may be
+    anywhere; memory grows with the studies that have been begun since the oldest that is not
+    complete, by at most five numbers of 64 bits for each study and category: not at all where
+    images of a study follow one another.
+
     Args:
         classifier: as `load_classifier` gives it.
         images: as `Classifier.predict` takes them.
         out: the file; its suffix says the format: .csv, .parquet, .jsonl.
         tags: write a list of the positive categories and their probabilities instead, the most
             probable first.
+        by: what is decided on as one, as in `Classifier.predict`.
+        pool: "mean" or "max" of the probabilities of a study's images.
         undecodable: "refuse" images that cannot be decoded, or "skip" and list them.
         batch_rows: images in a batch.
         part_rows: rows that are kept at a time; a multiple of `batch_rows`.
@@ -109,27 +122,35 @@ def write_predictions(
     how: dict[str, Any] = {"undecodable": undecodable, "batch_rows": batch_rows}
     how |= {"part_rows": part_rows, "num_workers": num_workers, "device": device}
     given = read_inputs(images)
+    check_pool(by, pool, given)
     run = _open_run(classifier, given, check=check, **how)
     origin = {"classifier": classifier.digest, "format": kind, "tags": tags}
-    origin["content"] = content_digest(given)
-    work = PredictionWork(
-        target,
-        target.with_name(f"{target.name}.parts"),
-        run.items(origin),
-        run.part_rows,
-        run.n_rows,
-        *ranks_of(),
-        overwrite,
-        classifier,
-        progress,
-    )
+    origin |= {"content": content_digest(given), **_pool_items(by, pool)}
+    parts = target.with_name(f"{target.name}.parts")
+    sizes = run.items(origin), run.part_rows, run.n_rows
+    work = PredictionWork(target, parts, *sizes, *ranks_of(), overwrite, classifier, progress, by)
     counted = _Counted(progress)
     with work.alone():
         if not work.is_finished(resume=resume):
             run.fill(work, counted, STAGE)
             work.join()
-    made = read_side(target)
-    return Written(Path(out), made["rows"], tuple(made["skipped"]), counted.made)
+    return _written(out, read_side(target), counted.made)
+
+
+def _written(out: str | os.PathLike[str], side: Mapping[str, Any], made: int) -> Written:
+    """What is told beside the file."""
+    images = side.get("images", side["rows"])
+    return Written(Path(out), side["rows"], tuple(side["skipped"]), made, images)
+
+
+def _pool_items(by: Named, pool: str) -> dict[str, Any]:
+    """What says how rows are pooled; nothing where they are not."""
+    if is_image(by):
+        return {}
+    if isinstance(by, Mapping):
+        pairs = sorted((str(one), str(group)) for one, group in by.items())
+        by = digest_of(compact([text for pair in pairs for text in pair]))
+    return {"by": by, "pool": pool}
 
 
 def _open_run(
@@ -166,6 +187,7 @@ class PredictionWork(PartWork):
 
     classifier: Classifier
     progress: ProgressCallback | None
+    by: Named
 
     def stored_items(self) -> dict[str, Any] | None:
         """What made the file that is there; None if there is none, or it is another one."""
@@ -181,19 +203,23 @@ class PredictionWork(PartWork):
         """Write the file; what is told beside it comes first, with the digest of the file."""
         path, origin = Path(self.out), self.items["origin"]
         total = sum(part["rows"] for part in about)
-        tell = report_rows("write", self.progress, total, unit="rows")
+        parts, pooled = self._every(len(about)), self._pooling(len(about))
+        n_rows = total if pooled is None else pooled.names.size
+        tell = report_rows("write", self.progress, n_rows, unit="rows")
         side = side_file(path)
         try:
             with atomic_path(path) as temporary:
                 with table_writer(temporary, origin["format"], tags=origin["tags"]) as write:
-                    write(self._rows([], torch.empty(0, len(self.classifier.categories))))
-                    for rows in self._every(len(about)):
+                    none = self._rows([], torch.empty(0, len(self.classifier.categories)))
+                    write(none)
+                    for rows in parts if pooled is None else pooled_rows(parts, pooled, none):
                         write(rows)
                         tell(len(rows))
                 told = {
                     "catwise_predictions": FORMAT,
                     "items": self.items,
-                    "rows": total,
+                    "rows": n_rows,
+                    **({} if pooled is None else {"images": total}),
                     "skipped": [name for part in about for name in part["skipped"]],
                     "population": self.classifier.population,
                     "bytes": temporary.stat().st_size,
@@ -204,6 +230,19 @@ class PredictionWork(PartWork):
         except BaseException:
             remove(side)  # it tells of a file that is not there
             raise
+
+    def _pooling(self, n_parts: int) -> Pooling | None:
+        """What is pooled of the rows that are there."""
+        if is_image(self.by):
+            return None
+        names: list[str] = []
+        for part in range(n_parts):
+            ids, n_rows = self.ids(part)
+            names += ids or map(str, range(len(names), len(names) + n_rows))
+        how = self.items["origin"]["pool"]
+        found = Pooling.of_ids(self.by, np.array(names, dtype=np.str_), how)
+        assert found is not None  # noqa: S101  # it is not by image
+        return found
 
     def _every(self, n_parts: int) -> Iterator[Predictions]:
         """All rows in order, some at a time."""
@@ -275,7 +314,14 @@ class _RowPass:
             tell(end - start)
 
 
-_SIDE: Final = {"items": TABLE, "rows": WHOLE, "skipped": TEXTS, "bytes": WHOLE, "sha256": TEXT}
+_SIDE: Final = {
+    "items": TABLE,
+    "rows": WHOLE,
+    "images": replace(WHOLE, required=False),
+    "skipped": TEXTS,
+    "bytes": WHOLE,
+    "sha256": TEXT,
+}
 
 
 def read_side(path: Path) -> dict[str, Any]:
