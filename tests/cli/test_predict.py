@@ -218,12 +218,13 @@ def test_export(tmp_path: Path) -> None:
     said = json.loads(run("export", "--classifier", "made", "--model", MODEL, "--onnx",
                           f"{tmp_path}/m.onnx", "--torch-export", f"{tmp_path}/m.pt2",
                           "--json").stdout)  # fmt: skip
-    assert said["outputs"] == ["logits", "probabilities", "decisions"]
+    assert said["outputs"] == ["logits", "probabilities", "decisions", "sets"]
     images = torch.rand(7, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     found = runtime.InferenceSession(f"{tmp_path}/m.onnx").run(None, {"images": images.numpy()})
     other = torch.export.load(f"{tmp_path}/m.pt2").module()(images)
     np.testing.assert_allclose(found[0], other[0], rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(found[2], other[2])
+    np.testing.assert_array_equal(found[3], other[3])
 
 
 @pytest.mark.parametrize(

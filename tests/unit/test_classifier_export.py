@@ -12,7 +12,15 @@ import pytest
 import torch
 from torch import nn
 
-from catwise.decisions import Calibration, CategoryCalibration, CategoryMap, Thresholds
+from catwise.decisions import (
+    Calibration,
+    CategoryCalibration,
+    CategoryMap,
+    CategorySets,
+    ClassCut,
+    ConformalSets,
+    Thresholds,
+)
 from catwise.errors import ConfigError, MismatchError, MissingExtraError
 from catwise.heads import Head
 from catwise.models.registry import load_model
@@ -36,7 +44,7 @@ def exported(classifier: Classifier, kind: str, given: torch.Tensor) -> list[np.
     classifier.export_onnx(path)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     names = [one.name for one in session.get_outputs()]
-    assert names == ["logits", "probabilities", "decisions"]
+    assert tuple(names) == classifier.output_names
     made: list[np.ndarray[Any, Any]] = session.run(
         None, {session.get_inputs()[0].name: given.numpy()}
     )
@@ -46,7 +54,7 @@ def exported(classifier: Classifier, kind: str, given: torch.Tensor) -> list[np.
 def check(classifier: Classifier, found: list[np.ndarray[Any, Any]], given: torch.Tensor) -> None:
     """Logits to 1e-5 of the largest; decisions equal beyond that; probabilities near."""
     wanted = classifier.predict(given)
-    logits, probabilities, decisions = found
+    logits, probabilities, decisions = found[:3]
     own = wanted.logits.numpy()
     largest = float(np.abs(own).max())
     assert logits.shape == own.shape == probabilities.shape == decisions.shape
@@ -56,19 +64,29 @@ def check(classifier: Classifier, found: list[np.ndarray[Any, Any]], given: torc
     clear = ~(np.abs(own - cuts) <= NEAR * largest)
     np.testing.assert_array_equal(decisions[clear], wanted.decisions[clear])
     np.testing.assert_allclose(probabilities, wanted.probabilities, atol=1e-4)
+    assert len(found) == 3 + (wanted.sets is not None)
+    if wanted.sets is not None:
+        assert classifier.rules.cuts is not None
+        clear = (np.abs(own - classifier.rules.cuts[:, None]) > NEAR * largest).all(0)
+        assert found[3].dtype == np.int8
+        np.testing.assert_array_equal(found[3][clear], wanted.sets[clear])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", ["affine", "isotonic", "venn_abers"])
 def test_a_head(tmp_path: Path, kind: str, method: str) -> None:
     """1,000 rows of features, with calibration by scales or by knots."""
-    calibration, cuts, _ = decided(made_head(), method)
+    calibration, cuts, sets = decided(made_head(), method)
     assert calibration.is_affine == (method == "affine")
-    save_classifier(made_head(), tmp_path / "made", calibration=calibration, thresholds=cuts)
+    save_classifier(
+        made_head(), tmp_path / "made", calibration=calibration, thresholds=cuts, conformal=sets
+    )
     found = load_classifier(tmp_path / "made")
     random = torch.Generator().manual_seed(0)
     given = torch.randn(1000, 8, generator=random)
-    check(found, exported(found, kind, given), given)
+    made = exported(found, kind, given)
+    check(found, made, given)
+    assert len(np.unique(made[3])) > 2
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -96,6 +114,35 @@ def test_rows_at_the_threshold(tmp_path: Path, kind: str) -> None:
     np.testing.assert_array_equal(made[2], found.predict(rows).decisions)
     assert made[2][0].tolist() == [1, 0, 1, 0, 1, -1]
     assert (logits[:, 0] == values[0]).sum() > 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_at_the_cut_offs(tmp_path: Path, kind: str) -> None:
+    """Sets are those of float64, on the very cut-off and its neighbours, and without one."""
+    head, rows = made_head(), exact_rows(1000)
+    logits = head.logits(rows).numpy()
+    up, down = np.float32(np.inf), np.float32(-np.inf)
+    ends = [
+        (float(logits[0, 0]), float(logits[0, 0])),  # at both at once
+        (float(logits[0, 1]), float(np.nextafter(logits[0, 1], up))),
+        (float(np.nextafter(logits[0, 2], up)), float(logits[0, 2])),  # between them: none
+        (float(logits[0, 3]) + 1e-12, float(logits[0, 3]) + 1e-12),  # no float32
+        (float(np.nextafter(logits[0, 4], down)), float(logits[0, 4]) - 1e-12),
+        (None, None),
+    ]
+    sides = [[ClassCut(end, 0 if end is None else 99) for end in pair] for pair in ends]
+    sets = ConformalSets(
+        tuple(CategorySets(name, 0.1, None, *pair)
+              for name, pair in zip(CATEGORIES, sides, strict=True))
+    )  # fmt: skip
+    save_classifier(head, tmp_path / "made", conformal=sets)
+    found = load_classifier(tmp_path / "made")
+    made = exported(found, kind, torch.from_numpy(rows))
+    np.testing.assert_array_equal(made[0], logits)  # such sums are exact
+    np.testing.assert_array_equal(made[3], sets.decide(logits).numpy())
+    np.testing.assert_array_equal(made[3], found.predict(rows).sets)
+    assert made[3][0].tolist() == [2, 3, 0, 1, 2, 3]
+    assert set(np.unique(made[3])) == {0, 1, 2, 3}
 
 
 def mixed() -> Calibration:
@@ -160,7 +207,9 @@ def test_an_onnx_model(tmp_path: Path) -> None:
     )  # fmt: skip
     model = load_model(f"onnx:{path}", categories=NAMES)
     cuts = Thresholds(tuple(map(at, NAMES, (0.05, -0.05, None, 0.0))), "")
-    save_classifier(model, tmp_path / "made", calibration=mixed(), thresholds=cuts)
+    pair = ClassCut(-0.05, 99), ClassCut(0.05, 99)
+    sets = ConformalSets(tuple(CategorySets(name, 0.1, None, *pair) for name in NAMES))
+    save_classifier(model, tmp_path / "made", calibration=mixed(), thresholds=cuts, conformal=sets)
     found = load_classifier(tmp_path / "made")
     made = exported(found, "onnx", given)
     check(found, made, given)

@@ -40,8 +40,9 @@ def command(given: Options) -> None:
     """Export a classifier: model, calibration and thresholds in one graph.
 
     Its input are preprocessed images (N, channels, height, width), or features (N, D) for a head
-    alone; its outputs are logits, probabilities, and decisions: 1, 0, or -1 without a threshold.
-    What is written was run beside the classifier first.
+    alone; its outputs are logits, probabilities, decisions (1, 0, or -1 without a threshold), and,
+    where there are conformal sets, sets (0 none, 1 negative, 2 positive, 3 both). What is written
+    was run beside the classifier first.
     """
     output = given.output
     places = [path for path in (given.onnx, given.torch_export) if path is not None]
@@ -64,6 +65,6 @@ def command(given: Options) -> None:
             "digest": classifier.digest,
             "onnx": None if given.onnx is None else str(given.onnx),
             "torch_export": None if given.torch_export is None else str(given.torch_export),
-            "outputs": ["logits", "probabilities", "decisions"],
+            "outputs": classifier.output_names,
         }
     )

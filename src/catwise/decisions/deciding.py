@@ -152,19 +152,30 @@ class DecisionRules:
 
         Of float32 logits, those at or above it are those at or above the threshold itself.
         """
-        with np.errstate(over="ignore"):
-            near = self.thresholds.astype(np.float32)
-        up = np.nextafter(near, np.float32(np.inf))
-        least = np.where(near.astype(np.float64) < self.thresholds, up, near)
-        return np.where(np.isnan(self.thresholds), np.float32(np.inf), least)
+        return _least_float32(self.thresholds)
+
+    def float32_cuts(self) -> NDArray[np.float32] | None:
+        """(2, C) the same of the conformal sets' cut-offs; None without such sets."""
+        return None if self.cuts is None else _least_float32(self.cuts)
 
     def module(self) -> DecisionModule:
         """A torch module from float32 logits to what is decided; it exports."""
         return DecisionModule(self)
 
 
+def _least_float32(values: NDArray[np.float64]) -> NDArray[np.float32]:
+    """The least float32 that is not below each value; +inf for NaN."""
+    with np.errstate(over="ignore"):
+        near = values.astype(np.float32)
+    up = np.nextafter(near, np.float32(np.inf))
+    least = np.where(near.astype(np.float64) < values, up, near)
+    return np.where(np.isnan(values), np.float32(np.inf), least)
+
+
 class DecisionModule(nn.Module):
-    """(N, C) logits → logits, calibrated probabilities and int8 decisions, as tensors.
+    """(N, C) logits → logits, calibrated probabilities, int8 decisions and sets, as tensors.
+
+    Sets are there if the rules have them: four tensors, else three.
 
     >>> from catwise.decisions import CategoryThreshold, Thresholds
     >>> one = CategoryThreshold("cat", "f1", None, None, 0.5, None, None, None, 20, 80)
@@ -175,6 +186,7 @@ class DecisionModule(nn.Module):
 
     threshold: Tensor
     has_threshold: Tensor
+    cuts: Tensor
 
     def __init__(self, rules: DecisionRules) -> None:
         super().__init__()
@@ -182,12 +194,21 @@ class DecisionModule(nn.Module):
         has = torch.from_numpy(~np.isnan(rules.thresholds))
         self.register_buffer("threshold", torch.from_numpy(rules.float32_thresholds()))
         self.register_buffer("has_threshold", has)
+        cuts = rules.float32_cuts()
+        self.has_sets = cuts is not None  # not read from a tensor: it exports
+        if cuts is not None:
+            self.register_buffer("cuts", torch.from_numpy(cuts))
 
-    def forward(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits, probabilities and decisions."""
+    def forward(self, logits: Tensor) -> tuple[Tensor, ...]:
+        """Logits, probabilities and decisions; and sets, if there are any."""
         called = (logits >= self.threshold).to(torch.int8)
         decisions = torch.where(self.has_threshold, called, torch.full_like(called, -1))
-        return logits, torch.sigmoid(self.calibration(logits)), decisions
+        found = (logits, torch.sigmoid(self.calibration(logits)), decisions)
+        if not self.has_sets:
+            return found
+        low, high = self.cuts[0], self.cuts[1]
+        sets = (logits < high).to(torch.int8) + 2 * (logits >= low).to(torch.int8)  # codes of SETS
+        return (*found, sets)
 
 
 def _cuts_of(categories: tuple[str, ...], conformal: ConformalSets) -> NDArray[np.float64]:

@@ -42,7 +42,7 @@ from catwise.predicting.inputs import (
     row_ids,
     store_of,
 )
-from catwise.predicting.module import ClassifierModule, export_program
+from catwise.predicting.module import ClassifierModule, export_program, output_names
 from catwise.predicting.onnx_graph import export_graph
 from catwise.predicting.predictions import Predictions
 from catwise.predicting.probe import image_pass, probe_logits
@@ -255,8 +255,16 @@ class Classifier:
 
     # -------------------------------------------------------------------------- exporting
 
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """What :meth:`module` and exported files give: "logits", "probabilities", "decisions".
+
+        And "sets", where there are conformal sets.
+        """
+        return output_names(self.rules)
+
     def module(self) -> nn.Module:
-        """A torch module from the model's input to logits, probabilities and decisions.
+        """A torch module from the model's input to logits, probabilities, decisions and sets.
 
         It takes preprocessed images (N, channels, H, W), or features (N, D) for a head alone.
 
@@ -268,9 +276,10 @@ class Classifier:
     def export_torch(self, path: str | os.PathLike[str]) -> None:
         """Write a program of `torch.export` (.pt2) from the model's input to what is decided.
 
-        Its outputs are logits (N, C) float32, calibrated probabilities (N, C) float32 and
-        decisions (N, C) int8: 1 positive, 0 negative, -1 without a threshold. Decisions compare
-        logits with thresholds on the scale of logits. `torch.export.load` reads it.
+        Its outputs are logits (N, C) float32, calibrated probabilities (N, C) float32, decisions
+        (N, C) int8: 1 positive, 0 negative, -1 without a threshold; and, where there are conformal
+        sets, sets (N, C) int8: 0 none, 1 negative, 2 positive, 3 both. Logits are compared with
+        thresholds and cut-offs themselves. `torch.export.load` reads it.
 
         Args:
             path: the file; replaced if it exists.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from catwise.decisions import DecisionRules
     from catwise.predicting.classifier import Classifier
 
-OUTPUTS: Final = ("logits", "probabilities", "decisions")
+OUTPUTS: Final = ("logits", "probabilities", "decisions", "sets")
 NEAR: Final = 1e-4
 """How far logits of what is exported may be off on made-up inputs, as a share of the largest.
 
@@ -30,6 +30,11 @@ Of photographs they are off by some 2e-6. An image that is black throughout leav
 nothing but rounding: there torch itself is off by 7e-6.
 """
 _PROBES: Final = 4
+
+
+def output_names(rules: DecisionRules) -> tuple[str, ...]:
+    """What an exported file gives: sets too, where there are conformal ones."""
+    return OUTPUTS if rules.cuts is not None else OUTPUTS[:3]
 
 
 class LayerLogits(nn.Module):
@@ -70,7 +75,7 @@ class LayerLogits(nn.Module):
 
 
 class ClassifierModule(nn.Module):
-    """A model's input, or features → logits, probabilities and decisions.
+    """A model's input, or features → logits, probabilities, decisions, and sets if there are any.
 
     Args:
         scores: makes (N, C) float32 logits.
@@ -81,10 +86,10 @@ class ClassifierModule(nn.Module):
         super().__init__()
         self.scores, self.decisions = scores, decisions
 
-    def forward(self, given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(N, C) float32 logits, float32 probabilities and int8 decisions."""
-        logits, probabilities, decisions = self.decisions(self.scores(given))
-        return logits, probabilities, decisions
+    def forward(self, given: Tensor) -> tuple[Tensor, ...]:
+        """(N, C) float32 logits, float32 probabilities, int8 decisions, and int8 sets if any."""
+        found: tuple[Tensor, ...] = self.decisions(self.scores(given))
+        return found
 
     @classmethod
     def of(cls, classifier: Classifier) -> ClassifierModule:
@@ -141,10 +146,10 @@ def probe_inputs(classifier: Classifier) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
-def wanted_of(classifier: Classifier, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What the classifier itself gives for the same pieces: logits, probabilities, decisions."""
+def wanted_of(classifier: Classifier, inputs: Tensor) -> tuple[Tensor, ...]:
+    """What the classifier itself gives for the same pieces, in the order of `OUTPUTS`."""
     (logits,) = in_pieces(lambda some: [classifier.predict(some).logits.float()], inputs)
-    made: tuple[Tensor, Tensor, Tensor] = classifier.rules.module()(logits)
+    made: tuple[Tensor, ...] = classifier.rules.module()(logits)
     return made
 
 
@@ -203,20 +208,24 @@ def check_same(rules: DecisionRules, wanted: Any, found: Any, *, what: str) -> N
 
     Args:
         rules: that made the decisions.
-        wanted: logits, probabilities, decisions, as tensors.
+        wanted: tensors in the order of `OUTPUTS`.
         found: the same of what was exported.
         what: that is.
     """
-    (logits, _, decisions), (given, _, others) = wanted, found
+    (logits, _, decisions, *sets), (given, _, others, *other_sets) = wanted, found
     room = NEAR * float(logits.abs().max().clamp_min(1e-30))
     gap = float((logits - given).abs().max())
     near = (logits - torch.from_numpy(rules.float32_thresholds())).abs() <= room
     differ = int(((decisions != others) & ~near).sum())
+    cuts = rules.float32_cuts()
+    if cuts is not None:
+        near = (logits[None] - torch.from_numpy(cuts)[:, None]).abs().amin(0) <= room
+        differ += int(((sets[0] != other_sets[0]) & ~near).sum())
     if not gap <= room or differ:
         raise MismatchError(
             f"{what} does not give what the classifier gives.",
             found=f"logits that differ by {gap / room * NEAR:.2g} of the largest, and "
-            f"{differ:,} other decisions",
+            f"{differ:,} other decisions or sets",
             expected=f"at most {NEAR:g}, and none",
             remedy="a model that takes another way depending on the values cannot be exported; "
             "report others, with the model",

@@ -29,6 +29,7 @@ from catwise.predicting.module import (
     check_same,
     in_pieces,
     metadata_of,
+    output_names,
     probe_inputs,
     scores_of,
     wanted_of,
@@ -187,7 +188,7 @@ class _Nodes:
 
 
 def _append_decisions(model: Any, logits: str, rules: DecisionRules, onnx: Any) -> None:
-    """Put calibration and thresholds behind the logits; the three become the graph's outputs."""
+    """Put what is decided behind the logits; it all becomes the graph's outputs."""
     graph = model.graph
     del graph.output[:]
     made = _Nodes(graph, onnx)
@@ -200,9 +201,24 @@ def _append_decisions(model: Any, logits: str, rules: DecisionRules, onnx: Any) 
     called = made.node("Cast", [made.node("GreaterOrEqual", ["logits", least])], to=_INT8)
     has = made.constant(~np.isnan(rules.thresholds))
     made.node("Where", [has, called, made.constant(np.array(-1, dtype=np.int8))], "decisions")
+    if (cuts := rules.float32_cuts()) is not None:
+        _append_sets(made, *cuts)
     shape = [_AXIS, len(rules.categories)]
-    for name, kind in zip(OUTPUTS, (_FLOAT, _FLOAT, _INT8), strict=True):
+    for name, kind in zip(output_names(rules), (_FLOAT, _FLOAT, _INT8, _INT8), strict=False):
         graph.output.append(onnx.helper.make_tensor_value_info(name, kind, shape))
+
+
+def _append_sets(made: _Nodes, low: NDArray[np.float32], high: NDArray[np.float32]) -> None:
+    """Codes of `SETS`: 1 where negative is in the set, and 2 where positive is.
+
+    By logic and choice: runtimes need not add 8-bit numbers.
+    """
+    negative = made.node("Less", ["logits", made.constant(high)])
+    positive = made.node("GreaterOrEqual", ["logits", made.constant(low)])
+    none, one, two, both = (made.constant(np.array(code, dtype=np.int8)) for code in range(4))
+    with_positive = made.node("Where", [negative, both, two])
+    without = made.node("Where", [negative, one, none])
+    made.node("Where", [positive, with_positive, without], "sets")
 
 
 def _rename(graph: Any, names: set[str]) -> None:
@@ -241,7 +257,7 @@ def _calibrated(made: _Nodes, logits: str, rules: DecisionRules) -> str:
 
 def _check(classifier: Classifier, raw: bytes, runtime: Any) -> None:
     """Run the graph on a few inputs, beside the classifier."""
-    inputs = probe_inputs(classifier)
+    inputs, names = probe_inputs(classifier), output_names(classifier.rules)
     options = runtime.SessionOptions()
     options.log_severity_level = 4
     session = runtime.InferenceSession(raw, options, ["CPUExecutionProvider"])
@@ -249,14 +265,14 @@ def _check(classifier: Classifier, raw: bytes, runtime: Any) -> None:
     name = session.get_inputs()[0].name
     if isinstance(module, OnnxModule):
         file, image = open_for_images(module.path, module.image), replace(module.image, name=name)
-        sizes = [len(classifier.categories)] * len(OUTPUTS)
+        sizes = [len(classifier.categories)] * len(names)
 
         def run(some: torch.Tensor) -> list[Any]:
             return list(outputs_of(file, session, image, some, sizes))
     else:
 
         def run(some: torch.Tensor) -> list[Any]:
-            return list(session.run(list(OUTPUTS), {name: some.numpy()}))
+            return list(session.run(list(names), {name: some.numpy()}))
 
     given = in_pieces(run, inputs)
     check_same(classifier.rules, wanted_of(classifier, inputs), given, what="the exported graph")
