@@ -111,6 +111,21 @@ def made_up(folder: Path) -> dict[str, Case]:
     package = ["package", "--fix", str(fixed)]
     run([*package, "--out", str(folder / "made")], quiet=True).wait()
     predict = ["predict", "--classifier", str(folder / "made"), "--model", model[1], *images]
+    tables = ["--labels", str(one / "valid.csv"), *ids]
+    decided = ["--run", str(tuned), *tables, "--test-features", str(one / "test.npz")]
+    decided += ["--test-labels", str(one / "test.csv"), "--out", "OUT", "--csv", "OUT.csv"]
+    cuts = ["--rule", "f1", "--cutoffs", "OUT-all.csv", "--report", "OUT.html"]
+    member = ["--member", f"a={tuned}", "--member", f"b={tuned}", "--method", "logit"]
+    member += [*tables, "--test-member", f"a={one}/test.npz", "--test-member", f"b={one}/test.npz"]
+    member += ["--test-labels", str(one / "test.csv"), "--csv", "OUT.csv", "--predictions"]
+    member += ["OUT-said.csv", "--logits-out", "OUT.npz", "--head-out", "OUT.safetensors"]
+    who = folder / "who.csv"
+    names_of = sorted(path.name for path in (two / "images").iterdir())
+    who.write_text("path,who\n" + "".join(f"{n},{at % 7}\n" for at, n in enumerate(names_of)))
+    patients = ["--table", str(who), "--group-column", "who", "--by", "patient"]
+    four = str(folder / "four.safetensors")
+    drop = ["join", *("--head", head[1], *names), "--drop", "eel", "--drop", "fox"]
+    run([*drop, "--out", four], quiet=True).wait()
     torch.save(load_file(one / "model.safetensors"), one / "model.pt")
     archive = ["--checkpoint", str(one / "model.pt")]
     return {
@@ -129,6 +144,14 @@ def made_up(folder: Path) -> dict[str, Case]:
         "fix": Case([*fix, "--out", "OUT"], 4.0),
         "package": Case([*package, "--out", "OUT"]),
         "predict": Case([*predict, "--out", "OUT.csv"], 2.0),
+        "calibrate": Case(["calibrate", *decided, "--head-out", "OUT.safetensors"]),
+        "threshold": Case(["threshold", *decided, *cuts]),
+        "conformal": Case(["conformal", *decided]),
+        "ensemble": Case(["ensemble", *member, "--out", "OUT"]),
+        "extend": Case(["extend", *pair, "--head", four, "--out", "OUT"], 2.0),
+        "extend, again": Case(["extend", *pair, "--head", four, "--overwrite", "--out", "OUT"]),
+        "join": Case([*drop, "--out", "OUT"]),
+        "predict, patients": Case([*predict, *patients, "--out", "OUT.csv"]),
         "demo": Case(["demo", "--out", "OUT"], 0.5),
     }
 
