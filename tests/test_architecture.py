@@ -41,6 +41,7 @@ LAYERS = (
     {"decisions", "estimator"},
     {"reporting"},
     {"demo", "fixing"},
+    {"training"},
     {"predicting"},
     {"cli"},
     {"__main__"},

@@ -46,6 +46,12 @@ UNIT_NOUNS: Final = {
 """What one of them is called, and what several are."""
 DRAWS: Final = ("keyed", "mlcpl", "matrix")
 ASSUMPTIONS: Final = ("scar",)
+SCHEMES: Final = (
+    "ignore", "partial_bce", "assume_negative", "weak_assume_negative", "label_smoothing", "focal",
+    "asl", "partial_asl", "csl", "ll_r", "ll_ct", "ll_cp", "em", "em_apl", "role", "splc", "hill",
+    "auc_margin",
+)  # fmt: skip
+"""How a model is trained on partial labels."""
 
 
 def check_choices(

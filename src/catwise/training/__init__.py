@@ -1,0 +1,54 @@
+"""Training a multi-label model on partial labels: losses, schemes, the loop, the tuned head.
+
+losses.py    losses of a batch: known labels, and what unknown ones count as
+selected.py  losses that pick entries of the batch, or learn targets beside the model
+schemes.py   schemes by name: a loss, its options, what it remembers
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from catwise._lazy import attach
+
+if TYPE_CHECKING:
+    from catwise.training.losses import assume_negative as assume_negative
+    from catwise.training.losses import asymmetric_loss as asymmetric_loss
+    from catwise.training.losses import entropy_maximization as entropy_maximization
+    from catwise.training.losses import focal_loss as focal_loss
+    from catwise.training.losses import hill as hill
+    from catwise.training.losses import ignore_unknown as ignore_unknown
+    from catwise.training.losses import label_smoothing as label_smoothing
+    from catwise.training.losses import partial_asymmetric as partial_asymmetric
+    from catwise.training.losses import partial_bce as partial_bce
+    from catwise.training.losses import splc as splc
+    from catwise.training.losses import weak_assume_negative as weak_assume_negative
+    from catwise.training.schemes import SCHEMES as SCHEMES
+    from catwise.training.schemes import Scheme as Scheme
+    from catwise.training.schemes import resolve_scheme as resolve_scheme
+    from catwise.training.schemes import scheme_options as scheme_options
+    from catwise.training.selected import RoleLoss as RoleLoss
+    from catwise.training.selected import auc_margin as auc_margin
+    from catwise.training.selected import boost_lu as boost_lu
+    from catwise.training.selected import estimate_prior as estimate_prior
+    from catwise.training.selected import expected_positives as expected_positives
+    from catwise.training.selected import large_loss as large_loss
+    from catwise.training.selected import large_losses as large_losses
+    from catwise.training.selected import role as role
+    from catwise.training.selected import role_gradient as role_gradient
+    from catwise.training.selected import selective as selective
+
+__all__, __getattr__, __dir__ = attach(
+    __name__,
+    {
+        "catwise.training.losses": (
+            "assume_negative asymmetric_loss entropy_maximization focal_loss hill ignore_unknown "
+            "label_smoothing partial_asymmetric partial_bce splc weak_assume_negative"
+        ),
+        "catwise.training.schemes": "SCHEMES Scheme resolve_scheme scheme_options",
+        "catwise.training.selected": (
+            "RoleLoss auc_margin boost_lu estimate_prior expected_positives large_loss "
+            "large_losses role role_gradient selective"
+        ),
+    },
+)
