@@ -49,7 +49,7 @@ ASSUMPTIONS: Final = ("scar",)
 SCHEMES: Final = (
     "ignore", "partial_bce", "assume_negative", "weak_assume_negative", "label_smoothing", "focal",
     "asl", "partial_asl", "csl", "ll_r", "ll_ct", "ll_cp", "em", "em_apl", "role", "splc", "hill",
-    "auc_margin",
+    "auc_margin", "curriculum", "self_training",
 )  # fmt: skip
 """How a model is trained on partial labels."""
 

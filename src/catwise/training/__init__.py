@@ -1,8 +1,13 @@
 """Training a multi-label model on partial labels: losses, schemes, the loop, the tuned head.
 
-losses.py    losses of a batch: known labels, and what unknown ones count as
-selected.py  losses that pick entries of the batch, or learn targets beside the model
-schemes.py   schemes by name: a loss, its options, what it remembers
+losses.py         losses of a batch: known labels, and what unknown ones count as
+selected.py       losses that pick entries of the batch, or learn targets beside the model
+steps.py          what a scheme is, what it sees and remembers
+options.py        options of schemes
+pseudo_labels.py  schemes that make labels of predictions
+schemes.py        every scheme by name
+mixing.py         images mixed with one another
+machine.py        labels that a machine says
 """
 
 from __future__ import annotations
@@ -23,8 +28,10 @@ if TYPE_CHECKING:
     from catwise.training.losses import partial_bce as partial_bce
     from catwise.training.losses import splc as splc
     from catwise.training.losses import weak_assume_negative as weak_assume_negative
+    from catwise.training.machine import add_machine_labels as add_machine_labels
+    from catwise.training.mixing import logic_mix as logic_mix
+    from catwise.training.mixing import mixup_pme as mixup_pme
     from catwise.training.schemes import SCHEMES as SCHEMES
-    from catwise.training.schemes import Scheme as Scheme
     from catwise.training.schemes import resolve_scheme as resolve_scheme
     from catwise.training.schemes import scheme_options as scheme_options
     from catwise.training.selected import RoleLoss as RoleLoss
@@ -37,6 +44,8 @@ if TYPE_CHECKING:
     from catwise.training.selected import role as role
     from catwise.training.selected import role_gradient as role_gradient
     from catwise.training.selected import selective as selective
+    from catwise.training.steps import Batch as Batch
+    from catwise.training.steps import Scheme as Scheme
 
 __all__, __getattr__, __dir__ = attach(
     __name__,
@@ -45,7 +54,10 @@ __all__, __getattr__, __dir__ = attach(
             "assume_negative asymmetric_loss entropy_maximization focal_loss hill ignore_unknown "
             "label_smoothing partial_asymmetric partial_bce splc weak_assume_negative"
         ),
-        "catwise.training.schemes": "SCHEMES Scheme resolve_scheme scheme_options",
+        "catwise.training.machine": "add_machine_labels",
+        "catwise.training.mixing": "logic_mix mixup_pme",
+        "catwise.training.steps": "Batch Scheme",
+        "catwise.training.schemes": "SCHEMES resolve_scheme scheme_options",
         "catwise.training.selected": (
             "RoleLoss auc_margin boost_lu estimate_prior expected_positives large_loss "
             "large_losses role role_gradient selective"

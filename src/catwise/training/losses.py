@@ -25,6 +25,7 @@ from torch.nn.functional import softplus
 
 from catwise.errors import ShapeError, check_choice
 from catwise.losses import asymmetric, binary_cross_entropy, focal
+from catwise.training.options import UNKNOWN
 
 __all__ = [
     "assume_negative",
@@ -42,8 +43,6 @@ __all__ = [
 ]
 
 _HALF: Final = (torch.float16, torch.bfloat16)
-UNKNOWN: Final = ("negative", "ignore")
-"""What unknown labels may count as."""
 
 
 def check_batch(logits: Tensor, known: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -15,320 +15,47 @@ tensor([[0.1211]])
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from catwise._options import check_options, described, option
 from catwise.errors import ConfigError, check_choice, nearest
-from catwise.training import losses, selected
-
-__all__ = [
-    "SCHEMES",
-    "Batch",
-    "CorrectedState",
-    "EpochScores",
-    "PriorState",
-    "PseudoState",
-    "RoleState",
-    "Scheme",
-    "StepLoss",
-    "resolve_scheme",
-    "scheme_options",
-]
-
-
-class Batch(NamedTuple):
-    """What a scheme sees of a step.
-
-    Attributes:
-        logits: (n, C) of the model.
-        known: (n, C) bool.
-        target: (n, C) in [0, 1]; 0 where unknown.
-        rows: (n,) int64: which training images these are.
-        epoch: epochs that have gone by, from 0.
-        n_epochs: of the whole training.
-        teacher: (n, C) logits of the moving average of the model, for schemes that read it.
-    """
-
-    logits: Tensor
-    known: Tensor
-    target: Tensor
-    rows: Tensor
-    epoch: int
-    n_epochs: int
-    teacher: Tensor | None = None
-
-
-class StepLoss(NamedTuple):
-    """The loss of a step.
-
-    Attributes:
-        entries: (n, C), summed and divided by the number of entries.
-        extra: scalar that is added to it, or None.
-        update: (n, C) for `absorb`, or None.
-    """
-
-    entries: Tensor
-    extra: Tensor | None = None
-    update: Tensor | None = None
-
-
-class EpochScores(NamedTuple):
-    """What a scheme sees of an epoch that has ended.
-
-    Attributes:
-        logits: (N, C) float32 of all training images, each as it was when its step came.
-        known: (N, C) bool.
-        target: (N, C) in [0, 1].
-        epoch: epochs that have gone by, this one included.
-        n_epochs: of the whole training.
-    """
-
-    logits: Tensor
-    known: Tensor
-    target: Tensor
-    epoch: int
-    n_epochs: int
-
-
-class CorrectedState(NamedTuple):
-    """Unknown labels that count as positive from now on: `corrected` (N, C) bool."""
-
-    corrected: Tensor
-
-
-class PriorState(NamedTuple):
-    """Priors of categories: `prior` (C,) float64, NaN as long as they are not estimated."""
-
-    prior: Tensor
-
-
-class PseudoState(NamedTuple):
-    """Pseudo-labels: `target` (N, C) float32 in [0, 1], NaN where there is none."""
-
-    target: Tensor
-
-
-class RoleState(NamedTuple):
-    """Label estimates of ROLE and Adam's moments.
-
-    `estimates`, `first` and `second` are (N, C); `steps` (N,) counts each image's; `expected` is
-    the number of positives that an image is expected to have.
-    """
-
-    estimates: Tensor
-    first: Tensor
-    second: Tensor
-    steps: Tensor
-    expected: Tensor
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """A training scheme.
-
-    Args:
-        name: as in `SCHEMES`.
-        title: what it does, a few words.
-        source: the paper.
-        options: dataclass of its options.
-        loss: ``(batch, state, options) -> StepLoss``.
-        start: ``(known, target, options, generator) -> state``, from the (N, C) training labels.
-        absorb: ``(state, rows, update, options) -> state``, after a step.
-        next_epoch: ``(state, scores, options) -> state``, after an epoch.
-        state: type of the state; None where there is none.
-        teacher: whether it reads the moving average of the model.
-    """
-
-    name: str
-    title: str
-    source: str
-    options: type[Any]
-    loss: Callable[[Batch, Any, Any], StepLoss]
-    start: Callable[[Tensor, Tensor, Any, torch.Generator], Any] | None = None
-    absorb: Callable[[Any, Tensor, Tensor, Any], Any] | None = None
-    next_epoch: Callable[[Any, EpochScores, Any], Any] | None = None
-    state: type[Any] | None = None
-    teacher: bool = False
-
-
-# -------------------------------------------------------------------------------- options
-
-
-class _Checked:
-    """Options that are checked when made."""
-
-    def __post_init__(self) -> None:
-        check_options(f"options of the scheme ({type(self).__name__})", self)
-
-
-@described
-@dataclass(frozen=True)
-class NoOptions(_Checked):
-    """A scheme without options."""
-
-
-@described
-@dataclass(frozen=True)
-class PartialBceOptions(_Checked):
-    """Options of `partial_bce`."""
-
-    alpha: float = option(-4.45, help="Slope of an image's weight over its share of known labels.")
-    beta: float = option(5.45, help="Weight of an image without known labels.")
-    gamma: float = option(1.0, above=0, help="Exponent of the share.")
-
-
-@described
-@dataclass(frozen=True)
-class WeakOptions(_Checked):
-    """Options of `weak_assume_negative`."""
-
-    weight: float | None = option(
-        None, low=0, high=1, help="Of an unknown label.  [default: 1 / (categories - 1)]"
-    )
-
-
-@described
-@dataclass(frozen=True)
-class SmoothingOptions(_Checked):
-    """Options of `label_smoothing`."""
-
-    epsilon: float = option(0.1, low=0, high=1, help="How far targets are pulled to one half.")
-    unknown: str = option("negative", choices=losses.UNKNOWN, help="What unknown labels count as.")
-
-
-@described
-@dataclass(frozen=True)
-class FocalOptions(_Checked):
-    """Options of `focal`."""
-
-    gamma: float = option(2.0, low=0, help="Focusing exponent.")
-    unknown: str = option("negative", choices=losses.UNKNOWN, help="What unknown labels count as.")
-
-
-@described
-@dataclass(frozen=True)
-class AslOptions(_Checked):
-    """Options of `asl`."""
-
-    gamma_neg: float = option(4.0, low=0, help="Focusing exponent of negatives.")
-    gamma_pos: float = option(0.0, low=0, help="Focusing exponent of positives.")
-    clip: float = option(0.05, low=0, below=1, help="Probability margin of negatives.")
-    unknown: str = option("negative", choices=losses.UNKNOWN, help="What unknown labels count as.")
-    as_published: bool = option(
-        default=True, help="The focusing factor is a constant to the gradient."
-    )
-
-
-@described
-@dataclass(frozen=True)
-class PartialAslOptions(_Checked):
-    """Options of `partial_asl`."""
-
-    gamma_pos: float = option(0.0, low=0, help="Focusing exponent of known positives.")
-    gamma_neg: float = option(1.0, low=0, help="Focusing exponent of known negatives.")
-    gamma_unknown: float = option(2.0, low=0, help="Focusing exponent of unknown labels.")
-    alpha_unknown: float = option(1.0, low=0, help="Weight of unknown labels.")
-    clip: float = option(0.0, low=0, below=1, help="Probability margin of negatives.")
-
-
-@described
-@dataclass(frozen=True)
-class CslOptions(PartialAslOptions):
-    """Options of `csl`."""
-
-    likelihood_top: int = option(
-        5, low=0, help="So many of an image's unknown labels with the highest scores are left out."
-    )
-    prior_threshold: float = option(
-        0.05, low=0, high=1, help="Categories with a larger prior are left out where unknown."
-    )
-    prior_epochs: int = option(
-        1, low=1, help="Epochs on known labels alone, from which priors are estimated."
-    )
-
-
-@described
-@dataclass(frozen=True)
-class LargeLossOptions(_Checked):
-    """Options of `ll_r`, `ll_ct` and `ll_cp`."""
-
-    delta_rel: float = option(
-        0.002, low=0, high=1, help="Share of all entries that each epoch adds (ll_cp: takes)."
-    )
-
-
-@described
-@dataclass(frozen=True)
-class EntropyOptions(_Checked):
-    """Options of `em`."""
-
-    alpha: float = option(0.1, low=0, help="Weight of the entropy of unknown labels.")
-
-
-@described
-@dataclass(frozen=True)
-class AplOptions(EntropyOptions):
-    """Options of `em_apl`."""
-
-    beta: float = option(0.2, low=0, help="Weight of pseudo-labels.")
-    share: float = option(
-        0.9,
-        low=0,
-        high=1,
-        help="Of a category's unknown labels that get pseudo-labels in the end.",
-    )
-    warmup: int = option(4, low=0, help="Epochs before the first pseudo-labels.")
-
-
-@described
-@dataclass(frozen=True)
-class RoleOptions(_Checked):
-    """Options of `role`."""
-
-    expected: float | None = option(
-        None, above=0, help="Positives of an image.  [default: by the known labels]"
-    )
-    rate: float = option(0.01, above=0, help="Adam's step size for the label estimates.")
-
-
-@described
-@dataclass(frozen=True)
-class SplcOptions(_Checked):
-    """Options of `splc`."""
-
-    threshold: float = option(
-        0.6, above=0, below=1, help="Unknown labels with a larger probability count as positive."
-    )
-    change_epoch: int = option(1, low=0, help="Epochs before the first corrections.")
-    margin: float = option(1.0, low=0, help="Of known positives, on the logit axis.")
-    gamma: float = option(2.0, low=0, help="Focusing exponent.")
-
-
-@described
-@dataclass(frozen=True)
-class HillOptions(_Checked):
-    """Options of `hill`."""
-
-    lamb: float = option(1.5, low=1, help="Place of the hill.")
-    margin: float = option(1.0, low=0, help="Of positives, on the logit axis.")
-    gamma: float = option(2.0, low=0, help="Focusing exponent of positives.")
-
-
-@described
-@dataclass(frozen=True)
-class MarginOptions(_Checked):
-    """Options of `auc_margin`."""
-
-    margin: float = option(1.0, above=0, help="Between the scores of a positive and a negative.")
-    bce_weight: float = option(
-        1.0, low=0, help="Weight of the cross-entropy of known labels beside it."
-    )
+from catwise.training import losses, pseudo_labels, selected
+from catwise.training.options import (
+    AplOptions,
+    AslOptions,
+    CslOptions,
+    CurriculumOptions,
+    EntropyOptions,
+    FocalOptions,
+    HillOptions,
+    LargeLossOptions,
+    MarginOptions,
+    NoOptions,
+    PartialAslOptions,
+    PartialBceOptions,
+    RoleOptions,
+    SelfTrainingOptions,
+    SmoothingOptions,
+    SplcOptions,
+    WeakOptions,
+)
+from catwise.training.steps import (
+    Batch,
+    CorrectedState,
+    EpochScores,
+    PriorState,
+    PseudoState,
+    RoleState,
+    Scheme,
+    StepLoss,
+)
+
+__all__ = ["SCHEMES", "resolve_scheme", "scheme_options"]
 
 
 # ------------------------------------------------------------------- losses without state
@@ -408,39 +135,6 @@ def _estimate_prior(state: PriorState, scores: EpochScores, options: CslOptions)
     return PriorState(selected.estimate_prior(scores.logits))
 
 
-def _no_pseudo(known: Tensor, _target: Tensor, _options: Any, _gen: Any) -> PseudoState:
-    return PseudoState(torch.full(known.shape, torch.nan, dtype=torch.float32))
-
-
-def _em_apl(batch: Batch, state: PseudoState, options: AplOptions) -> StepLoss:
-    pseudo = state.target[batch.rows.cpu()].to(batch.logits.device)
-    chosen = ~pseudo.isnan()
-    weights: dict[str, Any] = {"alpha": options.alpha, "beta": options.beta}
-    entries = losses.entropy_maximization(
-        *batch[:3], pseudo=chosen, pseudo_target=torch.nan_to_num(pseudo), **weights
-    )
-    return StepLoss(entries)
-
-
-def _asymmetric_pseudo(state: PseudoState, scores: EpochScores, options: AplOptions) -> PseudoState:
-    """The lowest scores of each category get their probability as a soft pseudo-label.
-
-    Each epoch after the warm-up adds an equal part of the share of its unknown labels. There are no
-    positive pseudo-labels, as in the authors' code.
-    """
-    if scores.epoch < options.warmup or scores.epoch >= scores.n_epochs:
-        return state
-    target = state.target.clone()
-    left = ~scores.known & target.isnan()
-    part = options.share / max(scores.n_epochs - options.warmup, 1)
-    for c in range(target.shape[1]):
-        count = int(part * int((~scores.known[:, c]).sum()))
-        rows = left[:, c].nonzero().flatten()
-        lowest = rows[scores.logits[rows, c].argsort(stable=True)[:count]]
-        target[lowest, c] = torch.sigmoid(scores.logits[lowest, c])
-    return PseudoState(target)
-
-
 def _start_role(
     known: Tensor, target: Tensor, options: RoleOptions, generator: torch.Generator
 ) -> RoleState:
@@ -485,6 +179,7 @@ _COLE: Final = "Cole et al., CVPR 2021"
 _KIM: Final = "Kim et al., CVPR 2022"
 _BEN: Final = "Ben-Baruch et al., CVPR 2022"
 _ZHOU: Final = "Zhou et al., ECCV 2022"
+_DURAND: Final = "Durand et al., CVPR 2019"
 _ZHANG: Final = "Zhang et al., arXiv 2112.07368"
 
 _ALL: Final = (
@@ -492,7 +187,7 @@ _ALL: Final = (
     Scheme(
         "partial_bce",
         "known labels alone, weighed by their share",
-        "Durand et al., CVPR 2019",
+        _DURAND,
         PartialBceOptions,
         _plain(losses.partial_bce),
     ),
@@ -574,9 +269,9 @@ _ALL: Final = (
         "the same, with asymmetric pseudo-labels",
         _ZHOU,
         AplOptions,
-        _em_apl,
-        start=_no_pseudo,
-        next_epoch=_asymmetric_pseudo,
+        pseudo_labels.em_apl,
+        start=pseudo_labels.no_pseudo_labels,
+        next_epoch=pseudo_labels.lowest_scores,
         state=PseudoState,
     ),
     Scheme(
@@ -597,6 +292,24 @@ _ALL: Final = (
         "Yuan et al., ICCV 2021",
         MarginOptions,
         _auc_margin,
+    ),
+    Scheme(
+        "curriculum",
+        "sure predictions of the last epoch become labels",
+        _DURAND,
+        CurriculumOptions,
+        pseudo_labels.curriculum,
+        start=pseudo_labels.no_pseudo_labels,
+        next_epoch=pseudo_labels.sure_predictions,
+        state=PseudoState,
+    ),
+    Scheme(
+        "self_training",
+        "sure predictions of the moving average become labels",
+        "Tarvainen & Valpola, NeurIPS 2017; Sohn et al., NeurIPS 2020",
+        SelfTrainingOptions,
+        pseudo_labels.self_training,
+        teacher=True,
     ),
 )
 SCHEMES: Mapping[str, Scheme] = MappingProxyType({scheme.name: scheme for scheme in _ALL})

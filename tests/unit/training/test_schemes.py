@@ -10,15 +10,8 @@ import torch
 from catwise import _names
 from catwise.errors import ConfigError
 from catwise.training import losses, selected
-from catwise.training.schemes import (
-    SCHEMES,
-    Batch,
-    EpochScores,
-    PriorState,
-    PseudoState,
-    resolve_scheme,
-    scheme_options,
-)
+from catwise.training.schemes import SCHEMES, resolve_scheme, scheme_options
+from catwise.training.steps import Batch, EpochScores, PriorState, PseudoState
 
 N, C = 40, 6
 
@@ -222,3 +215,49 @@ def test_auc_margin_has_cross_entropy_beside_it():
     step = scheme.loss(batch, None, options)
     torch.testing.assert_close(step.entries, 0.5 * losses.ignore_unknown(*batch[:3]))
     torch.testing.assert_close(step.extra, selected.auc_margin(*batch[:3]).mean())
+
+
+def test_curriculum_takes_sure_predictions():
+    """After the warm-up, unknown labels far from 0 get their sign; others lose theirs again."""
+    scheme, options, state = begin("curriculum", threshold=2.5, warmup=2, weight=0.5)
+    known, target = labels()
+    scores = EpochScores(batch_of(torch.arange(N))[0], known, target, 1, 6)
+    assert scheme.next_epoch(state, scores, options) is state
+    made = scheme.next_epoch(state, scores._replace(epoch=2), options)
+    sure = ~known & (scores.logits.abs() > 2.5)
+    assert 0 < int(sure.sum()) < int((~known).sum())
+    assert torch.equal(~made.target.isnan(), sure)
+    assert torch.equal(made.target[sure] == 1, scores.logits[sure] > 0)
+    batch = batch_of(ROWS, seed=9)
+    entries = scheme.loss(batch, made, options).entries
+    label = torch.where(sure[ROWS], torch.nan_to_num(made.target[ROWS]), batch.target)
+    both = losses.ignore_unknown(batch.logits, batch.known | sure[ROWS], label)
+    torch.testing.assert_close(entries, torch.where(sure[ROWS], 0.5, 1.0) * both)
+    less = scheme.next_epoch(made, scores._replace(epoch=3, logits=0 * scores.logits), options)
+    assert less.target.isnan().all()
+
+
+def test_self_training_takes_what_the_teacher_is_sure_of():
+    """Hard labels from the moving average, at two thresholds; the teacher has no gradient."""
+    scheme, options, _ = begin("self_training", positive=0.8, negative=0.3, warmup=1)
+    batch = batch_of(ROWS)
+    with pytest.raises(ConfigError, match=r"--ema 0.999"):
+        scheme.loss(batch, None, options)
+    teacher = (2 * torch.randn(5, C, generator=torch.Generator().manual_seed(7))).requires_grad_()
+    early = scheme.loss(batch._replace(teacher=teacher), None, options)
+    torch.testing.assert_close(early.entries, losses.ignore_unknown(*batch[:3]))
+    logits = batch.logits.clone().requires_grad_()
+    batch = batch._replace(teacher=teacher, epoch=1, logits=logits)
+    entries = scheme.loss(batch, None, options).entries
+    p = torch.sigmoid(teacher.detach())
+    unknown = ~batch.known
+    positive, negative = unknown & (p >= 0.8), unknown & (p <= 0.3)
+    undecided = unknown & ~positive & ~negative
+    assert all(part.any() for part in (positive, negative, undecided))
+    assert (entries[undecided] == 0).all()
+    wanted = torch.nn.functional.binary_cross_entropy_with_logits(
+        logits, torch.where(positive, 1.0, batch.target), reduction="none"
+    )
+    torch.testing.assert_close(entries[~undecided], wanted[~undecided])
+    entries.sum().backward()
+    assert teacher.grad is None
