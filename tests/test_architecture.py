@@ -261,6 +261,7 @@ def test_public_names() -> None:
         "evaluate",
         "extend_head",
         "extract",
+        "finetune",
         "fix",
         "list_heads",
         "load_classifier",

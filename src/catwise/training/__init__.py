@@ -8,6 +8,7 @@ pseudo_labels.py  schemes that make labels of predictions
 schemes.py        every scheme by name
 mixing.py         images mixed with one another
 machine.py        labels that a machine says
+finetuning.py     a module in memory and its loaders: the tuned module
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING
 from catwise._lazy import attach
 
 if TYPE_CHECKING:
+    from catwise.training.finetuning import Finetuned as Finetuned
+    from catwise.training.finetuning import finetune as finetune
     from catwise.training.losses import assume_negative as assume_negative
     from catwise.training.losses import asymmetric_loss as asymmetric_loss
     from catwise.training.losses import entropy_maximization as entropy_maximization
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
 __all__, __getattr__, __dir__ = attach(
     __name__,
     {
+        "catwise.training.finetuning": "Finetuned finetune",
         "catwise.training.losses": (
             "assume_negative asymmetric_loss entropy_maximization focal_loss hill ignore_unknown "
             "label_smoothing partial_asymmetric partial_bce splc weak_assume_negative"
