@@ -9,6 +9,7 @@ schemes.py        every scheme by name
 mixing.py         images mixed with one another
 machine.py        labels that a machine says
 finetuning.py     a module in memory and its loaders: the tuned module
+callbacks.py      the same at the end of training with Lightning or transformers
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import TYPE_CHECKING
 from catwise._lazy import attach
 
 if TYPE_CHECKING:
+    from catwise.training.callbacks import lightning_callback as lightning_callback
+    from catwise.training.callbacks import transformers_callback as transformers_callback
     from catwise.training.finetuning import Finetuned as Finetuned
     from catwise.training.finetuning import finetune as finetune
     from catwise.training.losses import assume_negative as assume_negative
@@ -53,6 +56,7 @@ if TYPE_CHECKING:
 __all__, __getattr__, __dir__ = attach(
     __name__,
     {
+        "catwise.training.callbacks": "lightning_callback transformers_callback",
         "catwise.training.finetuning": "Finetuned finetune",
         "catwise.training.losses": (
             "assume_negative asymmetric_loss entropy_maximization focal_loss hill ignore_unknown "

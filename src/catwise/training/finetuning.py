@@ -252,12 +252,17 @@ def labelled_loader(loader: Any, name: str) -> LabelledLoader:
 
 def _in_order(loader: Any) -> Any:
     """A `DataLoader` that gives every row of a map-style data set once, in order."""
-    if not isinstance(loader, torch_data.DataLoader) or loader.batch_size is None:
+    batches: Any = getattr(loader, "batch_sampler", None)
+    shared = False
+    while hasattr(batches, "batch_sampler"):  # of accelerate, a process's share
+        batches, shared = batches.batch_sampler, True
+    if (
+        not isinstance(loader, torch_data.DataLoader)
+        or type(batches) is not torch_data.BatchSampler
+    ):
         return loader
     dataset: Any = loader.dataset
-    if isinstance(dataset, torch_data.IterableDataset):
-        return loader
-    sampler = loader.sampler
+    sampler = batches.sampler
     if isinstance(sampler, torch_data.SubsetRandomSampler):
         dataset = torch_data.Subset(dataset, sorted(sampler.indices))
     drawn = (
@@ -266,11 +271,11 @@ def _in_order(loader: Any) -> Any:
         torch_data.DistributedSampler,
         torch_data.SubsetRandomSampler,
     )
-    if not isinstance(sampler, drawn) and not loader.drop_last:
+    if not (isinstance(sampler, drawn) or batches.drop_last or shared):
         return loader
     return torch_data.DataLoader(
         dataset,
-        batch_size=loader.batch_size,
+        batch_size=batches.batch_size,
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,
