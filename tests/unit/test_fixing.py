@@ -122,6 +122,12 @@ def test_differences_are_told(tmp_path: Path) -> None:
         state.finish("extract", {"fact": 1})
     assert State.read(tmp_path / "out", before, "net.pt").facts == {"fact": 1}
     now = {"seed": "1", "labels": "sha256:b", "new": "y"}
+    assert State.read(tmp_path / "out", now, "net.pt").finished == {}  # nothing tuned is lost
+    with State.read(tmp_path / "out", before, "net.pt").opened() as state:
+        (tmp_path / "out" / "run").mkdir()
+        for name in ("head.safetensors", "config.json", "summary.json", "records.json"):
+            (tmp_path / "out" / "run" / name).touch()
+        state.finish("tune")
     with pytest.raises(OutputError) as caught:
         State.read(tmp_path / "out", now, "net.pt")
     assert caught.value.found == (

@@ -29,6 +29,7 @@ from catwise.features.store import open_store
 from catwise.features.writer import store_writer
 
 _LENGTH: Final = struct.Struct("<Q")
+_SHOWN: Final = 40
 _POLL_SECONDS: Final = 0.2
 _REMOTE_POLL_SECONDS: Final = 2.0
 _BLOCK_BYTES: Final = 2**24
@@ -81,14 +82,9 @@ class PartWork:
             if self.rank == 0:
                 remove(self.parts)
             return True
-        begun = [_progress(path) for path in self.parts.glob("*/progress.json")]
-        others = [items for items in (found, *begun) if items not in (None, self.items)]
-        if (others or _has_content(self.out)) and not self.overwrite:
-            raise OutputError(
-                f"'{self.out}' " + ("was made otherwise." if others else "exists."),
-                found=_differences(others[0] or {}, self.items) if others else None,
-                remedy="choose another name, repeat the options, or ask to overwrite it",
-            )
+        begun = self._begun()
+        if not self.overwrite:
+            self._refuse_others(found, [items for items in begun.values() if items is not None])
         if not resume and self.world > 1:
             raise ConfigError("resume=False works in one process only.", remedy="overwrite=True")
         check_place(self.folder)
@@ -99,7 +95,44 @@ class PartWork:
         except OSError as error:
             raise OutputError(f"cannot write '{self.folder}'.", found=reason_of(error)) from error
         write_json(self.folder / "progress.json", self.items)
+        for folder in [path for path, items in begun.items() if items is None and resume]:
+            self._adopt(folder)
         return False
+
+    def _begun(self) -> dict[Path, dict[str, Any] | None]:
+        """Folders of other unfinished work that has parts, and its items; None: ours can use them.
+
+        Work without a part, such as that of a command that was refused, is none.
+        """
+        begun: dict[Path, dict[str, Any] | None] = {}
+        for path in self.parts.glob("*/progress.json"):
+            items = _progress(path)
+            if items != self.items and any(path.parent.glob("part-*")):
+                usable = _wanted(items, self.items, []) == self.items
+                begun[path.parent] = None if usable else items
+        return begun
+
+    def _refuse_others(self, found: Mapping[str, Any] | None, begun: list[dict[str, Any]]) -> None:
+        """Refuse to write over what was made, or begun, with other items."""
+        is_other = found is not None and found != self.items
+        if not (is_other or begun or _has_content(self.out)):
+            return
+        others: Any = found if is_other else begun[0] if begun else None
+        made = "was made otherwise." if is_other else "was begun otherwise, and is not finished."
+        raise OutputError(
+            f"'{self.out}' " + ("exists." if others is None else made),
+            found=None if others is None else _differences(others, self.items),
+            remedy="choose another name, repeat the options, or start over with overwrite=True",
+        )
+
+    def _adopt(self, folder: Path) -> None:
+        """Take parts that were made while undecodable images were refused, or had none."""
+        for path in folder.glob("part-*"):
+            about = _read_about(path, self.items["dtype"])
+            skips = self.items["undecodable"] == "skip"
+            if about and about["ids"] is not None and (skips or not about["skipped"]):
+                with contextlib.suppress(FileNotFoundError):  # another process of this call has it
+                    path.rename(self._path(int(path.name[5:])))
 
     def known(self) -> dict[int, dict[str, Any]]:
         """The parts that are there, in order, and what they say, but for the ids."""
@@ -145,7 +178,7 @@ class PartWork:
 
     def stored_items(self) -> dict[str, Any] | None:
         """What made the output that is there; None if there is none, or it was made otherwise."""
-        return _stored_items(self.out)
+        return _stored_items(self.out, self.items)
 
     def publish(self, about: list[dict[str, Any]], **facts: Any) -> None:
         """Make the output of all parts and put it in its place."""
@@ -294,14 +327,27 @@ def _blocks(path: Path, dtype: str) -> Iterator[tuple[Tensor, list[str] | None]]
             yield torch.frombuffer(raw, dtype=kind).reshape(-1, width), ids and ids[start:stop]
 
 
-def _stored_items(out: Path | str) -> dict[str, Any] | None:
+def _stored_items(out: Path | str, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
     """What made the store that is there; None if there is none, or it was made otherwise."""
     try:
         origin = open_store(out).origin
         made = origin.pop("extract")
-        return {**made["items"], "origin": origin}
+        return _wanted({**made["items"], "origin": origin}, wanted, made["skipped"])
     except (FeatureStoreError, KeyError, TypeError):
         return None
+
+
+def _wanted(made: dict[str, Any], wanted: Mapping[str, Any], skipped: list[str]) -> dict[str, Any]:
+    """`made`, or `wanted` where it gives the same rows.
+
+    That is where they differ only in what becomes of undecodable images, and there are none. Rows
+    without ids of their own are named only where images may be skipped.
+    """
+    alike = all(
+        made.get(key) == wanted.get(key) for key in {**made, **wanted} if key != "undecodable"
+    )
+    same = alike and not skipped and wanted.get("ids") is not None and "undecodable" in made
+    return dict(wanted) if same else made
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
@@ -310,5 +356,8 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         for side in (dict(old), dict(new))
     )
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    text = {key: [json.dumps(side.get(key))[:40] for side in (old, new)] for key in keys}
-    return "; ".join(f"{key}: {was}, now {now}" for key, (was, now) in text.items())
+    text = {key: [json.dumps(side.get(key)) for side in (old, new)] for key in keys}
+    return "; ".join(
+        f"{key}: {was}, now {now}" if max(len(was), len(now)) <= _SHOWN else f"{key}: other content"
+        for key, (was, now) in text.items()
+    )

@@ -5,6 +5,7 @@ Run as a script, this file is the process that the tests kill.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -583,7 +584,7 @@ def other_net() -> Net:
         ({"batch_rows": 6}, "batch_rows: 4, now 6"),
         ({"part_rows": 24}, "part_rows: 12, now 24"),
         ({"origin": {"a": 1}}, "origin"),
-        ({"undecodable": "skip"}, "undecodable"),
+        ({"undecodable": "skip", "ids": None}, "undecodable"),
     ],
 )
 def test_other_items_are_refused(
@@ -597,12 +598,59 @@ def test_other_items_are_refused(
     else:
         with pytest.raises(KeyboardInterrupt):
             extract(out=out, progress=stop_after(30), **options)
-    with pytest.raises(OutputError, match=f"made otherwise(.|\n)*{item}"):
+    with pytest.raises(OutputError, match=f"otherwise(.|\n)*{item}"):
         extract(out=out, **{**options, **change})
     extract(out=out, overwrite=True, **{**options, **change})
     extract(out=tmp_path / "t", **{**options, **change})
     assert files(out) == files(tmp_path / "t")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["s", "t"]
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("order", [("refuse", "skip"), ("skip", "refuse")])
+def test_parts_serve_whatever_becomes_of_undecodable_images(
+    tmp_path: Path, order: tuple[str, str], finished: bool
+) -> None:
+    """Where all images so far could be decoded, nothing is made twice when the option changes."""
+    out, first, second = tmp_path / "s", Images(), Images()
+    stop = contextlib.nullcontext() if finished else pytest.raises(KeyboardInterrupt)
+    until = None if finished else stop_after(30)
+    with stop:
+        stored(net(), first, out, ids=IDS, undecodable=order[0], progress=until)
+    stored(net(), second, out, ids=IDS, undecodable=order[1])
+    assert min(second.seen, default=N) == (N if finished else 2 * PART)
+    stored(net(), Images(), tmp_path / "whole", ids=IDS, undecodable=order[1])
+    assert open_store(out).ids.tolist() == IDS
+    np.testing.assert_array_equal(
+        open_store(out).block(0, N), open_store(tmp_path / "whole").block(0, N)
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s", "whole"]
+
+
+def test_parts_with_skipped_images_do_not_serve_where_these_are_refused(tmp_path: Path) -> None:
+    """The part that left an image out is made again, and the image is refused; others are kept."""
+    rows = [Images()[row][0] if row != 14 else None for row in range(N)]
+    given = [{"images": rows[at : at + BATCH]} for at in range(0, N, BATCH)]
+    options: dict[str, Any] = {"ids": IDS, "part_rows": PART, "batch_rows": BATCH}
+    with pytest.raises(KeyboardInterrupt):
+        extract(
+            net(), given, tmp_path / "s", undecodable="skip", progress=stop_after(30), **options
+        )
+    with pytest.raises(FeatureError, match="img14"):
+        extract(net(), given, tmp_path / "s", **options)
+    work = next((tmp_path / "s.parts").glob("*/part-000000")).parent
+    assert [path.name for path in sorted(work.glob("part-*"))] == ["part-000000"]
+    store = stored(net(), given, tmp_path / "s", undecodable="skip", ids=IDS)
+    assert store.origin["extract"]["skipped"] == ["img14"]
+
+
+def test_work_without_a_part_is_in_no_ones_way(tmp_path: Path) -> None:
+    """A command that was refused before it made anything does not hinder the corrected one."""
+    broken = [{"images": [None] * BATCH}]
+    with pytest.raises(FeatureError):
+        extract(net(), broken, tmp_path / "s", ids=IDS[:BATCH], **SMALL)
+    assert len(stored(net(), Images(), tmp_path / "s", dtype="float32")) == N
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
 
 def test_other_content_is_refused(tmp_path: Path) -> None:
