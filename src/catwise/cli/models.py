@@ -97,7 +97,12 @@ def load_the_model(options: AnyModelOptions) -> LoadedModel:
     from catwise.models.registry import load_model
 
     loaded = load_model(options.model or "", checkpoint=options.checkpoint, **load_options(options))
-    loaded.preprocessing = preprocessing_of(options, loaded.preprocessing)
+    own = loaded.preprocessing
+    loaded.preprocessing = preprocessing_of(options, own)
+    if loaded.preprocessing != own:  # the input line says what was given
+        from catwise.models.core import ASSUMED
+
+        loaded.notes = [note for note in loaded.notes if not note.startswith(ASSUMED)]
     return loaded
 
 

@@ -53,7 +53,7 @@ from catwise.models.layers import ranks_of, weights_digest
 from catwise.models.loading import ImageRows
 from catwise.models.recipes import recipe_of
 from catwise.models.sources import ImageSource
-from catwise.models.verify import Verified, first_images, noise, verify_copy
+from catwise.models.verify import Verified, check_output, first_images, noise, verify_copy
 from catwise.models.writing import write_model
 from catwise.progress import Progress, ProgressCallback
 from catwise.reporting import render_report, write_run
@@ -150,6 +150,7 @@ def prepare(
     kept = {name: without(part, left_out) for name, part in splits.items()}
     if empty := [name for name, part in kept.items() if not part.n_rows]:
         raise IdError(f"no image of the {empty[0]} labels is there.")
+    check_output(loaded)
     state = State.read(
         Path(out),
         what_decides(loaded, source, splits, left_out, config),

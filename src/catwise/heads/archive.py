@@ -49,6 +49,11 @@ def _prefix(records: dict[str, zipfile.ZipInfo]) -> str:
     pickles = [
         name for name in records if name == "data.pkl" or name.split("/")[1:] == ["data.pkl"]
     ]
+    if any(name.split("/")[-2:-1] == ["models"] or "exported_program" in name for name in records):
+        raise ValueError(
+            "the archive is an exported program (torch.export, .pt2), which is no checkpoint: save "
+            "model.state_dict() of the module that was exported"
+        )
     if len(pickles) != 1:
         raise ValueError("the archive is not a PyTorch checkpoint (it has no data.pkl)")
     prefix = pickles[0].removesuffix("data.pkl")

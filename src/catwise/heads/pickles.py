@@ -92,6 +92,11 @@ _SAFE: Final = re.compile(
     | argparse\ Namespace
     | pathlib(?:\._local)?\ (?:Pure)?(?:Posix|Windows)?Path
     | datetime\ (?:datetime|date|time|timedelta|timezone)
+    # options of training, as tables of several packages: they stay inert
+    | omegaconf\.\w+\ \w+ | typing\ \w+ | enum\ \w+ | types\ SimpleNamespace
+    | (?:ml_collections|yacs|easydict|addict|box|mmengine|mmcv)(?:\.\w+)*\ \w+
+    | (?:pytorch_lightning|lightning|lightning_fabric)(?:\.\w+)*\ AttributeDict
+    | copy_?reg\ _reconstructor | (?:builtins|__builtin__)\ object
     """,
     re.VERBOSE,
 )

@@ -32,6 +32,10 @@ Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "ham
 _LAYOUTS: Final = {"channels_first": "nchw", "channels_last": "nhwc"}
 
 
+ASSUMED: Final = "the preprocessing is assumed"
+"""How a note begins that says so."""
+
+
 def check_layout(text: object) -> str:
     """The order of an input's axes as letters: n (images), c (channels), h (height), w (width).
 

@@ -32,6 +32,7 @@ from catwise.models.adapters.onnx.writing import OnnxWriter, write_onnx_head  # 
 from catwise.models.core import Preprocessing  # noqa: E402
 from catwise.models.extraction import extract  # noqa: E402
 from catwise.models.layers import weights_digest  # noqa: E402
+from catwise.models.verify import check_output  # noqa: E402
 from catwise.models.writing import write_model  # noqa: E402
 from onnx_case import features_of  # noqa: E402
 
@@ -405,12 +406,78 @@ def test_notes_say_what_lies_behind(tmp_path: Path) -> None:
 
 def test_a_named_layer_that_no_output_leads_to(tmp_path: Path) -> None:
     """Where the walk back stops the reason is told; `node` then says the layer, bias and all."""
-    nodes = [*KINDS["matmul_add"][0], node("Mul", ["y", "two"], ["scaled"], name="scale")]
-    model = model_of(nodes, ("scaled",), w=TURNED, b=BIAS, two=np.float32(2))
+    nodes = [*KINDS["matmul_add"][0], node("Mul", ["y", "y"], ["scaled"], name="scale")]
+    model = model_of(nodes, ("scaled",), w=TURNED, b=BIAS)
     path = save(tmp_path / "m.onnx", model)
-    with pytest.raises(HeadError, match=r"Mul 'scale' lies between[\s\S]*node='…', such as 'head'"):
+    with pytest.raises(HeadError, match=r"Mul 'scale' lies between[\s\S]*export the model again"):
         load_onnx(path)
+    with pytest.raises(HeadError, match=r"not what its layer 'head' gives"):
+        check_output(load_onnx(path, node="head"))  # before anything is run or fitted
     assert torch.equal(head_of(path, node="head").bias, torch.from_numpy(BIAS))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [*KINDS["matmul_add"][0], node("Div", ["y", "two"], ["out"])],
+        [*KINDS["matmul_add"][0], node("Mul", ["two", "y"], ["h"]),
+         node("Mul", ["h", "two"], ["out"])],
+        [node("MatMul", ["f", "w"], ["p"], name="head"), node("Mul", ["p", "two"], ["m"]),
+         node("Add", ["m", "b"], ["out"])],
+        [*KINDS["matmul_add"][0], node("Div", ["y", "two"], ["h"]),
+         node("Sigmoid", ["h"], ["out"])],
+    ],
+)  # fmt: skip
+def test_a_constant_that_multiplies_the_logits_is_part_of_the_head(
+    tmp_path: Path, nodes: list[Any]
+) -> None:
+    """A temperature, before the bias or behind it: the head gives the logits that come out."""
+    model = model_of(nodes, ("out",), w=TURNED, b=BIAS, two=np.float32(2.5))
+    path, copy = save(tmp_path / "m.onnx", model), tmp_path / "new.onnx"
+    loaded = load_onnx(path)
+    assert loaded.output_is == ""
+    features = torch.from_numpy(reference_features(tmp_path / "r.onnx"))
+    for head, at in ((loaded.head, path), (changed(loaded.head), copy)):
+        if at is copy:
+            write_onnx_head(path, copy, head)
+        made_by_head = head.logits(features).numpy()
+        kind = "sigmoid" if nodes[-1].op_type == "Sigmoid" else ""
+        np.testing.assert_allclose(
+            run(at, output="out"), final(kind, made_by_head), rtol=2e-5, atol=1e-5
+        )
+    write_onnx_head(path, tmp_path / "same.onnx", loaded.head)
+    assert (tmp_path / "same.onnx").read_bytes() == path.read_bytes()
+    (batch,) = [torch.from_numpy(IMAGES)]
+    np.testing.assert_allclose(
+        loaded.module(batch).numpy(), loaded.head.logits(features).numpy(), rtol=2e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("last", "said"),
+    [
+        (node("ReduceMax", ["y"], ["out"], axes=[1]), "a maximum over positions"),
+        (node("Mul", ["y", "zero"], ["out"]), "lies between"),
+        (node("Mul", ["y", "many"], ["out"]), "lies between"),
+    ],
+)
+def test_what_is_no_temperature(tmp_path: Path, last: Any, said: str) -> None:
+    """A maximum is refused by that name; zero, and a factor a category, as what lies between."""
+    nodes = [*KINDS["matmul_add"][0], last]
+    model = model_of(
+        nodes, ("out",), w=TURNED, b=BIAS, zero=np.float32(0), many=np.ones(C, np.float32)
+    )
+    with pytest.raises(HeadError, match=said):
+        load_onnx(save(tmp_path / "m.onnx", model))
+
+
+def test_a_quantised_model_is_called_so(tmp_path: Path) -> None:
+    """Also where the last operator is the scaling of a quantised product."""
+    quantization = pytest.importorskip("onnxruntime.quantization")
+    path = made(tmp_path)
+    quantization.quantize_dynamic(str(path), str(tmp_path / "q.onnx"))
+    with pytest.raises(HeadError, match=r"quantised[\s\S]*from before it was quantised"):
+        load_onnx(tmp_path / "q.onnx")
 
 
 @pytest.mark.parametrize("what", ["w", "b", "wt", "output", "subgraph"])

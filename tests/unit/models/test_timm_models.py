@@ -86,7 +86,7 @@ def test_first_of_two_heads() -> None:
     model = load_model(
         "timm:deit_tiny_distilled_patch16_224", n_categories=7, model_args={"heads": "first"}
     )
-    assert (model.layer, model.weight_key) == ("head", "head.weight")
+    assert (model.layer, model.weight_key) == ("model.head", "head.weight")
     assert any("still averages both" in note for note in model.notes)
 
 

@@ -23,10 +23,12 @@ from catwise._text import some
 from catwise.errors import CheckpointError, ConfigError, HeadError, nearest
 from catwise.heads.archive import Archive
 from catwise.heads.catalog import Catalog, Entry, load_tensor, open_catalog
+from catwise.heads.families import harmless
 from catwise.heads.locate import find_head
 from catwise.heads.provenance import KEY
 
 _KNOWN_LEADS: Final = re.compile(r"(?:(?:module|model|net|_orig_mod)\.)*")
+_COMPILED: Final = re.compile(r"(?<![^.:])_orig_mod\.")  # what torch.compile puts into a path
 _VERSION_KEYS: Final = ("pytorch-lightning_version", "lightning_version")
 _OPTIONS: Final = ("hyper_parameters", "hparams")
 _NAME_OPTIONS: Final = ("categories", "class_names", "classes", "label_names", "labels")
@@ -126,15 +128,18 @@ def load_weights(
     own = {key: tuple(value.shape) for key, value in state.items() if hasattr(value, "shape")}
     lead = _choose_lead(catalog, own) if prefix is None else prefix
     entries = {entry.name: entry for entry in catalog.entries}
-    names = {key: name for key in own if (name := _stored_name(catalog, entries, lead, key))}
+    plain = {_plain(name): name for name in entries}
+    names = {key: name for key in own if (name := _stored_name(catalog, plain, lead, key))}
     container, _, attribute = lead.rpartition(":")
     inside = [entry for entry in catalog.entries if entry.container == container]
     ours = [entry for entry in inside if entry.key.startswith(attribute)]
+    taken = set(names.values())
+    idle = [e for e in ours if e.name not in taken and _is_idle(e, own)]
+    ours = [entry for entry in ours if entry not in idle]
     beside = [entry for entry in inside if not entry.key.startswith(attribute)]
-    placed = Placed(lead, names, _notes(catalog, lead, beside))
+    placed = Placed(lead, names, _notes(catalog, lead, [*beside, *idle]))
     if loaded:
         return placed
-    taken = set(names.values())
     _check_match(
         catalog,
         lead,
@@ -168,13 +173,29 @@ def _load(catalog: Catalog, entry: Entry) -> Any:
     return load_tensor(catalog, entry)
 
 
-def _stored_name(catalog: Catalog, entries: Mapping[str, Entry], lead: str, key: str) -> str | None:
+def _plain(name: str) -> str:
+    """A tensor's name without what torch.compile puts into it, wherever that is."""
+    return _COMPILED.sub("", name)
+
+
+def _is_idle(entry: Entry, own: Mapping[str, Any]) -> bool:
+    """Whether a tensor beside the model's is of a kind that no logit depends on.
+
+    Such as the weights of a loss, or a counter, that lie among the model's own.
+    """
+    widths = {shape[0] for key, shape in own.items() if key.endswith("weight") and shape}
+    by_count = len(entry.shape) == 1 and entry.shape[0] in widths
+    n_categories = entry.shape[0] if by_count else 0
+    return harmless(entry.container, entry.key, entry.shape, n_categories)
+
+
+def _stored_name(catalog: Catalog, plain: Mapping[str, str], lead: str, key: str) -> str | None:
     """The name of the model's tensor; safetensors keep one of several tied ones."""
     name = lead + key
-    if name in entries:
-        return name
+    if plain.get(_plain(name)) is not None:
+        return plain[_plain(name)]
     alias = catalog.metadata.get(name)
-    return alias if alias in entries else None
+    return None if alias is None else plain.get(_plain(alias))
 
 
 def _lead(entry: Entry, key: str) -> str | None:
@@ -191,11 +212,12 @@ def _is_known(lead: str) -> bool:
 def _choose_lead(catalog: Catalog, own: Mapping[str, Any]) -> str:
     """The known lead with which most keys are found; two that are as good are an error."""
     counts: Counter[str] = Counter()
+    plain = set(map(_plain, own))
     for entry in catalog.entries:
         parts = entry.key.split(".")
         for start in range(len(parts)):
             key = ".".join(parts[start:])
-            if key in own:
+            if parts[start] != "_orig_mod" and _plain(key) in plain:
                 counts[entry.name[: len(entry.name) - len(key)]] += 1
     if not counts:
         return ""
@@ -252,7 +274,7 @@ def _notes(catalog: Catalog, lead: str, outside: Sequence[Entry]) -> list[str]:
     notes = []
     if lead:
         notes.append(f"the checkpoint's keys are led by {lead!r}.")
-    if lead.rpartition(":")[2] and outside:
+    if outside:
         found = some([entry.name for entry in outside])
         notes.append(f"{len(outside):,} tensors beside the model's are left as they are: {found}.")
     if KEY in catalog.metadata:

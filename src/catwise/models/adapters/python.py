@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 from collections.abc import Callable
@@ -9,10 +10,11 @@ from typing import Any
 
 from torch import nn
 
-from catwise.errors import ConfigError, nearest, reason_of
+from catwise.errors import CatwiseError, ConfigError, nearest, reason_of
+from catwise.models.adapters.lightning import count_categories, open_weights
 from catwise.models.adapters.timm import read_preprocessing
 from catwise.models.adapters.torch_modules import adapt_module
-from catwise.models.core import LoadedModel, Preprocessing, Request
+from catwise.models.core import ASSUMED, LoadedModel, Preprocessing, Request
 from catwise.models.packages import FAILS, building, split_options
 
 
@@ -28,8 +30,13 @@ def load_python(request: Request) -> LoadedModel:
     asked = {key: getattr(request, key) for key in ("checkpoint", "n_categories", "categories")}
     named = inspect.signature(function).parameters.keys()
     passed = {key: value for key, value in asked.items() if key in named and value is not None}
+    given = {**passed, **args}
+    if "n_categories" in named - given.keys() and request.checkpoint is not None:
+        with contextlib.suppress(CatwiseError):  # else the function has a default, or is refused
+            given["n_categories"] = count_categories(open_weights(request.checkpoint))
+    _refuse_missing(request.name, function, given)
     with building(f"python:{request.name}", remedy="correct the function, or what it is given"):
-        made = function(**passed, **args)
+        made = function(**given)
     if isinstance(made, LoadedModel):
         made.checkpoint = made.checkpoint or request.checkpoint
         return made
@@ -53,6 +60,21 @@ def load_python(request: Request) -> LoadedModel:
         n_categories=request.n_categories,
         notes=notes,
     )
+
+
+def _refuse_missing(name: str, function: Callable[..., Any], given: dict[str, Any]) -> None:
+    """Refuse to call a function without what it needs."""
+    known = inspect.signature(function).parameters
+    plain = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
+    needed = [k for k, p in known.items() if p.default is p.empty and p.kind in plain]
+    if missing := [key for key in needed if key not in given]:
+        words = {"checkpoint": "checkpoint='FILE' (--checkpoint FILE)"}
+        said = [words.get(k, f"model_args={{{k!r}: …}} (--model-arg {k}=…)") for k in missing]
+        raise ConfigError(
+            f"the function of python:{name} needs {' and '.join(missing)}.",
+            expected="arguments with defaults, or given",
+            remedy=" and ".join(said),
+        )
 
 
 def _find_function(name: str) -> Callable[..., Any]:
@@ -83,7 +105,7 @@ def _assumed(module: Any) -> tuple[Preprocessing, list[str]]:
     if getattr(module, "pretrained_cfg", None):
         return read_preprocessing(module), []
     note = (
-        "the preprocessing is assumed: 224 x 224 pixels, ImageNet's mean and std; "
+        f"{ASSUMED}: 224 x 224 pixels, ImageNet's mean and std; "
         "return a LoadedModel to say another."
     )
     return Preprocessing(size=(224, 224), crop_pct=0.875, source="assumed"), [note]

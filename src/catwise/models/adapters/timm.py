@@ -253,8 +253,9 @@ def _classifier(module: nn.Module, name: str) -> list[str]:
             remedy="name it with layer='…'",
         )
     inside = [f"{found[0]}.{key}" for key in ("head", "head_dist")]
-    if set(inside) <= set(names.values()):  # repvit: one module holds both
-        found = inside
+    if set(inside) <= set(names.values()):  # repvit, iformer: one module holds both, or the first
+        parts = dict(module.named_modules())
+        found = [key for key in inside if not isinstance(parts[key], nn.Identity)]
     return [inner_layer(module, key) for key in found]
 
 

@@ -21,7 +21,7 @@ from catwise.models.adapters.lightning import (
     open_weights,
     stored_categories,
 )
-from catwise.models.adapters.two_heads import TwoHeads, join_heads
+from catwise.models.adapters.two_heads import OWN_FUNCTION, OneHead, TwoHeads, join_heads
 from catwise.models.core import LoadedModel, Preprocessing
 from catwise.models.layers import row_names
 from catwise.models.logits import (
@@ -116,6 +116,8 @@ def adapt_module(
     parts = [_part(module, layer, catalog, placed) for layer in names]
     head = _head(catalog, parts, categories)
     run = _as_run(module, names, head, is_decoder=decoder is not None)
+    if len(every) > len(names):
+        run = _Run(OneHead(module, names[0]).eval(), f"model.{names[0]}", [])
     keys = [HeadKeys(at.weight.name, at.bias.name if at.bias else None) for at in parts]
     adapted = LoadedModel(
         name=name,
@@ -178,15 +180,26 @@ def _layer_names(
 def _follow_policy(name: str, layers: list[str], heads: str) -> tuple[list[str], list[str]]:
     """The layers that are used, and what to know where one of two is left out."""
     check_choice("heads", heads, _POLICIES)
+    if len(layers) > 2:
+        raise ConfigError(
+            f"{name} has {len(layers)} heads, and mixes what they give.",
+            found=", ".join(repr(layer) for layer in layers),
+            expected="one classification layer, or two whose mean is the output",
+            remedy=OWN_FUNCTION,
+        )
     if len(layers) > 1 and heads == "refuse":
         raise ConfigError(
             f"{name} has two heads, and its output is their mean.",
             found=" and ".join(repr(layer) for layer in layers),
             expected="to be told what to tune",
-            remedy="model_args={'heads': 'both'} tunes them as one, 'first' the first one alone",
+            remedy="model_args={'heads': 'both'} tunes them as one, model_args={'heads': 'first'} "
+            "the first one alone",
         )
     if len(layers) > 1 and heads == "first":
-        note = f"of the two heads only {layers[0]!r} is used: the model still averages both."
+        note = (
+            f"of the two heads only {layers[0]!r} is used, here and when it is tuned: the model "
+            "itself still averages both."
+        )
         return layers[:1], [note]
     return layers, []
 

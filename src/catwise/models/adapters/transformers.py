@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +28,9 @@ from catwise.models.stored_names import (
     unique_names,
 )
 from catwise.models.writing import writer_of
+
+_COMPILED: Final = "_orig_mod."
+"""What leads the names of tensors that a compiled model saved."""
 
 _WEIGHTS: Final = "model.safetensors"
 _TWO_HEADS: Final = (
@@ -56,7 +60,8 @@ def load_transformers(request: Request) -> LoadedModel:
     )
     settings, files = _read_settings(folder), _weight_files(folder)
     stored = _stored_labels(folder, settings) if request.categories is None else None
-    module = _build(transformers, folder, args)
+    lead = _COMPILED if all(key.startswith(_COMPILED) for key in files) else ""
+    module = _build(transformers, folder, args, lead)
     config, notes = module.config, [_problem_note(module.config)]
     _check_count(folder, config.num_labels, request.n_categories)
     categories, said = request.categories, list[str]()
@@ -64,7 +69,7 @@ def load_transformers(request: Request) -> LoadedModel:
         categories, said = _labels(config, stored)
     notes += said
     layers: Any = request.layer or _classifiers(module)
-    weights = _weights_of(layers, files, folder)
+    weights = _weights_of(layers, files, folder, lead)
     if others := sorted(p.name for form in _OTHER_COPIES for p in folder.glob(form)):
         notes.append(f"{', '.join(others)}: other copies of the weights, which keep the old head.")
     preprocessing, said = read_processor(folder, settings)
@@ -80,7 +85,7 @@ def load_transformers(request: Request) -> LoadedModel:
         heads=own["heads"],
         catalog=open_catalog(weights),
         loaded=True,
-        prefix="",
+        prefix=lead,
         categories=categories,
         image_argument="pixel_values",
         notes=notes,
@@ -113,10 +118,12 @@ def _check_count(folder: Path, n_labels: int, asked: int | None) -> None:
         )
 
 
-def _weights_of(layers: str | Sequence[str], files: Mapping[str, Path], folder: Path) -> Path:
+def _weights_of(
+    layers: str | Sequence[str], files: Mapping[str, Path], folder: Path, lead: str
+) -> Path:
     """The one file that holds the heads."""
     names = [layers] if isinstance(layers, str) else layers
-    keys = [f"{name}.weight" for name in names]
+    keys = [f"{lead}{name}.weight" for name in names]
     if absent := [key for key in keys if key not in files]:
         raise HeadError(
             f"the weights in '{folder}' have no tensor {absent[0]!r}.",
@@ -174,8 +181,9 @@ def _silent(transformers: Any) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _build(transformers: Any, folder: Path, args: Mapping[str, Any]) -> Any:
-    """Make the model and load its weights, all of them."""
+def _build(transformers: Any, folder: Path, args: Mapping[str, Any], lead: str) -> Any:
+    """Make the model and load its weights, all of them; `lead` stands before the tensors' names."""
+    named = {"key_mapping": {f"^{re.escape(lead)}": ""}} if lead else {}
     with building(f"transformers:{folder}", remedy="check config.json"), _silent(transformers):
         module, report = transformers.AutoModelForImageClassification.from_pretrained(
             str(folder),
@@ -184,10 +192,12 @@ def _build(transformers: Any, folder: Path, args: Mapping[str, Any]) -> Any:
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, in words
             dtype=torch.float32,
+            **named,
         )
     wrong = {
-        what: sorted(map(str, report.get(f"{what}_keys") or ()))
+        what: sorted(map(_described, report.get(f"{what}_keys") or ()))
         for what in ("missing", "unexpected", "mismatched")
     }
     if any(wrong.values()):
@@ -196,13 +206,23 @@ def _build(transformers: Any, folder: Path, args: Mapping[str, Any]) -> Any:
             f"the weights in '{folder}' are not those of the model that config.json names.",
             found="; ".join(text for text, keys in zip(found, wrong.values(), strict=True) if keys),
             expected="every tensor of the model, and no other",
-            remedy="check num_labels and architectures in config.json",
+            remedy="correct id2label and num_labels in config.json: a name for each row of the "
+            "weights"
+            if wrong["mismatched"]
+            else "check num_labels and architectures in config.json",
         )
     # Out of the mapped file: where a tensor begins decides on the last bits of some convolutions,
     # and the same weights out of two files would give features that differ in those.
     for part in (*module.parameters(), *module.buffers()):
         part.data = part.data.clone()
     return module
+
+
+def _described(key: Any) -> str:
+    """A tensor that differs: its name; with what the file and the model have, if it is told."""
+    if isinstance(key, str) or len(key) < 3:
+        return str(key)
+    return f"{key[0]!r} is {tuple(key[1])} and the model's {tuple(key[2])}"
 
 
 def _problem_note(config: Any) -> str:
@@ -214,6 +234,14 @@ def _problem_note(config: Any) -> str:
 
 def _read_settings(folder: Path) -> dict[str, Any]:
     """The config.json of a folder that transformers can open; it would not say why it cannot."""
+    if (folder / "adapter_config.json").exists() and not (folder / CONFIG).exists():
+        raise CheckpointError(
+            f"'{folder}' holds an adapter, not a model.",
+            found="adapter_config.json",
+            expected="a folder with config.json and all the weights",
+            remedy="load it with peft on its base model, and save what "
+            "model.merge_and_unload() gives: .save_pretrained(folder)",
+        )
     settings = read_table(folder / CONFIG, needed=True)
     table = settings.get("id2label")
     if table is not None and not isinstance(table, dict):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import torch
 from torch import nn
@@ -13,6 +13,11 @@ from catwise.errors import HeadError, ShapeError
 from catwise.heads import Head
 from catwise.models.layers import put_head
 from catwise.models.logits import logits_of, settled
+
+OWN_FUNCTION: Final = (
+    "build it with one of the heads in a function of yours, that the checkpoint is loaded into: "
+    "python:MODULE:FUNCTION"
+)
 
 
 class TwoHeads(nn.Module):
@@ -45,6 +50,26 @@ class TwoHeads(nn.Module):
         return logits_of(settled(output), self.joined(torch.cat(parts, dim=1) / len(parts)))
 
 
+class OneHead(nn.Module):
+    """A model whose output is the mean of two heads, with the output of one of them alone.
+
+    The model is `model`, and runs as it is; the head is its layer of that name.
+    """
+
+    def __init__(self, model: nn.Module, layer: str) -> None:
+        super().__init__()
+        self.model = model
+        self.head = layer
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Run the model, and give what the one head gives."""
+        seen: list[torch.Tensor] = []
+        layer = self.model.get_submodule(self.head)
+        with layer.register_forward_hook(lambda _, __, output: seen.append(output.clone())):
+            settled(self.model(*args, **kwargs))
+        return seen[-1]
+
+
 def join_heads(parts: Sequence[Head]) -> Head:
     """One head over the inputs of several that are averaged; see `TwoHeads`."""
     if len(parts) < 2:
@@ -53,13 +78,13 @@ def join_heads(parts: Sequence[Head]) -> Head:
         raise HeadError(
             "more than two heads are not joined.",
             found=f"{len(parts)} heads",
-            remedy="model_args={'heads': 'first'}",
+            remedy=OWN_FUNCTION,
         )
     if len({part.n_categories for part in parts}) != 1 or any(p.bias is None for p in parts):
         raise HeadError(
             "two heads are joined when they have as many categories, and biases.",
             found="; ".join(map(repr, parts)),
-            remedy="model_args={'heads': 'first'}",
+            remedy="model_args={'heads': 'first'} tunes the first one alone",
         )
     biases = torch.stack([cast("torch.Tensor", part.bias).double() for part in parts])
     whole = Head(

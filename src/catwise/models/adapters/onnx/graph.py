@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 
@@ -337,7 +337,10 @@ def find_linear(
         f"no output of '{file.path}' leads to a classification layer that can be used.",
         found="; ".join(reasons[:_SHOWN]),
         expected=f"Gemm, MatMul (and Add) or a 1×1 Conv with constant weights at the end{rows}",
-        remedy=f"name one with node='…', such as {_names(others[-_SHOWN:])}, or export again",
+        remedy="export the model again so that it ends in such a layer"
+        + (
+            f"; to take the features of another one, name it: node={others[-1]!r}" if others else ""
+        ),
     )
 
 
@@ -419,6 +422,7 @@ def _walk(file: OnnxFile, output: str) -> Linear:
     """From a tensor back to a linear layer; a ValueError says why there is none."""
     tensor, add = output, None
     after: tuple[str, ...] = ()
+    scale = _Scale()
     for _ in range(_MAX_PASSED):
         node = file.makers.get(tensor)
         if node is None:
@@ -427,7 +431,7 @@ def _walk(file: OnnxFile, output: str) -> Linear:
         if QUANTISED.search(node.op_type):
             raise ValueError(f"{what} is quantised: its numbers are not floats that can be tuned")
         if node.domain in {"", "ai.onnx"} and node.op_type in LAYERS:
-            return _linear(file, node, add, after, output)
+            return _linear(file, node, add, after, output, scale=scale)
         if node.op_type == "Add" and add is None:
             add = node
             computed = [name for name in node.input if _resolve(file, name) is None]
@@ -436,14 +440,76 @@ def _walk(file: OnnxFile, output: str) -> Linear:
             tensor = computed[0]
         elif node.input and node.op_type in (PASSED if add is not None else BEHIND):
             tensor = node.input[0]
+        elif (scaled := _scaled(file, node)) is not None:
+            scale = scale.times(scaled[1], node.output[0], is_behind_bias=add is None)
+            tensor = scaled[0]
         else:
-            raise ValueError(f"{what} lies between the last linear layer and the output")
+            raise ValueError(f"{what} {_between(file, node)}")
         after = (node.op_type, *after)
     raise ValueError("too many operators lie behind the last linear layer")
 
 
-def _linear(file: OnnxFile, node: Any, add: Any, after: tuple[str, ...], output: str) -> Linear:
+class _Scale(NamedTuple):
+    """Constants that multiply a layer's result: a temperature, for one."""
+
+    weight: float = 1.0
+    bias: float = 1.0
+    result: str = ""  # the tensor behind the last of them
+
+    def times(self, factor: float, result: str, *, is_behind_bias: bool) -> _Scale:
+        """One more, before those that are known."""
+        if not is_behind_bias:
+            return self._replace(weight=self.weight * factor)
+        return _Scale(self.weight * factor, self.bias * factor, self.result or result)
+
+
+def _scaled(file: OnnxFile, node: Any) -> tuple[str, float] | None:
+    """What a node multiplies by one constant, and that; None where it does something else."""
+    if node.op_type not in {"Mul", "Div"} or len(node.input) != 2:
+        return None
+    held = [_resolve(file, name) for name in node.input]
+    constants = [at for at, one in enumerate(held) if one is not None]
+    if len(constants) != 1 or (node.op_type == "Div" and constants != [1]):
+        return None
+    stored = held[constants[0]]
+    if stored is None or math.prod(stored.shape) != 1 or stored.tensor.data_type not in FLOATS:
+        return None
+    value = float(import_onnx("onnx.numpy_helper").to_array(stored.tensor, _folder(file)).item())
+    factor = value if node.op_type == "Mul" else (1 / value if value else 0.0)
+    return (node.input[1 - constants[0]], factor) if 0 < factor < math.inf else None
+
+
+def _folder(file: OnnxFile) -> str:
+    return str(file.path.parent)
+
+
+def _between(file: OnnxFile, node: Any) -> str:
+    """Why a node behind the last linear layer is in the way."""
+    if node.op_type in {"ReduceMax", "GlobalMaxPool", "MaxPool", "TopK", "Max"}:
+        return "is a maximum over positions behind the last linear layer"
+    ahead = [node]
+    for one in ahead:
+        if QUANTISED.search(one.op_type):
+            return (
+                "scales the result of a quantised layer: its numbers are not floats that can be "
+                "tuned; use the model from before it was quantised"
+            )
+        if len(ahead) < _MAX_PASSED:
+            ahead += [file.makers[name] for name in one.input if name in file.makers]
+    return "lies between the last linear layer and the output"
+
+
+def _linear(
+    file: OnnxFile,
+    node: Any,
+    add: Any,
+    after: tuple[str, ...],
+    output: str,
+    *,
+    scale: _Scale | None = None,
+) -> Linear:
     """A node (and the Add behind it) as a layer; a ValueError says why it is none."""
+    scale = scale or _Scale()
     name, op = node.name or node.output[0], node.op_type
     if op not in LAYERS or len(node.input) < 2:
         state = "quantised" if QUANTISED.search(node.op_type) else "not a linear layer"
@@ -467,11 +533,19 @@ def _linear(file: OnnxFile, node: Any, add: Any, after: tuple[str, ...], output:
         name=name,
         op=op,
         features=node.input[0],
-        results=(node.output[0],) if add is None else (node.output[0], add.output[0]),
+        results=tuple(
+            dict.fromkeys(
+                [
+                    node.output[0],
+                    *([] if add is None else [add.output[0]]),
+                    *([scale.result] if scale.result else []),
+                ]
+            )
+        ),
         weight=weight,
         bias=_resolve(file, biases[0]) if biases else None,
-        alpha=float(options.get("alpha", 1.0)) if op == "Gemm" else 1.0,
-        beta=beta,
+        alpha=(float(options.get("alpha", 1.0)) if op == "Gemm" else 1.0) * scale.weight,
+        beta=beta * scale.bias,
         flip=rows_first == weight.transposed,
         output=output,
         after=after,

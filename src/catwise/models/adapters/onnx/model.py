@@ -18,7 +18,7 @@ from catwise.models.adapters.onnx.input import ImageInput, find_input
 from catwise.models.adapters.onnx.numbers import read_head
 from catwise.models.adapters.onnx.running import OnnxModule
 from catwise.models.adapters.onnx.writing import OnnxWriter
-from catwise.models.core import LoadedModel, Preprocessing, Request
+from catwise.models.core import ASSUMED, LoadedModel, Preprocessing, Request
 
 _MEAN_STD: Final = {3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), 1: ((0.449,), (0.226,))}
 _OWN_OPTIONS: Final = ("layout", "node", "output", "preprocessing")
@@ -73,6 +73,7 @@ def load_onnx(
         checkpoint=file.path,
         notes=notes,
         writer=OnnxWriter(found.name, found.output),
+        output_is="" if found.output else "not the layer's",
     )
 
 
@@ -122,7 +123,7 @@ def _prepare(
             pixels += f", for the graph normalises by itself ({', '.join(image.arithmetic)})"
     elif image.arithmetic:
         pixels += f", though the graph begins with {', '.join(image.arithmetic)}"
-    notes.append(f"the preprocessing is assumed: {size[0]} x {size[1]} pixels, {pixels}.")
+    notes.append(f"{ASSUMED}: {size[0]} x {size[1]} pixels, {pixels}.")
     if image.layout and image.channels not in {0, 1, 3}:
         notes.append(f"the input takes {image.channels} channels: images have 1 or 3.")
     made = Preprocessing(size, mean, std, channels=channels, source=source, layout=order)

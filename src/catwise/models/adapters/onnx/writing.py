@@ -51,7 +51,7 @@ class OnnxWriter:
     """Writes into a copy of an ONNX file; `node` and `output` tell its layer."""
 
     node: str
-    output: str
+    output: str  # "" where something else lies behind the layer
 
     def write(
         self,
@@ -77,7 +77,7 @@ class OnnxWriter:
             destination,
             head,
             node=self.node,
-            output=self.output,
+            output=self.output or None,
             categories=None if model.head is None else model.head.categories,
             overwrite=overwrite,
         )
