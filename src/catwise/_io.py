@@ -74,7 +74,7 @@ def atomic_path(path: str | os.PathLike[str], *, replace: bool = True) -> Iterat
             elif not filecmp.cmp(temporary, target, shallow=False):
                 raise OutputError(
                     f"'{shown}' exists, with other content.",
-                    remedy="choose another name, or replace it (--force; overwrite=True)",
+                    remedy="choose another name, or replace it with overwrite=True",
                 )
             record(target, made)
         _sync_folder(target.parent)

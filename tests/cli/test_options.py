@@ -157,7 +157,8 @@ def test_messages_speak_the_language_of_the_command_line() -> None:
     assert as_options(text, names) == (
         "replace it with --overwrite: --preset paper, --elite 3, --steps 5"
     )
-    for kept in ("methods=['ga']", "valid=None", "amp='auto'", "--seed=3"):
+    assert as_options("methods=['ga', 'bp_bce']", names) == "--method ga --method bp_bce"
+    for kept in ("valid=None", "amp='auto'", "--seed=3"):
         assert as_options(kept, names) == kept
     result = CliRunner().invoke(
         main, ["tune", "--features", "f", "--labels", "l", "--head", "h", "--out", "o", "--preset",

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import click
 
 from catwise._options import group, option
-from catwise.cli.building import make_command
+from catwise.cli.building import make_command, spelled_as
 from catwise.cli.console import Output
 from catwise.cli.inputs import read_names
-from catwise.cli.models import KINDS_HELP, LAYER_HELP, PREFIX_HELP, model_args
+from catwise.cli.models import KINDS_HELP, LAYER_HELP, OF_MODELS, PREFIX_HELP, model_args
 from catwise.cli.outputs import hold_output
 
 if TYPE_CHECKING:
@@ -218,7 +218,10 @@ def _load(model: str, names: list[str] | None, given: Options) -> LoadedModel:
         "categories": names,
         "model_args": model_args(given.model_arg),
     }
-    return load_model(model, checkpoint=given.checkpoint, **{k: v for k, v in options.items() if v})
+    with spelled_as(OF_MODELS):
+        return load_model(
+            model, checkpoint=given.checkpoint, **{k: v for k, v in options.items() if v}
+        )
 
 
 def _model_writer(loaded: LoadedModel, tuned: Head, given: Options) -> tuple[Head | None, _Writer]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -12,10 +13,19 @@ from typing import Any, Final, get_args, get_origin
 import click
 
 from catwise._options import Group, Option, OptionField, option_fields
+from catwise.errors import CatwiseError
 
 MOST_USED: Final = "Used most"
 OWN: Final = "Options"
-_ARGUMENT: Final = re.compile(r"(?<![\w-])(\w+)=('[^'\n]*'|True|-?\d[\d.e+-]*)(?![\w'])")
+_ARGUMENT: Final = re.compile(
+    r"(?<!--model-arg )(?<!--option )(?<![\w-])(\w+)="
+    r"('[^'\n]*'|\"[^\"\n]*\"|True|False|…|\[[^\]\n]*\]|-?\d[\d.e+-]*)(?![\w'])"
+)
+_MODEL_ARGUMENT: Final = re.compile(r"model_args=\{'(\w+)': ('[^'\n]*'|\"[^\"\n]*\"|[^\s'}]+)\}")
+_CALL: Final = r"[\w.]+\([^()\n]*(?:\([^()\n]*\)[^()\n]*)*\)"
+_VALUE: Final = r"\w+=(?:'[^'\n]*'|\"[^\"\n]*\"|\[[^\]\n]*\]|\{[^}\n]*\}|[^\s'\",;:]+)"
+_BOTH: Final = re.compile(rf"(?:{_CALL}|{_VALUE}) \((--[^()\n]*)\)")
+"""What Python says, and then in brackets what the command line says."""
 
 
 class _Place(click.Path):
@@ -73,25 +83,58 @@ def make_command(name: str, short_help: str) -> Callable[[Callable[[Any], None]]
 
 
 def option_names(command: click.Command | None) -> dict[str, str]:
-    """The option for each argument of a command: its first long name, by the argument's name."""
+    """The option for each argument of a command: its first long name, by the argument's name.
+
+    What says no has the name "not" and the argument's.
+    """
     parameters = command.params if command is not None else []
-    return {str(p.name): next(o for o in p.opts if o.startswith("--")) for p in parameters}
+    names = {str(p.name): next(o for o in p.opts if o.startswith("--")) for p in parameters}
+    no = {f"not {p.name}": p.secondary_opts[0] for p in parameters if p.secondary_opts}
+    if "overwrite" not in names and "force" in names:
+        names["overwrite"] = names["force"]
+    return names | no
 
 
 def as_options(text: str, names: Mapping[str, str]) -> str:
     """A text in which Python's arguments are written as the options of the command line.
 
+    Where a text says both, Python's and then in brackets the command line's, the latter stays.
+
     >>> as_options("leave them out with undecodable='skip'", {"undecodable": "--undecodable"})
     'leave them out with --undecodable skip'
+    >>> as_options("say layout='nhwc' (--model-arg layout=nhwc)", {"layout": "--layout"})
+    'say --model-arg layout=nhwc'
     """
 
     def spelled(found: re.Match[str]) -> str:
         name, value = found.groups()
+        if value == "False":
+            return names.get(f"not {name}", found[0])
         if name not in names:
             return found[0]
-        return names[name] if value == "True" else f"{names[name]} {value.strip(chr(39))}"
+        option, given = names[name], [value.strip("'\"")]
+        if value[0] == "[":
+            given = [one.strip(" '\"") for one in value[1:-1].split(",")]
+        if value == "True" and not option.endswith("="):
+            return option
+        return " ".join(option + ("" if option.endswith("=") else " ") + one for one in given)
 
-    return re.sub(r"(--[\w-]+) \(\1\)", r"\1", _ARGUMENT.sub(spelled, text))
+    text = _BOTH.sub(r"\1", text)
+    if "model_arg" in names:
+        text = _MODEL_ARGUMENT.sub(lambda m: f"--model-arg {m[1]}={m[2].strip(chr(39))}", text)
+    text = _ARGUMENT.sub(spelled, text)
+    return re.sub(r"(--[\w-]+) \(\1\)", r"\1", text)
+
+
+@contextlib.contextmanager
+def spelled_as(names: Mapping[str, str]) -> Iterator[None]:
+    """Errors in the block name arguments of the library as what the command line has for them."""
+    try:
+        yield
+    except CatwiseError as error:
+        parts = {key: getattr(error, key) for key in ("what", "found", "expected", "remedy")}
+        told = {key: text and as_options(text, names) for key, text in parts.items()}
+        raise type(error)(told.pop("what") or "", **told) from error
 
 
 def _made(kind: type, heading: str, prefix: str = "") -> Iterator[click.Parameter]:

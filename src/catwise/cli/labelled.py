@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from catwise.cli.building import spelled_as
 from catwise.cli.options import LabelledOptions, TableOptions
 from catwise.cli.reader_options import option_value
 from catwise.errors import ConfigError, nearest
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 FOR_ALL: Final = ("category", "id_prefix", "id_suffix", "strip_prefix", "strip_suffix")
 """Options of tables that hold for data sets too."""
+
+_OF_TABLES: Final = {"categories": "--category", "ignore": "--ignore-column"}
+"""What arguments of `read_table` are called here, where that is not their own name."""
 
 
 def load_labels(
@@ -60,22 +64,23 @@ def _read_table(
         options |= {name: column for name, column in columns.items() if column is not None}
     if table.category:
         options["categories"] = list(table.category)
-    return read_table(
-        path,
-        layout=table.layout,  # type: ignore[arg-type]  # click.Choice
-        id_column=table.id_column,
-        group_column=table.group_column,
-        split_column=split_column,
-        split=split,
-        ignore=table.ignore_column,
-        delimiter=table.delimiter,
-        header=table.header,
-        id_prefix=table.id_prefix,
-        id_suffix=table.id_suffix,
-        strip_prefix=table.strip_prefix,
-        strip_suffix=table.strip_suffix,
-        **options,
-    )
+    with spelled_as(_OF_TABLES):
+        return read_table(
+            path,
+            layout=table.layout,  # type: ignore[arg-type]  # click.Choice
+            id_column=table.id_column,
+            group_column=table.group_column,
+            split_column=split_column,
+            split=split,
+            ignore=table.ignore_column,
+            delimiter=table.delimiter,
+            header=table.header,
+            id_prefix=table.id_prefix,
+            id_suffix=table.id_suffix,
+            strip_prefix=table.strip_prefix,
+            strip_suffix=table.strip_suffix,
+            **options,
+        )
 
 
 def _read_dataset(source: LabelledOptions) -> Dataset:
@@ -106,7 +111,8 @@ def _read_dataset(source: LabelledOptions) -> Dataset:
         for name, texts in given.items()
     }
     assert source.root is not None  # noqa: S101 - the options say so
-    found: Dataset = reader(source.root, **options)
+    with spelled_as({name: f"--option {name}=" for name in parameters}):
+        found: Dataset = reader(source.root, **options)
     return found
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from catwise._options import option
+from catwise.cli.building import spelled_as
 
 if TYPE_CHECKING:
     from catwise.models import LoadedModel, Preprocessing
@@ -18,6 +19,10 @@ KINDS_HELP: Final = (
     "timm:NAME, torchvision:NAME, transformers:FOLDER, xrv:NAME, onnx:FILE or "
     "python:package.module:function."
 )
+OF_MODELS: Final = {
+    name: f"--model-arg {name}=" for name in ("node", "output", "layout", "n_categories")
+} | {"model_arg": "--model-arg", "categories": "--head-categories"}
+"""What arguments of `load_model` and of its adapters are called here."""
 LAYER_HELP: Final = "The classification layer, if not clear."
 PREFIX_HELP: Final = "What leads the model's keys in the file."
 
@@ -96,7 +101,10 @@ def load_the_model(options: AnyModelOptions) -> LoadedModel:
     """The model, with the preprocessing that was asked for."""
     from catwise.models.registry import load_model
 
-    loaded = load_model(options.model or "", checkpoint=options.checkpoint, **load_options(options))
+    with spelled_as(OF_MODELS):
+        loaded = load_model(
+            options.model or "", checkpoint=options.checkpoint, **load_options(options)
+        )
     own = loaded.preprocessing
     loaded.preprocessing = preprocessing_of(options, own)
     if loaded.preprocessing != own:  # the input line says what was given

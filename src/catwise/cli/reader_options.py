@@ -36,7 +36,7 @@ def option_value(name: str, texts: list[str], annotation: str) -> Any:
     choices += [text for kind, text in words.items() if kind in kinds]
     raise ConfigError(
         f"the option {name!r} has no such value.",
-        found=" and ".join(texts) + nearest(texts[0], choices),
+        found=" and ".join(texts) + nearest(texts[0].lower(), choices),
         expected=" or ".join(choices),
     )
 
@@ -44,7 +44,7 @@ def option_value(name: str, texts: list[str], annotation: str) -> Any:
 def _one_value(text: str, literals: list[Any], kinds: set[str]) -> Any:
     """The value of one text."""
     for value in literals:
-        if str(value) == text:
+        if str(value).lower() == text.lower():
             return value
     if "None" in kinds and text.lower() == "none":
         return None

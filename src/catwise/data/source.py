@@ -179,7 +179,7 @@ class Interner(dict[str, int]):
                     f"{place(int(first[i]))}: no such category.",
                     found=f"{texts[i]!r}{nearest(texts[i], self)}",
                     expected=listed(list(self)),
-                    remedy="add it to categories=, or read all and take_categories",
+                    remedy="add it to the categories asked for, or read all of them",
                 )
             numbers[i] = self.setdefault(texts[i], len(self))
         result: Rows = numbers[local]
@@ -279,7 +279,7 @@ class _ValueSummary:
             return suggestion(set().union(*self.seen.values()))
         rest = set().union(*(self.seen[name] for name in self.seen.keys() - {*odd}))
         return (
-            f"leave out or correct {listed(odd)}, which no encoding fits (categories=[…] names "
+            f"leave out or correct {listed(odd)}, which no encoding fits (categories=['…'] names "
             f"the columns to read); in the other columns {suggestion(rest)}"
         )
 

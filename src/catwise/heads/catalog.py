@@ -117,6 +117,13 @@ def open_catalog(source: str | os.PathLike[str] | Mapping[str, Any]) -> Catalog:
         )
     path = Path(source)
     label = f"'{path}'"
+    if path.suffix.lower() == ".onnx":
+        raise CheckpointError(
+            f"{label} is an ONNX model, not a checkpoint: its graph says where its head is.",
+            expected="a safetensors file, or a state_dict written by torch.save",
+            remedy=f"load it as a model: load_model('onnx:{path}') (--model onnx:{path}, without "
+            "--checkpoint)",
+        )
     try:
         if _kind(path) == "safetensors":
             layout = read_layout(path)

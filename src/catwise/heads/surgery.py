@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, Final
 import torch
 
 from catwise._io import atomic_path
+from catwise._lock import remove
 from catwise._safetensors import FileLayout
 from catwise.errors import (
     CategoryError,
@@ -207,7 +209,10 @@ def write_head(
         check_destination(side, [Path(source)], what="the checkpoint", overwrite=overwrite or alone)
     for patch in plan.patches:
         load_tensor(catalog, patch.entry)  # a damaged record is found before anything is written
-    with atomic_path(destination) as temporary:
+    with (
+        _removed_if_it_fails(side_file(Path(destination)) if beside else None),
+        atomic_path(destination) as temporary,
+    ):
         plan.write(Path(source), temporary, catalog)
         if said is not None:
             location = plan.found.location
@@ -218,6 +223,18 @@ def write_head(
             else:
                 stamp(temporary, told)
     return plan.report
+
+
+@contextlib.contextmanager
+def _removed_if_it_fails(side: Path | None) -> Iterator[None]:
+    """A new side file tells of a copy that is not there, if the block fails."""
+    is_new = side is not None and not side.exists()
+    try:
+        yield
+    except BaseException:
+        if is_new and side is not None:
+            remove(side)
+        raise
 
 
 def write_head_to_state_dict(

@@ -217,6 +217,5 @@ def check_logits(head: Head, features: Tensor, output: object, *, name: str) -> 
         + (f"the model returns {made} that" if made else gap),
         expected="features @ weight.T + bias, to float tolerance",
         remedy="name the right layer with layer='…'; take out a sigmoid, a scaling, a "
-        "transposition or a mean of heads behind it, or use check=False if only the features "
-        "matter",
+        "transposition or a mean of heads behind it",
     )

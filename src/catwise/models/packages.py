@@ -46,7 +46,8 @@ def split_options(
         raise ConfigError(
             f"model_args has no {', '.join(found)}.",
             expected="options of the architecture",
-            remedy="checkpoint=… gives the weights, n_categories=… the rows; nothing is downloaded",
+            remedy="the weights are those of the checkpoint, and so many are its rows; nothing is "
+            "downloaded",
         )
     mine = {key: args.pop(key, default) for key, default in own.items()}
     return mine, args

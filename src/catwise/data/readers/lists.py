@@ -323,7 +323,9 @@ def _read(
 
     rows = read_rows(source, keys, read)
     if not names:
-        raise LabelError(f"{file} names no category.", remedy="categories=[…]")
+        raise LabelError(
+            f"{file} names no category.", remedy="name the categories: categories=['…']"
+        )
     for i, part in enumerate(rows.parts):  # the first ones know fewer categories
         ends = np.pad(part.starts, (0, len(names) - part.n_columns), mode="edge")
         rows.parts[i] = part._replace(starts=ends)

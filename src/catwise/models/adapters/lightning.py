@@ -109,7 +109,8 @@ def count_categories(
     raise ConfigError(
         f"{catalog.label} does not tell how many categories the model has.",
         found=f"heads with {sorted(counts)} rows" if counts else "no layer that is its head",
-        remedy="give n_categories=…, or categories=[…]",
+        remedy="give their names, categories=[…] (--head-categories FILE), or name the layer: "
+        "layer='…'",
     )
 
 
@@ -265,8 +266,9 @@ def _check_match(
             f"{catalog.label} is not a checkpoint of this model.",
             found=f"tensors{where}: " + "; ".join(parts),
             expected="every tensor of the model, and no other, in its shape",
-            remedy="check the model's name, its options (model_args) and the number of categories; "
-            "a model that was changed is loaded by a function of yours: python:MODULE:FUNCTION",
+            remedy="check the model's name, its options (model_args, --model-arg) and the number "
+            "of categories; a model that was changed is loaded by a function of yours: "
+            "python:MODULE:FUNCTION",
         )
 
 

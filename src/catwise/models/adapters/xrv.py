@@ -176,7 +176,8 @@ def _settle_points(module: Any, op_threshs: str, name: str) -> list[str]:
             f"{name} stretches its outputs by operating points (op_threshs) of its present head.",
             found="thresholds that say nothing of a tuned head",
             expected="to be told what becomes of them",
-            remedy="model_args={'op_threshs': 'drop'} to get logits, 'keep' to leave them",
+            remedy="model_args={'op_threshs': 'drop'} to get logits, "
+            "model_args={'op_threshs': 'keep'} to leave them",
         )
     if op_threshs == "keep":
         note = (

@@ -131,7 +131,8 @@ def _as_input(batch: Any, image: ImageInput, file: OnnxFile) -> NDArray[Any]:
             found=f"shape {values.shape}",
             expected=f"sizes {list(wanted)}, where 0 is free"
             + (f"; the input itself is {layout}" if layout not in {"", "nchw"} else ""),
-            remedy="say its preprocessing: load_onnx(…, preprocessing=Preprocessing(size=…))",
+            remedy="say its size: load_onnx(…, preprocessing=Preprocessing(size=…)) "
+            "(--input-size HxW)",
         )
     if layout:
         values = values.transpose(
