@@ -40,7 +40,7 @@ LAYERS = (
     {"tuning"},
     {"decisions", "estimator"},
     {"reporting"},
-    {"demo", "fixing"},
+    {"demo", "fixing", "plots"},
     {"training"},
     {"predicting"},
     {"cli"},

@@ -48,6 +48,10 @@ TEXT: Final = Field("a text", lambda value: type(value) is str and value != "")
 WHOLE: Final = Field("a whole number from 0 on", lambda value: type(value) is int and value >= 0)
 COUNT: Final = Field("a positive whole number", lambda value: type(value) is int and value > 0)
 TABLE: Final = Field("a table", lambda value: type(value) is dict)
+TABLES: Final = Field(
+    "a list of tables",
+    lambda value: type(value) is list and all(type(item) is dict for item in value),
+)
 TEXTS: Final = Field(
     "a list of texts",
     lambda value: type(value) is list and all(type(item) is str for item in value),

@@ -361,7 +361,11 @@ def test_run_is_written_whole(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "a"
     written = write_run(result(), folder, inputs={"features": "f.npz"})
     assert sorted(p.name for p in folder.iterdir()) == sorted(written)
-    assert set(written) == set(RUN_FILES) - {"folds.safetensors", "evaluation.json"}
+    assert set(written) == set(RUN_FILES) - {
+        "folds.safetensors",
+        "evaluation.json",
+        "curves.json",
+    }
     assert [p.name for p in folder.parent.iterdir()] == ["a"]
     assert load_head(folder / "head.safetensors").categories == ("cat", "dog")
     assert json.loads((folder / "records.json").read_text())[0]["category"] == "cat"

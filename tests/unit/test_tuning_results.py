@@ -27,7 +27,7 @@ from tuning_case import QUICK, SMALL, task, tuned, with_codes
 SUMMARY = (
     *("metric", "n_categories", "n_replaced", "n_kept", "n_skipped", "n_scored"),
     *("before", "after", "gain", "gain_low", "gain_high", "level", "selected_on"),
-    *("choice", "seconds", "passes"),
+    *("choice", "seconds", "passes", "rows"),
 )
 CONFIG = (
     *("preset", "methods", "validation", "metric", "seed", "device", "policy", "options"),

@@ -27,6 +27,7 @@ from catwise.joining import (
 from catwise.labels import PartialLabels
 from catwise.labels.audit import labelled_part
 from catwise.labels.reasons import FEW
+from catwise.metrics.curves import CategoryCurves, CurveCollector
 from catwise.metrics.evaluation import Evaluation, HeadComparison, Interval
 from catwise.metrics.inputs import (
     KnownScores,
@@ -88,6 +89,7 @@ def evaluate(
     level: float = LEVEL,
     device: str | torch.device | None = None,
     force: bool = False,
+    curves: bool = False,
 ) -> Evaluation:
     """Score a head on labelled features.
 
@@ -111,6 +113,7 @@ def evaluate(
         level: confidence level of the intervals, in (0, 1).
         device: where logits and metrics are computed; None: where the features are.
         force: go on where head, features and labels look as if they did not belong together.
+        curves: keep what curves are drawn from (:mod:`catwise.plots`), too.
 
     Returns:
         The metrics with their intervals (:mod:`catwise.metrics.intervals`; rows of a group count
@@ -146,11 +149,16 @@ def evaluate(
     options = {"prevalence": prevalence, "thresholds": thresholds}
     opened = _open({"this head": head}, data, options, by=by, pool=pool, device=device)
     scored = _Scores(chosen, opened.options, opened.labels, level=level)
+    drawn = CurveCollector(opened.categories) if curves else None
     notes = opened.notes
     for block, part_labels, (logits,) in opened.blocks:
         notes += _mismatches(opened, block, part_labels, [logits], force=force)
         scored.add(block, logits, part_labels)
-    return _evaluation(opened, scored, level=level, notes=notes)
+        if drawn is not None:
+            drawn.add(block, {"score": logits}, part_labels)
+    return _evaluation(
+        opened, scored, level=level, notes=notes, curves=None if drawn is None else drawn.result()
+    )
 
 
 def compare_heads(
@@ -166,6 +174,7 @@ def compare_heads(
     level: float = LEVEL,
     device: str | torch.device | None = None,
     force: bool = False,
+    curves: bool = False,
 ) -> HeadComparison:
     """Score two heads on the same labelled features, and say what the difference shows.
 
@@ -192,8 +201,11 @@ def compare_heads(
     scores = [
         PairedScores(one, opened.labels, level=level, categories=categories) for one in chosen
     ]
+    drawn = CurveCollector(categories) if curves else None
     for block, part, (old, new) in opened.blocks:
         notes += _mismatches(opened, block, part, [old, new], force=force)
+        if drawn is not None:
+            drawn.add(block, {"before": old, "after": new}, part)
         for one in scores:
             one.add(block, old, new, part, **_of(one.metric, opened.options, block))
     found = {one.metric.name: one.result() for one in scores}
@@ -204,6 +216,7 @@ def compare_heads(
         n_in_sample=(opened.n_in_sample[0], opened.n_in_sample[1]),
         options={name: _json(value) for name, value in opened.options.items()},
         notes=tuple(dict.fromkeys(notes)),
+        curves=None if drawn is None else drawn.result(),
     )
 
 
@@ -476,7 +489,14 @@ def _of(
     }
 
 
-def _evaluation(opened: _Opened, scored: _Scores, *, level: float, notes: list[str]) -> Evaluation:
+def _evaluation(
+    opened: _Opened,
+    scored: _Scores,
+    *,
+    level: float,
+    notes: list[str],
+    curves: tuple[CategoryCurves, ...] | None,
+) -> Evaluation:
     labels, micro = opened.labels, scored.micro()
     if not scored.pools:
         notes.append(f"micro means were left out: there are over {_POOLED:,} known labels.")
@@ -506,6 +526,7 @@ def _evaluation(opened: _Opened, scored: _Scores, *, level: float, notes: list[s
         options={name: _json(value) for name, value in scored.options.items()},
         level=level,
         notes=tuple(notes),
+        curves=curves,
     )
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from catwise._json import number
 from catwise._text import count
+from catwise.metrics.curves import CategoryCurves
 from catwise.metrics.paired import PairedComparison
 
 
@@ -43,6 +44,7 @@ class Evaluation:
         options: prevalence and threshold, where given.
         level: confidence level of the intervals.
         notes: what was done with the input, a sentence each.
+        curves: of each category what curves are drawn from, if asked for; not in `to_dict`.
     """
 
     categories: tuple[str, ...]
@@ -59,6 +61,7 @@ class Evaluation:
     options: Mapping[str, Any]
     level: float
     notes: tuple[str, ...]
+    curves: tuple[CategoryCurves, ...] | None = None
 
     @property
     def in_sample(self) -> bool | None:
@@ -130,12 +133,14 @@ class HeadComparison:
             that is not known.
         options: prevalence and threshold, where given.
         notes: what was done with the input, a sentence each.
+        curves: of each category what curves are drawn from, if asked for; not in `to_dict`.
     """
 
     comparisons: Mapping[str, PairedComparison]
     n_in_sample: tuple[int | None, int | None]
     options: Mapping[str, Any]
     notes: tuple[str, ...]
+    curves: tuple[CategoryCurves, ...] | None = None
 
     def __repr__(self) -> str:
         return f"HeadComparison({self.sentence()!r})"

@@ -10,7 +10,13 @@ from __future__ import annotations
 from catwise._csv import rows_csv
 from catwise._json import json_ready
 from catwise.reporting.html import render_report
-from catwise.reporting.run import RUN_FILES, check_output, run_document, write_run
+from catwise.reporting.run import (
+    RUN_FILES,
+    check_output,
+    page_document,
+    run_document,
+    write_run,
+)
 from catwise.reporting.summary import summary_lines
 from catwise.reporting.tables import (
     RECORD_COLUMNS,
@@ -34,6 +40,7 @@ __all__ = [
     "evaluation_table",
     "json_ready",
     "means_table",
+    "page_document",
     "records_csv",
     "records_table",
     "render_report",

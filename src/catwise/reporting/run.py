@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from catwise._io import atomic_folder, folder_names, named_as, write_json, write_text
-from catwise._json import TABLE, TEXT, Field, json_ready, read_fields, read_file
+from catwise._json import TABLE, TABLES, TEXT, Field, json_ready, read_fields, read_file
 from catwise._lock import translated
 from catwise._version import __version__
 from catwise.errors import OutputError
@@ -29,10 +30,16 @@ RUN_FILES: Final = (
     "history.json",
     "folds.safetensors",
     "evaluation.json",
+    "curves.json",
     "report.html",
 )
-"""The files of a run; `history.json`, `folds.safetensors` and `evaluation.json` (both heads on test
-rows) where there is something in them."""
+"""The files of a run; `history.json`, `folds.safetensors`, `evaluation.json` (both heads on test
+rows) and `curves.json` (what curves are drawn from) where there is something in them."""
+
+_DRAWN: Final = ("history", "curves")
+"""What only charts need: files of their own, and parts of the document of a page."""
+
+_RECORD: Final = {"category": TEXT}
 
 
 def run_document(
@@ -73,8 +80,21 @@ def run_document(
     return ready
 
 
+def page_document(
+    result: TuneResult | SelectResult, *, inputs: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What a page is made of: `run_document`, with the `history` and the `curves` to draw.
+
+    Args:
+        result: what `tune` or `select` gave.
+        inputs: where features, labels and head came from.
+    """
+    drawn = {name: json_ready(getattr(result, name, None)) for name in _DRAWN}
+    return run_document(result, inputs=inputs) | {k: v for k, v in drawn.items() if v}
+
+
 def read_run(folder: Path) -> dict[str, Any]:
-    """The document of a run, as `run_document` gave it, from its files.
+    """The document of a run's page, as `page_document` gave it, from its files.
 
     Raises:
         OutputError: If one of them is not as it was written.
@@ -84,15 +104,24 @@ def read_run(folder: Path) -> dict[str, Any]:
     path = folder / "evaluation.json"
     evaluation = _read(path, {"metric": TEXT, "means": TABLE}) if path.exists() else None
     found = {key: value for part in parts for key, value in part.items()}
-    return {**found, "records": records, "evaluation": evaluation}
+    drawn: dict[str, Any] = {}
+    if (path := folder / "history.json").exists():
+        drawn["history"] = _read(path, None, {})
+    if (path := folder / "curves.json").exists():
+        drawn["curves"] = _read(path, {"rows": TEXT, "categories": TABLES})
+    return {**found, "records": records, "evaluation": evaluation, **drawn}
 
 
-def _read(path: Path, fields: Mapping[str, Field] | None) -> Any:
+def _read(
+    path: Path, fields: Mapping[str, Field] | None, of_each: Mapping[str, Field] = _RECORD
+) -> Any:
     """A document that was written: a table with these fields, or None for a list of tables."""
     try:
         document = read_file(path)
-        for table in [document] if fields is not None else document:
-            read_fields(table, fields or {"category": TEXT})
+        if fields is not None:
+            read_fields(document, fields)
+        for table in document if fields is None else ():
+            read_fields(table, of_each)
     except (OSError, ValueError, TypeError) as error:
         raise OutputError(
             f"'{path}' is not as it was written.",
@@ -176,10 +205,9 @@ def write_run(
     from catwise.heads import save_head
 
     path = check_output(folder, overwrite=overwrite)
-    document = run_document(result, inputs=inputs)
+    document = page_document(result, inputs=inputs)
     folds = getattr(result, "folds", None)
     summary = {key: document[key] for key in ("catwise", "kind", "summary", "gap", "notes")}
-    history = json_ready(getattr(result, "history", []))
     config = {key: document[key] for key in ("catwise", "kind", "inputs", "config")}
     writers: dict[str, Callable[[Path], object]] = {
         "head.safetensors": lambda target: save_head(result.head, target),
@@ -189,8 +217,8 @@ def write_run(
         "summary.json": lambda target: write_json(target, summary),
         "report.html": lambda target: write_text(target, render_report(document)),
     }
-    if history:  # thousands of steps: no spaces
-        writers["history.json"] = lambda target: write_json(target, history, indent=None)
+    for name in filter(document.get, _DRAWN):  # thousands of numbers: no spaces
+        writers[f"{name}.json"] = partial(_write_compact, value=document[name])
     if folds is not None:
         writers["folds.safetensors"] = folds.save
     if document["evaluation"] is not None:
@@ -201,3 +229,7 @@ def write_run(
         for name, write in writers.items():
             write(temporary / name)
     return {name: path / name for name in RUN_FILES if name in writers}
+
+
+def _write_compact(target: Path, *, value: object) -> None:
+    write_json(target, value, indent=None)

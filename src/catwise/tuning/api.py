@@ -16,10 +16,15 @@ from catwise._version import __version__
 from catwise.errors import InSampleWarning
 from catwise.heads import Head
 from catwise.labels import LabelPolicy
-from catwise.metrics import Metric, PairedComparison
+from catwise.metrics import HeadComparison, Metric
 from catwise.progress import Progress, ProgressCallback
 from catwise.tuning.account.documents import Account
-from catwise.tuning.account.held_out import compare_on, evaluation_of
+from catwise.tuning.account.held_out import (
+    compare_on,
+    curves_document,
+    evaluation_of,
+    fold_curves,
+)
 from catwise.tuning.account.records import make_records, make_summary
 from catwise.tuning.account.results import TuneResult
 from catwise.tuning.account.shared import Shared
@@ -138,7 +143,7 @@ def _result(
     """What a preset found with its account, on test rows too."""
     config = _config(inputs, plan, policy)
     tested = compare_both(inputs, plan.metric, outcome.head, test)
-    evaluation = evaluation_of(tested) if tested else None
+    evaluation = None if tested is None else evaluation_of(tested)
     return TuneResult(
         head=_remembering(inputs, outcome.head, config),
         base=inputs.base,
@@ -148,10 +153,21 @@ def _result(
         history=outcome.history,
         folds=outcome.folds,
         notes=[*inputs.notes, *outcome.notes],
-        test=tested[0] if tested else None,
+        test=None if tested is None else tested.first,
         evaluation=evaluation,
+        curves=_curves(inputs, outcome, tested),
         shared=_shared(inputs, plan, outcome, policy),
     )
+
+
+def _curves(
+    inputs: TuningInputs, outcome: Outcome, tested: HeadComparison | None
+) -> dict[str, Any] | None:
+    """What curves are drawn from: test rows, or the rows that were cross-fitted."""
+    if tested is not None:
+        return curves_document("test", tested.curves)
+    where = "training" if inputs.valid is None else "validation"
+    return fold_curves(inputs.judging, inputs.scored, outcome.folds, where=where)
 
 
 def _shared(
@@ -247,8 +263,15 @@ def _account(
         choice=outcome.choice,
         passes=outcome.passes,
         seconds=time.perf_counter() - began,
+        rows=rows_of(inputs),
     )
     return Account(records, summary)
+
+
+def rows_of(inputs: TuningInputs) -> dict[str, int]:
+    """How many labelled rows each source has."""
+    sources = {"train": inputs.train, "valid": inputs.valid}
+    return {name: rows.labels.n_rows for name, rows in sources.items() if rows is not None}
 
 
 def _remembering(inputs: TuningInputs, head: Head, config: dict[str, Any]) -> Head:
@@ -261,10 +284,10 @@ def _remembering(inputs: TuningInputs, head: Head, config: dict[str, Any]) -> He
 
 def compare_both(
     inputs: TuningInputs, metric: Metric, head: Head, test: LabelledSource | None
-) -> list[PairedComparison]:
-    """Both heads on the test rows; nothing without any."""
+) -> HeadComparison | None:
+    """Both heads on the test rows; None without any."""
     if test is None:
-        return []
+        return None
     heads = inputs.scored, head.take_categories(inputs.index.tolist())
     base, tuned = (one.replace(categories=inputs.categories) for one in heads)
     return compare_on((test.features, test.labels), base, tuned, metric)

@@ -23,10 +23,10 @@ from catwise.features import CategoryFeatures, category_runs, of_categories
 from catwise.heads import Head
 from catwise.labels import LabelPolicy, PartialLabels, make_targets
 from catwise.labels.names import category_positions
-from catwise.metrics import PairedComparison
+from catwise.metrics import HeadComparison
 from catwise.progress import ProgressCallback
 from catwise.tuning.account.documents import Account, Record, Summary
-from catwise.tuning.account.held_out import evaluation_of
+from catwise.tuning.account.held_out import curves_document, evaluation_of
 from catwise.tuning.account.records import make_records, make_summary, mean_of, on_test_rows
 from catwise.tuning.account.results import TuneResult, changed_head
 from catwise.tuning.account.shared import Shared, SharedFits
@@ -250,7 +250,7 @@ class _Again(NamedTuple):
     outcome: Outcome
     at: NDArray[np.int64]  # (K,) their places among the run's
     shared: Shared  # the run's with their scores
-    tested: list[PairedComparison]
+    tested: HeadComparison | None
 
 
 def _merged(run: TuneResult, again: _Again, head: Head, began: float) -> TuneResult:
@@ -258,7 +258,7 @@ def _merged(run: TuneResult, again: _Again, head: Head, began: float) -> TuneRes
     folds, outcome = run.folds, again.outcome
     if folds is not None and outcome.folds is not None:
         folds = folds.updated(again.at, outcome.folds)
-    evaluation = evaluation_of(again.tested) if again.tested else None
+    evaluation = None if again.tested is None else evaluation_of(again.tested)
     names = list(again.task.inputs.categories)
     held = f"Tuned again: {some(names, _SHOWN)}. {_HELD}"
     return replace(
@@ -268,8 +268,9 @@ def _merged(run: TuneResult, again: _Again, head: Head, began: float) -> TuneRes
         config={**run.config, "retuned": [*run.config.get("retuned", []), *names]},
         folds=folds,
         notes=[*run.notes, held, *outcome.notes],
-        test=again.tested[0] if again.tested else None,
+        test=None if again.tested is None else again.tested.first,
         evaluation=evaluation,
+        curves=curves_document("test", None if again.tested is None else again.tested.curves),
         shared=again.shared,
     )
 
@@ -318,4 +319,5 @@ def _summary(run: TuneResult, again: _Again, began: float) -> Summary:
         choice=run.account.summary.choice,
         passes=again.outcome.passes,
         seconds=time.perf_counter() - began,
+        rows=run.account.summary.rows,
     )

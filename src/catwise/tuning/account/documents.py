@@ -78,6 +78,7 @@ class Summary(JsonObject):
     choice: Annotated[Table, "what was chosen"]
     seconds: Annotated[float, "time that it took"]
     passes: Annotated[Table, "how often the rows were read, by what for"]
+    rows: Annotated[Table | None, "labelled rows of each source"] = None
     reason: Annotated[str | None, "of `select`: why nothing could be judged, or empty"] = None
     judged_by: Annotated[Table | None, "of `select`: which rows judged each candidate"] = None
     in_sample_rows: Annotated[Table | None, "of `select`: rows that fitted or chose each"] = None

@@ -148,6 +148,7 @@ def make_summary(
     choice: dict[str, Any],
     passes: dict[str, int],
     seconds: float,
+    rows: dict[str, int] | None,
 ) -> Summary:
     """Means over the categories that have a score, and counts."""
     before, (gain, low, high) = mean_of(scores.before), mean_gain
@@ -168,6 +169,7 @@ def make_summary(
         choice=choice,
         seconds=round(seconds, 3),
         passes=passes,
+        rows=rows,
     )
 
 

@@ -200,7 +200,7 @@ class _Written:
         Raises:
             OutputError: If it cannot be written.
         """
-        page = _reporting("render_report")(_reporting("run_document")(self))
+        page = _reporting("render_report")(_reporting("page_document")(self))
         write_text(path, page)
         return Path(path)
 
@@ -225,6 +225,8 @@ class TuneResult(_Written):
         notes: what to know about it, a sentence each.
         test: both heads on the test rows, by the metric of the tuning; None without test rows.
         evaluation: that, by further metrics too, JSON-ready.
+        curves: what curves are drawn from (`catwise.plots`), of test rows, or of those that
+            were cross-fitted; JSON-ready, or None.
         shared: what `retune` holds; None where it cannot start from this result. Not saved.
         records: those of the account, JSON-ready.
         summary: that of the account, JSON-ready.
@@ -240,6 +242,7 @@ class TuneResult(_Written):
     notes: list[str] = field(default_factory=list)
     test: PairedComparison | None = None
     evaluation: dict[str, Any] | None = None
+    curves: dict[str, Any] | None = None
     shared: Shared | None = None
 
     def __repr__(self) -> str:

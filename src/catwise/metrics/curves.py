@@ -1,0 +1,176 @@
+"""What curves are drawn from: a head's scores of the known rows of each category, thinned.
+
+Nothing is scored or chosen from these; they are pictures of rows that were scored elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from catwise.labels import PartialLabels
+from catwise.metrics.inputs import Array, checked_labels, known_scores, label_shape
+
+BINS: Final = 10
+"""Bins of equal mass of a reliability diagram, at most."""
+
+STEPS: Final = 20
+"""Steps of equal width of a distribution of scores."""
+
+_POINTS: Final = 24
+_FEW_POINTS: Final = 10
+_MANY: Final = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadCurves:
+    """One head on the known rows of one category."""
+
+    true: Annotated[list[int], "positives that score at least a cut-off, for falling cut-offs"]
+    false: Annotated[list[int], "negatives that score at least the same cut-offs"]
+    probability: Annotated[list[float], "mean probability in bins of equally many rows"]
+    positive: Annotated[list[int], "positives in these bins"]
+    rows: Annotated[list[int], "rows in these bins"]
+    low: Annotated[float, "logit where the distribution begins"]
+    high: Annotated[float, "logit where it ends"]
+    positives_at: Annotated[list[int], "positives in steps of equal width from low to high"]
+    negatives_at: Annotated[list[int], "negatives in these steps"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CategoryCurves:
+    """One category: how its known rows score, by head ("before" and "after", or "score")."""
+
+    category: str
+    n_positive: int
+    n_negative: int
+    heads: Mapping[str, HeadCurves]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        heads = {name: one.to_dict() for name, one in self.heads.items()}
+        return {
+            "category": self.category,
+            "n_positive": self.n_positive,
+            "n_negative": self.n_negative,
+            "heads": heads,
+        }
+
+
+class CurveCollector:
+    """Curves of all categories, block by block; labels are all (N, C)."""
+
+    def __init__(self, categories: tuple[str, ...]) -> None:
+        self._categories = categories
+        self._points = _FEW_POINTS if len(categories) > _MANY else _POINTS
+        self._found: list[CategoryCurves] = []
+
+    def add(self, block: slice, logits: Mapping[str, Array], labels: PartialLabels | Array) -> None:
+        """Take a block of B categories in: (N, B) logits by head, and their labels."""
+        sides = {name: torch.as_tensor(one) for name, one in logits.items()}
+        labels = checked_labels(labels)
+        for at, c in enumerate(range(block.start, block.stop)):
+            heads, positive = {}, np.zeros(0, dtype=bool)
+            for name, side in sides.items():
+                known = known_scores(side, labels, at)
+                positive = known.positive
+                if positive.size:
+                    scores = known.scores.astype(np.float64)
+                    heads[name] = curves_of(scores, positive, points=self._points)
+            n_positive = int(np.count_nonzero(positive))
+            self._found.append(
+                CategoryCurves(
+                    category=self._categories[c],
+                    n_positive=n_positive,
+                    n_negative=positive.size - n_positive,
+                    heads=heads,
+                )
+            )
+
+    def result(self) -> tuple[CategoryCurves, ...]:
+        """All categories so far."""
+        return tuple(self._found)
+
+
+def draw_curves(
+    logits: Mapping[str, Array], labels: PartialLabels | Array, categories: tuple[str, ...]
+) -> tuple[CategoryCurves, ...]:
+    """Curves of (N, C) logits by head on the known rows of (N, C) labels.
+
+    >>> logits = {"score": np.array([[2.0], [1.0], [0.0], [-1.0]])}
+    >>> found = draw_curves(logits, np.array([[1], [0], [1], [0]]), ("cat",))[0]
+    >>> found.heads["score"].true, found.heads["score"].false
+    ([0, 1, 1, 2, 2], [0, 0, 1, 1, 2])
+    """
+    collector = CurveCollector(categories)
+    collector.add(slice(0, label_shape(labels)[1]), logits, labels)
+    return collector.result()
+
+
+def curves_of(
+    scores: NDArray[np.float64], positive: NDArray[np.bool_], *, points: int = _POINTS
+) -> HeadCurves:
+    """Of the (n,) logits of known rows, at least one."""
+    true, false = _operating_points(scores, positive, points)
+    probability, n_positive, rows = _bins(scores, positive)
+    low, high = float(scores.min()), float(scores.max())
+    steps = np.zeros((2, STEPS), dtype=np.int64)
+    width = (high - low) or 1.0
+    place = np.minimum((STEPS * ((scores - low) / width)).astype(np.int64), STEPS - 1)
+    np.add.at(steps, (positive.astype(np.int64), place), 1)
+    return HeadCurves(
+        true=true.tolist(),
+        false=false.tolist(),
+        probability=[float(f"{value:.4g}") for value in probability],
+        positive=n_positive.tolist(),
+        rows=rows.tolist(),
+        low=float(f"{low:.4g}"),
+        high=float(f"{high:.4g}"),
+        positives_at=steps[1].tolist(),
+        negatives_at=steps[0].tolist(),
+    )
+
+
+def _operating_points(
+    scores: NDArray[np.float64], positive: NDArray[np.bool_], points: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Positives and negatives from each cut-off up; tied rows are one cut-off.
+
+    Kept are the cut-offs that first reach evenly spaced shares of the positives, or of the
+    negatives: what is between them lies within one such step of both curves.
+    """
+    order = np.argsort(-scores, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(scores[order])), scores.size - 1)
+    true = np.append(0, np.cumsum(positive[order])[ends])
+    false = np.append(0, np.cumsum(~positive[order])[ends])
+    kept = [np.array([0, true.size - 1])]
+    for total in (true, false):
+        levels = np.linspace(0, total[-1], points + 1)[1:]
+        kept.append(np.searchsorted(total, levels))
+    index = np.unique(np.concatenate(kept))
+    return true[index].astype(np.int64), false[index].astype(np.int64)
+
+
+def _bins(
+    scores: NDArray[np.float64], positive: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
+    """Mean probability, positives and rows by the rule of `ece_columns`, in fewer bins."""
+    order = np.argsort(scores, kind="stable")
+    ranked = scores[order]
+    below = np.searchsorted(ranked, ranked, side="left")
+    place = BINS * below // scores.size
+    _, first = np.unique(place, return_index=True)
+    rows = np.diff(np.append(first, scores.size))
+    with np.errstate(over="ignore"):
+        probability = 1.0 / (1.0 + np.exp(-ranked))
+    mean = np.add.reduceat(probability, first) / rows
+    return mean, np.add.reduceat(positive[order].astype(np.int64), first), rows
