@@ -1,12 +1,15 @@
-"""What holds for every test."""
+"""What every test runs under: a date that stands still, and settings that are put back."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
+
+os.environ.setdefault("SOURCE_DATE_EPOCH", "1767225600")  # 2026-01-01; also for what tests start
 
 
 def _settings() -> dict[str, object]:

@@ -31,7 +31,7 @@ LAYERS = (
     {"_version", "_limits", "_lazy", "errors", "progress"},
     {"_lock", "_splitmix"},
     {"_io", "_arrays", "_json", "_zip", "_extras", "_device", "_names", "_options", "_text"},
-    {"_configs", "_csv"},
+    {"_configs", "_csv", "_reported"},
     {"_safetensors"},
     {"labels", "losses", "features"},
     {"data", "heads"},

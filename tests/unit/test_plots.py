@@ -43,7 +43,7 @@ def run() -> Any:
 def charts(run: Any) -> dict[str, plots.Chart]:
     """One of every kind, from a real run."""
     curves = run.curves["categories"]
-    steps = [{"method": "ga", "step": s, "score": 0.5 + s / 100} for s in range(1, 9)]
+    steps = [{"method": "ga", "step": s, "best": 0.5 + s / 100} for s in range(1, 9)]
     rows = [{"category": r["category"], "positive": r["n_positive_train"],
              "negative": r["n_negative_train"]} for r in run.records]  # fmt: skip
     found = {
@@ -109,17 +109,30 @@ def test_every_chart_is_well_formed_and_described(charts: dict[str, plots.Chart]
         root = parsed(chart)
         assert root.get("role") == "img", name
         assert chart.title in str(root.get("aria-label"))
-        marks = [mark for kind in ("path", "circle", "rect") for mark in root.iter(SVG + kind)]
+        marks = [mark for kind in ("path", "circle") for mark in root.iter(SVG + kind)]
         assert len(marks) > 5, name
+
+
+def corners(path: str) -> tuple[list[float], list[float]]:
+    """All x and all y that a path goes to."""
+    xs, ys = [0.0], [0.0]
+    for kind, numbers in re.findall(r"([MLhv])([-\d. ]+)", path):
+        values = [float(value) for value in numbers.split()]
+        if kind == "v":
+            ys.append(ys[-1] + values[0])
+        else:
+            xs.append(values[0] + (xs[-1] if kind == "h" else 0.0))
+            ys += values[1:]
+    return xs, ys
 
 
 def test_marks_lie_inside(charts: dict[str, plots.Chart]) -> None:
     """Nothing is drawn outside a chart's own area."""
     for name, chart in charts.items():
         for mark in parsed(chart).iter():
-            numbers = re.findall(r"-?\d+\.?\d*", mark.get("d", ""))
-            xs = [float(v) for v in numbers[::2]] + [float(mark.get(k, 0)) for k in ("x", "cx")]
-            ys = [float(v) for v in numbers[1::2]] + [float(mark.get(k, 0)) for k in ("y", "cy")]
+            xs, ys = corners(mark.get("d", ""))
+            xs += [float(mark.get(k, 0)) for k in ("x", "cx")]
+            ys += [float(mark.get(k, 0)) for k in ("y", "cy")]
             assert 0 <= min(xs) <= max(xs) <= chart.width, (name, mark.attrib)
             assert 0 <= min(ys) <= max(ys) <= chart.height, (name, mark.attrib)
 

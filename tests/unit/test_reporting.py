@@ -34,6 +34,10 @@ from catwise.reporting import (
     write_run,
 )
 
+NEXT = (
+    "Next step: First look at what became worse: down. Then: write the new head into your "
+    "checkpoint (catwise apply)."
+)
 NASTY = "=HYPERLINK(\"x\")<script>alert('1')</script>&\x1b[31m{{ 7*7 }}"
 
 
@@ -164,8 +168,9 @@ def test_page_loads_nothing() -> None:
     root = parse(page)
     for element in root.iter():
         assert element.tag not in {"link", "img", "iframe", "object", "embed", "base", "form"}
-        for name in element.attrib:
-            assert name not in {"src", "href", "srcset", "style"}
+        for name, value in element.attrib.items():
+            assert name not in {"src", "srcset", "style"}
+            assert name != "href" or value.startswith("#")
             assert not name.startswith("on")
     assert "url(" not in page
     assert "@import" not in page
@@ -193,7 +198,7 @@ def test_page_escapes_names() -> None:
     assert len(list(root.iter("script"))) == 1
     assert not list(root.iter("b"))
     assert "{{ 7*7 }}" in page
-    names = [cell.text for cell in root.iterfind(".//table[@class='sortable']/tbody/tr/th")]
+    names = [cell.text for cell in root.iterfind(".//table[@class='categories']/tbody/tr/th/a")]
     assert names == [clean(NASTY), "</script><b>"]
 
 
@@ -205,13 +210,15 @@ def test_page_says_what_counts() -> None:
         "over 1 of 2 categories went from 0.5000 to 0.6250 (+0.1250, 95% interval +0.0625 to ",
         "+0.1875, corrected for the choosing). Test rows, which choose nothing, would judge.",
         "0.5000 → 0.6250",
-        "Mean average precision on validation rows: +0.1250 (95% interval +0.0625 to +0.1875)",
+        "Mean average precision on validation rows, corrected for the choosing: +0.1250",
         "0.7500",
-        "skipped: no_known_positive (1 category)",
+        "Could not be judged (1 category)",
         "dog was skipped.",
         "Fresh labels are worth more.",
         "90% interval",
         "0.8750 0.8438 +0.0312",
+        "Next step: Try the new head on labelled images that took no part",
+        "0 worse 0 no difference shown 1 not judged",
         "train: rows were joined by id.",
         "penalty · grid",
     ):
@@ -251,6 +258,12 @@ def judged(**more: Any) -> Any:
     return result(records=records, evaluation=evaluation, **more)
 
 
+def table_rows(root: ET.Element) -> list[list[str]]:
+    """The texts of the table of categories."""
+    rows = root.findall(".//table[@class='categories']/tbody/tr")
+    return [["".join(cell.itertext()) for cell in row] for row in rows]
+
+
 def test_page_is_headed_by_the_test_rows() -> None:
     """The verdict on test rows first, what chose beside it; each category, the best first."""
     root = parse(render_report(run_document(judged())))
@@ -258,16 +271,19 @@ def test_page_is_headed_by_the_test_rows() -> None:
     assert first is not None
     assert first.get("class") == "headline helped"
     texts = [" ".join("".join(p.itertext()).split()) for p in first.findall("p")]
-    assert texts[:3] == [
+    assert texts == [
         "Helped: <on> 100 test rows.",
         "0.4375 → 0.5312",
-        "Mean average precision on test rows: +0.0938 (95% interval +0.0625 to +0.1250)",
+        "Mean average precision on 100 test rows: +0.0938 (95% interval +0.0625 to +0.1250)",
+        NEXT,
     ]
-    assert texts[3].startswith("Chose: On cross-fitted validation labels, which chose: mean ")
-    rows = root.findall(".//section[@aria-labelledby='test']//tr[@class]")
-    cells = [[cell.text for cell in row] for row in rows]
+    counts = ["".join(one.itertext()) for one in first.findall("ul/li")]
+    assert counts == ["1 better", "1 worse", "1 no difference shown", "1 not judged"]
+    beside = root.findtext("body/main/p")
+    assert str(beside).startswith("On cross-fitted validation labels, which chose: mean ")
+    cells = table_rows(root)
     assert [row[0] for row in cells] == ["up", "few", "same", "down"]
-    assert cells[1][4:] == ["–", "2", "60", "few positives"]
+    assert cells[1][4:] == ["–", "2", "replaced", "few positives"]
     assert cells[3][3:5] == ["−0.1250", "−0.2500 to −0.0625"]
 
 
@@ -275,10 +291,14 @@ def test_green_means_gained() -> None:
     """Of replaced categories only the one whose gain is shown is green, not a loss or no proof."""
     root = parse(render_report(run_document(judged())))
     found = {}
-    for row in root.findall(".//table[@class='sortable']/tbody/tr"):
-        found[row[0].text] = str(row.get("class")).split()
-    assert found == {"up": ["replaced", "better"], "down": ["replaced", "worse"],
-                     "few": ["replaced"], "same": ["replaced"]}  # fmt: skip
+    for row in root.findall(".//table[@class='categories']/tbody/tr"):
+        found["".join(row[0].itertext())] = str(row.get("class")), row.get("data-group")
+    assert found == {
+        "up": ("better", "better"),
+        "down": ("worse", "worse"),
+        "few": ("", "not judged"),
+        "same": ("", "no difference shown"),
+    }
     table = differences_table(run_document(judged())["evaluation"])
     assert [str(row.style) for row in table.rows] == ["green", "", "", "red"]
     records = [
@@ -333,24 +353,46 @@ def test_page_without_any_score() -> None:
     assert "Memorisation gap" not in page
 
 
-def test_page_shows_only_columns_with_something() -> None:
-    """Columns that no category fills are left out; candidates' scores get one each."""
-    records = [
-        record("cat", 0, n_positive_train=None, candidate=None, candidates={"base": 0.5, "b": None})
-    ]
-    root = parse(render_report(run_document(result(records=records))))
-    heads = [cell.text for cell in root.iterfind(".//table[@class='sortable']/thead/tr/th")]
-    assert "base (raw)" in heads
-    assert not {"train +", "b (raw)"} & set(heads)
-    assert "train −" in heads
+def facts_of(root: ET.Element, number: int) -> dict[str, str]:
+    """The numbers in a category's own part."""
+    part = root.find(f".//details[@id='c-{number}']/dl")
+    assert part is not None
+    texts = [str(one.text) for one in part]
+    return dict(zip(texts[::2], texts[1::2], strict=True))
+
+
+def test_page_has_all_that_is_known_of_a_category() -> None:
+    """Scores, what was done and why, known labels; candidates' scores, named as not corrected."""
+    more = {"candidates": {"base": 0.5, "b": None}, "n_positive_valid": None}
+    root = parse(render_report(run_document(result(records=[record("cat", 0, **more)]))))
+    found = facts_of(root, 0)
+    assert found["average precision on cross-fitted validation labels"] == (
+        "0.5000 → 0.6250 (+0.1250, 95% interval +0.0625 to +0.1875)"
+    )
+    assert found["known in training"] == "10 positives, 1,000 negatives"
+    assert found["base, not corrected for the choosing"] == "0.5000"
+    assert found["b, not corrected for the choosing"] == "–"
+    assert found["why"] == "cat was replaced."
+    assert "known in validation" not in found
     assert "None" not in "".join(root.itertext())
+
+
+def test_raw_scores_are_called_so() -> None:
+    """Where nothing is corrected the raw score has a column of its own, and no gain is claimed."""
+    raw = record("cat", 0, after=None, gain=None, gain_low=None, gain_high=None)
+    root = parse(render_report(run_document(result(records=[raw]))))
+    heads = [cell.text for cell in root.iterfind(".//table[@class='categories']/thead/tr/th")]
+    assert "after, not corrected" in heads
+    row = dict(zip(heads, table_rows(root)[0], strict=True))
+    assert (row["after"], row["after, not corrected"], row["change"]) == ("–", "0.7500", "–")
 
 
 def test_page_without_an_honest_score() -> None:
     """Where only the data that chose gave a score, no gain is claimed."""
     summary = result().summary | {"after": None, "gain": None}
-    page = render_report(run_document(result(summary=summary)))
-    assert "→" not in page
+    raw = [record("cat", 0, after=None, gain=None)]
+    page = render_report(run_document(result(summary=summary, records=raw)))
+    assert "→" not in "".join(parse(page).find("body/main/section").itertext())  # type: ignore[union-attr]
     assert "from 0.5000 to 0.7500, which is not corrected for the choosing and too high" in page
     page = render_report(run_document(result(summary=summary | {"selected_on": None})))
     assert "was 0.5000 before, and after is not known (?). Test rows" in page

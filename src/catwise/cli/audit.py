@@ -15,8 +15,9 @@ from catwise.cli.building import make_command
 from catwise.cli.console import Output
 from catwise.cli.inputs import refuse_inputs
 from catwise.cli.labelled import describe_labels, load_dataset
-from catwise.cli.options import CSV_HELP, LabelledOptions, TableOptions
+from catwise.cli.options import CSV_HELP, REPORT_HELP, LabelledOptions, TableOptions
 from catwise.cli.outputs import hold_output
+from catwise.cli.pages import write_page
 from catwise.cli.prevalence import PREVALENCE_HELP, load_prevalence
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Options:
         help="For --assume: logits (N, C) of a head that was not fitted on these rows.",
     )
     csv_path: Path | None = option(None, names="--csv", metavar="FILE", first=True, help=CSV_HELP)
+    report: Path | None = option(None, metavar="FILE", help=REPORT_HELP)
     output: Output = group("Output")
 
 
@@ -69,9 +71,7 @@ def command(given: Options) -> None:
     csv_path, output = given.csv_path, given.output
     if (assume is None) != (logits is None):
         raise click.UsageError("--assume and --logits belong together.")
-    if csv_path is not None:
-        refuse_inputs(csv_path, source.labels, logits)
-    hold_output(csv_path)
+    _hold(given)
     shares = load_prevalence(given.prevalence)
     dataset = load_dataset(source, table)
     labels = dataset.labels
@@ -93,22 +93,31 @@ def command(given: Options) -> None:
     _show_together(together, output)
     _show_findings(suspicious, output)
     _show_counts(dataset, output)
-    output.document(
-        {
-            "command": "audit",
-            "inputs": {"labels": describe_labels(source, dataset.labels, table)},
-            **audit.to_dict(),
-            "findings": suspicious,
-            "unknown_together": together,
-            "selection": bias,
-            "estimated_prevalence": estimate and {"assumption": assume, "categories": estimate},
-            "dataset": {
-                "splits": _split_sizes(dataset),
-                "counts": dataset.counts,
-                "notes": list(dataset.notes),
-            },
-        }
-    )
+    document = {
+        "command": "audit",
+        "inputs": {"labels": describe_labels(source, dataset.labels, table)},
+        **audit.to_dict(),
+        "findings": suspicious,
+        "unknown_together": together,
+        "selection": bias,
+        "estimated_prevalence": estimate and {"assumption": assume, "categories": estimate},
+        "dataset": {
+            "splits": _split_sizes(dataset),
+            "counts": dataset.counts,
+            "notes": list(dataset.notes),
+        },
+    }
+    if given.report is not None:
+        write_page(given.report, {"kind": "audit", **document}, document["inputs"])
+    output.document(document)
+
+
+def _hold(given: Options) -> None:
+    """What is written is held, and is none of what is read."""
+    for path in (given.csv_path, given.report):
+        if path is not None:
+            refuse_inputs(path, given.source.labels, given.logits)
+        hold_output(path)
 
 
 def _show_audit(

@@ -27,11 +27,13 @@ from catwise.cli.options import (
     CSV_HELP,
     DEVICE_HELP,
     FORCE_HELP,
+    REPORT_HELP,
     HeadOptions,
     SourceOptions,
     TableOptions,
 )
 from catwise.cli.outputs import hold_output
+from catwise.cli.pages import write_page
 from catwise.cli.prevalence import PREVALENCE_HELP, one_or_many
 
 if TYPE_CHECKING:
@@ -83,6 +85,7 @@ class Options:
     device: str | None = option(None, help=DEVICE_HELP)
     force: bool = option(default=False, help=FORCE_HELP)
     csv_path: Path | None = option(None, names="--csv", metavar="FILE", help=CSV_HELP)
+    report: Path | None = option(None, metavar="FILE", help=REPORT_HELP)
     output: Output = group("Output")
 
 
@@ -95,43 +98,18 @@ def command(given: Options) -> None:
     intervals, and what they show. Rows that fitted or selected a head are found out, and the result
     is marked in-sample.
     """
-    data, source, csv_path, output = given.data, given.source, given.csv_path, given.output
-    metrics = tuple(dict.fromkeys(given.metrics))
+    data, source, output = given.data, given.source, given.output
     if given.against_key is not None and given.against is None:
         raise click.UsageError("--against-key needs --against.")
     shares = one_or_many(given.prevalence)
     check_device(given.device)
-    if csv_path is not None:
-        heads = source.head, source.checkpoint, given.against
-        refuse_inputs(csv_path, data.features, data.labels, *heads)
-    hold_output(csv_path)
+    _hold(given)
     head = load_the_head(source)
     other = (
         None if given.against is None else _other(given.against, given.against_key, source, head)
     )
     features, labels, by = load_source(data, given.table, given.by)
-    from catwise.metrics import compare_heads, evaluate
-
-    score = evaluate if other is None else partial(compare_heads, other)
-    found = score(
-        head,
-        (features, labels),
-        metrics=metrics,
-        prevalence=shares,
-        thresholds=given.threshold,
-        by=by,
-        pool=given.pool,
-        level=given.level,
-        device=given.device,
-        force=given.force,
-    )
-    if csv_path is not None:
-        _write(csv_path, found.records())
-    document = found.to_dict()
-    if other is None:
-        _show(document, metrics, output)
-    else:
-        _show_comparison(document, output)
+    found = _scored(given, head, other, (features, labels), prevalence=shares, by=by)
     inputs = {
         "features": describe_features(data.features, features),
         "labels": describe_labels(data, labels, given.table),
@@ -139,7 +117,48 @@ def command(given: Options) -> None:
     }
     if other is not None:
         inputs["against"] = {"path": str(given.against), "sha256": other.digest}
+    if given.csv_path is not None:
+        _write(given.csv_path, found.records())
+    if given.report is not None:
+        write_page(given.report, found, inputs)
+    document = found.to_dict()
+    if other is None:
+        _show(document, tuple(dict.fromkeys(given.metrics)), output)
+    else:
+        _show_comparison(document, output)
     output.document({"command": "evaluate", "inputs": inputs, **document})
+
+
+def _hold(given: Options) -> None:
+    """What is written is held, and is none of what is read."""
+    source = given.source
+    for path in (given.csv_path, given.report):
+        if path is not None:
+            heads = source.head, source.checkpoint, given.against
+            refuse_inputs(path, given.data.features, given.data.labels, *heads)
+        hold_output(path)
+
+
+def _scored(
+    given: Options, head: Head, other: Head | None, data: Any, *, prevalence: Any, by: Any
+) -> Any:
+    """The evaluation, or the comparison with another head."""
+    from catwise.metrics import compare_heads, evaluate
+
+    score = evaluate if other is None else partial(compare_heads, other)
+    return score(
+        head,
+        data,
+        metrics=tuple(dict.fromkeys(given.metrics)),
+        prevalence=prevalence,
+        thresholds=given.threshold,
+        by=by,
+        pool=given.pool,
+        level=given.level,
+        device=given.device,
+        force=given.force,
+        curves=given.report is not None,
+    )
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -16,6 +16,7 @@ FEATURES_HELP: Final = "A feature store's folder or URL, or .npy, .npz, .safeten
 FORCE_HELP: Final = "Proceed although head and data look mismatched."
 DEVICE_HELP: Final = "Such as cpu or cuda:0.  [default: cpu]"
 SEED_HELP: Final = "Of every random draw."
+REPORT_HELP: Final = "One HTML page with charts, which loads nothing."
 CSV_HELP: Final = "Write the table as CSV."
 
 

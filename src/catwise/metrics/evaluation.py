@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catwise._json import number
+from catwise._reported import Reported
 from catwise._text import count
+from catwise._version import __version__
 from catwise.metrics.curves import CategoryCurves
 from catwise.metrics.paired import PairedComparison
 
@@ -23,7 +25,7 @@ class Interval(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Evaluation:
+class Evaluation(Reported):
     """Metrics of a head on labelled features.
 
     Attributes:
@@ -122,9 +124,13 @@ class Evaluation:
             "categories": self.records(),
         }
 
+    def page_document(self) -> dict[str, Any]:
+        """What the page is made of, JSON-ready."""
+        return {"kind": "evaluate", **self.to_dict(), **_drawn(self.curves)}
+
 
 @dataclass(frozen=True, eq=False, repr=False)
-class HeadComparison:
+class HeadComparison(Reported):
     """Two heads on the same labelled features.
 
     Attributes:
@@ -207,3 +213,15 @@ class HeadComparison:
             "options": dict(self.options),
             "notes": list(self.notes),
         }
+
+    def page_document(self) -> dict[str, Any]:
+        """What the page is made of, JSON-ready."""
+        return {"kind": "compare", **self.to_dict(), **_drawn(self.curves)}
+
+
+def _drawn(curves: tuple[CategoryCurves, ...] | None) -> dict[str, Any]:
+    """For a page: the version, and what curves are drawn from."""
+    document: dict[str, Any] = {"catwise": __version__}
+    if curves is not None:
+        document["curves"] = {"rows": "", "categories": [one.to_dict() for one in curves]}
+    return document

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from catwise._csv import rows_csv
 from catwise._json import json_ready
-from catwise.reporting.html import render_report
+from catwise.reporting.html import render_report, render_summary
 from catwise.reporting.run import (
     RUN_FILES,
     check_output,
@@ -44,6 +44,7 @@ __all__ = [
     "records_csv",
     "records_table",
     "render_report",
+    "render_summary",
     "rows_csv",
     "run_document",
     "run_table",

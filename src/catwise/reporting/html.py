@@ -1,52 +1,51 @@
-"""A run as one HTML page that needs nothing else."""
+"""A document as one HTML page that needs nothing else."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from html import escape
 from importlib import resources
 from typing import Any, Final
 
-from catwise._text import (
-    clean,
-    count,
-    gain,
-    interval,
-    plural,
-    score,
-    value_text,
-)
-from catwise.reporting.summary import (
-    STATUSES,
-    bounds_text,
-    facts,
-    gain_interval,
-    headline,
-    metric_label,
-    outcome_of,
-    outcome_text,
-    scored_on,
-)
-from catwise.reporting.tables import Column, by_difference, numbers, text
+from catwise._json import json_ready
+from catwise._text import clean
+from catwise.reporting.charts.chart import Chart
+from catwise.reporting.charts.marks import data_marks, frame_marks
+from catwise.reporting.charts.svg import chart_style, element, label_of, mark_text
+from catwise.reporting.page import MANY, Charts, Facts, Forest, Page, Part, Text
+from catwise.reporting.pages.audit import audit_page
+from catwise.reporting.pages.evaluation import comparison_page, evaluation_page
+from catwise.reporting.pages.run import run_page
 
-_TITLES: Final = {"tune": "Category-wise fine-tuning", "select": "Selection of heads"}
-_SHOWN_NAMES: Final = 12
+_PAGES: Final = {
+    "evaluate": evaluation_page,
+    "compare": comparison_page,
+    "audit": audit_page,
+}
+_CHUNK: Final = 100
+"""Parts in one piece of embedded records: what the page's script parses at once."""
+
+_FIRST_ROWS: Final = 200
+"""Rows of a long table that stand in the page itself."""
 
 
 def render_report(document: Mapping[str, Any]) -> str:
-    """One self-contained page for a run: it loads nothing and runs only its own sorting script.
+    """One self-contained page: it loads nothing and runs only its own script.
 
     Args:
-        document: what :func:`~catwise.reporting.run_document` gives: `kind`, `summary`, `records`,
-            `config`, `inputs`, `gap`, `notes`, `catwise`, `evaluation` (both heads on test rows,
-            and under `heads` further ones); of `fix` the `checkpoint`; `thresholds`, as
-            :meth:`catwise.decisions.Thresholds.to_dict` gives them. What is absent is left out of
-            the page.
+        document: with `kind`: "tune" and "select" as :func:`~catwise.reporting.page_document`
+            gives them (of `fix` with its `checkpoint`; with `thresholds`, as
+            :meth:`catwise.decisions.Thresholds.to_dict` gives them); "evaluate" and "compare", what
+            `to_dict` of an evaluation or a comparison gives; "audit", what `catwise audit` does.
+            Further `inputs`, `curves`, `date` and `catwise`. What is absent is left out.
 
     Returns:
-        HTML that is well-formed XML too. Every text from outside is escaped.
+        HTML that is well-formed XML too. Every text from outside is escaped. Beyond 500 categories
+        their parts are embedded as records, which the page's script draws when asked.
 
     >>> page = render_report({"kind": "tune", "summary": {}, "records": []})
     >>> page.startswith("<!DOCTYPE html>"), "://" in page
@@ -54,9 +53,9 @@ def render_report(document: Mapping[str, Any]) -> str:
     """
     from jinja2 import Environment, StrictUndefined
 
-    folder = resources.files("catwise.reporting") / "templates"
-    style = (folder / "report.css").read_text(encoding="utf-8")
-    script = (folder / "report.js").read_text(encoding="utf-8")
+    page = _PAGES.get(str(document.get("kind")), run_page)(json_ready(document))
+    style = _raw("report.css") + chart_style()
+    scripts = [f"/*<![CDATA[*/\n{_raw('report.js')}/*]]>*/"]
     environment = Environment(
         autoescape=True,
         undefined=StrictUndefined,
@@ -65,13 +64,43 @@ def render_report(document: Mapping[str, Any]) -> str:
         keep_trailing_newline=True,
         finalize=lambda value: value if hasattr(value, "__html__") else _text(value),
     )
-    template = environment.from_string((folder / "report.html.j2").read_text(encoding="utf-8"))
+    environment.filters["kind"] = lambda block: type(block).__name__
+    frames = _Frames(page)
+    template = environment.from_string(_raw("report.html.j2"))
     return template.render(
-        **_view(document),
-        policy=_policy(style, script),
+        page=page,
+        many=len(page.parts) > MANY,
+        first_rows=_FIRST_ROWS,
+        rows=_Verbatim(_table_json(page)),
+        chunks=[_Verbatim(chunk) for chunk in _chunks(page, frames)],
+        chunk_size=_CHUNK,
+        draw=lambda chart: _Verbatim(frames.draw(chart)),
+        frames=_Verbatim(frames.definitions()),
+        policy=_policy(style, scripts),
         style=_Verbatim(style),
-        script=_Verbatim(script),
+        script=_Verbatim(scripts[0]),
     )
+
+
+def render_summary(document: Mapping[str, Any]) -> str:
+    """A few lines and one chart, for a notebook: verdict, counts, next step, categories.
+
+    Args:
+        document: as :func:`render_report` takes it.
+    """
+    page = _PAGES.get(str(document.get("kind")), run_page)(json_ready(document))
+    counts = ", ".join(f"{number} {text}" for number, text, _ in page.counts)
+    lines = [f"<strong>{escape(clean(page.verdict))}</strong>"]
+    lines += [escape(clean(page.scores_text)), escape(counts)]
+    lines.append(f"Next step: {escape(clean(page.next_step))}")
+    text = "".join(f"<p>{line}</p>" for line in lines if line)
+    first = next((b for one in page.sections[0] for b in one.blocks if isinstance(b, Forest)), None)
+    return f"<div>{text}{'' if first is None else first.wide.svg()}</div>"
+
+
+def _raw(name: str) -> str:
+    folder = resources.files("catwise.reporting") / "templates"
+    return (folder / name).read_text(encoding="utf-8")
 
 
 def _text(value: object) -> object:
@@ -88,271 +117,108 @@ class _Verbatim:
         return self._text
 
 
-def _policy(style: str, script: str) -> str:
+def _policy(style: str, scripts: Iterable[str]) -> str:
     """A content security policy that allows this page's own style and script, and nothing else."""
 
     def allow(text: str) -> str:
         return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
 
-    return f"default-src 'none'; style-src {allow(style)}; script-src {allow(script)}"
+    allowed = " ".join(map(allow, scripts))
+    return f"default-src 'none'; style-src {allow(style)}; script-src {allowed}"
 
 
-def _view(document: Mapping[str, Any]) -> dict[str, Any]:
-    """All that the template shows, as texts."""
-    summary = dict(document.get("summary") or {})
-    records = list(document.get("records") or [])
-    kind = str(document.get("kind", "tune"))
-    where, role = scored_on(document)
-    return {
-        "title": _TITLES.get(kind, "Run"),
-        "metric": metric_label(summary.get("metric")),
-        "version": document.get("catwise", ""),
-        "headline": headline(document),
-        "scores": _scores(document),
-        "facts": facts(summary, records),
-        "test": _test(document.get("evaluation")),
-        "thresholds": _thresholds(document.get("thresholds")),
-        "where": where,
-        "role": role,
-        "table": _table(records),
-        "reasons": _reasons(records),
-        "gap": _gap(document.get("gap")),
-        "notes": [str(note) for note in document.get("notes") or []],
-        "groups": [
-            (name, _flat(document[key]))
-            for name, key in (
-                ("Checkpoint", "checkpoint"),
-                ("Inputs", "inputs"),
-                ("Choices", "choices"),
-                ("Configuration", "config"),
-                ("Summary", "summary"),
-            )
-            if document.get(key)
-        ],
-    }
+class _Frames:
+    """Axes that several charts share: defined once, used by reference."""
+
+    def __init__(self, page: Page) -> None:
+        self._texts: dict[Any, str] = {}
+        found = Counter(self._text(chart) for chart in _charts(page))
+        shared = [text for text, n in found.items() if n > 1]
+        self._number = {text: number for number, text in enumerate(shared)}
+
+    def _text(self, chart: Chart) -> str:
+        """Axes, names and legend of a chart; made once for all that have the same."""
+        legend = tuple((one.kind, one.tone, one.label) for one in chart.series if one.label)
+        size = chart.width, chart.height, chart.beside, chart.beside_label
+        key = chart.x, chart.y, chart.rows, legend, size
+        if key not in self._texts:
+            self._texts[key] = "".join(map(mark_text, frame_marks(chart)))
+        return self._texts[key]
+
+    def definitions(self) -> str:
+        """The shared ones, for a hidden element."""
+        return "".join(f'<g id="f{n}">{text}</g>' for text, n in self._number.items())
+
+    def draw(self, chart: Chart) -> str:
+        """The element of a chart, whose axes may be a reference."""
+        text = self._text(chart)
+        number = self._number.get(text)
+        frame = text if number is None else f'<use href="#f{number}"/>'
+        return element(chart, frame + "".join(map(mark_text, data_marks(chart))))
+
+    def record(self, chart: Chart) -> list[Any]:
+        """A chart for the page's script: size, what it shows, its axes and its marks."""
+        number = self._number.get(self._text(chart))
+        frame = frame_marks(chart) if number is None else number
+        return [chart.width, chart.height, label_of(chart), frame, data_marks(chart)]
 
 
-def _candidates(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The names of the candidates whose scores the records hold."""
-    names: dict[str, None] = {}
-    for record in records:
-        names.update(dict.fromkeys(record.get("candidates") or {}))
-    return list(names)
-
-
-def _columns(candidates: Sequence[str]) -> list[Column]:
-    """Every column after the category's name."""
-    counts = {
-        f"{data} {sign}": f"n_{name}_{data}"
-        for data in ("train", "valid")
-        for sign, name in (("+", "positive"), ("−", "negative"))
-    }
-
-    def candidate(name: str) -> Callable[[Mapping[str, Any]], object]:
-        return lambda record: score((record.get("candidates") or {}).get(name))
-
-    return [
-        text("status"),
-        *numbers(score, "before", "after"),
-        *numbers(gain, "gain"),
-        Column("interval", gain_interval, "gain_low"),
-        *numbers(score, raw="selected_on"),
-        *numbers(count, **counts),
-        *numbers(gain, **{"AUROC gap": "gap_auroc"}),
-        *(Column(f"{name} (raw)", candidate(name), name) for name in candidates),
-        text("candidate"),
-        Column("why", _why, "reason", numeric=False),
+def _charts(page: Page) -> Iterator[Chart]:
+    """All charts of a page."""
+    blocks = [
+        block
+        for sections in (*page.sections, page.provenance)
+        for section in sections
+        for block in section.blocks
     ]
+    blocks += [block for part in page.parts for block in part.blocks]
+    for block in blocks:
+        if isinstance(block, Charts):
+            yield from block.charts
+        elif isinstance(block, Forest):
+            yield from (block.wide, block.narrow)
 
 
-def _sort_key(record: Mapping[str, Any], column: Column) -> Any:
-    of = (record.get("candidates") or {}) if column.name.endswith(" (raw)") else record
-    value = of.get(column.key)
-    return "" if value is None else value
+# ------------------------------------------------------------------------ embedded records
 
 
-def _table(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The table of all categories; columns in which no category has a number are left out."""
-    columns = [
-        (column, [_sort_key(record, column) for record in records])
-        for column in _columns(_candidates(records))
-    ]
-    shown = [one for one in columns if not one[0].numeric or any(key != "" for key in one[1])]
-    rows = []
-    for number, record in enumerate(records):
-        status = str(record.get("status", ""))
-        rows.append(
-            {
-                "name": str(record.get("category", number)),
-                "number": number,
-                "status": status if status in STATUSES else "other",
-                "outcome": outcome_of(record),
-                "cells": [
-                    (_kind(column, cell=True), str(column.cell(record)), keys[number])
-                    for column, keys in shown
-                ],
-            }
-        )
-    return {"headings": [(column.name, _kind(column)) for column, _ in shown], "rows": rows}
-
-
-def _kind(column: Column, *, cell: bool = False) -> str:
-    """The class of a column's heading, and of its cells."""
-    if column.numeric:
-        return "number change" if cell and column.name == "gain" else "number"
-    return column.name if column.name in {"status", "why"} else "text"
-
-
-def _why(record: Mapping[str, Any]) -> str:
-    return str(record.get("explanation") or record.get("reason") or "")
-
-
-def _reasons(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The categories that share a status and a reason, largest group first."""
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for record in records:
-        key = (str(record.get("status", "")), str(record.get("reason", "")))
-        groups.setdefault(key, []).append(record)
-    order = {status: place for place, status in enumerate(STATUSES)}
-    ordered = sorted(groups.items(), key=lambda item: (order.get(item[0][0], 9), -len(item[1])))
-    result = []
-    for (status, reason), members in ordered:
-        texts = Counter(_why(record) for record in members)
-        names = [str(record.get("category", "")) for record in members]
-        result.append(
-            {
-                "status": status,
-                "reason": reason,
-                "count": plural(len(members), "category", "categories"),
-                "explanation": next(iter(texts)) if len(texts) == 1 else "",
-                "names": names[:_SHOWN_NAMES],
-                "more": names[_SHOWN_NAMES:],
-            }
-        )
-    return result
-
-
-def _scores(document: Mapping[str, Any]) -> dict[str, str] | None:
-    """The numbers of the headline; None where there are none."""
-    found = document.get("evaluation") or document.get("summary") or {}
-    if found.get("before") is None or found.get("after") is None:
-        return None
-    names = ("difference", "difference_low", "difference_high")
-    if not document.get("evaluation"):
-        names = ("gain", "gain_low", "gain_high")
-    change, low, high = (found.get(name) for name in names)
-    return {
-        "before": score(found["before"]),
-        "after": score(found["after"]),
-        "change": gain(change),
-        "bounds": bounds_text(low, high, found.get("level") or 0.95),
-    }
-
-
-def _test(evaluation: object) -> dict[str, Any] | None:
-    """Both heads on test rows: the means, and each category, the largest difference first."""
-    if not isinstance(evaluation, Mapping) or not evaluation:
-        return None
-    total = count(evaluation.get("n_categories"))
-    means = [
-        [*_differences(mean, metric_label(name)), f"{count(mean.get('n_scored'))} of {total}"]
-        for name, mean in (evaluation.get("means") or {}).items()
-    ]
-    categories = [
-        {
-            "outcome": str(row.get("outcome", "")),
-            "cells": [
-                *_differences(row, str(row.get("category", ""))),
-                count(row.get("n_positive")),
-                count(row.get("n_negative")),
-            ],
-            "shows": outcome_text(row),
-        }
-        for row in by_difference(evaluation.get("categories") or [], evaluation.get("metric"))
-    ]
-    return {
-        "rows": plural(int(evaluation["n_rows"]), "test row"),
-        "level": f"{evaluation.get('level') or 0.95:.0%}",
-        "means": means,
-        "categories": categories,
-        "heads": [_head_row(one) for one in evaluation.get("heads") or []],
-    }
-
-
-def _differences(row: Mapping[str, Any], name: str) -> list[str]:
-    """Name, before, after, difference, interval."""
-    low, high = row.get("difference_low"), row.get("difference_high")
-    sides = (score(row.get(side)) for side in ("before", "after"))
-    return [name, *sides, gain(row.get("difference")), interval(low, high)]
-
-
-def _thresholds(found: object) -> dict[str, Any] | None:
-    """From which logit each category is called positive, and what that reaches on test rows."""
-    if not isinstance(found, Mapping) or not found.get("categories"):
-        return None
-    categories = found["categories"]
-    rates = ("sensitivity", "specificity", "precision")
-    is_tested = any("sensitivity" in one for one in categories)
-    rows = []
-    for one in categories:
-        cells = [str(one["category"]), score(one["threshold"]), score(one["probability"])]
-        if is_tested:
-            for name in rates:
-                cells.append(score(one.get(name)))
-                cells.append(interval(one.get(f"{name}_low"), one.get(f"{name}_high")))
-            cells.append(count(one.get("alerts_per_1000")))
-        rows.append({"cells": cells, "explanation": str(one["explanation"])})
-    headings = ["threshold (logit)", "probability there"]
-    if is_tested:
-        headings += [name for rate in rates for name in (rate, "interval")]
-        headings.append("alerts per 1,000")
-    lines = [str(found.get("population") or ""), *map(str, found.get("notes") or [])]
-    return {
-        "headings": headings,
-        "rows": rows,
-        "lines": [line for line in lines if line],
-        "shown": "what that reaches on test rows, with intervals"
-        if is_tested
-        else "not tried on test rows",
-    }
-
-
-def _head_row(one: Mapping[str, Any]) -> list[str]:
-    """One of several heads on the test rows."""
-    bounds = interval(one.get("gain_low"), one.get("gain_high"))
-    name = str(one.get("name", ""))
-    return [name, score(one.get("score")), gain(one.get("gain")), bounds]
-
-
-def _gap(gap: object) -> dict[str, Any] | None:
-    """The memorisation gap: its advice and its numbers."""
-    if not isinstance(gap, Mapping) or not gap:
-        return None
-    advice = gap.get("advice")
-    lines = advice if isinstance(advice, (list, tuple)) else [advice] if advice else []
-    rows = [
+def _table_json(page: Page) -> str:
+    """Rows of a long table, for the page's script."""
+    if page.table is None or len(page.parts) <= MANY:
+        return "[]"
+    return _json(
         [
-            metric_label(name),
-            score(one.get("training")),
-            score(one.get("fresh")),
-            gain(one.get("gap")),
-            interval(one.get("low"), one.get("high")),
-            count(one.get("n_categories")),
+            [row.number, row.outcome, row.group, [clean(text) for text, _ in row.cells],
+             [key for _, key in row.cells]]
+            for row in page.table.rows
         ]
-        for name, one in gap.items()
-        if isinstance(one, Mapping)
-    ]
-    level = gap.get("level") or 0.95
-    return {"advice": [str(line) for line in lines], "rows": rows, "level": f"{level:.0%}"}
+    )  # fmt: skip
 
 
-def _flat(value: Mapping[str, Any], path: str = "") -> list[tuple[str, str]]:
-    """A nested table as (dotted name, text) pairs."""
-    pairs: list[tuple[str, str]] = []
-    for key, item in value.items():
-        name = f"{path}{str(key).replace('_', ' ')}"
-        if isinstance(item, Mapping) and item:
-            pairs += _flat(item, f"{name} · ")
-        else:
-            pairs.append((name, value_text(item)))
-    return pairs
+def _chunks(page: Page, frames: _Frames) -> Iterator[str]:
+    """The parts of very many categories, in pieces."""
+    if len(page.parts) <= MANY:
+        return
+    for start in range(0, len(page.parts), _CHUNK):
+        yield _json([_part_record(part, frames) for part in page.parts[start : start + _CHUNK]])
+
+
+def _part_record(part: Part, frames: _Frames) -> dict[str, Any]:
+    facts = [pair for block in part.blocks if isinstance(block, Facts) for pair in block.pairs]
+    texts = [block.text for block in part.blocks if isinstance(block, Text)]
+    charts = [one for block in part.blocks if isinstance(block, Charts) for one in block.charts]
+    return {
+        "name": clean(part.name),
+        "summary": clean(part.summary),
+        "facts": [[clean(name), clean(text)] for name, text in facts],
+        "texts": [clean(text) for text in texts],
+        "charts": [frames.record(chart) for chart in charts],
+    }
+
+
+def _json(value: object) -> str:
+    """JSON that ends no element and is XML too."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for letter in "<>&\u2028\u2029":
+        text = text.replace(letter, f"\\u{ord(letter):04x}")
+    return text

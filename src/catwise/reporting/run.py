@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -89,8 +91,16 @@ def page_document(
         result: what `tune` or `select` gave.
         inputs: where features, labels and head came from.
     """
-    drawn = {name: json_ready(getattr(result, name, None)) for name in _DRAWN}
+    drawn: dict[str, Any] = {"date": today()}
+    drawn |= {name: json_ready(getattr(result, name, None)) for name in _DRAWN}
     return run_document(result, inputs=inputs) | {k: v for k, v in drawn.items() if v}
+
+
+def today() -> str:
+    """The date, in UTC; that of SOURCE_DATE_EPOCH where it is set, as for other builds."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
+    seconds = int(epoch) if epoch.isdecimal() else time.time()
+    return datetime.fromtimestamp(seconds, tz=timezone.utc).date().isoformat()
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -208,7 +218,7 @@ def write_run(
     document = page_document(result, inputs=inputs)
     folds = getattr(result, "folds", None)
     summary = {key: document[key] for key in ("catwise", "kind", "summary", "gap", "notes")}
-    config = {key: document[key] for key in ("catwise", "kind", "inputs", "config")}
+    config = {key: document[key] for key in ("catwise", "kind", "date", "inputs", "config")}
     writers: dict[str, Callable[[Path], object]] = {
         "head.safetensors": lambda target: save_head(result.head, target),
         "records.json": lambda target: write_json(target, document["records"]),

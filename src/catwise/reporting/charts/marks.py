@@ -1,7 +1,7 @@
 """A chart as marks at pixels: the one geometry that SVG and the page's script draw.
 
 A mark is a list: its kind, its class, its numbers. ["p", class, path], ["c", class, x, y, radius],
-["r", class, x, y, width, height], ["t", class, x, y, text].
+["t", class, x, y, text].
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Frame(NamedTuple):
         """The area that labels and legend leave."""
         top = 8 + (_LEGEND if any(one.label for one in chart.series) else 0)
         if not chart.rows:
-            return cls(46, top, chart.width - 12, chart.height - 38)
+            return cls(52, top, chart.width - 12, chart.height - 38)
         longest = max(len(name) for name in chart.rows)
         left = min(longest * _LETTER + 10, chart.width * 0.36)
         beside = max((len(one) for one in (*chart.beside, chart.beside_label)), default=0)
@@ -133,14 +133,14 @@ def shortened(name: str, most: int) -> str:
 
 
 def _legend(chart: Chart) -> Iterator[Mark]:
-    x = 4.0 if chart.rows else 46.0
+    x = 4.0 if chart.rows else 52.0
     seen: set[str] = set()
     for one in chart.series:
         if not one.label or one.label in seen:
             continue
         seen.add(one.label)
-        if one.kind in {"bars"}:
-            yield ["r", f"cw-{one.tone}", x, 3, 12, 10]
+        if one.kind == "bars":
+            yield ["p", f"cw-bars cw-{one.tone}", f"M{x} 3h12v10h-12z"]
         elif one.kind == "dots":
             yield ["c", f"cw-{one.tone}", x + 6, 8, 4]
         else:
@@ -161,12 +161,15 @@ def _dots(chart: Chart, frame: Frame, one: Series) -> Iterator[Mark]:
 
 
 def _bars(chart: Chart, frame: Frame, one: Series) -> Iterator[Mark]:
+    parts = []
     for x, y, x2, y2 in zip(one.x, one.y, one.x2, one.y2, strict=True):
         left, right = sorted((frame.x(chart.x, x), frame.x(chart.x, x2)))
         top, bottom = sorted((frame.y(chart, y), frame.y(chart, y2)))
         if right > left and bottom > top:
-            size = _round(right - left), _round(bottom - top)
-            yield ["r", f"cw-{one.tone}", left, top, *size]
+            width, height = _round(right - left), _round(bottom - top)
+            parts.append(f"M{left} {top}h{width}v{height}h-{width}z")
+    if parts:
+        yield ["p", f"cw-bars cw-{one.tone}", "".join(parts)]
 
 
 def _spans(chart: Chart, frame: Frame, one: Series) -> Iterator[Mark]:

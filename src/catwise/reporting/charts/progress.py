@@ -35,20 +35,22 @@ def learning(
 
     Args:
         history: of a run, as `TuneResult.history` or `history.json`.
-        category: its curve; None: the mean over the categories that are still being tuned.
+        category: its curve; None: the mean over all tuned categories, of the score that of the
+            best step so far.
         quantity: "score" on the validation labels, or "loss" or "fitness" on the training labels.
         metric: name of the metric that the score is of.
 
     Returns:
         None where the history has no such steps: preset `default` takes none.
 
-    >>> steps = [{"method": "bp_bce", "step": s, "score": 0.5 + s / 10} for s in range(1, 4)]
+    >>> steps = [{"method": "bp_bce", "step": s, "best": 0.5 + s / 10} for s in range(1, 4)]
     >>> learning(steps).series[0].y
     (0.6, 0.7, 0.8)
     """
+    key = "best" if category is None and quantity == "score" else quantity
     lines = {
         name: (x, y)
-        for name, (x, y) in _lines(history, category, quantity).items()
+        for name, (x, y) in _lines(history, category, key).items()
         if any(value is not None for value in y)
     }
     if not lines:
@@ -64,9 +66,14 @@ def learning(
     ]
     last = max(float(x[-1]) for x, _ in lines.values())
     values = [v for one in series for v in one.y]
-    text = f"validation {metric_label(metric)}" if quantity == "score" else f"training {quantity}"
+    best = "best " if key == "best" else ""
+    text = (
+        f"{best}validation {metric_label(metric)}"
+        if quantity == "score"
+        else f"training {quantity}"
+    )
     unit = "generation" if quantity == "fitness" or set(lines) == {"ga"} else "step"
-    of = "mean over the categories still being tuned" if category is None else category
+    of = "mean over the tuned categories" if category is None else category
     return Chart(
         title=f"{text[0].upper()}{text[1:]} after every {unit}",
         description=f"{of}; {plural(int(last), unit)}.",

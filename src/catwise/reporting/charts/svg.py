@@ -19,35 +19,32 @@ def chart_style() -> str:
     return (folder / "charts.css").read_text(encoding="utf-8")
 
 
-def inline(chart: Chart) -> str:
-    """The element for a page that has the style sheet of charts."""
-    return _element(chart, "")
-
-
 def file_text(chart: Chart) -> str:
     """A file of its own."""
+    marks = "".join(mark_text(one) for one in (*frame_marks(chart), *data_marks(chart)))
     style = f"<style>{chart_style()}</style>"
-    return _element(chart, style, ' xmlns="http://www.w3.org/2000/svg"')
+    return element(chart, style + marks, ' xmlns="http://www.w3.org/2000/svg"')
 
 
-def _element(chart: Chart, style: str, more: str = "") -> str:
+def element(chart: Chart, inside: str, more: str = "") -> str:
+    """The element of a chart, with what is drawn."""
     size = f'width="{chart.width}" height="{chart.height}"'
     box = f'viewBox="0 0 {chart.width} {chart.height}"'
-    label = escape(clean(f"{chart.title}. {chart.description}"), quote=True)
-    marks = "".join(_mark(one) for one in (*frame_marks(chart), *data_marks(chart)))
-    return (
-        f'<svg class="cw" role="img" aria-label="{label}" {size} {box}{more}>{style}{marks}</svg>'
-    )
+    label = escape(label_of(chart), quote=True)
+    return f'<svg class="cw" role="img" aria-label="{label}" {size} {box}{more}>{inside}</svg>'
 
 
-def _mark(mark: Mark) -> str:
+def label_of(chart: Chart) -> str:
+    """What a chart shows, for those who do not see it."""
+    return clean(f"{chart.title}. {chart.description}")
+
+
+def mark_text(mark: Mark) -> str:
+    """One mark as an element."""
     kind, name, *values = mark
     if kind == "p":
         return f'<path class="{name}" d="{values[0]}"/>'
     if kind == "c":
         return f'<circle class="{name}" cx="{values[0]}" cy="{values[1]}" r="{values[2]}"/>'
-    if kind == "r":
-        x, y, width, height = values
-        return f'<rect class="{name}" x="{x}" y="{y}" width="{width}" height="{height}"/>'
     x, y, text = values
     return f'<text class="{name}" x="{x}" y="{y}">{escape(text, quote=False)}</text>'

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 from collections.abc import Mapping
@@ -15,8 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from catwise._io import write_bytes, write_text
+from catwise._io import write_bytes
 from catwise._json import TEXTS, Field, own, read_fields
+from catwise._reported import Reported, reporting
 from catwise._safetensors import build, read_arrays, read_layout
 from catwise.errors import FeatureStoreError, HeadError
 from catwise.heads import Head
@@ -160,7 +160,7 @@ def _little(array: NDArray[np.float32]) -> bytes:
     return np.ascontiguousarray(array, dtype="<f4").tobytes()
 
 
-class _Written:
+class _Written(Reported):
     """What both kinds of results share: their account as JSON, and the folder of a run."""
 
     account: Account
@@ -188,26 +188,13 @@ class _Written:
         Raises:
             OutputError: If something else is there, or it cannot be written.
         """
-        paths: dict[str, Path] = _reporting("write_run")(self, folder, overwrite=overwrite)
+        paths: dict[str, Path] = reporting("write_run")(self, folder, overwrite=overwrite)
         return paths
 
-    def report(self, path: str | os.PathLike[str]) -> Path:
-        """Write the report alone, one HTML page that loads nothing.
-
-        Args:
-            path: of the page; a file there is replaced.
-
-        Raises:
-            OutputError: If it cannot be written.
-        """
-        page = _reporting("render_report")(_reporting("page_document")(self))
-        write_text(path, page)
-        return Path(path)
-
-
-def _reporting(name: str) -> Any:
-    """A function of `catwise.reporting`, which lies above: a result hands itself over to it."""
-    return getattr(importlib.import_module("catwise.reporting"), name)
+    def page_document(self) -> dict[str, Any]:
+        """All of the run but the tensors, JSON-ready: what the page is made of."""
+        document: dict[str, Any] = reporting("page_document")(self)
+        return document
 
 
 @dataclass(frozen=True, eq=False, repr=False)

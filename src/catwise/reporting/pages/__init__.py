@@ -1,0 +1,1 @@
+"""Documents as pages: of a run, of an evaluation, of an audit."""
