@@ -133,7 +133,7 @@ def shortened(name: str, most: int) -> str:
 
 
 def _legend(chart: Chart) -> Iterator[Mark]:
-    x = 4.0 if chart.rows else 52.0
+    x: float = 4 if chart.rows else 52
     seen: set[str] = set()
     for one in chart.series:
         if not one.label or one.label in seen:
@@ -142,10 +142,10 @@ def _legend(chart: Chart) -> Iterator[Mark]:
         if one.kind == "bars":
             yield ["p", f"cw-bars cw-{one.tone}", f"M{x} 3h12v10h-12z"]
         elif one.kind == "dots":
-            yield ["c", f"cw-{one.tone}", x + 6, 8, 4]
+            yield ["c", f"cw-{one.tone}", _round(x + 6), 8, 4]
         else:
             yield ["p", f"cw-{one.kind} cw-{one.tone}", _path([(x, 8), (x + 14, 8)])]
-        yield ["t", "cw-tick", x + 18, 12, one.label]
+        yield ["t", "cw-tick", _round(x + 18), 12, one.label]
         x = _round(x + 28 + len(one.label) * (_LETTER - 0.9))
 
 
