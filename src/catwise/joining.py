@@ -24,6 +24,7 @@ from catwise.features.by_category import by_category, of_categories
 from catwise.heads import Head
 from catwise.labels import PartialLabels
 from catwise.labels.names import refuse_repeats
+from catwise.labels.renaming import matching_names, renaming_remedy
 
 #: Unmatched ids and names that an error shows of each side.
 _SHOWN: Final = 3
@@ -260,8 +261,17 @@ def match_categories(
         f"{name}: {head_name} lacks {len(lacking):,} of {len(labels):,} categories of the labels.",
         found=f"not in the head: {shown}{', …' if len(lacking) > _SHOWN else ''}",
         expected=f"names among the head's {len(head):,}: {_some(head)}",
-        remedy="rename the columns, or leave out the categories that the head does not know",
+        remedy=_renaming(labels, head),
     )
+
+
+def _renaming(labels: Sequence[str], head: Sequence[str]) -> str:
+    """What can be done with categories of other names."""
+    rest = "leave out the categories that the head does not know (--unknown-categories ignore)"
+    same = matching_names(labels, head)
+    if not same:
+        return f"rename the columns, labels.rename_categories({{…}}) (--rename OLD=NEW), or {rest}"
+    return f"these mean the same: labels.{renaming_remedy(same)}; or {rest}"
 
 
 class _TakenRows:

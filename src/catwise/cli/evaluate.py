@@ -22,13 +22,14 @@ from catwise.cli.inputs import (
     read_names,
     refuse_inputs,
 )
-from catwise.cli.labelled import describe_labels
+from catwise.cli.labelled import describe_labels, known_categories
 from catwise.cli.options import (
     CSV_HELP,
     DEVICE_HELP,
     FORCE_HELP,
     REPORT_HELP,
     HeadOptions,
+    MatchOptions,
     SourceOptions,
     TableOptions,
 )
@@ -49,6 +50,7 @@ class Options:
     data: SourceOptions = group("Features and labels")
     table: TableOptions = group("Label tables")
     source: HeadOptions = group("Head")
+    match: MatchOptions = group("Label tables")
     metrics: tuple[str, ...] = option(
         _DEFAULT_METRICS,
         names="--metric",
@@ -104,11 +106,12 @@ def command(given: Options) -> None:
     shares = one_or_many(given.prevalence)
     check_device(given.device)
     _hold(given)
-    head = load_the_head(source)
+    head = load_the_head(source, given.table)
     other = (
         None if given.against is None else _other(given.against, given.against_key, source, head)
     )
     features, labels, by = load_source(data, given.table, given.by)
+    labels = known_categories(labels, head.categories, given.match.unknown_categories, output)
     found = _scored(given, head, other, (features, labels), prevalence=shares, by=by)
     inputs = {
         "features": describe_features(data.features, features),

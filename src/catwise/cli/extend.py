@@ -64,7 +64,7 @@ def command(given: Options) -> None:
     check_output(out, overwrite=given.overwrite)
     check_device(given.device)
     pair = load_pair(data, given.table)
-    head = load_the_head(given.source)
+    head = load_the_head(given.source, given.table)
     inputs = {
         "head": describe_head(given.source, head),
         **pair.about,

@@ -14,9 +14,9 @@ from catwise._options import group, option
 from catwise.cli.building import make_command
 from catwise.cli.console import Output
 from catwise.cli.inputs import check_device, environment, load_policy
-from catwise.cli.labelled import describe_labels, load_dataset
+from catwise.cli.labelled import describe_labels, known_categories, load_dataset
 from catwise.cli.models import ModelOptions, load_the_model
-from catwise.cli.options import LabelledOptions, PolicyOptions, TableOptions
+from catwise.cli.options import LabelledOptions, MatchOptions, PolicyOptions, TableOptions
 from catwise.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class Options:
         help="Images that choose nothing and judge at the end; 'none' for none.",
     )
     table: TableOptions = group("Label tables")
+    match: MatchOptions = group("Label tables")
     policy: PolicyOptions = group("Fitting")
     config: FixConfig = group("Fitting")
     dry_run: bool = option(
@@ -162,10 +163,16 @@ def _prepare(
 ) -> PreparedFix:
     from catwise.fixing import prepare
 
+    model, how = load_the_model(given.model), given.match.unknown_categories
+    rows = model.head.categories if model.head else ()
+    labels = {
+        name: known_categories(part.labels, rows, how, given.output if name == "train" else None)
+        for name, part in parts.items()
+    }
     return prepare(
-        load_the_model(given.model),
+        model,
         _images(given.model, dataset, parts, skip_missing=config.missing == "skip"),
-        {name: part.labels for name, part in parts.items()},
+        labels,
         given.out,
         config=config,
         inputs=about,

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from catwise._limits import MAX_TEXT, read_within
-from catwise.cli.labelled import describe_labels, load_dataset, scored_as_one
+from catwise.cli.building import spelled_as
+from catwise.cli.labelled import (
+    describe_labels,
+    known_categories,
+    load_dataset,
+    read_renames,
+    scored_as_one,
+)
 from catwise.cli.options import (
     HeadOptions,
     LabelledOptions,
@@ -24,6 +31,7 @@ from catwise.cli.options import (
 from catwise.errors import ConfigError, OutputError, ShapeError
 
 if TYPE_CHECKING:
+    from catwise.cli.console import Output
     from catwise.features.by_category import CategoryFeatures
     from catwise.features.inputs import Features
     from catwise.heads import Head
@@ -75,6 +83,14 @@ class Pair:
     valid: tuple[Any, PartialLabels] | None
     test: tuple[Any, PartialLabels] | None
     about: dict[str, Any]
+
+    def known_to(self, head: Sequence[str], how: str, output: Output) -> Pair:
+        """The same without the categories that a head does not have, where these are ignored."""
+
+        def kept(source: tuple[Any, PartialLabels] | None, told: Output | None = None) -> Any:
+            return source and (source[0], known_categories(source[1], head, how, told))
+
+        return Pair(kept(self.train, output), kept(self.valid), kept(self.test), self.about)
 
 
 def load_pair(data: PairOptions, table: TableOptions) -> Pair:
@@ -167,17 +183,46 @@ def load_logits(path: Path, data: PairOptions, table: TableOptions, pair: Pair) 
     return block_of(aligned_features(logits, rows), 0, labels.n_rows)
 
 
-def load_the_head(source: HeadOptions) -> Head:
-    """Read the head from its own file or out of a checkpoint."""
+def load_the_head(source: HeadOptions, table: TableOptions | None = None) -> Head:
+    """Read the head from its own file or out of a checkpoint, and rename its rows.
+
+    With a model the rows have the names that it knows.
+    """
     from catwise.heads import load_head, read_head
+    from catwise.labels.renaming import renamed
 
     names = None if source.head_categories is None else read_names(source.head_categories)
     if source.head is not None:
         head = load_head(source.head)
-        return head if names is None else head.replace(categories=names)
-    return read_head(
-        str(source.checkpoint), key=source.head_key, bias_key=source.bias_key, categories=names
-    )
+        head = head if names is None else head.replace(categories=names)
+    elif source.model is not None:
+        head = _of_model(source, names)
+    else:
+        head = read_head(
+            str(source.checkpoint), key=source.head_key, bias_key=source.bias_key, categories=names
+        )
+    pairs = read_renames(() if table is None else table.rename)
+    here = {old: new for old, new in pairs.items() if old in set(head.categories)}
+    if not here:
+        return head
+    return head.replace(categories=renamed(head.categories, here, of="the head"))
+
+
+def _of_model(source: HeadOptions, names: list[str] | None) -> Head:
+    """The head of a model, with its rows' names."""
+    from catwise.cli.models import OF_MODELS, model_args
+    from catwise.models.registry import load_model
+
+    options: dict[str, Any] = {"categories": names, "model_args": model_args(source.model_arg)}
+    with spelled_as(OF_MODELS):
+        loaded = load_model(
+            source.model or "",
+            checkpoint=source.checkpoint,
+            **{key: value for key, value in options.items() if value},
+        )
+    if loaded.checkpoint is None or loaded.head is None:
+        raise click.UsageError(f"--model {source.model} needs --checkpoint: its weights.")
+    return loaded.head
 
 
 def check_device(name: str | None) -> str | None:
@@ -205,7 +250,7 @@ def read_names(path: Path) -> list[str]:
     """Read names, one a line; blank lines at the end do not count."""
     try:
         raw = read_within(path, MAX_TEXT)
-        names = raw.decode("utf-8-sig").rstrip().splitlines()
+        names = _listed_names(raw.decode("utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"cannot read names from '{path}'.",
@@ -220,6 +265,18 @@ def read_names(path: Path) -> list[str]:
             expected="one name a line",
         )
     return [name.strip() for name in names]
+
+
+def _listed_names(text: str) -> list[str]:
+    """Names one a line, or in JSON: a list, or a table of row numbers and names."""
+    from catwise._json import parse
+    from catwise.models.stored_names import names_by_number
+
+    if text.lstrip()[:1] not in {"[", "{"}:
+        return text.rstrip().splitlines()
+    told = parse(text)
+    told = told.get("id2label", told) if isinstance(told, dict) else told
+    return names_by_number(told, where="the file of names")
 
 
 def load_policy(policy: PolicyOptions) -> LabelPolicy | None:
@@ -262,7 +319,8 @@ def describe_features(path: Path | str, features: Features | CategoryFeatures) -
 def describe_head(source: HeadOptions, head: Head) -> dict[str, Any]:
     """What the report says about the head that was given."""
     return {
-        "path": str(source.head or source.checkpoint),
+        "path": str(source.head or source.checkpoint or source.model),
+        **({} if source.model is None else {"model": source.model}),
         "sha256": head.digest,
         "categories": head.n_categories,
         "features": head.n_features,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,13 +12,14 @@ import click
 from catwise.cli.building import spelled_as
 from catwise.cli.options import LabelledOptions, TableOptions
 from catwise.cli.reader_options import option_value
-from catwise.errors import ConfigError, nearest
+from catwise.errors import ConfigError, nearest, reason_of
 
 if TYPE_CHECKING:
+    from catwise.cli.console import Output
     from catwise.data import Dataset
     from catwise.labels import PartialLabels
 
-FOR_ALL: Final = ("category", "id_prefix", "id_suffix", "strip_prefix", "strip_suffix")
+FOR_ALL: Final = ("category", "rename", "id_prefix", "id_suffix", "strip_prefix", "strip_suffix")
 """Options of tables that hold for data sets too."""
 
 _OF_TABLES: Final = {"categories": "--category", "ignore": "--ignore-column"}
@@ -28,7 +30,8 @@ def load_labels(
     path: Path, table: TableOptions, *, split_column: str | None = None, split: str | None = None
 ) -> PartialLabels:
     """Read a label table, or one split of it."""
-    return _read_table(path, table, split_column if split is not None else None, split).labels
+    dataset = _read_table(path, table, split_column if split is not None else None, split)
+    return dataset.labels.rename_categories(read_renames(table.rename))
 
 
 def load_dataset(source: LabelledOptions, table: TableOptions) -> Dataset:
@@ -36,6 +39,70 @@ def load_dataset(source: LabelledOptions, table: TableOptions) -> Dataset:
 
     Splits of a table are those of its split column; without one they are blank, as its paths are.
     """
+    dataset = _load(source, table)
+    if not table.rename:
+        return dataset
+    labels = dataset.labels.rename_categories(read_renames(table.rename))
+    return dataclasses.replace(dataset, labels=labels)
+
+
+def read_renames(given: Sequence[str]) -> dict[str, str]:
+    """New names by the old ones, from OLD=NEW texts and files of such lines, or of JSON."""
+    from catwise._json import parse
+    from catwise._limits import MAX_TEXT, read_within
+
+    pairs: list[str] = []
+    found: dict[str, str] = {}
+    for text in given:
+        if "=" in text:
+            pairs.append(text)
+            continue
+        try:
+            content = read_within(Path(text), MAX_TEXT).decode("utf-8-sig")
+            told = parse(content) if content.lstrip().startswith("{") else None
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"cannot read new names from '{text}'.",
+                found=reason_of(error),
+                expected="OLD=NEW, or a file (UTF-8) of such lines, or of JSON: names by old names",
+            ) from error
+        found |= {str(old): str(new) for old, new in (told or {}).items()}
+        pairs += [] if told is not None else [line for line in content.splitlines() if line.strip()]
+    for text in pairs:
+        old, equals, new = (part.strip() for part in text.partition("="))
+        if not (old and equals and new) or "=" in new:
+            raise ConfigError(
+                "a new name must be given as OLD=NEW.",
+                found=f"--rename {text}",
+                remedy='where a name holds \'=\', a file of JSON says it: {"OLD": "NEW"}',
+            )
+        found[old] = new
+    return found
+
+
+def known_categories(
+    labels: PartialLabels, head: Sequence[str], how: str, output: Output | None = None
+) -> PartialLabels:
+    """Labels without the categories that a head does not have, where these are to be ignored."""
+    from catwise.joining import has_default_names
+
+    if how != "ignore" or has_default_names(head) or has_default_names(labels.categories):
+        return labels
+    there = set(head)
+    kept = [name for name in labels.categories if name in there]
+    lost = [name for name in labels.categories if name not in there]
+    if not kept or not lost:
+        return labels
+    if output is not None:
+        from catwise._text import plural, some
+
+        what = plural(len(lost), "category is", "categories are")
+        output.line(f"{what} not of the head, and ignored: {some(lost)}")
+    return labels.take_categories(kept)
+
+
+def _load(source: LabelledOptions, table: TableOptions) -> Dataset:
+    """What `load_dataset` gives, before anything is renamed."""
     if source.labels is not None:
         return _read_table(source.labels, table, source.split_column, source.split)
     for name, value in _given(table).items():

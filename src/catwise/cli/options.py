@@ -54,6 +54,12 @@ class TableOptions:
     ignore_column: tuple[str, ...] = option(
         (), metavar="NAME", help="A column that is not a category (repeatable)."
     )
+    rename: tuple[str, ...] = option(
+        (),
+        metavar="OLD=NEW",
+        help="Another name for a category, in labels and heads (repeatable), or a file of such "
+        "lines. --category and --ignore-column say the old ones.",
+    )
     category_column: str | None = option(
         None,
         metavar="NAME",
@@ -87,6 +93,17 @@ class TableOptions:
             raise click.UsageError("give either --category or --ignore-column.")
         if self.ignore_column and self.layout == "long":
             raise click.UsageError("--ignore-column belongs to --layout wide.")
+
+
+@dataclass(frozen=True)
+class MatchOptions:
+    """What becomes of categories that only one side has."""
+
+    unknown_categories: str = option(
+        "refuse",
+        choices=("refuse", "ignore"),
+        help="Categories of the labels that the head does not have: an error, or left out.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,14 +275,29 @@ class HeadOptions:
     )
     bias_key: str | None = option(None, metavar="KEY", help="The bias's key, if named otherwise.")
     head_categories: Path | None = option(
-        None, metavar="FILE", help="Names of the checkpoint's rows, one a line, in order."
+        None, metavar="FILE", help="Names of the checkpoint's rows, one a line, in order, or JSON."
+    )
+    model: str | None = option(
+        None,
+        metavar="KIND:NAME",
+        help="The model that the checkpoint is of: its own names of the rows, such as those of "
+        "xrv:NAME, and its layer are taken.",
+    )
+    model_arg: tuple[str, ...] = option(
+        (), metavar="NAME=VALUE", help="An option of its architecture (repeatable)."
     )
 
     def __post_init__(self) -> None:
-        if (self.head is None) == (self.checkpoint is None):
+        if self.head is not None and (self.checkpoint is not None or self.model is not None):
             raise click.UsageError("give either --head FILE or --checkpoint FILE.")
-        if self.head is not None and (self.head_key or self.bias_key):
+        if self.head is None and self.checkpoint is None and self.model is None:
+            raise click.UsageError("give either --head FILE or --checkpoint FILE.")
+        if self.checkpoint is None and (self.head_key or self.bias_key):
             raise click.UsageError("--head-key and --bias-key belong to --checkpoint.")
+        if self.model is not None and (self.head_key or self.bias_key):
+            raise click.UsageError("--head-key and --bias-key are for a file without --model.")
+        if self.model_arg and self.model is None:
+            raise click.UsageError("--model-arg needs --model.")
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from catwise.cli.inputs import (
     load_source,
     named_paths,
 )
-from catwise.cli.labelled import describe_labels
-from catwise.cli.options import FORCE_HELP, SEED_HELP, SourceOptions, TableOptions
+from catwise.cli.labelled import describe_labels, known_categories
+from catwise.cli.options import FORCE_HELP, SEED_HELP, MatchOptions, SourceOptions, TableOptions
 from catwise.cli.outputs import hold_output
 from catwise.cli.runs import OVERWRITE_HELP, RUN_HELP, finish, read_candidate
 
@@ -37,6 +37,7 @@ class Options:
     )
     data: SourceOptions = group("Features and labels", prefix="valid-")
     table: TableOptions = group("Label tables")
+    match: MatchOptions = group("Label tables")
     metric: str = option(
         "average_precision", choices=METRICS, first=True, help="Metric to optimise."
     )
@@ -71,6 +72,9 @@ def command(given: Options) -> None:
     check_output(out, overwrite=given.overwrite)
     features, labels, _ = load_source(data, given.table)
     read = {name: read_candidate(path) for name, path in candidates.items()}
+    for run in read.values():
+        how = given.match.unknown_categories
+        labels = known_categories(labels, run.head.categories, how, given.output)
     named = {
         name: run._replace(head=name_rows(run.head, labels.categories))
         for name, run in read.items()

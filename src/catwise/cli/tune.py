@@ -21,7 +21,14 @@ from catwise.cli.inputs import (
     load_policy,
     load_the_head,
 )
-from catwise.cli.options import DEVICE_HELP, HeadOptions, PairOptions, PolicyOptions, TableOptions
+from catwise.cli.options import (
+    DEVICE_HELP,
+    HeadOptions,
+    MatchOptions,
+    PairOptions,
+    PolicyOptions,
+    TableOptions,
+)
 from catwise.cli.outputs import hold_output
 from catwise.cli.runs import OVERWRITE_HELP, RUN_HELP, finish
 
@@ -37,6 +44,7 @@ class Options:
     table: TableOptions = group("Label tables")
     policy: PolicyOptions = group("Fitting")
     source: HeadOptions = group("Head")
+    match: MatchOptions = group("Label tables")
     logits: Path | None = option(
         None,
         metavar="FILE",
@@ -74,7 +82,8 @@ def command(given: Options) -> None:
     check_output(out, overwrite=given.overwrite)
     check_device(given.device)
     pair = load_pair(data, given.table)
-    read = load_the_head(given.source)
+    read = load_the_head(given.source, given.table)
+    pair = pair.known_to(read.categories, given.match.unknown_categories, output)
     head = name_rows(read, pair.train[1].categories)
     about = describe_head(given.source, head)
     if head is not read:

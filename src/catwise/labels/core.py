@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Literal
 
@@ -26,6 +26,7 @@ from catwise.labels.reading import (
     sparse_codes,
     two_dimensional,
 )
+from catwise.labels.renaming import renamed
 
 BLOCK_ENTRIES: Final = 1 << 23
 
@@ -427,6 +428,19 @@ class PartialLabels:
         else:
             content = self._columns.take_columns(index)
         return self.from_content(content, self.n_rows, names, **self._rest())
+
+    def rename_categories(self, new_names: Mapping[str, str]) -> PartialLabels:
+        """Return the same labels with other names of some categories: {old: new}.
+
+        CategoryError if two would have one name, or neither name of a pair is there.
+
+        >>> PartialLabels([[1]], categories=["Effusion"]).rename_categories(
+        ...     {"Effusion": "Pleural Effusion"}
+        ... ).categories
+        ('Pleural Effusion',)
+        """
+        names = renamed(self.categories, new_names)
+        return self.from_content(self._content(), self.n_rows, names, **self._rest())
 
     def targets(self, policy: Any = None, seed: int = 0) -> Any:
         """Deprecated: use `catwise.labels.make_targets`."""

@@ -115,9 +115,7 @@ def adapt_module(
     names, said = _follow_policy(name, every, heads)
     parts = [_part(module, layer, catalog, placed) for layer in names]
     head = _head(catalog, parts, categories)
-    run = _as_run(module, names, head, is_decoder=decoder is not None)
-    if len(every) > len(names):
-        run = _Run(OneHead(module, names[0]).eval(), f"model.{names[0]}", [])
+    run = _as_run(module, names, head, every, is_decoder=decoder is not None)
     keys = [HeadKeys(at.weight.name, at.bias.name if at.bias else None) for at in parts]
     adapted = LoadedModel(
         name=name,
@@ -151,8 +149,12 @@ class _Run(NamedTuple):
     notes: list[str]
 
 
-def _as_run(module: nn.Module, names: Sequence[str], head: Head, *, is_decoder: bool) -> _Run:
+def _as_run(
+    module: nn.Module, names: Sequence[str], head: Head, every: Sequence[str], *, is_decoder: bool
+) -> _Run:
     """The module itself; around ML-Decoder, or two heads, one that has such a layer."""
+    if len(every) > len(names):
+        return _Run(OneHead(module, names[0]).eval(), f"model.{names[0]}", [])
     if is_decoder:
         decoded = DecodedGroups(module, names[0], head).eval()
         note = (

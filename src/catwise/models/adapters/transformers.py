@@ -33,6 +33,7 @@ _COMPILED: Final = "_orig_mod."
 """What leads the names of tensors that a compiled model saved."""
 
 _WEIGHTS: Final = "model.safetensors"
+_REFUSED: Final = ("trust_remote_code", "num_labels", "token", "cache_dir", "revision")
 _TWO_HEADS: Final = (
     ("cls_classifier", "distillation_classifier"),
     ("classifier", "classifier_distill"),
@@ -53,11 +54,7 @@ def load_transformers(request: Request) -> LoadedModel:
     transformers = import_optional(
         "transformers", extra="transformers", purpose=f"the model transformers:{folder}"
     )
-    own, args = split_options(
-        request.model_args,
-        own={"heads": "refuse"},
-        refused=("trust_remote_code", "num_labels", "token", "cache_dir", "revision"),
-    )
+    own, args = split_options(request.model_args, own={"heads": "refuse"}, refused=_REFUSED)
     settings, files = _read_settings(folder), _weight_files(folder)
     stored = _stored_labels(folder, settings) if request.categories is None else None
     lead = _COMPILED if all(key.startswith(_COMPILED) for key in files) else ""

@@ -331,9 +331,14 @@ def find_linear(
             remedy=f"say it with output={fits[0].output!r}, node={fits[0].name!r} or another",
         )
     reasons += [f"{layer} has another number of categories" for layer in layers]
+    raise _none_fits(file, reasons, n_categories)
+
+
+def _none_fits(file: OnnxFile, reasons: Sequence[str], n_categories: int | None) -> HeadError:
+    """The error for a graph none of whose outputs leads to a layer that can be used."""
     others = [layer.name for layer in _all_layers(file)]
     rows = "" if n_categories is None else f", of {n_categories:,} categories"
-    raise HeadError(
+    return HeadError(
         f"no output of '{file.path}' leads to a classification layer that can be used.",
         found="; ".join(reasons[:_SHOWN]),
         expected=f"Gemm, MatMul (and Add) or a 1×1 Conv with constant weights at the end{rows}",
@@ -463,6 +468,15 @@ class _Scale(NamedTuple):
         return _Scale(self.weight * factor, self.bias * factor, self.result or result)
 
 
+_UNSCALED: Final = _Scale()
+
+
+def _options(node: Any) -> dict[str, Any]:
+    """The numbers among a node's attributes."""
+    numbers = {1: "f", 2: "i", 7: "ints"}
+    return {a.name: getattr(a, numbers[a.type]) for a in node.attribute if a.type in numbers}
+
+
 def _scaled(file: OnnxFile, node: Any) -> tuple[str, float] | None:
     """What a node multiplies by one constant, and that; None where it does something else."""
     if node.op_type not in {"Mul", "Div"} or len(node.input) != 2:
@@ -506,17 +520,14 @@ def _linear(
     after: tuple[str, ...],
     output: str,
     *,
-    scale: _Scale | None = None,
+    scale: _Scale = _UNSCALED,
 ) -> Linear:
     """A node (and the Add behind it) as a layer; a ValueError says why it is none."""
-    scale = scale or _Scale()
     name, op = node.name or node.output[0], node.op_type
     if op not in LAYERS or len(node.input) < 2:
         state = "quantised" if QUANTISED.search(node.op_type) else "not a linear layer"
         raise ValueError(f"{op} {name!r} is {state}")
-    numbers = {1: "f", 2: "i", 7: "ints"}
-    options = {a.name: getattr(a, numbers[a.type]) for a in node.attribute if a.type in numbers}
-    weight = _resolve(file, node.input[1])
+    options, weight = _options(node), _resolve(file, node.input[1])
     if weight is None:
         raise ValueError(f"the weight of {op} {name!r} is not a constant")
     if problem := _not_linear(op, options, weight):
@@ -528,20 +539,13 @@ def _linear(
         beta = 1.0 if len(biases) == 1 else beta
     if len(biases) > 1:
         raise ValueError(f"{op} {name!r} has a bias, and a second one is added")
+    results = [node.output[0], *([] if add is None else [add.output[0]]), scale.result]
     rows_first = op == "Conv" or bool(options.get("transB", 0))
     layer = Linear(
         name=name,
         op=op,
         features=node.input[0],
-        results=tuple(
-            dict.fromkeys(
-                [
-                    node.output[0],
-                    *([] if add is None else [add.output[0]]),
-                    *([scale.result] if scale.result else []),
-                ]
-            )
-        ),
+        results=tuple(dict.fromkeys(filter(None, results))),
         weight=weight,
         bias=_resolve(file, biases[0]) if biases else None,
         alpha=(float(options.get("alpha", 1.0)) if op == "Gemm" else 1.0) * scale.weight,
