@@ -157,6 +157,19 @@ class RunConfig:
     device: str | None = option(
         None, group=_EXTRACTION, help="Such as cpu or cuda:0.  [default: cpu]"
     )
+    precision: Literal["exact", "fast"] = option(
+        "exact",
+        choices=("exact", "fast"),
+        group=_EXTRACTION,
+        help="exact: as the model's own pass, to 1e-5. fast: bfloat16 on processors that compute "
+        "in it, float16 on a GPU.",
+    )
+    compiled: bool = option(
+        default=False,
+        names="--compile",
+        group=_EXTRACTION,
+        help="Compile the model first; pays for many images.",
+    )
     undecodable: Literal["refuse", "skip"] = option(
         "refuse",
         choices=("refuse", "skip"),
@@ -169,8 +182,13 @@ class RunConfig:
 
     def running(self) -> dict[str, Any]:
         """The arguments of `write_predictions` that say the same."""
-        names = ("batch_rows", "device", "undecodable")
-        return {"num_workers": self.workers, **{name: getattr(self, name) for name in names}}
+        given = {"batch_rows": self.batch_rows, "undecodable": self.undecodable}
+        return {"num_workers": self.workers, **given, **self.way()}
+
+    def way(self) -> dict[str, Any]:
+        """The arguments of `choose_way` that say the same."""
+        names = ("device", "precision", "compiled")
+        return {name: getattr(self, name) for name in names}
 
 
 @described

@@ -54,7 +54,8 @@ def expected(paths: list[str]) -> np.ndarray:
 def check(store: FeatureStore, paths: list[str], ids: list[str]) -> None:
     assert store.ids is not None
     assert store.ids.tolist() == ids
-    np.testing.assert_array_equal(store.block(0, len(ids)), expected(paths))
+    wanted = expected(paths).astype(np.float32)
+    np.testing.assert_allclose(store.block(0, len(ids)), wanted, rtol=1e-3, atol=1e-5)
 
 
 def there(folder: str = ".") -> list[str]:
@@ -284,3 +285,17 @@ def test_killed(names: list[str]) -> None:
     subprocess.run(line, env=environment(), check=True, timeout=300)
     assert files(Path("store")) == files(Path("whole"))
     assert there() == ["images", "store", "whole"]
+
+
+def test_precision(names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--precision fast` says where it gives nothing; elsewhere the store says how it was made."""
+    monkeypatch.setattr("catwise.models.ways._half_flags", lambda: ())
+    output = run("--out", "exact", "--precision", "fast").output
+    assert "does not compute in bfloat16" in output
+    assert open_store("exact").origin["extract"]["items"]["precision"] == "exact"
+    monkeypatch.setattr("catwise.models.ways._half_flags", lambda: ("amx_bf16",))
+    run("--out", "fast", "--precision", "fast")
+    assert open_store("fast").origin["extract"]["items"]["computed in"] == "bfloat16"
+    again = run("--out", "fast", code=OutputError.exit_code).output
+    assert "precision" in again
+    assert "compiling" in run("--out", "none", "--compile", "--dry-run").output

@@ -182,5 +182,6 @@ def test_what_fix_tells_tune_and_extract() -> None:
     }  # fmt: skip
     assert config.extraction() == {
         "batch_rows": 64, "num_workers": 2, "flips": True, "device": None, "undecodable": "refuse",
+        "precision": "exact", "compiled": False,
     }  # fmt: skip
     assert "config" not in FixConfig().tuning()

@@ -70,12 +70,13 @@ def command(given: Options) -> None:
         output = dataclasses.replace(output, json=False, quiet=True)
     from catwise.models.card import preprocessing_text
     from catwise.models.extraction import extract
+    from catwise.models.ways import way_notes
 
     loaded = load_the_model(model)
     source = read_images(model.images, given.table, given.path_column, given.id_column)
     output.line(f"{loaded.name}: classification layer {loaded.layer}")
     output.line(f"preprocessing: {preprocessing_text(loaded.preprocessing)}")
-    for note in loaded.notes:
+    for note in [*loaded.notes, *way_notes(loaded.module, **config.way())]:
         output.line(note)
     about = {"command": "extract", "layer": loaded.layer, "images": len(source)}
     about["preprocessing"] = loaded.preprocessing.to_dict()
@@ -115,7 +116,7 @@ def _tried(loaded: LoadedModel, source: ImageSource, config: ExtractConfig) -> i
     found: Any = extract(
         loaded,
         few,
-        device=config.device,
+        **{**config.way(), "compiled": False},
         undecodable=config.undecodable,
     )
     return int(found.features[0].numel())

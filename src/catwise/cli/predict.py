@@ -115,6 +115,11 @@ def command(given: Options) -> None:
     if given.images is not None:
         source = read_images(given.images, given.table, given.path_column, given.id_column)
     by = read_units(given.by, given.table, given.path_column, given.id_column, given.group_column)
+    if given.images is not None and classifier.model is not None:
+        from catwise.models.ways import way_notes
+
+        for note in way_notes(classifier.model.module, **config.way()):
+            output.line(note)
     with output.progress() as progress:
         made = write_predictions(
             classifier,

@@ -54,6 +54,7 @@ from catwise.models.loading import ImageRows
 from catwise.models.recipes import recipe_of
 from catwise.models.sources import ImageSource
 from catwise.models.verify import Verified, check_output, first_images, noise, verify_copy
+from catwise.models.ways import way_notes
 from catwise.models.writing import write_model
 from catwise.progress import Progress, ProgressCallback
 from catwise.reporting import render_report, write_run
@@ -165,9 +166,15 @@ def prepare(
         state,
         dict(inputs or {}),
         left_out,
-        [*loaded.notes, *input_note(loaded.preprocessing), *notes],
+        [*_model_notes(loaded, config), *notes],
         overwrite=overwrite,
     )
+
+
+def _model_notes(model: LoadedModel, config: FixConfig) -> list[str]:
+    """What to know about the model, its input and how it runs."""
+    way = way_notes(model.module, **config.way())
+    return [*model.notes, *input_note(model.preprocessing), *way]
 
 
 def _refuse_processes() -> None:

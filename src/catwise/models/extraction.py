@@ -8,6 +8,7 @@ an uninterrupted run with the same machine and threads. Parts are in `<out>.part
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
@@ -27,14 +28,14 @@ from catwise.features.ids import as_ids, digest_of
 from catwise.features.manifest import dtype_name
 from catwise.features.places import LocalPlace, open_place
 from catwise.features.store import FeatureStore, open_store
-from catwise.heads.core import Head
 from catwise.models import layers
 from catwise.models.batches import BatchSource, ImageBatch, merge_batches
 from catwise.models.core import LoadedModel, Preprocessing
 from catwise.models.loading import ImageRows
-from catwise.models.logits import check_logits, logits_of
+from catwise.models.logits import logits_of
 from catwise.models.parts import BatchOutput, PartWork
 from catwise.models.sources import ImageSource
+from catwise.models.ways import Precision, Runner, Way, choose_way, running
 from catwise.progress import Progress, ProgressCallback
 
 _SHOWN: Final = 5
@@ -60,7 +61,8 @@ def extract(
     *,
     layer: str | None = None,
     device: str | torch.device | None = None,
-    amp: torch.dtype | Literal["auto", False] = "auto",
+    precision: Precision = "exact",
+    compiled: bool = False,
     ids: Any = None,
     flips: bool = False,
     dtype: Any = "float16",
@@ -96,7 +98,11 @@ def extract(
         out: the folder of the store, or an URL that fsspec opens; None keeps all in memory.
         layer: name of the classification layer, where it cannot be told.
         device: where to run; None: where the model is. ``"cuda"`` is the process's own GPU.
-        amp: "auto": float16 on CUDA, otherwise none; False: none; or a half-precision dtype.
+        precision: "exact": features within 1e-5 of the model's own pass, as a share of the largest;
+            "fast": half precision, bfloat16 on processors that compute in it (others run exactly)
+            and float16 on a GPU, within about 0.01.
+        compiled: compile the model first, which takes from seconds to minutes; what it should save
+            is told by `progress`.
         ids: (N,) ids of the images; those of the loader when not given.
         flips: average with the features of the images flipped left to right, in float32.
         dtype: of the features: float16, bfloat16 or float32.
@@ -133,7 +139,8 @@ def extract(
     >>> extract(model, [torch.tensor([[[[1.0, -2.0]]]])], ids=["a"]).features
     tensor([[1., 0.]], dtype=torch.float16)
     """
-    how: dict[str, Any] = {"layer": layer, "device": device, "amp": amp, "ids": ids}
+    how: dict[str, Any] = {"layer": layer, "device": device, "ids": ids}
+    how |= {"precision": precision, "compiled": compiled}
     how |= {"flips": flips, "dtype": dtype, "undecodable": undecodable, "check": check}
     how |= {"batch_rows": batch_rows, "part_rows": part_rows, "num_workers": num_workers}
     run = open_pass(model, loader, **how)
@@ -155,7 +162,8 @@ def open_pass(
     *,
     layer: str | None = None,
     device: str | torch.device | None = None,
-    amp: torch.dtype | Literal["auto", False] = "auto",
+    precision: Precision = "exact",
+    compiled: bool = False,
     ids: Any = None,
     flips: bool = False,
     dtype: Any = "float32",
@@ -180,7 +188,8 @@ def open_pass(
     size = _checked_part_rows(part_rows, source.batch_rows)
     how: dict[str, Any] = {"flips": flips, "skip": undecodable == "skip", "check": check}
     how |= {"dtype": dtype_name(dtype), "part_rows": size, "keep": keep}
-    return ImagePass(model, _job(model, source, layer, device, amp, **how), source)
+    way = functools.partial(choose_way, device=device, precision=precision, compiled=compiled)
+    return ImagePass(model, _job(model, source, layer, way, **how), source)
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,6 +204,11 @@ class ImagePass:
     def part_rows(self) -> int:
         """Rows of a part."""
         return self.job.part_rows
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to know about the way in which the model runs, a sentence each."""
+        return self.job.way.notes
 
     @property
     def n_rows(self) -> int | None:
@@ -232,11 +246,10 @@ def _job(
     model: nn.Module | LoadedModel,
     source: BatchSource,
     layer: str | None,
-    device: str | torch.device | None,
-    amp: Any,
+    choose: Callable[[nn.Module], Way],
     **how: Any,
 ) -> _Job:
-    """Find the classification layer, the keyword that takes images, and where to run."""
+    """Find the classification layer, the keyword that takes images, and the way to run."""
     given = model if isinstance(model, LoadedModel) else None
     module = given.module if given else model
     if not isinstance(module, nn.Module):
@@ -251,8 +264,7 @@ def _job(
         layer or (given.layer if given else None),
         run=lambda: layers.call(module, source.few(), argument),
     )
-    place, half = layers.choose_device(module, device, amp)
-    return _Job(module, found, argument, place, half, source.ids, **how)
+    return _Job(module, found, argument, choose(module), source.ids, **how)
 
 
 def _places(
@@ -291,8 +303,7 @@ class _Job:
     module: nn.Module
     layer: str
     argument: str | None
-    device: torch.device
-    amp: torch.dtype | None
+    way: Way
     ids: Any
     dtype: str
     part_rows: int
@@ -302,10 +313,8 @@ class _Job:
     keep: str
 
 
-def _compute(
-    job: _Job, forward: layers.Forward, head: Head, row: int, rows: ImageBatch
-) -> BatchOutput:
-    """Features and logits of a batch; the first of a part is checked against the head."""
+def _compute(job: _Job, run: Runner, row: int, rows: ImageBatch) -> BatchOutput:
+    """Features and logits of a batch; the first images of a part are checked against the head."""
     seen = len(rows.images)
     names = rows.ids if job.ids is None else job.ids.slice(row, seen).to_pylist()
     if names is None and job.skip:
@@ -316,32 +325,50 @@ def _compute(
         kept = [at for at, image in enumerate(images) if isinstance(image, Tensor)]
         names = names and [names[at] for at in kept]
         if not kept:
-            return BatchOutput(seen, None, None, names, skipped, 0.0)
+            return BatchOutput(seen, None, None, names, skipped, 0.0, run.described)
         images = layers.stacked(torch.stack, [images[at] for at in kept])
-    features, output = forward(images, job.amp)
-    gap = 0.0
-    if row % job.part_rows == 0 and job.check:
-        exact = (features, output) if job.amp is None else forward(images, None)
-        gap = float(f"{check_logits(head, *exact, name=job.layer):.0e}")
-    logits = head.logits(features)
+    gaps: list[float] = []
+    found: list[tuple[Tensor, Tensor]] = []
+    for some in torch.split(images, job.way.rows or len(images)):
+        first = row % job.part_rows == 0 and not found and job.check
+        found.append(_forward(job, run, some, gaps if first else None))
+    features, logits = (torch.cat(part) for part in zip(*found, strict=True))
+    stored = _stored(job, features if job.keep == "features" else logits, row, names)
+    gap = max(gaps, default=0.0)
+    return BatchOutput(seen, stored, logits.float().cpu(), names, skipped, gap, run.described)
+
+
+def _forward(
+    job: _Job, run: Runner, images: Tensor, gaps: list[float] | None
+) -> tuple[Tensor, Tensor]:
+    """Features and logits of a few images; with `gaps`, the layer is checked."""
+    features, output = run(images)
+    if gaps is not None:
+        gaps.append(float(f"{run.check(images, features, output):.0e}"))
+    logits = run.head.logits(features)
     logits = logits_of(output, logits) if job.check else logits
     if job.flips:
-        mirrored, output = forward(images.flip(-1), job.amp)
-        others = head.logits(mirrored)
+        mirrored, output = run(images.flip(-1))
+        others = run.head.logits(mirrored)
         others = logits_of(output, others) if job.check else others
         features = (features.float() + mirrored.float()) / 2
         logits = (logits.float() + others.float()) / 2
-    kept_rows = features if job.keep == "features" else logits
-    stored = kept_rows.to(getattr(torch, job.dtype)).cpu().contiguous()
+    return features, logits
+
+
+def _stored(job: _Job, kept: Tensor, row: int, names: list[str] | None) -> Tensor:
+    """What is kept, in the dtype that it is kept in."""
+    stored = kept.to(getattr(torch, job.dtype)).cpu().contiguous()
     if not bool(stored.isfinite().all()):
         at = int(stored.flatten(1).isfinite().all(1).logical_not().nonzero()[0])
         raise FeatureError(
             f"the {job.keep} of {repr(names[at]) if names else f'row {row + at:,}'} do not fit.",
-            found=f"up to {float(kept_rows[at].float().abs().max()):.4g}",
+            found=f"up to {float(kept[at].float().abs().max()):.4g}",
             expected=f"finite numbers that {job.dtype} can hold",
-            remedy="dtype='bfloat16' or 'float32' holds larger ones; amp=False computes in float32",
+            remedy="dtype='bfloat16' or 'float32' holds larger ones; precision='exact' computes in "
+            "float32",
         )
-    return BatchOutput(seen, stored, logits.float().cpu(), names, skipped, gap)
+    return stored
 
 
 def _undecodable(job: _Job, row: int, images: list[Any], names: list[str] | None) -> list[str]:
@@ -364,29 +391,45 @@ def _undecodable(job: _Job, row: int, images: list[Any], names: list[str] | None
     return [names[at] for at in lost] if names else []
 
 
+class RowReport:
+    """Tells how far the work has come, how fast it is, and how long it will take."""
+
+    def __init__(
+        self, stage: str, report: ProgressCallback | None, total: int | None, unit: str
+    ) -> None:
+        self._stage, self._report, self._total, self._unit = stage, report, total, unit
+        self._start, self._done, self._made = time.monotonic(), 0, 0
+
+    def __call__(self, rows: int, found: int = 0) -> None:
+        """So many rows more were made, or were found made."""
+        self._done, self._made = self._done + rows + found, self._made + rows
+        rate = self._made / max(time.monotonic() - self._start, 1e-9)
+        left = self._left
+        eta = f", {left / rate:,.0f} s left" if left and self._made else ""
+        self.say(f"{rate:,.0f} {self._unit}/s{eta}")
+
+    @property
+    def _left(self) -> int:
+        return max((self._total or self._done) - self._done, 0)
+
+    def say(self, text: str) -> None:
+        """Say something else meanwhile."""
+        if self._report is not None:
+            self._report(Progress(self._stage, self._done, self._done + self._left, text))
+
+
 def report_rows(
     stage: str, report: ProgressCallback | None, total: int | None, *, unit: str = "images"
-) -> Callable[..., None]:
-    """What tells how far the work has come, how fast it is, and how long it will take."""
-    start, done, made = time.monotonic(), 0, 0
-
-    def tell(rows: int, found: int = 0) -> None:
-        nonlocal done, made
-        done, made = done + rows + found, made + rows
-        rate = made / max(time.monotonic() - start, 1e-9)
-        left = max((total or done) - done, 0)
-        eta = f", {left / rate:,.0f} s left" if left and made else ""
-        if report is not None:
-            report(Progress(stage, done, done + left, f"{rate:,.0f} {unit}/s{eta}"))
-
-    return tell
+) -> RowReport:
+    """What tells how far the work has come."""
+    return RowReport(stage, report, total, unit)
 
 
-def _in_memory(job: _Job, source: BatchSource, tell: Callable[..., None]) -> Extracted:
+def _in_memory(job: _Job, source: BatchSource, tell: RowReport) -> Extracted:
     every: list[BatchOutput] = []
-    with layers.running(job.module, job.layer, job.device, job.argument) as (forward, head):
+    with running(job.module, job.layer, job.way, job.argument, tell.say) as run:
         for _, row, rows in source.batches(itertools.count(), job.part_rows):
-            every.append(_compute(job, forward, head, row, rows))
+            every.append(_compute(job, run, row, rows))
             tell(every[-1].seen)
     kept = [
         (d.features, d.logits) for d in every if d.features is not None and d.logits is not None
@@ -401,16 +444,16 @@ def _in_memory(job: _Job, source: BatchSource, tell: Callable[..., None]) -> Ext
     )
 
 
-def _fill(work: PartWork, job: _Job, source: BatchSource, tell: Callable[..., None]) -> None:
+def _fill(work: PartWork, job: _Job, source: BatchSource, tell: RowReport) -> None:
     """Make those of this process's parts that are not there."""
     known = work.known()
     batches = source.batches(work.missing(known), job.part_rows)
     tell(0, sum(about["seen"] for about in known.values()))
-    with layers.running(job.module, job.layer, job.device, job.argument) as (forward, head):
+    with running(job.module, job.layer, job.way, job.argument, tell.say) as run:
 
         def made(batches: Iterable[tuple[int, int, ImageBatch]]) -> Iterator[BatchOutput]:
             for _, row, rows in batches:
-                yield _compute(job, forward, head, row, rows)
+                yield _compute(job, run, row, rows)
                 tell(len(rows.images))
 
         for part, rows in itertools.groupby(batches, key=lambda batch: batch[0]):
@@ -427,8 +470,8 @@ def _items(model: Any, job: _Job, source: BatchSource, origin: Any) -> dict[str,
         "images": source.origin,
         "rows": source.n_rows,
         "ids": None if source.ids is None else digest_of(source.ids),
-        "amp": None if job.amp is None else str(job.amp).removeprefix("torch."),
-        "device": job.device.type,
+        "device": job.way.device.type,
+        **job.way.items(),
         "dtype": job.dtype,
         "flips": job.flips,
         "undecodable": "skip" if job.skip else "refuse",

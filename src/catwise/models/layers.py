@@ -412,15 +412,14 @@ def device_of(module: nn.Module | None) -> torch.device:
     return next((part.device for part in parts), torch.device("cpu"))
 
 
-def _float_of(module: nn.Module) -> torch.dtype:
+def float_of(module: nn.Module) -> torch.dtype:
+    """The dtype of a model's first float parameter."""
     floats = (part.dtype for part in module.parameters() if part.is_floating_point())
     return next(floats, torch.float32)
 
 
-def choose_device(
-    module: nn.Module | None, device: str | torch.device | None, amp: Any
-) -> tuple[torch.device, torch.dtype | None]:
-    """Where to run a model, and the dtype of autocast or None."""
+def choose_device(module: nn.Module | None, device: str | torch.device | None) -> torch.device:
+    """Where to run a model; ``"cuda"`` is the process's own GPU."""
     try:
         place = device_of(module) if device is None else torch.device(device)
         if str(place) == "cuda":
@@ -429,13 +428,7 @@ def choose_device(
     except (RuntimeError, AssertionError, ValueError) as error:
         found = str(error).splitlines()[0]
         raise ConfigError(f"the device {str(device)!r} cannot be used.", found=found) from error
-    if isinstance(amp, str) and amp == "auto":
-        helps = place.type == "cuda" and module is not None and _float_of(module) == torch.float32
-        amp = torch.float16 if helps else None
-    if amp not in {None, False, torch.float16, torch.bfloat16}:
-        expected = "'auto', False, torch.float16 or torch.bfloat16"
-        raise ConfigError("amp is not possible.", found=repr(amp), expected=expected)
-    return place, amp or None
+    return place
 
 
 def ranks_of() -> tuple[int, int]:
@@ -460,7 +453,7 @@ def stacked(join: Callable[[list[Tensor]], Tensor], images: list[Tensor]) -> Ten
 
 def call(module: nn.Module, images: Tensor, argument: str | None = None) -> object:
     """Run a model on (N, …) images, moved to its device and, if they are floats, its dtype."""
-    dtype = _float_of(module) if images.is_floating_point() else images.dtype
+    dtype = float_of(module) if images.is_floating_point() else images.dtype
     given = images.to(device_of(module), dtype, non_blocking=True)
     try:
         return settled(module(given) if argument is None else module(**{argument: given}))

@@ -32,12 +32,13 @@ _LENGTH: Final = struct.Struct("<Q")
 _SHOWN: Final = 40
 _POLL_SECONDS: Final = 0.2
 _REMOTE_POLL_SECONDS: Final = 2.0
+_OF_THE_MACHINE: Final = ("processor", "rows at a time")
 _BLOCK_BYTES: Final = 2**24
 _SEEN_SECONDS: Final = 120.0  # until a file that another machine wrote is seen by all
 
 
 class BatchOutput(NamedTuple):
-    """What comes of a batch. `seen` counts its images, decoded or not."""
+    """What comes of a batch. `seen` counts its images, decoded or not; `way` says how it ran."""
 
     seen: int
     features: Tensor | None
@@ -45,6 +46,7 @@ class BatchOutput(NamedTuple):
     ids: list[str] | None
     skipped: list[str]
     gap: float
+    way: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class PartWork:
     def is_finished(self, *, resume: bool) -> bool:
         """Whether the store is there; otherwise make place for the parts, or refuse."""
         found = self.stored_items()
-        if resume and found == self.items:
+        if resume and found is not None and _of_any_machine(found) == _of_any_machine(self.items):
             if self.rank == 0:
                 remove(self.parts)
             return True
@@ -189,6 +191,7 @@ class PartWork:
             "shape": next((part["shape"] for part in about if part["rows"]), []),
             "gap": max(part["gap"] for part in about) if self.items["check"] else None,
             "skipped": [name for part in about for name in part["skipped"]],
+            "way": "; ".join(sorted({part["way"] for part in about} - {""})),
         }
         origin = {**self.items["origin"], "extract": {**made, **facts}}
         if isinstance(self.out, Path):
@@ -248,6 +251,11 @@ class PartWork:
             put_folder(path, out)
 
 
+def _of_any_machine(items: Mapping[str, Any]) -> dict[str, Any]:
+    """The items that do not depend on the machine: by these a finished output is told."""
+    return {key: value for key, value in items.items() if key not in _OF_THE_MACHINE}
+
+
 def _has_content(out: Path | str) -> bool:
     """Whether something is there that must not be lost."""
     if isinstance(out, Path):
@@ -261,11 +269,13 @@ def _has_content(out: Path | str) -> bool:
 def _write_part(path: Path, batches: Iterable[BatchOutput]) -> None:
     """Rows, then what is to be known about them as JSON, then the length of that."""
     about: dict[str, Any] = {"rows": 0, "seen": 0, "shape": [], "ids": [], "skipped": [], "gap": 0}
+    about["way"] = ""
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
         for done in batches:
             about["seen"] += done.seen
             about["skipped"] += done.skipped
             about["gap"] = max(about["gap"], done.gap)
+            about["way"] = done.way or about["way"]
             named = done.ids is not None and about["ids"] is not None
             about["ids"] = about["ids"] + done.ids if named else None
             if done.features is not None:
@@ -283,6 +293,7 @@ _ABOUT: Final = {
     "ids": Field("null or a list of texts", lambda v: v is None or TEXTS.test(v)),
     "skipped": TEXTS,
     "gap": Field("a number", lambda v: type(v) in (int, float)),
+    "way": Field("a text", lambda v: type(v) is str),
 }
 
 

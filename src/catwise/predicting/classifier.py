@@ -32,6 +32,7 @@ from catwise.models.loading import ImageRows
 from catwise.models.logits import TOLERANCE
 from catwise.models.recipes import load_recipe
 from catwise.models.sources import ImageSource
+from catwise.models.ways import Precision
 from catwise.predicting.folder import CALIBRATION, CHECKPOINT, CONFORMAL, HEAD, THRESHOLDS, Manifest
 from catwise.predicting.inputs import (
     Images,
@@ -169,6 +170,8 @@ class Classifier:
         batch_rows: int = 64,
         num_workers: int = 0,
         device: str | torch.device | None = None,
+        precision: Precision = "exact",
+        compiled: bool = False,
         check: bool = True,
         progress: ProgressCallback | None = None,
     ) -> Predictions:
@@ -189,6 +192,8 @@ class Classifier:
             batch_rows: images in a batch.
             num_workers: processes that read images.
             device: where the model runs; the CPU when not given.
+            precision: "exact" or "fast", as in `catwise.extract`.
+            compiled: compile the model first, as in `catwise.extract`.
             check: whether features of a store must have been extracted by this very model, from
                 images that were preprocessed as its own are.
             progress: called now and then.
@@ -207,6 +212,7 @@ class Classifier:
         check_pool(by, pool, given, ids)
         if isinstance(given, (ImageSource, ImageRows, Tensor)):
             options = {"undecodable": undecodable, "batch_rows": batch_rows, "device": device}
+            options |= {"precision": precision, "compiled": compiled}
             run = self.image_pass(given, ids=ids, num_workers=num_workers, **options)
             found = run.in_memory(progress)
             names = range(len(found.logits)) if found.ids is None else found.ids.tolist()

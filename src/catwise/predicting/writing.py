@@ -31,6 +31,7 @@ from catwise.models.layers import ranks_of
 from catwise.models.loading import ImageRows
 from catwise.models.parts import BatchOutput, PartWork
 from catwise.models.sources import ImageSource
+from catwise.models.ways import Precision
 from catwise.predicting.classifier import Classifier
 from catwise.predicting.content import content_digest
 from catwise.predicting.inputs import Images, Rows, check_pool, read_inputs, row_ids
@@ -77,6 +78,8 @@ def write_predictions(
     part_rows: int | None = None,
     num_workers: int = 0,
     device: str | torch.device | None = None,
+    precision: Precision = "exact",
+    compiled: bool = False,
     check: bool = True,
     resume: bool = True,
     overwrite: bool = False,
@@ -105,6 +108,8 @@ def write_predictions(
         part_rows: rows that are kept at a time; a multiple of `batch_rows`.
         num_workers: processes that read images.
         device: where the model runs; the CPU when not given.
+        precision: "exact" or "fast", as in `catwise.extract`.
+        compiled: compile the model first, as in `catwise.extract`.
         check: as in `Classifier.predict`.
         resume: resume what an earlier call left; otherwise start over.
         overwrite: replace a file that is there.
@@ -120,10 +125,11 @@ def write_predictions(
     if tags:
         check_tags(classifier.categories, kind)
     how: dict[str, Any] = {"undecodable": undecodable, "batch_rows": batch_rows}
-    how |= {"part_rows": part_rows, "num_workers": num_workers, "device": device}
+    how |= {"part_rows": part_rows, "num_workers": num_workers}
+    way = {"device": device, "precision": precision, "compiled": compiled}
     given = read_inputs(images)
     check_pool(by, pool, given)
-    run = _open_run(classifier, given, check=check, **how)
+    run = _open_run(classifier, given, check=check, **how, **way)
     origin = {"classifier": classifier.digest, "format": kind, "tags": tags}
     origin |= {"content": content_digest(given), **_pool_items(by, pool)}
     parts = target.with_name(f"{target.name}.parts")
