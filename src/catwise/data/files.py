@@ -5,18 +5,32 @@ from __future__ import annotations
 import codecs
 import csv
 import gzip
+import io
 import os
 import re
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Final, NamedTuple, TextIO, cast
+from typing import Any, Final, NamedTuple, TextIO
 
-from catwise._limits import MAX_COLUMNS, MAX_LINE, MAX_ROWS, MAX_TEXT, read_within
+from catwise._limits import (
+    MAX_COLUMNS,
+    MAX_LINE,
+    MAX_ROWS,
+    MAX_TEXT,
+    check_at_most,
+    read_within,
+)
 from catwise._text import some
+from catwise.data.packed import (
+    UNPACK_ERRORS,
+    DamagedPackingError,
+    open_unpacked,
+    packing_of,
+    unpacked_name,
+)
 from catwise.errors import ConfigError, LabelError, nearest
 
 BLOCK_BYTES: Final = 1 << 24
@@ -28,7 +42,7 @@ DELIMITERS: Final = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 PARQUET: Final = (".parquet", ".pq")
 PARQUET_MAGIC: Final = b"PAR1"
 UTF16_MARKS: Final = (b"\xff\xfe", b"\xfe\xff")
-TEXT_ERRORS: Final = (csv.Error, EOFError, gzip.BadGzipFile, zlib.error)
+TEXT_ERRORS: Final = (csv.Error, *UNPACK_ERRORS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +152,8 @@ class TableFile:
 
         text, few = pa.string(), pa.dictionary(pa.int32(), pa.string())
         marked = set(coded)
-        packing = "gzip" if _is_packed(self.path) else None
         return arrow_csv.open_csv(
-            pa.input_stream(str(self.path), compression=packing),
+            pa.input_stream(str(self.path), compression=packing_of(self.path)),
             read_options=arrow_csv.ReadOptions(
                 block_size=BLOCK_BYTES,
                 # blank lines at the beginning, which below would be blank values
@@ -192,7 +205,7 @@ def open_table(
     r"""Read the names of a table's columns.
 
     Args:
-        path: .csv, .tsv, .tab (each also .gz), .parquet or .pq.
+        path: .csv, .tsv, .tab (each also .gz or .zst), .parquet or .pq.
         delimiter: one character, for a text table that is not separated as its suffix says; with
             it, any other suffix is read as text.
         header: whether a text table has a header line. None: it has, and a first line that looks
@@ -254,17 +267,16 @@ def _delimiter(path: Path, delimiter: str | None) -> str | None:
                 expected="a character of ASCII that is no quote and no line end",
             )
         return delimiter
-    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
-    if suffixes[-1:] == [".gz"]:
-        suffixes.pop()
-    elif suffixes and suffixes[-1] in PARQUET:
+    suffix = unpacked_name(path).suffix.lower()
+    if path.suffix.lower() in PARQUET:
         return None
-    if suffixes and suffixes[-1] in DELIMITERS:
-        return DELIMITERS[suffixes[-1]]
+    if suffix in DELIMITERS:
+        return DELIMITERS[suffix]
     raise LabelError(
         f"the suffix of '{path}' does not tell what kind of table it is.",
-        expected=".csv, .tsv or .tab (each also .gz), .parquet or .pq",
-        remedy="rename the file, or give the delimiter of a text table",
+        expected=".csv, .tsv, .tab, .jsonl or .ndjson (each also .gz or .zst), .parquet, .pq, "
+        ".npz, .npy or .safetensors",
+        remedy="rename the file, or give the delimiter of a text table, such as delimiter=','",
     )
 
 
@@ -282,7 +294,14 @@ def read_whole(path: Path, limit: int | None = None) -> bytes:
     """The bytes of a file that is read at once, at most `MAX_TEXT` or `limit`."""
     limit = MAX_TEXT if limit is None else limit
     try:
-        return read_within(path, limit)
+        if packing_of(path) is None:
+            return read_within(path, limit)
+        with open_unpacked(path) as file:
+            content = file.read(limit + 1)
+            check_at_most(len(content), limit, "bytes when unpacked")
+            return content
+    except UNPACK_ERRORS as error:
+        raise _text_fault(path, error) from error
     except ValueError as error:
         raise LabelError(
             f"'{path}' is too large to be read at once.",
@@ -384,20 +403,11 @@ def _check_names(path: Path, line: int, names: list[str], delimiter: str | None)
         )
 
 
-def _is_packed(path: Path) -> bool:
-    return path.suffix.lower() == ".gz"
-
-
 def _text(path: Path) -> TextIO:
     """A text table, opened; a byte-order mark is skipped, and no byte is refused here."""
-    if _is_packed(path):
-        return gzip.open(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="")
-    return path.open("r", encoding="utf-8-sig", errors="surrogateescape", newline="")
-
-
-def _bytes(path: Path) -> IO[bytes]:
-    """A text table as bytes, unpacked."""
-    return cast("IO[bytes]", gzip.open(path)) if _is_packed(path) else path.open("rb")
+    return io.TextIOWrapper(
+        open_unpacked(path), encoding="utf-8-sig", errors="surrogateescape", newline=""
+    )
 
 
 class _RecordError(csv.Error):
@@ -469,7 +479,7 @@ def _scan_bytes(path: Path) -> _Scan:
     decoder, limit = codecs.getincrementaldecoder("utf-8")(), csv.field_size_limit()
     offset = run = open_line = 0  # bytes before the block, and those since the last line end
     quotes = long_lines = False
-    with _bytes(path) as file:
+    with open_unpacked(path) as file:
         while block := file.read(SCAN_BYTES):
             pending = len(decoder.getstate()[0])
             zero = block.find(b"\0")
@@ -517,7 +527,7 @@ def _last_end(block: bytes, start: int, stop: int) -> int:
 def _line_of(path: Path, offset: int) -> int:
     """Line (from 1) of a byte of a text table; lines end as the csv module has it."""
     n_ends, last = 1, b""
-    with _bytes(path) as file:
+    with open_unpacked(path) as file:
         while offset > 0 and (block := file.read(min(offset, SCAN_BYTES))):
             offset -= len(block)
             n_ends += block.count(b"\n") + block.count(b"\r") - (last + block).count(b"\r\n")
@@ -551,6 +561,8 @@ def _text_fault(path: Path, error: Exception) -> LabelError:
     """The error for a text table that stops making sense."""
     if isinstance(error, gzip.BadGzipFile):
         return LabelError(f"'{path}' is not a gzip file.", found=str(error))
+    if isinstance(error, DamagedPackingError) and "runcated" not in str(error):
+        return LabelError(f"'{path}' is not a zstd file.", found=str(error))
     if not isinstance(error, _RecordError):
         return truncated(path, str(error))
     if "end of data" in str(error):
@@ -574,7 +586,7 @@ def _ragged(path: Path, line: int, n_found: int, n_fields: int) -> LabelError:
 
 
 def _ends_line(path: Path) -> bool:
-    with _bytes(path) as file:
+    with open_unpacked(path) as file:
         last = b""
         while block := file.read(1 << 20):
             last = block[-1:]

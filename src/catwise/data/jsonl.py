@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -16,18 +14,27 @@ from typing import Any, Final, NoReturn
 
 from catwise._json import parse
 from catwise._limits import MAX_DEPTH, MAX_LINE, check_depth
-from catwise.data.files import TableFile, too_long, truncated, unreadable
+from catwise.data.files import DELIMITERS, PARQUET, TableFile, too_long, truncated, unreadable
+from catwise.data.packed import UNPACK_ERRORS, open_unpacked, unpacked_name
 from catwise.errors import IdError, LabelError
 
 SUFFIXES: Final = (".jsonl", ".ndjson")
+_OTHERS: Final = (*DELIMITERS, *PARQUET)
+_FIRST: Final = 1 << 10
 BATCH_RECORDS: Final = 1 << 13
 
 
 def is_json_lines(path: str | os.PathLike[str]) -> bool:
-    """Whether the suffix is that of JSON lines, packed or not."""
-    name = Path(path)
-    name = name.with_suffix("") if name.suffix.lower() == ".gz" else name
-    return name.suffix.lower() in SUFFIXES
+    """Whether a file is JSON lines, packed or not: by its suffix, or by how it begins.
+
+    A suffix of another kind of table is believed.
+    """
+    suffix = unpacked_name(Path(path)).suffix.lower()
+    if suffix in SUFFIXES or suffix in _OTHERS:
+        return suffix in SUFFIXES
+    with suppress(OSError, *UNPACK_ERRORS), open_unpacked(Path(path)) as file:
+        return file.read(_FIRST).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{"
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +104,14 @@ class JsonLines(TableFile):
 def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line, record) of JSON lines; blank lines are skipped."""
     try:
-        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+        with open_unpacked(path) as file:
             for line, raw in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), 1):
                 if len(raw) > MAX_LINE:
                     remedy = "leave out of the records what is neither id nor label"
                     raise too_long(path, line, remedy)
                 if not raw.isspace():
                     yield line, _record(path, line, raw)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+    except UNPACK_ERRORS as error:
         raise truncated(path, str(error)) from error
     except OSError as error:
         raise unreadable(path, error) from error

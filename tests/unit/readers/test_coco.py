@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -403,3 +405,55 @@ def test_files_that_are_too_large(root, monkeypatch):
     monkeypatch.setattr("catwise.data.readers.coco.MAX_TEXT", 1000)
     with pytest.raises(LabelError, match="is too large"):
         read_coco(root)
+
+
+def own_file(path: Path, *, text: bool, crowd: bool) -> None:
+    """A file in COCO's format as other tools write it."""
+    name = (lambda n: f"x{n}") if text else int
+    document = {
+        "images": [{"id": name(1), "file_name": "a/1.jpg"}, {"id": name(2), "file_name": "2.jpg"}],
+        "annotations": [
+            {"image_id": name(1), "category_id": name(7)} | ({"iscrowd": 0} if crowd else {}),
+            {"image_id": name(2), "category_id": name(3)} | ({"iscrowd": 0} if crowd else {}),
+        ],
+        "categories": [{"id": name(7), "name": "cat"}, {"id": name(3), "name": "dog"}],
+    }
+    content = json.dumps(document).encode()
+    if path.suffix == ".zst":
+        with pyarrow.output_stream(str(path), compression="zstd") as file:
+            file.write(content)
+    else:
+        path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+@pytest.mark.parametrize("text", [False, True])
+@pytest.mark.parametrize("crowd", [False, True])
+@pytest.mark.parametrize("name", ["mine.json", "mine.json.gz", "mine.json.zst"])
+def test_files_of_other_names(tmp_path: Path, name: str, crowd: bool, text: bool) -> None:
+    """One file of any name, packed or not, with ids that are texts, without iscrowd."""
+    own_file(tmp_path / name, text=text, crowd=crowd)
+    read = read_coco(tmp_path / name)
+    assert read.labels.categories == ("dog", "cat")
+    assert read.labels.codes.tolist() == [[0, 1], [1, 0]]
+    assert read.paths.tolist() == ["a/1.jpg", "2.jpg"]
+    assert read.root == tmp_path
+    assert read.splits.tolist() == ["", ""]
+    own_file(tmp_path / "other.json", text=text, crowd=crowd)
+    both = {"train": name.removesuffix(".gz").removesuffix(".zst"), "valid": "other.json"}
+    with pytest.raises(IdError, match="in two splits"):
+        read_coco(tmp_path, files=both)
+    assert set(read_coco(tmp_path, files=both, split="train").splits) == {"train"}
+    with pytest.raises(ConfigError, match="split"):
+        read_coco(tmp_path, files=both, split="test")
+    with pytest.raises(ConfigError, match="in a folder"):
+        read_coco(tmp_path / name, files=both)
+
+
+def test_iscrowd_in_some_entries_only(tmp_path: Path) -> None:
+    """Where some annotations have it and others do not, something is wrong."""
+    own_file(tmp_path / "mine.json", text=False, crowd=True)
+    document = json.loads((tmp_path / "mine.json").read_text())
+    del document["annotations"][1]["iscrowd"]
+    (tmp_path / "mine.json").write_text(json.dumps(document))
+    with pytest.raises(LabelError, match="annotations without 'iscrowd'"):
+        read_coco(tmp_path / "mine.json")

@@ -17,6 +17,7 @@ from catwise._json import parse
 from catwise.data.checks import refuse_wrong
 from catwise.data.dataset import Dataset
 from catwise.data.files import TableFile, listed, read_whole, truncated
+from catwise.data.packed import first_there
 from catwise.data.source import IdAffixes, LabelTable, check_textual, encode_columns, refuse_values
 from catwise.errors import CatwiseError, ConfigError, IdError, LabelError
 from catwise.labels.codes import UNKNOWN, Codes, Rows
@@ -40,12 +41,12 @@ def find(
     found: str | None = None,
     remedy: str | None = None,
 ) -> Path:
-    """The first of some files in a folder that is there.
+    """The first of some files in a folder that is there, packed (.gz, .zst) or not.
 
     Several are refused where `alone` says what to do then, with {} for the name of the first.
     """
     names = list(names)
-    there = [root / name for name in names if (root / name).is_file()]
+    there = [path for name in names if (path := first_there(root, name)) is not None]
     if alone is not None and len(there) > 1:
         raise ConfigError(
             f"'{root}' has more than one {what}.",
@@ -74,7 +75,7 @@ def find_splits(
     there = {
         name: find(root, files, f"{what} for the split {name!r}", **options)
         for name, files in wanted.items()
-        if split is not None or any((root / file).is_file() for file in files)
+        if split is not None or any(first_there(root, file) is not None for file in files)
     }
     if not there:
         find(root, [file for files in wanted.values() for file in files], what, **options)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from catwise.data.checks import places, refuse_two, refuse_wrong
 from catwise.data.dataset import Dataset
 from catwise.data.files import TableFile, listed, open_table
+from catwise.data.packed import first_there
 from catwise.data.readers._kit import (
     Images,
     dataset,
@@ -271,7 +272,7 @@ def _find_tables(root: Path, split: str | None, named: Mapping[str, str]) -> dic
 def _candidates(root: Path, files: Sequence[str]) -> Sequence[str]:
     """The first of some files that is in the root, or else in the releases in it."""
     for file in files:
-        there = [name for place in PLACES if (root / (name := place + file)).is_file()]
+        there = [name for place in PLACES if first_there(root, name := place + file)]
         if there:
             return there[:1] if there[0] == file else there
     return files

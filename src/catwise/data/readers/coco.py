@@ -20,9 +20,19 @@ from catwise._limits import MAX_TEXT
 from catwise.data.checks import places, refuse_wrong
 from catwise.data.dataset import Dataset
 from catwise.data.files import unreadable
-from catwise.data.readers._kit import AGAIN, Images, dataset, find_splits, read_json, relative
+from catwise.data.packed import packing_of
+from catwise.data.readers._kit import (
+    AGAIN,
+    Images,
+    dataset,
+    find,
+    find_splits,
+    read_bytes,
+    read_json,
+    relative,
+)
 from catwise.data.source import texts_of
-from catwise.errors import CategoryError, IdError, LabelError, check_choice
+from catwise.errors import CategoryError, ConfigError, IdError, LabelError, check_choice
 from catwise.labels.codes import NEGATIVE, POSITIVE, UNKNOWN, Codes, Rows
 from catwise.labels.columns import Storage
 from catwise.labels.names import refuse_repeats
@@ -30,11 +40,18 @@ from catwise.labels.names import refuse_repeats
 SPLITS: Final = ("train", "val")
 YEARS: Final = (2014, 2017)
 FIELDS: Final = {
-    "images": {"id": "number", "file_name": "text"},
-    "annotations": {"image_id": "number", "category_id": "number", "iscrowd": "number"},
-    "categories": {"id": "number", "name": "text"},
+    "images": {"id": "image", "file_name": "text"},
+    "annotations": {"image_id": "image", "category_id": "category", "iscrowd": "flag"},
+    "categories": {"id": "category", "name": "text"},
 }
-KINDS: Final = {"number": "a whole number", "text": "a text", "numbers": "a list of whole numbers"}
+KINDS: Final = {
+    "number": "a whole number",
+    "text": "a text",
+    "numbers": "a list of whole numbers",
+    "image": "a whole number, or a text where all ids of images are",
+    "category": "a whole number, or a text where all ids of categories are",
+    "flag": "a whole number, or in no entry",
+}
 INT64: Final = np.iinfo(np.int64)
 SHOWN: Final = 40
 NO_PATH: Final = r"^\s*$|^/|\\|\x00|(^|/)\.\.?(/|$)"
@@ -59,9 +76,10 @@ def read_coco(
     split: Literal["train", "val"] | None = None,
     unannotated: Literal["drop", "negative", "unknown"] = "drop",
     crowd: Literal["positive", "unknown", "ignore"] = "positive",
+    files: Mapping[str, str] | None = None,
     storage: Storage = "auto",
 ) -> Dataset:
-    """Read which categories the images of MS-COCO have.
+    """Read which categories the images of MS-COCO have, or of any file in its format.
 
     A category is positive where the image has an instance of it and negative everywhere else:
     COCO's 80 categories are labelled exhaustively. Categories are ordered by their ids, which
@@ -74,14 +92,19 @@ def read_coco(
 
     Args:
         root: the folder that holds annotations/instances_train2014.json and so on; the images are
-            in train2014/, val2014/ and so on next to it. They are not opened.
+            in train2014/, val2014/ and so on next to it. They are not opened. Or one file of this
+            format, of any name, whose images lie beside it.
         year: 2014 or 2017, the release. Both have the same images, split in other ways.
         split: "train" or "val"; None: every split whose file is there.
         unannotated: images without any annotation, crowds included: "drop", "negative" in every
             category, or "unknown" in every category.
         crowd: categories of which an image has only crowd regions (iscrowd 1: many instances
             under one outline): "positive"; "unknown"; or "ignore" the regions: negative.
+        files: the file of each split, from the root, instead of those above; the paths of images
+            are then from the root, such as {"train": "train.json", "valid": "val.json"}.
         storage: as for `PartialLabels`.
+
+    Ids may be texts; where no annotation has `iscrowd`, none is a crowd.
 
     Returns:
         One row an image, in the order of the files, train before val. Ids are the official image
@@ -95,20 +118,22 @@ def read_coco(
     https://cocodataset.org/#format-data.
     """
     check_choice("year", year, YEARS)
-    check_choice("split", split, (*SPLITS, None))
+    root = Path(root)
+    own = _own_files(root, files)
+    check_choice("split", split, (*(own or SPLITS), None))
     check_choice("unannotated", unannotated, ("drop", "negative", "unknown"))
     check_choice("crowd", crowd, ("positive", "unknown", "ignore"))
-    root = Path(root)
-    paths = _find(root, year, split)
+    paths = _find(root, year, split, own)
     read = {name: load(path, FIELDS) for name, path in paths.items()}
     categories = same_categories(list(read.values()), ("id", "name"))
     ids, splits = unique_images(read)
-    parts = [_labels(file, f"{name}{year}", crowd) for name, file in read.items()]
+    folders = {name: "" if own else f"{name}{year}" for name in read}
+    parts = [_labels(file, folders[name], crowd) for name, file in read.items()]
     images, codes, bare = (np.concatenate(arrays) for arrays in list(zip(*parts, strict=True))[:3])
     counts: dict[str, Any] = {
-        "files": relative(paths, root),
+        "files": relative(paths, root.parent if root.is_file() else root),
         "images_in_files": {name: int((splits == name).sum()) for name in read},
-        "annotations": sum(len(file.numbers("annotations", "iscrowd")) for file in read.values()),
+        "annotations": sum(len(file.column("annotations", "iscrowd")) for file in read.values()),
         "crowd_annotations": sum(part.n_crowds for part in parts),
         "labels_of_crowds_only": sum(part.n_crowd_labels for part in parts),
         "images_without_annotations": int(bare.sum()),
@@ -125,6 +150,7 @@ def read_coco(
         ids, images, codes, splits = (array[~bare] for array in (ids, images, codes, splits))
     images_read = Images(ids, images, splits)
     labels = codes, categories
+    root = root.parent if root.is_file() else root
     return dataset("coco", root, labels, images_read, counts=counts, notes=notes, storage=storage)
 
 
@@ -157,8 +183,23 @@ def _labels(file: AnnotationFile, folder: str, crowd: str) -> _Labels:
     return _Labels(paths, codes, bare, int(crowds.sum()), int(crowd_only.sum()))
 
 
-def _find(root: Path, year: int, split: str | None) -> dict[str, Path]:
-    """The annotation file of each split to read."""
+def _own_files(root: Path, files: Mapping[str, str] | None) -> dict[str, str] | None:
+    """The files of the splits that were named, or the root itself; None: those of the release."""
+    if root.is_file():
+        if files:
+            raise ConfigError("files are looked for in a folder.", found=f"the file '{root}'")
+        return {"": root.name}
+    return dict(files) if files else None
+
+
+def _find(
+    root: Path, year: int, split: str | None, own: Mapping[str, str] | None
+) -> dict[str, Path]:
+    """The annotation file of each split to read; `own` ones have other names."""
+    if own is not None:
+        folder = root.parent if root.is_file() else root
+        wanted = own if split is None else {split: own[split]}
+        return {name: find(folder, [file], "file of annotations") for name, file in wanted.items()}
     names = {name: [f"annotations/instances_{name}{year}.json"] for name in SPLITS}
     other = next(y for y in YEARS if y != year)
     other_there = list(root.glob(f"annotations/instances_*{other}.json"))
@@ -192,7 +233,10 @@ class AnnotationFile:
 
     def numbers(self, part: str, field: str) -> Rows:
         """The values of a field of whole numbers."""
-        result: Rows = self.column(part, field).to_numpy(zero_copy_only=False)
+        column = self.column(part, field)
+        if str(column.type) == "string":
+            return np.array(column.to_pylist(), dtype=np.str_)
+        result: Rows = column.to_numpy(zero_copy_only=False)
         return result
 
     def check(self, part: str, field: str, good: NDArray[np.bool_], expected: str) -> None:
@@ -310,6 +354,8 @@ def load(path: Path, fields: Mapping[str, Mapping[str, str]]) -> AnnotationFile:
         if not len(arrays[0]) and part != "annotations":
             raise LabelError(f"'{path}' has no {part}.", expected=f"at least one entry in {part}")
         for (name, kind), array in zip(kinds.items(), arrays, strict=True):
+            if kind == "flag" and array.null_count == len(array):
+                array = array.fill_null(0)  # noqa: PLW2901
             _refuse_missing(path, part, name, array, KINDS[kind])
             columns[part, name] = array
     return AnnotationFile(path, columns)
@@ -318,14 +364,38 @@ def load(path: Path, fields: Mapping[str, Mapping[str, str]]) -> AnnotationFile:
 def _parsed(path: Path, fields: Mapping[str, Mapping[str, str]]) -> Any:
     """The file as an Arrow table of one row, a column for each list."""
     import pyarrow as pa
-    from pyarrow import json as arrow_json
 
-    types = {"number": pa.int64(), "text": pa.string(), "numbers": pa.list_(pa.int64())}
-    schema = pa.schema(
-        (part, pa.list_(pa.struct([(name, types[kind]) for name, kind in kinds.items()])))
-        for part, kinds in fields.items()
-    )
-    size = path.stat().st_size
+    packed = packing_of(path) is not None
+    content = read_bytes(path, "an object of lists") if packed else b""
+    size = len(content) if packed else _size_of(path)
+    first: Exception | None = None
+    for texts in ((), ("image",), ("category",), ("image", "category")):
+        try:  # texts are tried where numbers do not fit
+            source = pa.BufferReader(content) if packed else str(path)
+            table = _parsed_as(source, size, fields, texts)
+        except (pa.ArrowException, UnicodeDecodeError) as error:
+            first = first or error
+        except OSError as error:
+            raise unreadable(path, error) from error
+        else:
+            if table.num_rows != 1:
+                raise _fault(path, fields, f"{table.num_rows} JSON values")
+            return table
+        if not _kinds(fields) & {"image", "category"}:
+            break
+    raise _fault(path, fields, str(first)) from first
+
+
+def _kinds(fields: Mapping[str, Mapping[str, str]]) -> set[str]:
+    return {kind for kinds in fields.values() for kind in kinds.values()}
+
+
+def _size_of(path: Path) -> int:
+    """The size of a file that is parsed at once."""
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise unreadable(path, error) from error
     if not 0 < size <= MAX_TEXT:
         raise LabelError(
             f"'{path}' is too large." if size else f"'{path}' is empty.",
@@ -335,23 +405,33 @@ def _parsed(path: Path, fields: Mapping[str, Mapping[str, str]]) -> Any:
             if size
             else AGAIN,
         )
-    try:
-        table = arrow_json.read_json(
-            str(path),
-            read_options=arrow_json.ReadOptions(use_threads=False, block_size=size + 1),
-            parse_options=arrow_json.ParseOptions(
-                explicit_schema=schema,
-                newlines_in_values=True,
-                unexpected_field_behavior="ignore",
-            ),
-        ).combine_chunks()
-        table.validate(full=True)
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise _fault(path, fields, str(error)) from error
-    except OSError as error:
-        raise unreadable(path, error) from error
-    if table.num_rows != 1:
-        raise _fault(path, fields, f"{table.num_rows} JSON values")
+    return size
+
+
+def _parsed_as(
+    source: Any, size: int, fields: Mapping[str, Mapping[str, str]], texts: Sequence[str]
+) -> Any:
+    """The same, where ids of the kinds `texts` are texts."""
+    import pyarrow as pa
+    from pyarrow import json as arrow_json
+
+    types = {"number": pa.int64(), "text": pa.string(), "numbers": pa.list_(pa.int64())}
+    types |= dict.fromkeys(("image", "category", "flag"), pa.int64())
+    types |= dict.fromkeys(texts, pa.string())
+    schema = pa.schema(
+        (part, pa.list_(pa.struct([(name, types[kind]) for name, kind in kinds.items()])))
+        for part, kinds in fields.items()
+    )
+    table = arrow_json.read_json(
+        source,
+        read_options=arrow_json.ReadOptions(use_threads=False, block_size=size + 1),
+        parse_options=arrow_json.ParseOptions(
+            explicit_schema=schema,
+            newlines_in_values=True,
+            unexpected_field_behavior="ignore",
+        ),
+    ).combine_chunks()
+    table.validate(full=True)
     return table
 
 
@@ -384,6 +464,11 @@ def _wrong_type(
     """The error for the first value of another type than it should be, or None."""
     if not isinstance(content, dict):
         return _typed(f"'{path}'", content, "an object")
+    texts = {}
+    for kind, part in (("image", "images"), ("category", "categories")):
+        first = next(iter(content.get(part) or ()), None) if part in content else None
+        if isinstance(first, dict) and isinstance(first.get("id"), str):
+            texts[kind] = "text"
     for part, kinds in fields.items():
         entries = content.get(part)
         if entries is not None and not isinstance(entries, list):
@@ -393,7 +478,7 @@ def _wrong_type(
                 return _typed(f"'{path}', {part}[{i}]", entry, "an object")
             for name, kind in kinds.items():
                 value = (entry or {}).get(name)
-                if value is not None and not _fits(value, kind):
+                if value is not None and not _fits(value, texts.get(kind, kind)):
                     return _typed(f"'{path}', {part}[{i}].{name}", value, KINDS[kind])
     return None
 
