@@ -5,8 +5,9 @@
     python benches/extract.py store [--rows N] [--features D]
     python benches/extract.py kills [--kills N] [--images N]
 
-`speed` runs a model's own forward pass and `catwise.extract` on the same tensors in memory, in
-turns, and asserts that the features are the same. `memory` and `store` measure each step in a
+`speed` runs a model's own forward pass and `catwise.extract` in each way on the same images,
+decoded (uint8) in memory, in turns, and asserts how near the features are; `--compile` compiles,
+too. `memory` and `store` measure each step in a
 process of its own. `kills` ends `catwise extract` by SIGKILL at random moments, lets the command
 run again, and asserts the bytes of an uninterrupted run. All files are temporary.
 """
@@ -14,6 +15,9 @@ run again, and asserts the bytes of an uninterrupted run. All files are temporar
 from __future__ import annotations
 
 import argparse
+import contextlib
+import copy
+import functools
 import io
 import json
 import os
@@ -37,49 +41,96 @@ from torch import nn
 import catwise
 from catwise.features import append_store, store_writer
 from catwise.models import LoadedModel, Preprocessing
+from catwise.models.ways import EXACT, choose_way, distance, processor, running
 
-MODELS = ("mobilenetv2_035", "resnet50")
+MODELS = ("resnet50", "mobilenetv2_100", "vit_small_patch16_224", "densenet121")
 BATCH = 64
-BARS = {"speed": 0.9, "memory": 1.05}
+BARS = {"memory": 1.05}
 
 
 # ------------------------------------------------------------------------------- speed
 
 
-def compare_speed(name: str, n: int, laps: int, device: str) -> dict[str, Any]:
-    """Images/s of the model's own forward pass and of extract, on the same batches, in turns."""
+def compare_speed(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Images/s of a model's own forward pass and of extract in each way, in turns."""
     import timm
 
     torch.manual_seed(0)
+    n, device = options.images or 512, options.device
     model = timm.create_model(name, num_classes=20).eval().to(device)
-    images = torch.rand(n, 3, 224, 224)
-    kind = torch.device(device).type
-    half = torch.float16 if kind == "cuda" else None
+    pixels = torch.randint(0, 256, (n, 3, 224, 224), dtype=torch.uint8)
+    with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as stack:
+        tasks = {"plain": lambda: bare(model, pixels, device)}
+        for precision in ("exact", "fast"):
+            way = choose_way(model, device, precision)
+            if precision == "fast" and way.half is None:
+                print(f"{name}: {' '.join(way.notes)}")
+                continue
+            folder = f"{place}/{precision}"
+            tasks[precision] = functools.partial(ours, model, pixels, folder, precision, device)
+            if options.compile:
+                key = f"compiled {precision}"
+                tasks[key], first = compiled(model, pixels, precision, device, stack)
+                print(f"{name}, {key}: the first images take {first:.1f} s", flush=True)
+        found = {key: task() for key, task in tasks.items()}  # once each, to warm up
+        laps = [{key: clocked(task) for key, task in tasks.items()} for _ in range(options.laps)]
+    gaps = {key: distance(found[key], found["plain"]) for key in tasks if key != "plain"}
+    for key, gap in gaps.items():
+        assert gap <= (EXACT if "exact" in key else 0.05), (name, key, gap)
+    return {"model": name, "images": n, "batch": BATCH, "device": device, "gaps": gaps,
+            "laps": laps, "load": os.getloadavg()}  # fmt: skip
 
-    def bare() -> None:
-        with torch.no_grad(), torch.autocast(kind, half, enabled=bool(half)):
-            for part in images.split(BATCH):
-                model(part.to(device, non_blocking=True))
-        if half:
-            torch.cuda.synchronize()
 
-    def ours() -> None:
-        found: Any = catwise.extract(model, lambda row: images[row:].split(BATCH), folder,
-                                     ids=np.arange(n), batch_rows=BATCH, resume=False,
-                                     overwrite=True)  # fmt: skip
-        stores.append(found)
+def as_input(pixels: torch.Tensor) -> torch.Tensor:
+    return pixels.to(torch.float32).div_(255).sub_(0.5).div_(0.25)
 
-    stores: list[Any] = []
-    bare()
-    with tempfile.TemporaryDirectory() as place:
-        folder = f"{place}/store"
-        turns = [(clocked(bare), clocked(ours)) for _ in range(laps)]
-        check_features(model, images, stores[-1], kind, half)
-    wall, busy = ([own[at] / our[at] for own, our in turns] for at in (0, 1))
-    own, our = (n / min(turn[at][0] for turn in turns) for at in (0, 1))
-    return {"model": name, "images": n, "batch": BATCH, "device": device, "bare": own,
-            "extract": our, "ratio": statistics.median(wall), "ratios": wall,
-            "processor": statistics.median(busy)}  # fmt: skip
+
+def bare(model: Any, pixels: torch.Tensor, device: str) -> torch.Tensor:
+    """What a plain loop does: the features of the model's own forward pass, logits and all."""
+    rows: list[torch.Tensor] = []
+    hook = model.get_classifier().register_forward_pre_hook(lambda _, args: rows.append(args[0]))
+    with hook, torch.no_grad():
+        for part in pixels.split(BATCH):
+            model(as_input(part).to(device))
+    return torch.cat(rows).float().cpu()
+
+
+def ours(
+    model: Any, pixels: torch.Tensor, folder: str, precision: Any, device: str
+) -> torch.Tensor:
+    """The store of `catwise.extract`, written, joined and checksummed."""
+    n = len(pixels)
+    store: Any = catwise.extract(
+        model,
+        lambda row: map(as_input, pixels[row:].split(BATCH)),
+        folder,
+        ids=np.arange(n),
+        batch_rows=BATCH,
+        resume=False,
+        overwrite=True,
+        precision=precision,
+        device=device,
+        dtype="float32",
+    )
+    return torch.from_numpy(store.block(0, n).copy())
+
+
+def compiled(
+    model: Any, pixels: torch.Tensor, precision: Any, device: str, stack: Any
+) -> tuple[Any, float]:
+    """The compiled pass after the first images, and how long these took."""
+    way = choose_way(model, device, precision, compiled=True)
+    layer = model.pretrained_cfg["classifier"]
+    run = stack.enter_context(running(copy.deepcopy(model), layer, way))
+    size = way.rows or BATCH
+
+    def task() -> torch.Tensor:
+        every = (part for batch in pixels.split(BATCH) for part in as_input(batch).split(size))
+        return torch.cat([run(part)[0].float().cpu() for part in every])
+
+    begun = time.perf_counter()
+    run(as_input(pixels[:size]))
+    return task, time.perf_counter() - begun
 
 
 def clocked(task: Any) -> tuple[float, float]:
@@ -89,25 +140,21 @@ def clocked(task: Any) -> tuple[float, float]:
     return time.perf_counter() - begun, time.process_time() - used
 
 
-def check_features(model: Any, images: Any, store: Any, kind: str, half: Any) -> None:
-    """The store holds what timm itself calls the features before the logits."""
-    with torch.no_grad(), torch.autocast(kind, half, enabled=bool(half)):
-        first = model.forward_features(images[:BATCH].to(kind))
-        own = model.forward_head(first, pre_logits=True).half().cpu().numpy()
-    np.testing.assert_array_equal(store.block(0, BATCH), own)
-    assert store.shape == (len(images), own.shape[1])
-
-
 def speed(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Ratios to the plain pass, the median of laps; of processor time, too, for a busy machine."""
+    print(f"processor: {processor(torch.device(options.device))}")
     found = []
     for name in options.models:
-        n = options.images or (2048 if "mobile" in name else 512)
-        row = compare_speed(name, n, options.laps, options.device)
+        row = compare_speed(name, options)
         found.append(row)
-        told = f"laps {' '.join(f'{ratio:.3f}' for ratio in row['ratios'])}; bar {BARS['speed']}"
-        print(f"{name}: best laps: bare {row['bare']:.1f} images/s, extract {row['extract']:.1f}; "
-              f"median of the ratios {row['ratio']:.3f} ({told}); of processor time "
-              f"{row['processor']:.3f}", flush=True)  # fmt: skip
+        for key in row["laps"][0]:
+            wall, busy = ([lap["plain"][at] / lap[key][at] for lap in row["laps"]] for at in (0, 1))
+            seconds = statistics.median(lap[key][1] for lap in row["laps"])
+            told = f"; features {row['gaps'][key]:.1e} off" if key in row["gaps"] else ""
+            print(f"{name}, {key}: {row['images'] / seconds:.1f} images a processor second, "
+                  f"{statistics.median(busy):.2f} x plain ({min(busy):.2f} to {max(busy):.2f}; "
+                  f"by the wall {statistics.median(wall):.2f}){told}; "
+                  f"load {row['load'][0]:.1f}", flush=True)  # fmt: skip
     return found
 
 
@@ -304,6 +351,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=0)
     parser.add_argument("--laps", type=int, default=5)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true", help="speed: compile the models, too")
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--features", type=int, default=64)
     parser.add_argument("--kills", type=int, default=20)

@@ -294,7 +294,7 @@ def test_precision(names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert "does not compute in bfloat16" in output
     assert open_store("exact").origin["extract"]["items"]["precision"] == "exact"
     monkeypatch.setattr("catwise.models.ways._half_flags", lambda: ("amx_bf16",))
-    run("--out", "fast", "--precision", "fast")
+    assert "computed in bfloat16: up to" in run("--out", "fast", "--precision", "fast").output
     assert open_store("fast").origin["extract"]["items"]["computed in"] == "bfloat16"
     again = run("--out", "fast", code=OutputError.exit_code).output
     assert "precision" in again

@@ -19,6 +19,7 @@ from catwise.cli.inputs import check_device
 from catwise.cli.models import ModelOptions, load_the_model
 
 if TYPE_CHECKING:
+    from catwise.features import FeatureStore
     from catwise.models import LoadedModel
     from catwise.models.sources import ImageSource
 
@@ -97,14 +98,22 @@ def command(given: Options) -> None:
             parts=given.parts,
             progress=progress,
         )
+    output.document({**about, "out": str(out), **_tell(store, out, output)})
+
+
+def _tell(store: FeatureStore, out: Path | str, output: Output) -> dict[str, Any]:
+    """What was made."""
     rows, n_features = store.shape
-    skipped = store.origin["extract"]["skipped"]
+    made = store.origin["extract"]
+    skipped = made["skipped"]
+    if made["items"]["precision"] == "fast":
+        half = f"in {made['items']['computed in']}: up to {made['off']:.1g} of the largest off"
+        output.line(f"features were computed {half}")
     output.line(f"{rows:,} rows of {n_features:,} features; images skipped: {len(skipped):,}")
     for name in skipped[: output.rows or None]:
         output.line(f"  {name}")
     output.line(str(out))
-    counts = {"rows": rows, "features": n_features, "skipped": skipped}
-    output.document({**about, "out": str(out), **counts})
+    return {"rows": rows, "features": n_features, "skipped": skipped}
 
 
 def _tried(loaded: LoadedModel, source: ImageSource, config: ExtractConfig) -> int:

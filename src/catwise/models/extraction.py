@@ -123,8 +123,9 @@ def extract(
 
     Returns:
         The store; its origin tells under "extract" what made it, the largest gap between the
-        layer's and the model's logits, and the skipped ids. Features (N, C, D) are rows of C × D
-        numbers; "shape" there is [C, D]. Without `out`: what is in memory.
+        layer's and the model's logits, how far half precision was off, and the skipped ids.
+        Features (N, C, D) are rows of C × D numbers; "shape" there is [C, D]. Without `out`: what
+        is in memory.
 
     Raises:
         HeadError: If the layer is not clear, cannot be used, or does not make the model's logits.
@@ -327,24 +328,26 @@ def _compute(job: _Job, run: Runner, row: int, rows: ImageBatch) -> BatchOutput:
         if not kept:
             return BatchOutput(seen, None, None, names, skipped, 0.0, run.described)
         images = layers.stacked(torch.stack, [images[at] for at in kept])
-    gaps: list[float] = []
+    gaps: list[tuple[float, float]] = []
     found: list[tuple[Tensor, Tensor]] = []
     for some in torch.split(images, job.way.rows or len(images)):
         first = row % job.part_rows == 0 and not found and job.check
         found.append(_forward(job, run, some, gaps if first else None))
     features, logits = (torch.cat(part) for part in zip(*found, strict=True))
     stored = _stored(job, features if job.keep == "features" else logits, row, names)
-    gap = max(gaps, default=0.0)
-    return BatchOutput(seen, stored, logits.float().cpu(), names, skipped, gap, run.described)
+    gap, off = gaps[0] if gaps else (0.0, 0.0)
+    logits = logits.float().cpu()
+    return BatchOutput(seen, stored, logits, names, skipped, gap, run.described, off)
 
 
 def _forward(
-    job: _Job, run: Runner, images: Tensor, gaps: list[float] | None
+    job: _Job, run: Runner, images: Tensor, gaps: list[tuple[float, float]] | None
 ) -> tuple[Tensor, Tensor]:
     """Features and logits of a few images; with `gaps`, the layer is checked."""
     features, output = run(images)
     if gaps is not None:
-        gaps.append(float(f"{run.check(images, features, output):.0e}"))
+        gap, off = run.check(images, features, output)
+        gaps.append((float(f"{gap:.0e}"), float(f"{off:.0e}")))
     logits = run.head.logits(features)
     logits = logits_of(output, logits) if job.check else logits
     if job.flips:

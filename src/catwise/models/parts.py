@@ -38,7 +38,10 @@ _SEEN_SECONDS: Final = 120.0  # until a file that another machine wrote is seen 
 
 
 class BatchOutput(NamedTuple):
-    """What comes of a batch. `seen` counts its images, decoded or not; `way` says how it ran."""
+    """What comes of a batch. `seen` counts its images, decoded or not; `way` says how it ran.
+
+    `gap` is of the layer's logits, `off` of features in half precision, where they were looked at.
+    """
 
     seen: int
     features: Tensor | None
@@ -47,6 +50,7 @@ class BatchOutput(NamedTuple):
     skipped: list[str]
     gap: float
     way: str = ""
+    off: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -192,6 +196,7 @@ class PartWork:
             "gap": max(part["gap"] for part in about) if self.items["check"] else None,
             "skipped": [name for part in about for name in part["skipped"]],
             "way": "; ".join(sorted({part["way"] for part in about} - {""})),
+            "off": max(part["off"] for part in about),
         }
         origin = {**self.items["origin"], "extract": {**made, **facts}}
         if isinstance(self.out, Path):
@@ -269,13 +274,14 @@ def _has_content(out: Path | str) -> bool:
 def _write_part(path: Path, batches: Iterable[BatchOutput]) -> None:
     """Rows, then what is to be known about them as JSON, then the length of that."""
     about: dict[str, Any] = {"rows": 0, "seen": 0, "shape": [], "ids": [], "skipped": [], "gap": 0}
-    about["way"] = ""
+    about |= {"way": "", "off": 0}
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
         for done in batches:
             about["seen"] += done.seen
             about["skipped"] += done.skipped
             about["gap"] = max(about["gap"], done.gap)
             about["way"] = done.way or about["way"]
+            about["off"] = max(about["off"], done.off)
             named = done.ids is not None and about["ids"] is not None
             about["ids"] = about["ids"] + done.ids if named else None
             if done.features is not None:
@@ -286,14 +292,16 @@ def _write_part(path: Path, batches: Iterable[BatchOutput]) -> None:
         stream.write(text + _LENGTH.pack(len(text)))
 
 
+_NUMBER: Final = Field("a number", lambda v: type(v) in (int, float))
 _ABOUT: Final = {
     "rows": WHOLE,
     "seen": WHOLE,
     "shape": Field("sizes", lambda v: type(v) is list and all(map(WHOLE.test, v))),
     "ids": Field("null or a list of texts", lambda v: v is None or TEXTS.test(v)),
     "skipped": TEXTS,
-    "gap": Field("a number", lambda v: type(v) in (int, float)),
+    "gap": _NUMBER,
     "way": Field("a text", lambda v: type(v) is str),
+    "off": _NUMBER,
 }
 
 
