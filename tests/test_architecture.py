@@ -256,6 +256,7 @@ def test_public_names() -> None:
         "__version__",
         "calibrate",
         "compare_heads",
+        "compare_runs",
         "conformal",
         "ensemble",
         "evaluate",

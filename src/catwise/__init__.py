@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from catwise.predicting import Classifier as Classifier
     from catwise.predicting import load_classifier as load_classifier
     from catwise.predicting import save_classifier as save_classifier
+    from catwise.reporting.comparing import compare_runs as compare_runs
     from catwise.training.finetuning import finetune as finetune
     from catwise.tuning import SelectResult as SelectResult
     from catwise.tuning import TuneResult as TuneResult
@@ -70,6 +71,7 @@ __all__, __getattr__, __dir__ = attach(
         "catwise.models.extraction": "extract",
         "catwise.predicting": "Classifier load_classifier save_classifier",
         "catwise.training.finetuning": "finetune",
+        "catwise.reporting.comparing": "compare_runs",
         "catwise.tuning": "SelectResult TuneResult extend_head read_retune_rows retune select tune",
     },
     ("CatwiseError", "InSampleWarning", "__version__"),

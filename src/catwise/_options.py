@@ -49,6 +49,7 @@ class Option(NamedTuple):
     group: str = ""  # heading in the help; by default that of its dataclass
     first: bool = False  # whether most users need it: it stands first in the help
     prefixed: bool = False  # whether the prefix of the group goes before its name
+    positional: bool = False  # on the command line given without a name, once or more
 
     def rule(self, name: str) -> str:
         """The range in words; empty where there is none."""

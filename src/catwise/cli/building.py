@@ -88,8 +88,9 @@ def option_names(command: click.Command | None) -> dict[str, str]:
     What says no has the name "not" and the argument's.
     """
     parameters = command.params if command is not None else []
-    names = {str(p.name): next(o for o in p.opts if o.startswith("--")) for p in parameters}
-    no = {f"not {p.name}": p.secondary_opts[0] for p in parameters if p.secondary_opts}
+    options = [one for one in parameters if isinstance(one, click.Option)]
+    names = {str(p.name): next(o for o in p.opts if o.startswith("--")) for p in options}
+    no = {f"not {p.name}": p.secondary_opts[0] for p in options if p.secondary_opts}
     if "overwrite" not in names and "force" in names:
         names["overwrite"] = names["force"]
     return names | no
@@ -157,7 +158,11 @@ def _built(kind: type, values: dict[str, Any]) -> Any:
     return kind(**found)
 
 
-def _option(item: OptionField, about: Option, heading: str, prefix: str) -> _Option:
+def _option(item: OptionField, about: Option, heading: str, prefix: str) -> click.Parameter:
+    if about.positional:
+        kind = _type(about, _kinds(item.kind))
+        return click.Argument([item.name], nargs=-1, required=True, type=kind,
+                              metavar=about.metavar)  # fmt: skip
     names = about.names.split() or [f"--{prefix}{item.name.replace('_', '-')}"]
     kinds = _kinds(item.kind)
     is_switch = bool in kinds

@@ -32,6 +32,7 @@ COMMANDS: Final = (
     "join",
     "select",
     "evaluate",
+    "compare",
     "calibrate",
     "threshold",
     "conformal",

@@ -77,7 +77,27 @@ def bounds(name: str, key: str, write: Callable[[object, object], str] = interva
     return Column(name, lambda row: write(row.get(low), row.get(high)), low)
 
 
-def build_table(
+class Grid(NamedTuple):
+    """A table as texts, before it is written for a terminal, in Markdown or in LaTeX.
+
+    Attributes:
+        headings: of the columns.
+        numeric: which of them hold numbers.
+        cells: a list a row.
+        styles: of the rows on a terminal, such as "green".
+        title: what stands above, or None.
+        lines: what stands below.
+    """
+
+    headings: list[str]
+    numeric: list[bool]
+    cells: list[list[str]]
+    styles: list[str]
+    title: str | None
+    lines: list[str]
+
+
+def lay_out(
     rows: Sequence[Row],
     columns: Sequence[Column],
     *,
@@ -88,8 +108,8 @@ def build_table(
     order: Callable[[Sequence[Row]], Sequence[Row]] = lambda rows: rows,
     rest: str = "categories",
     note: Callable[[Sequence[Row]], str] = lambda _: "",
-) -> Table:
-    """Rows as a table for a terminal; names are shown as they are, never as markup.
+) -> Grid:
+    """Rows as a table of texts; names stay as they are, but for controls.
 
     Args:
         rows: one mapping a row.
@@ -103,21 +123,107 @@ def build_table(
         rest: what the rows are, to say how many are not shown.
         note: a line below, from the rows that are shown.
     """
+    shown = order(_largest(rows, limit, importance) if 0 < limit < len(rows) else rows)
+    left = len(rows) - len(shown)
+    lines = [f"{left:,} further {rest} are not shown" if left else "", note(shown)]
+    return Grid(
+        [one.name for one in columns],
+        [one.numeric for one in columns],
+        [[clean(one.cell(row)) for one in columns] for row in shown],
+        [style(row) for row in shown],
+        title,
+        list(filter(None, lines)),
+    )
+
+
+def build_table(rows: Sequence[Row], columns: Sequence[Column], **how: Any) -> Table:
+    """Rows as a table for a terminal; names are shown as they are, never as markup.
+
+    Arguments are those of :func:`lay_out`.
+    """
+    return as_terminal(lay_out(rows, columns, **how))
+
+
+def as_terminal(grid: Grid) -> Table:
+    """A table of texts for a terminal."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    for one in columns:
-        justify: Any = "right" if one.numeric else "left"
-        table.add_column(one.name, justify=justify, no_wrap=one.numeric, overflow="fold")
-    shown = _largest(rows, limit, importance) if 0 < limit < len(rows) else rows
-    for row in order(shown):
-        table.add_row(*(Text(clean(one.cell(row))) for one in columns), style=style(row))
-    left = len(rows) - len(shown)
-    lines = [f"{left:,} further {rest} are not shown" if left else "", note(shown)]
-    table.caption = "\n".join(filter(None, lines)) or None
+    table = Table(title=grid.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for name, numeric in zip(grid.headings, grid.numeric, strict=True):
+        justify: Any = "right" if numeric else "left"
+        table.add_column(Text(name), justify=justify, no_wrap=numeric, overflow="fold")
+    for cells, style in zip(grid.cells, grid.styles, strict=True):
+        table.add_row(*map(Text, cells), style=style)
+    table.caption = "\n".join(grid.lines) or None
     return table
+
+
+def as_markdown(grid: Grid) -> str:
+    r"""A table of texts in Markdown (GitHub's), the title in bold above it.
+
+    >>> grid = Grid(["name", "AP"], [False, True], [["a|b", "0.5"]], [""], None, [])
+    >>> print(as_markdown(grid), end="")
+    | name | AP |
+    |---|---:|
+    | a\|b | 0.5 |
+    """
+    lines = [f"**{_markdown(grid.title)}**", ""] if grid.title else []
+    rules = ["---:" if numeric else "---" for numeric in grid.numeric]
+    lines += [f"| {' | '.join(map(_markdown, grid.headings))} |", f"|{'|'.join(rules)}|"]
+    lines += [f"| {' | '.join(map(_markdown, cells))} |" for cells in grid.cells]
+    lines += [text for line in grid.lines for text in ("", _markdown(line))]
+    return "\n".join(lines) + "\n"
+
+
+def as_latex(grid: Grid) -> str:
+    r"""A table of texts in LaTeX, with the rules of the package booktabs.
+
+    >>> grid = Grid(["name", "AP"], [False, True], [["a_b", "0.5"]], [""], None, [])
+    >>> print(as_latex(grid), end="")
+    \begin{tabular}{lr}
+    \toprule
+    name & AP \\
+    \midrule
+    a\_b & 0.5 \\
+    \bottomrule
+    \end{tabular}
+    """
+    lines = [f"% {clean(line)}" for line in (grid.title, *grid.lines) if line]
+    kinds = "".join("r" if numeric else "l" for numeric in grid.numeric)
+    lines += [rf"\begin{{tabular}}{{{kinds}}}", r"\toprule"]
+    lines += [" & ".join(map(_latex, grid.headings)) + r" \\", r"\midrule"]
+    lines += [" & ".join(map(_latex, cells)) + r" \\" for cells in grid.cells]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+_MARKDOWN: Final = str.maketrans(
+    {letter: f"\\{letter}" for letter in "\\`*_[]|~"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
+)
+_LATEX: Final = str.maketrans(
+    {letter: f"\\{letter}" for letter in "&%$#_{}"}
+    | {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        "\N{MINUS SIGN}": "$-$",
+        "\N{PLUS-MINUS SIGN}": r"$\pm$",
+        "\N{RIGHTWARDS ARROW}": r"$\to$",
+        "\N{EN DASH}": "--",
+    }
+)
+
+
+def _markdown(text: str) -> str:
+    return text.translate(_MARKDOWN)
+
+
+def _latex(text: str) -> str:
+    return text.translate(_LATEX)
 
 
 def _largest(rows: Sequence[Row], limit: int, key: str) -> Sequence[Row]:
@@ -386,3 +492,111 @@ def ensemble_table(
         columns.append(text("note", "reason"))
     title = "Ensemble" if metric is None else f"Ensemble, {metric_label(metric)} on test rows"
     return build_table(rows, columns, title=title, limit=limit)
+
+
+def variants_grid(variants: Sequence[Row], metric: str, *, reference: str, limit: int = 0) -> Grid:
+    """Variants of runs by one metric: mean ± standard deviation over seeds, and the difference.
+
+    Args:
+        variants: as `RunComparison.variants`.
+        metric: that is shown.
+        reference: what differences are to.
+        limit: at most so many rows; 0 shows all.
+    """
+    rows = [row for row in variants if row["metric"] == metric]
+    columns = [
+        text("run", "variant"),
+        Column("mean", lambda row: _spread(row, "score", score), "score"),
+        *numbers(gain, "difference"),
+        bounds("interval", "difference"),
+        *numbers(_mean_count, "better", "worse"),
+    ]
+    title = f"mean {metric_label(metric)}, differences to {reference}"
+    return lay_out(rows, columns, title=title, limit=limit, rest="runs")
+
+
+def settings_grid(variants: Sequence[Row]) -> Grid:
+    """What runs do not have in common, side by side: a row a setting, a column a variant.
+
+    Args:
+        variants: as `RunComparison.variants`.
+    """
+    own = {row["variant"]: row["settings"] for row in variants}
+    keys = dict.fromkeys(key for settings in own.values() for key in settings)
+    columns = [text("setting")]
+    columns += [Column(name, _of_variant(name), "", numeric=False) for name in own]
+    rows = [{"setting": key, "of": {n: one.get(key) for n, one in own.items()}} for key in keys]
+    seeds = {row["variant"]: ", ".join(map(_seed, row["seeds"])) for row in variants}
+    rows += [{"setting": "seed", "of": seeds}] if len(set(seeds.values())) > 1 else []
+    return lay_out(rows, columns, title="Settings that differ", rest="settings")
+
+
+def _of_variant(name: str) -> Callable[[Row], str]:
+    return lambda row: row["of"].get(name) or NOTHING
+
+
+def run_categories_grid(
+    rows: Sequence[Row],
+    metric: str,
+    *,
+    reference: str | None = None,
+    limit: int = 0,
+    most: int = 0,
+) -> Grid:
+    """Categories of runs side by side: the score of each variant, its mean over seeds.
+
+    Args:
+        rows: as `RunComparison.rows`.
+        metric: that is shown.
+        reference: the head whose scores stand first where it is not one of the runs.
+        limit: at most so many rows, those in which variants differ most; 0 shows all.
+        most: at most so many variants, the first; 0 shows all.
+    """
+    own = [row for row in rows if row["metric"] == metric and row["category"] is not None]
+    names = list(dict.fromkeys(row["variant"] for row in own))
+    found: dict[str, dict[str, Any]] = {}
+    for row in own:
+        line = found.setdefault(row["category"], {"category": row["category"], "of": {}})
+        line |= {"positives": row["n_positive"], "reference": row["reference"]}
+        line["of"].setdefault(row["variant"], []).append(row["score"])
+    for line in found.values():
+        means = [_mean(values) for values in line["of"].values()]
+        known = [mean for mean in means if mean is not None]
+        line["range"] = max(known) - min(known) if known else None
+        line |= {f"score {name}": mean for name, mean in zip(line["of"], means, strict=True)}
+    columns = [text("category"), *numbers(count, "positives")]
+    columns += numbers(score, **{reference: "reference"}) if reference else []
+    shown = names[: most or None]
+    columns += [Column(name, _score_of(name), f"score {name}") for name in shown]
+    left = len(names) - len(shown)
+    note = f"{plural(left, 'further run')} not shown" if left else ""
+    title = f"{metric_label(metric)} of each category"
+    return lay_out(list(found.values()), columns, title=title, limit=limit, importance="range",
+                   note=lambda _: note)  # fmt: skip
+
+
+def _score_of(name: str) -> Callable[[Row], str]:
+    return lambda row: score(row.get(f"score {name}"))
+
+
+def _seed(seed: object) -> str:
+    return NOTHING if seed is None else str(seed)
+
+
+def _spread(row: Row, key: str, write: Callable[[object], str]) -> str:
+    """A mean, with its standard deviation over seeds where there are several."""
+    spread = row.get(f"{key}_sd")
+    return write(row[key]) + ("" if spread is None else f" ± {spread:.4f}")
+
+
+def _mean_count(value: object) -> str:
+    """A number of categories, in the mean over runs."""
+    number = json_ready(value)
+    if not isinstance(number, (int, float)):
+        return NOTHING
+    return count(number) if float(number).is_integer() else f"{number:.1f}"
+
+
+def _mean(values: Sequence[Any]) -> float | None:
+    """The mean; None where a value is not known."""
+    return None if None in values else sum(values) / len(values)
