@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from catwise.labels import PartialLabels
 from catwise.labels.encodings import Encoding
 from catwise.models import layers
 from catwise.models.extraction import Extracted, extract
+from catwise.models.ways import Precision
 from catwise.progress import ProgressCallback
 from catwise.tuning import TuneResult, tune
 
@@ -48,7 +49,8 @@ def finetune(
     categories: Sequence[str] | None = None,
     layer: str | None = None,
     device: str | torch.device | None = None,
-    amp: torch.dtype | Literal["auto", False] = "auto",
+    precision: Precision = "exact",
+    compiled: bool = False,
     dtype: Any = "float16",
     check: bool = True,
     inplace: bool = False,
@@ -78,7 +80,8 @@ def finetune(
         categories: names of the labels' columns, in order; "0", "1", … when not given.
         layer: name of the classification layer, where it cannot be told.
         device: where to run; None: where the model is.
-        amp: as in `catwise.extract`.
+        precision: "exact" or "fast", as in `catwise.extract`.
+        compiled: compile the module first, as in `catwise.extract`.
         dtype: of the features that are kept: float16, bfloat16 or float32.
         check: compare the layer's output with the model's logits; False for a model that returns
             something else.
@@ -117,7 +120,8 @@ def finetune(
     given = {name: labelled_loader(one, name) for name, one in loaders.items() if one is not None}
     found = _layer_of(module, layer, given["train"])
     tuned = module if inplace else _copied(module)
-    how: dict[str, Any] = {"layer": found, "device": device, "amp": amp, "dtype": dtype}
+    how: dict[str, Any] = {"layer": found, "device": device, "dtype": dtype}
+    how |= {"precision": precision, "compiled": compiled}
     pairs = {
         name: one.pair(
             extract(module, one, **how, check=check, progress=progress), encoding, categories

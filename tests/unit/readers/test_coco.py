@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -420,7 +420,7 @@ def own_file(path: Path, *, text: bool, crowd: bool) -> None:
     }
     content = json.dumps(document).encode()
     if path.suffix == ".zst":
-        with pyarrow.output_stream(str(path), compression="zstd") as file:
+        with pa.output_stream(str(path), compression="zstd") as file:
             file.write(content)
     else:
         path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
