@@ -128,9 +128,9 @@ def own_table(source: LabelledOptions, column: str | None, table: TableOptions) 
     """Labels in a table of their own, in which a split column, if it is there, is no category."""
     if column is None or source.labels is None:
         return source
-    from catwise.data.table import open_labels
+    from catwise.data.readers.table import column_names
 
-    there = open_labels(source.labels, [column], delimiter=table.delimiter).names
+    there = column_names(source.labels, column, delimiter=table.delimiter)
     return dataclasses.replace(source, split_column=column) if column in there else source
 
 
@@ -148,13 +148,12 @@ def split_features(
         return features
     import numpy as np
 
-    from catwise.data.table import open_labels
+    from catwise.data.readers.table import column_texts
     from catwise.joining import aligned_features
 
-    wanted = [source.split_column]
-    file = open_labels(source.labels, wanted, delimiter=table.delimiter, header=table.header)
-    batches = file.batches(wanted)
-    names = np.array([str(one) for batch in batches for one in batch.column(0).to_pylist()])
+    names = column_texts(
+        source.labels, source.split_column, delimiter=table.delimiter, header=table.header
+    )
     if len(names) != features.shape[0]:
         raise ShapeError(
             f"'{source.labels}' and its features differ in their number of rows, and there are no "

@@ -123,9 +123,10 @@ def _read_table(
 ) -> Dataset:
     from catwise.data import read_table
 
-    options: dict[str, Any] = {"encoding": table.encoding}
+    options: dict[str, Any] = {"encoding": _encoding(table)}
     if table.layout == "lists":
         options = {"others": table.others, "separator": table.separator}
+        options |= {f"{role}_key": name for role, name in table.list_columns.items()}
     elif table.layout == "long":
         columns = {"category_column": table.category_column, "value_column": table.value_column}
         options |= {name: column for name, column in columns.items() if column is not None}
@@ -148,6 +149,25 @@ def _read_table(
             strip_suffix=table.strip_suffix,
             **options,
         )
+
+
+def _encoding(table: TableOptions) -> Any:
+    """What the values of a table mean: a named encoding, or what --code says of each value."""
+    if not table.code:
+        return table.encoding
+    from catwise.labels import encoding_of
+
+    meanings: dict[Any, str] = {}
+    for text in table.code:
+        value, equals, meaning = text.rpartition("=")
+        raw = None if value.strip().lower() == "blank" else value.strip()
+        if not equals or raw == "" or raw in meanings:
+            raise click.BadParameter(
+                f"{text!r} is not VALUE=MEANING, each value once; a blank is called blank.",
+                param_hint="'--code'",
+            )
+        meanings[raw] = meaning.strip()
+    return encoding_of(meanings)
 
 
 def _read_dataset(source: LabelledOptions) -> Dataset:

@@ -30,6 +30,12 @@ class TableOptions:
         first=True,
         help="What the values of the label table mean. Never guessed.",
     )
+    code: tuple[str, ...] = option(
+        (),
+        metavar="VALUE=MEANING",
+        help="What a value means, in place of --encoding (repeatable): positive, negative, unknown "
+        "or uncertain, such as 3=positive or blank=unknown.",
+    )
     layout: str = option(
         "wide",
         choices=("wide", "long", "lists"),
@@ -81,12 +87,34 @@ class TableOptions:
         help="What a category is that is in no list of an image. Never guessed.",
     )
     separator: str | None = option(None, help="Between the categories of a list in a text table.")
+    positive_column: str | None = option(
+        None, metavar="NAME", help="Column of the lists of positives.  [default: positive]"
+    )
+    negative_column: str | None = option(
+        None, metavar="NAME", help="Column of the lists of negatives.  [default: negative]"
+    )
+    uncertain_column: str | None = option(
+        None, metavar="NAME", help="Column of the lists of uncertain ones.  [default: uncertain]"
+    )
+
+    @property
+    def list_columns(self) -> dict[str, str]:
+        """The columns of lists that were named, by what they hold."""
+        roles = ("positive", "negative", "uncertain")
+        named = {role: getattr(self, f"{role}_column") for role in roles}
+        return {role: name for role, name in named.items() if name is not None}
 
     def __post_init__(self) -> None:
+        if self.encoding is not None and self.code:
+            raise click.UsageError("give either --encoding or --code.")
         if self.layout == "lists":
-            if self.encoding is not None:
-                raise click.UsageError("--encoding does not belong to --layout lists.")
+            if self.encoding is not None or self.code:
+                name = "--encoding" if self.encoding is not None else "--code"
+                raise click.UsageError(f"{name} does not belong to --layout lists.")
             return
+        if self.list_columns:
+            name = next(iter(self.list_columns))
+            raise click.UsageError(f"--{name}-column belongs to --layout lists.")
         if self.others is not None or self.separator is not None:
             raise click.UsageError("--others and --separator belong to --layout lists.")
         if self.category and self.ignore_column:

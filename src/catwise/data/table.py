@@ -46,8 +46,8 @@ def read_label_table(
     r"""Read labels from a CSV, TSV, Parquet or JSON lines table.
 
     Args:
-        path: the file: .csv, .tsv, .tab, .jsonl, .ndjson (each also .gz), .parquet or .pq. In JSON
-            lines a key is a column; a key that a record does not have is a blank.
+        path: the file: .csv, .tsv, .tab, .jsonl, .ndjson (each also .gz or .zst), .parquet or
+            .pq. In JSON lines a key is a column; a key that a record does not have is a blank.
         encoding: what its values mean: a name in `catwise.labels.ENCODINGS`, or an `Encoding`. It
             must be given.
         layout: "wide": one row an image, one column a category; "long": one row a label.

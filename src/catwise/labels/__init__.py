@@ -13,7 +13,7 @@ from catwise.labels.audit import LabelAudit, audit_labels
 from catwise.labels.codes import NEGATIVE, POSITIVE, UNCERTAIN, UNKNOWN, LabelCounts
 from catwise.labels.core import PartialLabels
 from catwise.labels.dropping import DRAWS, drop_uniform, keep_per_category, keep_single_positive
-from catwise.labels.encodings import ENCODINGS, Encoding, fitting_encodings
+from catwise.labels.encodings import ENCODINGS, Encoding, encoding_of, fitting_encodings
 from catwise.labels.findings import FINDINGS, find_suspicious, unknown_together
 from catwise.labels.partition import split_labels
 from catwise.labels.policy import LabelPolicy, Targets, make_targets
@@ -47,6 +47,7 @@ __all__ = [
     "Targets",
     "audit_labels",
     "drop_uniform",
+    "encoding_of",
     "estimate_prevalence",
     "find_suspicious",
     "fitting_encodings",

@@ -43,7 +43,7 @@ class Encoding:
 
     name: str
     text: str
-    codes: tuple[tuple[float | None, int], ...]
+    codes: tuple[tuple[float | str | None, int], ...]
 
     def __post_init__(self) -> None:
         raws = [raw for raw, _ in self.codes]
@@ -57,7 +57,7 @@ class Encoding:
             )
 
     @property
-    def mapping(self) -> dict[float | None, int]:
+    def mapping(self) -> dict[float | str | None, int]:
         """Raw value → code; None is a blank."""
         return dict(self.codes)
 
@@ -102,6 +102,32 @@ ENCODINGS: Final[Mapping[str, Encoding]] = {encoding.name: encoding for encoding
 """The named encodings."""
 
 
+def encoding_of(meanings: Mapping[Any, str]) -> Encoding:
+    """An encoding of your own: what each raw value means.
+
+    Args:
+        meanings: "positive", "negative", "unknown" or "uncertain" by raw value: a number, a text,
+            or None for every kind of blank, which else is refused.
+
+    Raises:
+        LabelError: If a meaning is none of the four, or one value has two.
+
+    >>> encoding_of({3: "positive", 0: "negative", -100: "unknown", "?": "uncertain"}).codes
+    ((3.0, 1), (0.0, 0), (-100.0, -1), ('?', -2))
+    """
+    codes = {name: code for code, name in CODE_NAMES.items()}
+    wrong = [meaning for meaning in meanings.values() if meaning not in codes]
+    if wrong or not meanings:
+        raise LabelError(
+            "a raw value must mean something.",
+            found=f"{wrong[0]!r}{nearest(str(wrong[0]), codes)}" if wrong else "no values",
+            expected=", ".join(codes),
+        )
+    pairs = [(raw_value(value), meaning) for value, meaning in meanings.items()]
+    text = ", ".join(f"{show_raw(raw)} {meaning}" for raw, meaning in pairs)
+    return Encoding("given", text, tuple((raw, codes[meaning]) for raw, meaning in pairs))
+
+
 def raw_value(value: Any) -> Raw:
     """The plain form of one raw value: a number, None for a blank, or the text as it stands."""
     if value is None or type(value).__name__ in ("NAType", "NaTType"):
@@ -126,12 +152,12 @@ def raw_value(value: Any) -> Raw:
 class _Cache(dict[Any, int]):
     """Raw value → code, worked out once for each different value."""
 
-    def __init__(self, mapping: Mapping[float | None, int]) -> None:
+    def __init__(self, mapping: Mapping[Raw, int]) -> None:
         super().__init__()
         self.mapping = mapping
 
     def __missing__(self, value: Any) -> int:
-        code = self.mapping.get(raw_value(value), UNFIT)  # type: ignore[arg-type]
+        code = self.mapping.get(raw_value(value), UNFIT)
         if not isinstance(value, float) or value == value:  # noqa: PLR0124 - not NaN
             self[value] = code
         return code
@@ -154,11 +180,13 @@ def _hashable(value: Any) -> Any:
     return value if value.__hash__ is not None else str(value)
 
 
-def _encode_numbers(values: NDArray[Any], mapping: Mapping[float | None, int]) -> Codes:
+def _encode_numbers(values: NDArray[Any], mapping: Mapping[Raw, int]) -> Codes:
     codes = np.full(values.shape, UNFIT, dtype=np.int8)
     if values.dtype.kind == "b":
         values = values.view(np.uint8)
     for raw, code in mapping.items():
+        if isinstance(raw, str):
+            continue
         if raw is not None:
             codes[values == raw] = code
         elif values.dtype.kind == "f":
@@ -218,7 +246,10 @@ def suggestion(values: Iterable[Any]) -> str:
     names = fitting_encodings(plain)
     if names:
         return "the values fit " + "; ".join(f"encoding={ENCODINGS[name]}" for name in names)
-    return f"no encoding fits all of {_shown(plain)}: correct the values"
+    return (
+        f"no encoding fits all of {_shown(plain)}: say what they mean, "
+        "encoding_of({…: 'positive', …}) (--code VALUE=MEANING), or correct them"
+    )
 
 
 def _shown(values: Iterable[Raw]) -> str:

@@ -158,8 +158,9 @@ def _open_table(
             f"{file.head()} has no lists of categories.",
             found=listed(file.names),
             expected=" or ".join(map(repr, lists)),
-            remedy="header=False (--no-header) if there is no header line: columns are then "
-            "'1', '2', …",
+            remedy="say which they are: positive_key='…' (--positive-column NAME), "
+            "negative_key='…' (--negative-column NAME); or header=False (--no-header) if there is "
+            "no header line: columns are then '1', '2', …",
         )
     return file
 

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from catwise.data.arrays import ArrayFile, category_texts, is_arrays
 from catwise.data.checks import refuse_two
 from catwise.data.dataset import Dataset
 from catwise.data.files import TableFile
 from catwise.data.readers.lists import read_label_lists
-from catwise.data.source import texts_of
+from catwise.data.source import IdAffixes, texts_of
 from catwise.data.table import open_labels, read_label_table
 from catwise.errors import ConfigError, check_choice
 from catwise.labels.audit import known_per_row
+from catwise.labels.columns import Storage
 from catwise.labels.core import PartialLabels
 
+_AFFIXES: Final = ("id_prefix", "id_suffix", "strip_prefix", "strip_suffix")
 LAYOUTS: Final = ("wide", "long", "lists")
 
 
@@ -40,7 +44,9 @@ def read_table(
     r"""Read a label table with the split and the path of each image.
 
     Args:
-        root: the file: .csv, .tsv, .tab, .jsonl, .ndjson (each also .gz), .parquet or .pq.
+        root: the file: .csv, .tsv, .tab, .jsonl, .ndjson (each also .gz or .zst), .parquet or .pq;
+            or .npz, .safetensors or .npy: an array "labels" of rows and categories, and maybe
+            "ids", "groups" and "categories", or what the columns below are called.
         layout: "wide": one row an image, one column a category; "long": one row a label; "lists":
             one row an image, columns that list categories, as for `read_label_lists`.
         id_column: the column of image ids. None: rows are positional (wide), "id" (long, lists).
@@ -76,6 +82,11 @@ def read_table(
     if split is not None and split_column is None:
         raise ConfigError("split needs split_column.", found=f"split={split!r}")
     path = Path(root)
+    if is_arrays(path):
+        columns = _ArrayColumns(id_column, group_column, split_column, split)
+        refused = {"layout": layout != "wide", "path_column": path_column is not None}
+        refused |= {"ignore": bool(ignore), "delimiter": delimiter is not None}
+        return _of_arrays(path, columns, {k for k, v in refused.items() if v}, **options)
     if layout != "wide" and id_column is None:
         id_column = "1" if header is False else "id"
     named = (id_column, group_column, split_column, path_column)
@@ -103,6 +114,81 @@ def read_table(
     splits, paths = _told(file, told, labels, id_column if layout == "long" else None, split)
     counts = {"images_without_known_label": int((known_per_row(labels) == 0).sum())}
     return Dataset(path.name, path.parent, paths, labels, splits, counts)
+
+
+def column_names(path: Path, column: str, *, delimiter: str | None = None) -> tuple[str, ...]:
+    """Names of a table's columns, or of a file's arrays; `column` is one of names."""
+    if is_arrays(path):
+        return ArrayFile(path).names
+    return open_labels(path, [column], delimiter=delimiter).names
+
+
+def column_texts(
+    path: Path, column: str, *, delimiter: str | None = None, header: bool | None = None
+) -> NDArray[np.str_]:
+    """One column of names of a table, or array of a file, a text for each row."""
+    if is_arrays(path):
+        file = ArrayFile(path)
+        return file.texts(column, "the split of each row", file.labels().shape[0])
+    table = open_labels(path, [column], delimiter=delimiter, header=header)
+    parts = [texts_of(batch.column(0), column, table) for batch in table.batches([column])]
+    return np.concatenate(parts)
+
+
+class _ArrayColumns(NamedTuple):
+    """What arrays hold ids, groups and splits, and the split that is wanted."""
+
+    ids: str | None
+    groups: str | None
+    splits: str | None
+    split: str | None
+
+
+def _of_arrays(
+    path: Path,
+    columns: _ArrayColumns,
+    refused: set[str],
+    *,
+    encoding: Any = None,
+    categories: Sequence[str] | None = None,
+    storage: Storage = "auto",
+    **affixes: str,
+) -> Dataset:
+    """Labels out of a file of arrays; ids and groups are its arrays "ids" and "groups"."""
+    refused |= affixes.keys() - {"id_prefix", "id_suffix", "strip_prefix", "strip_suffix"}
+    if refused:
+        raise ConfigError(
+            f"a file of arrays takes no {', '.join(sorted(refused))}.", found=f"'{path}'"
+        )
+    file = ArrayFile(path)
+    values = file.labels()
+    n, n_categories = values.shape
+    ids, groups, splits = (
+        file.texts(name or usual, role, n) if name or (usual and usual in file) else None
+        for name, usual, role in (
+            (columns.ids, "ids", "the image ids"),
+            (columns.groups, "groups", "the groups"),
+            (columns.splits, "", "the split of each row"),
+        )
+    )
+    if ids is not None:
+        shift = IdAffixes(*(affixes.get(field, "") for field in _AFFIXES))
+        ids = shift.apply(ids, lambda i: f"'{path}', row {i:,}")
+    labels = PartialLabels.from_array(
+        file.open(values),
+        encoding=encoding,
+        ids=ids,
+        groups=groups,
+        categories=category_texts(file, n_categories),
+        storage=storage,
+    )
+    if categories is not None:
+        labels = labels.take_categories(categories)
+    blank = np.zeros(n, dtype="U1")
+    made = Dataset(path.name, path.parent, blank, labels, blank if splits is None else splits)
+    made = made if columns.split is None else made.split(columns.split)
+    counts = {"images_without_known_label": int((known_per_row(made.labels) == 0).sum())}
+    return dataclasses.replace(made, counts=counts)
 
 
 def _categories(file: TableFile, keys: Sequence[str], ignore: Sequence[str]) -> dict[str, Any]:
