@@ -102,7 +102,7 @@ SUMMARY = {
         "refinement": {"temperature": 0.7, "penalty": 3.0},
         "log_loss": 0.353387,
     },
-    "rows": {"train": 120, "valid": 60},
+    "rows": {"train": 60, "valid": 60},
 }
 
 FOLDS = "334042433104133410322441312112100124232222302100301143000444"

@@ -19,6 +19,7 @@ from catwise.errors import (
 from catwise.labels import LabelPolicy
 from catwise.metrics import METRICS
 from catwise.testing import assert_same_head, make_task
+from catwise.tuning.presets import pooled_anchor
 from catwise.tuning.presets.default_config import DefaultConfig
 from catwise.tuning.rows import known
 from catwise.tuning.rows import tuning_rows as rows
@@ -250,6 +251,25 @@ def test_many_blocks_of_categories_are_one_answer(monkeypatch):
         assert_same_head(second.head, first.head, rtol=1e-3, atol=1e-3)
         for one, other in zip(first.records, second.records, strict=True):
             assert one["after"] == pytest.approx(other["after"], abs=1e-4)
+
+
+@pytest.mark.parametrize("metric", ["average_precision", "auroc", "log_loss"])
+@pytest.mark.parametrize("policy", [None, LabelPolicy(uncertain=(0.6, 0.9))])
+def test_folds_in_one_batch_are_folds_one_by_one(metric, policy, monkeypatch):
+    """All folds at once, rows read once, give what each fold's rows alone give."""
+    made = task()
+    codes = made.valid.labels.codes.copy()
+    codes[(codes == 1) & (np.arange(len(codes))[:, None] % 3 == 0)] = -2
+    pairs = made.train.pair, with_codes(made.valid, codes)
+    options = {"metric": metric, "policy": policy}
+    together = catwise.tune(made.head, *pairs, **options)
+    monkeypatch.setattr(pooled_anchor, "_SMALL", 0)
+    apart = catwise.tune(made.head, *pairs, **options)
+    assert_same_head(together.head, apart.head, rtol=2e-3, atol=1e-3)
+    np.testing.assert_allclose(together.folds.logits, apart.folds.logits, atol=5e-3)
+    for one, other in zip(together.records, apart.records, strict=True):
+        assert one["candidate"] == other["candidate"]
+        assert one["after"] == pytest.approx(other["after"], abs=1e-3)
 
 
 def test_labels_stored_as_columns_are_the_same_task():

@@ -55,10 +55,14 @@ class Anchor(NamedTuple):
         slopes = torch.stack([fit.slopes for fit in (*folds, whole)])
         return cls(heads, slopes, rows, passes, intercepts)
 
-    def at(self, fold: int, block: slice) -> tuple[float, Tensor]:
-        """Without a fold (−1: with all rows): the original head's slope, and (B, k) the rest."""
-        own = self.slopes[fold]
-        return float(own[0]), torch.einsum("j,jck->ck", own[1:], self.heads[:, block])
+    def at(self, folds: range, block: slice) -> tuple[Tensor, Tensor]:
+        """Without each of some folds (−1: with all rows), (F · B, …).
+
+        The original head's slope, and in coordinates what the others add.
+        """
+        own = self.slopes[list(folds)]
+        rest = torch.einsum("fj,jck->fck", own[:, 1:], self.heads[:, block])
+        return own[:, 0].repeat_interleave(rest.shape[1]), rest.flatten(0, 1)
 
 
 def _bank(task: Task, config: DefaultConfig) -> tuple[Tensor, Tensor, int]:

@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, NamedTuple, cast
+from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -55,6 +55,9 @@ from catwise.tuning.presets.task import (
 )
 from catwise.tuning.rows.known import LabelledRows, lay_out
 from catwise.tuning.rows.tuning_rows import Counter, TuningRows, category_blocks, updated_logits
+
+#: Entries of a block's labels, once for each fold, up to which all folds are one batch.
+_SMALL: Final = 1 << 20
 
 
 def tune_default(
@@ -131,28 +134,28 @@ def _decide(
 
 
 class _Fits(NamedTuple):
-    """Fits of a block of categories around the anchor."""
+    """Fits of a block of categories around the anchor; without each fold at once, (F · B, …)."""
 
     config: DefaultConfig
     train: LabelledRows | None
-    growth: Tensor  # (B,) of the penalties
+    growth: Tensor  # (F · B,) of the penalties
 
     @classmethod
-    def of(cls, task: Task, config: DefaultConfig, block: slice) -> _Fits:
+    def of(cls, task: Task, config: DefaultConfig, block: slice, *, times: int = 1) -> _Fits:
         positives = (task.valid.codes[block] == 1).sum(1).clamp_min(1)
         relative = positives.to(task.valid.logits.dtype) / task.typical_positives
         train = None
         if (known := task.train_of(block)) is not None and config.source_weight > 0:
-            train = lay_out(known)
+            train = lay_out(known.without_logits().repeated(times))
             weight = torch.ones_like(train.target) if train.weight is None else train.weight
             share = config.source_total / weight.sum(1, keepdim=True).clamp_min(1)
             train = replace(train, weight=weight * share.clamp(max=config.source_weight))
-        return cls(config, train, relative**config.penalty_growth)
+        return cls(config, train, (relative**config.penalty_growth).repeat(times))
 
     def path(
         self,
         rows: TuningRows,
-        anchor: tuple[float, Tensor],
+        anchor: tuple[Tensor, Tensor],
         penalties: Sequence[float],
         starts: Sequence[Tensor] | None = None,
     ) -> Iterator[PenalisedFit]:
@@ -160,7 +163,7 @@ class _Fits(NamedTuple):
         original, direction = anchor
         valid = lay_out(rows)
         along, offset = valid.rows.forward(direction), cast("Tensor", valid.offset)
-        sources = [replace(valid, offset=along.add_(offset, alpha=original))]
+        sources = [replace(valid, offset=along.addcmul_(offset, original[:, None]))]
         if self.train is not None:
             along = self.train.rows.forward(direction)
             sources.append(replace(self.train, offset=along))
@@ -170,33 +173,47 @@ class _Fits(NamedTuple):
 
 def _cross_fit(task: Task, config: DefaultConfig, anchor: Anchor) -> _Table:
     """Every fit without each fold, and the logits of the labels left out."""
-    table = _Table(task, config, anchor)
-    held = task.held
+    table, held = _Table(task, config, anchor), task.held
     settings = sorted(range(1, len(table.settings)) if held is None else set(held.settings))
     penalties = [config.penalties[setting - 1] for setting in settings]
     blocks = list(category_blocks(task.valid, task.known_train))
     counter = Counter(task.progress, "cross-fit", len(blocks) * task.n_folds)
     for block in blocks:
         part = task.valid.take(block)
-        fits = _Fits.of(task, config, block)
         out = part.logits.new_empty(len(config.penalties), *part.logits.shape)
-        for f in range(task.n_folds):
-            inside, outside = task.rows_of(f)
-            original, direction = anchor.at(f, block)
-            starts = None if held is None else [held.starts.folds[s][f, block] for s in settings]
-            kept = part.take(slice(None), inside)
+        for folds in _together(task, part):
+            original, direction = anchor.at(folds, block)
+            shape, at = (len(folds), len(part.codes)), slice(folds.start, folds.stop)
+            starts = None
+            if held is not None:
+                starts = [held.starts.folds[s][at, block].flatten(0, 1) for s in settings]
+            fits = _Fits.of(task, config, block, times=len(folds))
+            kept = part.without_folds(task.fold_of_rows, folds)
             path = fits.path(kept, (original, direction), penalties, starts)
             for j, fit in zip([setting - 1 for setting in settings], path, strict=True):
-                table.intercepts[j, f, block] = fit.intercepts.T
-                table.deltas[j, f, block] = delta = direction + fit.delta
-                out[j][:, outside] = updated_logits(part, delta, original, outside)
+                table.intercepts[j, at, block] = fit.intercepts.T.reshape(*shape, -1)
+                table.deltas[j, at, block] = (direction + fit.delta).view(*shape, -1)
                 table.passes += fit.passes
-            counter.step(f"fold {f + 1} of {task.n_folds}")
+                for f, own in zip(folds, original.view(shape), strict=True):
+                    _, outside = task.rows_of(f)
+                    change = table.deltas[j, f, block], own
+                    out[j][:, outside] = updated_logits(part, *change, outside)
+            counter.step(f"fold {folds.stop} of {task.n_folds}", len(folds))
         if task.held is not None:  # nothing is chosen
             continue
         rows = anchor.rows
         table.parts.append(shared_rows(task, part.take(slice(None), rows), out[:, :, rows], rows))
     return table
+
+
+def _together(task: Task, part: TuningRows) -> list[range]:
+    """Which folds are left out in one batch: all where arrays stay small, else one by one.
+
+    In one batch a category is there once for each fold, and rows are read once for all.
+    """
+    if task.n_folds * part.codes.numel() <= _SMALL:
+        return [range(task.n_folds)]
+    return [range(f, f + 1) for f in range(task.n_folds)]
 
 
 class _Table:
@@ -237,18 +254,23 @@ class _Table:
 
     def ends(self, setting: int) -> Tensor:
         """(F, C, k + S) where the fits of a setting ended, before it is finished."""
-        anchors = [self.anchor.at(f, slice(None))[1] for f in range(self.task.n_folds)]
-        deltas = self.deltas[setting - 1] - torch.stack(anchors)
+        directions = self.anchor.at(range(self.task.n_folds), slice(None))[1]
+        deltas = self.deltas[setting - 1]
+        deltas = deltas - directions.view(deltas.shape)
         return torch.cat([deltas, self.intercepts[setting - 1]], 2)
 
     def finish(self, setting: int) -> None:
         """Refine the heads of a setting by the ranking loss, and score them."""
-        counter = Counter(self.task.progress, "refinement", self.task.n_folds)
-        for f in range(self.task.n_folds if self.stage else 0):
-            inside, _ = self.task.rows_of(f)
-            change = self.changes(setting).of_fold(f)
-            self.passes += _refine(self.task, self.stage, change, inside)
-            counter.step(self.settings[setting].name)
+        task = self.task
+        counter = Counter(task.progress, "refinement", task.n_folds)
+        for block in category_blocks(task.valid, None) if self.stage else ():
+            part = task.valid.take(block)
+            for folds in _together(task, part):
+                change = self.changes(setting).part(slice(folds.start, folds.stop), block)
+                rows = part.without_folds(task.fold_of_rows, folds)
+                self.passes += _refine(task, rows, change, self.stage)
+                if block.stop == len(task.valid.codes):
+                    counter.step(self.settings[setting].name, len(folds))
         logits = self.held_out(setting, to_judge=not self.task.metric.ranks_only)
         self.values[setting] = self.scorer(logits, slice(0, len(logits)))
 
@@ -298,16 +320,13 @@ class _Table:
         return found
 
 
-def _refine(task: Task, stage: Any, change: Change, rows: Tensor) -> int:
-    """Move (C, k) changes along the slope of the metric in place; how often rows were read."""
-    kind, passes = cast("Kind", task.metric.name), 0
-    for block in category_blocks(task.valid, None):
-        part = task.valid.take(block, rows)
-        start = updated_logits(part, change.delta[block], change.original[block])
-        fit = refine(part.x, start, part.codes, kind, stage)
-        change.delta[block] += fit.delta
-        passes += fit.passes
-    return passes
+def _refine(task: Task, rows: TuningRows, change: Change, stage: Any) -> int:
+    """Move (…, B, k) changes along the slope of the metric in place; how often rows were read."""
+    delta, original = change
+    start = updated_logits(rows, delta.flatten(0, -2), original.flatten())
+    fit = refine(rows.x, start, rows.codes, cast("Kind", task.metric.name), stage)
+    delta += fit.delta.view(delta.shape)
+    return fit.passes
 
 
 def _refit(
@@ -317,7 +336,7 @@ def _refit(
     valid, stage, ends = task.valid, config.refinements.get(task.metric.name), []
     delta, passes = valid.logits.new_zeros(len(valid.logits), valid.x.shape[1]), 0
     for block in category_blocks(valid, task.known_train):
-        own = anchor.at(-1, block)
+        own = anchor.at(range(-1, 0), block)
         fits = _Fits.of(task, config, block)
         penalties, starts = config.penalties[:setting], None
         if task.held is not None:
@@ -327,6 +346,6 @@ def _refit(
         delta[block] = own[1] + fit.delta
         passes += fit.passes
     change = Change(delta, anchor.slopes[-1, :1].expand(len(delta)))
-    if stage is not None:
-        passes += _refine(task, stage, change, torch.arange(valid.x.shape[0], device=delta.device))
+    for block in category_blocks(valid, None) if stage else ():
+        passes += _refine(task, valid.take(block), change.part(block), stage)
     return change, torch.cat(ends), passes

@@ -152,9 +152,9 @@ class _Grid:
         apart = torch.empty_like(part.logits)
         for f in range(self.task.n_folds):
             _, own = self.task.rows_of(f)
-            original, delta = self.anchor.at(f, block)
+            original, delta = self.anchor.at(range(f, f + 1), block)
             apart[:, own] = updated_logits(part, delta, original, own)
-        original, delta = self.anchor.at(-1, block)
+        original, delta = self.anchor.at(range(-1, 0), block)
         return apart, updated_logits(part, delta, original)
 
     def _directions(self, known: TuningRows, block: slice) -> Iterator[Tensor]:
@@ -187,7 +187,7 @@ class _Grid:
         )
         index = torch.arange(len(picked), device=device)
         delta = self.directions[which, index] * steps.to(dtype)[:, None]
-        original, rest = self.anchor.at(fold, slice(None))
+        original, rest = self.anchor.at(range(fold, fold + 1), slice(None))
         return Change(
             delta + anchored[:, None] * rest, torch.where(anchored, original, 1.0).to(dtype)
         )

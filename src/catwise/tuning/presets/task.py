@@ -70,6 +70,11 @@ class Task:
         return int(self.fold.max()) + 1
 
     @cached_property
+    def fold_of_rows(self) -> Tensor:
+        """(n,) fold of each row that judges, where they are."""
+        return torch.from_numpy(self.fold).to(self.valid.logits.device)
+
+    @cached_property
     def known_train_rows(self) -> Tensor:
         """Which of the further rows have a label to fit; all where some categories are tuned."""
         if self.train is not None and self.labelled is not None:
@@ -133,6 +138,10 @@ class Change(NamedTuple):
         """The original rows in the (C,) categories that are kept."""
         delta = self.delta.masked_fill(kept[:, None], 0.0)
         return Change(delta, self.original.masked_fill(kept, 1.0))
+
+    def part(self, *at: slice) -> Change:
+        """Of some of the first dimensions; a view."""
+        return Change(self.delta[at], self.original[at])
 
     def of_fold(self, fold: int) -> Change:
         """One of the first dimension."""

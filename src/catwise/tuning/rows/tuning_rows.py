@@ -108,6 +108,35 @@ class TuningRows(NamedTuple):
         fitted = self.codes >= 0 if self.weight is None else self.weight > 0
         return fitted.any(0).nonzero().flatten()
 
+    def repeated(self, times: int) -> TuningRows:
+        """The categories again and again, (times · C, n)."""
+
+        def tile(values: Tensor | None) -> Any:
+            # one value for all entries stays one
+            return None if values is None else values.expand(times, -1, -1).flatten(0, 1)
+
+        return TuningRows(
+            self.x,
+            tile(self.logits),
+            tile(self.codes),
+            self.intercept,
+            tile(self.target),
+            tile(self.weight),
+        )
+
+    def without_folds(self, fold: Tensor, folds: range) -> TuningRows:
+        """The categories once for each of some folds, (F · C, n), there without its labels.
+
+        For one fold its rows are left out.
+        """
+        if len(folds) == 1:
+            return self.take(slice(None), (fold != folds[0]).nonzero().flatten())
+        own = fold == torch.tensor(folds, device=fold.device)[:, None]
+        out = own.repeat_interleave(len(self.codes), 0)
+        found = self.repeated(len(folds))
+        weight = None if found.weight is None else found.weight.masked_fill(out, 0.0)
+        return found._replace(codes=found.codes.masked_fill(out, -1), weight=weight)
+
     def without_logits(self) -> TuningRows:
         """As of a head of zeros."""
         return self._replace(
@@ -198,8 +227,8 @@ class Counter:
     def __init__(self, progress: ProgressCallback | None, stage: str, total: int) -> None:
         self._progress, self._stage, self._total, self._done = progress, stage, total, 0
 
-    def step(self, message: str) -> None:
-        """Another piece is done."""
-        self._done += 1
+    def step(self, message: str, pieces: int = 1) -> None:
+        """Further pieces are done."""
+        self._done += pieces
         if self._progress is not None:
             self._progress(Progress(self._stage, self._done, self._total, message))
