@@ -15,13 +15,16 @@ def clean(text: object) -> str:
 
     Line ends and tabs become spaces; all else is shown as "�".
     """
+    text = str(text)
+    if text.isascii() and text.isprintable():
+        return text
     return "".join(
         " "
         if letter in "\t\n\r"
         else "\ufffd"
         if unicodedata.category(letter) in {"Cc", "Cs", "Cn"} or letter in _REORDERING
         else letter
-        for letter in str(text)
+        for letter in text
     )
 
 

@@ -301,18 +301,36 @@ def test_the_other_head_is_named_and_placed(tmp_path: Path) -> None:
     assert written.exit_code == OutputError.exit_code
 
 
+@pytest.mark.parametrize("option", ["--csv", "--report"])
 @pytest.mark.parametrize("command", ["evaluate", "audit"])
-def test_the_csv_is_no_input(command: str, case: Path) -> None:
-    """The table is not written over the labels that it is made from, by whatever name."""
+def test_what_is_written_is_no_input(command: str, option: str, case: Path) -> None:
+    """Table and report are not written over the labels they are made from, by whatever name."""
     options = [*TEST, *MODEL] if command == "evaluate" else TEST[2:]
-    link = case / f"{command}.csv"
+    link = case / f"{command}{option}.csv"
     link.symlink_to("test.csv")
     before = (case / "test.csv").read_bytes()
     for path in ("test.csv", str(link)):
-        result = run(command, *options, "--csv", path)
+        result = run(command, *options, option, path)
         assert result.exit_code == OutputError.exit_code
         assert "is one of the inputs" in result.stderr
     assert (case / "test.csv").read_bytes() == before
+
+
+def test_reports_are_written(tmp_path: Path) -> None:
+    """Of one head, of two, and of labels: with what was read, the date, curves and the verdict."""
+    path = tmp_path / "page.html"
+    one = document("evaluate", *TEST, *MODEL, "--report", str(path))
+    page = path.read_text("utf-8")
+    assert "<dd>model.safetensors</dd>" in page
+    assert f'<p class="scores">{one["means"]["average_precision"]["macro"]:.4f}</p>' in page
+    assert page.count("<svg") > 6 * 4
+    assert "2026-01-01" in page
+    two = document(
+        "evaluate", *TEST, *MODEL, "--against", "model.safetensors", "--report", str(path)
+    )  # fmt: skip
+    assert two["sentence"] in path.read_text("utf-8")
+    document("audit", *TEST[2:], "--report", str(path))
+    assert "6 of 6 categories can be fine-tuned and scored" in path.read_text("utf-8")
 
 
 def test_quiet_and_few_rows() -> None:

@@ -11,7 +11,6 @@ from html import escape
 from importlib import resources
 from typing import Any, Final
 
-from catwise._json import json_ready
 from catwise._text import clean
 from catwise.reporting.charts.chart import Chart
 from catwise.reporting.charts.marks import data_marks, frame_marks
@@ -29,7 +28,7 @@ _PAGES: Final = {
 _CHUNK: Final = 100
 """Parts in one piece of embedded records: what the page's script parses at once."""
 
-_FIRST_ROWS: Final = 200
+_FIRST_ROWS: Final = 100
 """Rows of a long table that stand in the page itself."""
 
 
@@ -53,7 +52,7 @@ def render_report(document: Mapping[str, Any]) -> str:
     """
     from jinja2 import Environment, StrictUndefined
 
-    page = _PAGES.get(str(document.get("kind")), run_page)(json_ready(document))
+    page = _PAGES.get(str(document.get("kind")), run_page)(document)
     style = _raw("report.css") + chart_style()
     scripts = [f"/*<![CDATA[*/\n{_raw('report.js')}/*]]>*/"]
     environment = Environment(
@@ -88,7 +87,7 @@ def render_summary(document: Mapping[str, Any]) -> str:
     Args:
         document: as :func:`render_report` takes it.
     """
-    page = _PAGES.get(str(document.get("kind")), run_page)(json_ready(document))
+    page = _PAGES.get(str(document.get("kind")), run_page)(document)
     counts = ", ".join(f"{number} {text}" for number, text, _ in page.counts)
     lines = [f"<strong>{escape(clean(page.verdict))}</strong>"]
     lines += [escape(clean(page.scores_text)), escape(counts)]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from catwise._json import json_ready
 from catwise.reporting.summary import is_loss, outcome_of
 
 
@@ -48,7 +48,7 @@ def changes(records: Iterable[Mapping[str, Any]]) -> list[Change]:
     >>> changes([row])[0].tone
     'better'
     """
-    return [_change(number, json_ready(record)) for number, record in enumerate(records)]
+    return [_change(number, record) for number, record in enumerate(records)]
 
 
 def _change(number: int, record: Mapping[str, Any]) -> Change:
@@ -65,9 +65,14 @@ def _change(number: int, record: Mapping[str, Any]) -> Change:
         if n_positive is None:
             n_positive = record.get("n_positive_train")
         outcome = outcome_of(record)
-    before, after, gain, low, high = (record.get(name) for name in names)
+    before, after, gain, low, high = (_finite(record.get(name)) for name in names)
     name = str(record.get("category", number))
     return Change(name, number, before, after, gain, low, high, outcome, n_positive)
+
+
+def _finite(value: Any) -> float | None:
+    """A number, or None where it is NaN."""
+    return None if value is None or not math.isfinite(value) else float(value)
 
 
 def by_gain(found: Iterable[Change], metric: object) -> list[Change]:

@@ -52,10 +52,19 @@ class Axis:
     ticks: tuple[tuple[float, str], ...] = ()
     log: bool = False
 
-    def share(self, value: float) -> float:
-        """Where a value lies, from 0 at the low end to 1; beyond the ends at them."""
-        low, high, value = (math.log1p(v) if self.log else v for v in (self.low, self.high, value))
-        return min(1.0, max(0.0, (value - low) / ((high - low) or 1.0)))
+    def pixels(self, values: Iterable[float], start: float, end: float) -> list[float]:
+        """Where values lie between two pixels; beyond the ends of the axis at them.
+
+        >>> Axis("x", 0.0, 2.0).pixels([0.0, 0.5, 3.0], 10, 20)
+        [10, 12.5, 20]
+        """
+        low, high = self.low, self.high
+        if self.log:
+            low, high = math.log1p(low), math.log1p(high)
+            values = map(math.log1p, values)
+        scale = (end - start) / ((high - low) or 1.0)
+        bounds = min(start, end), max(start, end)
+        return [rounded(min(bounds[1], max(bounds[0], start + (v - low) * scale))) for v in values]
 
 
 @dataclass(frozen=True)
@@ -152,6 +161,17 @@ class Chart:
         from catwise.reporting.charts.figure import save
 
         save(self, path)
+
+
+def rounded(value: float) -> float:
+    """A pixel: to one digit, as JSON writes it.
+
+    >>> rounded(2.04), rounded(2.16)
+    (2, 2.2)
+    """
+    value = round(value, 1)
+    whole = int(value)
+    return whole if whole == value else value
 
 
 def ticks(low: float, high: float, most: int = 6) -> tuple[tuple[float, str], ...]:

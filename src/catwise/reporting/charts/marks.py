@@ -6,13 +6,14 @@ A mark is a list: its kind, its class, its numbers. ["p", class, path], ["c", cl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from catwise._text import clean
+from catwise.reporting.charts.chart import rounded
 
 if TYPE_CHECKING:
-    from catwise.reporting.charts.chart import Axis, Chart, Series
+    from catwise.reporting.charts.chart import Chart, Series
 
 Mark: TypeAlias = list[Any]
 
@@ -44,16 +45,16 @@ class Frame(NamedTuple):
         return cls(left, top, chart.width - (beside * _LETTER + 12 if beside else 12),
                    chart.height - 38)  # fmt: skip
 
-    def x(self, axis: Axis, value: float) -> float:
-        """The pixel of a value of the horizontal axis."""
-        return _round(self.left + axis.share(value) * (self.right - self.left))
+    def x(self, chart: Chart, values: Sequence[float]) -> list[float]:
+        """The pixels of values of the horizontal axis."""
+        return chart.x.pixels(values, self.left, self.right)
 
-    def y(self, chart: Chart, value: float) -> float:
-        """The pixel of a value of the vertical axis; rows from the top."""
-        if chart.rows:
-            height = (self.bottom - self.top) / len(chart.rows)
-            return _round(self.top + (value + 0.5) * height)
-        return _round(self.bottom - chart.y.share(value) * (self.bottom - self.top))
+    def y(self, chart: Chart, values: Sequence[float]) -> list[float]:
+        """The pixels of values of the vertical axis; rows from the top."""
+        if not chart.rows:
+            return chart.y.pixels(values, self.bottom, self.top)
+        height = (self.bottom - self.top) / len(chart.rows)
+        return [rounded(self.top + (value + 0.5) * height) for value in values]
 
 
 def height_for(n_rows: int) -> int:
@@ -75,48 +76,43 @@ def data_marks(chart: Chart) -> list[Mark]:
     return [mark for one in chart.series for mark in _DRAW[one.kind](chart, frame, one)]
 
 
-def _round(value: float) -> float:
-    rounded = round(value, 1)
-    return int(rounded) if rounded == int(rounded) else rounded
-
-
 def _path(points: list[tuple[float, float]]) -> str:
     return "M" + "L".join(f"{x} {y}" for x, y in points)
 
 
 def _x_axis(chart: Chart, frame: Frame) -> Iterator[Mark]:
-    bottom = _round(frame.bottom)
-    for value, text in chart.x.ticks:
-        x = frame.x(chart.x, value)
-        yield ["p", "cw-grid", _path([(x, _round(frame.top)), (x, bottom)])]
+    top, bottom = rounded(frame.top), rounded(frame.bottom)
+    places = frame.x(chart, [value for value, _ in chart.x.ticks])
+    for x, (_, text) in zip(places, chart.x.ticks, strict=True):
+        yield ["p", "cw-grid", _path([(x, top), (x, bottom)])]
         yield ["t", "cw-tick cw-middle", x, bottom + 14, text]
-    ends = [(_round(frame.left), bottom), (_round(frame.right), bottom)]
-    yield ["p", "cw-axis", _path(ends)]
-    middle = _round((frame.left + frame.right) / 2)
+    yield ["p", "cw-axis", _path([(rounded(frame.left), bottom), (rounded(frame.right), bottom)])]
+    middle = rounded((frame.left + frame.right) / 2)
     yield ["t", "cw-label cw-middle", middle, bottom + 30, clean(chart.x.label)]
 
 
 def _y_axis(chart: Chart, frame: Frame) -> Iterator[Mark]:
-    left = _round(frame.left)
-    for value, text in chart.y.ticks:
-        y = frame.y(chart, value)
-        yield ["p", "cw-grid", _path([(left, y), (_round(frame.right), y)])]
-        yield ["t", "cw-tick cw-end", left - 5, y + 4, text]
-    yield ["p", "cw-axis", _path([(left, _round(frame.top)), (left, _round(frame.bottom))])]
-    y = _round((frame.top + frame.bottom) / 2)
+    left, right = rounded(frame.left), rounded(frame.right)
+    places = frame.y(chart, [value for value, _ in chart.y.ticks])
+    for y, (_, text) in zip(places, chart.y.ticks, strict=True):
+        yield ["p", "cw-grid", _path([(left, y), (right, y)])]
+        yield ["t", "cw-tick cw-end", left - 5, rounded(y + 4), text]
+    yield ["p", "cw-axis", _path([(left, rounded(frame.top)), (left, rounded(frame.bottom))])]
+    y = rounded((frame.top + frame.bottom) / 2)
     yield ["t", "cw-label cw-middle cw-turned", 11, y, clean(chart.y.label)]
 
 
 def _row_labels(chart: Chart, frame: Frame) -> Iterator[Mark]:
     most = int((frame.left - 8) / _LETTER)
     right = chart.width - 4
-    for i, name in enumerate(chart.rows):
-        y = frame.y(chart, i) + 4
-        yield ["t", "cw-name cw-end", _round(frame.left - 8), _round(y), shortened(name, most)]
+    places = frame.y(chart, range(len(chart.rows)))
+    for i, (name, place) in enumerate(zip(chart.rows, places, strict=True)):
+        y = rounded(place + 4)
+        yield ["t", "cw-name cw-end", rounded(frame.left - 8), y, shortened(name, most)]
         if chart.beside:
-            yield ["t", "cw-tick cw-end", right, _round(y), chart.beside[i]]
+            yield ["t", "cw-tick cw-end", right, y, chart.beside[i]]
     if chart.beside_label:
-        yield ["t", "cw-label cw-end", right, _round(frame.top - 6), chart.beside_label]
+        yield ["t", "cw-label cw-end", right, rounded(frame.top - 6), chart.beside_label]
 
 
 def shortened(name: str, most: int) -> str:
@@ -142,47 +138,49 @@ def _legend(chart: Chart) -> Iterator[Mark]:
         if one.kind == "bars":
             yield ["p", f"cw-bars cw-{one.tone}", f"M{x} 3h12v10h-12z"]
         elif one.kind == "dots":
-            yield ["c", f"cw-{one.tone}", _round(x + 6), 8, 4]
+            yield ["c", f"cw-{one.tone}", rounded(x + 6), 8, 4]
         else:
             yield ["p", f"cw-{one.kind} cw-{one.tone}", _path([(x, 8), (x + 14, 8)])]
-        yield ["t", "cw-tick", _round(x + 18), 12, one.label]
-        x = _round(x + 28 + len(one.label) * (_LETTER - 0.9))
+        yield ["t", "cw-tick", rounded(x + 18), 12, one.label]
+        x = rounded(x + 28 + len(one.label) * (_LETTER - 0.9))
 
 
 def _line(chart: Chart, frame: Frame, one: Series) -> Iterator[Mark]:
-    points = [(frame.x(chart.x, x), frame.y(chart, y)) for x, y in zip(one.x, one.y, strict=True)]
+    points = list(zip(frame.x(chart, one.x), frame.y(chart, one.y), strict=True))
     if points:
         yield ["p", f"cw-line cw-{one.tone}", _path(points)]
 
 
 def _dots(chart: Chart, frame: Frame, one: Series) -> Iterator[Mark]:
-    for x, y in zip(one.x, one.y, strict=True):
-        yield ["c", f"cw-{one.tone}", frame.x(chart.x, x), frame.y(chart, y), 4]
+    for x, y in zip(frame.x(chart, one.x), frame.y(chart, one.y), strict=True):
+        yield ["c", f"cw-{one.tone}", x, y, 4]
+
+
+def _ends(chart: Chart, frame: Frame, one: Series) -> Iterator[tuple[float, ...]]:
+    """x, y, x2, y2 of bars and spans."""
+    sides = frame.x(chart, one.x), frame.y(chart, one.y)
+    others = frame.x(chart, one.x2), frame.y(chart, one.y2)
+    yield from zip(*sides, *others, strict=True)
 
 
 def _bars(chart: Chart, frame: Frame, one: Series) -> Iterator[Mark]:
     parts = []
-    for x, y, x2, y2 in zip(one.x, one.y, one.x2, one.y2, strict=True):
-        left, right = sorted((frame.x(chart.x, x), frame.x(chart.x, x2)))
-        top, bottom = sorted((frame.y(chart, y), frame.y(chart, y2)))
-        if right > left and bottom > top:
-            width, height = _round(right - left), _round(bottom - top)
-            parts.append(f"M{left} {top}h{width}v{height}h-{width}z")
+    for x, y, x2, y2 in _ends(chart, frame, one):
+        width, height = rounded(abs(x2 - x)), rounded(abs(y2 - y))
+        if width and height:
+            parts.append(f"M{min(x, x2)} {min(y, y2)}h{width}v{height}h-{width}z")
     if parts:
         yield ["p", f"cw-bars cw-{one.tone}", "".join(parts)]
 
 
 def _spans(chart: Chart, frame: Frame, one: Series) -> Iterator[Mark]:
-    for x, y, x2, y2 in zip(one.x, one.y, one.x2, one.y2, strict=True):
-        ends = [(frame.x(chart.x, x), frame.y(chart, y)), (frame.x(chart.x, x2),
-                frame.y(chart, y2))]  # fmt: skip
-        yield ["p", f"cw-spans cw-{one.tone}", _path(ends)]
+    for x, y, x2, y2 in _ends(chart, frame, one):
+        yield ["p", f"cw-spans cw-{one.tone}", _path([(x, y), (x2, y2)])]
 
 
 def _rules(chart: Chart, frame: Frame, one: Series) -> Iterator[Mark]:
-    for value in one.x:
-        x = frame.x(chart.x, value)
-        ends = [(x, _round(frame.top)), (x, _round(frame.bottom))]
+    for x in frame.x(chart, one.x):
+        ends = [(x, rounded(frame.top)), (x, rounded(frame.bottom))]
         yield ["p", f"cw-rules cw-{one.tone}", _path(ends)]
 
 

@@ -85,7 +85,7 @@
   const setUp = () => {
     const body = table.tBodies[0];
     const heads = Array.from(table.tHead.rows[0].cells);
-    const step = many ? 200 : Infinity;
+    const step = 100;
     let limit = step;
     const rowOf = (item) => {
       if (item.row) return item.row;
@@ -167,6 +167,14 @@
     group.addEventListener("change", show);
     find("more").addEventListener("click", () => {
       limit += step;
+      show();
+    });
+    addEventListener("beforeprint", () => {
+      limit = Infinity;
+      show();
+    });
+    addEventListener("afterprint", () => {
+      limit = step;
       show();
     });
     document.querySelector(".tools").hidden = false;
