@@ -125,7 +125,7 @@ def test_the_report_has_the_thresholds(tmp_path: Path) -> None:
         first["threshold"], abs=1e-4
     )
     for name in ("sensitivity", "specificity", "precision"):
-        assert float(shown[name]) == pytest.approx(first[name], abs=1e-4)
+        assert float(shown[name].split()[0]) == pytest.approx(first[name], abs=1e-4)
     assert float(shown["alerts per 1,000"]) == pytest.approx(first["alerts_per_1000"], abs=1)
     assert "needs 22 known positives; 0 are known" in rows[-1][-1]
     run_page = Path("run/report.html").read_text("utf-8")
