@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
+from catwise.reporting.charts.pixels import rounded
+
 Kind: TypeAlias = Literal["line", "dots", "bars", "spans", "rules"]
 """How a series is drawn.
 
@@ -161,17 +163,6 @@ class Chart:
         from catwise.reporting.charts.figure import save
 
         save(self, path)
-
-
-def rounded(value: float) -> float:
-    """A pixel: to one digit, as JSON writes it.
-
-    >>> rounded(2.04), rounded(2.16)
-    (2, 2.2)
-    """
-    value = round(value, 1)
-    whole = int(value)
-    return whole if whole == value else value
 
 
 def ticks(low: float, high: float, most: int = 6) -> tuple[tuple[float, str], ...]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from catwise._text import clean
-from catwise.reporting.charts.chart import rounded
+from catwise.reporting.charts.pixels import rounded
 
 if TYPE_CHECKING:
     from catwise.reporting.charts.chart import Chart, Series
