@@ -134,6 +134,25 @@ def test_a_run_is_read_back_for_its_page(tmp_path: Path) -> None:
     assert [one.text for one in about.iter("dd")] == ["m.pt", today()]  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(
+    ("inputs", "expected"),
+    [
+        ({"model": {"name": "resnet50"}, "labels": {"dataset": "chexpert"}},
+         ["resnet50", "chexpert"]),
+        ({"checkpoint": "network.pt", "labels": "labels.csv"}, ["network.pt", "labels.csv"]),
+        ({"candidates": {"base": {}, "tuned": {}}, "valid labels": {"path": "v.csv"}},
+         ["base, tuned", "v.csv"]),
+        ({}, []),
+    ],
+)  # fmt: skip
+def test_model_and_data_are_named(inputs: dict[str, Any], expected: list[str]) -> None:
+    """However the command that made the run calls them."""
+    root = parse(render_report({"summary": {}, "records": [], "inputs": inputs}))
+    about = root.find(".//dl[@class='about']")
+    assert about is not None
+    assert [one.text for one in about.iter("dd")] == expected
+
+
 def test_the_date_can_be_given(monkeypatch: pytest.MonkeyPatch) -> None:
     """SOURCE_DATE_EPOCH, as for other builds; else the day in UTC."""
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")

@@ -194,7 +194,7 @@ def scores(
 def all_gains(
     records: Sequence[Mapping[str, Any]], *, metric: str | None = None, width: int = 760
 ) -> Chart:
-    """The gains of very many categories as one line, sorted, each with its interval.
+    """The gains of very many categories as one line, sorted, with up to 100 of their intervals.
 
     Args:
         records: as :func:`gains`.
@@ -204,13 +204,12 @@ def all_gains(
     if metric is None:
         metric = next((str(one["metric"]) for one in records if one.get("metric")), None)
     found = by_gain(changes(records), metric)
-    step = max(1, len(found) // 400)
-    drawn = [(i, one) for i, one in enumerate(found) if i % step == 0 or one is found[-1]]
+    drawn, few = _every(found, 400), _every(found, 100)
     values = [one.gain or 0.0 for one in found]
-    ends = [v for _, one in drawn for v in (one.low, one.high) if v is not None]
+    ends = [v for _, one in few for v in (one.low, one.high) if v is not None]
     spans = [
         (float(i), one.low, one.high, one.tone)
-        for i, one in drawn
+        for i, one in few
         if one.low is not None and one.high is not None
     ]
     series = [
@@ -237,3 +236,9 @@ def all_gains(
         width=width,
         height=280,
     )
+
+
+def _every(found: list[Change], most: int) -> list[tuple[int, Change]]:
+    """So many of them, evenly spaced, the last one too."""
+    step = max(1, -(-len(found) // most))
+    return [(i, one) for i, one in enumerate(found) if i % step == 0 or i == len(found) - 1]

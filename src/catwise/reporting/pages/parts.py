@@ -12,6 +12,7 @@ from catwise.reporting.charts.progress import learning
 from catwise.reporting.page import Block, Charts, Facts, Forest, Section, Text
 from catwise.reporting.summary import metric_label
 
+_DATA = ("train labels", "labels", "valid labels", "train features", "features")
 _NAMED_BY = ("name", "dataset", "path", "key")
 
 WIDE, NARROW = 960, 440
@@ -125,9 +126,10 @@ def about(document: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Model, data and date, as far as the document knows them."""
     inputs: Mapping[str, Any] = document.get("inputs") or {}
     found = {
-        "Model": _place(inputs, "model", "head"),
+        "Model": _place(inputs, "model", "head", "checkpoint"),
+        "Heads": ", ".join(map(str, inputs.get("candidates") or [])),
         "Compared with": _place(inputs, "against"),
-        "Data": _place(inputs, "train labels", "labels", "dataset", "train features", "features"),
+        "Data": _place(inputs, *_DATA),
         "Date": str(document.get("date") or ""),
     }
     return [(name, text) for name, text in found.items() if text]

@@ -130,9 +130,9 @@
         item.folded.includes(wanted) && (!group.value || item.group === group.value));
       body.replaceChildren(...kept.slice(0, limit).map(rowOf));
       const shown = Math.min(limit, kept.length);
-      const part = shown < kept.length ? `the first ${shown.toLocaleString("en")} of ` : "";
-      find("count").textContent =
-        `${part}${kept.length.toLocaleString("en")} of ${total.toLocaleString("en")} categories`;
+      const [n, found, all] = [shown, kept.length, total].map((one) => one.toLocaleString("en"));
+      const among = kept.length < total ? `${found} of ${all} categories` : `${all} categories`;
+      find("count").textContent = shown < kept.length ? `the first ${n} of ${among}` : among;
       find("more").hidden = shown === kept.length;
     };
     const sort = (head, column) => {
