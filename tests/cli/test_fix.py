@@ -172,7 +172,8 @@ def test_report_and_card(finished: Path) -> None:
         assert "the features of 8 images are identical" in text
         assert "8 x 8 pixels" in text
     ET.fromstring(report.split("\n", 1)[1])  # noqa: S314  # well-formed; our own text
-    assert "Test rows, which chose nothing" in report
+    assert "Other metrics on the test rows" in report
+    assert "<dt>Model</dt><dd>python:cli.fix_case:tiny_net</dd>" in report
     assert "## The classification layer of python:cli.fix_case:tiny_net" in card
 
 
@@ -213,7 +214,8 @@ def test_the_headline_is_the_test_rows(finished: Path) -> None:
     ]
     for name in ("out/report.html", "out/run/report.html"):
         page = (finished / name).read_text()
-        assert page.index(f'<p class="verdict">{evaluation["sentence"]}</p>') < page.index("Chose:")
+        verdict = f'<p class="verdict">{evaluation["sentence"]}</p>'
+        assert page.index(verdict) < page.index(f'<p class="soft chose">{run["chose"]}</p>')
         assert '<section class="headline helped"' in page
 
 

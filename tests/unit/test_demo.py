@@ -234,7 +234,8 @@ def test_the_report_is_about_the_test_scenes(demo: tuple[DemoResult, list[Progre
     assert f"on {SMALL.n_test} test rows" in sentence
     assert f'<p class="verdict">{sentence}</p>' in page
     for row in result.table:
-        assert f'<th scope="row">{row["name"]}</th>\n<td class="number">{row["score"]:.4f}' in page
+        cell = f'<td class="number" data-label="score">{row["score"]:.4f}'
+        assert f'<th scope="row">{row["name"]}</th>\n{cell}' in page
     evaluation = json.loads((result.files["run"] / "evaluation.json").read_text())
     assert evaluation["heads"] == result.table
 
