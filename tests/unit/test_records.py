@@ -6,7 +6,7 @@ import json
 import re
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ import catwise
 from catwise._configs import PaperConfig
 from catwise.errors import OutputError
 from catwise.heads import Head
+from catwise.metrics.curves import HeadCurves
 from catwise.reporting import RECORD_COLUMNS, RUN_FILES
 from catwise.testing import make_task
 from catwise.tuning import Record, SelectResult, Summary, TuneResult
@@ -136,3 +137,11 @@ def test_a_head_as_a_layer(bias: bool, dtype: torch.dtype) -> None:
     if dtype == torch.float32:
         z = torch.randn(5, 4)
         torch.testing.assert_close(head.to_linear()(z), head.logits(z))
+
+
+def test_the_documented_curves_are_those_of_the_class() -> None:
+    """Name and meaning of every field that curves are drawn from, in their order."""
+    table = DOCS.read_text(encoding="utf-8").split("## curves.json")[1].split("\n## ")[0]
+    hints = get_type_hints(HeadCurves, include_extras=True)
+    expected = [(name, get_args(hint)[1]) for name, hint in hints.items()]
+    assert re.findall(r"^\| `(\w+)` \| (.+) \|$", table, re.MULTILINE) == expected
