@@ -344,6 +344,13 @@ def test_page_shows_several_heads() -> None:
     assert "before 0.5000 – – <ceiling> 0.7500 +0.2500 +0.1250 to +0.3750" in text
 
 
+def test_words_say_how_a_change_is_shown() -> None:
+    """Test rows at a false discovery rate; without them by the interval alone."""
+    for made, expected in ((judged(), True), (result(), False)):
+        words = parse(render_report(run_document(made))).find(".//details[@class='words']")
+        assert ("false discovery rate" in "".join(words.itertext())) is expected  # type: ignore[union-attr]
+
+
 def test_page_without_any_score() -> None:
     """A run in which nothing could be scored says so."""
     empty = result(summary={"metric": "auroc", "before": None, "after": None}, gap=None, notes=[])

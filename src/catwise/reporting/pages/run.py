@@ -469,9 +469,10 @@ def _words(document: Mapping[str, Any]) -> list[tuple[str, str]]:
     metric = (document.get("summary") or {}).get("metric")
     metrics = [metric_label(name) for name in {**(evaluation.get("means") or {}), metric: None}]
     rows = ["test rows"] if evaluation else []
+    shown = "better, worse" if evaluation else "better or worse"
     return words(
         "category", "row", "head", "original, new", "known, unknown", *metric_words(metrics),
-        "interval", "better, worse", "not judged", *rows, "validation rows", "training rows",
+        "interval", shown, "not judged", *rows, "validation rows", "training rows",
         "replaced, kept, skipped", "precision, recall", "probability, logit",
         *(["threshold"] if document.get("thresholds") else []),
     )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Final
 _WORDS: Final = {
     "category": "One of the things that an image may show. Each is answered by itself: yes or no.",
     "head": "The last layer of the model: for each category, the numbers that turn what the model "
-    "sees into a score. Only this layer was changed.",
+    "sees into a score. Only this layer is ever changed.",
     "known, unknown": "A label is known where someone said yes (positive) or no (negative). All "
     "else is unknown, and is counted neither for nor against.",
     "original, new": "The head before, and after.",
@@ -21,6 +21,9 @@ _WORDS: Final = {
     "change is shown where the interval of the difference leaves out 0.",
     "better, worse": "A change that chance hardly makes, also when there are many categories "
     "(false discovery rate of 5%). Everything else is no difference shown, which does not mean "
+    "that there is none.",
+    "better or worse": "The interval of the change leaves out 0. Among many categories some do so by "
+    "chance, and only test rows judge. Everything else is no difference shown, which does not mean "
     "that there is none.",
     "not judged": "Fewer than 3 positives or negatives are known, so that nothing can be said.",
     "row": "One image, or one study or patient where those are scored.",
