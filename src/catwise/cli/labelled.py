@@ -19,19 +19,20 @@ if TYPE_CHECKING:
     from catwise.data import Dataset
     from catwise.labels import PartialLabels
 
-FOR_ALL: Final = ("category", "rename", "id_prefix", "id_suffix", "strip_prefix", "strip_suffix")
+_CONFLICTS: Final = 20
+FOR_ALL: Final = (
+    "category",
+    "rename",
+    "hierarchy",
+    "id_prefix",
+    "id_suffix",
+    "strip_prefix",
+    "strip_suffix",
+)
 """Options of tables that hold for data sets too."""
 
 _OF_TABLES: Final = {"categories": "--category", "ignore": "--ignore-column"}
 """What arguments of `read_table` are called here, where that is not their own name."""
-
-
-def load_labels(
-    path: Path, table: TableOptions, *, split_column: str | None = None, split: str | None = None
-) -> PartialLabels:
-    """Read a label table, or one split of it."""
-    dataset = _read_table(path, table, split_column if split is not None else None, split)
-    return dataset.labels.rename_categories(read_renames(table.rename))
 
 
 def load_dataset(source: LabelledOptions, table: TableOptions) -> Dataset:
@@ -40,10 +41,38 @@ def load_dataset(source: LabelledOptions, table: TableOptions) -> Dataset:
     Splits of a table are those of its split column; without one they are blank, as its paths are.
     """
     dataset = _load(source, table)
-    if not table.rename:
-        return dataset
-    labels = dataset.labels.rename_categories(read_renames(table.rename))
-    return dataclasses.replace(dataset, labels=labels)
+    if table.rename:
+        labels = dataset.labels.rename_categories(read_renames(table.rename))
+        dataset = dataclasses.replace(dataset, labels=labels)
+    return dataset if table.hierarchy is None else _with_ancestors(dataset, table.hierarchy)
+
+
+def _with_ancestors(dataset: Dataset, path: Path) -> Dataset:
+    """The data set with what follows from a hierarchy, counted."""
+    from catwise.data import read_hierarchy
+
+    found = read_hierarchy(path).apply(dataset.labels)
+    counts = {
+        "positives_by_hierarchy": found.n_positive,
+        "negatives_by_hierarchy": found.n_negative,
+        "conflicts_with_hierarchy": found.n_conflicts,
+    }
+    n_new = f"{found.n_positive:,} more positives and {found.n_negative:,} more negatives"
+    notes = [f"By the hierarchy of '{path}': {n_new}."]
+    if found.conflicts:
+        shown = [
+            f"{one.image!r}: {one.positive!r} positive, {one.negative!r} negative"
+            for one in found.conflicts[:_CONFLICTS]
+        ]
+        rest = found.n_conflicts - len(shown)
+        more = f"; and {rest:,} more" if rest else ""
+        notes.append(f"Known labels contradict the hierarchy: {'; '.join(shown)}{more}.")
+    return dataclasses.replace(
+        dataset,
+        labels=found.labels,
+        counts={**(dataset.counts or {}), **counts},
+        notes=(*dataset.notes, *notes),
+    )
 
 
 def read_renames(given: Sequence[str]) -> dict[str, str]:
@@ -239,7 +268,11 @@ def _given(table: TableOptions) -> dict[str, Any]:
     """The options of a table that were given: they decide what its values mean."""
     every = {field.name: getattr(table, field.name) for field in dataclasses.fields(table)}
     return {
-        name: list(value) if isinstance(value, tuple) else value
+        name: list(value)
+        if isinstance(value, tuple)
+        else str(value)
+        if isinstance(value, Path)
+        else value
         for name, value in every.items()
         if value not in (None, "", ()) and (name, value) != ("layout", "wide")
     }

@@ -66,6 +66,12 @@ class TableOptions:
         help="Another name for a category, in labels and heads (repeatable), or a file of such "
         "lines. --category and --ignore-column say the old ones.",
     )
+    hierarchy: Path | None = option(
+        None,
+        metavar="FILE",
+        help="Which categories are kinds of which (child, parent; or Open Images' JSON): a known "
+        "positive makes its ancestors positive, a known negative its descendants negative.",
+    )
     category_column: str | None = option(
         None,
         metavar="NAME",

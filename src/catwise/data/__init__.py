@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from catwise.data.dataset import Dataset as Dataset
     from catwise.data.files import TableFile as TableFile
     from catwise.data.files import open_table as open_table
+    from catwise.data.hierarchy import read_hierarchy as read_hierarchy
     from catwise.data.masks import Mask as Mask
     from catwise.data.masks import apply_mask as apply_mask
     from catwise.data.masks import read_mask as read_mask
@@ -52,6 +53,7 @@ __all__, __getattr__, __dir__ = attach(
         "to_huggingface",
         "catwise.data.dataset": "Dataset",
         "catwise.data.files": "TableFile open_table",
+        "catwise.data.hierarchy": "read_hierarchy",
         "catwise.data.masks": "Mask apply_mask read_mask save_mask",
         "catwise.data.table": "read_label_table split_counts",
         "catwise.data.readers": " ".join(readers.__all__),

@@ -15,6 +15,7 @@ from catwise.labels.core import PartialLabels
 from catwise.labels.dropping import DRAWS, drop_uniform, keep_per_category, keep_single_positive
 from catwise.labels.encodings import ENCODINGS, Encoding, encoding_of, fitting_encodings
 from catwise.labels.findings import FINDINGS, find_suspicious, unknown_together
+from catwise.labels.hierarchy import Expanded, Hierarchy
 from catwise.labels.partition import split_labels
 from catwise.labels.policy import LabelPolicy, Targets, make_targets
 from catwise.labels.priors import (
@@ -39,6 +40,8 @@ __all__ = [
     "UNKNOWN",
     "VERDICTS",
     "Encoding",
+    "Expanded",
+    "Hierarchy",
     "LabelAudit",
     "LabelCounts",
     "LabelPolicy",
