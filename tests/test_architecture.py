@@ -277,6 +277,7 @@ def test_public_names() -> None:
         "select",
         "threshold",
         "tune",
+        "union",
         "write_head",
     ]
 

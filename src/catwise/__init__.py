@@ -18,6 +18,7 @@ from catwise.errors import CatwiseError as CatwiseError
 from catwise.errors import InSampleWarning as InSampleWarning
 
 if TYPE_CHECKING:
+    from catwise.data import union as union
     from catwise.decisions import Calibration as Calibration
     from catwise.decisions import ConformalSets as ConformalSets
     from catwise.decisions import Ensemble as Ensemble
@@ -66,6 +67,7 @@ __all__, __getattr__, __dir__ = attach(
         "catwise.features": "FeatureStore open_store read_features",
         "catwise.fixing": "fix",
         "catwise.heads": "Head list_heads load_head read_head save_head write_head",
+        "catwise.data": "union",
         "catwise.labels": "LabelPolicy PartialLabels",
         "catwise.metrics": "Evaluation compare_heads evaluate",
         "catwise.models.extraction": "extract",

@@ -39,9 +39,10 @@ def test_help_shows_groups(name: str) -> None:
     assert next(iter(shown)) == MOST_USED
     assert len(shown[MOST_USED]) <= 10
     command = main.get_command(click.Context(main), name)  # type: ignore[attr-defined]
-    every = [next(o for o in p.opts if o.startswith("--")) for p in command.params]
+    options = [one for one in command.params if isinstance(one, click.Option)]
+    every = [next(o for o in p.opts if o.startswith("--")) for p in options]
     assert sorted(one for names in shown.values() for one in names) == sorted([*every, "--help"])
-    required = [p.opts[0] for p in command.params if p.required]
+    required = [p.opts[0] for p in options if p.required]
     assert set(shown[MOST_USED][: len(required)]) == set(required)
 
 

@@ -27,6 +27,7 @@ COMMANDS: Final = (
     "audit",
     "simulate",
     "split",
+    "union",
     "tune",
     "extend",
     "join",

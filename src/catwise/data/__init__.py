@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from catwise.data.readers import read_voc as read_voc
     from catwise.data.table import read_label_table as read_label_table
     from catwise.data.table import split_counts as split_counts
+    from catwise.data.uniting import union as union
 
 __all__, __getattr__, __dir__ = attach(
     __name__,
@@ -56,6 +57,7 @@ __all__, __getattr__, __dir__ = attach(
         "catwise.data.hierarchy": "read_hierarchy",
         "catwise.data.masks": "Mask apply_mask read_mask save_mask",
         "catwise.data.table": "read_label_table split_counts",
+        "catwise.data.uniting": "union",
         "catwise.data.readers": " ".join(readers.__all__),
     },
     ("readers",),

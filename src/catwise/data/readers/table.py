@@ -24,6 +24,7 @@ from catwise.labels.columns import Storage
 from catwise.labels.core import PartialLabels
 
 _AFFIXES: Final = ("id_prefix", "id_suffix", "strip_prefix", "strip_suffix")
+_UNFIT: Final = ("layout", "path_column", "ignore", "delimiter")
 LAYOUTS: Final = ("wide", "long", "lists")
 
 
@@ -78,25 +79,19 @@ def read_table(
     ...     read_table(path, encoding="nan", id_column="id", split_column="part")
     Dataset('labels.csv', n_images=2, n_categories=2, splits={'train': 1, 'test': 1})
     """
-    check_choice("layout", layout, LAYOUTS)
-    if split is not None and split_column is None:
-        raise ConfigError("split needs split_column.", found=f"split={split!r}")
+    _check_options(layout, split_column, split)
     path = Path(root)
     if is_arrays(path):
         columns = _ArrayColumns(id_column, group_column, split_column, split)
-        refused = {"layout": layout != "wide", "path_column": path_column is not None}
-        refused |= {"ignore": bool(ignore), "delimiter": delimiter is not None}
-        return _of_arrays(path, columns, {k for k, v in refused.items() if v}, **options)
+        unfit = [layout != "wide", path_column, ignore, delimiter]
+        return _of_arrays(path, columns, unfit, **options)
     if layout != "wide" and id_column is None:
         id_column = "1" if header is False else "id"
-    named = (id_column, group_column, split_column, path_column)
-    keys = [name for name in named if name is not None]
-    file = open_labels(path, keys, delimiter=delimiter, header=header)
+    keys = [one for one in (id_column, group_column, split_column, path_column) if one is not None]
     asked = (*keys, *ignore, *(options.get("categories") or ()))
+    file = open_labels(path, keys, delimiter=delimiter, header=header)
     file.check_header(asked, n_texts=2 if layout == "long" else 1)
-    for column, role in ((split_column, "the split of each row"), (path_column, "the paths")):
-        if column is not None:
-            file.require(column, role)
+    _require(file, split_column, path_column)
     others = [*([] if path_column is None else [path_column]), *ignore]
     options |= {"delimiter": delimiter, "header": header, "split": split}
     if layout == "lists":
@@ -108,12 +103,25 @@ def read_table(
         if layout == "wide" and options.get("categories") is None and beyond:
             options |= _categories(file, keys, ignore)
         options |= {"group_column": group_column, "id_column": id_column}
-        split_of = None if split is None else split_column
-        labels = read_label_table(path, layout=layout, split_column=split_of, **options)
-    told = (split_column, path_column)
-    splits, paths = _told(file, told, labels, id_column if layout == "long" else None, split)
+        options["split_column"] = None if split is None else split_column
+        labels = read_label_table(path, layout=layout, **options)
+    by_id = id_column if layout == "long" else None
+    splits, paths = _told(file, (split_column, path_column), labels, by_id, split)
     counts = {"images_without_known_label": int((known_per_row(labels) == 0).sum())}
     return Dataset(path.name, path.parent, paths, labels, splits, counts)
+
+
+def _check_options(layout: str, split_column: str | None, split: str | None) -> None:
+    check_choice("layout", layout, LAYOUTS)
+    if split is not None and split_column is None:
+        raise ConfigError("split needs split_column.", found=f"split={split!r}")
+
+
+def _require(file: TableFile, split_column: str | None, path_column: str | None) -> None:
+    """Refuse columns of splits and paths that are not there."""
+    for column, role in ((split_column, "the split of each row"), (path_column, "the paths")):
+        if column is not None:
+            file.require(column, role)
 
 
 def column_names(path: Path, column: str, *, delimiter: str | None = None) -> tuple[str, ...]:
@@ -147,7 +155,7 @@ class _ArrayColumns(NamedTuple):
 def _of_arrays(
     path: Path,
     columns: _ArrayColumns,
-    refused: set[str],
+    unfit: Sequence[Any],
     *,
     encoding: Any = None,
     categories: Sequence[str] | None = None,
@@ -155,6 +163,7 @@ def _of_arrays(
     **affixes: str,
 ) -> Dataset:
     """Labels out of a file of arrays; ids and groups are its arrays "ids" and "groups"."""
+    refused = {name for name, value in zip(_UNFIT, unfit, strict=True) if value}
     refused |= affixes.keys() - {"id_prefix", "id_suffix", "strip_prefix", "strip_suffix"}
     if refused:
         raise ConfigError(

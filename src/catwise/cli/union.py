@@ -1,0 +1,164 @@
+"""`catwise union`: label tables of several data sets as one."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from catwise._names import DATASETS, ENCODINGS
+from catwise._options import group, option
+from catwise.cli.building import make_command
+from catwise.cli.console import Output
+from catwise.cli.inputs import refuse_inputs
+from catwise.cli.labelled import describe_labels, load_dataset, read_renames
+from catwise.cli.options import LabelledOptions, TableOptions
+from catwise.cli.outputs import hold_output
+from catwise.cli.tables import TableWriter, WrittenOptions
+from catwise.errors import CategoryError, ConfigError, OutputError, check_choice, nearest
+
+if TYPE_CHECKING:
+    from catwise.data import Dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What `catwise union` is given."""
+
+    sets: tuple[str, ...] = option(
+        positional=True,
+        metavar="NAME=FILE...",
+        help="Label tables by the name of their source; or NAME=DATASET:FOLDER, a data set in its "
+        "official layout.",
+    )
+    table: TableOptions = group("Label tables")
+    split_column: str | None = option(
+        None, metavar="NAME", first=True, help="Column of the tables that tells the split."
+    )
+    encoding_of: tuple[str, ...] = option(
+        (),
+        metavar="NAME=ENCODING",
+        help="The encoding of one table, where it is another than --encoding (repeatable).",
+    )
+    groups: str = option(
+        "source",
+        choices=("source", "own"),
+        help="The group of an image: its source, or its own group led by its source.",
+    )
+    out: Path = option(metavar="FILE", first=True, help="The label table to write (.csv).")
+    written: WrittenOptions = group("Output")
+    force: bool = option(default=False, help="Replace a file of this name.")
+    output: Output = group("Output")
+
+
+@make_command("union", "Join the labels of several data sets, category by category.")
+def command(given: Options) -> None:
+    """Join the labels of several data sets into one table, category by category.
+
+    SETS are label tables (NAME=FILE) or data sets in their official layout (NAME=DATASET:FOLDER). A
+    category that a set does not have is unknown in its images. Ids are led by the name of their
+    source, as in "a/0001.jpg", and the source is the group, so that splits can leave out whole
+    sources.
+    """
+    out, output = given.out, given.output
+    sources = _sources(given)
+    refuse_inputs(out, *(source.labels for source, _ in sources.values()))
+    hold_output(out)
+    if out.exists() and not given.force:
+        raise OutputError(f"'{out}' exists.", remedy="another name, or --force to replace it")
+    read = {name: load_dataset(*source) for name, source in sources.items()}
+    about = {
+        name: describe_labels(source, read[name].labels, table)
+        for name, (source, table) in sources.items()
+    }
+    from catwise.data import union
+
+    made = union(_renamed(read, given.table.rename), groups=given.groups)  # type: ignore[arg-type]
+    plain = LabelledOptions(labels=out, split_column=given.split_column)
+    writer = TableWriter(made, given.table, plain, given.written)
+    writer.check(made.labels)
+    writer.write(made.labels, out)
+    for name, one in read.items():
+        n_known = int(one.labels.counts().known.sum())
+        output.line(
+            f"{name}: {len(one):,} images, {one.labels.n_categories:,} of "
+            f"{made.labels.n_categories:,} categories, {n_known:,} known labels"
+        )
+    for note in made.notes:
+        output.line(note)
+    output.line(f"read it with: --labels {out} {writer.reading}")
+    output.document(
+        {
+            "command": "union",
+            "inputs": about,
+            "table": str(out),
+            "columns": writer.columns,
+            "categories": list(made.labels.categories),
+            "counts": made.counts,
+            "notes": list(made.notes),
+        }
+    )
+
+
+def _sources(given: Options) -> dict[str, tuple[LabelledOptions, TableOptions]]:
+    """Where the labels of each set come from, and how they are read; nothing is renamed yet."""
+    found: dict[str, tuple[LabelledOptions, TableOptions]] = {}
+    own = _encodings(given.encoding_of)
+    plain = dataclasses.replace(given.table, rename=())
+    for text in given.sets:
+        name, equals, place = text.partition("=")
+        if not equals:
+            name, place = Path(text).name.partition(".")[0], text
+        if name in found or not name or not place:
+            raise ConfigError(
+                "each set must have a name of its own.",
+                found=text,
+                expected="NAME=FILE, or NAME=DATASET:FOLDER",
+            )
+        kind, colon, folder = place.partition(":")
+        if colon and kind in DATASETS:
+            bare = TableOptions(
+                **{key: getattr(plain, key) for key in ("category", "hierarchy", "id_prefix",
+                   "id_suffix", "strip_prefix", "strip_suffix")}
+            )  # fmt: skip
+            found[name] = LabelledOptions(dataset=kind, root=Path(folder)), bare
+            continue
+        source = LabelledOptions(labels=Path(place), split_column=given.split_column)
+        table = dataclasses.replace(plain, encoding=own[name]) if name in own else plain
+        found[name] = source, table
+    if lost := [name for name in own if name not in found]:
+        raise ConfigError(
+            f"--encoding-of names no set: {lost[0]!r}{nearest(lost[0], found)}.",
+            expected=", ".join(found),
+        )
+    return found
+
+
+def _encodings(given: tuple[str, ...]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in given:
+        name, equals, encoding = text.partition("=")
+        if not equals:
+            raise click.BadParameter(
+                f"{text!r} is not NAME=ENCODING.", param_hint="'--encoding-of'"
+            )
+        check_choice("--encoding-of", encoding, ENCODINGS)
+        found[name] = encoding
+    return found
+
+
+def _renamed(read: dict[str, Dataset], given: tuple[str, ...]) -> dict[str, Dataset]:
+    """The sets with other names of categories; each new name is of a category of some set."""
+    pairs: dict[str, str] = read_renames(given)
+    every = {name for one in read.values() for name in one.labels.categories}
+    if lost := [old for old in pairs if old not in every]:
+        raise CategoryError(f"no set has a category {lost[0]!r}{nearest(lost[0], every)}.")
+    made: dict[str, Any] = {}
+    for name, one in read.items():
+        here = {old: new for old, new in pairs.items() if old in one.labels.categories}
+        labels = one.labels.rename_categories(here)
+        made[name] = dataclasses.replace(one, labels=labels)
+    return made
