@@ -17,6 +17,7 @@ import click
 
 from catwise._version import __version__
 from catwise.cli.building import as_options, option_names
+from catwise.cli.failures import JSON, failure_document, print_failure
 from catwise.cli.outputs import held_outputs
 from catwise.cli.signals import ending_by_signals
 from catwise.errors import CatwiseError, OutputError, nearest
@@ -74,6 +75,10 @@ class _LazyGroup(click.Group):
         command: click.Command = importlib.import_module(f"catwise.cli.{cmd_name}").command
         return command
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[JSON] = JSON in args
+        return super().parse_args(ctx, args)
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
@@ -92,8 +97,12 @@ class _LazyGroup(click.Group):
                     result = super().invoke(ctx)
                 sys.stdout.flush()
             except (Exception, KeyboardInterrupt) as error:
-                named = self.get_command(ctx, ctx.invoked_subcommand or "")
-                code = _ended_by(error, came, option_names(named))
+                name = ctx.invoked_subcommand
+                options = option_names(self.get_command(ctx, name or ""))
+                code = _ended_by(error, came, options)
+                told = error.exit_code if isinstance(error, click.ClickException) else code
+                if told not in {None, NO_READER} and ctx.meta.get(JSON):
+                    print_failure(failure_document(name, error, int(told or 1), options))
                 if code is None:
                     raise
                 _let_go(error)
