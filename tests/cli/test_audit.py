@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -342,3 +343,64 @@ def test_a_table_without_header() -> None:
     found = run(*options, "--no-header", "--id-column", "1")
     assert found.exit_code == 0, found.output
     assert run("--dataset", "chexpert", "--root", "chexpert", "--no-header").exit_code == 2
+
+
+def test_the_end_can_be_copied() -> None:
+    """The options read the same labels again; the command is that of fix, with them."""
+    Path("dash.csv").write_text("a,1\nb,0\n")
+    given = ["--labels", "dash.csv", "--no-header", "--id-column", "1", "--id-suffix=-x"]
+    given += ["--code", "1=positive", "--code", "0=negative", "--rename", "2=my cat"]
+    told = document(*given)["next"]
+    assert shlex.split(told["options"]) == [
+        "--labels", "dash.csv", "--code", "1=positive", "--code", "0=negative", "--id-column", "1",
+        "--id-suffix=-x", "--rename", "2=my cat", "--no-header",
+    ]  # fmt: skip
+    again = document(*shlex.split(told["options"]))
+    assert again["categories"] == document(*given)["categories"]
+    assert again["categories"][0]["category"] == "my cat"
+    assert told["fix"] == (
+        f"catwise fix --model KIND:NAME --checkpoint FILE --images DIR {told['options']} --out DIR"
+    )
+    printed = run(*given).output
+    assert printed.splitlines()[-2:] == [
+        f"read with: {told['options']}",
+        f"next:      {told['fix']}",
+    ]
+
+
+def test_the_end_of_a_data_set() -> None:
+    """Its name, root and options, without the split that fix does not take."""
+    told = document(*CHEXPERT, *NAMED, "--split", "train")["next"]
+    assert shlex.split(told["options"]) == [*CHEXPERT, *NAMED]
+    command = shlex.split(told["fix"])
+    result = CliRunner().invoke(main, [*command[1:], "--dry-run"])
+    assert "the kind of model 'KIND'" in result.output  # all else was understood
+    assert result.exit_code == ConfigError.exit_code
+
+
+def test_tables_of_data_sets_are_recognised() -> None:
+    """Read as a table, one of CheXpert is told of as such, also where it cannot be read."""
+    head = "Path,Sex,Enlarged Cardiomediastinum,Pleural Effusion\n"
+    Path("chexpert/valid.csv").write_text(
+        f"{head}train/patient00001/study1/view1_frontal.jpg,F,1,0\n"
+    )
+    line = ["--labels", "chexpert/valid.csv", "--encoding", "nan", "--id-column", "Path"]
+    hint = "looks like a table of the data set chexpert: --dataset chexpert --root chexpert"
+    assert hint in run(*line).output  # Sex is no label
+    assert hint in run(*line, "--ignore-column", "Sex").output
+    assert document(*line, "--ignore-column", "Sex")["next"]["dataset"] is not None
+    assert (
+        document(*table("--ignore-column", "part", "--ignore-column", "patient"))["next"]["dataset"]
+        is None
+    )
+
+
+def test_mostly_positive_labels_ask_for_a_prevalence() -> None:
+    """Beyond nine in ten, and only where there are negatives too."""
+    for n_negative, asked in ((1, True), (2, True), (3, False)):
+        rows = [f"i{row},{int(row >= n_negative)}" for row in range(22)]
+        Path("t.csv").write_text("\n".join(["id,cat", *rows]) + "\n")
+        notes = " ".join(
+            document("--labels", "t.csv", "--encoding", "nan", "--id-column", "id")["notes"]
+        )
+        assert ("--prevalence NAME=SHARE" in notes) == asked

@@ -14,7 +14,7 @@ from catwise._options import group, option
 from catwise.cli.building import make_command
 from catwise.cli.console import Output
 from catwise.cli.inputs import refuse_inputs
-from catwise.cli.labelled import describe_labels, load_dataset
+from catwise.cli.labelled import dataset_hint, describe_labels, load_dataset, reading_options
 from catwise.cli.options import CSV_HELP, REPORT_HELP, LabelledOptions, TableOptions
 from catwise.cli.outputs import hold_output
 from catwise.cli.pages import write_page
@@ -101,11 +101,8 @@ def command(given: Options) -> None:
         "unknown_together": together,
         "selection": bias,
         "estimated_prevalence": estimate and {"assumption": assume, "categories": estimate},
-        "dataset": {
-            "splits": _split_sizes(dataset),
-            "counts": dataset.counts,
-            "notes": list(dataset.notes),
-        },
+        "next": _show_next(source, table, dataset, output),
+        "dataset": _about(dataset),
     }
     if given.report is not None:
         write_page(given.report, {"kind": "audit", **document}, document["inputs"])
@@ -118,6 +115,12 @@ def _hold(given: Options) -> None:
         if path is not None:
             refuse_inputs(path, given.source.labels, given.logits)
         hold_output(path)
+
+
+def _about(dataset: Dataset) -> dict[str, Any]:
+    """What the reader met, for machines."""
+    facts = {"splits": _split_sizes(dataset), "counts": dataset.counts}
+    return {**facts, "notes": list(dataset.notes)}
 
 
 def _show_audit(
@@ -252,6 +255,26 @@ def _show_counts(dataset: Dataset, output: Output) -> None:
         output.line()
     for name, value in (dataset.counts or {}).items():
         output.line(f"{name}: {value_text(value)}")
+
+
+def _show_next(
+    source: LabelledOptions, table: TableOptions, dataset: Dataset, output: Output
+) -> dict[str, str | None]:
+    """The options that read these labels, and the command that repairs a model with them."""
+    import shlex
+
+    options = reading_options(source, table)
+    command = ["catwise", "fix", "--model", "KIND:NAME", "--checkpoint", "FILE"]
+    command += ["--images", "DIR", *options, "--out", "DIR"]
+    hint = None if source.labels is None else dataset_hint(source.labels)
+    told = {"options": shlex.join(options), "fix": shlex.join(command), "dataset": hint}
+    output.line()
+    if hint is not None:
+        output.line(hint)
+    output.line(f"read with: {told['options']}")
+    if dataset.labels.ids is not None:
+        output.line(f"next:      {told['fix']}")
+    return told
 
 
 def _some(names: Sequence[str], few: int = 8) -> str:

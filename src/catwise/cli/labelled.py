@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from catwise._options import Option, option_fields
 from catwise.cli.building import spelled_as
-from catwise.cli.options import LabelledOptions, TableOptions
+from catwise.cli.options import LabelFiles, LabelledOptions, TableOptions
 from catwise.cli.reader_options import option_value
-from catwise.errors import ConfigError, nearest, reason_of
+from catwise.errors import CatwiseError, ConfigError, nearest, reason_of
 
 if TYPE_CHECKING:
     from catwise.cli.console import Output
@@ -161,7 +163,7 @@ def _read_table(
         options |= {name: column for name, column in columns.items() if column is not None}
     if table.category:
         options["categories"] = list(table.category)
-    with spelled_as(_OF_TABLES):
+    with _recognised(path), spelled_as(_OF_TABLES):
         return read_table(
             path,
             layout=table.layout,  # type: ignore[arg-type]  # click.Choice
@@ -178,6 +180,52 @@ def _read_table(
             strip_suffix=table.strip_suffix,
             **options,
         )
+
+
+def dataset_hint(path: Path) -> str | None:
+    """How a table is read better that is of a data set in its official layout."""
+    import shlex
+
+    from catwise.data.recognising import recognised_dataset
+
+    found = recognised_dataset(path)
+    if found is None:
+        return None
+    name, root = found
+    options = shlex.join(["--dataset", name, "--root", str(root)])
+    return f"this looks like a table of the data set {name}: {options} reads it as it is meant"
+
+
+@contextlib.contextmanager
+def _recognised(path: Path) -> Iterator[None]:
+    """Errors about the table of a data set say how that is read."""
+    try:
+        yield
+    except CatwiseError as error:
+        hint = dataset_hint(path)
+        if hint is None:
+            raise
+        told = {"found": error.found, "expected": error.expected}
+        remedy = hint if error.remedy is None else f"{error.remedy}; or: {hint}"
+        raise type(error)(error.what, **told, remedy=remedy) from error
+
+
+def reading_options(source: LabelFiles, table: TableOptions) -> list[str]:
+    """The options by which these labels were read, to be given to another command."""
+    found: list[str] = []
+    for options in (source, table):
+        for item in option_fields(type(options)):
+            value = getattr(options, item.name)
+            if not isinstance(item.about, Option) or item.name == "split" or value == item.default:
+                continue
+            name = item.about.names.split()[:1] or [f"--{item.name.replace('_', '-')}"]
+            if isinstance(value, bool):
+                yes, _, no = name[0].partition("/")
+                found += [yes if value else no]
+                continue
+            for one in value if isinstance(value, tuple) else (value,):
+                found += [f"{name[0]}={one}"] if str(one).startswith("-") else [name[0], str(one)]
+    return found
 
 
 def _encoding(table: TableOptions) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from catwise.labels.codes import UNCERTAIN, LabelCounts
 from catwise.labels.core import PartialLabels
 from catwise.labels.reasons import REASONS, class_reason
+
+MOSTLY: Final = 0.9
+"""Share of positives among the known labels beyond which a prevalence is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +128,13 @@ def _notes(labels: PartialLabels, summary: dict[str, Any]) -> list[str]:
         notes.append(
             "No label is unknown. If blanks were written as 0, name the encoding in which 0 is "
             "unknown."
+        )
+    if summary["n_negative"] and summary["n_positive"] > MOSTLY * known:
+        share = summary["n_positive"] / known
+        notes.append(
+            f"{share:.0%} of the known labels are positive: negatives were hardly written down, "
+            "and scores speak of that part. If the share of positives is known from elsewhere, say "
+            "it: selection_bias(labels, …), --prevalence NAME=SHARE."
         )
     if uncertain:
         notes.append(
