@@ -12,7 +12,8 @@ CatwiseError
 ├── MismatchError (ValueError)         head, features and labels do not belong together
 ├── ConfigError (ValueError)           an option or a combination of options
 ├── OutputError (OSError)              a result that cannot be written
-└── MissingExtraError (ImportError)    an optional dependency that is absent or broken
+├── MissingExtraError (ImportError)    an optional dependency that is absent or broken
+└── HarmError (RuntimeError)           an update whose head is worse than the one before
 
 Each carries what was found, what was expected and what to try; `str(error)` is the
 whole message. `exit_code` is what the command line returns for it.
@@ -32,6 +33,7 @@ __all__ = [
     "ConfigError",
     "FeatureError",
     "FeatureStoreError",
+    "HarmError",
     "HeadError",
     "IdError",
     "InSampleWarning",
@@ -151,6 +153,12 @@ class MissingExtraError(CatwiseError, ImportError):
     """An optional dependency that is absent or broken."""
 
     exit_code = 14
+
+
+class HarmError(CatwiseError, RuntimeError):
+    """An update ended, and its head is worse than the one before on the same test rows."""
+
+    exit_code = 15
 
 
 class InSampleWarning(UserWarning):

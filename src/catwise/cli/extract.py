@@ -17,6 +17,7 @@ from catwise.cli.console import Output
 from catwise.cli.images import read_images
 from catwise.cli.inputs import check_device
 from catwise.cli.models import ModelOptions, load_the_model
+from catwise.cli.unchanged import NOTHING_TO_DO, inputs_digest, is_unchanged, note_unchanged
 
 if TYPE_CHECKING:
     from catwise.features import FeatureStore
@@ -47,6 +48,11 @@ class Options:
     dry_run: bool = option(
         default=False, first=True, help="Run the model on a few images; write nothing."
     )
+    update: bool = option(
+        default=False,
+        help="Run only images that were added or changed since the last --update, and leave out "
+        "those that are gone.",
+    )
     overwrite: bool = option(default=False, help="Replace another store there.")
     no_resume: bool = option(default=False, help="Start over; with --overwrite if it is finished.")
     out: Path | str = option(
@@ -54,6 +60,10 @@ class Options:
     )
     parts: Path | None = option(None, metavar="DIR", help="Unfinished work, if --out is an URL.")
     output: Output = group("Output")
+
+    def __post_init__(self) -> None:
+        if self.update and (self.overwrite or self.no_resume or self.parts is not None):
+            raise click.UsageError("--update takes no --overwrite, --no-resume or --parts.")
 
 
 @make_command("extract", "Cache what goes into a model's classification layer.")
@@ -67,10 +77,14 @@ def command(given: Options) -> None:
     if model.images is None:
         raise click.UsageError("Missing option '--images'.")
     check_device(config.device)
+    inputs = inputs_digest(given, Path(out)) if given.update else ""
+    if given.update and not given.dry_run and is_unchanged(Path(out), inputs):
+        output.line(NOTHING_TO_DO)
+        output.document({"command": "extract", "out": str(out), "unchanged": True})
+        return
     if os.environ.get("RANK", "0") != "0":  # of torchrun: one process talks
         output = dataclasses.replace(output, json=False, quiet=True)
     from catwise.models.card import preprocessing_text
-    from catwise.models.extraction import extract
     from catwise.models.ways import way_notes
 
     loaded = load_the_model(model)
@@ -86,19 +100,28 @@ def command(given: Options) -> None:
         output.line(f"dry run: {len(source):,} images, {width:,} features; nothing was written")
         output.document({**about, "dry_run": True, "features": width})
         return
-    with output.progress() as progress:
-        store: Any = extract(
-            loaded,
-            source,
-            out,
-            **config.extraction(),
-            dtype=given.dtype,
-            overwrite=given.overwrite,
-            resume=not given.no_resume,
-            parts=given.parts,
-            progress=progress,
-        )
-    output.document({**about, "out": str(out), **_tell(store, out, output)})
+    store, done = _made(given, loaded, source)
+    if given.update:
+        note_unchanged(Path(out), inputs)
+    output.document({**about, "out": str(out), **done, **_tell(store, out, output)})
+
+
+def _made(
+    given: Options, loaded: LoadedModel, source: ImageSource
+) -> tuple[FeatureStore, dict[str, Any]]:
+    """The store, and what an update did."""
+    from catwise.models.extraction import extract
+    from catwise.models.updating import update_features
+
+    how: dict[str, Any] = {**given.config.extraction(), "dtype": given.dtype}
+    with given.output.progress() as progress:
+        if given.update:
+            updated = update_features(loaded, source, given.out, **how, progress=progress)
+            given.output.line(str(updated))
+            return updated.store, {"update": updated.done()}
+        how |= {"overwrite": given.overwrite, "resume": not given.no_resume}
+        store: Any = extract(loaded, source, given.out, **how, parts=given.parts, progress=progress)
+    return store, {}
 
 
 def _tell(store: FeatureStore, out: Path | str, output: Output) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from catwise.cli.inputs import check_device, environment, load_policy
 from catwise.cli.labelled import describe_labels, known_categories, load_dataset
 from catwise.cli.models import ModelOptions, load_the_model
 from catwise.cli.options import LabelledOptions, MatchOptions, PolicyOptions, TableOptions
-from catwise.errors import ConfigError, nearest
+from catwise.cli.unchanged import NOTHING_TO_DO, inputs_digest, is_unchanged, note_unchanged
+from catwise.errors import ConfigError, HarmError, nearest
 
 if TYPE_CHECKING:
     from catwise.data import Dataset
@@ -54,12 +55,21 @@ class Options:
         default=False,
         help="Replace a run with other inputs; its features stay if they would be the same.",
     )
+    update: bool = option(
+        default=False,
+        help="Bring a run up to date with images and labels as they are now; only images that were "
+        "added or changed are run.",
+    )
     out: Path = option(
         metavar="DIR",
         first=True,
         help="Output directory of everything; an unfinished run there is resumed.",
     )
     output: Output = group("Output")
+
+    def __post_init__(self) -> None:
+        if self.update and self.overwrite:
+            raise click.UsageError("--update takes no --overwrite.")
 
 
 @make_command("fix", "From checkpoint, images and labels to a better checkpoint.")
@@ -75,6 +85,11 @@ def command(given: Options) -> None:
     config = dataclasses.replace(given.config, policy=load_policy(given.policy))
     if source.split is not None:
         raise click.UsageError("fix takes --train-split, --valid-split and --test-split.")
+    digest = inputs_digest(given, given.out) if given.update else ""
+    if given.update and not given.dry_run and is_unchanged(given.out, digest):
+        output.line(NOTHING_TO_DO)
+        output.document({"command": "fix", "out": str(given.out), "unchanged": True})
+        return
     dataset = load_dataset(source, table)
     parts = _splits(dataset, given)
     about = {
@@ -106,6 +121,9 @@ def command(given: Options) -> None:
     with output.progress() as progress:
         result = job.run(progress)
     _tell(result, output)
+    _refuse_harm(result)
+    if given.update:
+        note_unchanged(given.out, digest)
 
 
 def _splits(dataset: Dataset, given: Options) -> dict[str, Dataset]:
@@ -177,6 +195,7 @@ def _prepare(
         config=config,
         inputs=about,
         overwrite=given.overwrite,
+        update=given.update,
     )
 
 
@@ -192,6 +211,18 @@ def _introduce(job: PreparedFix, output: Output) -> None:
         output.line(note)
 
 
+def _refuse_harm(result: FixResult) -> None:
+    """End with an exit code of its own where an update made the head worse."""
+    from catwise.fixing.folder import PREVIOUS
+
+    if result.against is not None and result.against.verdict == "harmed":
+        raise HarmError(
+            "the new head is worse than the one before, on the same test images.",
+            found=result.against.sentence(),
+            remedy=f"the head before is '{result.out / PREVIOUS}'; look at the labels that changed",
+        )
+
+
 def _tell(result: FixResult, output: Output) -> None:
     """What came of it, and where it is."""
     from catwise.fixing.account import result_lines
@@ -200,11 +231,15 @@ def _tell(result: FixResult, output: Output) -> None:
     kept = [step for step, what in result.steps.items() if what == "kept"]
     if kept:
         output.line(f"kept from before: {', '.join(kept)}")
+    if result.updated is not None:
+        output.line(f"images: {result.updated}")
     output.table(run_table(result.run, limit=output.rows))
     for line in result_lines(result.run):
         output.line(line)
     for line in result.run["notes"]:
         output.line(line)
+    if result.against is not None:
+        output.line(f"against the head before: {result.against.sentence()}")
     if result.left_out:
         where = result.out / "left_out.csv"
         output.line(f"{len(result.left_out):,} labelled images were left out; they are in {where}")
@@ -220,6 +255,8 @@ def _tell(result: FixResult, output: Output) -> None:
             "report": str(result.report),
             "card": str(result.card),
             "steps": result.steps,
+            "update": result.updated and result.updated.done(),
+            "against": result.against and result.against.sentence(),
             **result.run,
             "left_out": result.left_out,
             "notes": result.notes,

@@ -26,15 +26,18 @@ EVALUATION: Final = "evaluation.json"
 REPORT: Final = "report.html"
 CARD: Final = "MODEL_CARD.md"
 LEFT_OUT: Final = "left_out.csv"
+PREVIOUS: Final = "previous.safetensors"
+UNCHANGED: Final = "unchanged.json"
 STEPS: Final = ("extract", "tune", "apply", "verify")
 """In order; each needs those before it."""
 
-_OURS: Final = (STATE, FEATURES, RUN, EVALUATION, REPORT, CARD, LEFT_OUT)
+_OURS: Final = (*(STATE, FEATURES, RUN, EVALUATION, REPORT, CARD, LEFT_OUT, PREVIOUS, UNCHANGED),)
+_OF_THE_DATA: Final = ("images", "images that are not there")
 
 
 def checkpoint_name(name: str) -> str:
     """What the new checkpoint is called: as the old one, unless a file of ours has that name."""
-    taken = {*_OURS, f"{FEATURES}.parts"}
+    taken = {*_OURS, *(f"{FEATURES}.{more}" for more in ("parts", "new", "new.parts"))}
     return f"model-{name}" if name in taken or name.startswith(".catwise-") else name
 
 
@@ -50,6 +53,8 @@ class State:
         steps: what this call did: "ran" or "kept".
         stale: what `fix.json` said of a run that is replaced.
         overwrite: whether a run with other inputs may be replaced.
+        update: whether a run with other images and labels may be brought up to date; its head stays
+            as `previous.safetensors`.
     """
 
     folder: Path
@@ -59,13 +64,20 @@ class State:
     steps: dict[str, str] = field(default_factory=dict)
     stale: dict[str, Any] | None = None
     overwrite: bool = False
+    update: bool = False
 
     @classmethod
     def read(
-        cls, folder: Path, inputs: dict[str, str], target: str, *, overwrite: bool = False
+        cls,
+        folder: Path,
+        inputs: dict[str, str],
+        target: str,
+        *,
+        overwrite: bool = False,
+        update: bool = False,
     ) -> State:
         """Read what is there, and refuse what is not this run; nothing is written."""
-        state = cls(folder, inputs, target, overwrite=overwrite)
+        state = cls(folder, inputs, target, overwrite=overwrite, update=update)
         inside = folder_names(folder)
         kept = _read(folder / STATE)
         if kept is None:
@@ -80,7 +92,7 @@ class State:
         changed = _differences(kept["inputs"], inputs)
         if not changed:
             state.finished = kept["finished"]
-        elif overwrite:
+        elif overwrite or (update and not _differences(*map(_fixed, (kept["inputs"], inputs)))):
             state.stale = kept
         elif "tune" in kept["finished"]:  # features alone say themselves what they were made with
             raise OutputError(
@@ -96,17 +108,37 @@ class State:
         """Make the folder, keep other processes out, and tidy up after a run that was killed."""
         make_folder(self.folder)
         with exclusive(self.folder, inside=True):
-            now = State.read(self.folder, self.inputs, self.target, overwrite=self.overwrite)
+            now = State.read(
+                self.folder,
+                self.inputs,
+                self.target,
+                overwrite=self.overwrite,
+                update=self.update,
+            )
             self.finished, self.stale = now.finished, now.stale  # another may have ended meanwhile
             if self.stale is not None:
                 self._write()  # first: nothing may count as finished once its files are gone
                 old = str(self.stale.get("target", RUN))
                 names = {*_OURS, Path(old).name, side_file(Path(old)).name}
-                for name in names - {STATE, FEATURES}:
+                self._keep_head()
+                for name in names - {STATE, FEATURES, *([PREVIOUS] if self.update else [])}:
                     remove(self.folder / name)
             self._write()
             yield self
             self._check_finished()
+
+    def _keep_head(self) -> None:
+        """Keep the head of the run that is brought up to date, to compare the new one with."""
+        head = self.folder / RUN / "head.safetensors"
+        if self.update and head.is_file():
+            head.replace(self.folder / PREVIOUS)
+
+    def redo(self) -> None:
+        """Images have changed under the same labels: what was made of their features goes."""
+        self._keep_head()
+        for step in STEPS[1:]:
+            self.finished.pop(step, None)
+        self._write()
 
     def _check_finished(self) -> None:
         """What earlier calls made must be there still; what this one wrote is checked elsewhere."""
@@ -236,6 +268,12 @@ _MODEL: Final = {
     "flips": Field("true or false", lambda value: type(value) is bool),
     "weights": TEXT,
 }
+
+
+def _fixed(inputs: Mapping[str, str]) -> dict[str, str]:
+    """The inputs that an update cannot change: all but images and labels."""
+    data = {name for name in inputs if name.endswith(" labels")} | {*_OF_THE_DATA}
+    return {name: text for name, text in inputs.items() if name not in data}
 
 
 def _differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

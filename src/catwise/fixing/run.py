@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +27,7 @@ from catwise.fixing.folder import (
     EVALUATION,
     FEATURES,
     LEFT_OUT,
+    PREVIOUS,
     REPORT,
     RUN,
     STEPS,
@@ -46,6 +47,7 @@ from catwise.fixing.inputs import (
 from catwise.heads import Head
 from catwise.joining import aligned_features
 from catwise.labels import PartialLabels
+from catwise.metrics import HeadComparison, compare_heads
 from catwise.models import LoadedModel, Preprocessing
 from catwise.models.card import preprocessing_text
 from catwise.models.extraction import extract
@@ -53,6 +55,7 @@ from catwise.models.layers import ranks_of, weights_digest
 from catwise.models.loading import ImageRows
 from catwise.models.recipes import recipe_of
 from catwise.models.sources import ImageSource
+from catwise.models.updating import Updated, update_features
 from catwise.models.verify import Verified, check_output, first_images, noise, verify_copy
 from catwise.models.ways import way_notes
 from catwise.models.writing import write_model
@@ -115,6 +118,7 @@ def prepare(
     config: FixConfig | None = None,
     inputs: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    update: bool = False,
 ) -> PreparedFix:
     """Check everything that can be checked before the first image is read; write nothing.
 
@@ -129,6 +133,8 @@ def prepare(
         config: options.
         inputs: where all came from, for the report; JSON-ready.
         overwrite: replace a run with other inputs; its features stay where they would be the same.
+        update: bring a run up to date with images and labels as they are now: only images that were
+            added or changed are run, and the head is tuned again if anything has changed.
 
     Returns:
         What `run()` finishes.
@@ -157,6 +163,7 @@ def prepare(
         what_decides(loaded, source, splits, left_out, config),
         target_name(loaded),
         overwrite=overwrite,
+        update=update,
     )
     return PreparedFix(
         loaded,
@@ -201,6 +208,9 @@ class FixResult:
         left_out: what became of labelled images that could not be used: a table of id, split and
             reason, one row each.
         steps: of each step whether it "ran" now, or what it had made was "kept".
+        updated: what an update did with images; None without one.
+        against: the head of the run before an update beside the new one, on the same test rows;
+            None where there was none, or no test rows.
         notes: what to know, a sentence each.
     """
 
@@ -213,6 +223,8 @@ class FixResult:
     left_out: list[dict[str, str]]
     steps: dict[str, str]
     notes: list[str]
+    updated: Updated | None = None
+    against: HeadComparison | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -258,7 +270,7 @@ class PreparedFix:
         tell = _teller(progress, self.ahead)
         with self.state.opened() as state:
             tell("extract")
-            store, left_out = _extract(self, progress)
+            store, left_out, updated = _extract(self, progress)
             tell("tune")
             head = _tuned(self, store, progress)
             target = state.folder / state.target
@@ -271,7 +283,7 @@ class PreparedFix:
                 state.finish("verify", {"verified": _verified(self, target, head)._asdict()})
             result = _account(self, head, left_out)
             tell(_DONE)
-            return result
+            return replace(result, updated=updated, against=_against(self, head, store))
 
     def _model_facts(self) -> dict[str, Any]:
         """How the new checkpoint is loaded, and what its features are made of."""
@@ -302,9 +314,9 @@ def _teller(report: ProgressCallback | None, ahead: list[str]) -> Any:
 
 def _extract(
     job: PreparedFix, progress: ProgressCallback | None
-) -> tuple[FeatureStore, list[dict[str, str]]]:
-    """The features of all labelled images, and which images are left out."""
-    state, config = job.state, job.config
+) -> tuple[FeatureStore, list[dict[str, str]], Updated | None]:
+    """The features of all labelled images, which images are left out, and what an update did."""
+    state = job.state
     state.done("extract")
     state.steps["extract"] = "kept"  # it runs if it says how far it is
 
@@ -315,15 +327,7 @@ def _extract(
 
     ids = np.concatenate([ids_of(part) for part in job.splits.values()])
     rows = ImageRows(job.source, job.model.preprocessing, rows=places(job.source, ids))
-    store: Any = extract(
-        job.model,
-        rows,
-        state.folder / FEATURES,
-        ids=ids,
-        **config.extraction(),
-        overwrite=job.overwrite,
-        progress=report,
-    )
+    store, updated = _features(job, rows, ids, report)
     there = set(store.ids.tolist())
     left_out = job.left_out + [
         {"id": one, "split": name, "reason": "cannot be decoded"}
@@ -335,7 +339,38 @@ def _extract(
         write_text(state.folder / LEFT_OUT, rows_csv(left_out))
     if not state.has("extract"):
         state.finish("extract")
-    return store, left_out
+    if updated is not None and not updated.is_unchanged:
+        state.redo()
+    return store, left_out, updated
+
+
+def _features(
+    job: PreparedFix, rows: ImageRows, ids: Any, report: ProgressCallback
+) -> tuple[Any, Updated | None]:
+    """The store, and what an update did."""
+    folder, how = job.state.folder / FEATURES, job.config.extraction()
+    if job.state.update:
+        updated = update_features(job.model, rows, folder, **how, progress=report)
+        return updated.store, updated
+    store = extract(
+        job.model, rows, folder, ids=ids, **how, overwrite=job.overwrite, progress=report
+    )
+    return store, None
+
+
+def _against(job: PreparedFix, head: Head, store: FeatureStore) -> HeadComparison | None:
+    """The head of the run before, and the new one, on the same test rows."""
+    from catwise.heads import load_head
+
+    path, test = job.state.folder / PREVIOUS, _data(job, "test", store)
+    if not path.is_file() or test is None:
+        return None
+    before = load_head(path)
+    if before.categories != head.categories:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", category=InSampleWarning)
+        return compare_heads(before, head, test, metrics=[job.config.metric], force=True)
 
 
 def _tuned(job: PreparedFix, store: FeatureStore, progress: ProgressCallback | None) -> Head:

@@ -32,6 +32,8 @@ _LENGTH: Final = struct.Struct("<Q")
 _SHOWN: Final = 40
 _POLL_SECONDS: Final = 0.2
 _REMOTE_POLL_SECONDS: Final = 2.0
+STAMPS_KEY: Final = "images as of"
+"""In an origin: a digest of what the images were when they were run."""
 _OF_THE_MACHINE: Final = ("processor", "rows at a time")
 _BLOCK_BYTES: Final = 2**24
 _SEEN_SECONDS: Final = 120.0  # until a file that another machine wrote is seen by all
@@ -127,7 +129,7 @@ class PartWork:
         made = "was made otherwise." if is_other else "was begun otherwise, and is not finished."
         raise OutputError(
             f"'{self.out}' " + ("exists." if others is None else made),
-            found=None if others is None else _differences(others, self.items),
+            found=None if others is None else differences(others, self.items),
             remedy="choose another name, repeat the options, or start over with overwrite=True",
         )
 
@@ -258,7 +260,15 @@ class PartWork:
 
 def _of_any_machine(items: Mapping[str, Any]) -> dict[str, Any]:
     """The items that do not depend on the machine: by these a finished output is told."""
-    return {key: value for key, value in items.items() if key not in _OF_THE_MACHINE}
+    kept = {key: value for key, value in items.items() if key not in _OF_THE_MACHINE}
+    origin = kept.get("origin") or {}
+    return {**kept, "origin": {key: v for key, v in origin.items() if key != STAMPS_KEY}}
+
+
+def of_one_image(items: Mapping[str, Any]) -> dict[str, Any]:
+    """The items that decide the features of an image, whichever others there are."""
+    others = ("images", "rows", "ids", "undecodable", "origin")
+    return {key: value for key, value in items.items() if key not in others}
 
 
 def _has_content(out: Path | str) -> bool:
@@ -369,7 +379,8 @@ def _wanted(made: dict[str, Any], wanted: Mapping[str, Any], skipped: list[str])
     return dict(wanted) if same else made
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The items that differ, with what they were and are."""
     old, new = (
         {**side, **{f"origin {key}": one for key, one in (side.pop("origin", None) or {}).items()}}
         for side in (dict(old), dict(new))

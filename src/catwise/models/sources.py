@@ -82,6 +82,10 @@ class ImageSource(abc.ABC):
         """Id of one image."""
         return str(self.compact_ids[row].as_py())
 
+    def stamp(self, row: int) -> str | None:  # noqa: ARG002 - of sources that can tell
+        """What is another text once the image's file has changed; None where that is not known."""
+        return None
+
     def read(self, row: int, *, channels: int = 3, white: float | None = None) -> Image:
         """Decode one image; options and errors are those of :func:`read_image`."""
         place, name = self.locate(row)
@@ -182,6 +186,18 @@ class FolderImages(ImageSource):
         path = self.root / str(self._paths[row].as_py())
         return path, str(path)
 
+    def stamp(self, row: int) -> str:
+        """Size and time of change of the file."""
+        return _file_stamp(Path(self.locate(row)[0]))  # type: ignore[arg-type]
+
+
+def _file_stamp(path: Path) -> str:
+    try:
+        found = path.stat()
+    except OSError:  # reading it says what is wrong
+        return "absent"
+    return f"{found.st_size}:{found.st_mtime_ns}"
+
 
 def _refuse_outside(root: Path, names: Sequence[str]) -> None:
     """Refuse paths that lead out of the folder by "..", or by being absolute."""
@@ -273,6 +289,11 @@ class TarImages(ImageSource):
         if len(data) != size:
             raise FeatureError(f"'{name}': the shard was cut off after it was opened.")
         return data, name
+
+    def stamp(self, row: int) -> str:
+        """Size and time of change of the shard, and the place in it."""
+        number, start, size = self._places[row].tolist()
+        return f"{_file_stamp(self.paths[number])}:{start}:{size}"
 
 
 @contextmanager
