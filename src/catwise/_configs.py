@@ -1,11 +1,12 @@
-"""The options of `tune`, `extract` and `fix`, each stated once; nothing here loads torch."""
+"""The options of `tune`, `extract`, `fix` and `train`, each stated once; no torch here."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from catwise._names import METHODS, METRICS, PRESETS, VALIDATIONS
+from catwise._names import METHODS, METRICS, PRESETS, SCHEMES, STATEFUL_SCHEMES, VALIDATIONS
 from catwise._options import check_options, described, group, option
 from catwise.errors import ConfigError, check_rules
 
@@ -236,3 +237,87 @@ class FixConfig(TuneConfig, ExtractConfig):
     def tuning(self) -> dict[str, Any]:
         """The arguments of `tune` that say the same."""
         return {**super().tuning(), "policy": self.policy}
+
+
+@described
+@dataclass(frozen=True)
+class TrainConfig:
+    """Options of `train`.
+
+    `policy` is what uncertain labels count as (blank ones are for the scheme); `scheme_options` are
+    those of the scheme.
+
+    Raises:
+        ConfigError: If an option is out of range, or does not go with another.
+    """
+
+    scheme: str = option(
+        "asl", choices=SCHEMES, metavar="NAME", first=True, help=f"One of {', '.join(SCHEMES)}."
+    )
+    scheme_options: Mapping[str, Any] = field(default_factory=dict)
+    policy: LabelPolicy | None = None
+    epochs: int = option(10, low=1, help="Passes over the training images.")
+    batch_size: int = option(64, low=1, help="Images that go through the model at once.")
+    accumulate: int = option(
+        1, low=1, help="Batches of each process whose gradients make one step."
+    )
+    optimizer: str = option("adamw", choices=("adamw", "sgd"), help="sgd: with momentum 0.9.")
+    lr: float = option(1e-3, above=0, help="Largest step size.")
+    schedule: str = option(
+        "onecycle",
+        choices=("onecycle", "cosine", "constant"),
+        help="Of the step size. cosine: from the warm-up down to 0.",
+    )
+    warmup: float = option(
+        0.3, low=0, below=1, help="Share of the steps in which the step size grows."
+    )
+    weight_decay: float = option(1e-2, low=0, help="Of weights; biases and norms (1-D) have none.")
+    clip_norm: float | None = option(None, above=0, help="Largest norm of a step's gradient.")
+    ema: float | None = option(
+        None, above=0, below=1, help="Decay of a moving average, which then is the model."
+    )
+    augment: str = option(
+        "none",
+        choices=("none", "flip", "flip_shift"),
+        help="Images mirrored at random; shifted by up to an eighth, too.",
+    )
+    mix: str = option(
+        "none", choices=("none", "mixup_pme", "logic_mix"), help="Images mixed with one another."
+    )
+    reserve: float = option(
+        0.0, low=0, below=1, help="Share of the training images, groups whole, that is kept out."
+    )
+    metric: str = option(
+        "average_precision",
+        choices=METRICS,
+        help="Chooses the epoch on the validation labels that are known.",
+    )
+    amp: str = option(
+        "none", choices=("none", "bfloat16", "float16"), help="Half precision where it is safe."
+    )
+    channels_last: bool = option(
+        default=False, help="Memory format that some processors are faster with."
+    )
+    deterministic: bool = option(
+        default=False, help="Only operators of PyTorch that give the same bits each time."
+    )
+    seed: int = option(0, low=0, help="Of every random draw.")
+    workers: int = option(0, low=0, help="Processes that read images.")
+    device: str | None = option(None, help="Such as cpu or cuda:0.  [default: cpu]")
+    missing: str = option(
+        "refuse", choices=("refuse", "skip"), help="Labelled images that are not there."
+    )
+
+    def __post_init__(self) -> None:
+        check_options("options of train", self)
+        if self.mix != "none" and self.scheme in STATEFUL_SCHEMES:
+            raise ConfigError(
+                f"the scheme {self.scheme!r} does not go with mixed images.",
+                found=f"mix={self.mix!r}",
+                expected="mix='none': it remembers something of each image",
+            )
+        if self.scheme == "self_training" and self.ema is None:
+            raise ConfigError(
+                "the scheme 'self_training' needs the moving average of the model.",
+                remedy="ema=0.999",
+            )

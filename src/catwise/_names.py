@@ -52,6 +52,8 @@ SCHEMES: Final = (
     "auc_margin", "curriculum", "self_training",
 )  # fmt: skip
 """How a model is trained on partial labels."""
+STATEFUL_SCHEMES: Final = ("ll_cp", "em_apl", "role", "curriculum")
+"""Those that remember something of each image."""
 
 
 def check_choices(

@@ -17,12 +17,13 @@ from catwise.cli.inputs import check_device, environment, load_policy
 from catwise.cli.labelled import describe_labels, known_categories, load_dataset
 from catwise.cli.models import ModelOptions, load_the_model
 from catwise.cli.options import LabelledOptions, MatchOptions, PolicyOptions, TableOptions
+from catwise.cli.parts import images_of, named_parts
 from catwise.cli.unchanged import NOTHING_TO_DO, inputs_digest, is_unchanged, note_unchanged
-from catwise.errors import ConfigError, HarmError, nearest
+from catwise.errors import HarmError
 
 if TYPE_CHECKING:
     from catwise.data import Dataset
-    from catwise.fixing import FixResult, FoundImages, PreparedFix
+    from catwise.fixing import FixResult, PreparedFix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +92,7 @@ def command(given: Options) -> None:
         output.document({"command": "fix", "out": str(given.out), "unchanged": True})
         return
     dataset = load_dataset(source, table)
-    parts = _splits(dataset, given)
+    parts = named_parts(dataset, given.train_split, given.valid_split, given.test_split)
     about = {
         "labels": describe_labels(source, dataset.labels, table),
         "splits": {
@@ -126,52 +127,6 @@ def command(given: Options) -> None:
         note_unchanged(given.out, digest)
 
 
-def _splits(dataset: Dataset, given: Options) -> dict[str, Dataset]:
-    """Training, validation and test rows; all are training rows where there are no splits."""
-    wanted = {"train": given.train_split, "valid": given.valid_split, "test": given.test_split}
-    there = set(dataset.splits.tolist())
-    if there == {""}:
-        return {"train": dataset}
-    for name, value in wanted.items():
-        absent = set() if name == "train" else {name, "none"}  # nobody named it, or wants none
-        if value not in there | absent:
-            raise ConfigError(
-                f"no row is in the split {value!r}{nearest(value, there)}.",
-                expected=" or ".join(sorted(there)),
-                remedy="--train-split, --valid-split and --test-split name the splits; 'none' of "
-                "the last two is for none",
-            )
-    if len(set(wanted.values())) < len(wanted):
-        raise ConfigError("one split cannot serve twice.", found=", ".join(wanted.values()))
-    return {name: dataset.split(value) for name, value in wanted.items() if value in there}
-
-
-def _images(
-    model: ModelOptions, dataset: Dataset, parts: dict[str, Dataset], *, skip_missing: bool
-) -> FoundImages:
-    """The images: the files that the data set names, or those named after the ids."""
-    import numpy as np
-
-    from catwise.fixing import find_images, listed_images
-
-    every = [one for part in parts.values() for one in _ids(part)]
-    if any(dataset.paths):
-        paths = [path for part in parts.values() for path in part.paths.tolist()]
-        return listed_images(model.images or dataset.root, paths, every, skip_missing=skip_missing)
-    if model.images is None:
-        raise click.UsageError("Missing option '--images'.")
-    return find_images(model.images, np.array(every, dtype=np.str_), skip_missing=skip_missing)
-
-
-def _ids(part: Dataset) -> list[str]:
-    if part.labels.ids is None:
-        raise ConfigError(
-            "the labels have no ids to find the images by.",
-            remedy="name the column of the ids: --id-column",
-        )
-    return part.labels.ids.tolist()  # type: ignore[no-any-return]
-
-
 def _prepare(
     given: Options,
     dataset: Dataset,
@@ -189,7 +144,7 @@ def _prepare(
     }
     return prepare(
         model,
-        _images(given.model, dataset, parts, skip_missing=config.missing == "skip"),
+        images_of(given.model, dataset, parts, skip_missing=config.missing == "skip"),
         labels,
         given.out,
         config=config,

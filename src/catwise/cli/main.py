@@ -24,6 +24,7 @@ from catwise.errors import CatwiseError, OutputError, nearest
 
 COMMANDS: Final = (
     "fix",
+    "train",
     "extract",
     "audit",
     "simulate",

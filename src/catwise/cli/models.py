@@ -74,7 +74,7 @@ class ModelOptions(AnyModelOptions):
     )
 
 
-def model_args(given: tuple[str, ...]) -> dict[str, Any]:
+def model_args(given: tuple[str, ...], option: str = "--model-arg") -> dict[str, Any]:
     """NAME=VALUE pairs; a value that is JSON is read as such, all else is a text."""
     from catwise._json import parse
 
@@ -82,7 +82,7 @@ def model_args(given: tuple[str, ...]) -> dict[str, Any]:
     for text in given:
         name, equals, value = text.partition("=")
         if not equals or not name:
-            raise click.BadParameter(f"{text!r} is not NAME=VALUE.", param_hint="'--model-arg'")
+            raise click.BadParameter(f"{text!r} is not NAME=VALUE.", param_hint=f"'{option}'")
         try:
             found[name.replace("-", "_")] = parse(value)
         except ValueError:

@@ -89,10 +89,10 @@ class State:
                     remedy="choose another folder",
                 )
             return state
-        changed = _differences(kept["inputs"], inputs)
+        changed = differences(kept["inputs"], inputs)
         if not changed:
             state.finished = kept["finished"]
-        elif overwrite or (update and not _differences(*map(_fixed, (kept["inputs"], inputs)))):
+        elif overwrite or (update and not differences(*map(_fixed, (kept["inputs"], inputs)))):
             state.stale = kept
         elif "tune" in kept["finished"]:  # features alone say themselves what they were made with
             raise OutputError(
@@ -276,7 +276,7 @@ def _fixed(inputs: Mapping[str, str]) -> dict[str, str]:
     return {name: text for name, text in inputs.items() if name not in data}
 
 
-def _differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """A text for each input that is another one."""
     found = []
     for key in {**before, **now}:

@@ -110,16 +110,17 @@ def input_note(take: Preprocessing) -> list[str]:
 def joined_images(
     images: ImageSource | FoundImages | str | os.PathLike[str],
     splits: Mapping[str, PartialLabels],
-    config: FixConfig,
+    *,
+    skip_missing: bool,
 ) -> tuple[ImageSource, list[dict[str, str]], list[str]]:
     """The images, the labelled ones that are not there, and what to know."""
     every = np.concatenate([ids_of(part) for part in splits.values()])
     if isinstance(images, FoundImages):
         found = images
     elif isinstance(images, ImageSource):
-        found = _among(images, every, skip_missing=config.missing == "skip")
+        found = _among(images, every, skip_missing=skip_missing)
     else:
-        found = find_images(images, every, skip_missing=config.missing == "skip")
+        found = find_images(images, every, skip_missing=skip_missing)
     notes = []
     if found.n_unlabelled:
         notes.append(f"{found.n_unlabelled:,} images have no labels and are not used.")

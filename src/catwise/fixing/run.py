@@ -153,7 +153,7 @@ def prepare(
     chosen = {name: tuning[name] for name in ("preset", "methods", "validation", "metric")}
     make_plan(**chosen, config=tuning.get("config"), has_valid="valid" in splits)
     loaded = checked_model(model, checkpoint, model_options, splits, preprocessing)
-    source, left_out, notes = joined_images(images, splits, config)
+    source, left_out, notes = joined_images(images, splits, skip_missing=config.missing == "skip")
     kept = {name: without(part, left_out) for name, part in splits.items()}
     if empty := [name for name, part in kept.items() if not part.n_rows]:
         raise IdError(f"no image of the {empty[0]} labels is there.")

@@ -8,6 +8,12 @@ pseudo_labels.py  schemes that make labels of predictions
 schemes.py        every scheme by name
 mixing.py         images mixed with one another
 machine.py        labels that a machine says
+run.py            model, images and labels: a checkpoint for `fix`
+loop.py           steps, epochs, and the state that is saved and resumed
+backbones.py      the model to start from, and the checkpoint
+data.py           which images come when, and how they are changed
+optimizing.py     optimizers, and the step size as a function of the step
+processes.py      several processes that share each step
 finetuning.py     a module in memory and its loaders: the tuned module
 callbacks.py      the same at the end of training with Lightning or transformers
 """
@@ -23,6 +29,7 @@ if TYPE_CHECKING:
     from catwise.training.callbacks import transformers_callback as transformers_callback
     from catwise.training.finetuning import Finetuned as Finetuned
     from catwise.training.finetuning import finetune as finetune
+    from catwise.training.loop import TrainCallback as TrainCallback
     from catwise.training.losses import assume_negative as assume_negative
     from catwise.training.losses import asymmetric_loss as asymmetric_loss
     from catwise.training.losses import entropy_maximization as entropy_maximization
@@ -37,6 +44,8 @@ if TYPE_CHECKING:
     from catwise.training.machine import add_machine_labels as add_machine_labels
     from catwise.training.mixing import logic_mix as logic_mix
     from catwise.training.mixing import mixup_pme as mixup_pme
+    from catwise.training.run import TrainResult as TrainResult
+    from catwise.training.run import train as train
     from catwise.training.schemes import SCHEMES as SCHEMES
     from catwise.training.schemes import resolve_scheme as resolve_scheme
     from catwise.training.schemes import scheme_options as scheme_options
@@ -58,6 +67,8 @@ __all__, __getattr__, __dir__ = attach(
     {
         "catwise.training.callbacks": "lightning_callback transformers_callback",
         "catwise.training.finetuning": "Finetuned finetune",
+        "catwise.training.loop": "TrainCallback",
+        "catwise.training.run": "TrainResult train",
         "catwise.training.losses": (
             "assume_negative asymmetric_loss entropy_maximization focal_loss hill ignore_unknown "
             "label_smoothing partial_asymmetric partial_bce splc weak_assume_negative"

@@ -132,7 +132,8 @@ def _csl(batch: Batch, state: PriorState, options: CslOptions) -> StepLoss:
 def _estimate_prior(state: PriorState, scores: EpochScores, options: CslOptions) -> PriorState:
     if scores.epoch != options.prior_epochs:
         return state
-    return PriorState(selected.estimate_prior(scores.logits))
+    seen = ~scores.logits.isnan().any(dim=1)  # images that a step has had
+    return PriorState(selected.estimate_prior(scores.logits[seen]))
 
 
 def _start_role(

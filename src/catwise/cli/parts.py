@@ -1,0 +1,63 @@
+"""Splits and images of labelled data, for commands that take all of them: `fix` and `train`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from catwise.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from catwise.cli.models import ModelOptions
+    from catwise.data import Dataset
+    from catwise.fixing import FoundImages
+
+
+def named_parts(dataset: Dataset, train: str, valid: str, test: str) -> dict[str, Dataset]:
+    """Training, validation and test rows, by what their splits are called.
+
+    All are training rows where there are no splits; "none" of the last two is for none.
+    """
+    wanted = {"train": train, "valid": valid, "test": test}
+    there = set(dataset.splits.tolist())
+    if there == {""}:
+        return {"train": dataset}
+    for name, value in wanted.items():
+        absent = set() if name == "train" else {name, "none"}  # nobody named it, or wants none
+        if value not in there | absent:
+            raise ConfigError(
+                f"no row is in the split {value!r}{nearest(value, there)}.",
+                expected=" or ".join(sorted(there)),
+                remedy="--train-split, --valid-split and --test-split name the splits; 'none' of "
+                "the last two is for none",
+            )
+    if len(set(wanted.values())) < len(wanted):
+        raise ConfigError("one split cannot serve twice.", found=", ".join(wanted.values()))
+    return {name: dataset.split(value) for name, value in wanted.items() if value in there}
+
+
+def images_of(
+    model: ModelOptions, dataset: Dataset, parts: dict[str, Dataset], *, skip_missing: bool
+) -> FoundImages:
+    """The images: the files that the data set names, or those named after the ids."""
+    import numpy as np
+
+    from catwise.fixing import find_images, listed_images
+
+    every = [one for part in parts.values() for one in _ids(part)]
+    if any(dataset.paths):
+        paths = [path for part in parts.values() for path in part.paths.tolist()]
+        return listed_images(model.images or dataset.root, paths, every, skip_missing=skip_missing)
+    if model.images is None:
+        raise click.UsageError("Missing option '--images'.")
+    return find_images(model.images, np.array(every, dtype=np.str_), skip_missing=skip_missing)
+
+
+def _ids(part: Dataset) -> list[str]:
+    if part.labels.ids is None:
+        raise ConfigError(
+            "the labels have no ids to find the images by.",
+            remedy="name the column of the ids: --id-column",
+        )
+    return part.labels.ids.tolist()  # type: ignore[no-any-return]

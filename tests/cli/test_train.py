@@ -1,0 +1,98 @@
+"""`catwise train`: from images and labels to a checkpoint, and on to `catwise fix`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from safetensors.torch import load_file
+
+from catwise.cli import main
+from cli.train_case import MODEL, arguments, make_images
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_images(tmp_path_factory.mktemp("train") / "case")
+
+
+def run(*call: str, code: int = 0) -> str:
+    result = CliRunner().invoke(main, list(call))
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def test_train_then_fix(case: Path, tmp_path: Path) -> None:
+    """The command that is printed at the end runs, with the images that were kept out."""
+    out = tmp_path / "out"
+    printed = run(*arguments(case, "--reserve", "0.3", "--scheme", "assume_negative", "--out", out))
+    assert "labelled images: 112 train, 80 valid, 60 test, 48 reserved" in printed
+    assert "epoch 3: loss " in printed
+    assert "the best" in printed
+    (line,) = [text for text in printed.splitlines() if text.startswith("next: ")]
+    call = shlex.split(line.removeprefix("next: catwise "))
+    assert call[-2:] == ["--out", "DIR"]
+    fixed = json.loads(run(*call[:-1], str(tmp_path / "fixed"), "--json"))
+    assert fixed["summary"]["n_replaced"] > 0
+    assert fixed["evaluation"]["verdict"] in {"helped", "no difference shown"}
+    before, after = (
+        load_file(folder / "model.safetensors") for folder in (out, tmp_path / "fixed")
+    )
+    changed = {name for name in before if not before[name].equal(after[name])}
+    assert changed == {"fc.weight", "fc.bias"}
+
+
+def test_one_document(case: Path, tmp_path: Path) -> None:
+    """With --json nothing else is printed; repeated, nothing is trained again."""
+    call = arguments(case, "--json", "--out", tmp_path / "out", "--scheme-arg", "gamma_neg=2")
+    first = json.loads(run(*call))
+    assert [record["epoch"] for record in first["history"]] == [1, 2, 3]
+    state = (tmp_path / "out" / "state.pt").stat().st_mtime_ns
+    assert json.loads(run(*call)) == first
+    assert (tmp_path / "out" / "state.pt").stat().st_mtime_ns == state
+
+
+def test_dry_run(case: Path, tmp_path: Path) -> None:
+    """All is checked, nothing is written."""
+    printed = run(*arguments(case, "--dry-run", "--out", tmp_path / "out"))
+    assert "dry run: all fits" in printed
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "said"),
+    [
+        (["--scheme", "hil"], 2, "'hil' is not one of"),
+        (["--scheme-arg", "gama_neg=2"], 12, "did you mean 'gamma_neg'"),
+        (["--scheme-arg", "gamma_neg"], 2, "Invalid value for '--scheme-arg'"),
+        (["--scheme", "self_training"], 12, "--ema 0.999"),
+        (["--scheme", "role", "--mix", "logic_mix"], 12, "--mix none"),
+        (["--batch-size", "500"], 12, "a smaller --batch-size"),
+        (["--model", "onnx:a.onnx"], 12, "cannot be trained"),
+        (["--train-split", "trian"], 12, "did you mean 'train'"),
+        (["--lr", "0"], 2, "0.0 is not in the range x>0"),
+        (["--device", "cuda:7"], 12, "cuda:7"),
+    ],
+)
+def test_wrong_use(case: Path, tmp_path: Path, more: list[str], code: int, said: str) -> None:
+    """One error that names the option as it is typed, and nothing is written."""
+    printed = run(*arguments(case, "--out", tmp_path / "out", *more), code=code)
+    assert said in " ".join(printed.split())
+    assert "Traceback" not in printed
+    assert not (tmp_path / "out").exists()
+
+
+def test_machine_labels(case: Path, tmp_path: Path) -> None:
+    """A table of probabilities fills what is unknown; the count is printed."""
+    table = tmp_path / "scores.csv"
+    rows = [f"train_{i:03d},0.9,0.1,0.5,0.2" for i in range(160)]
+    table.write_text("\n".join(["id,ant,bee,cat,dog", *rows]))
+    call = arguments(case, "--machine-labels", table, "--epochs", "1", "--out", tmp_path / "out")
+    printed = run(*call)
+    assert "unknown labels said by a machine, with a weight of 0.3" in printed
+    table.write_text("id,ant,bee,cat,dog\ntrain_000,0.9,0.1,0.5,0.2")
+    assert "train_001" in run(*arguments(case, "--machine-labels", table), code=6)
+    assert MODEL in call
