@@ -22,9 +22,9 @@ _WORDS: Final = {
     "better, worse": "A change that chance hardly makes, also when there are many categories "
     "(false discovery rate of 5%). Everything else is no difference shown, which does not mean "
     "that there is none.",
-    "better or worse": "The interval of the change leaves out 0. Among many categories some do so by "
-    "chance, and only test rows judge. Everything else is no difference shown, which does not mean "
-    "that there is none.",
+    "better or worse": "The interval of the change leaves out 0. Among many categories some do "
+    "so by chance, and only test rows judge. Everything else is no difference shown, which does "
+    "not mean that there is none.",
     "not judged": "Fewer than 3 positives or negatives are known, so that nothing can be said.",
     "row": "One image, or one study or patient where those are scored.",
     "test rows": "Rows that fitted and chose nothing. Only they judge.",
