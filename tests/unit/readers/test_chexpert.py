@@ -393,3 +393,120 @@ def test_what_is_written_is_read(rows):
             kept = [image for image in table if view in image]
             assert part.labels.ids.tolist() == kept
             assert part.labels.codes.tolist() == [table[image] for image in kept]
+
+
+# ------------------------------------------------------------------ the test set by radiologists
+
+
+def write_raters(root: Path) -> None:
+    """The repository of the test set: the majority, and a table for each radiologist."""
+    studies = {
+        "CheXpert-v1.0/test/patient64741/study1": (1, 0),
+        "CheXpert-v1.0/test/patient64742/study1": (0, 1),
+    }
+    write_test_labels(root / "groundtruth.csv", full(studies, 0), "Study")
+    for n in range(1, 9):
+        folder, name = (
+            ("groundtruth", f"bc{n}_gt")
+            if n in {1, 2, 3, 5, 7}
+            else ("benchmark_radiologists", f"bc{n}")
+        )
+        own = {study: (int(n % 2 == 0), first) for study, (first, _) in studies.items()}
+        write_test_labels(root / f"radiologists/{folder}/{name}.csv", full(own, 0), "Study")
+
+
+@pytest.mark.parametrize("place", ["", "cheXpert-test-set-labels"])
+def test_the_test_set_by_studies_and_radiologists(tmp_path: Path, place: str) -> None:
+    """Rows are studies, which need no images; each radiologist has labels of their own."""
+    write_raters(tmp_path / place)
+    read = read_chexpert(tmp_path, by="study")
+    assert read.labels.ids is not None
+    assert read.labels.ids.tolist() == ["test/patient64741/study1", "test/patient64742/study1"]
+    assert read.labels.codes[:, :2].tolist() == [[1, 0], [0, 1]]
+    assert read.paths.tolist() == ["", ""]
+    assert read.splits.tolist() == ["test", "test"]
+    assert read.counts is not None
+    assert read.counts["studies"] == 2
+    assert read.groups is not None
+    assert read.groups.tolist() == ["patient64741", "patient64742"]
+    for n in range(1, 9):
+        own = read_chexpert(tmp_path, rater=f"bc{n}", by="study", split="test")  # type: ignore[arg-type]
+        assert own.labels.codes[:, :2].tolist() == [[int(n % 2 == 0), 1], [int(n % 2 == 0), 0]]
+        assert f"bc{n}" in own.notes[0]
+    touch(tmp_path / "test/patient64742" / FRONTAL)
+    images = read_chexpert(tmp_path, rater="bc4", split="test")
+    assert images.labels.ids is not None
+    assert images.labels.ids.tolist() == [f"test/patient64742/{FRONTAL}"]
+    assert images.labels.codes[:, :2].tolist() == [[1, 0]]
+
+
+def test_options_of_raters_that_do_not_fit(tmp_path: Path) -> None:
+    """Views of studies, two tables of one split, and studies of a table of images are refused."""
+    write_raters(tmp_path)
+    with pytest.raises(ConfigError, match="no view"):
+        read_chexpert(tmp_path, by="study", views="frontal")
+    with pytest.raises(ConfigError, match="two options name"):
+        read_chexpert(tmp_path, rater="bc1", tables={"test": "x.csv"})
+    with pytest.raises(ConfigError, match="lists images, not studies"):
+        read_chexpert(write_small(tmp_path), by="study")
+    (tmp_path / "radiologists/groundtruth/bc1_gt.csv").unlink()
+    with pytest.raises(LabelError, match="bc1_gt"):
+        read_chexpert(tmp_path, rater="bc1", by="study")
+
+
+# ------------------------------------------------------------------------------- CheXpert Plus
+
+
+def write_plus(root: Path, section: str, lines: dict[str, tuple[Any, ...]]) -> Path:
+    """The label file of a section: JSON lines of both splits."""
+    path = root / "chexbert_labels" / f"{section}_fixed.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        for image, values in lines.items():
+            rest = dict.fromkeys(OBSERVATIONS)
+            rest |= dict(zip(OBSERVATIONS, values, strict=False))
+            file.write(json.dumps({"path_to_image": image, **rest}) + "\n")
+    return path
+
+
+PLUS_LINES: dict[str, tuple[Any, ...]] = {
+    f"valid/patient64541/{FRONTAL}": (None, 1.0),
+    f"train/patient00001/{FRONTAL}": (1.0, None, 0.0),
+    f"train/patient00001/{LATERAL}": (1.0, -1.0, 0.0),
+}
+
+
+def test_labels_of_chexpert_plus(tmp_path: Path) -> None:
+    """One file of JSON lines holds both splits; each section of the reports has its own."""
+    write_plus(tmp_path, "impression", PLUS_LINES)
+    write_plus(tmp_path, "findings", dict.fromkeys(PLUS_LINES, (0.0,)))
+    train = read_chexpert(tmp_path, labeler="impression", split="train")
+    assert train.labels.codes[:, :4].tolist() == [[1, -1, 0, -1], [1, -2, 0, -1]]
+    assert train.labels.ids is not None
+    assert train.labels.ids.tolist() == list(PLUS_LINES)[1:]
+    assert "impression_fixed.json" in train.notes[0]
+    both = read_chexpert(tmp_path, labeler="findings")
+    assert both.splits.tolist() == ["train", "train", "valid"]
+    assert both.labels.codes[:, 0].tolist() == [0, 0, 0]
+    frontal = read_chexpert(tmp_path, labeler="impression", views="frontal")
+    assert len(frontal) == 2
+
+
+def test_faults_of_chexpert_plus(tmp_path: Path) -> None:
+    """Places are those of the file, though some of its lines are of another split."""
+    write_plus(tmp_path, "report", {**PLUS_LINES, f"train/patient00002/{FRONTAL}": (2.0,)})
+    check_fault(
+        lambda: read_chexpert(tmp_path, labeler="report", split="train"), LabelError, "line 4", "2"
+    )
+    path = write_plus(tmp_path, "report", PLUS_LINES)
+    first, *rest = path.read_text().splitlines()
+    path.write_text("\n".join([first, *rest, rest[0]]) + "\n")
+    check_fault(
+        lambda: read_chexpert(tmp_path, labeler="report", split="train"), IdError,
+        "duplicate", "line 2", "line 4",
+    )  # fmt: skip
+    write_plus(tmp_path, "report", dict(list(PLUS_LINES.items())[1:]))
+    with pytest.raises(LabelError, match="no images of the split 'valid'"):
+        read_chexpert(tmp_path, labeler="report", split="valid")
+    with pytest.raises(LabelError, match="findings_fixed"):
+        read_chexpert(tmp_path, labeler="findings")

@@ -14,18 +14,27 @@ from numpy.typing import NDArray
 
 from catwise.data.checks import places, refuse_two, refuse_wrong
 from catwise.data.dataset import Dataset
-from catwise.data.files import TableFile, listed, open_table
+from catwise.data.files import TableFile, listed
 from catwise.data.packed import first_there
 from catwise.data.readers._kit import (
     Images,
     dataset,
     find_splits,
     in_column,
+    matches,
     read_columns,
     relative,
 )
-from catwise.data.source import texts_of
-from catwise.errors import CategoryError, IdError, LabelError, check_choice, nearest
+from catwise.data.source import in_rows, texts_of
+from catwise.data.table import open_labels
+from catwise.errors import (
+    CategoryError,
+    ConfigError,
+    IdError,
+    LabelError,
+    check_choice,
+    nearest,
+)
 from catwise.labels.codes import NEGATIVE, UNKNOWN, Codes, Rows
 from catwise.labels.encodings import ENCODINGS
 from catwise.labels.names import category_names, refuse_repeats
@@ -73,6 +82,15 @@ NOTES: Final = {
     "valid": "valid: labelled from the images, by the majority of three radiologists.",
     "test": "test: labelled from the images, by the majority of five radiologists.",
 }
+RATERS: Final = ("majority", *(f"bc{n}" for n in range(1, 9)))
+RATED: Final = {
+    **{f"bc{n}": f"radiologists/groundtruth/bc{n}_gt.csv" for n in (1, 2, 3, 5, 7)},
+    **{f"bc{n}": f"radiologists/benchmark_radiologists/bc{n}.csv" for n in (4, 6, 8)},
+}
+"""The tables of the radiologists of the test set: the first five made the majority."""
+SECTIONS: Final = ("impression", "findings", "report")
+PLUS: Final = "path_to_image"  # the key of image paths in the label files of CheXpert Plus
+UNITS: Final = ("image", "study")
 BLANK_NOTE: Final = "Blanks are read as negative: observations that a report does not mention."
 
 
@@ -84,8 +102,11 @@ def read_chexpert(
     categories: Literal["all", "competition"] | Sequence[str] = "all",
     blanks: Literal["unknown", "negative"] = "unknown",
     tables: Mapping[str, str] | None = None,
+    rater: Literal["majority", "bc1", "bc2", "bc3", "bc4", "bc5", "bc6", "bc7", "bc8"] = "majority",
+    labeler: Literal["impression", "findings", "report"] | None = None,
+    by: Literal["image", "study"] = "image",
 ) -> Dataset:
-    """Read the labels of CheXpert v1.0 or v1.0-small.
+    """Read the labels of CheXpert v1.0 or v1.0-small, and of CheXpert Plus.
 
     Tables are looked for in `root` and then in the folders of the releases in it: train.csv;
     valid.csv or val_labels.csv; test.csv, test_labels.csv or groundtruth.csv, the first that is
@@ -103,6 +124,13 @@ def read_chexpert(
             "unknown" or "negative". It holds for the tables of radiologists too, which have none.
         tables: the file to read for a split instead of those above, such as
             {"train": "train_visualCheXbert.csv"}.
+        rater: of the test set: the "majority" of five radiologists, or one radiologist: "bc1",
+            "bc2", "bc3", "bc5" or "bc7", who made it, "bc4", "bc6" or "bc8", who did not.
+        labeler: labels of CheXpert Plus for train and valid: those that CheXbert found in the
+            "impression", the "findings" or the whole "report", out of
+            chexbert_labels/impression_fixed.json and so on (JSON lines).
+        by: "study": one row a study, where a table lists these; ids are such as
+            "test/patient64741/study1", and there are no paths.
 
     Returns:
         One row an image, in the order of the tables. Ids are such as
@@ -115,14 +143,16 @@ def read_chexpert(
 
     Source: Irvin et al., "CheXpert: a large chest radiograph dataset with uncertainty labels and
     expert comparison", AAAI 2019, sections 2 and 3; test set: Saporta et al., Nature Machine
-    Intelligence 4, 2022 (CheXlocalize), and the repository rajpurkarlab/cheXpert-test-set-labels.
+    Intelligence 4, 2022 (CheXlocalize), and the repository rajpurkarlab/cheXpert-test-set-labels;
+    CheXpert Plus: Chambon et al., 2024, arXiv:2405.19538.
     """
     check_choice("split", split, (None, *SPLITS))
     check_choice("views", views, VIEWS)
     check_choice("blanks", blanks, BLANKS)
     names = chosen_categories(categories)
-    root, named = Path(root), dict(tables or {})
-    parts = [_Part.read(root, *found, names) for found in _find_tables(root, split, named).items()]
+    root, named = Path(root), _named_tables(tables, rater, labeler, by, views)
+    found_tables = _find_tables(root, split, named).items()
+    parts = [_Part.read(root, *found, names, by=by) for found in found_tables]
     images, splits = _joined(parts)
     codes = np.concatenate([part.codes for part in parts])
     counts: dict[str, Any] = {
@@ -145,10 +175,35 @@ def read_chexpert(
         codes[codes == UNKNOWN] = NEGATIVE
         notes.append(BLANK_NOTE)
     counts["patients"] = len(np.unique(images.patients))
-    counts["studies"] = len(np.unique(study_ids(images.ids)))
+    counts["studies"] = len(np.unique(images.ids if by == "study" else study_ids(images.ids)))
     images_read = Images(images.ids, images.paths, splits, images.patients)
     labels = codes, names
     return dataset("chexpert", root, labels, images_read, counts=counts, notes=notes)
+
+
+def _named_tables(
+    tables: Mapping[str, str] | None, rater: str, labeler: str | None, by: str, views: str
+) -> dict[str, str]:
+    """The tables that other options name; refuses options that do not go together."""
+    check_choice("rater", rater, RATERS)
+    check_choice("labeler", labeler, (None, *SECTIONS))
+    check_choice("by", by, UNITS)
+    named = dict(tables or {})
+    asked = {"test"} if rater != "majority" else set()
+    asked |= {"train", "valid"} if labeler is not None else set()
+    if twice := sorted(asked & named.keys()):
+        raise ConfigError(
+            "two options name the table of one split.",
+            found=f"tables={{{twice[0]!r}: {named[twice[0]]!r}}}, rater={rater!r}, "
+            f"labeler={labeler!r}",
+        )
+    if by == "study" and views != "all":
+        raise ConfigError("a study has no view.", found=f"by={by!r}, views={views!r}")
+    if rater != "majority":
+        named["test"] = RATED[rater]
+    if labeler is not None:
+        named |= dict.fromkeys(("train", "valid"), f"chexbert_labels/{labeler}_fixed.json")
+    return named
 
 
 def _joined(parts: Sequence[_Part]) -> tuple[_Images, NDArray[np.str_]]:
@@ -209,20 +264,28 @@ class _Part:
         return self.file.place(int(self.origin[i]))
 
     @classmethod
-    def read(cls, root: Path, split: str, path: Path, names: Sequence[str]) -> _Part:
+    def read(
+        cls, root: Path, split: str, path: Path, names: Sequence[str], *, by: str = "image"
+    ) -> _Part:
         """Read the table of a split."""
-        file = open_table(path)
-        column = "Study" if "Study" in file.names and "Path" not in file.names else "Path"
+        file = open_labels(path, [PLUS])
+        column = next((one for one in (PLUS, "Path", "Study") if one in file.names), "Path")
         roles = {column: "the paths of the images"}
         if VIEW in file.names:
             roles[VIEW] = "the view"
         texts, codes = read_observations(file, roles, names)
-        parsed = _parsed(file, column, texts[column], split)
+        mine = np.arange(len(codes))
+        if column == PLUS:  # which holds the images of all splits
+            mine = _of_split(file, texts[column], split)
+            texts, codes = {name: array.take(mine) for name, array in texts.items()}, codes[mine]
+        parsed = _parsed(file, column, texts[column], split, mine)
         counts: Counter[str] = Counter()
         folders = _Folders.find(root, path.parent, split)
         notes = [folders.note] if folders.note else []
         rows = np.arange(len(codes))
-        if column == "Study":
+        if by == "study":
+            images = _studies(file, column, parsed, split)
+        elif column == "Study":
             images, rows = _images_of_studies(root, folders, parsed, file)
             counts["studies_without_images"] = len(codes) - len(np.unique(rows))
             notes.append(f"{split}: {path.name} lists studies; images are those in their folders.")
@@ -231,13 +294,40 @@ class _Part:
             counts["images_without_files"] = int((images.paths == "").sum())
         if AIRSPACE in file.names:
             notes.append(f"{split}: the column {AIRSPACE} is read as {LUNG}.")
-        if VIEW in texts:
+        if by == "study":
+            pass
+        elif VIEW in texts:
             views = _views(file, texts[VIEW])[rows]
             counts["views_unlike_file_names"] = int((views != images.views).sum())
             images = images._replace(views=views)
         else:
             notes.append(f"{split}: the names of the files tell the views.")
-        return cls(split, file, images, codes[rows], rows, counts, tuple(notes))
+        return cls(split, file, images, codes[rows], mine[rows], counts, tuple(notes))
+
+
+def _of_split(file: TableFile, array: Any, split: str) -> Rows:
+    """The rows of a table of all splits that are of one."""
+    folders = "|".join(FOLDERS[split])
+    rows = np.flatnonzero(matches(array, rf"^(?:.*/)?(?:{folders})/patient"))
+    if not len(rows):
+        raise LabelError(f"{file} has no images of the split {split!r}.")
+    return rows
+
+
+def _studies(file: TableFile, column: str, parsed: Any, split: str) -> _Images:
+    """The studies of a table that lists these, as if each was an image."""
+    from pyarrow import compute
+
+    if column != "Study":
+        raise ConfigError(
+            f"{file} lists images, not studies.",
+            expected="a table with the column 'Study', such as groundtruth.csv",
+            remedy="by='image'; metrics pool images by study themselves",
+        )
+    names = parsed.field("patient"), parsed.field("study")
+    ids = texts_of(compute.binary_join_element_wise(split, *names, "/"))
+    blank = np.zeros(len(ids), dtype="U1")
+    return _Images(ids, blank, texts_of(parsed.field("patient")), blank)
 
 
 def _views(file: TableFile, array: Any) -> NDArray[np.str_]:
@@ -317,12 +407,12 @@ def _train_batches(root: Path) -> dict[str, str]:
     return {folder.name: folder.parent.name for folder in folders}
 
 
-def _parsed(file: TableFile, column: str, array: Any, split: str) -> Any:
-    """The parts of paths, each checked, as an Arrow struct."""
+def _parsed(file: TableFile, column: str, array: Any, split: str, rows: Rows) -> Any:
+    """The parts of paths, each checked, as an Arrow struct; they are at `rows` of the file."""
     from pyarrow import compute
 
-    place = in_column(file, column)
-    parsed = compute.extract_regex(array, IMAGE if column == "Path" else STUDY + "/?$")
+    place = in_rows(file, rows, column)
+    parsed = compute.extract_regex(array, STUDY + "/?$" if column == "Study" else IMAGE)
     good = parsed.is_valid()
     what = f"{file} has a path that is not one of CheXpert."
     refuse_wrong(array, good, place, what, expected=EXAMPLE)
