@@ -1,15 +1,17 @@
 """Extraction against the bare backbone; memory; kills; a feature store of ten million rows.
 
     OMP_NUM_THREADS=1 python benches/extract.py speed [--images N] [--device cuda] [--models …]
+    python benches/extract.py decoding [--laps N]
     python benches/extract.py memory [--images N]
     python benches/extract.py store [--rows N] [--features D]
     python benches/extract.py kills [--kills N] [--images N]
 
 `speed` runs a model's own forward pass and `catwise.extract` in each way on the same images,
 decoded (uint8) in memory, in turns, and asserts how near the features are; `--compile` compiles,
-too. `memory` and `store` measure each step in a
-process of its own. `kills` ends `catwise extract` by SIGKILL at random moments, lets the command
-run again, and asserts the bytes of an uninterrupted run. All files are temporary.
+too. `decoding` measures what an image takes from its file to the model's input. `memory` and
+`store` measure each step in a process of its own. `kills` ends `catwise extract` by SIGKILL at
+random moments, lets the command run again, and asserts the bytes of an uninterrupted run. All files
+are temporary.
 """
 
 from __future__ import annotations
@@ -155,6 +157,80 @@ def speed(options: argparse.Namespace) -> list[dict[str, Any]]:
                   f"{statistics.median(busy):.2f} x plain ({min(busy):.2f} to {max(busy):.2f}; "
                   f"by the wall {statistics.median(wall):.2f}){told}; "
                   f"load {row['load'][0]:.1f}", flush=True)  # fmt: skip
+    return found
+
+
+# ---------------------------------------------------------------------------- decoding
+
+
+def encoded(kind: str, height: int, width: int) -> bytes:
+    """An image file of made-up content with edges and texture."""
+    from PIL import Image
+
+    drawn = np.random.default_rng(0)
+    coarse = drawn.integers(0, 256, (height // 16 + 1, width // 16 + 1, 3), dtype=np.uint8)
+    image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    noise = drawn.normal(0, 6, (height, width, 1))
+    pixels = np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8)
+    raw = io.BytesIO()
+    if kind == "DICOM":
+        write_dicom(raw, pixels[..., 0])
+    else:
+        Image.fromarray(pixels).save(raw, kind, **({"quality": 90} if kind == "JPEG" else {}))
+    return raw.getvalue()
+
+
+def write_dicom(raw: io.BytesIO, pixels: np.ndarray) -> None:
+    """An uncompressed grey image of 12 bits."""
+    from pydicom.dataset import Dataset, FileMetaDataset
+
+    one = Dataset()
+    one.file_meta = FileMetaDataset()
+    one.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1"
+    one.SOPClassUID = one.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
+    one.SOPInstanceUID = one.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    one.Rows, one.Columns, one.SamplesPerPixel = *pixels.shape, 1
+    one.PhotometricInterpretation, one.PixelRepresentation = "MONOCHROME2", 0
+    one.BitsAllocated, one.BitsStored, one.HighBit = 16, 12, 11
+    one.PixelData = (pixels.astype(np.uint16) * 16).tobytes()
+    one.save_as(raw, enforce_file_format=True)
+
+
+def decoding(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Milliseconds of processor time from a file's bytes to the input of a model, by kind."""
+    from catwise.models.given import GivenImages
+    from catwise.models.loading import ImageRows
+
+    found = []
+    files = {
+        "JPEG, 4,000 x 3,000": ("JPEG", 3000, 4000),
+        "JPEG, 500 x 375": ("JPEG", 375, 500),
+        "JPEG, 128 x 192": ("JPEG", 192, 128),
+        "PNG, 500 x 375": ("PNG", 375, 500),
+        "DICOM, 2,048 x 2,048": ("DICOM", 2048, 2048),
+    }
+    for label, (kind, height, width) in files.items():
+        source = GivenImages([encoded(kind, height, width)])
+        ways = ("full", "reduced") if kind == "JPEG" else ("full",)
+        rows = {}
+        for way in ways:
+            rows[way] = ImageRows(source, Preprocessing((224, 224), decoding=way))
+        times: dict[str, list[float]] = {way: [] for way in ways}
+        for _ in range(options.laps):
+            for way in ways:
+                begun, n = time.process_time(), 1 if height > 1000 else 20
+                for _ in range(n):
+                    image = rows[way][0].image
+                times[way].append(1000 * (time.process_time() - begun) / n)
+        row: dict[str, Any] = {way: statistics.median(laps) for way, laps in times.items()}
+        if len(ways) > 1:
+            pair = [rows[way][0].image for way in ways]
+            row["levels"] = float((pair[0] - pair[1]).abs().mean()) * 255 * 0.226
+        assert image is not None
+        found.append({"file": label, **row})
+        told = "; ".join(f"{way} {row[way]:.1f} ms" for way in ways)
+        more = f"; {row['levels']:.2f} levels apart in the mean" if "levels" in row else ""
+        print(f"{label}: {told}{more}", flush=True)
     return found
 
 
@@ -346,7 +422,7 @@ def main() -> None:
             print(json.dumps(step_store(rest[0], rest[1], int(rest[2]), int(rest[3]))))
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["speed", "memory", "store", "kills"])
+    parser.add_argument("what", choices=["speed", "decoding", "memory", "store", "kills"])
     parser.add_argument("--models", nargs="+", default=MODELS, help="of timm")
     parser.add_argument("--images", type=int, default=0)
     parser.add_argument("--laps", type=int, default=5)

@@ -60,10 +60,12 @@ def preprocessing_text(preprocessing: Preprocessing) -> str:
         ", ".join(f"{one:.4g}" for one in values)
         for values in (preprocessing.mean, preprocessing.std)
     )
+    less = "; JPEGs decoded at reduced size" if preprocessing.decoding == "reduced" else ""
     axes = "" if preprocessing.layout == "nchw" else f"; axes {preprocessing.layout}"
     return (
         f"{height} x {width} pixels (height x width), {kinds[preprocessing.crop_mode]}{crop}, "
-        f"{preprocessing.interpolation}; mean {mean}; std {std}{axes} (from {preprocessing.source})"
+        f"{preprocessing.interpolation}; mean {mean}; std {std}{axes}{less} "
+        f"(from {preprocessing.source})"
     )
 
 

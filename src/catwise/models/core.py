@@ -73,6 +73,8 @@ class Preprocessing:
         source: where this was read, such as "timm pretrained_cfg"; printed.
         layout: the order of the axes of the model's own input; see :func:`check_layout`. Images are
             (N, channels, height, width) all the same: what runs the model turns them.
+        decoding: "full"; or "reduced": JPEGs are decoded at 1/2, 1/4 or 1/8 of their size where
+            that leaves at least twice the pixels a side that the resized image has.
     """
 
     size: tuple[int, int]
@@ -84,6 +86,7 @@ class Preprocessing:
     channels: int = 3
     source: str = "given"
     layout: str = "nchw"
+    decoding: Literal["full", "reduced"] = "full"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layout", check_layout(self.layout))
@@ -93,6 +96,7 @@ class Preprocessing:
             "channels 1 or 3, mean and std with as many numbers": depth,
             "std above 0": min(self.std) > 0,
             "crop_pct in (0, 1]": 0 < self.crop_pct <= 1,
+            "decoding full or reduced": self.decoding in {"full", "reduced"},
         }
         check_rules("options of the preprocessing", self, checks)
 

@@ -16,7 +16,7 @@ from catwise.models.sources import ImageSource
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from catwise.models.images import ImageInput
+    from catwise.models.images import Enough, ImageInput
 
 
 class GivenImages(ImageSource):
@@ -63,11 +63,18 @@ class GivenImages(ImageSource):
         image = self.images[row]
         return image, os.fspath(image) if is_place(image) else f"image {self.id(row)!r}"
 
-    def read(self, row: int, *, channels: int = 3, white: float | None = None) -> Image:
+    def read(
+        self,
+        row: int,
+        *,
+        channels: int = 3,
+        white: float | None = None,
+        enough: Enough | None = None,
+    ) -> Image:
         """Decode one image; what is decoded already is brought to the form of the others."""
         image = self.images[row]
         if is_place(image) or isinstance(image, bytes):
-            return super().read(row, channels=channels, white=white)
+            return super().read(row, channels=channels, white=white, enough=enough)
         pillow = import_optional("PIL.Image", extra="images", purpose="reading images")
         if isinstance(image, np.ndarray):
             image = pillow.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)

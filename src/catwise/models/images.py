@@ -28,7 +28,7 @@ import re
 import stat
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeAlias
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     ImageInput: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 
 
+Enough: TypeAlias = Callable[[int, int], tuple[int, int]]
 DICOM_SUFFIXES: Final = (".dcm", ".dicom")
 _FORMATS: Final[tuple[str, ...]] = (
     *("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "JPEG2000", "AVIF"),
@@ -84,7 +85,12 @@ _OF_THE_FILE: Final = {
 
 
 def read_image(
-    source: ImageInput, *, channels: int = 3, name: str | None = None, white: float | None = None
+    source: ImageInput,
+    *,
+    channels: int = 3,
+    name: str | None = None,
+    white: float | None = None,
+    enough: Enough | None = None,
 ) -> Image:
     """Read an image of any common kind.
 
@@ -99,6 +105,8 @@ def read_image(
         white: the value of white in grey images of more than 8 bits, such as 4095 for 12 bits in
             a 16-bit file; larger ones are cut. When not given: the largest value that the format
             states, 1 for floats. Not for DICOM, which tells it itself.
+        enough: of (height, width) of an image, upright, those that are enough: a JPEG is decoded at
+            1/2, 1/4 or 1/8 of its size where that is no less.
 
     Returns:
         A Pillow image, loaded: of mode "L" or "RGB", or of mode "F" with values in [0, 1] for grey
@@ -116,7 +124,7 @@ def read_image(
         marked = head[128:] == b"DICM"
         if marked or shown.lower().endswith(DICOM_SUFFIXES):
             return _read_dicom(stream, channels, marked=marked)
-        return _read_picture(stream, channels, white)
+        return _read_picture(stream, channels, white, enough)
 
 
 def as_channels(
@@ -254,7 +262,9 @@ def check_bytes(size: int) -> None:
         )
 
 
-def _read_picture(stream: BinaryIO, channels: int, white: float | None) -> Image:
+def _read_picture(
+    stream: BinaryIO, channels: int, white: float | None, enough: Enough | None
+) -> Image:
     from PIL import Image, UnidentifiedImageError
 
     Image.init()
@@ -272,9 +282,22 @@ def _read_picture(stream: BinaryIO, channels: int, white: float | None) -> Image
             remedy="repair the file or leave it out",
         ) from error
     _check_pixels(*image.size)
+    if enough is not None and image.format == "JPEG":
+        _reduce(image, enough)
     image.load()
     # Levels are told by what the file states: look before the image is turned.
     return _as_channels(image, channels, white, turn=_turn(image))
+
+
+def _reduce(image: Image, enough: Enough) -> None:
+    """Have a JPEG decoded at a fraction of its size; other images are left alone."""
+    width, height = image.size
+    if (_turn(image) or "").startswith(("TRANS", "ROTATE_90", "ROTATE_270")):  # it lies on its side
+        rows, columns = enough(width, height)
+        image.draft(None, (rows, columns))
+    else:
+        rows, columns = enough(height, width)
+        image.draft(None, (columns, rows))
 
 
 def _turn(image: Image) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
@@ -14,7 +15,7 @@ from catwise._extras import import_optional
 from catwise.errors import CatwiseError, ConfigError, IdError
 from catwise.features.ids import as_ids, compact
 from catwise.models.core import Preprocessing, Undecodable
-from catwise.models.pixels import preprocess
+from catwise.models.pixels import enough, preprocess
 from catwise.models.sources import ImageSource
 
 _SHOWN: Final = 3
@@ -71,7 +72,10 @@ class ImageRows(Dataset[ImageRow]):
     def __getitem__(self, index: int) -> ImageRow:
         row = int(self.rows[index])
         try:
-            image = self.source.read(row, channels=self.preprocessing.channels, white=self.white)
+            how: dict[str, Any] = {"channels": self.preprocessing.channels, "white": self.white}
+            if self.preprocessing.decoding == "reduced":
+                how["enough"] = functools.partial(enough, self.preprocessing)
+            image = self.source.read(row, **how)
             return ImageRow(row, preprocess(image, self.preprocessing))
         except CatwiseError as error:
             return ImageRow(row, None, Undecodable(row, self.source.id(row), error))

@@ -7,7 +7,7 @@ pixels that it was trained with.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from catwise.models.images import as_channels, pixel_limit
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+_OVER: Final = 2  # pixels a side for each of the resized image
 
 
 def preprocess(image: Image, preprocessing: Preprocessing) -> Tensor:
@@ -51,6 +54,12 @@ def preprocess(image: Image, preprocessing: Preprocessing) -> Tensor:
     mean = torch.tensor(preprocessing.mean, dtype=torch.float32).view(-1, 1, 1)
     std = torch.tensor(preprocessing.std, dtype=torch.float32).view(-1, 1, 1)
     return values.sub_(mean).div_(std)
+
+
+def enough(preprocessing: Preprocessing, height: int, width: int) -> tuple[int, int]:
+    """The (height, width) at which an image has pixels enough to be resized with antialiasing."""
+    rows, columns = _target(height, width, preprocessing)
+    return _OVER * rows, _OVER * columns
 
 
 def _resized(image: Image, preprocessing: Preprocessing) -> Image:

@@ -40,7 +40,7 @@ from catwise.models.images import DICOM_SUFFIXES, check_bytes, open_file, read_i
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from catwise.models.images import ImageInput
+    from catwise.models.images import Enough, ImageInput
 
 
 IMAGE_SUFFIXES: Final = (
@@ -86,10 +86,17 @@ class ImageSource(abc.ABC):
         """What is another text once the image's file has changed; None where that is not known."""
         return None
 
-    def read(self, row: int, *, channels: int = 3, white: float | None = None) -> Image:
+    def read(
+        self,
+        row: int,
+        *,
+        channels: int = 3,
+        white: float | None = None,
+        enough: Enough | None = None,
+    ) -> Image:
         """Decode one image; options and errors are those of :func:`read_image`."""
         place, name = self.locate(row)
-        return read_image(place, channels=channels, name=name, white=white)
+        return read_image(place, channels=channels, name=name, white=white, enough=enough)
 
     def __getitem__(self, row: int) -> tuple[str, Image | Undecodable]:
         at = operator.index(row)
