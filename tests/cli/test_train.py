@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from catwise.cli import main
-from cli.train_case import MODEL, arguments, make_images
+from cli.train_case import MODEL, NAMES, arguments, make_images
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,31 @@ def test_train_then_fix(case: Path, tmp_path: Path) -> None:
     )
     changed = {name for name in before if not before[name].equal(after[name])}
     assert changed == {"fc.weight", "fc.bias"}
+
+
+def test_a_dataset_in_its_own_layout(case: Path, tmp_path: Path) -> None:
+    """The readers of data sets serve as well, and the printed command finds their files."""
+    with (case / "labels.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    root = tmp_path / "celeba"
+    shutil.copytree(case / "images", root / "faces")
+    lines = [
+        f"{row['image']}.png " + " ".join("1" if row[n] == "1" else "-1" for n in NAMES)
+        for row in rows
+    ]
+    text = "\n".join([str(len(rows)), " ".join(NAMES), *lines])
+    (root / "list_attr_celeba.txt").write_text(text + "\n")
+    numbers = {"train": 0, "valid": 1, "test": 2}
+    parts = [f"{row['image']}.png {numbers[row['split']]}" for row in rows]
+    (root / "list_eval_partition.txt").write_text("\n".join(parts) + "\n")
+    call = ["train", "--model", MODEL, "--dataset", "celeba", "--root", str(root)]
+    call += ["--option", "groups=none", "--option", "images=faces", "--epochs", "2"]
+    call += ["--batch-size", "16", "--lr", "0.02", "--reserve", "0.2", "--out", str(tmp_path / "o")]
+    printed = run(*call)
+    (line,) = [text for text in printed.splitlines() if text.startswith("next: ")]
+    again = shlex.split(line.removeprefix("next: catwise "))[:-1]
+    fixed = json.loads(run(*again, str(tmp_path / "fixed"), "--json", "--force"))
+    assert fixed["evaluation"]["n_rows"] == 60
 
 
 def test_one_document(case: Path, tmp_path: Path) -> None:

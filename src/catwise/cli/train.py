@@ -20,6 +20,7 @@ from catwise.cli.options import LabelledOptions, PolicyOptions, TableOptions
 from catwise.cli.parts import images_of, named_parts
 
 if TYPE_CHECKING:
+    from catwise.data import Dataset
     from catwise.training.run import PreparedTrain, TrainResult
 
 
@@ -117,10 +118,19 @@ def _prepare(given: Options) -> PreparedTrain:
         model_options=load_options(model),
         machine=None if given.machine_labels is None else read_outputs(given.machine_labels),
         machine_weight=given.machine_weight,
+        paths=_paths(dataset),
         config=config,
         preprocessing=lambda own: preprocessing_of(model, own),
         overwrite=given.overwrite,
     )
+
+
+def _paths(dataset: Dataset) -> dict[str, str]:
+    """The image file of each id, where the data set names them."""
+    ids = dataset.labels.ids
+    if ids is None or not any(dataset.paths):
+        return {}
+    return dict(zip(ids.tolist(), dataset.paths.tolist(), strict=True))
 
 
 def _introduce(job: PreparedTrain, output: Output) -> None:
@@ -166,8 +176,7 @@ def _next(result: TrainResult, given: Options) -> str:
     where: list[Any] = ["--model", name, "--checkpoint", result.checkpoint]
     if name.startswith("transformers:"):
         where = ["--model", f"transformers:{result.checkpoint}"]
-    if given.model.images is not None:
-        where += ["--images", given.model.images]
+    where += ["--images", given.model.images or given.source.root]
     where += ["--labels", result.labels, "--encoding", "codes", "--id-column", "id"]
     where += [
         "--split-column",

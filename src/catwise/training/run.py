@@ -88,6 +88,7 @@ def train(
     preprocessing: Preprocessing | Callable[[Preprocessing], Preprocessing] | None = None,
     machine: Outputs | None = None,
     machine_weight: float = 0.3,
+    paths: Mapping[str, str] | None = None,
     config: TrainConfig | None = None,
     callbacks: Sequence[TrainCallback] = (),
     overwrite: bool = False,
@@ -111,6 +112,8 @@ def train(
             that.
         machine: probabilities of a machine for the training images, in place of unknown labels.
         machine_weight: weight of such a label; a person's weighs 1.
+        paths: id → name in ``labels.csv``, where images are not found by their ids: the file's path
+            below the folder of images.
         config: options.
         callbacks: objects that look on; see `TrainCallback`.
         overwrite: replace a run with other inputs.
@@ -136,6 +139,7 @@ def train(
         preprocessing=preprocessing,
         machine=machine,
         machine_weight=machine_weight,
+        paths=paths,
         config=config,
         overwrite=overwrite,
     )
@@ -153,6 +157,7 @@ def prepare_train(
     preprocessing: Preprocessing | Callable[[Preprocessing], Preprocessing] | None = None,
     machine: Outputs | None = None,
     machine_weight: float = 0.3,
+    paths: Mapping[str, str] | None = None,
     config: TrainConfig | None = None,
     overwrite: bool = False,
 ) -> PreparedTrain:
@@ -186,7 +191,10 @@ def prepare_train(
         kept.get("valid"),
     )
     notes = [*loaded.notes, made.description, *notes]
-    return PreparedTrain(loaded, data, kept, config, Path(out), inputs, notes, overwrite=overwrite)
+    names, place = dict(paths or {}), Path(out)
+    return PreparedTrain(
+        loaded, data, kept, names, config, place, inputs, notes, overwrite=overwrite
+    )
 
 
 def _first_model(
@@ -273,6 +281,7 @@ class PreparedTrain:
         model: the model that training starts from.
         data: training and validation images with what is known of them.
         splits: labels by split, without images that are not there.
+        paths: id → name in the table of labels, where that is another one.
         config: options.
         out: the folder.
         inputs: what the weights depend on: names to short texts or digests.
@@ -283,6 +292,7 @@ class PreparedTrain:
     model: LoadedModel
     data: TrainData
     splits: dict[str, PartialLabels]
+    paths: dict[str, str]
     config: TrainConfig
     out: Path
     inputs: dict[str, str]
@@ -357,7 +367,7 @@ class PreparedTrain:
         rows = []
         for name, part in self.splits.items():
             for i, one in enumerate(ids_of(part).tolist()):
-                row: dict[str, Any] = {"id": one, "split": name}
+                row: dict[str, Any] = {"id": self.paths.get(one, one), "split": name}
                 if grouped and part.groups is not None:
                     row["group"] = str(part.groups[i])
                 codes = part.block(i, i + 1)[0].tolist()
