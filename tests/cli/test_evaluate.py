@@ -329,7 +329,8 @@ def test_reports_are_written(tmp_path: Path) -> None:
         "evaluate", *TEST, *MODEL, "--against", "model.safetensors", "--report", str(path)
     )  # fmt: skip
     assert two["sentence"] in path.read_text("utf-8")
-    document("audit", *TEST[2:], "--report", str(path))
+    labels = document("audit", *TEST[2:], "--report", str(path))
+    assert f"<dd>{labels['next']['fix']}</dd>" in path.read_text("utf-8")
     assert "6 of 6 categories can be fine-tuned and scored" in path.read_text("utf-8")
 
 

@@ -35,7 +35,7 @@ def audit_page(document: Mapping[str, Any]) -> Page:
 
     Args:
         document: of `catwise audit`: "summary", "categories", "findings", "unknown_together",
-            "selection", "estimated_prevalence", "dataset", "inputs".
+            "selection", "estimated_prevalence", "dataset", "next", "inputs".
     """
     rows, summary = document.get("categories") or [], document["summary"]
     groups = Counter(_group(one) for one in rows)
@@ -119,6 +119,7 @@ def _sections(document: Mapping[str, Any]) -> list[Section]:
         _together(document.get("unknown_together") or {}),
         _selection(document.get("selection")),
         _estimates(document.get("estimated_prevalence")),
+        _commands(document.get("next")),
     ]
     notes = [*(document.get("dataset") or {}).get("notes", []), *(document.get("notes") or [])]
     if notes:
@@ -207,6 +208,14 @@ def _estimates(estimated: Mapping[str, Any] | None) -> Section | None:
     headings = ("category", "prevalence", "known of positives", "at least", "at most")
     caption = f"The share of positives, estimated under the assumption {estimated['assumption']}."
     return Section("estimates", "Estimated prevalence", [Grid(caption, headings, rows)])
+
+
+def _commands(told: Mapping[str, Any] | None) -> Section | None:
+    """The options that read these labels again, and the command that repairs a model with them."""
+    names = {"options": "options that read these labels", "fix": "command that repairs a model",
+             "dataset": "the data set"}  # fmt: skip
+    pairs = [(name, str(told[key])) for key, name in names.items() if told and told.get(key)]
+    return Section("commands", "Commands that follow", [Facts(pairs)]) if pairs else None
 
 
 def _parts(document: Mapping[str, Any]) -> list[Part]:
