@@ -30,6 +30,8 @@ ACTIVATIONS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
 }
 """What models put behind their logits, which are still these."""
 TRANSPOSE: Final = "the transpose of"
+_EDGES: Final = (0.001, 0.1)  # of probabilities that are turned back; in half precision
+_SURE: Final = 0.1
 _DEPTH: Final = 6
 _PARTS: Final = 10_000
 _SHOWN: Final = 6
@@ -152,12 +154,38 @@ def activation_in(output: object, wanted: Tensor) -> str:
     return ""
 
 
+def sigmoid_gap(output: object, wanted: Tensor) -> float | None:
+    """How far the logits of the probabilities that a model returns are from what its layer gives.
+
+    None where it returns no sigmoid of these: probabilities are turned back where they are neither
+    near 0 nor near 1, which a tenth of them must not be, so that saturated ones prove nothing.
+    """
+    right = wanted.detach().flatten(1).cpu().double()
+    gaps = []
+    for part in tensors_in(output).values():
+        if _bare(part) != _bare(wanted) or not part.numel():
+            continue
+        given = part.reshape(right.shape).cpu().double()
+        rounded = part.dtype in {torch.float16, torch.bfloat16}
+        edge = _EDGES[rounded]
+        sure = (given > edge) & (given < 1 - edge)
+        if bool((given < 0).any() | (given > 1).any()) or float(sure.double().mean()) < _SURE:
+            continue
+        off = (torch.logit(given) - right)[sure].abs().max()
+        gap = float(off / right.abs().max().clamp_min(1e-30))
+        near = max(TOLERANCE.get(kind, 0.0) for kind in (wanted.dtype, part.dtype, torch.float32))
+        gaps += [gap] if gap <= near else []
+    return min(gaps, default=None)
+
+
 def logits_of(output: object, wanted: Tensor | None = None) -> Tensor:
     """The logits in what a model returns: (N, C)."""
     if wanted is not None:
         match = nearest_logits(output, wanted)
         if match is not None and match.is_same:
             return match.logits
+        if sigmoid_gap(output, wanted) is not None:
+            return wanted.flatten(1)
         if described(output, wanted).startswith(TRANSPOSE):
             raise HeadError(
                 "the model returns its logits transposed.",
@@ -207,6 +235,8 @@ def check_logits(head: Head, features: Tensor, output: object, *, name: str) -> 
     match = nearest_logits(output, wanted, dtype=head.dtype)
     if match is not None and match.is_same:
         return match.gap
+    if (gap_behind := sigmoid_gap(output, wanted)) is not None:
+        return gap_behind
     if not tensors_in(output):
         logits_of(output, wanted)
     made = described(output, wanted)

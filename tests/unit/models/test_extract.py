@@ -312,9 +312,12 @@ def test_a_wrong_layer_is_refused() -> None:
 
 
 def test_a_sigmoid_behind_the_layer(tmp_path: Path) -> None:
-    """A model that returns something else than logits is refused, unless the check is waived."""
+    """It is seen through; what else a model returns is refused, unless the check is waived."""
     model = nn.Sequential(net(), nn.Sigmoid())
-    with pytest.raises(HeadError, match="sigmoid"):
+    check_rows(stored(model, Images(), tmp_path / "seen", layer="0.fc").block(0, N), expected())
+    assert float(kept(model, Images(), layer="0.fc").logits.min()) < 0
+    model = nn.Sequential(net(), nn.Softmax(1))
+    with pytest.raises(HeadError, match="softmax"):
         extract(model, Images(), layer="0.fc")
     store = stored(model, Images(), tmp_path / "s", layer="0.fc", check=False)
     check_rows(store.block(0, N), expected())

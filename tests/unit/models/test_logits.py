@@ -16,7 +16,14 @@ from catwise.models.adapters.torch_modules import adapt_module
 from catwise.models.core import Preprocessing
 from catwise.models.extraction import extract
 from catwise.models.layers import find_layer
-from catwise.models.logits import ACTIVATIONS, described, logits_of, nearest_logits, tensors_in
+from catwise.models.logits import (
+    ACTIVATIONS,
+    described,
+    logits_of,
+    nearest_logits,
+    sigmoid_gap,
+    tensors_in,
+)
 from catwise.models.verify import noise, verify_written
 
 if TYPE_CHECKING:
@@ -115,7 +122,6 @@ RETURNED: dict[str, Callable[[torch.Tensor, torch.Tensor], object]] = {
 }
 
 NOT: dict[str, tuple[Callable[[torch.Tensor, torch.Tensor], object], str]] = {
-    "sigmoid": (lambda y, z: y.sigmoid(), "the sigmoid of"),
     "softmax": (lambda y, z: {"probs": y.softmax(1)}, "the softmax of"),
     "log_softmax": (lambda y, z: y.log_softmax(1), "the log-softmax of"),
     "temperature": (lambda y, z: (y / 0.7, z), "1.429 times"),
@@ -188,6 +194,34 @@ def test_what_the_layer_does_not_give(kind: str) -> None:
     assert words in model.notes[-1]
     with pytest.raises(HeadError, match=words or "logits"):
         extract(model, [noise(model)])
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        lambda y, z: y.sigmoid(),
+        lambda y, z: {"probabilities": y.sigmoid()[..., None], "features": z},
+        lambda y, z: (z, y.sigmoid().double()),
+    ],
+)
+def test_a_model_that_ends_in_a_sigmoid(returned: Any) -> None:
+    """Its layer is checked through the sigmoid; the logits that come out are the layer's."""
+    model = adapted(returned)
+    assert model.output_is == "sigmoid"
+    images = noise(model)
+    found = extract(model, [images], dtype="float32")
+    right = model.head.logits(model.module.features(images).detach())
+    torch.testing.assert_close(found.logits, right)
+
+
+def test_saturated_probabilities_prove_nothing() -> None:
+    """Another layer's are not taken for this one's because all are near 0 or 1."""
+    wanted = torch.randn(8, C, generator=torch.Generator().manual_seed(0)) * 3
+    assert sigmoid_gap(wanted.sigmoid(), wanted) is not None
+    assert sigmoid_gap((wanted * 1.05).sigmoid(), wanted) is None
+    assert sigmoid_gap((wanted.sign() * 30).sigmoid(), wanted.sign() * 60) is None
+    assert sigmoid_gap(wanted.flip(1).sigmoid(), wanted) is None
+    assert sigmoid_gap(wanted, wanted) is None
 
 
 @pytest.mark.parametrize("kind", [kind for kind in NOT if kind.startswith("transposed")])
