@@ -123,3 +123,26 @@ def test_machine_labels(case: Path, tmp_path: Path) -> None:
     table.write_text("id,ant,bee,cat,dog\ntrain_000,0.9,0.1,0.5,0.2")
     assert "train_001" in run(*arguments(case, "--machine-labels", table), code=6)
     assert MODEL in call
+
+
+@pytest.mark.filterwarnings("ignore")  # of tensorboard's own packages
+def test_tensorboard(case: Path, tmp_path: Path) -> None:
+    """Loss, step size and metric are what the history says; nothing is written without a run."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    call = arguments(case, "--tensorboard", "--json", "--out", tmp_path / "out")
+    run(*call, "--dry-run")
+    assert not (tmp_path / "out").exists()
+    history = json.loads(run(*call))["history"]
+    found = EventAccumulator(str(tmp_path / "out" / "tensorboard"))
+    found.Reload()
+    for name, key in (("epoch/loss", "loss"), ("epoch/average_precision", "score")):
+        seen = [(event.step, event.value) for event in found.Scalars(name)]
+        assert seen == [(r["epoch"], pytest.approx(r[key], rel=1e-6)) for r in history]
+    steps = found.Scalars("step/loss")
+    assert [event.step for event in steps] == list(range(30))
+    first = [event.value for event in steps[:10]]
+    assert sum(first) / 10 == pytest.approx(history[0]["loss"], rel=1e-5)
+    assert max(event.value for event in found.Scalars("step/rate")) == pytest.approx(0.02)
+    assert json.loads(run(*call))["history"] == history

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,7 @@ from catwise.cli.parts import images_of, named_parts
 
 if TYPE_CHECKING:
     from catwise.data import Dataset
+    from catwise.training.loop import TrainCallback
     from catwise.training.run import PreparedTrain, TrainResult
 
 
@@ -55,6 +58,9 @@ class Options:
         group="Training",
         help="An option of the scheme, such as gamma_neg=2 (repeatable).",
     )
+    tensorboard: bool = option(
+        default=False, group="Training", help="Write files for TensorBoard to DIR/tensorboard."
+    )
     dry_run: bool = option(default=False, help="Check model, labels and images; train nothing.")
     overwrite: bool = option(default=False, help="Replace a run with other inputs.")
     out: Path = option(
@@ -82,9 +88,24 @@ def command(given: Options) -> None:
         output.line(f"dry run: all fits; nothing was written to '{given.out}'")
         output.document({"command": "train", "dry_run": True, "notes": job.notes})
         return
-    with output.progress() as progress:
-        result = job.run(progress)
+    with output.progress() as progress, _tensorboard(given) as callbacks:
+        result = job.run(progress, callbacks)
     _tell(result, given, output)
+
+
+@contextlib.contextmanager
+def _tensorboard(given: Options) -> Iterator[list[TrainCallback]]:
+    """What writes for TensorBoard, if that is asked for."""
+    if not given.tensorboard:
+        yield []
+        return
+    from catwise.training.tensorboard import TensorboardCallback
+
+    writer = TensorboardCallback(given.out / "tensorboard")
+    try:
+        yield [writer]
+    finally:
+        writer.close()
 
 
 def _is_other() -> bool:

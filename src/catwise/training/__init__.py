@@ -9,6 +9,7 @@ schemes.py        every scheme by name
 mixing.py         images mixed with one another
 machine.py        labels that a machine says
 run.py            model, images and labels: a checkpoint for `fix`
+tensorboard.py    a callback that writes TensorBoard's files
 loop.py           steps, epochs, and the state that is saved and resumed
 backbones.py      the model to start from, and the checkpoint
 data.py           which images come when, and how they are changed
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from catwise.training.selected import selective as selective
     from catwise.training.steps import Batch as Batch
     from catwise.training.steps import Scheme as Scheme
+    from catwise.training.tensorboard import TensorboardCallback as TensorboardCallback
 
 __all__, __getattr__, __dir__ = attach(
     __name__,
@@ -75,6 +77,7 @@ __all__, __getattr__, __dir__ = attach(
         ),
         "catwise.training.machine": "add_machine_labels",
         "catwise.training.mixing": "logic_mix mixup_pme",
+        "catwise.training.tensorboard": "TensorboardCallback",
         "catwise.training.steps": "Batch Scheme",
         "catwise.training.schemes": "SCHEMES resolve_scheme scheme_options",
         "catwise.training.selected": (

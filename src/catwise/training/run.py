@@ -47,7 +47,7 @@ RUN: Final = "train.json"
 HISTORY: Final = "history.json"
 LABELS: Final = "labels.csv"
 RESERVED: Final = "reserved"
-_OURS: Final = (STATE, RUN, HISTORY, LABELS, "model.safetensors", "model")
+_OURS: Final = (STATE, RUN, HISTORY, LABELS, "model.safetensors", "model", "tensorboard")
 _NOT_IN_RESULTS: Final = ("workers", "scheme_options", "policy", "missing", "device")
 
 
