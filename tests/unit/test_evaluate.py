@@ -440,7 +440,8 @@ def test_rows_that_fitted_either_head_are_said():
     ids = [f"i{i}" for i in range(120)]
     head, features, labels = case(ids=ids)
     fitted = head.with_fitted_on(source_digests(features, labels)[:7])
-    with pytest.warns(InSampleWarning, match="7 of 120 rows fitted or selected the head after"):
+    named = r"7 of 120 rows fitted or selected the head after \('i0', 'i1', 'i2' and 4 more\)"
+    with pytest.warns(InSampleWarning, match=named):
         found = compare_heads(other(head), fitted, (features, labels))
     assert found.n_in_sample == (None, 7)
     assert found.sentence().startswith(

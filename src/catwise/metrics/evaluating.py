@@ -19,10 +19,12 @@ from catwise.heads import Head
 from catwise.joining import (
     Aligned,
     align,
+    aligned_features,
     open_source,
     require_known,
     seen_rows,
     source_digests,
+    source_ids,
 )
 from catwise.labels import PartialLabels
 from catwise.labels.audit import labelled_part
@@ -66,6 +68,8 @@ DEFAULT_METRICS: Final = (
 )
 """What :func:`evaluate` computes when nothing is asked for."""
 
+#: Rows that a warning names.
+_SHOWN_ROWS: Final = 3
 #: Known positives below which an average precision is clearly too high on average.
 _BIASED_BELOW: Final = 10
 #: Logits held at once: 256 MiB as float32.
@@ -330,9 +334,13 @@ def _count_in_sample(head: Head, features: Any, aligned: Aligned, *, name: str) 
     if not count and not is_whole:
         return None
     if count:
+        ids = source_ids(aligned_features(features, aligned.rows), aligned.labels)
+        rows = np.flatnonzero(seen)[:_SHOWN_ROWS]
+        shown = [f"row {row:,}" if ids is None else repr(str(ids[row])) for row in rows]
+        more = f" and {count - len(shown):,} more" if count > len(shown) else ""
         warnings.warn(
-            f"{count:,} of {digests.size:,} rows fitted or selected {name}: "
-            "the result is in sample and too good",
+            f"{count:,} of {digests.size:,} rows fitted or selected {name} "
+            f"({', '.join(shown)}{more}): the result is in sample and too good",
             InSampleWarning,
             stacklevel=4,
         )
