@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from catwise.decisions import calibrate as calibrate
     from catwise.decisions import conformal as conformal
     from catwise.decisions import ensemble as ensemble
+    from catwise.decisions import suggest as suggest
     from catwise.decisions import threshold as threshold
     from catwise.estimator import CategoryWiseClassifier as CategoryWiseClassifier
     from catwise.features import FeatureStore as FeatureStore
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from catwise.heads import read_head as read_head
     from catwise.heads import save_head as save_head
     from catwise.heads import write_head as write_head
+    from catwise.labels import ChosenCells as ChosenCells
     from catwise.labels import LabelPolicy as LabelPolicy
     from catwise.labels import PartialLabels as PartialLabels
     from catwise.metrics import Evaluation as Evaluation
@@ -61,14 +63,15 @@ __all__, __getattr__, __dir__ = attach(
     __name__,
     {
         "catwise.decisions": (
-            "Calibration ConformalSets Ensemble Thresholds calibrate conformal ensemble threshold"
+            "Calibration ConformalSets Ensemble Thresholds calibrate conformal ensemble suggest "
+            "threshold"
         ),
         "catwise.estimator": "CategoryWiseClassifier",
         "catwise.features": "FeatureStore open_store read_features",
         "catwise.fixing": "fix",
         "catwise.heads": "Head list_heads load_head read_head save_head write_head",
         "catwise.data": "union",
-        "catwise.labels": "LabelPolicy PartialLabels",
+        "catwise.labels": "ChosenCells LabelPolicy PartialLabels",
         "catwise.metrics": "Evaluation compare_heads evaluate",
         "catwise.models.extraction": "extract",
         "catwise.predicting": "Classifier load_classifier save_classifier",

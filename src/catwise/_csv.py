@@ -20,6 +20,16 @@ def defuse(text: str) -> str:
     return "'" + text if text.lstrip(" ").startswith(_FORMULA_STARTS) else text
 
 
+def armed(text: str) -> str:
+    """The text that `defuse` was given.
+
+    >>> armed(defuse("=1+1")), armed("'tis")
+    ('=1+1', "'tis")
+    """
+    rest = text.removeprefix("'")
+    return rest if defuse(rest) != rest else text
+
+
 def _cell(value: Any) -> str:
     value = json_ready(value)
     if value is None:

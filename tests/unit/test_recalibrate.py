@@ -9,7 +9,7 @@ from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
 from catwise.metrics import METRICS
-from catwise.tuning.fits.affine import fit_affine
+from catwise.tuning.fits.affine import fit_affine, fit_pooled, sampling_weights
 
 
 def problem(seed: int = 0, c: int = 6, n: int = 400):
@@ -199,3 +199,34 @@ def test_without_a_bias_the_offset_stays_zero() -> None:
     logits, codes = problem(2)
     _, offset = fit_affine(logits, codes, free_offset=False)
     assert bool((offset == 0).all())
+
+
+def test_weights_stand_for_all_cells() -> None:
+    """Where the cells near zero are known more often, weights give the line of all cells."""
+    generator = torch.Generator().manual_seed(0)
+    z = 2 * torch.randn(6, 40000, generator=generator, dtype=torch.float64)
+    # Near zero positives are rarer than a line says: known more often, they pull it down.
+    p = torch.sigmoid(z - 2.0 * (z.abs() < 0.5))
+    codes = (torch.rand(z.shape, generator=generator, dtype=torch.float64) < p).to(torch.int8)
+    random = torch.rand(z.shape, generator=generator, dtype=torch.float64) < 0.1
+    seen = torch.where(random | (z.abs() < 0.5), codes, -1)
+    plain = fit_affine(z, seen)
+    fit = fit_pooled(z, seen, weight=sampling_weights(z, seen))
+    off = [
+        float((torch.sigmoid(z * scale[:, None] + offset[:, None]) - p).mean(1).abs().mean())
+        for scale, offset in ((fit.scale, fit.offset), plain)
+    ]
+    assert off[0] < 0.2 * off[1]
+    ones = torch.ones_like(z)
+    same = fit_pooled(z, seen, weight=ones)
+    assert torch.equal(same.scale, plain[0])
+    assert torch.equal(same.offset, plain[1])
+
+
+def test_weights_of_a_complete_or_empty_category() -> None:
+    """All known: all weigh 1; none known: none."""
+    z = torch.arange(40.0).reshape(2, 20)
+    codes = torch.stack([torch.ones(20), -torch.ones(20)]).to(torch.int8)
+    weight = sampling_weights(z, codes)
+    assert weight[0].tolist() == [1.0] * 20
+    assert weight[1].tolist() == [0.0] * 20

@@ -14,8 +14,20 @@ from catwise._options import group, option
 from catwise.cli.building import make_command
 from catwise.cli.console import Output
 from catwise.cli.inputs import refuse_inputs
-from catwise.cli.labelled import dataset_hint, describe_labels, load_dataset, reading_options
-from catwise.cli.options import CSV_HELP, REPORT_HELP, LabelledOptions, TableOptions
+from catwise.cli.labelled import (
+    dataset_hint,
+    describe_labels,
+    load_chosen,
+    load_dataset,
+    reading_options,
+)
+from catwise.cli.options import (
+    CHOSEN_HELP,
+    CSV_HELP,
+    REPORT_HELP,
+    LabelledOptions,
+    TableOptions,
+)
 from catwise.cli.outputs import hold_output
 from catwise.cli.pages import write_page
 from catwise.cli.prevalence import PREVALENCE_HELP, load_prevalence
@@ -52,6 +64,7 @@ class Options:
         None,
         help="For --assume: logits (N, C) of a head that was not fitted on these rows.",
     )
+    chosen: tuple[Path, ...] = option((), metavar="FILE", help=CHOSEN_HELP)
     csv_path: Path | None = option(None, names="--csv", metavar="FILE", first=True, help=CSV_HELP)
     report: Path | None = option(None, metavar="FILE", help=REPORT_HELP)
     output: Output = group("Output")
@@ -74,19 +87,16 @@ def command(given: Options) -> None:
     _hold(given)
     shares = load_prevalence(given.prevalence)
     dataset = load_dataset(source, table)
-    labels = dataset.labels
-    audit = audit_labels(labels, few=given.few)
-    bias = selection_bias(labels, shares) if shares else None
+    labels, chosen = dataset.labels, load_chosen(given.chosen)
+    audit = audit_labels(labels, few=given.few, chosen=chosen)
+    sample = labels if chosen is None else chosen.without(labels)
+    bias = selection_bias(sample, shares) if shares else None
     estimate = None if assume is None else _estimate(labels, logits, assume)
     suspicious = find_suspicious(
         labels, splits=dataset.splits, paths=dataset.paths, counts=dataset.counts
     )
     together = unknown_together(labels)
-    if csv_path is not None:
-        from catwise._csv import rows_csv
-        from catwise._io import write_text
-
-        write_text(csv_path, rows_csv(audit.rows))
+    _write(csv_path, audit.rows)
     _show_audit(dataset, audit.rows, [*dataset.notes, *audit.notes], output)
     _show_bias(bias, output)
     _show_estimate(estimate, assume, output)
@@ -121,6 +131,14 @@ def _about(dataset: Dataset) -> dict[str, Any]:
     """What the reader met, for machines."""
     facts = {"splits": _split_sizes(dataset), "counts": dataset.counts}
     return {**facts, "notes": list(dataset.notes)}
+
+
+def _write(path: Path | None, rows: list[dict[str, Any]]) -> None:
+    from catwise._csv import rows_csv
+    from catwise._io import write_text
+
+    if path is not None:
+        write_text(path, rows_csv(rows))
 
 
 def _show_audit(

@@ -10,8 +10,8 @@ import click
 
 from catwise._options import group, option
 from catwise.cli.inputs import own_table, refuse_inputs
-from catwise.cli.labelled import describe_labels, load_dataset
-from catwise.cli.options import LabelledOptions, TableOptions
+from catwise.cli.labelled import describe_labels, load_chosen, load_dataset
+from catwise.cli.options import CHOSEN_HELP, LabelledOptions, TableOptions
 from catwise.cli.outputs import hold_output
 from catwise.cli.prevalence import PREVALENCE_HELP
 
@@ -23,8 +23,8 @@ HEAD = "head.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeldOutOptions:
-    """Logits of rows that fitted nothing, their labels, and test rows."""
+class LogitsOptions:
+    """Logits of rows that fitted nothing, and their labels."""
 
     run: Path | None = option(
         None,
@@ -41,6 +41,22 @@ class HeldOutOptions:
     )
     data: LabelledOptions = group("Labels")
     table: TableOptions = group("Label tables")
+
+    def __post_init__(self) -> None:
+        if (self.run is None) == (self.logits is None):
+            raise click.UsageError("give either --run DIR or --logits FILE.")
+
+    @property
+    def paths(self) -> tuple[Path | str | None, ...]:
+        """Everything that is read."""
+        inside = () if self.run is None else (self.run / FOLDS, self.run / HEAD)
+        return (*inside, self.logits, self.data.labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutOptions(LogitsOptions):
+    """The same, and test rows."""
+
     test_features: Path | str | None = option(
         None,
         group="Test rows",
@@ -53,11 +69,11 @@ class HeldOutOptions:
     test_split: str | None = option(
         None, metavar="VALUE", group="Test rows", help="Or their split of --labels or --dataset."
     )
+    chosen: tuple[Path, ...] = option((), metavar="FILE", help=CHOSEN_HELP)
     level: float = option(0.95, above=0, below=1, help="Of the intervals.")
 
     def __post_init__(self) -> None:
-        if (self.run is None) == (self.logits is None):
-            raise click.UsageError("give either --run DIR or --logits FILE.")
+        super().__post_init__()
         if self.test_features is not None and self.run is None:
             raise click.UsageError("--test-features needs --run; with --logits, --test-logits.")
         if self.test_logits is not None and self.logits is None:
@@ -76,11 +92,7 @@ class HeldOutOptions:
     @property
     def paths(self) -> tuple[Path | str | None, ...]:
         """Everything that is read."""
-        inside = () if self.run is None else (self.run / FOLDS, self.run / HEAD)
-        return (
-            *inside, self.logits, self.data.labels, self.test_features, self.test_logits,
-            self.test_labels,
-        )  # fmt: skip
+        return (*super().paths, self.test_features, self.test_logits, self.test_labels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +116,7 @@ class Source(NamedTuple):
     about: dict[str, Any]
 
 
-def hold_outputs(given: HeldOutOptions, *outputs: Path | None) -> None:
+def hold_outputs(given: LogitsOptions, *outputs: Path | None) -> None:
     """Refuse to write over what is read, and keep others from writing what is written."""
     for path in outputs:
         if path is not None:
@@ -115,24 +127,31 @@ def hold_outputs(given: HeldOutOptions, *outputs: Path | None) -> None:
 def load_decisions(given: HeldOutOptions) -> Source:
     """Read logits and labels, and the logits of test rows where there are any."""
     labels = load_dataset(given.data, given.table).labels
+    if (chosen := load_chosen(given.chosen)) is not None:
+        labels = chosen.without(labels)
     test_labels, about = None, {"labels": describe_labels(given.data, labels, given.table)}
     if given.test_labels is not None or given.test_split is not None:
         wanted = test_options(given)
         test_labels = load_dataset(wanted, given.table).labels
         about["test labels"] = describe_labels(wanted, test_labels, given.table)
+    source, more = load_source_logits(given, labels)
+    if given.logits is None:
+        test = _of_run(given, given.run or Path(), test_labels)
+        return Source(source, labels, test, about | more)
+    pair = None
+    if given.test_logits is not None and test_labels is not None:
+        pair = _logits(given.test_logits, test_labels), test_labels
+    return Source(source, labels, pair, about | more)
+
+
+def load_source_logits(given: LogitsOptions, labels: PartialLabels) -> tuple[Any, dict[str, Any]]:
+    """Logits of rows that fitted nothing, and where they are from."""
     if given.logits is not None:
-        source = _logits(given.logits, labels)
-        pair = None
-        if given.test_logits is not None and test_labels is not None:
-            pair = _logits(given.test_logits, test_labels), test_labels
-        about["logits"] = {"path": str(given.logits)}
-        return Source(source, labels, pair, about)
+        return _logits(given.logits, labels), {"logits": {"path": str(given.logits)}}
     from catwise.tuning import FoldArtifacts
 
     folder = given.run or Path()
-    about["run"] = {"path": str(folder)}
-    folds = FoldArtifacts.load(folder / FOLDS)
-    return Source(folds, labels, _of_run(given, folder, test_labels), about)
+    return FoldArtifacts.load(folder / FOLDS), {"run": {"path": str(folder)}}
 
 
 def test_options(given: Any) -> LabelledOptions:

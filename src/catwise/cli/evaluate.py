@@ -22,8 +22,9 @@ from catwise.cli.inputs import (
     read_names,
     refuse_inputs,
 )
-from catwise.cli.labelled import describe_labels, known_categories
+from catwise.cli.labelled import describe_labels, known_categories, load_chosen
 from catwise.cli.options import (
+    CHOSEN_HELP,
     CSV_HELP,
     DEVICE_HELP,
     FORCE_HELP,
@@ -73,6 +74,7 @@ class Options:
     pool: str = option(
         "mean", choices=POOLS, help="How the probabilities of its images become one."
     )
+    chosen: tuple[Path, ...] = option((), metavar="FILE", help=CHOSEN_HELP)
     against: Path | None = option(
         None,
         metavar="FILE",
@@ -157,6 +159,7 @@ def _scored(
         thresholds=given.threshold,
         by=by,
         pool=given.pool,
+        chosen=load_chosen(given.chosen),
         level=given.level,
         device=given.device,
         force=given.force,
@@ -168,7 +171,8 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     from catwise._csv import rows_csv
     from catwise._io import write_text
 
-    write_text(path, rows_csv(rows))
+    if path is not None:
+        write_text(path, rows_csv(rows))
 
 
 def _other(path: Path, key: str | None, source: HeadOptions, head: Head) -> Head:

@@ -19,7 +19,7 @@ from catwise.errors import CatwiseError, ConfigError, nearest, reason_of
 if TYPE_CHECKING:
     from catwise.cli.console import Output
     from catwise.data import Dataset
-    from catwise.labels import PartialLabels
+    from catwise.labels import ChosenCells, PartialLabels
 
 _CONFLICTS: Final = 20
 FOR_ALL: Final = (
@@ -278,6 +278,15 @@ def _read_dataset(source: LabelledOptions) -> Dataset:
     with spelled_as({name: f"--option {name}=" for name in parameters}):
         found: Dataset = reader(source.root, **options)
     return found
+
+
+def load_chosen(paths: tuple[Path, ...]) -> ChosenCells | None:
+    """The cells that a model chose; None where no table is given."""
+    if not paths:
+        return None
+    from catwise.data.chosen import read_chosen
+
+    return read_chosen(paths)
 
 
 def scored_as_one(dataset: Dataset, by: str) -> Any:

@@ -39,6 +39,7 @@ COMMANDS: Final = (
     "calibrate",
     "threshold",
     "conformal",
+    "suggest",
     "ensemble",
     "apply",
     "package",

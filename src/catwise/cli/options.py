@@ -17,6 +17,10 @@ FORCE_HELP: Final = "Proceed although head and data look mismatched."
 DEVICE_HELP: Final = "Such as cpu or cuda:0.  [default: cpu]"
 SEED_HELP: Final = "Of every random draw."
 REPORT_HELP: Final = "One HTML page with charts, which loads nothing."
+CHOSEN_HELP: Final = (
+    "Cells that a model chose: a table by `catwise suggest` (repeat). They are no sample: they "
+    "fit, and are not scored."
+)
 CSV_HELP: Final = "Write the table as CSV."
 
 

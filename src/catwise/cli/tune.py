@@ -21,7 +21,9 @@ from catwise.cli.inputs import (
     load_policy,
     load_the_head,
 )
+from catwise.cli.labelled import load_chosen
 from catwise.cli.options import (
+    CHOSEN_HELP,
     DEVICE_HELP,
     HeadOptions,
     MatchOptions,
@@ -52,6 +54,7 @@ class Options:
         help="The model's own logits of the training rows, (N, C): they must equal the head's.",
     )
     config: TuneConfig = group("Fitting")
+    chosen: tuple[Path, ...] = option((), metavar="FILE", group="Fitting", help=CHOSEN_HELP)
     device: str | None = option(None, group="Fitting", help=DEVICE_HELP)
     dry_run: bool = option(
         default=False, help="Check everything, say what would run; write nothing."
@@ -95,6 +98,7 @@ def command(given: Options) -> None:
         "device": given.device,
         "policy": policy,
         "logits": logits,
+        "chosen": load_chosen(given.chosen),
     }
     if given.dry_run:
         rehearse("tune", head, pair, settings, inputs, out=out, output=output)
@@ -124,6 +128,7 @@ def rehearse(
     notes = check_tune(head, pair.train, pair.valid, test=pair.test, **settings)
     shown = {**settings, "policy": settings["policy"] and str(settings["policy"])}
     shown["logits"] = settings["logits"] is not None
+    shown["chosen"] = settings["chosen"] and len(settings["chosen"])
     if "config" in shown:
         shown["config"] = asdict(shown["config"])
     output.line("dry run: everything fits; nothing was written")

@@ -17,6 +17,7 @@ from catwise.decisions.reached import Covered, Rate, Reached
 from catwise.decisions.rules import RULES, SETS
 from catwise.decisions.sets import CategorySets, ClassCut, ConformalSets, conformal
 from catwise.decisions.submission import CHEXPERT, write_probabilities, write_submission
+from catwise.decisions.suggesting import Suggestions, suggest
 from catwise.decisions.thresholds import CategoryThreshold, Thresholds, threshold
 
 __all__ = [
@@ -43,12 +44,14 @@ __all__ = [
     "Outputs",
     "Rate",
     "Reached",
+    "Suggestions",
     "Thresholds",
     "calibrate",
     "conformal",
     "ensemble",
     "head_logits",
     "read_outputs",
+    "suggest",
     "threshold",
     "write_probabilities",
     "write_submission",

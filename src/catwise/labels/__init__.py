@@ -10,6 +10,7 @@ array([[ 1, -2],
 from __future__ import annotations
 
 from catwise.labels.audit import LabelAudit, audit_labels
+from catwise.labels.chosen import ChosenCells
 from catwise.labels.codes import NEGATIVE, POSITIVE, UNCERTAIN, UNKNOWN, LabelCounts
 from catwise.labels.core import PartialLabels
 from catwise.labels.dropping import DRAWS, drop_uniform, keep_per_category, keep_single_positive
@@ -39,6 +40,7 @@ __all__ = [
     "UNCERTAIN",
     "UNKNOWN",
     "VERDICTS",
+    "ChosenCells",
     "Encoding",
     "Expanded",
     "Hierarchy",

@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from catwise.labels.chosen import ChosenCells, chosen_note
 from catwise.labels.codes import UNCERTAIN, LabelCounts
 from catwise.labels.core import PartialLabels
 from catwise.labels.reasons import REASONS, class_reason
@@ -27,7 +28,7 @@ class LabelAudit:
             entries), "n_rows_without_label", and "reasons": how many categories have each code.
         rows: for each category "category", "index", "known", "positive", "negative", "uncertain",
             "coverage" (known share of the rows), "prevalence" (positive share of the known; None if
-            none is), "reason" (a key of `REASONS`) and "explanation".
+            none is), with `chosen` cells "chosen", "reason" (a key of `REASONS`) and "explanation".
         notes: sentences about the labels as a whole.
     """
 
@@ -41,11 +42,14 @@ class LabelAudit:
         return {"summary": dict(self.summary), "categories": rows, "notes": list(self.notes)}
 
 
-def audit_labels(labels: PartialLabels, *, few: int = 5) -> LabelAudit:
+def audit_labels(
+    labels: PartialLabels, *, few: int = 5, chosen: ChosenCells | None = None
+) -> LabelAudit:
     """Count what each category has, and say what can be done with it.
 
     A category has few positives, or negatives, under `few` known ones. Takes time in proportion to
-    the labels that are there and never makes (N, C).
+    the labels that are there and never makes (N, C). Where cells were `chosen` by a model, rows
+    count them too, "chosen", and "prevalence" is that of the others.
 
     >>> from catwise.labels import PartialLabels
     >>> audit = audit_labels(PartialLabels([[1, -1], [0, -1]], categories=["cat", "dog"]))
@@ -55,7 +59,17 @@ def audit_labels(labels: PartialLabels, *, few: int = 5) -> LabelAudit:
     counts = labels.counts()
     rows = [_row(labels, counts, j, few) for j in range(labels.n_categories)]
     summary = _summary(labels, counts, rows)
-    return LabelAudit(summary, rows, _notes(labels, summary))
+    notes = _notes(labels, summary)
+    if chosen is not None:
+        rest = chosen.without(labels)
+        what = "the prevalence is that of the others, which alone score"
+        notes += chosen_note(labels, rest, what)
+        left = rest.counts()
+        for row, known, positive in zip(rows, left.known, left.positive, strict=True):
+            row["chosen"] = row["known"] - int(known)
+            row["prevalence"] = int(positive) / int(known) if known else None
+        summary["n_chosen"] = sum(row["chosen"] for row in rows)
+    return LabelAudit(summary, rows, notes)
 
 
 def _row(labels: PartialLabels, counts: LabelCounts, j: int, few: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
@@ -28,6 +29,7 @@ from catwise.joining import (
 )
 from catwise.labels import PartialLabels
 from catwise.labels.audit import labelled_part
+from catwise.labels.chosen import ChosenCells, chosen_note
 from catwise.labels.reasons import FEW
 from catwise.metrics.curves import CategoryCurves, CurveCollector
 from catwise.metrics.evaluation import Evaluation, HeadComparison, Interval
@@ -90,6 +92,7 @@ def evaluate(
     thresholds: PerCategory = None,
     by: By = None,
     pool: str = "mean",
+    chosen: ChosenCells | None = None,
     level: float = LEVEL,
     device: str | torch.device | None = None,
     force: bool = False,
@@ -114,6 +117,8 @@ def evaluate(
             "patient", the groups of the labels; a mapping from ids to groups, or (N,) groups. A
             group is positive where one of its images is, and negative where all are.
         pool: "mean", the logit of the mean probability of its images, or "max", their largest.
+        chosen: cells whose labels were asked for because a model was unsure of them, as
+            `catwise.suggest` marks them: they are no sample, and are not scored.
         level: confidence level of the intervals, in (0, 1).
         device: where logits and metrics are computed; None: where the features are.
         force: go on where head, features and labels look as if they did not belong together.
@@ -149,10 +154,11 @@ def evaluate(
     >>> result.means["auroc"]
     {'macro': 0.5, 'micro': 0.666..., 'n_categories': 1}
     """
-    chosen = _chosen(metrics, level)
+    wanted = _chosen(metrics, level)
     options = {"prevalence": prevalence, "thresholds": thresholds}
-    opened = _open({"this head": head}, data, options, by=by, pool=pool, device=device)
-    scored = _Scores(chosen, opened.options, opened.labels, level=level)
+    how: dict[str, Any] = {"by": by, "pool": pool, "chosen": chosen, "device": device}
+    opened = _open({"this head": head}, data, options, **how)
+    scored = _Scores(wanted, opened.options, opened.labels, level=level)
     drawn = CurveCollector(opened.categories) if curves else None
     notes = opened.notes
     for block, part_labels, (logits,) in opened.blocks:
@@ -175,6 +181,7 @@ def compare_heads(
     thresholds: PerCategory = None,
     by: By = None,
     pool: str = "mean",
+    chosen: ChosenCells | None = None,
     level: float = LEVEL,
     device: str | torch.device | None = None,
     force: bool = False,
@@ -197,13 +204,14 @@ def compare_heads(
     >>> found.first.verdict, found.comparisons["auroc"].outcome
     ('helped', ('better',))
     """
-    chosen = _chosen(metrics, level)
+    wanted = _chosen(metrics, level)
     heads = {"the head before": before, "the head after": after}
     options = {"prevalence": prevalence, "thresholds": thresholds}
-    opened = _open(heads, data, options, by=by, pool=pool, device=device)
+    how: dict[str, Any] = {"by": by, "pool": pool, "chosen": chosen, "device": device}
+    opened = _open(heads, data, options, **how)
     categories, notes = opened.categories, opened.notes
     scores = [
-        PairedScores(one, opened.labels, level=level, categories=categories) for one in chosen
+        PairedScores(one, opened.labels, level=level, categories=categories) for one in wanted
     ]
     drawn = CurveCollector(categories) if curves else None
     for block, part, (old, new) in opened.blocks:
@@ -213,7 +221,7 @@ def compare_heads(
         for one in scores:
             one.add(block, old, new, part, **_of(one.metric, opened.options, block))
     found = {one.metric.name: one.result() for one in scores}
-    first = found[chosen[0].name]
+    first = found[wanted[0].name]
     notes += _few_notes(categories, first.n_positive, first.reason, list(found))
     return HeadComparison(
         comparisons=found,
@@ -243,6 +251,7 @@ def _open(
     *,
     by: By,
     pool: str,
+    chosen: ChosenCells | None,
     device: str | torch.device | None,
 ) -> _Opened:
     """Join, check and look at everything; `heads` by what they are called."""
@@ -253,11 +262,13 @@ def _open(
     }
     require_known(labels)
     last = [*sides.values()][-1]
+    last, notes = _without_chosen(last, chosen)
     options = {name.removesuffix("s"): _options(value, last, name) for name, value in given.items()}
     pooling, labels = Pooling.of(by, last.labels, pool), last.labels
     if pooling is not None:
         labels = pooling.labels(labels)
-    notes, n_in_sample = labelled_part(labels), []
+    n_in_sample = []
+    notes += labelled_part(labels)
     notes += [] if pooling is None else [pooling.note]
     for name, one in sides.items():
         n_in_sample.append(_count_in_sample(one.head, features, one, name=name))
@@ -279,6 +290,15 @@ def _open(
             (*parts[0][:2], [part[2] for part in parts]) for parts in zip(*blocks, strict=True)
         ),
     )
+
+
+def _without_chosen(aligned: Aligned, chosen: ChosenCells | None) -> tuple[Aligned, list[str]]:
+    """Rows without the labels that a model chose, and a note on these."""
+    if chosen is None:
+        return aligned, []
+    rest = chosen.without(aligned.labels)
+    require_known(rest, "label that no model chose")
+    return replace(aligned, labels=rest), chosen_note(aligned.labels, rest, "they are not scored")
 
 
 def _mismatches(

@@ -412,6 +412,7 @@ def audit_table(rows: Sequence[Row], *, limit: int = 0, title: str) -> Table:
     columns = [
         text("category"),
         *numbers(count, "known", "positive", "negative", "uncertain"),
+        *(numbers(count, "chosen") if any("chosen" in row for row in rows) else []),
         *numbers(score, "coverage", "prevalence"),
         text("what CFT can do", "reason"),
     ]
@@ -600,3 +601,27 @@ def _mean_count(value: object) -> str:
 def _mean(values: Sequence[Any]) -> float | None:
     """The mean; None where a value is not known."""
     return None if None in values else sum(values) / len(values)
+
+
+def cells_table(rows: Sequence[Row], *, limit: int = 40) -> Table:
+    """Cells to label next as a table for a terminal.
+
+    Args:
+        rows: as `Suggestions.to_label`.
+        limit: at most so many rows, the first; 0 shows all.
+    """
+    columns = [text("id"), text("category"), *numbers(score, "probability"), text("why")]
+    return build_table(rows, columns, title="To label next", limit=limit, rest="cells")
+
+
+def suspects_table(rows: Sequence[Row], *, limit: int = 40, title: str) -> Table:
+    """Known labels that are probably wrong as a table for a terminal.
+
+    Args:
+        rows: as `Suggestions.false_negatives` or `Suggestions.false_positives`.
+        limit: at most so many rows, the first; 0 shows all.
+        title: what stands above.
+    """
+    columns = [text("id"), text("category"), *numbers(count, "given"),
+               *numbers(score, "probability")]  # fmt: skip
+    return build_table(rows, columns, title=title, limit=limit, rest="labels")

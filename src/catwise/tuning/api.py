@@ -16,6 +16,7 @@ from catwise._version import __version__
 from catwise.errors import InSampleWarning
 from catwise.heads import Head
 from catwise.labels import LabelPolicy
+from catwise.labels.chosen import ChosenCells
 from catwise.metrics import HeadComparison, Metric
 from catwise.progress import Progress, ProgressCallback
 from catwise.tuning.account.documents import Account
@@ -57,6 +58,7 @@ def tune(
     device: str | torch.device | None = None,
     logits: Any = None,
     policy: LabelPolicy | None = None,
+    chosen: ChosenCells | None = None,
     force: bool = False,
     config: DefaultConfig | PaperConfig | None = None,
     progress: ProgressCallback | None = None,
@@ -84,6 +86,9 @@ def tune(
             that the head and the features reproduce them.
         policy: what uncertain and blank labels count as in fitting; by default they are left
             out. Scores use hard known labels only.
+        chosen: cells whose labels were asked for because a model was unsure of them, as
+            `catwise.suggest` marks them: they fit and are weighted in the
+            calibration, and judge nothing.
         force: continue although head, features and columns look mismatched.
         config: `DefaultConfig` or `PaperConfig`; the preset's own if None.
         progress: called now and then with a `Progress`.
@@ -114,7 +119,16 @@ def tune(
     began = time.perf_counter()
     plan = make_plan(preset, methods, validation, metric, config, has_valid=valid is not None)
     _report(progress, 0, "checking head, features and labels")
-    inputs = prepare_inputs(head, train, valid, policy=policy, seed=seed, device=device)
+    inputs = prepare_inputs(
+        head,
+        train,
+        valid,
+        policy=policy,
+        seed=seed,
+        device=device,
+        chosen=chosen,
+        fits=plan.validation != "select",
+    )
     check_logits(inputs, logits)
     others = {"training": train, "validation": valid}
     held_out, notes = prepare_test(inputs, test, others, plan.metric, force=force)
@@ -123,7 +137,8 @@ def tune(
         warnings.warn(NO_VALIDATION, InSampleWarning, stacklevel=2)
     outcome = plan.run(inputs, plan.metric, force=force, progress=progress)
     outcome.notes.extend(notes)
-    return _result(inputs, plan, outcome, policy=policy, test=held_out, began=began)
+    given: dict[str, Any] = {"policy": policy, "chosen": chosen}
+    return _result(inputs, plan, outcome, **given, test=held_out, began=began)
 
 
 def _report(progress: ProgressCallback | None, done: int, message: str) -> None:
@@ -137,11 +152,12 @@ def _result(
     outcome: Outcome,
     *,
     policy: LabelPolicy | None,
+    chosen: ChosenCells | None,
     test: LabelledSource | None,
     began: float,
 ) -> TuneResult:
     """What a preset found with its account, on test rows too."""
-    config = _config(inputs, plan, policy)
+    config = _config(inputs, plan, policy, chosen)
     tested = compare_both(inputs, plan.metric, outcome.head, test)
     evaluation = None if tested is None else evaluation_of(tested)
     return TuneResult(
@@ -173,8 +189,8 @@ def _curves(
 def _shared(
     inputs: TuningInputs, plan: Plan, outcome: Outcome, policy: LabelPolicy | None
 ) -> Shared | None:
-    """What `retune` takes up; None where the preset keeps nothing for it."""
-    if outcome.shared is None:
+    """What `retune` takes up; None where the preset keeps nothing for it, or cells were chosen."""
+    if outcome.shared is None or inputs.judging.judged is not None:
         return None
     sources = [rows for rows in (inputs.train, inputs.valid) if rows is not None]
     return Shared(
@@ -202,6 +218,7 @@ def check_tune(
     device: str | torch.device | None = None,
     logits: Any = None,
     policy: LabelPolicy | None = None,
+    chosen: ChosenCells | None = None,
     force: bool = False,
     config: DefaultConfig | PaperConfig | None = None,
 ) -> list[str]:
@@ -211,7 +228,16 @@ def check_tune(
         What it would note, a sentence each.
     """
     plan = make_plan(preset, methods, validation, metric, config, has_valid=valid is not None)
-    inputs = prepare_inputs(head, train, valid, policy=policy, seed=seed, device=device)
+    inputs = prepare_inputs(
+        head,
+        train,
+        valid,
+        policy=policy,
+        seed=seed,
+        device=device,
+        chosen=chosen,
+        fits=plan.validation != "select",
+    )
     check_logits(inputs, logits)
     others = {"training": train, "validation": valid}
     _, notes = prepare_test(inputs, test, others, plan.metric, force=force)
@@ -220,7 +246,9 @@ def check_tune(
     return [*inputs.notes, *check_sources(inputs, *own, force=force), *notes]
 
 
-def _config(inputs: TuningInputs, plan: Plan, policy: LabelPolicy | None) -> dict[str, Any]:
+def _config(
+    inputs: TuningInputs, plan: Plan, policy: LabelPolicy | None, chosen: ChosenCells | None
+) -> dict[str, Any]:
     """What was asked for or resolved, JSON-ready."""
     return {
         "preset": plan.preset,
@@ -230,6 +258,7 @@ def _config(inputs: TuningInputs, plan: Plan, policy: LabelPolicy | None) -> dic
         "seed": inputs.seed,
         "device": str(inputs.device),
         "policy": None if policy is None else policy.to_dict(),
+        **({} if chosen is None else {"chosen": len(chosen)}),
         "options": asdict(plan.config),
         "catwise": __version__,
         "torch": torch.__version__,

@@ -27,6 +27,7 @@ from catwise.joining import (
 )
 from catwise.labels import LabelPolicy, PartialLabels, make_targets
 from catwise.labels.audit import labelled_part
+from catwise.labels.chosen import ChosenCells, chosen_note
 from catwise.metrics import Metric
 from catwise.metrics.inputs import as_tensor, check_head_logits
 from catwise.metrics.intervals import has_interval
@@ -50,11 +51,18 @@ class LabelledSource:
     # (C, n) in [0, 1], what is fitted where a label policy says more than the labels
     target: torch.Tensor | None = None
     weight: torch.Tensor | None = None  # (C, n) of the targets, or None
+    # (n, C) those that keep or replace and score, where cells that a model chose do not
+    judged: PartialLabels | None = None
 
     @property
     def codes(self) -> torch.Tensor:
         """(C, n) int8."""
-        return torch.from_numpy(np.array(self.labels.codes.T, order="C"))
+        return self.codes_of(self.labels)
+
+    @staticmethod
+    def codes_of(labels: PartialLabels) -> torch.Tensor:
+        """(C, n) int8 of labels."""
+        return torch.from_numpy(np.array(labels.codes.T, order="C"))
 
     @classmethod
     def of(
@@ -105,8 +113,13 @@ def prepare_inputs(
     policy: LabelPolicy | None,
     seed: int,
     device: str | torch.device | None,
+    chosen: ChosenCells | None = None,
+    fits: bool = True,
 ) -> TuningInputs:
-    """Check and join the sources that `tune` fits and chooses on; arguments and errors as there."""
+    """Check and join the sources that `tune` fits and chooses on; arguments and errors as there.
+
+    `fits` says whether validation labels fit; where they only choose, chosen cells have no part.
+    """
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
         raise ConfigError("the seed must be a whole number.", found=f"seed={seed!r}")
     train = features, labels = open_source(train, name="train")
@@ -122,6 +135,8 @@ def prepare_inputs(
     if valid is not None:
         held_out, more = _join_valid(head, train, valid, aligned, policy=policy, seed=seed)
         notes += more
+    rows, held_out, more = _without_chosen(rows, held_out, chosen, fits=fits)
+    notes += more
     notes += _fitted_before(head, rows, held_out)
     notes += labelled_part((held_out or rows).labels)
     uncertain = any(one.labels.counts().uncertain.any() for one in (rows, held_out) if one)
@@ -138,6 +153,42 @@ def prepare_inputs(
         seed=seed,
         notes=notes,
     )
+
+
+def _without_chosen(
+    train: LabelledSource,
+    valid: LabelledSource | None,
+    chosen: ChosenCells | None,
+    *,
+    fits: bool,
+) -> tuple[LabelledSource, LabelledSource | None, list[str]]:
+    """Both sources; cells that a model chose judge nothing in the one that judges; what to know."""
+    if chosen is None:
+        return train, valid, []
+    if valid is None:
+        own, notes = _only_fitting(train, chosen, fits=True)
+        return own, None, notes
+    own, notes = _only_fitting(valid, chosen, fits=fits)
+    return train, own, notes
+
+
+def _only_fitting(
+    data: LabelledSource, chosen: ChosenCells, *, fits: bool
+) -> tuple[LabelledSource, list[str]]:
+    """A source in which cells that a model chose judge nothing, and what to know."""
+    rest = chosen.without(data.labels)
+    what = (
+        "they fit and are weighted in the calibration, and judge nothing"
+        if fits
+        else "they are left out"
+    )
+    notes = chosen_note(data.labels, rest, what)
+    if not notes:
+        return data, ["None of the chosen cells is a known label of the rows that judge."]
+    require_known(rest, "label that no model chose")
+    if not fits:
+        return replace(data, labels=rest), notes
+    return replace(data, judged=rest), notes
 
 
 def _join_valid(

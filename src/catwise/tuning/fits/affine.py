@@ -24,7 +24,7 @@ in docs/decisions.md. The slope is exp(t), so that no map falls.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -126,13 +126,20 @@ def fit_pooled(
     rule: str = "shrunk",
     max_iterations: int = 100,
     pooled: Pooled | None = None,
+    weight: Tensor | None = None,
 ) -> AffineFit:
-    """As `fit_affine`, with what categories share: found, or held where it is given."""
+    """As `fit_affine`, with what categories share: found, or held where it is given.
+
+    `weight` is (C, n) of the known labels; None: 1 each.
+    """
     check_choice("rule", rule, AFFINE_RULES)
     width = max(1, _BLOCK // max(logits.shape[1], 1))
+    cuts = [slice(at, at + width) for at in range(0, len(logits), width)]
+    weights = [None if weight is None else weight[cut] for cut in cuts]
+    options: dict[str, Any] = {"free_offset": free_offset, "rule": rule}
     parts = [
-        _Part(logits[at : at + width], codes[at : at + width], free_offset=free_offset, rule=rule)
-        for at in range(0, len(logits), width)
+        _Part(logits[cut], codes[cut], own, **options)
+        for cut, own in zip(cuts, weights, strict=True)
     ]
     around, held = 0.0 if pooled is None else pooled.slope, pooled is not None
     for _ in range(_PASSES):
@@ -156,15 +163,26 @@ def fit_pooled(
 class _Part:
     """Some categories: their standardised logits, and the best log slope t and offset o so far."""
 
-    def __init__(self, logits: Tensor, codes: Tensor, *, free_offset: bool, rule: str) -> None:
+    def __init__(
+        self,
+        logits: Tensor,
+        codes: Tensor,
+        weight: Tensor | None = None,
+        *,
+        free_offset: bool,
+        rule: str,
+    ) -> None:
         positive, negative = codes == 1, codes == 0
         self.both = positive.any(1) & negative.any(1)
         self.known = (positive | negative) & self.both[:, None]
-        n = self.known.sum(1).clamp_min(1)
+        self.w = self.known.double()
+        if weight is not None:
+            self.w = torch.where(self.known, weight.double(), 0.0)
+        n = self._n()
         z = torch.where(self.known, logits.double(), 0.0)
-        self.mean = z.sum(1) / n * free_offset
+        self.mean = (self.w * z).sum(1) / n * free_offset
         z = torch.where(self.known, z - self.mean[:, None], 0.0)
-        spread = (z.square().sum(1) / n).sqrt()
+        spread = ((self.w * z.square()).sum(1) / n).sqrt()
         self.spread = torch.where(spread > 0, spread, 1.0)
         self.z, self.y = z / self.spread[:, None], positive.double()
         if rule == "platt":
@@ -175,9 +193,14 @@ class _Part:
         self.t = self.spread.log() if rule == "offset" else torch.zeros_like(self.spread)
         self.o = torch.zeros_like(self.t)
 
+    def _n(self) -> Tensor:
+        """(C,) weight of the known labels; 1 where there are none."""
+        n = self.w.sum(1)
+        return torch.where(n > 0, n, 1.0)
+
     def loss(self, t: Tensor, o: Tensor, pooled: float) -> Tensor:
         u = t.exp()[:, None] * self.z + o[:, None]
-        each = torch.where(self.known, softplus(u) - self.y * u, 0.0).sum(1)
+        each = (self.w * (softplus(u) - self.y * u)).sum(1)
         slope = self.free_slope * self.precision * (t - pooled) ** 2
         return each + (slope + _PRIOR_OFFSET * o**2) / 2
 
@@ -185,8 +208,8 @@ class _Part:
         """Of the loss by t, by both and by o, without the prior of t; and y's residuals."""
         scaled = self.t.exp()[:, None] * self.z
         p = torch.sigmoid(scaled + self.o[:, None])
-        wrong = torch.where(self.known, p - self.y, 0.0)
-        each = torch.where(self.known, p * (1 - p), 0.0)
+        wrong = self.w * (p - self.y)
+        each = self.w * (p * (1 - p))
         # Gauss-Newton: positive definite, and exact at the optimum's slope of zero.
         by_both = self.free_offset * self.free_slope * (each * scaled).sum(1)
         return (each * scaled**2).sum(1), by_both, each.sum(1) + _PRIOR_OFFSET, wrong
@@ -217,13 +240,12 @@ class _Part:
 
     def above(self, level: Tensor) -> tuple[Tensor, Tensor]:
         """How far probabilities are above those of other logits, in log odds, and its variance."""
-        n = self.known.sum(1).clamp_min(1)
         u = torch.where(self.known, self.t.exp()[:, None] * self.z + self.o[:, None], -torch.inf)
-        wanted = torch.where(self.known, torch.sigmoid(level.double()), 0.0).sum(1)
-        wanted = (wanted / n).clamp(1e-6, 1 - 1e-6)
+        wanted = torch.where(self.known, self.w * torch.sigmoid(level.double()), 0.0).sum(1)
+        wanted = (wanted / self._n()).clamp(1e-6, 1 - 1e-6)
         p = torch.sigmoid(u)
-        variance = 1 / (p * (1 - p)).sum(1).clamp_min(1e-12)
-        return _shift_to(u, wanted, n), variance
+        variance = 1 / (self.w * p * (1 - p)).sum(1).clamp_min(1e-12)
+        return _shift_to(u, wanted, self.w), variance
 
     def pull(self, pooled: float) -> tuple[float, float]:
         """Slope and curvature, by the pooled slope, of the loss at each category's best fit."""
@@ -240,18 +262,19 @@ class _Part:
         return torch.where(self.both, scale, 1.0), torch.where(self.both, offset, 0.0)
 
 
-def _shift_to(u: Tensor, wanted: Tensor, n: Tensor) -> Tensor:
+def _shift_to(u: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
     """What to take from (C, n) logits for (C,) mean probabilities; −inf is not known."""
+    n = weight.sum(1).clamp_min(1e-12)
     low = torch.full_like(wanted, -80.0)
     high, shift = -low, torch.zeros_like(wanted)
     aim = torch.logit(wanted)
     for _ in range(60):
         p = torch.sigmoid(u - shift[:, None])
-        mean = (p.sum(1) / n).clamp(1e-300, 1 - 1e-16)
+        mean = ((weight * p).sum(1) / n).clamp(1e-300, 1 - 1e-16)
         too_high = mean > wanted
         low, high = torch.where(too_high, shift, low), torch.where(too_high, high, shift)
         # Newton in log odds, which are nearly linear in the shift; else halves.
-        fall = ((p * (1 - p)).sum(1) / n).clamp_min(1e-300) / (mean * (1 - mean))
+        fall = ((weight * p * (1 - p)).sum(1) / n).clamp_min(1e-300) / (mean * (1 - mean))
         step = (torch.logit(mean) - aim) / fall
         inside = (shift + step > low) & (shift + step < high)
         then = torch.where(inside, shift + step, (low + high) / 2)
@@ -278,6 +301,32 @@ def _shrink_offsets(
     for part, move in zip(parts, torch.split(moved, [len(part.o) for part in parts]), strict=True):
         part.o = part.o + torch.where(part.both, move, 0.0)
     return shared
+
+
+_BINS: Final = 10
+
+
+def sampling_weights(logits: Tensor, codes: Tensor) -> Tensor:
+    """(C, n) weights with which known labels stand for all cells, where a model chose some of them.
+
+    Cells over known cells in each tenth of a category's logits; together they weigh as many labels
+    as they are worth, (Σ w)² / Σ w².
+
+    >>> logits = torch.arange(20.0)[None]
+    >>> codes = torch.full((1, 20), -1); codes[0, ::2] = 0; codes[0, 1] = 1
+    >>> sampling_weights(logits, codes)[0, :4].round(decimals=2).tolist()
+    [0.53, 0.53, 1.05, 0.0]
+    """
+    known = (codes == 1) | (codes == 0)
+    rank = logits.argsort(dim=1, stable=True).argsort(dim=1, stable=True)
+    bins = (rank * _BINS) // max(logits.shape[1], 1)
+    shape = len(logits), _BINS
+    every = torch.zeros(shape, dtype=torch.float64, device=logits.device)
+    own = every.scatter_add(1, bins, known.double())
+    every = every.scatter_add(1, bins, torch.ones_like(bins, dtype=torch.float64))
+    weight = torch.where(known, (every / own.clamp_min(1.0)).gather(1, bins), 0.0)
+    total, squares = weight.sum(1, keepdim=True), weight.square().sum(1, keepdim=True)
+    return weight * total / squares.clamp_min(1e-12)
 
 
 def _spread(values: Tensor, variance: Tensor) -> tuple[Tensor, float]:

@@ -27,7 +27,7 @@ from catwise.tuning.account.results import FoldArtifacts, changed_head
 from catwise.tuning.account.shared import SharedFits
 from catwise.tuning.choice.gains import Corrected, Scorer, levels
 from catwise.tuning.choice.rules import MIN_POSITIVES
-from catwise.tuning.fits.affine import Pooled, fit_pooled
+from catwise.tuning.fits.affine import Pooled, fit_pooled, sampling_weights
 from catwise.tuning.inputs import LabelledSource, TuningInputs, check_sources
 from catwise.tuning.presets.outcome import Outcome
 from catwise.tuning.rows.coordinates import (
@@ -107,12 +107,12 @@ class Task:
 
     def fold_scorer(self) -> FoldScorer:
         """The metric inside every fold."""
-        return FoldScorer(self.valid.codes, self.fold, self.metric)
+        return FoldScorer(self.valid.judging, self.fold, self.metric)
 
     def scorer(self) -> Scorer:
         """The metric over all rows that judge."""
         units = Units.of_labels(self.inputs.judging.labels)
-        return Scorer(self.metric, self.valid.codes.cpu().numpy(), units)
+        return Scorer(self.metric, self.valid.judging.cpu().numpy(), units)
 
     def rows_of(self, f: int) -> tuple[Tensor, Tensor]:
         """Rows outside and inside of a fold."""
@@ -178,12 +178,13 @@ class Calibration(NamedTuple):
         """Fitted on (C, n) logits of the validation rows; none of the (C,) categories kept.
 
         Offsets are shrunk to the level of the original head where these rows did not fit it.
-        `pooled` is what the categories of a run share, where that is held.
+        `pooled` is what the categories of a run share, where that is held. Where a model chose some
+        of the labels, they are weighted.
         """
         level = valid.logits if shrink_offset else None
-        fit = fit_pooled(
-            logits, valid.codes, level=level, free_offset=valid.intercept, pooled=pooled
-        )
+        weight = None if valid.judged is None else sampling_weights(logits, valid.codes)
+        options: dict[str, Any] = {"free_offset": valid.intercept, "pooled": pooled}
+        fit = fit_pooled(logits, valid.codes, level=level, weight=weight, **options)
         scale, offset = torch.where(kept, 1.0, fit.scale), torch.where(kept, 0.0, fit.offset)
         return cls(scale, offset, fit.pooled)
 
@@ -251,7 +252,8 @@ def _rows(inputs: TuningInputs, data: LabelledSource, coordinates: AnyCoordinate
         None if one is None else one.to(inputs.device) for one in (data.target, data.weight)
     )
     codes = data.codes.to(inputs.device)
-    return TuningRows(x, logits, codes, inputs.scored.bias is not None, target, weight)
+    judged = None if data.judged is None else data.codes_of(data.judged).to(inputs.device)
+    return TuningRows(x, logits, codes, inputs.scored.bias is not None, target, weight, judged)
 
 
 def _n_units(labels: PartialLabels, name: str) -> int:
@@ -303,7 +305,8 @@ def _gap(task: Task) -> MemorisationGap | None:
     if inputs.valid is None or task.train is None:
         return None
     sides = (rows.logits.T.cpu() for rows in (task.train, task.valid))
-    return memorisation_gap(next(sides), inputs.train.labels, next(sides), inputs.valid.labels)
+    fresh = inputs.valid.labels if inputs.valid.judged is None else inputs.valid.judged
+    return memorisation_gap(next(sides), inputs.train.labels, next(sides), fresh)
 
 
 def _tuned(task: Task, found: Found) -> Head:
@@ -366,8 +369,8 @@ def _scores(task: Task, found: Found) -> Scores:
 def _reasons(task: Task, corrected: Corrected) -> list[tuple[str, str]]:
     """Status and reason code of each category."""
     name = "train" if task.inputs.valid is None else "valid"
-    undefined = undefined_reason(task.valid.codes.T.cpu().numpy())
-    positives = (task.valid.codes == 1).sum(1).cpu().numpy()
+    undefined = undefined_reason(task.valid.judging.T.cpu().numpy())
+    positives = (task.valid.judging == 1).sum(1).cpu().numpy()
     found = []
     for c, taken in enumerate(corrected.decision.chosen):
         if undefined[c] is not None and not taken:

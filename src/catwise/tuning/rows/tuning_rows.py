@@ -65,11 +65,13 @@ class TuningRows(NamedTuple):
     Attributes:
         x: (n, k) float32, or `OwnRows`; those of a block of categories are always the former.
         logits: (C, n) float32, of the original head as stored.
-        codes: (C, n) int8; 1 positive, 0 negative, all else unknown. They choose and score.
+        codes: (C, n) int8; 1 positive, 0 negative, all else unknown.
         intercept: whether the head has a bias to take an intercept up.
         target: (C, n) float32 in [0, 1], what is fitted, where a label policy says more than
             the codes; else None.
         weight: (C, n) float32 of the targets, or None.
+        judged: (C, n) int8, those of the codes that keep or replace and score, where cells that a
+            model chose do not; else None: all do.
     """
 
     x: Any
@@ -78,6 +80,12 @@ class TuningRows(NamedTuple):
     intercept: bool = True
     target: Tensor | None = None
     weight: Tensor | None = None
+    judged: Tensor | None = None
+
+    @property
+    def judging(self) -> Tensor:
+        """(C, n) int8 codes that keep or replace and score."""
+        return self.codes if self.judged is None else self.judged
 
     def take(self, categories: slice, rows: Tensor | None = None) -> TuningRows:
         """Some categories, and all rows or some."""
@@ -93,6 +101,7 @@ class TuningRows(NamedTuple):
             self.intercept,
             None if self.target is None else cut(self.target),
             None if self.weight is None else cut(self.weight),
+            None if self.judged is None else cut(self.judged),
         )
 
     def _coordinates(self, categories: slice, rows: Tensor | None) -> Any:
@@ -122,6 +131,7 @@ class TuningRows(NamedTuple):
             self.intercept,
             tile(self.target),
             tile(self.weight),
+            tile(self.judged),
         )
 
     def without_folds(self, fold: Tensor, folds: range) -> TuningRows:
