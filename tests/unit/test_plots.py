@@ -264,3 +264,28 @@ def test_learning_curves_come_from_the_history() -> None:
     assert loss is not None
     assert loss.series[0].y[0] > loss.series[0].y[-1]
     assert plots.learning([{"candidate": "penalty=1", "pooled_gain": 0.1}]) is None
+
+
+@pytest.mark.parametrize("digits", [0, 1, 6])
+def test_curves_equal_a_plain_count(digits: int) -> None:
+    """With many ties, few or none: cut-offs, bins and steps are those of counting row by row."""
+    rng = np.random.default_rng(digits)
+    scores = np.round(rng.normal(size=57), digits)
+    positive = rng.random(57) < 0.3
+    found = curves_of(scores, positive, points=1000)
+    cuts = sorted(set(scores.tolist()), reverse=True)
+    assert found.true == [0, *(int(positive[scores >= cut].sum()) for cut in cuts)]
+    assert found.false == [0, *(int((~positive)[scores >= cut].sum()) for cut in cuts)]
+    groups: dict[int, list[int]] = {}
+    for row, score in enumerate(scores):
+        groups.setdefault(10 * int((scores < score).sum()) // 57, []).append(row)
+    bins = [groups[key] for key in sorted(groups)]
+    assert found.rows == [len(rows) for rows in bins]
+    assert found.positive == [int(positive[rows].sum()) for rows in bins]
+    means = [float(np.mean(1 / (1 + np.exp(-scores[rows])))) for rows in bins]
+    assert found.probability == pytest.approx(means, rel=1e-3)
+    assert sum(found.positives_at) == positive.sum()
+    if digits > 1:  # no score lies on an edge
+        edges = np.linspace(scores.min(), scores.max(), 21)
+        for count, part in ((found.positives_at, positive), (found.negatives_at, ~positive)):
+            assert count == np.histogram(scores[part], edges)[0].tolist()

@@ -120,13 +120,15 @@ def curves_of(
     scores: NDArray[np.float64], positive: NDArray[np.bool_], *, points: int = _POINTS
 ) -> HeadCurves:
     """Of the (n,) logits of known rows, at least one."""
-    true, false = _operating_points(scores, positive, points)
-    probability, n_positive, rows = _bins(scores, positive)
-    low, high = float(scores.min()), float(scores.max())
-    steps = np.zeros((2, STEPS), dtype=np.int64)
-    width = (high - low) or 1.0
-    place = np.minimum((STEPS * ((scores - low) / width)).astype(np.int64), STEPS - 1)
-    np.add.at(steps, (positive.astype(np.int64), place), 1)
+    order = np.argsort(scores)
+    ranked, hits = scores[order], positive[order]
+    starts = np.append(0, np.flatnonzero(np.diff(ranked)) + 1)  # of each distinct logit
+    true, false = _operating_points(hits, starts, points)
+    probability, n_positive, rows = _bins(ranked, hits, starts)
+    low, high = float(ranked[0]), float(ranked[-1])
+    place = np.minimum(
+        (STEPS * ((ranked - low) / ((high - low) or 1.0))).astype(np.int64), STEPS - 1
+    )
     return HeadCurves(
         true=true.tolist(),
         false=false.tolist(),
@@ -135,23 +137,22 @@ def curves_of(
         rows=rows.tolist(),
         low=float(f"{low:.4g}"),
         high=float(f"{high:.4g}"),
-        positives_at=steps[1].tolist(),
-        negatives_at=steps[0].tolist(),
+        positives_at=np.bincount(place[hits], minlength=STEPS).tolist(),
+        negatives_at=np.bincount(place[~hits], minlength=STEPS).tolist(),
     )
 
 
 def _operating_points(
-    scores: NDArray[np.float64], positive: NDArray[np.bool_], points: int
+    hits: NDArray[np.bool_], starts: NDArray[np.int64], points: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Positives and negatives from each cut-off up; tied rows are one cut-off.
 
     Kept are the cut-offs that first reach evenly spaced shares of the positives, or of the
     negatives: what is between them lies within one such step of both curves.
     """
-    order = np.argsort(-scores, kind="stable")
-    ends = np.append(np.flatnonzero(np.diff(scores[order])), scores.size - 1)
-    true = np.append(0, np.cumsum(positive[order])[ends])
-    false = np.append(0, np.cumsum(~positive[order])[ends])
+    below = np.append(0, np.cumsum(hits))[starts]  # positives that score less
+    true = np.append(0, (int(np.count_nonzero(hits)) - below)[::-1])
+    false = np.append(0, (hits.size - starts)[::-1]) - true
     kept = [np.array([0, true.size - 1])]
     for total in (true, false):
         levels = np.linspace(0, total[-1], points + 1)[1:]
@@ -161,16 +162,13 @@ def _operating_points(
 
 
 def _bins(
-    scores: NDArray[np.float64], positive: NDArray[np.bool_]
+    ranked: NDArray[np.float64], hits: NDArray[np.bool_], starts: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
     """Mean probability, positives and rows by the rule of `ece_columns`, in fewer bins."""
-    order = np.argsort(scores, kind="stable")
-    ranked = scores[order]
-    below = np.searchsorted(ranked, ranked, side="left")
-    place = BINS * below // scores.size
-    _, first = np.unique(place, return_index=True)
-    rows = np.diff(np.append(first, scores.size))
+    place = BINS * starts // ranked.size  # of a distinct logit, by the rows that score less
+    first = starts[np.append(0, np.flatnonzero(np.diff(place)) + 1)]
+    rows = np.diff(np.append(first, ranked.size))
     with np.errstate(over="ignore"):
         probability = 1.0 / (1.0 + np.exp(-ranked))
     mean = np.add.reduceat(probability, first) / rows
-    return mean, np.add.reduceat(positive[order].astype(np.int64), first), rows
+    return mean, np.add.reduceat(hits.astype(np.int64), first), rows
