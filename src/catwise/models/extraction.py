@@ -34,7 +34,7 @@ from catwise.models.core import LoadedModel, Preprocessing
 from catwise.models.loading import ImageRows
 from catwise.models.logits import logits_of
 from catwise.models.parts import BatchOutput, PartWork
-from catwise.models.sources import ImageSource
+from catwise.models.sources import ImageSource, images_at
 from catwise.models.ways import Precision, Runner, Way, choose_way, running
 from catwise.progress import Progress, ProgressCallback
 
@@ -90,11 +90,11 @@ def extract(
 
     Args:
         model: any module, or a model as an adapter loads it.
-        loader: images of a folder, of tar shards or of a Hugging Face data set, from
-            `catwise.models.sources`, preprocessed as a `LoadedModel` says; one tensor; a map-style
-            `Dataset` of tensors, such as `ImageRows`; a `DataLoader`, not shuffled; a function that
-            gives batches from a row on; or any iterable of batches, whose finished rows are read
-            again when a run is resumed.
+        loader: the path of a folder of images or of tar shards; images from
+            `catwise.models.sources`, also of a Hugging Face data set; these are preprocessed as a
+            `LoadedModel` says. Or one tensor; a map-style `Dataset` of tensors, such as
+            `ImageRows`; a `DataLoader`, not shuffled; a function that gives batches from a row on;
+            or any iterable of batches, whose finished rows are read again when a run is resumed.
         out: the folder of the store, or an URL that fsspec opens; None keeps all in memory.
         layer: name of the classification layer, where it cannot be told.
         device: where to run; None: where the model is. ``"cuda"`` is the process's own GPU.
@@ -183,6 +183,8 @@ def open_pass(
     given = model if isinstance(model, LoadedModel) else None
     if given is not None:
         given.check_layout()
+    if isinstance(loader, (str, os.PathLike)):
+        loader = images_at(Path(loader))
     if isinstance(loader, ImageSource):
         loader = ImageRows(loader, _preprocessing(given))
     source = BatchSource(loader, batch_rows, num_workers, ids)

@@ -454,3 +454,9 @@ def _columns(dataset: Any) -> list[str]:
             remedy="load it without streaming=True",
         )
     return list(dataset.column_names)
+
+
+def images_at(root: Path) -> ImageSource:
+    """The images of a folder, or of tar shards: those of a folder, or one that is named."""
+    shards = find_shards(root)
+    return TarImages(shards) if shards else FolderImages.scan(root)

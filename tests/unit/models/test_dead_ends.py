@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tarfile
 import types
 from typing import TYPE_CHECKING, Any
 
@@ -170,3 +171,23 @@ def test_a_folder_whose_names_and_rows_differ(tmp_path: Path) -> None:
     found = r"\(4, 8\) and the model's \(2, 8\)[\s\S]*id2label"
     with pytest.raises(CheckpointError, match=found):
         load(f"transformers:{folder}")
+
+
+def test_a_folder_is_what_is_extracted(tmp_path: Path) -> None:
+    """The path of a folder or a tar shard stands for its images, if a model says how."""
+    image = pytest.importorskip("PIL.Image")
+    for row in range(3):
+        image.new("RGB", (20, 20), (row * 90, 0, 0)).save(tmp_path / f"{row}.png")
+    model = load(NET, model_args={"n_categories": 2})
+    for root in (tmp_path, str(tmp_path)):
+        made: Any = extract(model, root, dtype="float32")
+        assert made.ids.tolist() == ["0.png", "1.png", "2.png"]
+        assert made.features[:, 0].diff().min() > 0.5
+    with tarfile.open(tmp_path.parent / "x.tar", "w") as archive:
+        archive.add(tmp_path / "1.png", arcname="1.png")
+    tar: Any = extract(model, tmp_path.parent / "x.tar", dtype="float32")
+    assert torch.equal(tar.features, made.features[1:2])
+    with pytest.raises(ConfigError, match="a bare module does not say"):
+        extract(make_net(2), tmp_path)
+    with pytest.raises(ConfigError, match="no images"):
+        extract(model, tmp_path / "nowhere")
