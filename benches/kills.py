@@ -80,13 +80,13 @@ def made_up(folder: Path) -> dict[str, Case]:
     import torch
     from safetensors.torch import load_file
 
+    from cli import fix_case, train_case
     from cli.example import make_example
-    from cli.fix_case import arguments, make_case
 
     one, two = folder / "example", folder / "case"
     one.mkdir()
     make_example(one)
-    make_case(two)
+    fix_case.make_case(two)
     ids = ["--encoding", "nan", "--id-column", "image", "--ignore-column", "split"]
     ids += ["--group-column", "patient"]
     rows = [str(one / "train.npz"), str(one / "train.csv"), str(one / "valid.npz")]
@@ -98,7 +98,7 @@ def made_up(folder: Path) -> dict[str, Case]:
     tuned = folder / "tuned"
     run(["tune", *pair, *head, *names, "--out", str(tuned)], quiet=True).wait()
     better = str(tuned / "head.safetensors")
-    fix = arguments(two)
+    fix = fix_case.arguments(two)
     fix = fix[: fix.index("--out")]
     model = fix[1 : fix.index("--images")]
     images = ["--images", str(two / "images"), "--batch-size", "16"]
@@ -142,6 +142,13 @@ def made_up(folder: Path) -> dict[str, Case]:
         "extract": Case(["extract", *model, *images, "--out", "OUT"], 2.0),
         "extract, workers": Case(["extract", *model, *images, "--workers", "2", "--out", "OUT"]),
         "fix": Case([*fix, "--out", "OUT"], 4.0),
+        "train": Case(
+            train_case.arguments(
+                train_case.make_images(folder / "photos"),
+                *("--scheme", "role", "--ema", "0.9", "--reserve", "0.1", "--out", "OUT"),
+            ),
+            2.0,
+        ),
         "package": Case([*package, "--out", "OUT"]),
         "predict": Case([*predict, "--out", "OUT.csv"], 2.0),
         "calibrate": Case(["calibrate", *decided, "--head-out", "OUT.safetensors"]),
@@ -170,6 +177,7 @@ def warm_up() -> None:
     import catwise.fixing
     import catwise.models.extraction
     import catwise.reporting
+    import catwise.training.run
     import catwise.tuning  # noqa: F401
 
 
@@ -311,8 +319,33 @@ def digests(folder: Path) -> dict[str, str]:
         timed = path.name in TIMED or name.endswith("run/evaluation.json")  # the demonstration's
         plain = path.is_file() and not timed
         with contextlib.suppress(FileNotFoundError):
-            found[name] = hashlib.sha256(path.read_bytes()).hexdigest() if plain else "there"
+            found[name] = digest(path) if plain else "there"
     return found
+
+
+def digest(path: Path) -> str:
+    """Of a file's bytes; of a state of training the content: its pickle depends on resuming."""
+    if path.name != "state.pt":
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    import torch
+
+    parts = hashlib.sha256()
+
+    def add(value: object) -> None:
+        if isinstance(value, torch.Tensor):
+            value = (value.dtype, value.tolist())
+        elif isinstance(value, dict):
+            value = [part for item in sorted(value.items(), key=repr) for part in item]
+        if isinstance(value, list) and any(
+            isinstance(v, (dict, list, torch.Tensor)) for v in value
+        ):
+            for part in value:
+                add(part)
+        else:
+            parts.update(repr(value).encode())
+
+    add(torch.load(path, weights_only=True))
+    return parts.hexdigest()
 
 
 def difference(expected: dict[str, str], found: dict[str, str]) -> list[str]:
