@@ -119,13 +119,12 @@ def made_up(folder: Path) -> dict[str, Case]:
     member += [*tables, "--test-member", f"a={one}/test.npz", "--test-member", f"b={one}/test.npz"]
     member += ["--test-labels", str(one / "test.csv"), "--csv", "OUT.csv", "--predictions"]
     member += ["OUT-said.csv", "--logits-out", "OUT.npz", "--head-out", "OUT.safetensors"]
-    who = folder / "who.csv"
-    names_of = sorted(path.name for path in (two / "images").iterdir())
-    who.write_text("path,who\n" + "".join(f"{n},{at % 7}\n" for at, n in enumerate(names_of)))
-    patients = ["--table", str(who), "--group-column", "who", "--by", "patient"]
+    patients = [*told_patients(folder / "who.csv", two / "images"), "--by", "patient"]
     four = str(folder / "four.safetensors")
     drop = ["join", *("--head", head[1], *names), "--drop", "eel", "--drop", "fox"]
     run([*drop, "--out", four], quiet=True).wait()
+    again = ["tune", *pair, *head, *names, "--seed", "1", "--out", str(folder / "other")]
+    run(again, quiet=True).wait()
     torch.save(load_file(one / "model.safetensors"), one / "model.pt")
     archive = ["--checkpoint", str(one / "model.pt")]
     return {
@@ -157,10 +156,34 @@ def made_up(folder: Path) -> dict[str, Case]:
         "ensemble": Case(["ensemble", *member, "--out", "OUT"]),
         "extend": Case(["extend", *pair, "--head", four, "--out", "OUT"], 2.0),
         "extend, again": Case(["extend", *pair, "--head", four, "--overwrite", "--out", "OUT"]),
+        "suggest": Case(
+            ["suggest", "--run", str(tuned), *tables, "--out", "OUT", "--suspects-out", "OUT.csv"]
+        ),
+        "compare": Case(
+            [
+                "compare",
+                str(tuned),
+                again[-1],
+                *test,
+                "--csv",
+                "OUT.csv",
+                "--markdown",
+                "OUT.md",
+                "--latex",
+                "OUT.tex",
+            ]
+        ),
         "join": Case([*drop, "--out", "OUT"]),
         "predict, patients": Case([*predict, *patients, "--out", "OUT.csv"]),
         "demo": Case(["demo", "--out", "OUT"], 0.5),
     }
+
+
+def told_patients(path: Path, images: Path) -> list[str]:
+    """The options of a table of images and patients, which is written."""
+    names = sorted(image.name for image in images.iterdir())
+    path.write_text("path,who\n" + "".join(f"{n},{at % 7}\n" for at, n in enumerate(names)))
+    return ["--table", str(path), "--group-column", "who"]
 
 
 def warm_up() -> None:
