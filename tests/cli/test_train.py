@@ -29,14 +29,18 @@ def run(*call: str, code: int = 0) -> str:
 
 def test_train_then_fix(case: Path, tmp_path: Path) -> None:
     """The command that is printed at the end runs, with the images that were kept out."""
-    out = tmp_path / "out"
-    printed = run(*arguments(case, "--reserve", "0.3", "--scheme", "assume_negative", "--out", out))
+    out = tmp_path / "an out"
+    given = ["--input-size", "8x12", "--mean", "0.5", "--std", "0.25"]
+    given += ["--model-arg", "dropout=0.2"]
+    more = ["--reserve", "0.3", "--scheme", "assume_negative", "--out", out]
+    printed = run(*arguments(case, *given, *more))
     assert "labelled images: 112 train, 80 valid, 60 test, 48 reserved" in printed
     assert "epoch 3: loss " in printed
     assert "the best" in printed
     (line,) = [text for text in printed.splitlines() if text.startswith("next: ")]
     call = shlex.split(line.removeprefix("next: catwise "))
     assert call[-2:] == ["--out", "DIR"]
+    assert " ".join(sorted(given)) == " ".join(sorted(set(call) & {*given}))
     fixed = json.loads(run(*call[:-1], str(tmp_path / "fixed"), "--json"))
     assert fixed["summary"]["n_replaced"] > 0
     assert fixed["evaluation"]["verdict"] in {"helped", "no difference shown"}
@@ -45,6 +49,15 @@ def test_train_then_fix(case: Path, tmp_path: Path) -> None:
     )
     changed = {name for name in before if not before[name].equal(after[name])}
     assert changed == {"fc.weight", "fc.bias"}
+
+
+def test_training_images_alone(case: Path, tmp_path: Path) -> None:
+    """Neither validation nor test images are needed: "none" may be said of both."""
+    more = ["--valid-split", "none", "--test-split", "none", "--epochs", "1"]
+    printed = run(*arguments(case, *more, "--out", tmp_path / "out"))
+    assert "labelled images: 160 train\n" in printed
+    (line,) = [text for text in printed.splitlines() if text.startswith("next: ")]
+    run(*shlex.split(line.removeprefix("next: catwise "))[:-1], str(tmp_path / "f"), "--dry-run")
 
 
 def test_a_dataset_in_its_own_layout(case: Path, tmp_path: Path) -> None:

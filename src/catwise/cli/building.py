@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Any, Final, get_args, get_origin
@@ -94,6 +94,25 @@ def option_names(command: click.Command | None) -> dict[str, str]:
     if "overwrite" not in names and "force" in names:
         names["overwrite"] = names["force"]
     return names | no
+
+
+def given_options(*groups: Any, leave_out: Sequence[str] = ()) -> list[str]:
+    """The options of these groups that are not as by default, to be given to another command."""
+    found: list[str] = []
+    for options in groups:
+        for item in option_fields(type(options)):
+            value = getattr(options, item.name)
+            about = item.about
+            if not isinstance(about, Option) or item.name in leave_out or value == item.default:
+                continue
+            name = about.names.split()[:1] or [f"--{item.name.replace('_', '-')}"]
+            if isinstance(value, bool):
+                yes, _, no = name[0].partition("/")
+                found += [yes if value else no]
+                continue
+            for one in value if isinstance(value, tuple) else (value,):
+                found += [f"{name[0]}={one}"] if str(one).startswith("-") else [name[0], str(one)]
+    return found
 
 
 def as_options(text: str, names: Mapping[str, str]) -> str:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from catwise._options import Option, option_fields
-from catwise.cli.building import spelled_as
+from catwise.cli.building import given_options, spelled_as
 from catwise.cli.options import LabelFiles, LabelledOptions, TableOptions
 from catwise.cli.reader_options import option_value
 from catwise.errors import CatwiseError, ConfigError, nearest, reason_of
@@ -212,20 +211,7 @@ def _recognised(path: Path) -> Iterator[None]:
 
 def reading_options(source: LabelFiles, table: TableOptions) -> list[str]:
     """The options by which these labels were read, to be given to another command."""
-    found: list[str] = []
-    for options in (source, table):
-        for item in option_fields(type(options)):
-            value = getattr(options, item.name)
-            if not isinstance(item.about, Option) or item.name == "split" or value == item.default:
-                continue
-            name = item.about.names.split()[:1] or [f"--{item.name.replace('_', '-')}"]
-            if isinstance(value, bool):
-                yes, _, no = name[0].partition("/")
-                found += [yes if value else no]
-                continue
-            for one in value if isinstance(value, tuple) else (value,):
-                found += [f"{name[0]}={one}"] if str(one).startswith("-") else [name[0], str(one)]
-    return found
+    return given_options(source, table, leave_out=("split",))
 
 
 def _encoding(table: TableOptions) -> Any:

@@ -32,8 +32,9 @@ def named_parts(dataset: Dataset, train: str, valid: str, test: str) -> dict[str
                 remedy="--train-split, --valid-split and --test-split name the splits; 'none' of "
                 "the last two is for none",
             )
-    if len(set(wanted.values())) < len(wanted):
-        raise ConfigError("one split cannot serve twice.", found=", ".join(wanted.values()))
+    named = [value for value in wanted.values() if value in there or value != "none"]
+    if len(set(named)) < len(named):
+        raise ConfigError("one split cannot serve twice.", found=", ".join(named))
     return {name: dataset.split(value) for name, value in wanted.items() if value in there}
 
 

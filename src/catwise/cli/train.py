@@ -13,7 +13,7 @@ import click
 
 from catwise._configs import TrainConfig
 from catwise._options import group, option
-from catwise.cli.building import make_command
+from catwise.cli.building import given_options, make_command
 from catwise.cli.console import Output
 from catwise.cli.inputs import check_device, load_policy
 from catwise.cli.labelled import load_dataset
@@ -193,18 +193,19 @@ def _tell(result: TrainResult, given: Options, output: Output) -> None:
 
 def _next(result: TrainResult, given: Options) -> str:
     """The command that tunes the head of what was trained."""
+    import shlex
+
     name = given.model.model
     where: list[Any] = ["--model", name, "--checkpoint", result.checkpoint]
     if name.startswith("transformers:"):
         where = ["--model", f"transformers:{result.checkpoint}"]
     where += ["--images", given.model.images or given.source.root]
+    told = ("model", "checkpoint", "images", "prefix")  # the new checkpoint has no prefix
+    where += given_options(given.model, leave_out=told)
     where += ["--labels", result.labels, "--encoding", "codes", "--id-column", "id"]
-    where += [
-        "--split-column",
-        "split",
-        *(["--valid-split", "reserved"] if result.reserved else ()),
-    ]
+    where += ["--split-column", "split"]
+    where += ["--valid-split", "reserved"] if result.reserved else []
     with result.labels.open(encoding="utf-8") as stream:
         grouped = ",group," in stream.readline()
     where += ["--group-column", "group"] if grouped else []
-    return " ".join(map(str, ["catwise fix", *where, "--out", "DIR"]))
+    return shlex.join(map(str, ["catwise", "fix", *where, "--out", "DIR"]))
