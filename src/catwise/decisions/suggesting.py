@@ -129,7 +129,8 @@ def suggest(
             asks for known labels that are probably wrong alone.
         chosen: cells that were chosen in earlier rounds.
         random_share: of the cells that are drawn at random, in [0, 1].
-        n_suspects: known labels in each of the two lists at most.
+        n_suspects: known labels in each of the two lists at most; only those that the logits
+            contradict more than they do the mean known label of the category.
         seed: of the draw; the same in all rounds.
 
     Raises:
@@ -263,10 +264,17 @@ def _cells(held_out: HeldOut, pool: _Pool, picked: Sequence[_Picked]) -> list[di
 def _suspects(
     held_out: HeldOut, probability: NDArray[np.float64], code: int, n: int
 ) -> list[dict[str, Any]]:
-    """Known labels of one kind, those that the logits contradict most first."""
+    """Known labels of one kind, those that the logits contradict most first.
+
+    A label is contradicted where its category is less likely (a positive) or more likely (a
+    negative) than in the mean of its known cells.
+    """
     ids, codes = held_out.labels.ids, held_out.labels.codes
     assert ids is not None  # noqa: S101  # checked
-    rows, columns = np.nonzero(codes == code)
+    known = np.isin(codes, (POSITIVE, NEGATIVE))
+    mean = (probability * known).sum(0) / np.maximum(known.sum(0), 1)
+    against = probability < mean if code == POSITIVE else probability > mean
+    rows, columns = np.nonzero((codes == code) & against)
     logits = held_out.logits.double().cpu().numpy()[rows, columns]
     order = np.argsort(logits if code == POSITIVE else -logits, kind="stable")[:n]
     return [
