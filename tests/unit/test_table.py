@@ -223,6 +223,10 @@ def test_columns_that_are_no_labels(tmp_path):
         with pytest.raises(LabelError) as caught:
             read_label_table(path, encoding=encoding)
         assert "leave out or correct 'sex'" in caught.value.remedy
+        with pytest.raises(LabelError) as caught:  # and where they were named
+            read_label_table(path, encoding=encoding, categories=["sex", "cat", "dog"])
+        assert "leave out or correct 'sex'" in caught.value.remedy
+        assert "--ignore-column NAME" in caught.value.remedy
         assert "minus_one_uncertain" in caught.value.remedy
     labels = read_label_table(path, encoding="minus_one_uncertain", categories=["cat", "dog"])
     assert labels.codes.tolist() == [[1, -1], [-2, 0]]

@@ -47,7 +47,7 @@ def read_long(
     file.require(columns[0], "the category names")
     file.require(columns[1], "the values")
     if encoding is None:
-        refuse_values(source, columns[1:], None, named=True)
+        refuse_values(source, columns[1:], None)
     entries, found, images, groups = _read(source, encoding, columns)
     names = list(found) if wanted is None else wanted
     if wanted is not None:
@@ -73,7 +73,7 @@ def _read(
     for batch, origin in source.batches(columns, coded=[*source.keys, *columns]):
         codes = encode_column(batch.column(columns[1]), encoding)
         if bool((codes == UNFIT).any()):
-            refuse_values(source, columns[1:], encoding, named=True)
+            refuse_values(source, columns[1:], encoding)
         numbers = [
             codes[:0] if column is None else _numbers(source, name, batch, column, origin)
             for name, column in zip(names, roles, strict=True)

@@ -272,26 +272,25 @@ class _ValueSummary:
             row, _, name = min(first)
             self.first = int(origin[row]), name, batch.column(name)[row].as_py()
 
-    def remedy(self, *, named: bool) -> str:
+    def remedy(self) -> str:
         """Which encodings fit, and which columns look like no labels at all."""
         odd = [name for name, seen in self.seen.items() if not fitting_encodings(seen)]
-        if named or not odd or len(odd) == len(self.seen):
+        if not odd or len(odd) == len(self.seen):
             return suggestion(set().union(*self.seen.values()))
         rest = set().union(*(self.seen[name] for name in self.seen.keys() - {*odd}))
         return (
-            f"leave out or correct {listed(odd)}, which no encoding fits (categories=['…'] names "
-            f"the columns to read); in the other columns {suggestion(rest)}"
+            f"leave out or correct {listed(odd)}, which no encoding fits: categories=['…'] "
+            "(--ignore-column NAME, or --group-column NAME where it holds patients); "
+            f"in the other columns {suggestion(rest)}"
         )
 
 
-def refuse_values(
-    source: LabelTable, labels: Sequence[str], encoding: Encoding | None, *, named: bool
-) -> NoReturn:
+def refuse_values(source: LabelTable, labels: Sequence[str], encoding: Encoding | None) -> NoReturn:
     """Read the whole table once more, to say what is wrong with its values and what would fit."""
     summary = _ValueSummary(labels)
     for batch, origin in source.batches(labels, coded=labels):
         summary.add(batch, origin, encoding)
-    remedy = summary.remedy(named=named)
+    remedy = summary.remedy()
     if encoding is None or summary.first is None:
         raise unnamed_encoding(remedy)
     row, column, value = summary.first

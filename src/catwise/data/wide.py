@@ -24,12 +24,12 @@ def read_wide(
     """Read a wide table."""
     names = _categories(source, wanted)
     if encoding is None:
-        refuse_values(source, names, None, named=wanted is not None)
+        refuse_values(source, names, None)
 
     def read(batch: Any, _origin: Rows) -> Codes | Columns:
         codes = encode_columns(batch, names, encoding)
         if bool((codes == UNFIT).any()):
-            refuse_values(source, names, encoding, named=wanted is not None)
+            refuse_values(source, names, encoding)
         return _compressed(codes)
 
     remedy = "layout='long' if each row is one label"
