@@ -60,6 +60,18 @@ def test_training_images_alone(case: Path, tmp_path: Path) -> None:
     run(*shlex.split(line.removeprefix("next: catwise "))[:-1], str(tmp_path / "f"), "--dry-run")
 
 
+def test_a_given_input_is_not_assumed(case: Path, tmp_path: Path) -> None:
+    """The note that the preprocessing is assumed goes where the input is named."""
+    (tmp_path / "plain_net.py").write_text(
+        "from cli.train_case import SmallNet\n\ndef net():\n    return SmallNet()\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(tmp_path))
+        call = arguments(case, "--dry-run", "--out", tmp_path / "o", model="python:plain_net:net")
+        assert "the preprocessing is assumed" in run(*call)
+        assert "the preprocessing is assumed" not in run(*call, "--input-size", "12x12")
+
+
 def test_a_dataset_in_its_own_layout(case: Path, tmp_path: Path) -> None:
     """The readers of data sets serve as well, and the printed command finds their files."""
     with (case / "labels.csv").open() as stream:

@@ -111,12 +111,7 @@ def load_the_model(options: AnyModelOptions) -> LoadedModel:
         loaded = load_model(
             options.model or "", checkpoint=options.checkpoint, **load_options(options)
         )
-    own = loaded.preprocessing
-    loaded.preprocessing = preprocessing_of(options, own)
-    if loaded.preprocessing != own:  # the input line says what was given
-        from catwise.models.core import ASSUMED
-
-        loaded.notes = [note for note in loaded.notes if not note.startswith(ASSUMED)]
+    loaded.take_input(preprocessing_of(options, loaded.preprocessing))
     return loaded
 
 

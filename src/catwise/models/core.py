@@ -242,6 +242,12 @@ class LoadedModel:
             self.checkpoint = Path(self.checkpoint)
         self.check_layout()
 
+    def take_input(self, preprocessing: Preprocessing) -> None:
+        """Take the preprocessing that a user named; what was assumed is not told any more."""
+        if preprocessing != self.preprocessing:
+            self.notes = [note for note in self.notes if not note.startswith(ASSUMED)]
+        self.preprocessing = preprocessing
+
     def check_layout(self) -> None:
         """ConfigError for a preprocessing with an order of axes to which nothing turns images."""
         layout = self.preprocessing.layout

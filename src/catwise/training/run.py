@@ -178,7 +178,7 @@ def prepare_train(
     if preprocessing is not None:
         own = loaded.preprocessing
         wanted = preprocessing(own) if callable(preprocessing) else preprocessing
-        loaded.preprocessing = wanted.for_layout(own.layout)
+        loaded.take_input(wanted.for_layout(own.layout))
     made = _targets(kept["train"], machine, machine_weight, config)
     inputs = _what_decides(loaded, source, kept, config)
     if machine is not None:
