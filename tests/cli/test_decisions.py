@@ -131,7 +131,9 @@ def test_the_report_has_the_thresholds(tmp_path: Path) -> None:
     run_page = Path("run/report.html").read_text("utf-8")
     before, after = text.split('<section aria-labelledby="thresholds">')
     whole = before + after.split("</section>\n", 1)[1]
-    assert whole == run_page
+    word = "<dt>threshold</dt><dd>The logit from which an image is called positive.</dd>\n"
+    assert whole.count(word) == 1
+    assert whole.replace(word, "").split() == run_page.split()
     run(*given, str(tmp_path / "t.json"), "--report", str(page))
     assert "not tried on test rows" in page.read_text("utf-8")
 

@@ -32,7 +32,7 @@ CHOSEN: dict[str, Any] = {
     "layout": "long", "header": False, "category": ("cat",), "ignore_column": ("note",),
     "encoding": "nan",
 }  # fmt: skip
-LISTS = {"others", "separator"}
+LISTS = {"others", "separator", "positive_column", "negative_column", "uncertain_column"}
 
 
 def option(name: str) -> dict[str, Any]:

@@ -454,6 +454,7 @@ def test_a_part_that_is_not_whole(tmp_path: Path) -> None:
     """What it says of itself is checked field by field, and against its size."""
     path = tmp_path / "part-0"
     about = {"rows": 1, "seen": 1, "shape": [2], "ids": ["a"], "skipped": [], "gap": 0.0}
+    about |= {"way": "as it is", "off": 0.0}
     for change in ({}, {"rows": True}, {"shape": [2.0]}, {"ids": [1]}, {"gap": None}, {"rows": 2}):
         text = json.dumps({**about, **change}).encode()
         path.write_bytes(bytes(8) + text + parts._LENGTH.pack(len(text)))

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib.util
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -88,8 +87,10 @@ def _stamp(path: Path) -> str:
 
 def is_unchanged(out: Path, digest: str) -> bool:
     """Whether the command last ended with these inputs, and what it left is as it was."""
+    from catwise._json import read_file
+
     try:
-        told = json.loads((out / UNCHANGED).read_text(encoding="utf-8"))
+        told = read_file(out / UNCHANGED)
         return bool(told == {"inputs": digest, "outputs": _outputs(out)})
     except (OSError, ValueError):
         return False

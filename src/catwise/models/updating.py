@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catwise._io import put_folder, write_text
+from catwise._limits import MAX_TEXT, read_within
 from catwise._lock import exclusive, remove
 from catwise.errors import ConfigError, OutputError
 from catwise.features import BLOCK_ROWS, FeatureStore, open_store
@@ -249,6 +250,6 @@ def _write_stamps(folder: Path, stamps: dict[str, str]) -> None:
 
 
 def _read_stamps(folder: Path) -> dict[str, str]:
-    lines = (folder / STAMPS).read_text(encoding="utf-8").split("\n")
+    lines = read_within(folder / STAMPS, MAX_TEXT).decode("utf-8").split("\n")
     pairs = (line.partition(" ") for line in lines if line)
     return {name: stamp for stamp, _, name in pairs}

@@ -186,7 +186,7 @@ def test_count_is_not_guessed() -> None:
     two = {"a": STATE, "b": {"fc.weight": torch.ones(3, 12)}}
     with pytest.raises(ConfigError, match=r"heads with \[3, 7\] rows"):
         count_categories(open_catalog(two))
-    with pytest.raises(ConfigError, match="give n_categories"):
+    with pytest.raises(ConfigError, match="give their names"):
         count_categories(open_catalog({"a": torch.ones(3)}))
 
 

@@ -649,7 +649,7 @@ OUTPUTS: dict[str, tuple[list[Any], list[str], str]] = {
     "a layer that cannot be used, beside one that can": (
         [node("Mul", ["y", "two"], ["s"], name="scale"), node("Gemm", ["z", "v"], ["e"])],
         ["s", "e"],
-        r"not clear which output(.|\n)*Mul 'scale'",
+        r"not clear which layer(.|\n)*'head'",
     ),
     "features, logits, probabilities": ([node("Sigmoid", ["y"], ["s"])], ["z", "y", "s"], ""),
     "a column for each": (

@@ -220,7 +220,7 @@ def read_columns(
         if encoding is not None:
             codes = encode_columns(batch, labels, encoding)
         if bool((codes == UNFIT).any()):
-            refuse_values(source, labels, encoding, named=True)
+            refuse_values(source, labels, encoding)
         blocks.append(codes)
         for column, parts in texts.items():
             check_textual(batch.column(column).type, column, file)

@@ -466,7 +466,8 @@ def _wrong_type(
         return _typed(f"'{path}'", content, "an object")
     texts = {}
     for kind, part in (("image", "images"), ("category", "categories")):
-        first = next(iter(content.get(part) or ()), None) if part in content else None
+        listed = content.get(part)
+        first = next(iter(listed), None) if isinstance(listed, list) else None
         if isinstance(first, dict) and isinstance(first.get("id"), str):
             texts[kind] = "text"
     for part, kinds in fields.items():
