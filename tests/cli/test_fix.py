@@ -478,6 +478,10 @@ def test_split_names(case: Path) -> None:
         ConfigError,
         "one split cannot serve twice",
     )
+    edit(case / "labels.csv", lambda text: text.replace(",valid,", ",val,"))
+    named = ("--train-split", "fit", "--dry-run")
+    refused(fix(case, *named), ConfigError, "no row is in the split 'valid' (did you mean 'val'?)")
+    assert done(case, *named, "--valid-split", "none")["steps"] == list(steps.STEPS)
 
 
 def add_groups(folder: Path, group: Callable[[str, int], str]) -> None:

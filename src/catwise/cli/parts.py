@@ -17,14 +17,16 @@ if TYPE_CHECKING:
 def named_parts(dataset: Dataset, train: str, valid: str, test: str) -> dict[str, Dataset]:
     """Training, validation and test rows, by what their splits are called.
 
-    All are training rows where there are no splits; "none" of the last two is for none.
+    All are training rows where there are no splits; "none" of the last two is for none. One that
+    nobody named may be absent, unless another split would then be left out without a word.
     """
     wanted = {"train": train, "valid": valid, "test": test}
     there = set(dataset.splits.tolist())
     if there == {""}:
         return {"train": dataset}
+    unused = there - {"", *wanted.values()}
     for name, value in wanted.items():
-        absent = set() if name == "train" else {name, "none"}  # nobody named it, or wants none
+        absent = set() if name == "train" else {"none", *(() if unused else (name,))}
         if value not in there | absent:
             raise ConfigError(
                 f"no row is in the split {value!r}{nearest(value, there)}.",
