@@ -128,7 +128,8 @@ def rehearse(
     notes = check_tune(head, pair.train, pair.valid, test=pair.test, **settings)
     shown = {**settings, "policy": settings["policy"] and str(settings["policy"])}
     shown["logits"] = settings["logits"] is not None
-    shown["chosen"] = settings["chosen"] and len(settings["chosen"])
+    chosen = settings.get("chosen")  # `extend` has none
+    shown["chosen"] = chosen and len(chosen)
     if "config" in shown:
         shown["config"] = asdict(shown["config"])
     output.line("dry run: everything fits; nothing was written")

@@ -32,6 +32,7 @@ from cli.train_case import MODEL, NAMES, make_images, small_net
 
 QUICK = {"epochs": 3, "batch_size": 16, "lr": 0.02}
 ROOT = Path(__file__).parents[3]
+_PATH = [os.environ["PYTHONPATH"]] if "PYTHONPATH" in os.environ else []
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +147,7 @@ def test_killed_and_resumed(case, tmp_path):
         f"          out, model_options={{'model_args': {{'norm': True}}}}, callbacks=[Kill()],\n"
         f"          config=TrainConfig(**{ {**QUICK, **EVERYTHING}!r}))\n"
     )
-    path = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests"), os.environ["PYTHONPATH"]])
+    path = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests"), *_PATH])
     ends = []
     for out, last in (("whole", 99), ("cut", 6), ("cut", 99)):
         command = [sys.executable, str(script), str(case), str(tmp_path / out), str(last)]
@@ -174,7 +175,7 @@ def test_two_processes_equal_one_that_accumulates(case, tmp_path, scheme):
     command += ["--id-column", "image", "--split-column", "split", "--group-column", "patient"]
     command += ["--epochs", 3, "--batch-size", 16, "--lr", 0.02, "--ema", 0.9, "--scheme", scheme]
     command += ["--test-split", "none", "--out", tmp_path / "two"]
-    path = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests"), os.environ["PYTHONPATH"]])
+    path = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests"), *_PATH])
     done = subprocess.run(
         list(map(str, command)), env={**os.environ, "PYTHONPATH": path}, capture_output=True,
         text=True, check=False,
