@@ -17,6 +17,7 @@ from catwise import Head, save_head
 from catwise.cli.main import main
 from catwise.errors import CheckpointError, ConfigError, HeadError
 from cli.tiny import MODEL
+from unit.models.test_registry import need
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +102,7 @@ def test_a_function_that_needs_a_number() -> None:
 
 def test_two_heads() -> None:
     """Both remedies are options that work."""
-    pytest.importorskip("timm")
+    need("timm")
     images(n=1)
     line = ["extract", "--model", "timm:deit_tiny_distilled_patch16_224", "--images", "images"]
     line += ["--model-arg", "img_size=32", "--out", "f", "--dry-run"]
