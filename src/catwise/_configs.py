@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from catwise._names import METHODS, METRICS, PRESETS, SCHEMES, STATEFUL_SCHEMES, VALIDATIONS
 from catwise._options import check_options, described, group, option
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from catwise.labels import LabelPolicy
 
 SELECTIONS = ("roulette", "rank", "tournament")
+THUMBNAILS_HELP: Final = (
+    "Small pictures, in the report, of the images whose probability moved most.  [default: yes, "
+    "but not for medical data sets and DICOM]"
+)
 _EXTRACTION = "Images through the model"
 
 
@@ -228,6 +232,9 @@ class FixConfig(TuneConfig, ExtractConfig):
         choices=("refuse", "skip"),
         group=_EXTRACTION,
         help="Labelled images that are not there.",
+    )
+    thumbnails: bool | None = option(
+        None, names="--thumbnails/--no-thumbnails", group=_EXTRACTION, help=THUMBNAILS_HELP
     )
 
     def __post_init__(self) -> None:

@@ -46,7 +46,12 @@ class Window:
         self.requests: list[str] = []
         page.on("console", lambda one: self.messages.append(f"{one.type}: {one.text}"))
         page.on("pageerror", lambda one: self.messages.append(f"error: {one}"))
-        page.on("request", lambda one: self.requests.append(one.url))
+        page.on("request", self._note)
+
+    def _note(self, request: Any) -> None:
+        """Every request but for what stands in the page."""
+        if not request.url.startswith("data:image/jpeg;base64,"):
+            self.requests.append(request.url)
 
     def run(self, script: str, argument: object = None) -> Any:
         """The value of a script in the page."""

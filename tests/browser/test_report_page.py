@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import shutil
 import subprocess
@@ -62,14 +64,32 @@ def pages() -> dict[str, str]:
         "evaluate": render_report(one.page_document()),
         "compare": render_report(two.page_document()),
         "audit": render_report(audit),
+        "pictures": render_report(with_pictures(run)),
         "many names": render_report(make_document(40, names=[*NASTY, *map(str, range(33))])),
-        "hundreds": render_report(make_document(520, metrics=("average_precision",))),
+        "hundreds": render_report(
+            with_pictures(make_document(520, metrics=("average_precision",)))
+        ),
     }
 
 
+def with_pictures(document: dict[str, Any]) -> dict[str, Any]:
+    """The document with small pictures of what moved, but for the last one of each category."""
+    image = pytest.importorskip("PIL.Image")
+    images, shown = {}, {}
+    for one in document["curves"]["categories"]:
+        for place, row in enumerate(one["moved"]):
+            row["id"] = row["id"] or f"{row['row']}.jpg"
+            file = io.BytesIO()
+            image.new("RGB", (96, 64), (40 * place, 90, 200)).save(file, format="JPEG")
+            data = base64.b64encode(file.getvalue()).decode("ascii")
+            images[row["id"]] = f"data:image/jpeg;base64,{data}"
+        shown[one["category"]] = [row["id"] for row in one["moved"][:-1]]
+    return {**document, "thumbnails": {"images": images, "categories": shown}}
+
+
 KINDS = (
-    "tune", "validation", "paper", "thresholds", "evaluate", "compare", "audit", "many names",
-    "hundreds",
+    "tune", "validation", "paper", "thresholds", "evaluate", "compare", "audit", "pictures",
+    "many names", "hundreds",
 )  # fmt: skip
 
 
@@ -213,6 +233,26 @@ def test_hundreds_of_categories_are_drawn_on_demand(look: Any) -> None:
     assert part.locator("dd").count() > 5
 
 
+def test_images_that_moved_are_shown(look: Any) -> None:
+    """With a text each, from the page itself; in pages of hundreds of categories when asked."""
+    window = look(pages()["pictures"])
+    window.unfold()
+    part = window.page.locator("details.part").first
+    count = part.locator("ul.pictures li").count()
+    assert count > 2
+    assert part.locator("ul.pictures img").count() == count - 1
+    window = look(pages()["hundreds"])
+    window.page.goto(window.page.url + "#c-3")
+    part = window.page.locator("details.part[open]")
+    image = part.locator("ul.pictures img").first
+    assert "known " in image.get_attribute("alt")
+    assert "→" in image.get_attribute("alt")
+    window.run("Promise.all(Array.from(document.images, (one) => one.decode()))")
+    assert window.run("document.images[0].naturalWidth") == 96
+    assert window.run("document.images.length") == 2
+    window.requests[:] = window.requests[:1]
+
+
 def test_drawn_on_demand_is_what_is_drawn_beforehand(look: Any) -> None:
     """The page's script draws the same charts as its maker: every mark at the same place."""
     document = make_document(520, metrics=("average_precision",))
@@ -264,7 +304,7 @@ def axe_script() -> str:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("kind", ["tune", "thresholds", "evaluate", "audit", "paper"])
+@pytest.mark.parametrize("kind", ["tune", "thresholds", "evaluate", "audit", "paper", "pictures"])
 def test_axe_finds_nothing_serious(look: Any, axe_script: str, kind: str, scheme: str) -> None:
     """No serious or critical violation of accessibility rules, with everything unfolded."""
     window = look(pages()[kind], scheme=scheme)

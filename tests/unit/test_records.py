@@ -16,7 +16,7 @@ import catwise
 from catwise._configs import PaperConfig
 from catwise.errors import OutputError
 from catwise.heads import Head
-from catwise.metrics.curves import HeadCurves
+from catwise.metrics.curves import HeadCurves, MovedRow
 from catwise.reporting import RECORD_COLUMNS, RUN_FILES
 from catwise.testing import make_task
 from catwise.tuning import Record, SelectResult, Summary, TuneResult
@@ -142,6 +142,9 @@ def test_a_head_as_a_layer(bias: bool, dtype: torch.dtype) -> None:
 def test_the_documented_curves_are_those_of_the_class() -> None:
     """Name and meaning of every field that curves are drawn from, in their order."""
     table = DOCS.read_text(encoding="utf-8").split("## curves.json")[1].split("\n## ")[0]
-    hints = get_type_hints(HeadCurves, include_extras=True)
-    expected = [(name, get_args(hint)[1]) for name, hint in hints.items()]
+    hints = [
+        *get_type_hints(HeadCurves, include_extras=True).items(),
+        *get_type_hints(MovedRow, include_extras=True).items(),
+    ]
+    expected = [(name, get_args(hint)[1]) for name, hint in hints]
     assert re.findall(r"^\| `(\w+)` \| (.+) \|$", table, re.MULTILINE) == expected

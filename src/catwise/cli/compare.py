@@ -126,7 +126,7 @@ def command(given: Options) -> None:
     data, by, inputs = None, None, {}
     source = given.data.source
     if source is not None:
-        features, labels, by = load_source(source, given.table, given.by)
+        features, labels, by, _ = load_source(source, given.table, given.by)
         data = features, labels
         inputs = {
             "features": describe_features(source.features, features),

@@ -37,6 +37,7 @@ from catwise.cli.options import (
 from catwise.cli.outputs import hold_output
 from catwise.cli.pages import write_page
 from catwise.cli.prevalence import PREVALENCE_HELP, one_or_many
+from catwise.cli.thumbnails import ThumbnailOptions, open_images, thumbnails_of
 
 if TYPE_CHECKING:
     from catwise.heads import Head
@@ -90,7 +91,16 @@ class Options:
     force: bool = option(default=False, help=FORCE_HELP)
     csv_path: Path | None = option(None, names="--csv", metavar="FILE", help=CSV_HELP)
     report: Path | None = option(None, metavar="FILE", help=REPORT_HELP)
+    pictures: ThumbnailOptions = group("Images in the report")
     output: Output = group("Output")
+
+    def __post_init__(self) -> None:
+        asked = self.pictures.images is not None or self.pictures.thumbnails
+        if asked and (self.against is None or self.report is None):
+            raise click.UsageError(
+                "--images and --thumbnails show what moved from one head to another: they need "
+                "--against and --report."
+            )
 
 
 @make_command("evaluate", "Score a head, category by category.")
@@ -112,7 +122,9 @@ def command(given: Options) -> None:
     other = (
         None if given.against is None else _other(given.against, given.against_key, source, head)
     )
-    features, labels, by = load_source(data, given.table, given.by)
+    features, labels, by, dataset = load_source(data, given.table, given.by)
+    drawn = other is not None and given.report is not None and given.by == "image"
+    images = open_images(given.pictures, data, dataset) if drawn else None
     labels = known_categories(labels, head.categories, given.match.unknown_categories, output)
     found = _scored(given, head, other, (features, labels), prevalence=shares, by=by)
     inputs = {
@@ -125,7 +137,9 @@ def command(given: Options) -> None:
     if given.csv_path is not None:
         _write(given.csv_path, found.records())
     if given.report is not None:
-        write_page(given.report, found, inputs)
+        page = found.page_document()
+        pictures = thumbnails_of(page.get("curves"), images, output)
+        write_page(given.report, {**page, "thumbnails": pictures}, inputs)
     document = found.to_dict()
     if other is None:
         _show(document, tuple(dict.fromkeys(given.metrics)), output)

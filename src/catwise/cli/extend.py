@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from catwise._configs import TuneConfig
@@ -11,7 +11,6 @@ from catwise._options import group, option
 from catwise.cli.building import make_command
 from catwise.cli.console import Output
 from catwise.cli.inputs import (
-    Pair,
     check_device,
     describe_head,
     environment,
@@ -73,7 +72,7 @@ def command(given: Options) -> None:
     settings = {**config.tuning(), "device": given.device, "policy": policy}
     if given.dry_run:
         new = new_rows(head, pair.train, pair.valid, pair.test)
-        fits = Pair(new.train, new.valid, new.test, pair.about)
+        fits = replace(pair, train=new.train, valid=new.valid, test=new.test)
         settings["logits"] = None
         rehearse("extend", new.base, fits, settings, inputs, out=out, output=output)
         return

@@ -18,6 +18,7 @@ from catwise.cli.labelled import describe_labels, known_categories, load_dataset
 from catwise.cli.models import ModelOptions, load_the_model
 from catwise.cli.options import LabelledOptions, MatchOptions, PolicyOptions, TableOptions
 from catwise.cli.parts import images_of, named_parts
+from catwise.cli.thumbnails import is_medical
 from catwise.cli.unchanged import NOTHING_TO_DO, inputs_digest, is_unchanged, note_unchanged
 from catwise.errors import HarmError
 
@@ -83,7 +84,7 @@ def command(given: Options) -> None:
     """
     model, source, table, output = given.model, given.source, given.table, given.output
     check_device(given.config.device)
-    config = dataclasses.replace(given.config, policy=load_policy(given.policy))
+    config = _config(given)
     if source.split is not None:
         raise click.UsageError("fix takes --train-split, --valid-split and --test-split.")
     digest = inputs_digest(given, given.out) if given.update else ""
@@ -125,6 +126,14 @@ def command(given: Options) -> None:
     _refuse_harm(result)
     if given.update:
         note_unchanged(given.out, digest)
+
+
+def _config(given: Options) -> FixConfig:
+    """The options with what labels count as; medical images are shown only if asked for."""
+    config = dataclasses.replace(given.config, policy=load_policy(given.policy))
+    if config.thumbnails is None and is_medical(given.source):
+        return dataclasses.replace(config, thumbnails=False)
+    return config
 
 
 def _prepare(

@@ -32,6 +32,7 @@ from catwise.errors import ConfigError, OutputError, ShapeError
 
 if TYPE_CHECKING:
     from catwise.cli.console import Output
+    from catwise.data import Dataset
     from catwise.features.by_category import CategoryFeatures
     from catwise.features.inputs import Features
     from catwise.heads import Head
@@ -42,14 +43,15 @@ POLICIES: Final = ("unknown", "negative", "positive")
 
 def load_source(
     data: SourceOptions, table: TableOptions, by: str = "image"
-) -> tuple[Any, PartialLabels, Any]:
-    """Read features and labels of one source, and what is scored as one."""
+) -> tuple[Any, PartialLabels, Any, Dataset]:
+    """Read features and labels of one source, what is scored as one, and the data set."""
     from catwise.features import read_features
 
     dataset = load_dataset(data, table)
     labels = dataset.labels
     features = read_features(data.features, key=data.features_key, ids_key=data.ids_key)
-    return split_features(features, labels, data, table), labels, scored_as_one(dataset, by)
+    rows = split_features(features, labels, data, table)
+    return rows, labels, scored_as_one(dataset, by), dataset
 
 
 def named_paths(given: Sequence[str], option: str) -> dict[str, Path]:
@@ -77,12 +79,15 @@ class Pair:
         valid: features and labels, or None.
         test: features and labels of rows that fit and choose nothing, or None.
         about: what the report says about them.
+        judging: which of them says what changed, and its data set: test, else validation, else
+            training.
     """
 
     train: tuple[Any, PartialLabels]
     valid: tuple[Any, PartialLabels] | None
     test: tuple[Any, PartialLabels] | None
     about: dict[str, Any]
+    judging: tuple[LabelledOptions, Dataset]
 
     def known_to(self, head: Sequence[str], how: str, output: Output) -> Pair:
         """The same without the categories that a head does not have, where these are ignored."""
@@ -90,7 +95,8 @@ class Pair:
         def kept(source: tuple[Any, PartialLabels] | None, told: Output | None = None) -> Any:
             return source and (source[0], known_categories(source[1], head, how, told))
 
-        return Pair(kept(self.train, output), kept(self.valid), kept(self.test), self.about)
+        train, valid, test = kept(self.train, output), kept(self.valid), kept(self.test)
+        return dataclasses.replace(self, train=train, valid=valid, test=test)
 
 
 def load_pair(data: PairOptions, table: TableOptions) -> Pair:
@@ -108,13 +114,14 @@ def load_pair(data: PairOptions, table: TableOptions) -> Pair:
             continue
         path = own.get(name)
         features: Any = common if path is None else read(path)
-        labels = load_dataset(source, table).labels
+        dataset = load_dataset(source, table)
+        labels, judging = dataset.labels, (source, dataset)
         about[f"{name} features"] = describe_features(path or data.features, features)
         about[f"{name} labels"] = describe_labels(source, labels, table)
         if (own["valid"] if name == "train" else path) is None:
             features = split_features(features, labels, source, table)
         found[name] = features, labels
-    return Pair(found["train"], found.get("valid"), found.get("test"), about)
+    return Pair(found["train"], found.get("valid"), found.get("test"), about, judging)
 
 
 def _test_of(data: PairOptions, table: TableOptions) -> LabelledOptions | None:

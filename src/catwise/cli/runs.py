@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from catwise.cli.console import Output
+from catwise.cli.thumbnails import Images, thumbnails_of
 
 if TYPE_CHECKING:
     from catwise.tuning import SelectResult, TuneResult
@@ -24,11 +25,13 @@ def finish(
     inputs: Mapping[str, Any],
     overwrite: bool,
     output: Output,
+    images: Images | None = None,
 ) -> None:
     """Write the run and say what came of it; the report's path stands last."""
     from catwise.reporting import run_document, run_table, summary_lines, write_run
 
-    written = write_run(result, out, inputs=inputs, overwrite=overwrite)
+    pictures = thumbnails_of(getattr(result, "curves", None), images, output)
+    written = write_run(result, out, inputs=inputs, thumbnails=pictures, overwrite=overwrite)
     document = run_document(result, inputs=inputs)
     output.table(run_table(document, limit=output.rows))
     for line in (*summary_lines(document), *_advice(document), *document["notes"]):

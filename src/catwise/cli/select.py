@@ -70,7 +70,7 @@ def command(given: Options) -> None:
 
     hold_output(out, parents=True)
     check_output(out, overwrite=given.overwrite)
-    features, labels, _ = load_source(data, given.table)
+    features, labels, *_ = load_source(data, given.table)
     read = {name: read_candidate(path) for name, path in candidates.items()}
     for run in read.values():
         how = given.match.unknown_categories

@@ -33,6 +33,7 @@ from catwise.cli.options import (
 )
 from catwise.cli.outputs import hold_output
 from catwise.cli.runs import OVERWRITE_HELP, RUN_HELP, finish
+from catwise.cli.thumbnails import ThumbnailOptions, open_images
 
 if TYPE_CHECKING:
     from catwise.heads import Head
@@ -60,6 +61,7 @@ class Options:
         default=False, help="Check everything, say what would run; write nothing."
     )
     overwrite: bool = option(default=False, help=OVERWRITE_HELP)
+    pictures: ThumbnailOptions = group("Images in the report")
     out: Path = option(metavar="DIR", first=True, help=RUN_HELP)
     output: Output = group("Output")
 
@@ -85,6 +87,7 @@ def command(given: Options) -> None:
     check_output(out, overwrite=given.overwrite)
     check_device(given.device)
     pair = load_pair(data, given.table)
+    images = open_images(given.pictures, *pair.judging)
     read = load_the_head(given.source, given.table)
     pair = pair.known_to(read.categories, given.match.unknown_categories, output)
     head = name_rows(read, pair.train[1].categories)
@@ -107,7 +110,9 @@ def command(given: Options) -> None:
 
     with output.progress() as progress:
         result = tune(head, pair.train, pair.valid, test=pair.test, progress=progress, **settings)
-    finish("tune", result, out, inputs=inputs, overwrite=given.overwrite, output=output)
+    finish(
+        "tune", result, out, inputs=inputs, overwrite=given.overwrite, output=output, images=images
+    )
 
 
 def rehearse(

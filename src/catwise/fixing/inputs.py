@@ -24,7 +24,7 @@ from catwise.models.registry import load_model
 from catwise.models.sources import ImageSource
 
 SPLITS: Final = ("train", "valid", "test")
-_NOT_IN_RESULTS: Final = ("workers", "device", "paper")
+_NOT_IN_RESULTS: Final = ("workers", "device", "paper", "thumbnails")
 
 
 def checked_splits(labels: Mapping[str, PartialLabels]) -> dict[str, PartialLabels]:

@@ -55,6 +55,7 @@ from catwise.models.layers import ranks_of, weights_digest
 from catwise.models.loading import ImageRows
 from catwise.models.recipes import recipe_of
 from catwise.models.sources import ImageSource
+from catwise.models.thumbnails import make_thumbnails
 from catwise.models.updating import Updated, update_features
 from catwise.models.verify import Verified, check_output, first_images, noise, verify_copy
 from catwise.models.ways import way_notes
@@ -281,7 +282,7 @@ class PreparedFix:
             tell("verify")
             if not state.done("verify"):
                 state.finish("verify", {"verified": _verified(self, target, head)._asdict()})
-            result = _account(self, head, left_out)
+            result = _account(self, head, left_out, progress)
             tell(_DONE)
             return replace(result, updated=updated, against=_against(self, head, store))
 
@@ -430,7 +431,12 @@ def _verified(job: PreparedFix, target: Path, head: Head) -> Verified:
     return seen._replace(gap=float(f"{seen.gap:.0e}"), change=float(f"{seen.change:.3g}"))
 
 
-def _account(job: PreparedFix, head: Head, left_out: list[dict[str, str]]) -> FixResult:
+def _account(
+    job: PreparedFix,
+    head: Head,
+    left_out: list[dict[str, str]],
+    progress: ProgressCallback | None,
+) -> FixResult:
     """Report and card, always made again from what the steps left."""
     folder, facts = job.state.folder, job.state.facts
     target = folder / job.state.target
@@ -438,7 +444,11 @@ def _account(job: PreparedFix, head: Head, left_out: list[dict[str, str]]) -> Fi
     about = account.describe_checkpoint(job.model, target, facts, left_out)
     if run["evaluation"] is not None:
         write_json(folder / EVALUATION, run["evaluation"])
-    write_text(folder / REPORT, render_report({**run, "checkpoint": about}))
+    wanted, pictures = job.config.thumbnails, None
+    if wanted is not False and run.get("curves"):
+        pictures = make_thumbnails(run["curves"], job.source, wanted=wanted, progress=progress)
+    page = {**run, "checkpoint": about, "thumbnails": pictures}
+    write_text(folder / REPORT, render_report(page))
     write_text(folder / CARD, account.card(job.model, head, run, about))
     return FixResult(
         out=folder,

@@ -22,8 +22,12 @@ BINS: Final = 10
 STEPS: Final = 20
 """Steps of equal width of a distribution of scores."""
 
+MOVED: Final = 6
+"""Images of a category whose probability moved most, at most."""
+
 _POINTS: Final = 24
 _FEW_POINTS: Final = 10
+_FEW_MOVED: Final = 3
 _MANY: Final = 500
 
 
@@ -47,13 +51,32 @@ class HeadCurves:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MovedRow:
+    """One known row, and its probability with either head."""
+
+    id: Annotated[str | None, "of the image (or study, or patient); null where there are no ids"]
+    row: Annotated[int, "its place among the rows, from 0"]
+    before: Annotated[float, "probability by the original head"]
+    after: Annotated[float, "probability by the new head"]
+    positive: Annotated[bool, "whether its known label is positive"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True, kw_only=True)
 class CategoryCurves:
-    """One category: how its known rows score, by head ("before" and "after", or "score")."""
+    """One category: how its known rows score, by head ("before" and "after", or "score").
+
+    `moved` are the known rows whose probability differs most between the two heads, most first.
+    """
 
     category: str
     n_positive: int
     n_negative: int
     heads: Mapping[str, HeadCurves]
+    moved: tuple[MovedRow, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -63,6 +86,7 @@ class CategoryCurves:
             "n_positive": self.n_positive,
             "n_negative": self.n_negative,
             "heads": heads,
+            **({"moved": [one.to_dict() for one in self.moved]} if "after" in heads else {}),
         }
 
 
@@ -71,21 +95,27 @@ class CurveCollector:
 
     def __init__(self, categories: tuple[str, ...]) -> None:
         self._categories = categories
-        self._points = _FEW_POINTS if len(categories) > _MANY else _POINTS
+        many = len(categories) > _MANY
+        self._points = _FEW_POINTS if many else _POINTS
+        self._most = _FEW_MOVED if many else MOVED
         self._found: list[CategoryCurves] = []
 
     def add(self, block: slice, logits: Mapping[str, Array], labels: PartialLabels | Array) -> None:
         """Take a block of B categories in: (N, B) logits by head, and their labels."""
         sides = {name: torch.as_tensor(one) for name, one in logits.items()}
         labels = checked_labels(labels)
+        ids = labels.ids if isinstance(labels, PartialLabels) else None
         for at, c in enumerate(range(block.start, block.stop)):
-            heads, positive = {}, np.zeros(0, dtype=bool)
-            for name, side in sides.items():
-                known = known_scores(side, labels, at)
-                positive = known.positive
-                if positive.size:
-                    scores = known.scores.astype(np.float64)
-                    heads[name] = curves_of(scores, positive, points=self._points)
+            known = {name: known_scores(side, labels, at) for name, side in sides.items()}
+            scores = {name: one.scores.astype(np.float64) for name, one in known.items()}
+            first = next(iter(known.values()))
+            positive = first.positive
+            heads = {
+                name: curves_of(side, positive, points=self._points)
+                for name, side in scores.items()
+                if positive.size
+            }
+            moved = _moved(scores, first.rows, positive, ids, most=self._most)
             n_positive = int(np.count_nonzero(positive))
             self._found.append(
                 CategoryCurves(
@@ -93,6 +123,7 @@ class CurveCollector:
                     n_positive=n_positive,
                     n_negative=positive.size - n_positive,
                     heads=heads,
+                    moved=moved,
                 )
             )
 
@@ -142,6 +173,39 @@ def curves_of(
     )
 
 
+def _moved(
+    scores: Mapping[str, NDArray[np.float64]],
+    rows: NDArray[np.int64],
+    positive: NDArray[np.bool_],
+    ids: NDArray[np.str_] | None,
+    *,
+    most: int,
+) -> tuple[MovedRow, ...]:
+    """The known rows whose probability differs most; none that is the same, none of one head."""
+    if scores.keys() != {"before", "after"}:
+        return ()
+    before, after = _sigmoid(scores["before"]), _sigmoid(scores["after"])
+    change = np.abs(after - before)
+    order = np.argsort(-change, kind="stable")[:most]  # of equal ones the first rows
+    return tuple(
+        MovedRow(
+            id=None if ids is None else str(ids[rows[at]]),
+            row=int(rows[at]),
+            before=float(f"{before[at]:.4g}"),
+            after=float(f"{after[at]:.4g}"),
+            positive=bool(positive[at]),
+        )
+        for at in order.tolist()
+        if change[at] > 0
+    )
+
+
+def _sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    with np.errstate(over="ignore"):
+        found: NDArray[np.float64] = 1.0 / (1.0 + np.exp(-logits))
+    return found
+
+
 def _operating_points(
     hits: NDArray[np.bool_], starts: NDArray[np.int64], points: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -168,7 +232,5 @@ def _bins(
     place = BINS * starts // ranked.size  # of a distinct logit, by the rows that score less
     first = starts[np.append(0, np.flatnonzero(np.diff(place)) + 1)]
     rows = np.diff(np.append(first, ranked.size))
-    with np.errstate(over="ignore"):
-        probability = 1.0 / (1.0 + np.exp(-ranked))
-    mean = np.add.reduceat(probability, first) / rows
+    mean = np.add.reduceat(_sigmoid(ranked), first) / rows
     return mean, np.add.reduceat(hits.astype(np.int64), first), rows

@@ -15,7 +15,17 @@ from catwise._text import clean
 from catwise.reporting.charts.chart import Chart
 from catwise.reporting.charts.marks import data_marks, frame_marks
 from catwise.reporting.charts.svg import chart_style, element, label_of, mark_text
-from catwise.reporting.page import MANY, Charts, Facts, Forest, Page, Part, Text
+from catwise.reporting.page import (
+    MANY,
+    Charts,
+    Facts,
+    Forest,
+    Page,
+    Part,
+    Picture,
+    Pictures,
+    Text,
+)
 from catwise.reporting.pages.audit import audit_page
 from catwise.reporting.pages.evaluation import comparison_page, evaluation_page
 from catwise.reporting.pages.run import run_page
@@ -65,17 +75,20 @@ def render_report(document: Mapping[str, Any]) -> str:
     )
     environment.filters["kind"] = lambda block: type(block).__name__
     frames = _Frames(page)
+    shown = dict.fromkeys(one.source for one in _pictures(page) if one.source)
+    sources = {source: place for place, source in enumerate(shown)}
     template = environment.from_string(_raw("report.html.j2"))
     return template.render(
         page=page,
         many=len(page.parts) > MANY,
         first_rows=_FIRST_ROWS,
         rows=_Verbatim(_table_json(page)),
-        chunks=[_Verbatim(chunk) for chunk in _chunks(page, frames)],
+        chunks=[_Verbatim(chunk) for chunk in _chunks(page, frames, sources)],
+        pictures_json=_Verbatim(_json(list(sources))) if sources else None,
         chunk_size=_CHUNK,
         draw=lambda chart: _Verbatim(frames.draw(chart)),
         frames=_Verbatim(frames.definitions()),
-        policy=_policy(style, scripts),
+        policy=_policy(style, scripts, has_images=bool(sources)),
         style=_Verbatim(style),
         script=_Verbatim(scripts[0]),
     )
@@ -116,14 +129,15 @@ class _Verbatim:
         return self._text
 
 
-def _policy(style: str, scripts: Iterable[str]) -> str:
-    """A content security policy that allows this page's own style and script, and nothing else."""
+def _policy(style: str, scripts: Iterable[str], *, has_images: bool) -> str:
+    """A content security policy that allows what is in this page, and nothing from elsewhere."""
 
     def allow(text: str) -> str:
         return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
 
     allowed = " ".join(map(allow, scripts))
-    return f"default-src 'none'; style-src {allow(style)}; script-src {allowed}"
+    images = "; img-src data:" if has_images else ""
+    return f"default-src 'none'; style-src {allow(style)}; script-src {allowed}{images}"
 
 
 class _Frames:
@@ -178,6 +192,14 @@ def _charts(page: Page) -> Iterator[Chart]:
             yield from (block.wide, block.narrow)
 
 
+def _pictures(page: Page) -> Iterator[Picture]:
+    """All images of a page, shown or not."""
+    for part in page.parts:
+        for block in part.blocks:
+            if isinstance(block, Pictures):
+                yield from block.pictures
+
+
 # ------------------------------------------------------------------------ embedded records
 
 
@@ -194,25 +216,34 @@ def _table_json(page: Page) -> str:
     )  # fmt: skip
 
 
-def _chunks(page: Page, frames: _Frames) -> Iterator[str]:
+def _chunks(page: Page, frames: _Frames, sources: Mapping[str, int]) -> Iterator[str]:
     """The parts of very many categories, in pieces."""
     if len(page.parts) <= MANY:
         return
     for start in range(0, len(page.parts), _CHUNK):
-        yield _json([_part_record(part, frames) for part in page.parts[start : start + _CHUNK]])
+        parts = page.parts[start : start + _CHUNK]
+        yield _json([_part_record(part, frames, sources) for part in parts])
 
 
-def _part_record(part: Part, frames: _Frames) -> dict[str, Any]:
+def _part_record(part: Part, frames: _Frames, sources: Mapping[str, int]) -> dict[str, Any]:
     facts = [pair for block in part.blocks if isinstance(block, Facts) for pair in block.pairs]
     texts = [block.text for block in part.blocks if isinstance(block, Text)]
     charts = [one for block in part.blocks if isinstance(block, Charts) for one in block.charts]
+    listed = [block for block in part.blocks if isinstance(block, Pictures)]
     return {
+        "title": clean(listed[0].title) if listed else "",
+        "pictures": [
+            [clean(one.name), clean(one.alternative) if one.source else "",
+             [clean(line) for line in one.lines], sources.get(one.source)]
+            for block in listed
+            for one in block.pictures
+        ],
         "name": clean(part.name),
         "summary": clean(part.summary),
         "facts": [[clean(name), clean(text)] for name, text in facts],
         "texts": [clean(text) for text in texts],
         "charts": [frames.record(chart) for chart in charts],
-    }
+    }  # fmt: skip
 
 
 def _json(value: object) -> str:

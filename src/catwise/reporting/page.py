@@ -69,7 +69,29 @@ class Names:
     names: Sequence[tuple[str, int]]  # and their numbers, for links
 
 
-Block: TypeAlias = Text | Listing | Facts | Charts | Forest | Grid | Names
+@dataclass(frozen=True)
+class Picture:
+    """One image: its name, what is said of it, and its "data:" address where it is shown."""
+
+    name: str
+    lines: Sequence[str]
+    source: str = ""
+
+    @property
+    def alternative(self) -> str:
+        """What stands for it where it is not seen."""
+        return f"Image {self.name}: {', '.join(self.lines)}"
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Images side by side, or what is said of them where they are not shown."""
+
+    title: str
+    pictures: Sequence[Picture]
+
+
+Block: TypeAlias = Text | Listing | Facts | Charts | Forest | Grid | Names | Pictures
 
 
 @dataclass(frozen=True)

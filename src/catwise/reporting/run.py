@@ -194,6 +194,7 @@ def write_run(
     folder: str | os.PathLike[str],
     *,
     inputs: Mapping[str, Any] | None = None,
+    thumbnails: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> dict[str, Path]:
     """Write a run: the head, its records, summary, configuration, folds and report.
@@ -204,6 +205,7 @@ def write_run(
         result: what `tune` or `select` gave.
         folder: where; missing parents are made.
         inputs: where features, labels and head came from, JSON-ready.
+        thumbnails: pictures for the report, of :func:`catwise.models.thumbnails.make_thumbnails`.
         overwrite: replace an earlier run there.
 
     Returns:
@@ -225,7 +227,9 @@ def write_run(
         "records.csv": lambda target: write_text(target, records_csv(document["records"])),
         "config.json": lambda target: write_json(target, config),
         "summary.json": lambda target: write_json(target, summary),
-        "report.html": lambda target: write_text(target, render_report(document)),
+        "report.html": lambda target: write_text(
+            target, render_report({**document, "thumbnails": thumbnails})
+        ),
     }
     for name in filter(document.get, _DRAWN):  # thousands of numbers: no spaces
         writers[f"{name}.json"] = partial(_write_compact, value=document[name])

@@ -30,7 +30,10 @@ from catwise.reporting.pages.parts import (
     curve_sections,
     difference_cells,
     forest,
+    moved_images,
+    moved_section,
     provenance,
+    rows_name,
     sentence_case,
 )
 from catwise.reporting.pages.words import metric_words, words
@@ -290,6 +293,7 @@ def _comparison_sections(document: Mapping[str, Any]) -> list[Section]:
     caption = "Means over the categories that can be scored."
     return [
         *curve_sections(document.get("curves")),
+        *moved_section(document.get("curves"), document.get("thumbnails")),
         Section("metrics", "All metrics", [Grid(caption, headings, rows)]),
         *_notes(document),
     ]
@@ -310,7 +314,11 @@ def _comparison_parts(
             f"{count(rows[0]['n_positive'])} positives, {count(rows[0]['n_negative'])} negatives"
         )
         text = f"{score(rows[0]['before'])} → {score(rows[0]['after'])}, {outcome_text(rows[0])}"
-        blocks = [Facts([*pairs, ("known", known)]), *category_charts(curves.get(name))]
+        moved = moved_images(
+            curves.get(name), rows_name(document.get("curves")), document.get("thumbnails")
+        )
+        facts = Facts([*pairs, ("known", known)])
+        blocks = [facts, *category_charts(curves.get(name)), *moved]
         parts.append(Part(name, number, text, blocks))
     return parts
 

@@ -9,7 +9,7 @@ from catwise._text import gain, interval, plural, score, value_text
 from catwise.reporting.charts.chart import Chart
 from catwise.reporting.charts.curves import distribution, precision_recall, reliability, roc
 from catwise.reporting.charts.progress import learning
-from catwise.reporting.page import Block, Charts, Facts, Forest, Section, Text
+from catwise.reporting.page import Block, Charts, Facts, Forest, Picture, Pictures, Section, Text
 from catwise.reporting.summary import metric_label
 
 _DATA = ("train labels", "labels", "valid labels", "train features", "features")
@@ -17,6 +17,8 @@ _NAMED_BY = ("name", "dataset", "path", "key")
 
 WIDE, NARROW = 960, 440
 """Widths of a forest."""
+
+_PICTURE = "data:image/jpeg;base64,"
 
 _ROWS = {"test": "test rows", "validation": "validation rows", "training": "training rows"}
 
@@ -87,6 +89,47 @@ def category_charts(
         chart = learning(history, name, quantity=quantity, metric=metric)
         drawn += [] if chart is None else [chart]
     return [Charts(drawn)] if drawn else []
+
+
+def moved_images(
+    curve: Mapping[str, Any] | None, where: str, thumbnails: Mapping[str, Any] | None
+) -> list[Block]:
+    """The images of one category whose probability moved most, with pictures where there are any.
+
+    Args:
+        curve: of the category.
+        where: of which images it is.
+        thumbnails: as :func:`catwise.models.thumbnails.make_thumbnails` gives them.
+    """
+    rows = (curve or {}).get("moved") or []
+    if curve is None or not rows:
+        return []
+    told = thumbnails or {}
+    shown = set((told.get("categories") or {}).get(str(curve["category"])) or [])
+    pictures = []
+    for one in rows:
+        name = str(one["id"]) if one["id"] is not None else f"in row {one['row']:,}"
+        label = "known positive" if one["positive"] else "known negative"
+        lines = [f"{score(one['before'])} → {score(one['after'])}", label]
+        if problem := (told.get("problems") or {}).get(one["id"]):
+            lines.append(str(problem))
+        source = told["images"][one["id"]] if one["id"] in shown else ""
+        pictures.append(Picture(name, lines, source if source.startswith(_PICTURE) else ""))
+    return [Pictures(f"Images whose probability moved most, of {where}", pictures)]
+
+
+def moved_section(
+    curves: Mapping[str, Any] | None, thumbnails: Mapping[str, Any] | None
+) -> list[Section]:
+    """Where the images that moved most stand, and why some are not shown."""
+    if not any(one.get("moved") for one in (curves or {}).get("categories") or []):
+        return []
+    text = (
+        f"The part of each category names the images, of {rows_name(curves)}, whose probability "
+        "differs most between the two heads, with their known label."
+    )
+    notes = [Text(str(one)) for one in (thumbnails or {}).get("notes") or []]
+    return [Section("moved", "Which images moved most", [Text(text), *notes])]
 
 
 def by_category(rows: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:

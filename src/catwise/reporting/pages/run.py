@@ -34,6 +34,8 @@ from catwise.reporting.pages.parts import (
     curve_sections,
     difference_cells,
     forest,
+    moved_images,
+    moved_section,
     provenance,
     rows_name,
     sentence_case,
@@ -244,6 +246,7 @@ def _more_sections(
     found = [
         _reasons(records),
         *curve_sections(document.get("curves")),
+        *moved_section(document.get("curves"), document.get("thumbnails")),
         thresholds_section(document.get("thresholds")),
         _metrics(document.get("evaluation")),
         _gap(document.get("gap")),
@@ -404,7 +407,8 @@ def _parts(document: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) ->
         more = [] if limit is None else [("threshold (logit)", score(limit))]
         pairs = Facts([*_facts(record, tested.get(name)), *more])
         summary = _summary(record, tested.get(name))
-        parts.append(Part(name, number, summary, [pairs, *note, *charts]))
+        moved = moved_images(curves.get(name), where, document.get("thumbnails"))
+        parts.append(Part(name, number, summary, [pairs, *note, *charts, *moved]))
     return parts
 
 

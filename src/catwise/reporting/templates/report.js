@@ -33,6 +33,12 @@
     return svg;
   };
 
+  let pictures = null;
+  const sources = () => {
+    if (pictures === null) pictures = read("pictures");
+    return pictures;
+  };
+
   // The part of a category: there already, or drawn from its record.
   const drawn = new Map();
   const record = (number) => {
@@ -57,11 +63,24 @@
       figure.append(make("figcaption", chart[2].split(". ")[0].replace(/\?.*/, "?")), draw(chart));
       charts.append(figure);
     }
+    const images = make("ul", undefined, "pictures");
+    for (const [name, alternative, lines, place] of found.pictures) {
+      const item = make("li");
+      if (place !== null) {
+        const image = make("img");
+        image.alt = alternative;
+        image.src = sources()[place];
+        item.append(image);
+      }
+      item.append(make("span", name, "name"), ...lines.map((line) => make("span", line)));
+      images.append(item);
+    }
+    const moved = found.pictures.length ? [make("h3", found.title), images] : [];
     const back = make("p");
     const link = make("a", "Back to all categories");
     link.href = "#categories";
     back.append(link);
-    part.append(summary, facts, ...found.texts.map((text) => make("p", text, "soft")), charts, back);
+    part.append(summary, facts, ...found.texts.map((text) => make("p", text, "soft")), charts, ...moved, back);
     find("parts").prepend(part);
     return part;
   };
