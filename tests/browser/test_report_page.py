@@ -54,7 +54,19 @@ def pages() -> dict[str, str]:
         "unknown_together": unknown_together(labels),
     }
     run = tuned.page_document()
+    features = task.test.features.values
+    logits = {"old": task.head.logits(features), "new": tuned.head.logits(features)}
+    valid = task.valid.features.values
+    both = {"old": task.head.logits(valid), "new": tuned.head.logits(valid)}
+    mean = catwise.ensemble(both, task.valid.labels, test=(logits, task.test.labels))
+    maps = catwise.calibrate(
+        3 * tuned.folds.logits, task.valid.labels, test=(3 * logits["new"], task.test.labels)
+    )
+    runs = catwise.compare_runs({"default": tuned, "published": paper}, test)
     return {
+        "calibrate": render_report(maps.page_document()),
+        "ensemble": render_report(mean.page_document()),
+        "runs": render_report(runs.page_document()),
         "tune": render_report(run),
         "validation": render_report(
             catwise.tune(task.head, task.train.pair, task.valid.pair).page_document()
@@ -89,7 +101,7 @@ def with_pictures(document: dict[str, Any]) -> dict[str, Any]:
 
 KINDS = (
     "tune", "validation", "paper", "thresholds", "evaluate", "compare", "audit", "pictures",
-    "many names", "hundreds",
+    "many names", "hundreds", "calibrate", "ensemble", "runs",
 )  # fmt: skip
 
 
@@ -98,7 +110,8 @@ KINDS = (
 def test_first_screen(look: Any, kind: str, size: tuple[int, int]) -> None:
     """Verdict, before → after with interval, counts and next step are seen without scrolling."""
     window = look(pages()[kind], *size)
-    without_scores = {"paper"}  # what chose cannot say what it is worth, and nothing else judges
+    # What chose cannot say what it is worth; of several runs there is no one change.
+    without_scores = {"paper", "runs"}
     scores = () if kind in without_scores else (".scores", ".of")
     for name in (".verdict", *scores, ".counts", ".next"):
         box = window.page.locator(f".headline {name}").bounding_box()
@@ -304,7 +317,9 @@ def axe_script() -> str:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("kind", ["tune", "thresholds", "evaluate", "audit", "paper", "pictures"])
+@pytest.mark.parametrize(
+    "kind", ["tune", "thresholds", "evaluate", "audit", "paper", "pictures", "calibrate", "runs"]
+)
 def test_axe_finds_nothing_serious(look: Any, axe_script: str, kind: str, scheme: str) -> None:
     """No serious or critical violation of accessibility rules, with everything unfolded."""
     window = look(pages()[kind], scheme=scheme)

@@ -46,7 +46,7 @@ def _inside(case: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_files(tmp_path: Path) -> None:
     """Every number in CSV, the tables in Markdown and LaTeX, one document on stdout."""
     files = ["--csv", f"{tmp_path}/a.csv", "--markdown", f"{tmp_path}/a.md", "--latex",
-             f"{tmp_path}/a.tex"]  # fmt: skip
+             f"{tmp_path}/a.tex", "--report", f"{tmp_path}/a.html"]  # fmt: skip
     said = json.loads(run("compare", "runs/a", "runs/b", "runs/c", *TEST, *files, "--json").stdout)
     assert (said["reference"], said["command"]) == ("a", "compare")
     assert [one["variant"] for one in said["variants"][::2]] == ["a, b", "c"]
@@ -57,6 +57,9 @@ def test_files(tmp_path: Path) -> None:
     text = (tmp_path / "a.md").read_text()
     assert "| policy.uncertain | unknown | positive |" in text
     assert "**AUROC of each category**" not in text
+    page = (tmp_path / "a.html").read_text("utf-8")
+    assert "2 runs side by side" in page
+    assert "policy.uncertain" in page
     latex = (tmp_path / "a.tex").read_text()
     assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 4
     assert r"policy.uncertain & unknown & positive \\" in latex

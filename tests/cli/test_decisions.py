@@ -88,6 +88,22 @@ def test_calibrate_is_the_librarys(tmp_path: Path) -> None:
         assert [row["category"] for row in csv.DictReader(file)] == list(NAMES)
 
 
+def test_calibrate_writes_a_report(tmp_path: Path) -> None:
+    """The verdict of the test rows, and the file of maps that it speaks of."""
+    report = tmp_path / "c.html"
+    more = ("--prevalence", "ant=0.1", "--out", str(tmp_path / "c.json"), "--report", str(report))
+    given = ("calibrate", *VALID, *TEST, *more)
+    found = document(*given)
+    page = report.read_text("utf-8")
+    ET.fromstring(page.split("\n", 1)[1])  # noqa: S314  # our own text
+    mean = found["test"]["log_loss"]
+    assert f"mean log-loss went from {mean['before']:.4f} to {mean['after']:.4f}" in page
+    assert "all.csv" in page
+    wrong = run(*given[:-1], "all.csv")
+    assert wrong.exit_code != 0
+    assert "is one of the inputs" in wrong.stderr
+
+
 def test_threshold_is_the_librarys(tmp_path: Path) -> None:
     """With every file that can be written, and a table that says why one is missing."""
     out, cut, config = (str(tmp_path / name) for name in ("t.json", "cut.csv", "config.json"))

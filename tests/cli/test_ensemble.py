@@ -92,9 +92,10 @@ def labels_of(split: str) -> PartialLabels:
 def test_runs_are_the_librarys(tmp_path: Path) -> None:
     """Out-of-fold logits calibrate, the runs' heads and their own features are tested."""
     out, csv_path, said = (tmp_path / name for name in ("e.json", "e.csv", "p.csv"))
+    report = tmp_path / "e.html"
     given = [
         "ensemble", *RUNS, *VALID, *ROWS, *TEST, "--out", str(out), "--csv", str(csv_path),
-        "--predictions", str(said),
+        "--predictions", str(said), "--report", str(report),
     ]  # fmt: skip
     found = document(*given)
     members = {
@@ -114,6 +115,11 @@ def test_runs_are_the_librarys(tmp_path: Path) -> None:
     values = [[float(line[name]) for name in NAMES] for line in lines]
     np.testing.assert_allclose(values, wanted.probabilities, rtol=1e-9)
     assert found["against"]["one"]["auroc"]["after"] > 0.6
+    page = report.read_text("utf-8")
+    best = max(
+        found["against"], key=lambda name: found["against"][name]["average_precision"]["before"]
+    )
+    assert f"Against its best member, {best}: " in page
     assert found["categories"][0]["average_precision of two"] < 1
     assert "maps" not in found["members"][0]
     assert [line["category"] for line in table(csv_path)] == list(NAMES)

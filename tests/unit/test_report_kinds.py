@@ -102,6 +102,73 @@ def test_page_of_an_audit() -> None:
     assert [row.get("data-group") for row in rows] == ["enough", "not usable", "not usable"]
 
 
+def test_page_of_a_calibration() -> None:
+    """On test rows before and after, what probabilities mean, and each category's map."""
+    test = task().test
+    logits = (3 * tuned().head.logits(test.features.values), test.labels)
+    source = 3 * tuned().folds.logits
+    found = catwise.calibrate(source, task().valid.labels, test=logits)
+    root = parse(render_report(found.page_document()))
+    first = root.find(".//section[@class='headline helped']")
+    assert first is not None
+    assert first.findtext("p[@class='verdict']") == found.test["log_loss"].sentence()  # type: ignore[index]
+    assert "calibrated probabilities" in text_of(first)
+    text = text_of(root)
+    assert "What probabilities mean" in text
+    assert "How scores order images" not in text
+    rows = root.findall(".//section[@aria-labelledby='maps']//tbody/tr")
+    assert len(rows) == len(found.categories)
+    one = found.categories[0]
+    assert rows[0].findall("td")[1].text == f"{one.map.scale:.4f}"
+    assert len(root.findall(".//details[@id='c-0']//svg")) == 4
+    bare = text_of(parse(render_report(catwise.calibrate(*logits).page_document())))
+    assert "No test rows say whether that helped" in bare
+    assert "test rows), before you use them" in bare
+
+
+def test_page_of_an_ensemble() -> None:
+    """Against its best member, and every member with its weight; without test rows it says so."""
+    labels, test = task().valid.labels, task().test
+    new, old = tuned().head, task().head
+    valid = task().valid.features.values
+    members = {"old": old.logits(valid), "new": new.logits(valid)}
+    rows = {"old": old.logits(test.features.values), "new": new.logits(test.features.values)}
+    found = catwise.ensemble(members, labels, test=(rows, test.labels))
+    document = found.page_document()
+    assert document["best"] == "new"
+    root = parse(render_report(document))
+    verdict = str(root.findtext(".//p[@class='verdict']"))
+    against = next(iter(found.against["new"].values()))  # type: ignore[index]
+    assert verdict == f"Against its best member, new: {against.sentence()}"
+    cells = root.findall(".//section[@aria-labelledby='members']//tbody/tr/th")
+    assert [one.text for one in cells[:2]] == ["old", "new"]
+    bare = text_of(parse(render_report(catwise.ensemble(members, labels).page_document())))
+    assert "No test rows say whether it is better" in bare
+
+
+def test_page_of_runs_side_by_side() -> None:
+    """The first difference, means of every run, and each category in each run."""
+    other = catwise.tune(task().head, task().train.pair, task().valid.pair, metric="auroc")
+    runs = {"tuned": tuned(), "by AUROC": other}
+    found = catwise.compare_runs(runs, task().test.pair, force=True)
+    root = parse(render_report(found.page_document()))
+    assert root.findtext(".//p[@class='verdict']") == found.sentences()[0]
+    names = root.findall(".//section[@aria-labelledby='runs-auroc']//tbody/tr/th")
+    assert [one.text for one in names] == list(runs)
+    rows = root.findall(".//table[@class='categories']/tbody/tr")
+    scores = {
+        (one["run"], one["category"]): one["score"]
+        for one in found.rows
+        if one["metric"] == "average_precision" and one["category"] is not None
+    }
+    assert len(rows) == len(scores) / 2
+    for row in rows:
+        name = "".join(row.find("th").itertext())  # type: ignore[union-attr]
+        shown = [one.text for one in row.findall("td")[:2]]
+        assert shown == [f"{scores[run, name]:.4f}" for run in runs]
+    assert len(root.findall(".//details[@class='part']")) == len(rows)
+
+
 def test_notebooks_show_the_verdict_and_a_chart() -> None:
     """Verdict, counts, next step and the forest; no script."""
     page = tuned()._repr_html_()

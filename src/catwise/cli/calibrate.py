@@ -12,7 +12,8 @@ from catwise._options import group, option
 from catwise.cli.building import make_command
 from catwise.cli.console import Output
 from catwise.cli.decisions import HEAD, DecisionOptions, hold_outputs, load_decisions
-from catwise.cli.options import CSV_HELP
+from catwise.cli.options import CSV_HELP, REPORT_HELP
+from catwise.cli.pages import write_page
 from catwise.cli.prevalence import one_or_many
 
 
@@ -34,6 +35,7 @@ class Options:
     head_out: Path | None = option(
         None, metavar="FILE", help="The head of --run with the maps folded in (affine ones only)."
     )
+    report: Path | None = option(None, metavar="FILE", help=REPORT_HELP)
     output: Output = group("Output")
 
 
@@ -48,7 +50,7 @@ def command(given: Options) -> None:
     decisions, output = given.decisions, given.output
     if given.head_out is not None and decisions.run is None:
         raise click.UsageError("--head-out needs --run.")
-    hold_outputs(decisions, given.out, given.csv_path, given.head_out)
+    hold_outputs(decisions, given.out, given.csv_path, given.head_out, given.report)
     source = load_decisions(decisions)
     from catwise.decisions import calibrate
     from catwise.heads import load_head, save_head
@@ -67,6 +69,8 @@ def command(given: Options) -> None:
     found.save(given.out)
     if given.csv_path is not None:
         found.write_csv(given.csv_path)
+    if given.report is not None:
+        write_page(given.report, found, source.about)
     output.table(calibration_table(found.records(), limit=output.rows))
     output.line(found.population)
     for comparison in (found.test or {}).values():

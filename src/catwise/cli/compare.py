@@ -19,12 +19,14 @@ from catwise.cli.options import (
     DEVICE_HELP,
     FEATURES_HELP,
     FORCE_HELP,
+    REPORT_HELP,
     FileKeys,
     LabelFiles,
     SourceOptions,
     TableOptions,
 )
 from catwise.cli.outputs import hold_output
+from catwise.cli.pages import write_page
 
 if TYPE_CHECKING:
     from catwise.reporting.comparing import RunComparison
@@ -96,6 +98,7 @@ class Options:
     latex: Path | None = option(
         None, metavar="FILE", first=True, help="Write the tables in LaTeX (package booktabs)."
     )
+    report: Path | None = option(None, metavar="FILE", help=REPORT_HELP)
     output: Output = group("Output")
 
     def __post_init__(self) -> None:
@@ -119,7 +122,7 @@ def command(given: Options) -> None:
     from catwise.reporting.run import RUN_FILES
 
     files = [run / name for run in given.runs for name in RUN_FILES]
-    for path in (given.csv_path, given.markdown, given.latex):
+    for path in (given.csv_path, given.markdown, given.latex, given.report):
         if path is not None:
             refuse_inputs(path, given.data.features, given.data.labels, *files)
         hold_output(path)
@@ -148,6 +151,8 @@ def command(given: Options) -> None:
             progress=progress,
         )
     _write(given, found)
+    if given.report is not None:
+        write_page(given.report, found, inputs)
     _show(given, found)
     runs = [str(path) for path in given.runs]
     output.document({"command": "compare", "runs": runs, "inputs": inputs, **found.to_dict()})

@@ -23,8 +23,9 @@ from catwise.cli.members import (
     load_both,
     load_members,
 )
-from catwise.cli.options import CSV_HELP, FORCE_HELP
+from catwise.cli.options import CSV_HELP, FORCE_HELP, REPORT_HELP
 from catwise.cli.outputs import hold_output
+from catwise.cli.pages import write_page
 from catwise.cli.prevalence import PREVALENCE_HELP, one_or_many
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ class Options(LabelSides):
         metavar="FILE",
         help="The one head that a mean of logits is, of runs on the same features.",
     )
+    report: Path | None = option(None, metavar="FILE", help=REPORT_HELP)
     output: Output = group("Output")
 
     def __post_init__(self) -> None:
@@ -117,7 +119,7 @@ class Options(LabelSides):
     def outputs(self) -> tuple[Path | None, ...]:
         """Everything that is written."""
         files = self.predictions, self.submission, self.logits_out, self.head_out
-        return self.out, self.csv_path, *files
+        return self.out, self.csv_path, self.report, *files
 
 
 @make_command("ensemble", "Make one answer of several models.")
@@ -161,7 +163,10 @@ def command(given: Options) -> None:
     if given.logits_out is not None:
         members.save_logits(given.logits_out, found, labels.valid)
     _write(given, found, said, members.heads)
-    _show(given.output, found, labels.about | {"members": places.about})
+    about = labels.about | {"members": places.about}
+    if given.report is not None:
+        write_page(given.report, found, about)
+    _show(given.output, found, about)
 
 
 def _weights(given: tuple[str, ...]) -> str | dict[str, float] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from catwise._json import number
 from catwise._names import CALIBRATIONS
+from catwise._reported import Reported
+from catwise._version import __version__
 from catwise.decisions.document import Document, read_document
 from catwise.decisions.inputs import (
     HeldOut,
@@ -37,6 +39,7 @@ from catwise.joining import match_categories
 from catwise.labels import PartialLabels
 from catwise.labels.reasons import class_reason
 from catwise.metrics import PairedComparison, compare_logits
+from catwise.metrics.curves import CategoryCurves, draw_curves
 from catwise.metrics.intervals import LEVEL
 from catwise.tuning.fits.affine import fit_affine
 
@@ -92,7 +95,7 @@ class CategoryCalibration:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Calibration(Document):
+class Calibration(Document, Reported):
     """A map for each category, and what it did on test rows.
 
     Attributes:
@@ -101,6 +104,7 @@ class Calibration(Document):
         test: {metric: PairedComparison} before and after on test rows; None without them.
         intervals: {metric: (2, C, 2)} ends of the intervals of the scores before and after.
         notes: what to know, a sentence each.
+        curves: of the test rows, uncalibrated and calibrated, for pictures; None without them.
     """
 
     categories: tuple[CategoryCalibration, ...]
@@ -108,6 +112,7 @@ class Calibration(Document):
     test: Mapping[str, PairedComparison] | None = None
     intervals: Mapping[str, NDArray[np.float64]] | None = None
     notes: tuple[str, ...] = ()
+    curves: tuple[CategoryCurves, ...] | None = None
 
     def __repr__(self) -> str:
         methods = sorted({one.method for one in self.categories})
@@ -216,6 +221,18 @@ class Calibration(Document):
             "notes": list(self.notes),
             "categories": self.records(),
         }
+
+    def page_document(self) -> dict[str, Any]:
+        """What the page is made of, JSON-ready."""
+        tests = [one.to_dict() for one in (self.test or {}).values()]
+        document = {"kind": "calibrate", "catwise": __version__, **self.to_dict()}
+        document["comparisons"] = tests
+        if self.curves is not None:
+            document["curves"] = {
+                "rows": "test",
+                "categories": [one.to_dict() for one in self.curves],
+            }
+        return document
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
@@ -443,6 +460,11 @@ def _tested(found: Calibration, rows: HeldOut, level: float) -> Calibration:
         for logits in (before, after)
     ]
     intervals = {name: np.stack([side[name][1] for side in sides]) for name in SHOWN}
-    return Calibration(
-        found.categories, found.population, test, intervals, (*found.notes, *rows.notes)
+    both = {"uncalibrated": before, "calibrated": after}
+    return replace(
+        found,
+        test=test,
+        intervals=intervals,
+        notes=(*found.notes, *rows.notes),
+        curves=draw_curves(both, rows.labels, rows.categories),
     )

@@ -27,6 +27,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from catwise._json import number
+from catwise._reported import Reported
+from catwise._version import __version__
 from catwise.decisions.calibrate import Calibration
 from catwise.decisions.document import Document, read_document
 from catwise.decisions.maps import CalibrationModule, CategoryMap
@@ -76,7 +78,7 @@ class Combined(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Ensemble(Document):
+class Ensemble(Document, Reported):
     """Members, their maps and weights, and what the ensemble did on test rows.
 
     Attributes:
@@ -310,6 +312,25 @@ class Ensemble(Document):
                 self.calibration.categories, self.calibration.population
             ).to_dict(),
         }
+
+    def page_document(self) -> dict[str, Any]:
+        """What the page is made of, JSON-ready: the ensemble against its best member."""
+        found = self.to_dict()
+        del found["calibration"]
+        found["members"] = [{"name": one.name, "kind": one.kind} for one in self.members]
+        found["population"] = self.calibration.population
+        best, comparisons = None, []
+        if self.against:
+            metric = next(iter(next(iter(self.against.values()))))
+            firsts = {name: one[metric] for name, one in self.against.items()}
+            sign = {name: 1 if one.higher_is_better else -1 for name, one in firsts.items()}
+            known = [name for name, one in firsts.items() if one.n_scored]
+            best = max(
+                known or firsts, key=lambda name: float(sign[name] * firsts[name].mean_before)
+            )
+            comparisons = [one.to_dict() for one in self.against[best].values()]
+        more = {"best": best, "comparisons": comparisons}
+        return {"kind": "ensemble", "catwise": __version__, **found, **more}
 
     @classmethod
     def load(cls, path: str | Path) -> Ensemble:

@@ -21,8 +21,10 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from catwise._json import number
+from catwise._json import json_ready, number
+from catwise._reported import Reported
 from catwise._text import gain, plural, score, some, value_text
+from catwise._version import __version__
 from catwise.errors import ConfigError, OutputError, nearest
 from catwise.heads import Head, load_head
 from catwise.labels import LabelPolicy, PartialLabels
@@ -62,7 +64,7 @@ class Run(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class RunComparison:
+class RunComparison(Reported):
     """Runs side by side.
 
     Attributes:
@@ -110,6 +112,12 @@ class RunComparison:
             "rows": self.rows,
             "notes": list(self.notes),
         }
+
+    def page_document(self) -> dict[str, Any]:
+        """What the page is made of, JSON-ready."""
+        ready: dict[str, Any] = json_ready(self.to_dict())
+        more = {"sentences": self.sentences()}
+        return {"kind": "runs", "catwise": __version__, **ready, **more}
 
 
 def compare_runs(

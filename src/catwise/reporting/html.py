@@ -27,13 +27,18 @@ from catwise.reporting.page import (
     Text,
 )
 from catwise.reporting.pages.audit import audit_page
+from catwise.reporting.pages.decisions import calibration_page, ensemble_page
 from catwise.reporting.pages.evaluation import comparison_page, evaluation_page
 from catwise.reporting.pages.run import run_page
+from catwise.reporting.pages.runs import runs_page
 
 _PAGES: Final = {
     "evaluate": evaluation_page,
     "compare": comparison_page,
     "audit": audit_page,
+    "calibrate": calibration_page,
+    "ensemble": ensemble_page,
+    "runs": runs_page,
 }
 _CHUNK: Final = 100
 """Parts in one piece of embedded records: what the page's script parses at once."""
@@ -49,7 +54,8 @@ def render_report(document: Mapping[str, Any]) -> str:
         document: with `kind`: "tune" and "select" as :func:`~catwise.reporting.page_document`
             gives them (of `fix` with its `checkpoint`; with `thresholds`, as
             :meth:`catwise.decisions.Thresholds.to_dict` gives them); "evaluate" and "compare", what
-            `to_dict` of an evaluation or a comparison gives; "audit", what `catwise audit` does.
+            `to_dict` of an evaluation or a comparison gives; "audit", what `catwise audit` does;
+            "calibrate", "ensemble" and "runs" (side by side), what their `page_document` gives.
             Further `inputs`, `curves`, `date` and `catwise`. What is absent is left out.
 
     Returns:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from catwise._text import clean, plural, some
+from catwise.metrics.registry import resolve_metric
 from catwise.reporting.summary import headline
 
 _FEW: Final = 10
@@ -131,3 +132,60 @@ def next_step_of_audit(document: Mapping[str, Any]) -> str:
         return "Fine-tune the head on these labels (catwise tune, or catwise fix)."
     text = "; ".join(steps)
     return f"{text[0].upper()}{text[1:]}. Everything else can be fine-tuned now (catwise tune)."
+
+
+def next_step_of_calibration(document: Mapping[str, Any]) -> str:
+    """After `calibrate`.
+
+    Args:
+        document: as `Calibration.page_document` gives it.
+    """
+    comparisons = document.get("comparisons") or []
+    if not comparisons:
+        return "Try the maps on labelled images that took no part (test rows), before you use them."
+    if comparisons[0]["verdict"] == "harmed":
+        return "Keep the logits as they were: calibrated they are worse on these images."
+    return (
+        "Use the calibrated probabilities (catwise package, or calibrate --head-out), and choose "
+        "thresholds (catwise threshold)."
+    )
+
+
+def next_step_of_ensemble(document: Mapping[str, Any]) -> str:
+    """After `ensemble`.
+
+    Args:
+        document: as `Ensemble.page_document` gives it.
+    """
+    comparisons = document.get("comparisons") or []
+    if not comparisons:
+        return "Compare it with its members on labelled images that took no part (test rows)."
+    best = clean(document["best"])
+    verdicts = {
+        "helped": "Use the ensemble: it is better than each member alone on these images.",
+        "harmed": f"Use the member {best} alone: the ensemble is worse.",
+        "not_judged": "Label more images: with so few they cannot be told apart.",
+    }
+    return verdicts.get(
+        str(comparisons[0]["verdict"]),
+        f"Use the member {best} alone, which costs less, unless single categories below say "
+        "otherwise.",
+    )
+
+
+def next_step_of_runs(document: Mapping[str, Any]) -> str:
+    """After `compare`.
+
+    Args:
+        document: as `RunComparison.page_document` gives it.
+    """
+    metric = document["metrics"][0]
+    own = [one for one in document["variants"] if one["metric"] == metric]
+    better = [one for one in own if one["verdict"] == "helped"]
+    sign = resolve_metric(metric).sign
+    if better:
+        best = max(better, key=lambda one: sign * float(one["difference"]))
+        return f"Use {clean(best['variant'])}: it is better than {clean(document['reference'])}."
+    if all(one["verdict"] == "harmed" for one in own if one["difference"] is not None):
+        return f"Keep {clean(document['reference'])}: all others are worse."
+    return "Take the simplest of these runs: no one is shown to be better."

@@ -27,7 +27,14 @@ Curves: TypeAlias = Record | Sequence[Record]
 
 _GRID: Final = np.linspace(0.0, 1.0, 41)
 _GROUPS: Final = 10
-_TONES: Final[Mapping[str, Tone]] = {"before": "before", "after": "after", "score": "after"}
+_TONES: Final[Mapping[str, Tone]] = {
+    "before": "before",
+    "after": "after",
+    "score": "after",
+    "uncalibrated": "before",
+    "calibrated": "after",
+}
+_OWN_TEXTS: Final = ("uncalibrated", "calibrated")
 
 
 def precision_recall(curves: Curves) -> Chart:
@@ -140,10 +147,13 @@ def _heads(records: Sequence[Record]) -> list[str]:
 
 
 def _label(name: str, records: Sequence[Record]) -> str:
-    return TONE_TEXTS[_TONES[name]] if len(_heads(records)) > 1 else ""
+    text = name if name in _OWN_TEXTS else TONE_TEXTS[_TONES[name]]
+    return text if len(_heads(records)) > 1 else ""
 
 
 def _head_text(name: str) -> str:
+    if name in _OWN_TEXTS:
+        return name
     return {"before": "original head's", "after": "new head's"}.get(name, "head's")
 
 

@@ -39,6 +39,8 @@ from catwise.reporting.pages.parts import (
 from catwise.reporting.pages.words import metric_words, words
 from catwise.reporting.summary import bounds_text, metric_label, outcome_text
 
+_HEADS = ("the first head", "the second head")
+
 _COUNTED = (
     ("better", "better", "better"),
     ("worse", "worse", "worse"),
@@ -193,8 +195,10 @@ def comparison_page(document: Mapping[str, Any]) -> Page:
     """What the page of two heads on the same images holds.
 
     Args:
-        document: as `HeadComparison.to_dict` gives it, with `inputs`, `curves`, `date`, `catwise`.
+        document: as `HeadComparison.to_dict` gives it, with `inputs`, `curves`, `date`, `catwise`;
+            `sides` are the names of the two.
     """
+    sides = document.get("sides") or _HEADS
     first, *others = document["comparisons"]
     metric = first["metric"]
     label, where = metric_label(metric), plural(int(first["n_rows"]), "row")
@@ -214,8 +218,8 @@ def comparison_page(document: Mapping[str, Any]) -> Page:
         scores_text=f"Mean {label} on {where}: {change}",
         counts=[(count(outcomes.get(key, 0)), text, tone) for key, text, tone in _COUNTED],
         next_step=next_step_of_evaluation(document),
-        table=_difference_table(rows, metric),
-        sections=(_changes_section(rows, metric), _comparison_sections(document)),
+        table=_difference_table(rows, metric, sides),
+        sections=(_changes_section(rows, metric, sides), _comparison_sections(document)),
         parts=_comparison_parts(document, [first, *others]),
         words=words(
             "category", "row", "head", "original, new", "known, unknown",
@@ -227,12 +231,14 @@ def comparison_page(document: Mapping[str, Any]) -> Page:
     )  # fmt: skip
 
 
-def _changes_section(rows: Sequence[Mapping[str, Any]], metric: str) -> list[Section]:
+def _changes_section(
+    rows: Sequence[Mapping[str, Any]], metric: str, sides: Sequence[str]
+) -> list[Section]:
     if not by_gain(changes(rows), metric):
         return []
     text = (
-        "A hollow dot is the score of the first head, a full dot that of the second. The bar is "
-        "the interval of the difference, set at the hollow dot: green or red where a difference "
+        f"A hollow dot is the score of {sides[0]}, a full dot that of {sides[1]}. The bar is the "
+        " interval of the difference, set at the hollow dot: green or red where a difference "
         "is shown."
     )
     blocks: list[Block] = [Text(text, soft=True)]
@@ -242,7 +248,9 @@ def _changes_section(rows: Sequence[Mapping[str, Any]], metric: str) -> list[Sec
     return [Section("gains", "What differs, by category", blocks)]
 
 
-def _difference_table(rows: Sequence[Mapping[str, Any]], metric: str) -> CategoryTable:
+def _difference_table(
+    rows: Sequence[Mapping[str, Any]], metric: str, sides: Sequence[str]
+) -> CategoryTable:
     found = changes(rows)
     made = []
     for one, row in zip(found, rows, strict=True):
@@ -268,8 +276,8 @@ def _difference_table(rows: Sequence[Mapping[str, Any]], metric: str) -> Categor
     order = [one.number for one in by_gain(found, metric)]
     rest = [number for number in range(len(made)) if number not in set(order)]
     return CategoryTable(
-        caption=f"{sentence_case(metric)} of each category with the first head (before) and the "
-        "second (after). A heading sorts, a name leads to all that is known of its category.",
+        caption=f"{sentence_case(metric)} of each category with {sides[0]} (before) and "
+        f"{sides[1]} (after). A heading sorts, a name leads to all that is known of its category.",
         headings=(
             Heading("category"),
             Heading("before", "number", wide=True),
