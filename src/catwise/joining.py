@@ -148,7 +148,8 @@ def join_rows(features: Any, labels: PartialLabels, *, name: str = "data") -> Jo
     n_unlabelled = int(have.size - np.unique(rows).size)
     notes = [f"{name}: rows were joined by id."]
     if n_unlabelled:
-        notes.append(f"{name}: {n_unlabelled:,} feature rows have no labels and were not used.")
+        rest = f"{n_unlabelled:,} feature rows are not among its labels"
+        notes.append(f"{name}: {rest} and were not used.")
     return Joined(rows.astype(np.int64), n_unlabelled, tuple(notes))
 
 
@@ -245,14 +246,16 @@ def match_categories(
         return np.array([place[category] for category in labels], dtype=np.int64), notes
     if plain or has_default_names(head):
         if len(head) != len(labels):
-            who = "the labels" if plain else head_name
+            who = "the labels have" if plain else f"{head_name} has"
             raise ShapeError(
                 f"{name}: {head_name} and the labels differ in their number of categories, "
-                f"and {who} have no category names.",
+                f"and {who} no category names.",
                 found=f"{len(head):,} rows of the head, {len(labels):,} columns of labels",
                 expected="equal numbers, or names on both sides",
-                remedy="name the categories of both: Head(…, categories=…), "
-                "PartialLabels(…, categories=…)",
+                remedy="name the columns of the labels: PartialLabels(…, categories=…), or a table "
+                "whose header names them"
+                if plain
+                else "name the head's rows in their order: categories=[…] (--head-categories FILE)",
             )
         return np.arange(len(head)), [f"{name}: categories were matched by position."]
     lacking = [category for category in labels if category not in place]

@@ -32,6 +32,7 @@ from catwise.errors import (
     IdError,
     MismatchError,
     OutputError,
+    ShapeError,
 )
 from catwise.fixing import run as steps
 from catwise.heads import load_head
@@ -418,7 +419,9 @@ def test_images_without_labels(case: Path) -> None:
     for name in ("extra_1", "extra_2"):
         shutil.copy(case / "images/train_000.png", case / "images" / f"{name}.png")
     document = done(case, "--dry-run")
-    assert "2 images have no labels and are not used." in document["notes"]
+    note = "2 images have no labels and are not used."
+    assert note in document["notes"]
+    assert note in done(case, "--dry-run", "--test-split", "none")["notes"]
 
 
 def test_no_test_split(case: Path) -> None:
@@ -755,3 +758,36 @@ def test_folder_cannot_be_made(case: Path) -> None:
     """A file where a folder of the path should be."""
     (case / "file").write_text("")
     refused(fix(case, "--out", str(case / "file" / "out")), OutputError, "file")
+
+
+def test_rows_are_named(case: Path) -> None:
+    """Labels of some categories, and a model without names: the remedy of the error works."""
+    some = ["--category", "dog", "--category", "ant"]
+    result = fix(case, *some)
+    refused(result, ShapeError, "the head has no category names", "--head-categories FILE")
+    (case / "names.txt").write_text("\n".join(NAMES) + "\n")
+    document = done(case, *some, "--head-categories", str(case / "names.txt"))
+    assert [one["category"] for one in document["records"]] == ["dog", "ant"]
+    old, new = load_file(case / "net.safetensors"), load_file(case / "out/net.safetensors")
+    changed = (old["fc.weight"] != new["fc.weight"]).any(1).tolist()
+    assert changed == [True, False, False, True]
+    (case / "names.txt").write_text("\n".join(NAMES[:3]) + "\n")
+    result = fix(case, "--overwrite", "--head-categories", str(case / "names.txt"))
+    refused(result, ShapeError, "4 rows", "3")
+
+
+def test_chosen_cells(case: Path) -> None:
+    """They fit, judge nothing, and another list of them is another run."""
+    cells = [(f"{part}_{i:03d}", NAMES[i % 4]) for part in ("valid", "test") for i in range(20)]
+    path = case / "cells.csv"
+    path.write_text("id,category\n" + "".join(f"{one},{name}\n" for one, name in cells))
+    plain = done(case)
+    result = fix(case, "--chosen", str(path))
+    refused(result, OutputError, "chosen cells")
+    told = done(case, "--overwrite", "--chosen", str(path))
+    assert told["steps"]["extract"] == "kept"
+    for text in ("20 of 400 known labels were chosen", "test: 20 of 320 known labels were chosen"):
+        assert any(note.startswith(text) for note in told["notes"]), told["notes"]
+    sides = zip(plain["evaluation"]["categories"], told["evaluation"]["categories"], strict=True)
+    assert [a["n_positive"] + a["n_negative"] - b["n_positive"] - b["n_negative"]
+            for a, b in sides] == [5] * 4  # fmt: skip

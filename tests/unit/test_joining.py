@@ -46,7 +46,7 @@ def test_rows_are_joined_by_id_in_the_order_of_the_labels():
     joined = join_rows(Store(rows_of(4), ids=list("dcba")), labelled(3, ids=["a", "c", "d"]))
     assert joined.rows.tolist() == [3, 1, 0]
     assert joined.n_unlabelled == 1
-    assert "1 feature rows have no labels" in joined.notes[1]
+    assert "1 feature rows are not among its labels" in joined.notes[1]
 
 
 def test_equal_ids_need_no_taking():

@@ -15,8 +15,8 @@ from catwise._options import group, option
 from catwise.cli.building import make_command
 from catwise.cli.console import Output
 from catwise.cli.images import read_images
-from catwise.cli.inputs import check_device
-from catwise.cli.models import ModelOptions, load_the_model
+from catwise.cli.inputs import check_device, read_names
+from catwise.cli.models import ROW_NAMES_HELP, ModelOptions, load_the_model
 from catwise.cli.unchanged import NOTHING_TO_DO, inputs_digest, is_unchanged, note_unchanged
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ class Options:
     """What `catwise extract` is given."""
 
     model: ModelOptions = group("Model and its input")
+    head_categories: Path | None = option(
+        None, metavar="FILE", group="Model and its input", help=ROW_NAMES_HELP
+    )
     config: ExtractConfig = group("Images through the model")
     table: Path | None = option(
         None,
@@ -87,7 +90,8 @@ def command(given: Options) -> None:
     from catwise.models.card import preprocessing_text
     from catwise.models.ways import way_notes
 
-    loaded = load_the_model(model)
+    names = None if given.head_categories is None else read_names(given.head_categories)
+    loaded = load_the_model(model, names)
     source = read_images(model.images, given.table, given.path_column, given.id_column)
     output.line(f"{loaded.name}: classification layer {loaded.layer}")
     output.line(f"preprocessing: {preprocessing_text(loaded.preprocessing)}")

@@ -13,10 +13,21 @@ from catwise._configs import FixConfig
 from catwise._options import group, option
 from catwise.cli.building import make_command
 from catwise.cli.console import Output
-from catwise.cli.inputs import check_device, environment, load_policy
-from catwise.cli.labelled import describe_labels, known_categories, load_dataset
-from catwise.cli.models import ModelOptions, load_the_model
-from catwise.cli.options import LabelledOptions, MatchOptions, PolicyOptions, TableOptions
+from catwise.cli.inputs import check_device, environment, load_policy, read_names
+from catwise.cli.labelled import (
+    describe_labels,
+    known_categories,
+    load_chosen,
+    load_dataset,
+)
+from catwise.cli.models import ROW_NAMES_HELP, ModelOptions, load_the_model
+from catwise.cli.options import (
+    CHOSEN_HELP,
+    LabelledOptions,
+    MatchOptions,
+    PolicyOptions,
+    TableOptions,
+)
 from catwise.cli.parts import images_of, named_parts
 from catwise.cli.thumbnails import is_medical
 from catwise.cli.unchanged import NOTHING_TO_DO, inputs_digest, is_unchanged, note_unchanged
@@ -32,6 +43,9 @@ class Options:
     """What `catwise fix` is given."""
 
     model: ModelOptions = group("Model and its input")
+    head_categories: Path | None = option(
+        None, metavar="FILE", group="Model and its input", help=ROW_NAMES_HELP
+    )
     source: LabelledOptions = group("Labels")
     train_split: str = option("train", metavar="VALUE", group="Labels", help="Images that fit.")
     valid_split: str = option(
@@ -50,6 +64,7 @@ class Options:
     match: MatchOptions = group("Label tables")
     policy: PolicyOptions = group("Fitting")
     config: FixConfig = group("Fitting")
+    chosen: tuple[Path, ...] = option((), metavar="FILE", group="Fitting", help=CHOSEN_HELP)
     dry_run: bool = option(
         default=False, help="Check model, labels and images, say what would run."
     )
@@ -145,7 +160,8 @@ def _prepare(
 ) -> PreparedFix:
     from catwise.fixing import prepare
 
-    model, how = load_the_model(given.model), given.match.unknown_categories
+    names = None if given.head_categories is None else read_names(given.head_categories)
+    model, how = load_the_model(given.model, names), given.match.unknown_categories
     rows = model.head.categories if model.head else ()
     labels = {
         name: known_categories(part.labels, rows, how, given.output if name == "train" else None)
@@ -157,6 +173,7 @@ def _prepare(
         labels,
         given.out,
         config=config,
+        chosen=load_chosen(given.chosen),
         inputs=about,
         overwrite=given.overwrite,
         update=given.update,

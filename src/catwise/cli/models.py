@@ -23,6 +23,7 @@ OF_MODELS: Final = {
     name: f"--model-arg {name}=" for name in ("node", "output", "layout", "n_categories")
 } | {"model_arg": "--model-arg", "categories": "--head-categories"}
 """What arguments of `load_model` and of its adapters are called here."""
+ROW_NAMES_HELP: Final = "Names of the model's rows, one a line, in order, or JSON."
 LAYER_HELP: Final = "The classification layer, if not clear."
 PREFIX_HELP: Final = "What leads the model's keys in the file."
 
@@ -103,14 +104,15 @@ def load_options(options: AnyModelOptions) -> dict[str, Any]:
     return {**{k: v for k, v in given.items() if v}, **({"model_args": args} if args else {})}
 
 
-def load_the_model(options: AnyModelOptions) -> LoadedModel:
-    """The model, with the preprocessing that was asked for."""
+def load_the_model(options: AnyModelOptions, names: list[str] | None = None) -> LoadedModel:
+    """The model, with the preprocessing that was asked for, and names of its rows if given."""
     from catwise.models.registry import load_model
 
+    given = load_options(options)
+    if names is not None:
+        given["categories"] = names
     with spelled_as(OF_MODELS):
-        loaded = load_model(
-            options.model or "", checkpoint=options.checkpoint, **load_options(options)
-        )
+        loaded = load_model(options.model or "", checkpoint=options.checkpoint, **given)
     loaded.take_input(preprocessing_of(options, loaded.preprocessing))
     return loaded
 

@@ -12,8 +12,8 @@ import click
 from catwise._options import group, option
 from catwise.cli.building import make_command
 from catwise.cli.console import Output
-from catwise.cli.inputs import refuse_inputs
-from catwise.cli.models import AnyModelOptions, load_the_model
+from catwise.cli.inputs import read_names, refuse_inputs
+from catwise.cli.models import ROW_NAMES_HELP, AnyModelOptions, load_the_model
 from catwise.cli.outputs import hold_output
 
 
@@ -41,6 +41,9 @@ class Options:
         None, metavar="FILE", first=True, help="Sets by `catwise conformal`, of the same."
     )
     model: AnyModelOptions = group("Model and its input")
+    head_categories: Path | None = option(
+        None, metavar="FILE", group="Model and its input", help=ROW_NAMES_HELP
+    )
     flips: bool = option(
         default=False, help="Logits are means over an image and its mirror image, as in extract."
     )
@@ -65,6 +68,8 @@ class Options:
             raise click.UsageError("--features belongs to a head alone.")
         if self.flips and not has_model:
             raise click.UsageError("--flips needs --model.")
+        if self.head_categories is not None and not has_model:
+            raise click.UsageError("--head-categories needs --model.")
 
     @property
     def paths(self) -> tuple[Path | str | None, ...]:
@@ -132,4 +137,5 @@ def _source(given: Options) -> tuple[Any, Any]:
     head = None if given.head is None else load_head(given.head)
     if given.model.model is None:
         return head, None
-    return load_the_model(given.model), head
+    names = None if given.head_categories is None else read_names(given.head_categories)
+    return load_the_model(given.model, names), head

@@ -54,7 +54,12 @@ def images_of(
         return listed_images(model.images or dataset.root, paths, every, skip_missing=skip_missing)
     if model.images is None:
         raise click.UsageError("Missing option '--images'.")
-    return find_images(model.images, np.array(every, dtype=np.str_), skip_missing=skip_missing)
+    return find_images(
+        model.images,
+        np.array(every, dtype=np.str_),
+        unused=_ids(dataset),
+        skip_missing=skip_missing,
+    )
 
 
 def _ids(part: Dataset) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ class FoundImages(NamedTuple):
     Attributes:
         source: of the images, by id.
         missing: the ids that have no image.
-        n_unlabelled: images that nobody asked for.
+        n_unlabelled: images that have no labels.
     """
 
     source: ImageSource
@@ -31,7 +31,11 @@ class FoundImages(NamedTuple):
 
 
 def find_images(
-    root: str | os.PathLike[str], ids: NDArray[np.str_], *, skip_missing: bool = False
+    root: str | os.PathLike[str],
+    ids: NDArray[np.str_],
+    *,
+    unused: Iterable[str] = (),
+    skip_missing: bool = False,
 ) -> FoundImages:
     """The images of some ids: in tar shards, or files named after the ids in a folder.
 
@@ -40,6 +44,7 @@ def find_images(
     Args:
         root: a folder of images, a folder of .tar shards, or one shard.
         ids: (N,) ids.
+        unused: ids that are labelled, too, and whose images are not asked for.
         skip_missing: list ids without an image instead of refusing them.
 
     Raises:
@@ -52,22 +57,26 @@ def find_images(
         there = set(source.ids.tolist())
         missing = tuple(one for one in ids.tolist() if one not in there)
         names, shown = sorted(there)[:_LOOKED_AT], f"samples of '{root}'"
-        n_unlabelled = len(there) - (len(ids) - len(missing))
-        found = FoundImages(source, missing, n_unlabelled)
+        found = FoundImages(source, missing, len(there - {*ids.tolist(), *unused}))
     else:
         names = FolderImages.scan(path).ids.tolist()
-        found, shown = _in_folder(path, names, ids), f"files of '{root}'"
+        found, shown = _in_folder(path, names, ids, set(unused)), f"files of '{root}'"
     if found.missing and not (skip_missing and len(found.missing) < len(ids)):
         raise _missing(found.missing, len(ids), names, shown)
     return found
 
 
-def _in_folder(root: Path, names: list[str], ids: NDArray[np.str_]) -> FoundImages:
+def _in_folder(
+    root: Path, names: list[str], ids: NDArray[np.str_], unused: set[str]
+) -> FoundImages:
     wanted = set(ids.tolist())
     found: dict[str, list[str]] = {}
+    n_unlabelled = 0
     for name in names:
         stem = name.rpartition(".")[0]
-        for key in {name, stem, stem.rpartition("/")[2]} & wanted:
+        keys = {name, stem, stem.rpartition("/")[2]}
+        n_unlabelled += not (keys & wanted or keys & unused)
+        for key in keys & wanted:
             found.setdefault(key, []).append(name)
     several = [(one, files) for one, files in found.items() if len(files) > 1]
     if several:
@@ -79,7 +88,7 @@ def _in_folder(root: Path, names: list[str], ids: NDArray[np.str_]) -> FoundImag
     there = [one for one in ids.tolist() if one in found]
     source = FolderImages(root, [found[one][0] for one in there], np.array(there, dtype=np.str_))
     missing = tuple(one for one in ids.tolist() if one not in found)
-    return FoundImages(source, missing, len(names) - len(there))
+    return FoundImages(source, missing, n_unlabelled)
 
 
 def _missing(missing: Sequence[str], n_ids: int, names: Sequence[str], shown: str) -> IdError:

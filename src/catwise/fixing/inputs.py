@@ -17,7 +17,7 @@ from catwise.errors import ConfigError, HeadError, IdError
 from catwise.fixing.folder import checkpoint_name, labels_digest
 from catwise.fixing.images import FoundImages, find_images, places
 from catwise.joining import match_categories, name_rows
-from catwise.labels import PartialLabels
+from catwise.labels import ChosenCells, PartialLabels
 from catwise.models import LoadedModel, Preprocessing
 from catwise.models.layers import weights_digest
 from catwise.models.registry import load_model
@@ -166,6 +166,8 @@ def what_decides(
     splits: Mapping[str, PartialLabels],
     left_out: list[dict[str, str]],
     config: FixConfig,
+    *,
+    chosen: ChosenCells | None = None,
 ) -> dict[str, str]:
     """What the results depend on, by the names that users know."""
     decides = {"catwise": __version__, "torch": torch.__version__}
@@ -188,6 +190,8 @@ def what_decides(
             decides[field.name.replace("_", " ")] = str(getattr(config, field.name))
     if config.preset == "paper":
         decides["options of the preset"] = str(config.paper)
+    if chosen is not None:
+        decides["chosen cells"] = chosen.digest
     return decides
 
 

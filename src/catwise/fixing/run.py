@@ -46,7 +46,7 @@ from catwise.fixing.inputs import (
 )
 from catwise.heads import Head
 from catwise.joining import aligned_features
-from catwise.labels import PartialLabels
+from catwise.labels import ChosenCells, PartialLabels
 from catwise.metrics import HeadComparison, compare_heads
 from catwise.models import LoadedModel, Preprocessing
 from catwise.models.card import preprocessing_text
@@ -117,6 +117,7 @@ def prepare(
     model_options: Mapping[str, Any] | None = None,
     preprocessing: Preprocessing | None = None,
     config: FixConfig | None = None,
+    chosen: ChosenCells | None = None,
     inputs: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     update: bool = False,
@@ -132,6 +133,7 @@ def prepare(
         model_options: further options of `load_model`.
         preprocessing: instead of what the model's configuration says.
         config: options.
+        chosen: cells that a model chose, as in `tune`.
         inputs: where all came from, for the report; JSON-ready.
         overwrite: replace a run with other inputs; its features stay where they would be the same.
         update: bring a run up to date with images and labels as they are now: only images that were
@@ -150,9 +152,7 @@ def prepare(
     config = config or FixConfig()
     _refuse_processes()
     splits = checked_splits(labels)
-    tuning = config.tuning()
-    chosen = {name: tuning[name] for name in ("preset", "methods", "validation", "metric")}
-    make_plan(**chosen, config=tuning.get("config"), has_valid="valid" in splits)
+    _check_plan(config, has_valid="valid" in splits)
     loaded = checked_model(model, checkpoint, model_options, splits, preprocessing)
     source, left_out, notes = joined_images(images, splits, skip_missing=config.missing == "skip")
     kept = {name: without(part, left_out) for name, part in splits.items()}
@@ -161,7 +161,7 @@ def prepare(
     check_output(loaded)
     state = State.read(
         Path(out),
-        what_decides(loaded, source, splits, left_out, config),
+        what_decides(loaded, source, splits, left_out, config, chosen=chosen),
         target_name(loaded),
         overwrite=overwrite,
         update=update,
@@ -176,7 +176,15 @@ def prepare(
         left_out,
         [*_model_notes(loaded, config), *notes],
         overwrite=overwrite,
+        chosen=chosen,
     )
+
+
+def _check_plan(config: FixConfig, *, has_valid: bool) -> None:
+    """Refuse options of the tuning that do not go together."""
+    tuning = config.tuning()
+    planned = {name: tuning[name] for name in ("preset", "methods", "validation", "metric")}
+    make_plan(**planned, config=tuning.get("config"), has_valid=has_valid)
 
 
 def _model_notes(model: LoadedModel, config: FixConfig) -> list[str]:
@@ -242,6 +250,7 @@ class PreparedFix:
         left_out: labelled images that are not there.
         notes: what to know, a sentence each.
         overwrite: whether features of a run with other inputs may be replaced.
+        chosen: cells that a model chose, if that is told.
     """
 
     model: LoadedModel
@@ -253,6 +262,7 @@ class PreparedFix:
     left_out: list[dict[str, str]]
     notes: list[str]
     overwrite: bool
+    chosen: ChosenCells | None = None
 
     @property
     def base(self) -> Head:
@@ -371,7 +381,9 @@ def _against(job: PreparedFix, head: Head, store: FeatureStore) -> HeadCompariso
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", category=InSampleWarning)
-        return compare_heads(before, head, test, metrics=[job.config.metric], force=True)
+        return compare_heads(
+            before, head, test, metrics=[job.config.metric], chosen=job.chosen, force=True
+        )
 
 
 def _tuned(job: PreparedFix, store: FeatureStore, progress: ProgressCallback | None) -> Head:
@@ -389,6 +401,7 @@ def _tuned(job: PreparedFix, store: FeatureStore, progress: ProgressCallback | N
             valid,
             test=test,
             **config.tuning(),
+            chosen=job.chosen,
             progress=progress,
         )
     result.summary["seconds"] = None  # the same run must end with the same bytes

@@ -7,6 +7,8 @@ of the hard ones. So they fit, and judge nothing; what was drawn at random besid
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -50,6 +52,12 @@ class ChosenCells:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def digest(self) -> str:
+        """Of the cells, in any order: "sha256:…"."""
+        pairs = sorted(zip(self.ids.tolist(), self.categories.tolist(), strict=True))
+        return f"sha256:{hashlib.sha256(json.dumps(pairs).encode()).hexdigest()}"
 
     @classmethod
     def of(cls, cells: Iterable[tuple[str, str]], why: Iterable[str] | None = None) -> ChosenCells:

@@ -88,7 +88,7 @@ def tune(
             out. Scores use hard known labels only.
         chosen: cells whose labels were asked for because a model was unsure of them, as
             `catwise.suggest` marks them: they fit and are weighted in the
-            calibration, and judge nothing.
+            calibration, and judge nothing; in test rows they are left out.
         force: continue although head, features and columns look mismatched.
         config: `DefaultConfig` or `PaperConfig`; the preset's own if None.
         progress: called now and then with a `Progress`.
@@ -131,7 +131,7 @@ def tune(
     )
     check_logits(inputs, logits)
     others = {"training": train, "validation": valid}
-    held_out, notes = prepare_test(inputs, test, others, plan.metric, force=force)
+    held_out, notes = prepare_test(inputs, test, others, plan.metric, force=force, chosen=chosen)
     _report(progress, 1, "everything fits")
     if inputs.valid is None:
         warnings.warn(NO_VALIDATION, InSampleWarning, stacklevel=2)
@@ -240,7 +240,7 @@ def check_tune(
     )
     check_logits(inputs, logits)
     others = {"training": train, "validation": valid}
-    _, notes = prepare_test(inputs, test, others, plan.metric, force=force)
+    _, notes = prepare_test(inputs, test, others, plan.metric, force=force, chosen=chosen)
     sides = (inputs.train, inputs.valid)
     own = [None if rows is None else inputs.scored.logits(rows.features) for rows in sides]
     return [*inputs.notes, *check_sources(inputs, *own, force=force), *notes]

@@ -229,8 +229,9 @@ def prepare_test(
     metric: Metric,
     *,
     force: bool,
+    chosen: ChosenCells | None = None,
 ) -> tuple[LabelledSource | None, list[str]]:
-    """Check and join test rows as training and validation rows are.
+    """Check and join test rows as training and validation rows are, without chosen cells.
 
     Returns:
         The rows in the order of the labels, and what to know, a sentence each.
@@ -244,6 +245,9 @@ def prepare_test(
     for name, source in others.items():
         if source is not None:
             notes += check_disjoint(source, (features, labels), names=(name, "test"))
+    if chosen is not None:
+        every, labels = labels, chosen.without(labels)
+        notes += [f"test: {note}" for note in chosen_note(every, labels, "they are not scored")]
     aligned = align(inputs.base, features, labels, name="test")
     require_known(labels, "test label")
     train = Aligned(inputs.base, None, inputs.train.labels, inputs.index, [])

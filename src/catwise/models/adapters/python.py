@@ -39,6 +39,8 @@ def load_python(request: Request) -> LoadedModel:
         made = function(**given)
     if isinstance(made, LoadedModel):
         made.checkpoint = made.checkpoint or request.checkpoint
+        if made.head is not None and len(request.categories or ()) == made.head.n_categories:
+            made.head = made.head.replace(categories=request.categories)
         return made
     if not isinstance(made, nn.Module):
         raise ConfigError(
