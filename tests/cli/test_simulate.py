@@ -299,7 +299,7 @@ def options(**given: Any) -> tuple[TableOptions, LabelledOptions]:
 def writer_of(labels: PartialLabels, layout: str = "wide", **given: Any) -> TableWriter:
     blank: Any = [""] * labels.n_rows
     dataset = Dataset("it", Path(), blank, labels, blank)
-    return TableWriter(dataset, *options(**given), WrittenOptions("codes", layout))
+    return TableWriter(dataset, *options(**given), WrittenOptions("codes", layout), home=Path())
 
 
 def test_a_single_column_with_marks_in_its_name(tmp_path: Path) -> None:

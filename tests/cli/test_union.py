@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from catwise.cli.main import main
 from catwise.data import Dataset, read_table
 from catwise.errors import ConfigError, IdError
 from catwise.labels import PartialLabels
+from cli.fix_case import MODEL, NAMES, make_case
 
 
 @pytest.fixture
@@ -44,11 +47,12 @@ def test_tables_become_one() -> None:
     assert "A: 2 images, 2 of 3 categories, 2 known labels" in result.output
     options = shlex.split(result.output.split("read it with: --labels u.csv ")[1])
     told = dict(zip(options[::2], options[1::2], strict=True))
+    assert "the column 'who' only says where images are from" in result.output
     found = read_table(
         "u.csv",
         encoding=told["--encoding"],
         id_column=told["--id-column"],
-        group_column=told["--group-column"],
+        group_column=told["--ignore-column"],
         split_column=told["--split-column"],
     )
     assert found.labels.categories == ("cat", "dog", "Effusion")
@@ -154,3 +158,63 @@ def test_sets_that_cannot_be_joined() -> None:
     made = catwise.union({"a": a, "b": Dataset("x", Path("x"), ["1.jpg"], a, ["train"])})
     assert made.paths.tolist() == ["", "x/1.jpg"]
     assert made.splits.tolist() == ["", "train"]
+
+
+def coco_of(folder: Path, rows: list[dict[str, str]]) -> None:
+    """A release of MS-COCO's layout with images of the case as its val2017."""
+    (folder / "annotations").mkdir(parents=True)
+    (folder / "val2017").mkdir()
+    annotations = []
+    for number, row in enumerate(rows):
+        (Path("images") / f"{row['image']}.png").rename(folder / "val2017" / f"{number}.png")
+        annotations += [
+            {"id": len(annotations) + j, "image_id": number, "category_id": j, "iscrowd": 0}
+            for j, name in enumerate(NAMES)
+            if row[name] == "1"
+        ]
+    content = {
+        "images": [{"id": i, "file_name": f"{i}.png"} for i in range(len(rows))],
+        "annotations": annotations,
+        "categories": [{"id": j, "name": name} for j, name in enumerate(NAMES)],
+    }
+    (folder / "annotations/instances_val2017.json").write_text(json.dumps(content))
+
+
+def test_fix_takes_a_union(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is printed reads it, each image is found, and MS-COCO's val validates."""
+    make_case(tmp_path / "case")
+    monkeypatch.chdir(tmp_path / "case")
+    rows = list(csv.DictReader(Path("labels.csv").read_text().splitlines()))
+    coco_of(Path("zoo"), [row for row in rows if row["split"] == "valid"])
+    lines = Path("labels.csv").read_text().splitlines()
+    Path("own.csv").write_text("\n".join(one for one in lines if ",valid," not in one) + "\n")
+    Path("tables").mkdir()
+    line = ["union", "own=own.csv", "zoo=coco:zoo", "--encoding", "nan", "--id-column", "image"]
+    line += ["--split-column", "split", "--out", "tables/both.csv"]
+    option = re.search(r"--option-of (zoo=year=\d+)", run(*line, code=3).output)
+    assert option is not None
+    line += ["--option-of", option[1]]
+    told = run(*line).output
+    assert "own: 200 images have no path; --images own=DIR finds them by their ids." in told
+    told = run(*line, "--images", "own=images", "--force").output
+    assert "have no path" not in told
+    reading = shlex.split(told.split("read it with: ")[1])
+    assert reading[-2:] == ["--path-column", "path"]
+    fix = ["fix", "--model", MODEL, "--checkpoint", "net.safetensors", *reading, "--dry-run"]
+    result = run(*fix, "--out", "out")
+    assert "labelled images: 120 train, 78 valid, 80 test" in result.output
+    assert "all fits" in result.output
+    assert (
+        "names no set: 'won' (did you mean 'own'?)"
+        in run(*line, "--force", "--images", "won=images", code=12).output
+    )
+
+
+def test_one_name_for_a_split() -> None:
+    """Names of one split meet; a set that has two of them keeps both."""
+    labels = PartialLabels([[1]] * 4, ids=list("abcd"))
+    a = Dataset("a", Path(), [""] * 4, labels, ["Training", "val", "testing", "extra"])
+    b = Dataset("b", Path(), [""] * 4, labels, ["train", "val", "valid", "test"])
+    made = catwise.union({"a": a, "b": b})
+    assert made.splits.tolist() == ["train", "valid", "test", "extra", "train", "val", "valid",
+                                    "test"]  # fmt: skip

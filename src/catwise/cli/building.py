@@ -147,13 +147,18 @@ def as_options(text: str, names: Mapping[str, str]) -> str:
 
 
 @contextlib.contextmanager
-def spelled_as(names: Mapping[str, str]) -> Iterator[None]:
-    """Errors in the block name arguments of the library as what the command line has for them."""
+def spelled_as(
+    names: Mapping[str, str], more: Callable[[str], str] = lambda text: text
+) -> Iterator[None]:
+    """Errors in the block name arguments of the library as what the command line has for them.
+
+    `more` changes the texts further.
+    """
     try:
         yield
     except CatwiseError as error:
         parts = {key: getattr(error, key) for key in ("what", "found", "expected", "remedy")}
-        told = {key: text and as_options(text, names) for key, text in parts.items()}
+        told = {key: text and more(as_options(text, names)) for key, text in parts.items()}
         raise type(error)(told.pop("what") or "", **told) from error
 
 

@@ -170,6 +170,7 @@ def _read_table(
             group_column=table.group_column,
             split_column=split_column,
             split=split,
+            path_column=table.path_column,
             ignore=table.ignore_column,
             delimiter=table.delimiter,
             header=table.header,

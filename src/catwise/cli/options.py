@@ -56,6 +56,11 @@ class TableOptions:
     group_column: str | None = option(
         None, metavar="NAME", help="Column of the groups (patients) that are never split."
     )
+    path_column: str | None = option(
+        None,
+        metavar="NAME",
+        help="Column of the paths of image files, from --images or else the table's folder.",
+    )
     category: tuple[str, ...] = option(
         (),
         metavar="NAME",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from catwise.cli.models import ModelOptions
     from catwise.data import Dataset
     from catwise.fixing import FoundImages
+    from catwise.models.sources import ImageSource
 
 
 def named_parts(dataset: Dataset, train: str, valid: str, test: str) -> dict[str, Dataset]:
@@ -51,7 +53,8 @@ def images_of(
     every = [one for part in parts.values() for one in _ids(part)]
     if any(dataset.paths):
         paths = [path for part in parts.values() for path in part.paths.tolist()]
-        return listed_images(model.images or dataset.root, paths, every, skip_missing=skip_missing)
+        root, paths = _common_root(model.images or dataset.root, paths)
+        return listed_images(root, paths, every, skip_missing=skip_missing)
     if model.images is None:
         raise click.UsageError("Missing option '--images'.")
     return find_images(
@@ -60,6 +63,37 @@ def images_of(
         unused=_ids(dataset),
         skip_missing=skip_missing,
     )
+
+
+def images_root(source: ImageSource) -> Path | None:
+    """The folder that the paths of images start from; None for tar shards."""
+    from catwise.models.sources import FolderImages
+
+    return source.root if isinstance(source, FolderImages) else None
+
+
+def paths_below(source: ImageSource) -> dict[str, str]:
+    """The path of each image below that folder, by its id."""
+    root = images_root(source)
+    if root is None:
+        return {}
+    files = ((source.id(row), Path(str(source.locate(row)[0]))) for row in range(len(source)))
+    return {
+        name: (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+        for name, path in files
+    }
+
+
+def _common_root(root: Path, paths: list[str]) -> tuple[Path, list[str]]:
+    """A folder that holds all images, and the paths from there; as given where they stay inside."""
+    import os
+
+    if not any(path.startswith(("../", "/")) for path in paths):
+        return root, paths
+    whole = [os.path.abspath(root / path) if path else "" for path in paths]  # noqa: PTH100 - links stay
+    common = os.path.commonpath([os.path.dirname(one) for one in whole if one])  # noqa: PTH120
+    inside = [Path(os.path.relpath(one, common)).as_posix() if one else "" for one in whole]
+    return Path(common), inside
 
 
 def _ids(part: Dataset) -> list[str]:

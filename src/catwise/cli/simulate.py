@@ -144,7 +144,7 @@ def command(given: Options) -> None:
     source, out, output = given.source, given.out, given.output
     steps = given.steps()
     dataset = load_dataset(source, given.table)
-    writer = TableWriter(dataset, given.table, source, given.written)
+    writer = TableWriter(dataset, given.table, source, given.written, home=out)
     writer.check(dataset.labels if given.shares else steps[-1].kept(dataset.labels))
     if not given.dry_run:
         _make_folder(out, steps, source)

@@ -58,7 +58,7 @@ def command(given: Options) -> None:
         raise OutputError(f"'{out}' exists.", remedy="another name, or --force to replace it")
     dataset = load_dataset(source, table)
     assigned = dataset.with_splits(shares, seed=given.seed)
-    writer = TableWriter(assigned, table, source, given.written)
+    writer = TableWriter(assigned, table, source, given.written, home=out.parent)
     writer.check(assigned.labels)
     writer.write(assigned.labels, out)
     splits = [_about(assigned.split(name), name) for name in shares]

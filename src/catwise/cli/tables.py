@@ -13,6 +13,9 @@ from catwise.cli.options import LabelledOptions, TableOptions
 from catwise.errors import LabelError, OutputError, ShapeError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from catwise.data import Dataset
     from catwise.labels import PartialLabels
 
@@ -37,7 +40,7 @@ class WrittenOptions:
 
 
 class TableWriter:
-    """Writes label tables that read back as the labels they were made from."""
+    """Writes label tables that read back as the labels they were made from, into one folder."""
 
     def __init__(
         self,
@@ -45,6 +48,8 @@ class TableWriter:
         table: TableOptions,
         source: LabelledOptions,
         written: WrittenOptions,
+        *,
+        home: Path,
     ) -> None:
         from catwise.labels import ENCODINGS
 
@@ -56,9 +61,11 @@ class TableWriter:
         taken = {"category", "value"} if layout == "long" else set(labels.categories)
         self.columns: dict[str, str] = {}
         values = {"id": labels.ids, "group": labels.groups, "split": dataset.splits}
+        values["path"] = _paths_from(home, dataset)
         names = {"id": table.id_column, "group": table.group_column, "split": source.split_column}
+        names["path"] = table.path_column
         for role, column in values.items():
-            if column is None or (role == "split" and not (column != "").any()):
+            if column is None or (role in {"split", "path"} and not (column != "").any()):
                 continue
             name = names[role] or role
             while name in taken:
@@ -76,6 +83,16 @@ class TableWriter:
         return wide and self.dataset.labels.n_categories == 1 and not self.columns
 
     @property
+    def splits_groups(self) -> bool:
+        """Whether a group is in several splits, so that commands would refuse it as a group."""
+        if not {"group", "split"} <= self.columns.keys():
+            return False
+        groups = [] if self.dataset.groups is None else self.dataset.groups.tolist()
+        splits = self.dataset.splits.tolist()
+        pairs = {pair for pair in zip(groups, splits, strict=True) if pair[1]}
+        return len({group for group, _ in pairs}) < len(pairs)
+
+    @property
     def reading(self) -> str:
         """The options that read such a table."""
         import shlex
@@ -86,7 +103,10 @@ class TableWriter:
         if self.layout == "long":
             options += ["--layout", "long"]
         for role, name in self.columns.items():
-            options += [f"--{role}-column", name]
+            if role != "group" or not self.splits_groups:
+                options += [f"--{role}-column", name]
+            elif self.layout == "wide":
+                options += ["--ignore-column", name]
         if self.alone and any(mark in self.dataset.labels.categories[0] for mark in ";\t,|"):
             options += ["--delimiter", ","]
         if not self.columns and looks_like_data(self.dataset.labels.categories):
@@ -146,6 +166,23 @@ class TableWriter:
         for at, j, code in _entries(kept):
             names = [*(str(column[at]) for column in self.rows), kept.categories[j]]
             file.write(_line([*names, self.texts[code]]))
+
+
+def _paths_from(home: Path, dataset: Dataset) -> NDArray[np.str_]:
+    """The paths of the images from a folder, with "/"; blank ones stay blank."""
+    import os
+
+    import numpy as np
+
+    roots: dict[str, str] = {}
+
+    def led(path: str) -> str:
+        folder, _, name = path.rpartition("/")
+        if folder not in roots:
+            roots[folder] = Path(os.path.relpath(dataset.root / folder, home)).as_posix()
+        return f"{roots[folder]}/{name}".removeprefix("./")
+
+    return np.array([led(path) if path else "" for path in dataset.paths.tolist()], dtype=np.str_)
 
 
 def _line(fields: list[str]) -> str:

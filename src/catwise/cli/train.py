@@ -19,10 +19,9 @@ from catwise.cli.inputs import check_device, load_policy
 from catwise.cli.labelled import load_dataset
 from catwise.cli.models import ModelOptions, load_options, model_args, preprocessing_of
 from catwise.cli.options import LabelledOptions, PolicyOptions, TableOptions
-from catwise.cli.parts import images_of, named_parts
+from catwise.cli.parts import images_of, images_root, named_parts, paths_below
 
 if TYPE_CHECKING:
-    from catwise.data import Dataset
     from catwise.training.loop import TrainCallback
     from catwise.training.run import PreparedTrain, TrainResult
 
@@ -90,7 +89,7 @@ def command(given: Options) -> None:
         return
     with output.progress() as progress, _tensorboard(given) as callbacks:
         result = job.run(progress, callbacks)
-    _tell(result, given, output)
+    _tell(result, given, images_root(job.data.images.source) or given.model.images, output)
 
 
 @contextlib.contextmanager
@@ -130,28 +129,21 @@ def _prepare(given: Options) -> PreparedTrain:
     )
     dataset = load_dataset(source, given.table)
     parts = named_parts(dataset, given.train_split, given.valid_split, given.test_split)
+    images = images_of(model, dataset, parts, skip_missing=config.missing == "skip")
     return prepare_train(
         model.model,
-        images_of(model, dataset, parts, skip_missing=config.missing == "skip"),
+        images,
         {name: part.labels for name, part in parts.items()},
         given.out,
         checkpoint=model.checkpoint,
         model_options=load_options(model),
         machine=None if given.machine_labels is None else read_outputs(given.machine_labels),
         machine_weight=given.machine_weight,
-        paths=_paths(dataset),
+        paths=paths_below(images.source) if any(dataset.paths) else {},
         config=config,
         preprocessing=lambda own: preprocessing_of(model, own),
         overwrite=given.overwrite,
     )
-
-
-def _paths(dataset: Dataset) -> dict[str, str]:
-    """The image file of each id, where the data set names them."""
-    ids = dataset.labels.ids
-    if ids is None or not any(dataset.paths):
-        return {}
-    return dict(zip(ids.tolist(), dataset.paths.tolist(), strict=True))
 
 
 def _introduce(job: PreparedTrain, output: Output) -> None:
@@ -166,7 +158,7 @@ def _introduce(job: PreparedTrain, output: Output) -> None:
         output.line(note)
 
 
-def _tell(result: TrainResult, given: Options, output: Output) -> None:
+def _tell(result: TrainResult, given: Options, images: Path | None, output: Output) -> None:
     """What came of it, and what comes next."""
     for record in result.history:
         score = record.get("score")
@@ -175,7 +167,7 @@ def _tell(result: TrainResult, given: Options, output: Output) -> None:
     chosen = "the last epoch" if result.score is None else f"epoch {result.epoch}, the best"
     output.line(f"checkpoint of {chosen}: {result.checkpoint}")
     output.line(f"labels and splits: {result.labels}")
-    output.line(f"next: {_next(result, given)}")
+    output.line(f"next: {_next(result, given, images)}")
     output.document(
         {
             "command": "train",
@@ -191,7 +183,7 @@ def _tell(result: TrainResult, given: Options, output: Output) -> None:
     )
 
 
-def _next(result: TrainResult, given: Options) -> str:
+def _next(result: TrainResult, given: Options, images: Path | None) -> str:
     """The command that tunes the head of what was trained."""
     import shlex
 
@@ -199,7 +191,7 @@ def _next(result: TrainResult, given: Options) -> str:
     where: list[Any] = ["--model", name, "--checkpoint", result.checkpoint]
     if name.startswith("transformers:"):
         where = ["--model", f"transformers:{result.checkpoint}"]
-    where += ["--images", given.model.images or given.source.root]
+    where += ["--images", images]
     told = ("model", "checkpoint", "images", "prefix")  # the new checkpoint has no prefix
     where += given_options(given.model, leave_out=told)
     where += ["--labels", result.labels, "--encoding", "codes", "--id-column", "id"]

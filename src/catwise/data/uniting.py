@@ -15,6 +15,12 @@ from catwise.labels.core import PartialLabels
 from catwise.labels.renaming import matching_names
 
 GROUPS: Final = ("source", "own")
+SPLIT_NAMES: Final = {
+    "train": ("train", "training"),
+    "valid": ("valid", "val", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+"""What data sets call the same split."""
 
 
 def union(
@@ -33,7 +39,8 @@ def union(
     Returns:
         The images of all sets, in their order. Ids are led by the source, as in "a/0001.jpg".
         Categories are those of all sets, in the order of first appearance; one that a set does not
-        have is unknown in its images. Splits are those of the sets, and paths lead to the images
+        have is unknown in its images. Splits are those of the sets, where "val", "validation" and
+        "dev" are "valid", "training" is "train" and "testing" is "test". Paths lead to the images
         from the working folder. A note names categories that may mean the same.
 
     Raises:
@@ -56,16 +63,11 @@ def union(
         )
     parts = {name: _labels(name, one, groups) for name, one in sets.items()}
     labels = _joined(parts, groups)
-    given = [one if isinstance(one, Dataset) else None for one in sets.values()]
     sizes = [part.n_rows for part in parts.values()]
-    splits = [
-        np.zeros(n, "U1") if one is None else one.splits
-        for one, n in zip(given, sizes, strict=True)
-    ]
-    paths = [
-        np.zeros(n, "U1") if one is None else _paths(one)
-        for one, n in zip(given, sizes, strict=True)
-    ]
+    given = [one if isinstance(one, Dataset) else None for one in sets.values()]
+    empty = [np.zeros(n, "U1") for n in sizes]
+    splits = [e if one is None else _splits(one) for one, e in zip(given, empty, strict=True)]
+    paths = [e if one is None else _paths(one) for one, e in zip(given, empty, strict=True)]
     counts: dict[str, Any] = {
         "images_by_source": dict(zip(parts, sizes, strict=True)),
         "categories_by_source": {name: part.n_categories for name, part in parts.items()},
@@ -136,6 +138,17 @@ def _texts(names: NDArray[np.str_] | None) -> list[str]:
 def _paths(one: Dataset) -> NDArray[np.str_]:
     """Paths from the working folder; blank ones stay blank."""
     return np.array([(one.root / path).as_posix() if path else "" for path in one.paths.tolist()])
+
+
+def _splits(one: Dataset) -> NDArray[np.str_]:
+    """The splits of a set by the names that all sets share; a set that has both keeps its own."""
+    own = set(one.splits.tolist())
+    names = {name: name for name in own}
+    for name, others in SPLIT_NAMES.items():
+        here = [other for other in own if other.lower() in others]
+        if len(here) == 1:
+            names[here[0]] = name
+    return np.array([names[split] for split in one.splits.tolist()], dtype=np.str_)
 
 
 def _alike(parts: Sequence[PartialLabels]) -> list[str]:

@@ -119,17 +119,22 @@ def listed_images(
         IdError: If files are missing (three are named).
         ConfigError: If there is no such folder.
     """
-    whole = FolderImages(root, np.array(paths, dtype=np.str_), ids)
-    names = whole.ids.tolist()
-    there = [row for row, path in enumerate(paths) if path and (whole.root / path).is_file()]
+    told = [row for row, path in enumerate(paths) if path]
+    names = [str(one) for one in ids]
+    whole = FolderImages(root, [paths[row] for row in told], [names[row] for row in told])
+    there = [row for row in told if (whole.root / paths[row]).is_file()]
     if len(there) == len(names):
         return FoundImages(whole, (), 0)
     kept = set(there)
     missing = [row for row in range(len(names)) if row not in kept]
     if not skip_missing or not there:
+        shown = [
+            repr(str(whole.root / paths[row])) if paths[row] else f"no path of {names[row]!r}"
+            for row in missing[:3]
+        ]
         raise IdError(
             f"{len(missing):,} of {len(names):,} labelled images are not in '{root}'.",
-            found=", ".join(repr(str(whole.root / paths[row])) for row in missing[:3]),
+            found=", ".join(shown),
             remedy="--images names the folder that the paths start from; --missing skip leaves "
             "these images out",
         )
