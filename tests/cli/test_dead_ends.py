@@ -178,3 +178,17 @@ def test_a_failed_apply_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         patch.setattr("catwise.heads.surgery.put_beside", touch_beside)
         run("apply", "--head", "head.safetensors", "--checkpoint", "m.pt", "--out", "n.pt", code=13)
     assert sorted(path.name for path in Path().iterdir()) == ["head.safetensors", "m.pt"]
+
+
+def test_a_table_of_some_observations() -> None:
+    """CheXpert's own layout with fewer columns: the remedy reads them, and so does --category."""
+    Path("train.csv").write_text(
+        "Path,Frontal/Lateral,Edema,Pleural Effusion\n"
+        "CheXpert-v1.0/train/patient00001/study1/view1_frontal.jpg,Frontal,1,\n"
+    )
+    line = ["audit", "--dataset", "chexpert", "--root", "."]
+    options = shlex.split(remedy(run(*line, code=3)).partition(" for those")[0])
+    assert options == ["--option", "categories=Edema", "--option", "categories=Pleural Effusion"]
+    assert "1 row, 2 categories" in run(*line, *options).output
+    told = run(*line, "--category", "Pleural Effusion").output
+    assert "1 row, 1 category" in told

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING
 from pathlib import Path
@@ -137,6 +138,7 @@ def as_options(text: str, names: Mapping[str, str]) -> str:
             given = [one.strip(" '\"") for one in value[1:-1].split(",")]
         if value == "True" and not option.endswith("="):
             return option
+        given = [shlex.quote(one) if re.search(r"\s", one) else one for one in given]
         return " ".join(option + ("" if option.endswith("=") else " ") + one for one in given)
 
     text = _BOTH.sub(r"\1", text)

@@ -141,7 +141,7 @@ def _load(source: LabelledOptions, table: TableOptions) -> Dataset:
             raise click.UsageError(
                 f"--{option} belongs to --labels; --option NAME=VALUE is for the data set's reader."
             )
-    dataset = _read_dataset(source)
+    dataset = _read_dataset(source, table.category)
     if table.category:
         labels = dataset.labels.take_categories(table.category)
         dataset = dataclasses.replace(dataset, labels=labels)
@@ -234,8 +234,8 @@ def _encoding(table: TableOptions) -> Any:
     return encoding_of(meanings)
 
 
-def _read_dataset(source: LabelledOptions) -> Dataset:
-    """Call the reader of a data set with the options that were given."""
+def _read_dataset(source: LabelledOptions, categories: Sequence[str]) -> Dataset:
+    """Call the reader of a data set with the options that were given, and the categories."""
     import inspect
 
     from catwise.data import readers
@@ -257,6 +257,8 @@ def _read_dataset(source: LabelledOptions) -> Dataset:
                 expected=", ".join(parameters),
             )
         given.setdefault(name, []).append(value)
+    if categories and "categories" in parameters:
+        given.setdefault("categories", list(categories))
     options = {
         name: option_value(name, texts, str(parameters[name].annotation))
         for name, texts in given.items()

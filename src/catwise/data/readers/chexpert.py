@@ -486,4 +486,15 @@ def read_observations(
     """Columns of names as Arrow arrays, and (N, C) codes of 1, 0, -1 (uncertain) and blank."""
     lung = AIRSPACE if AIRSPACE in file.names else LUNG
     columns = [lung if name == LUNG else name for name in names]
+    missing = [column for column in columns if column not in file.names]
+    if missing:
+        there = [name for name in OBSERVATIONS if (lung if name == LUNG else name) in file.names]
+        spelled = nearest(missing[0], file.names).strip(" ()")
+        own = f"categories={there!r} for those that are there" if there else ""
+        raise LabelError(
+            f"{file.head()} has no column {missing[0]!r}, which should hold labels.",
+            found=listed(file.names),
+            expected=f"columns of all {len(columns)} observations that are asked for",
+            remedy=" or ".join(filter(None, (spelled, own))) or None,
+        )
     return read_columns(file, roles, labels=columns, encoding=ENCODINGS["minus_one_uncertain"])
