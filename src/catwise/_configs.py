@@ -314,6 +314,11 @@ class TrainConfig:
     missing: str = option(
         "refuse", choices=("refuse", "skip"), help="Labelled images that are not there."
     )
+    undecodable: str = option(
+        "refuse",
+        choices=("refuse", "skip"),
+        help="Images that cannot be decoded. skip: all are read once before, to leave these out.",
+    )
 
     def __post_init__(self) -> None:
         check_options("options of train", self)

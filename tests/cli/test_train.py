@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from catwise.cli import main
+from catwise.errors import FeatureError, ShapeError
 from cli.train_case import MODEL, NAMES, arguments, make_images
 
 
@@ -171,3 +172,33 @@ def test_tensorboard(case: Path, tmp_path: Path) -> None:
     assert sum(first) / 10 == pytest.approx(history[0]["loss"], rel=1e-5)
     assert max(event.value for event in found.Scalars("step/rate")) == pytest.approx(0.02)
     assert json.loads(run(*call))["history"] == history
+
+
+def test_images_that_cannot_be_decoded(case: Path, tmp_path: Path) -> None:
+    """The error's remedy leaves them out, of training as of the labels for `fix`."""
+    folder = Path(shutil.copytree(case / "images", tmp_path / "images"))
+    (folder / "train_007.png").write_bytes(b"no image")
+    (folder / "valid_001.png").write_bytes(b"no image")
+    call = arguments(case, "--images", folder, "--epochs", "1", "--out", tmp_path / "out")
+    refused = run(*call, code=FeatureError.exit_code)
+    assert "--undecodable skip" in refused.partition("try:")[2]
+    told = run(*call, "--undecodable", "skip")
+    assert "2 images cannot be decoded and are left out: train_007, valid_001." in told
+    assert "labelled images: 159 train, 79 valid, 60 test" in told
+    assert "train_007" not in (tmp_path / "out/labels.csv").read_text()
+
+
+def test_a_function_of_fixed_rows(case: Path, tmp_path: Path) -> None:
+    """It could not build what is trained: refused, with what makes it right."""
+    text = "from cli.train_case import SmallNet\n\ndef net({}):\n    return SmallNet({})\n"
+    for module, taken, given in (
+        ("seven", "", "7"),
+        ("any_number", "n_categories", "n_categories"),
+    ):
+        (tmp_path / f"{module}_net.py").write_text(text.format(taken, given))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(tmp_path))
+        call = [*arguments(case, "--dry-run", "--out", tmp_path / "o"), "--input-size", "12x12"]
+        refused = run(*call, "--model", "python:seven_net:net", code=ShapeError.exit_code)
+        assert "n_categories" in refused.partition("try:")[2]
+        assert "all fits" in run(*call, "--model", "python:any_number_net:net")

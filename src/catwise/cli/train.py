@@ -22,6 +22,7 @@ from catwise.cli.options import LabelledOptions, PolicyOptions, TableOptions
 from catwise.cli.parts import images_of, images_root, named_parts, paths_below
 
 if TYPE_CHECKING:
+    from catwise.progress import ProgressCallback
     from catwise.training.loop import TrainCallback
     from catwise.training.run import PreparedTrain, TrainResult
 
@@ -77,10 +78,11 @@ def command(given: Options) -> None:
     same command resumes after the last whole epoch, and ends with the same weights. torchrun starts
     several processes that share each step.
     """
-    job = _prepare(given)
     output = given.output
     if _is_other():
         output = dataclasses.replace(output, quiet=True, json=False)
+    with output.progress() as progress:
+        job = _prepare(given, progress)
     _introduce(job, output)
     if given.dry_run:
         job.check_folder()
@@ -114,7 +116,7 @@ def _is_other() -> bool:
     return ranks_of()[0] > 0
 
 
-def _prepare(given: Options) -> PreparedTrain:
+def _prepare(given: Options, progress: ProgressCallback | None) -> PreparedTrain:
     from catwise.decisions import read_outputs
     from catwise.training.run import prepare_train
 
@@ -143,6 +145,7 @@ def _prepare(given: Options) -> PreparedTrain:
         config=config,
         preprocessing=lambda own: preprocessing_of(model, own),
         overwrite=given.overwrite,
+        progress=progress,
     )
 
 

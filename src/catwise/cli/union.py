@@ -84,12 +84,7 @@ def command(given: Options) -> None:
     hold_output(out)
     if out.exists() and not given.force:
         raise OutputError(f"'{out}' exists.", remedy="another name, or --force to replace it")
-    folders = named_paths(given.images, "--images")
-    _refuse_unknown("--images", folders, sources)
-    read = {
-        name: _with_images(_read(name, *source), folders.get(name))
-        for name, source in sources.items()
-    }
+    read = _read_all(given, sources)
     about = {
         name: describe_labels(source, read[name].labels, table)
         for name, (source, table) in sources.items()
@@ -101,12 +96,7 @@ def command(given: Options) -> None:
     writer = TableWriter(made, given.table, plain, given.written, home=out.parent)
     writer.check(made.labels)
     writer.write(made.labels, out)
-    for name, one in read.items():
-        n_known = int(one.labels.counts().known.sum())
-        output.line(
-            f"{name}: {len(one):,} images, {one.labels.n_categories:,} of "
-            f"{made.labels.n_categories:,} categories, {n_known:,} known labels"
-        )
+    _tell(read, made, output)
     notes = [*made.notes, *_without_paths(read)]
     if writer.splits_groups:
         notes.append(
@@ -127,6 +117,28 @@ def command(given: Options) -> None:
             "notes": notes,
         }
     )
+
+
+def _read_all(
+    given: Options, sources: dict[str, tuple[LabelledOptions, TableOptions]]
+) -> dict[str, Dataset]:
+    """The labels of each set, with the paths of its images where their folder is named."""
+    folders = named_paths(given.images, "--images")
+    _refuse_unknown("--images", folders, sources)
+    return {
+        name: _with_images(_read(name, *source), folders.get(name))
+        for name, source in sources.items()
+    }
+
+
+def _tell(read: dict[str, Dataset], made: Dataset, output: Output) -> None:
+    """What each set has of the whole."""
+    for name, one in read.items():
+        n_known = int(one.labels.counts().known.sum())
+        output.line(
+            f"{name}: {len(one):,} images, {one.labels.n_categories:,} of "
+            f"{made.labels.n_categories:,} categories, {n_known:,} known labels"
+        )
 
 
 def _sources(given: Options) -> dict[str, tuple[LabelledOptions, TableOptions]]:

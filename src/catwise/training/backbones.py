@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from catwise._io import atomic_folder, write_bytes
 from catwise.errors import ConfigError, HeadError, ShapeError
 from catwise.models import LoadedModel, layers
+from catwise.models.adapters.python import takes_argument
 from catwise.models.registry import load_model
 
 _KINDS: Final = ("timm", "torchvision", "transformers", "python")
@@ -38,6 +39,8 @@ def start_model(
 
     Raises:
         ConfigError: If the kind of model cannot be trained.
+        ShapeError: If a user's function makes another number of rows, and does not take
+            `n_categories`.
         CatwiseError: As `load_model`.
     """
     kind = spec.partition(":")[0]
@@ -49,7 +52,8 @@ def start_model(
         )
     given = dict(options or {})
     if checkpoint is None and kind != "transformers":
-        given["n_categories"] = len(categories)
+        if kind != "python" or takes_argument(spec.partition(":")[2], "n_categories"):
+            given["n_categories"] = len(categories)
     elif kind != "transformers":
         given["checkpoint"] = checkpoint
     with torch.random.fork_rng(devices=[]):
@@ -57,6 +61,7 @@ def start_model(
         loaded = load_model(spec, **given)
         _refuse_wrapped(loaded)
         if loaded.head is None or loaded.head.n_categories != len(categories):
+            _refuse_fixed(spec, loaded, len(categories))
             _renew_layer(loaded, len(categories))
             loaded.notes.append(
                 f"the layer {loaded.layer!r} is new: {len(categories):,} rows for the categories."
@@ -71,6 +76,20 @@ def _refuse_wrapped(loaded: LoadedModel) -> None:
         raise ConfigError(
             f"{loaded.name} has no single linear classification layer to train.",
             remedy="for two heads: heads='first' (--model-arg heads=first)",
+        )
+
+
+def _refuse_fixed(spec: str, loaded: LoadedModel, n_categories: int) -> None:
+    """Refuse a user's function that could not build again what would be trained."""
+    kind, _, name = spec.partition(":")
+    if kind == "python" and not takes_argument(name, "n_categories"):
+        rows = "none" if loaded.head is None else f"{loaded.head.n_categories:,} rows"
+        raise ShapeError(
+            f"the model of {spec} has not a row for each category.",
+            found=rows,
+            expected=f"{n_categories:,}",
+            remedy="let the function take the number, def build(…, n_categories): what is trained "
+            "can then be loaded again",
         )
 
 

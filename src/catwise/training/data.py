@@ -14,7 +14,10 @@ from torch.utils.data import DataLoader
 
 from catwise.errors import ConfigError, FeatureError
 from catwise.models.loading import ImageRow, ImageRows, reading_images
+from catwise.progress import Progress, ProgressCallback
 
+#: Images that are tried at once, whether they can be decoded.
+_TRIED: Final = 32
 #: How far images are shifted, as a share of their size.
 _SHIFT: Final = 8
 _ORDER, _AUGMENT, MIX, MODEL = range(4)
@@ -82,13 +85,38 @@ def read_batches(
         yield from loader
 
 
+def undecodable_ids(
+    images: ImageRows, workers: int, progress: ProgressCallback | None
+) -> list[str]:
+    """The ids of the images that cannot be decoded, of a pass over all of them."""
+    loader = DataLoader(
+        images,
+        batch_size=_TRIED,
+        collate_fn=_problems,
+        num_workers=workers,
+        generator=torch.Generator(),
+    )
+    lost: list[str] = []
+    with reading_images():
+        for done, found in enumerate(loader):
+            if progress is not None:
+                n = min(done * _TRIED, len(images))
+                progress(Progress("read", n, len(images), "looking for images not to be decoded"))
+            lost += found
+    return lost
+
+
+def _problems(rows: list[ImageRow]) -> list[str]:
+    return [row.problem.id for row in rows if row.problem is not None]
+
+
 def _stacked(rows: list[ImageRow]) -> Tensor:
     found = [row.image for row in rows if row.image is not None]
     if lost := [row.problem for row in rows if row.problem is not None]:
         raise FeatureError(
             f"the image {lost[0].id!r} cannot be decoded.",
             found=lost[0].reason,
-            remedy="repair it, or take it out of the labels",
+            remedy="repair it, or leave such images out with undecodable='skip'",
         )
     return torch.stack(found)
 

@@ -19,9 +19,10 @@ from catwise._csv import rows_csv
 from catwise._io import atomic_path, folder_names, make_folder, write_json, write_text
 from catwise._json import read_file
 from catwise._lock import exclusive, remove
+from catwise._text import some
 from catwise._version import __version__
 from catwise.decisions.outputs import Outputs
-from catwise.errors import ConfigError, OutputError, ShapeError, reason_of
+from catwise.errors import ConfigError, IdError, OutputError, ShapeError, reason_of
 from catwise.fixing.folder import differences, labels_digest
 from catwise.fixing.images import FoundImages, places
 from catwise.fixing.inputs import checked_splits, ids_of, joined_images, without
@@ -36,7 +37,7 @@ from catwise.models.loading import ImageRows
 from catwise.models.sources import ImageSource
 from catwise.progress import ProgressCallback
 from catwise.training.backbones import save_weights, start_model, weights_place
-from catwise.training.data import Plan
+from catwise.training.data import Plan, undecodable_ids
 from catwise.training.loop import TrainCallback, TrainData, Trainer
 from catwise.training.machine import add_machine_labels
 from catwise.training.processes import Processes, joined_processes
@@ -48,7 +49,9 @@ HISTORY: Final = "history.json"
 LABELS: Final = "labels.csv"
 RESERVED: Final = "reserved"
 _OURS: Final = (STATE, RUN, HISTORY, LABELS, "model.safetensors", "model", "tensorboard")
-_NOT_IN_RESULTS: Final = ("workers", "scheme_options", "policy", "missing", "device")
+_MADE: Final = frozenset({STATE, HISTORY, "model.safetensors", "model"})
+"""What an epoch leaves: before the first one has ended, a corrected command starts over."""
+_NOT_IN_RESULTS: Final = ("workers", "scheme_options", "policy", "missing", "undecodable", "device")
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,6 +145,7 @@ def train(
         paths=paths,
         config=config,
         overwrite=overwrite,
+        progress=progress,
     )
     return job.run(progress, callbacks)
 
@@ -160,10 +164,12 @@ def prepare_train(
     paths: Mapping[str, str] | None = None,
     config: TrainConfig | None = None,
     overwrite: bool = False,
+    progress: ProgressCallback | None = None,
 ) -> PreparedTrain:
-    """Check everything that can be checked before the first image is read; write nothing.
+    """Check everything that can be checked before training; write nothing.
 
-    Arguments and errors are those of `train`.
+    Arguments and errors are those of `train`. No image is read, unless those that cannot be decoded
+    are to be left out.
     """
     config = config or TrainConfig()
     scheme_options(config.scheme, config.scheme_options)
@@ -175,10 +181,8 @@ def prepare_train(
     _ = Plan(*steps).steps  # or there are too few images
     given: dict[str, Any] = {"checkpoint": checkpoint, "options": model_options}
     loaded = _first_model(model, kept["train"].categories, **given, seed=config.seed)
-    if preprocessing is not None:
-        own = loaded.preprocessing
-        wanted = preprocessing(own) if callable(preprocessing) else preprocessing
-        loaded.take_input(wanted.for_layout(own.layout))
+    _take_input(loaded, preprocessing)
+    kept, lost = _decodable(source, kept, loaded, config, progress)
     made = _targets(kept["train"], machine, machine_weight, config)
     inputs = _what_decides(loaded, source, kept, config)
     if machine is not None:
@@ -190,11 +194,46 @@ def prepare_train(
         _rows(source, kept["valid"], loaded) if "valid" in kept else None,
         kept.get("valid"),
     )
-    notes = [*loaded.notes, made.description, *notes]
+    notes = [*loaded.notes, made.description, *notes, *lost]
     names, place = dict(paths or {}), Path(out)
     return PreparedTrain(
         loaded, data, kept, names, config, place, inputs, notes, overwrite=overwrite
     )
+
+
+def _take_input(
+    loaded: LoadedModel,
+    preprocessing: Preprocessing | Callable[[Preprocessing], Preprocessing] | None,
+) -> None:
+    """Let the model have another preprocessing, if one is given."""
+    if preprocessing is not None:
+        own = loaded.preprocessing
+        wanted = preprocessing(own) if callable(preprocessing) else preprocessing
+        loaded.take_input(wanted.for_layout(own.layout))
+
+
+def _decodable(
+    source: ImageSource,
+    splits: dict[str, PartialLabels],
+    loaded: LoadedModel,
+    config: TrainConfig,
+    progress: ProgressCallback | None,
+) -> tuple[dict[str, PartialLabels], list[str]]:
+    """The splits without images of this training that cannot be decoded, if asked; what to know."""
+    used = [name for name in ("train", "valid") if name in splits]
+    if config.undecodable != "skip":
+        return splits, []
+    lost: list[dict[str, str]] = []
+    for name in used:
+        rows = _rows(source, splits[name], loaded)
+        lost += [{"id": one} for one in undecodable_ids(rows, config.workers, progress)]
+    if not lost:
+        return splits, []
+    kept = {name: without(part, lost) for name, part in splits.items()}
+    if empty := [name for name in used if not kept[name].n_rows]:
+        raise IdError(f"no image of the {empty[0]} labels could be decoded.")
+    shown = some([row["id"] for row in lost])
+    return kept, [f"{len(lost):,} images cannot be decoded and are left out: {shown}."]
 
 
 def _first_model(
@@ -352,7 +391,7 @@ class PreparedTrain:
                 remedy="choose another folder",
             ) from error
         changed = differences(before, self.inputs)
-        if changed and not self.overwrite:
+        if changed and not self.overwrite and not _MADE.isdisjoint(inside):
             raise OutputError(
                 f"'{self.out}' holds a run with other inputs.",
                 found="; ".join(changed),

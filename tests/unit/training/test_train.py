@@ -28,7 +28,7 @@ from catwise.errors import (
 )
 from catwise.training.run import prepare_train, train
 from catwise.training.schemes import SCHEMES
-from cli.train_case import MODEL, NAMES, make_images, small_net
+from cli.train_case import MODEL, NAMES, SIZES, make_images, small_net
 
 QUICK = {"epochs": 3, "batch_size": 16, "lr": 0.02}
 ROOT = Path(__file__).parents[3]
@@ -373,6 +373,11 @@ def test_bad_input(case, tmp_path):
     (broken / "train_007.png").write_bytes(b"not an image")
     with pytest.raises(FeatureError, match="'train_007' cannot be decoded"):
         train(MODEL, broken, labels, tmp_path / "c", config=TrainConfig(**QUICK))
+    job = prepare_train(
+        MODEL, broken, labels, tmp_path / "c", config=TrainConfig(**QUICK, undecodable="skip")
+    )
+    assert job.splits["train"].n_rows == SIZES["train"] - 1
+    assert "1 images cannot be decoded and are left out: train_007." in job.notes
     with pytest.raises(FeatureError, match=r"(?s)the loss is .*--clip-norm 1"):
         run(case, tmp_path / "d", lr=1e30, scheme="ignore", optimizer="sgd", schedule="constant")
 

@@ -64,6 +64,11 @@ def load_python(request: Request) -> LoadedModel:
     )
 
 
+def takes_argument(name: str, argument: str) -> bool:
+    """Whether the function of ``python:NAME`` names an argument; errors as `load_python`."""
+    return argument in inspect.signature(_find_function(name)).parameters
+
+
 def _refuse_missing(name: str, function: Callable[..., Any], given: dict[str, Any]) -> None:
     """Refuse to call a function without what it needs."""
     known = inspect.signature(function).parameters
