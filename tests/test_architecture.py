@@ -33,7 +33,7 @@ LAYERS = (
     {"_io", "_arrays", "_json", "_zip", "_extras", "_device", "_names", "_options", "_text"},
     {"_configs", "_csv", "_reported"},
     {"_safetensors"},
-    {"labels", "losses", "features"},
+    {"engines", "labels", "losses", "features"},
     {"data", "heads"},
     {"models", "joining"},
     {"metrics", "testing"},

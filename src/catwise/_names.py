@@ -13,6 +13,8 @@ from catwise.errors import ConfigError, check_choice
 
 PRESETS: Final = ("default", "paper")
 VALIDATIONS: Final = ("fit_and_select", "select")
+ENGINES: Final = ("local",)
+
 METHODS: Final = {"bp_bce": "bce", "bp_asl": "asl_published", "ga": None}
 """The published methods, and the loss of those by back-propagation."""
 

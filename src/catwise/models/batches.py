@@ -93,6 +93,27 @@ def _uneven(n_ids: int, found: str) -> ShapeError:
     )
 
 
+class Reading(NamedTuple):
+    """How any process reads a batch of a dataset."""
+
+    dataset: Any
+    collate: Callable[[list[Any]], Any]
+
+    def batch(self, row: int, count: int) -> ImageBatch:
+        """So many rows from a row on."""
+        span: Any = range(row, row + count)
+        reader: Any = torch_data.DataLoader(
+            self.dataset,
+            batch_sampler=[span],
+            collate_fn=self.collate,
+            generator=torch.Generator(),
+        )
+        rows = _rows_of(next(iter(reader)))
+        if len(rows.images) != count:
+            raise _uneven(count, f"{len(rows.images):,} (of collate_fn)")
+        return rows
+
+
 class BatchSource:
     """Batches of images from any row on, `batch_rows` each; ids, n_rows and origin if known."""
 
@@ -186,6 +207,23 @@ class BatchSource:
                 return
         if self._position == n and len(self._take(1).images):
             raise _uneven(n, "more")
+
+    @property
+    def reading(self) -> Reading | None:
+        """How another process reads the images; None where only this one can."""
+        if self._loader != self._read:
+            return None
+        return Reading(self._dataset, self._options["collate_fn"])
+
+    def starts(self, parts: Iterable[int], part_rows: int) -> Iterator[tuple[int, int, int]]:
+        """(part, first row, rows) of the batches of a dataset, without reading them."""
+        n = self.n_rows or 0
+        for part in parts:
+            first, end = part * part_rows, min((part + 1) * part_rows, n)
+            if first >= n:
+                return
+            for row in range(first, end, self.batch_rows):
+                yield part, row, min(self.batch_rows, end - row)
 
     def _open(self, row: int) -> None:
         self._stream = iter(self._loader(row) if self._opens else self._loader)

@@ -8,13 +8,16 @@ an uninterrupted run with the same machine and threads. Parts are in `<out>.part
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import functools
 import itertools
 import json
 import os
+import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
@@ -22,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from catwise.engines.base import IN_PROCESS, Engine, Shared
 from catwise.errors import ConfigError, FeatureError, check_choice
 from catwise.features.blocks import BLOCK_ROWS
 from catwise.features.ids import as_ids, digest_of
@@ -29,16 +33,17 @@ from catwise.features.manifest import dtype_name
 from catwise.features.places import LocalPlace, open_place
 from catwise.features.store import FeatureStore, open_store
 from catwise.models import layers
-from catwise.models.batches import BatchSource, ImageBatch, merge_batches
+from catwise.models.batches import BatchSource, ImageBatch, Reading, merge_batches
 from catwise.models.core import LoadedModel, Preprocessing
 from catwise.models.loading import ImageRows
 from catwise.models.logits import logits_of
 from catwise.models.parts import BatchOutput, PartWork
 from catwise.models.sources import ImageSource, images_at
-from catwise.models.ways import Precision, Runner, Way, choose_way, running
+from catwise.models.ways import Precision, Runner, Way, choose_way, processor, running
 from catwise.progress import Progress, ProgressCallback
 
 _SHOWN: Final = 5
+_STACKS: Final[list[contextlib.ExitStack]] = []
 
 
 class Extracted(NamedTuple):
@@ -75,6 +80,7 @@ def extract(
     parts: str | os.PathLike[str] | None = None,
     num_workers: int = 0,
     ranks: tuple[int, int] | None = None,
+    engine: Engine | None = None,
     progress: ProgressCallback | None = None,
     origin: Mapping[str, Any] | None = None,
 ) -> FeatureStore | Extracted:
@@ -118,6 +124,8 @@ def extract(
         num_workers: worker processes that read a `Dataset`.
         ranks: (number of this process, number of processes); None: from RANK and WORLD_SIZE, which
             torchrun sets. Parts are shared out; the first process joins them, all return.
+        engine: what runs the batches (`catwise.engines`); None: this process. Its workers read the
+            images of a `Dataset` themselves. No byte depends on it.
         progress: called after each batch.
         origin: what to remember in the store, JSON-ready; part of the fingerprint.
 
@@ -146,13 +154,13 @@ def extract(
     how |= {"batch_rows": batch_rows, "part_rows": part_rows, "num_workers": num_workers}
     run = open_pass(model, loader, **how)
     if out is None:
-        return run.in_memory(progress)
+        return run.in_memory(progress, engine)
     items, (rank, world) = run.items(origin), ranks or layers.ranks_of()
     where = _places(out, parts)
     work = PartWork(*where, items, run.part_rows, run.n_rows, rank, world, overwrite)
     with work.alone():
         if not work.is_finished(resume=resume):
-            run.fill(work, progress)
+            run.fill(work, progress, engine=engine)
             work.join()
     return open_store(out)
 
@@ -222,15 +230,23 @@ class ImagePass:
         """What decides the bytes of the parts."""
         return _items(self.model, self.job, self.source, origin)
 
-    def in_memory(self, progress: ProgressCallback | None) -> Extracted:
+    def in_memory(
+        self, progress: ProgressCallback | None, engine: Engine | None = None
+    ) -> Extracted:
         """All rows at once."""
-        return _in_memory(self.job, self.source, report_rows("extract", progress, self.n_rows))
+        tell = report_rows("extract", progress, self.n_rows)
+        return _in_memory(self.job, self.source, engine, tell)
 
     def fill(
-        self, work: PartWork, progress: ProgressCallback | None, stage: str = "extract"
+        self,
+        work: PartWork,
+        progress: ProgressCallback | None,
+        stage: str = "extract",
+        engine: Engine | None = None,
     ) -> None:
         """Make those of this process's parts that are not there."""
-        _fill(work, self.job, self.source, report_rows(stage, progress, self.n_rows))
+        tell = report_rows(stage, progress, self.n_rows)
+        _fill(work, self.job, self.source, engine, tell)
 
 
 def _checked_part_rows(given: int | None, batch_rows: int) -> int:
@@ -376,6 +392,80 @@ def _stored(job: _Job, kept: Tensor, row: int, names: list[str] | None) -> Tenso
     return stored
 
 
+def _outputs(
+    job: _Job,
+    source: BatchSource,
+    parts: Iterable[int],
+    engine: Engine | None,
+    say: Callable[[str], None],
+) -> Generator[tuple[int, BatchOutput], None, None]:
+    """(part, what comes of a batch), in order; here, or where an engine runs them."""
+    if engine is None or engine is IN_PROCESS:
+        with running(job.module, job.layer, job.way, job.argument, say) as run:
+            for part, row, rows in source.batches(parts, job.part_rows):
+                yield part, _compute(job, run, row, rows)
+        return
+    reading, begun = source.reading, collections.deque[int]()
+
+    def tasks() -> Iterator[_BatchTask]:
+        batches: Any = source.starts if reading else source.batches
+        for part, row, rows in batches(parts, job.part_rows):
+            begun.append(part)
+            seen = rows if reading else len(rows.images)
+            names = None if job.ids is None else job.ids.slice(row, seen).to_pylist()
+            yield _BatchTask(row, rows, names)
+
+    machine = processor(job.way.device)
+    sent = engine.share(_Sent(replace(job, ids=None), reading, machine))
+    for done in engine.map(functools.partial(_in_worker, sent), tasks()):
+        yield begun.popleft(), done
+
+
+class _BatchTask(NamedTuple):
+    """A batch for a worker: its images, or how many of them it is to read."""
+
+    row: int
+    rows: ImageBatch | int
+    names: list[str] | None
+
+
+class _Sent(NamedTuple):
+    """What a worker needs for all batches."""
+
+    job: _Job
+    reading: Reading | None
+    machine: str
+
+
+def _in_worker(sent: Shared[_Sent], task: _BatchTask) -> BatchOutput:
+    """Read and compute a batch; the model is made ready once."""
+    run, rows = _ready(sent), task.rows
+    job, reading, _ = sent.value
+    if isinstance(rows, int):
+        if reading is None:
+            raise TypeError("a number of images, and nothing that reads them")
+        rows = reading.batch(task.row, rows)
+    if task.names is not None:
+        rows = rows._replace(ids=task.names)
+    return _compute(job, run, task.row, rows)
+
+
+@functools.lru_cache(1)
+def _ready(sent: Shared[_Sent]) -> Runner:
+    """The model of a worker, for as long as the worker lives."""
+    job, _, machine = sent.value
+    if (found := processor(job.way.device)) != machine:
+        raise ConfigError(
+            "a worker's processor computes otherwise than the driver's.",
+            found=f"{found} on {platform.node()}",
+            expected=machine,
+            remedy="use machines of one kind: features would depend on who computed them",
+        )
+    stack = contextlib.ExitStack()
+    _STACKS.append(stack)  # or its hooks would go with it
+    return stack.enter_context(running(job.module, job.layer, job.way, job.argument))
+
+
 def _undecodable(job: _Job, row: int, images: list[Any], names: list[str] | None) -> list[str]:
     """The ids of images that could not be decoded, unless they are refused."""
     lost = [at for at, image in enumerate(images) if not isinstance(image, Tensor)]
@@ -430,12 +520,12 @@ def report_rows(
     return RowReport(stage, report, total, unit)
 
 
-def _in_memory(job: _Job, source: BatchSource, tell: RowReport) -> Extracted:
+def _in_memory(job: _Job, source: BatchSource, engine: Engine | None, tell: RowReport) -> Extracted:
     every: list[BatchOutput] = []
-    with running(job.module, job.layer, job.way, job.argument, tell.say) as run:
-        for _, row, rows in source.batches(itertools.count(), job.part_rows):
-            every.append(_compute(job, run, row, rows))
-            tell(every[-1].seen)
+    with contextlib.closing(_outputs(job, source, itertools.count(), engine, tell.say)) as outputs:
+        for _, done in outputs:
+            every.append(done)
+            tell(done.seen)
     kept = [
         (d.features, d.logits) for d in every if d.features is not None and d.logits is not None
     ]
@@ -449,20 +539,29 @@ def _in_memory(job: _Job, source: BatchSource, tell: RowReport) -> Extracted:
     )
 
 
-def _fill(work: PartWork, job: _Job, source: BatchSource, tell: RowReport) -> None:
+def _fill(
+    work: PartWork, job: _Job, source: BatchSource, engine: Engine | None, tell: RowReport
+) -> None:
     """Make those of this process's parts that are not there."""
     known = work.known()
-    batches = source.batches(work.missing(known), job.part_rows)
     tell(0, sum(about["seen"] for about in known.values()))
-    with running(job.module, job.layer, job.way, job.argument, tell.say) as run:
+    missing = work.missing(known)
+    with contextlib.closing(_outputs(job, source, missing, engine, tell.say)) as outputs:
 
-        def made(batches: Iterable[tuple[int, int, ImageBatch]]) -> Iterator[BatchOutput]:
-            for _, row, rows in batches:
-                yield _compute(job, run, row, rows)
-                tell(len(rows.images))
+        def rest_of_part(done: BatchOutput) -> Iterator[BatchOutput]:
+            """A part is written when its last batch is there, before the next is waited for."""
+            seen = 0
+            while True:
+                yield done
+                tell(done.seen)
+                seen += done.seen
+                following = None if seen >= job.part_rows else next(outputs, None)
+                if following is None:
+                    return
+                done = following[1]
 
-        for part, rows in itertools.groupby(batches, key=lambda batch: batch[0]):
-            work.write(part, made(rows))
+        for part, first in outputs:
+            work.write(part, rest_of_part(first))
 
 
 def _items(model: Any, job: _Job, source: BatchSource, origin: Any) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from catwise._io import put_folder, write_text
 from catwise._limits import MAX_TEXT, read_within
 from catwise._lock import exclusive, remove
+from catwise.engines.base import Engine
 from catwise.errors import ConfigError, OutputError
 from catwise.features import BLOCK_ROWS, FeatureStore, open_store
 from catwise.features.places import is_url
@@ -76,6 +77,7 @@ def update_features(
     images: ImageSource | ImageRows,
     out: str | os.PathLike[str],
     *,
+    engine: Engine | None = None,
     progress: ProgressCallback | None = None,
     **options: Any,
 ) -> Updated:
@@ -90,6 +92,7 @@ def update_features(
         model: as an adapter loads it.
         images: the images as they are now.
         out: the folder of the store; not an URL.
+        engine: as in `catwise.extract`.
         progress: called after each batch.
         **options: of `catwise.extract`, the same each time.
 
@@ -112,7 +115,7 @@ def update_features(
     now = _stamps_of(rows)
     if not folder.is_dir() or not any(folder.iterdir()):
         how = {**options, "overwrite": True, "origin": _origin_of(now)}  # of unfinished work
-        made: Any = extract(model, rows, folder, **how, progress=progress)
+        made: Any = extract(model, rows, folder, **how, engine=engine, progress=progress)
         _write_stamps(folder, now)
         return Updated(made, len(now), 0, 0, 0)
     store = open_store(folder)
@@ -129,6 +132,7 @@ def update_features(
     with exclusive(folder, parents=True):
         some = ImageRows(rows.source, rows.preprocessing, rows=rows.rows[todo], white=rows.white)
         how = {**options, "origin": _origin_of({names[at]: now[names[at]] for at in todo})}
+        how |= {"engine": engine}
         new = _new_rows(model, some, _beside(folder), progress, how) if todo else None
         _merge(_Merge(folder, store, new, items, now, todo))
     return Updated(open_store(folder), *done)
