@@ -36,6 +36,7 @@ COMMANDS: Final = (
     "select",
     "evaluate",
     "compare",
+    "view",
     "calibrate",
     "threshold",
     "conformal",
