@@ -164,6 +164,22 @@ $ catwise tune --features a.npz \\
 """
 
 
+def test_installations_are_of_a_checkout() -> None:
+    """No index has it: blocks install a folder, with extras that there are."""
+    extras = set(re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
+    calls = [
+        match[0]
+        for page in PAGES
+        for block in blocks(page.read_text())
+        for match in re.finditer(r"pip install .*", block.text)
+    ]
+    assert len(calls) >= 3
+    for call in calls:
+        (what,) = [word for word in shlex.split(call) if re.match(r"(\.|/src|catwise)(\[|$)", word)]
+        assert not what.startswith("catwise"), call
+        assert set(re.findall(r"\[(\w+)\]", what)) <= extras, call
+
+
 def test_blocks_are_found() -> None:
     """Shown and hidden blocks come in order, calls without their output."""
     assert [block.kind for block in blocks(EXAMPLE)] == ["python", "python", "python", "console"]
