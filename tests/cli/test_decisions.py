@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from catwise import Calibration, ConformalSets, PartialLabels, Thresholds, load_head
 from catwise.cli import main
 from catwise.decisions import calibrate, conformal, threshold
-from catwise.errors import ConfigError, IdError, OutputError
+from catwise.errors import CategoryError, ConfigError, IdError, OutputError
 from catwise.features import read_features
 from catwise.tuning import FoldArtifacts
 from cli.example import NAMES, make_example
@@ -234,3 +234,30 @@ def test_inputs_are_not_written_over() -> None:
     result = run("calibrate", *VALID, "--out", "run/head.safetensors")
     assert result.exit_code == OutputError.exit_code
     assert Path("run/head.safetensors").read_bytes() == before
+
+
+def test_categories_that_the_run_does_not_have(tmp_path: Path) -> None:
+    """They are left out on request, of labels and of test labels; the result is the same."""
+    wide = {}
+    for name in ("all.csv", "test.csv"):
+        lines = Path(name).read_text().splitlines()
+        wide[name] = tmp_path / name
+        wide[name].write_text("\n".join([f"{lines[0]},gnu", *(f"{one},1" for one in lines[1:])]))
+    table = [str(wide["all.csv"]) if one == "all.csv" else one for one in VALID]
+    test = [str(wide["test.csv"]) if one == "test.csv" else one for one in TEST]
+    for command, judged in (
+        ("calibrate", True),
+        ("threshold", True),
+        ("conformal", True),
+        ("suggest", False),
+    ):
+        line = [command, *table, *(test if judged else ["--cells", "10"]), "--out"]
+        refused = run(*line, str(tmp_path / "a"))
+        assert refused.exit_code == CategoryError.exit_code
+        assert "--unknown-categories ignore" in refused.output.partition("try:")[2]
+        told = run(*line, str(tmp_path / command), "--unknown-categories", "ignore")
+        assert told.exit_code == 0, told.output
+        assert "1 category is not of the head, and ignored: gnu" in told.output
+        plain = [command, *VALID, *(TEST if judged else ["--cells", "10"])]
+        assert run(*plain, "--out", str(tmp_path / f"{command}.plain")).exit_code == 0
+        assert (tmp_path / command).read_bytes() == (tmp_path / f"{command}.plain").read_bytes()

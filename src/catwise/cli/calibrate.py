@@ -51,7 +51,7 @@ def command(given: Options) -> None:
     if given.head_out is not None and decisions.run is None:
         raise click.UsageError("--head-out needs --run.")
     hold_outputs(decisions, given.out, given.csv_path, given.head_out, given.report)
-    source = load_decisions(decisions)
+    source = load_decisions(decisions, output)
     from catwise.decisions import calibrate
     from catwise.heads import load_head, save_head
     from catwise.reporting.tables import calibration_table

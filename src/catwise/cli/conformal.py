@@ -48,7 +48,7 @@ def command(given: Options) -> None:
     """
     decisions, output = given.decisions, given.output
     hold_outputs(decisions, given.out, given.csv_path)
-    source = load_decisions(decisions)
+    source = load_decisions(decisions, output)
     from catwise.decisions import conformal
     from catwise.reporting.tables import conformal_table
 

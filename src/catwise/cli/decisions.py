@@ -10,12 +10,13 @@ import click
 
 from catwise._options import group, option
 from catwise.cli.inputs import own_table, refuse_inputs
-from catwise.cli.labelled import describe_labels, load_chosen, load_dataset
-from catwise.cli.options import CHOSEN_HELP, LabelledOptions, TableOptions
+from catwise.cli.labelled import describe_labels, known_categories, load_chosen, load_dataset
+from catwise.cli.options import CHOSEN_HELP, LabelledOptions, MatchOptions, TableOptions
 from catwise.cli.outputs import hold_output
 from catwise.cli.prevalence import PREVALENCE_HELP
 
 if TYPE_CHECKING:
+    from catwise.cli.console import Output
     from catwise.labels import PartialLabels
 
 FOLDS = "folds.safetensors"
@@ -41,6 +42,7 @@ class LogitsOptions:
     )
     data: LabelledOptions = group("Labels")
     table: TableOptions = group("Label tables")
+    match: MatchOptions = group("Label tables")
 
     def __post_init__(self) -> None:
         if (self.run is None) == (self.logits is None):
@@ -124,15 +126,17 @@ def hold_outputs(given: LogitsOptions, *outputs: Path | None) -> None:
         hold_output(path)
 
 
-def load_decisions(given: HeldOutOptions) -> Source:
+def load_decisions(given: HeldOutOptions, output: Output) -> Source:
     """Read logits and labels, and the logits of test rows where there are any."""
-    labels = load_dataset(given.data, given.table).labels
+    known = _names_of(given)
+    how = given.match.unknown_categories
+    labels = known_labels(given, output)
     if (chosen := load_chosen(given.chosen)) is not None:
         labels = chosen.without(labels)
     test_labels, about = None, {"labels": describe_labels(given.data, labels, given.table)}
     if given.test_labels is not None or given.test_split is not None:
         wanted = test_options(given)
-        test_labels = load_dataset(wanted, given.table).labels
+        test_labels = known_categories(load_dataset(wanted, given.table).labels, known, how)
         about["test labels"] = describe_labels(wanted, test_labels, given.table)
     source, more = load_source_logits(given, labels)
     if given.logits is None:
@@ -142,6 +146,21 @@ def load_decisions(given: HeldOutOptions) -> Source:
     if given.test_logits is not None and test_labels is not None:
         pair = _logits(given.test_logits, test_labels), test_labels
     return Source(source, labels, pair, about | more)
+
+
+def known_labels(given: LogitsOptions, output: Output) -> PartialLabels:
+    """The labels, without categories that the run does not have, where these are ignored."""
+    labels = load_dataset(given.data, given.table).labels
+    return known_categories(labels, _names_of(given), given.match.unknown_categories, output)
+
+
+def _names_of(given: LogitsOptions) -> tuple[str, ...]:
+    """The categories of the run; none where logits are given, which have no names."""
+    if given.run is None or given.match.unknown_categories != "ignore":
+        return ()
+    from catwise.tuning import FoldArtifacts
+
+    return FoldArtifacts.load(given.run / FOLDS).categories
 
 
 def load_source_logits(given: LogitsOptions, labels: PartialLabels) -> tuple[Any, dict[str, Any]]:

@@ -10,9 +10,9 @@ from catwise._options import group, option
 from catwise._text import plural
 from catwise.cli.building import make_command
 from catwise.cli.console import Output
-from catwise.cli.decisions import LogitsOptions, hold_outputs, load_source_logits
+from catwise.cli.decisions import LogitsOptions, hold_outputs, known_labels, load_source_logits
 from catwise.cli.inputs import refuse_inputs
-from catwise.cli.labelled import describe_labels, load_chosen, load_dataset
+from catwise.cli.labelled import describe_labels, load_chosen
 
 if TYPE_CHECKING:
     from catwise.decisions import Suggestions
@@ -65,7 +65,7 @@ def command(given: Options) -> None:
     for path in (given.out, given.suspects_out):
         if path is not None:
             refuse_inputs(path, *given.chosen)
-    labels = load_dataset(given.logits.data, given.logits.table).labels
+    labels = known_labels(given.logits, output)
     source, about = load_source_logits(given.logits, labels)
     from catwise.decisions import suggest
 

@@ -81,7 +81,7 @@ def command(given: Options) -> None:
     outputs = (given.out, given.csv_path, given.cutoffs, given.transformers, given.report)
     hold_outputs(decisions, *outputs)
     document = _document(given)
-    source = load_decisions(decisions)
+    source = load_decisions(decisions, output)
     from catwise.decisions import Calibration, threshold
     from catwise.reporting.tables import thresholds_table
 
