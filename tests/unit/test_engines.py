@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -19,8 +20,14 @@ import torch
 
 from catwise.engines import IN_PROCESS, Engine, LocalEngine, open_engine
 from catwise.engines.packing import pack, unpack
-from catwise.errors import ConfigError, FeatureError
+from catwise.errors import ConfigError, FeatureError, InSampleWarning
 from catwise.models.extraction import extract
+from catwise.reporting import write_run
+from catwise.testing import make_task
+from catwise.tuning import tune
+from catwise.tuning.presets import pooled_anchor
+from catwise.tuning.presets.default_config import DefaultConfig
+from catwise.tuning.rows import tuning_rows
 from engine_case import (
     Images,
     check_kills,
@@ -219,3 +226,43 @@ def test_no_worker_outlives_its_driver(number: int) -> None:
     while any(Path(f"/proc/{pid}").exists() for pid in workers):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def tuned_bytes(result: Any, folder: Path) -> dict[str, bytes]:
+    """A run's files, but for how long it took."""
+    result.summary["seconds"] = None
+    write_run(result, folder)
+    return files(folder)
+
+
+@pytest.mark.parametrize("kind", ["many blocks", "without validation", "own features"])
+def test_tuning_keeps_its_bytes(
+    tmp_path: Path, kind: str, local: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run of two processes is that of one, file by file."""
+    task = make_task(80, 60, 1, 6, 4, known=0.5, seed=1)
+    head, sides = task.head, [(part.features, part.labels) for part in (task.train, task.valid)]
+    monkeypatch.setattr(tuning_rows, "_BLOCK_ENTRIES", 300)
+    monkeypatch.setattr(pooled_anchor, "_SMALL", 300)
+    if kind == "without validation":
+        sides = sides[:1]
+    if kind == "own features":
+        sides = [(np.stack([x.values, x.values * 2] * 2, 1), labels) for x, labels in sides]
+    options: dict[str, Any] = {"seed": 3, "force": True, "config": DefaultConfig(n_folds=3)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", InSampleWarning)
+        runs = [tune(head, *sides, engine=engine, **options) for engine in (None, local)]
+    first, second = (tuned_bytes(run, tmp_path / str(n)) for n, run in enumerate(runs))
+    assert first == second
+    replaced = sum(record["status"] == "replaced" for record in runs[0].records)
+    assert replaced or kind == "without validation"
+    assert len({step["pooled_gain"] for step in runs[0].history}) > 2
+
+
+def test_presets_that_run_here(local: Engine) -> None:
+    """An engine is refused where nothing would run on it."""
+    task = make_task(40, 40, 1, 4, 2, seed=1)
+    train, valid = ((part.features, part.labels) for part in (task.train, task.valid))
+    for options in ({"preset": "paper"}, {"validation": "select"}):
+        with pytest.raises(ConfigError, match="only the preset 'default'"):
+            tune(task.head, train, valid, engine=local, **options)  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 
 from catwise._configs import PaperConfig
 from catwise._version import __version__
+from catwise.engines.base import IN_PROCESS, Engine
 from catwise.errors import InSampleWarning
 from catwise.heads import Head
 from catwise.labels import LabelPolicy
@@ -38,7 +39,7 @@ from catwise.tuning.inputs import (
     prepare_inputs,
     prepare_test,
 )
-from catwise.tuning.plan import Plan, make_plan
+from catwise.tuning.plan import Plan, check_engine, make_plan
 from catwise.tuning.presets.default_config import DefaultConfig
 from catwise.tuning.presets.outcome import Outcome
 from catwise.tuning.presets.task import NO_VALIDATION
@@ -61,6 +62,7 @@ def tune(
     chosen: ChosenCells | None = None,
     force: bool = False,
     config: DefaultConfig | PaperConfig | None = None,
+    engine: Engine | None = None,
     progress: ProgressCallback | None = None,
 ) -> TuneResult:
     """Tune every category's row of a head on the labels that are really known.
@@ -91,6 +93,8 @@ def tune(
             calibration, and judge nothing; in test rows they are left out.
         force: continue although head, features and columns look mismatched.
         config: `DefaultConfig` or `PaperConfig`; the preset's own if None.
+        engine: what works on blocks of categories (`catwise.engines`); None: this process. For the
+            preset "default" where validation fits; no byte depends on it.
         progress: called now and then with a `Progress`.
 
     Returns:
@@ -118,6 +122,7 @@ def tune(
     """
     began = time.perf_counter()
     plan = make_plan(preset, methods, validation, metric, config, has_valid=valid is not None)
+    check_engine(plan, engine)
     _report(progress, 0, "checking head, features and labels")
     inputs = prepare_inputs(
         head,
@@ -129,6 +134,7 @@ def tune(
         chosen=chosen,
         fits=plan.validation != "select",
     )
+    inputs = replace(inputs, engine=engine or IN_PROCESS)
     check_logits(inputs, logits)
     others = {"training": train, "validation": valid}
     held_out, notes = prepare_test(inputs, test, others, plan.metric, force=force, chosen=chosen)

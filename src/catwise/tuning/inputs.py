@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from catwise._device import resolve_device
+from catwise.engines.base import IN_PROCESS, Engine
 from catwise.errors import CategoryError, ConfigError, IdError, MismatchError, ShapeError
 from catwise.features import by_category, check_finite, of_categories
 from catwise.heads import Head
@@ -98,6 +99,7 @@ class TuningInputs:
     device: torch.device  # where to compute
     seed: int  # of everything that is drawn
     notes: list[str]  # what to know, a sentence each
+    engine: Engine = IN_PROCESS  # where blocks of categories are worked on
 
     @property
     def judging(self) -> LabelledSource:

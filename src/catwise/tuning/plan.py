@@ -9,6 +9,7 @@ from typing import Protocol, TypeAlias, TypeVar
 
 from catwise._configs import PaperConfig
 from catwise._names import check_choices
+from catwise.engines.base import IN_PROCESS, Engine
 from catwise.errors import ConfigError
 from catwise.metrics import Metric, resolve_metric
 from catwise.progress import ProgressCallback
@@ -69,6 +70,18 @@ def make_plan(
     own = _config_of(DefaultConfig, config, preset)
     run = partial(tune_select_only if chosen == "select" else tune_default, config=own)
     return Plan(preset, (), chosen, resolved, own, run)
+
+
+def check_engine(plan: Plan, engine: Engine | None) -> None:
+    """Refuse an engine where nothing would run on it."""
+    if engine is None or engine is IN_PROCESS:
+        return
+    if plan.preset != "default" or plan.validation == "select":
+        raise ConfigError(
+            "only the preset 'default' runs blocks of categories on an engine.",
+            found=f"preset={plan.preset!r}, validation={plan.validation!r}",
+            expected="preset='default' with validation='fit_and_select', or no engine",
+        )
 
 
 def _config_of(kind: type[T], given: object, preset: str) -> T:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from catwise.engines.base import Shared
 from catwise.labels.draws import category_keys, uniform
 from catwise.tuning.fits.directions import fit_directions, with_drawn_negatives
 from catwise.tuning.fits.shared import SharedRows, fit_shared
@@ -74,17 +76,28 @@ def _bank(task: Task, config: DefaultConfig) -> tuple[Tensor, Tensor, int]:
     count = len(config.anchor_penalties) + len(config.negative_penalties)
     heads = valid.logits.new_zeros(count, *shape)
     intercepts = valid.logits.new_zeros(count, shape[0])
-    draws = _Draws.of(task)
     blocks = list(category_blocks(valid, task.known_train))
     counter = Counter(task.progress, "anchor", len(blocks))
-    for block in blocks:
-        j, known = 0, cast("TuningRows", task.train_of(block))
-        for source, path, starts in _sources_of(task, config, draws, block, known):
-            for fit in fit_directions(known.codes, source, path, starts=starts, **config.fitting):
-                heads[j, block], intercepts[j, block] = fit.delta, fit.intercepts[0]
-                j, passes = j + 1, passes + fit.passes
+    work = partial(_block_of_bank, task.shared, config, task.engine.share(_Draws.of(task)))
+    for block, found in zip(blocks, task.engine.map(work, blocks), strict=True):
+        heads[:, block], intercepts[:, block] = found[:2]
+        passes += found[2]
         counter.step("heads of the training labels")
     return heads, intercepts, passes
+
+
+def _block_of_bank(
+    shared: Shared[Task], config: DefaultConfig, drawn: Shared[_Draws], block: slice
+) -> tuple[Tensor, Tensor, int]:
+    """What `_bank` finds for a block of categories."""
+    task, heads, intercepts, passes = shared.value, [], [], 0
+    known = cast("TuningRows", task.train_of(block))
+    for source, path, starts in _sources_of(task, config, drawn.value, block, known):
+        for fit in fit_directions(known.codes, source, path, starts=starts, **config.fitting):
+            heads.append(fit.delta)
+            intercepts.append(fit.intercepts[0])
+            passes += fit.passes
+    return torch.stack(heads), torch.stack(intercepts), passes
 
 
 def _sources_of(

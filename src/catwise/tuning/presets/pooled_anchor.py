@@ -21,13 +21,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from catwise.engines.base import Shared
 from catwise.metrics import Metric
 from catwise.progress import ProgressCallback
 from catwise.tuning.account.shared import SharedFits, Starts
@@ -171,47 +172,92 @@ class _Fits(NamedTuple):
         return fit_path(sources, scaled, starts=starts, **self.config.fitting)
 
 
+class _Piece(NamedTuple):
+    """A block of categories without some folds, and the anchor without them."""
+
+    block: slice
+    folds: range
+    original: Tensor  # (F · B,)
+    direction: Tensor  # (F · B, k)
+
+
+class _PieceFits(NamedTuple):
+    """What comes of a piece, for each setting."""
+
+    deltas: Tensor  # (S, F, B, k)
+    intercepts: Tensor  # (S, F, B, sources)
+    logits: list[Tensor]  # of each fold (S, B, m) of those of its rows that choose the penalty
+    passes: int
+
+
 def _cross_fit(task: Task, config: DefaultConfig, anchor: Anchor) -> _Table:
     """Every fit without each fold, and the logits of the labels left out."""
     table, held = _Table(task, config, anchor), task.held
     settings = sorted(range(1, len(table.settings)) if held is None else set(held.settings))
-    penalties = [config.penalties[setting - 1] for setting in settings]
     blocks = list(category_blocks(task.valid, task.known_train))
     counter = Counter(task.progress, "cross-fit", len(blocks) * task.n_folds)
+    rows, fold = anchor.rows, task.fold_of_rows[anchor.rows]
+    pieces = (
+        _Piece(block, folds, *anchor.at(folds, block))
+        for block in blocks
+        for folds in _together(task, block)
+    )
+    work = partial(_fit_piece, task.shared, config, settings, rows)
+    found = task.engine.map(work, pieces)
+    at = [setting - 1 for setting in settings]
     for block in blocks:
-        part = task.valid.take(block)
+        part = task.valid.take(block, rows)
         out = part.logits.new_empty(len(config.penalties), *part.logits.shape)
-        for folds in _together(task, part):
-            original, direction = anchor.at(folds, block)
-            shape, at = (len(folds), len(part.codes)), slice(folds.start, folds.stop)
-            starts = None
-            if held is not None:
-                starts = [held.starts.folds[s][at, block].flatten(0, 1) for s in settings]
-            fits = _Fits.of(task, config, block, times=len(folds))
-            kept = part.without_folds(task.fold_of_rows, folds)
-            path = fits.path(kept, (original, direction), penalties, starts)
-            for j, fit in zip([setting - 1 for setting in settings], path, strict=True):
-                table.intercepts[j, at, block] = fit.intercepts.T.reshape(*shape, -1)
-                table.deltas[j, at, block] = (direction + fit.delta).view(*shape, -1)
-                table.passes += fit.passes
-                for f, own in zip(folds, original.view(shape), strict=True):
-                    _, outside = task.rows_of(f)
-                    change = table.deltas[j, f, block], own
-                    out[j][:, outside] = updated_logits(part, *change, outside)
+        for folds in _together(task, block):
+            fits = next(found)
+            table.deltas[at, folds.start : folds.stop, block] = fits.deltas
+            table.intercepts[at, folds.start : folds.stop, block] = fits.intercepts
+            table.passes += fits.passes
+            for f, logits in zip(folds, fits.logits, strict=False):
+                out[:, :, fold == f] = logits
             counter.step(f"fold {folds.stop} of {task.n_folds}", len(folds))
-        if task.held is not None:  # nothing is chosen
-            continue
-        rows = anchor.rows
-        table.parts.append(shared_rows(task, part.take(slice(None), rows), out[:, :, rows], rows))
+        if held is None:  # else nothing is chosen
+            table.parts.append(shared_rows(task, part, out, rows))
     return table
 
 
-def _together(task: Task, part: TuningRows) -> list[range]:
+def _fit_piece(
+    shared: Shared[Task], config: DefaultConfig, settings: list[int], rows: Tensor, piece: _Piece
+) -> _PieceFits:
+    """The fits of a block without some folds, and their logits at those of `rows` left out."""
+    task, (block, folds, original, direction) = shared.value, piece
+    held, part, starts = task.held, task.valid.take(piece.block), None
+    penalties = [config.penalties[setting - 1] for setting in settings]
+    if held is not None:
+        at = slice(folds.start, folds.stop)
+        starts = [held.starts.folds[s][at, block].flatten(0, 1) for s in settings]
+    fits = _Fits.of(task, config, block, times=len(folds))
+    kept = part.without_folds(task.fold_of_rows, folds)
+    left_out = [task.rows_of(f)[1] for f in folds]
+    chosen = [
+        torch.searchsorted(outside, rows[task.fold_of_rows[rows] == f])
+        for f, outside in zip(folds, left_out, strict=True)
+    ]
+    shape, passes = (len(folds), len(part.codes)), 0
+    deltas, intercepts = [], []
+    logits: list[list[Tensor]] = [[] for _ in folds]
+    for fit in fits.path(kept, (original, direction), penalties, starts):
+        intercepts.append(fit.intercepts.T.reshape(*shape, -1))
+        deltas.append((direction + fit.delta).view(*shape, -1))
+        passes += fit.passes
+        for f, (delta, own) in enumerate(zip(deltas[-1], original.view(shape), strict=True)):
+            found = updated_logits(part, delta, own, left_out[f])
+            logits[f].append(found[:, chosen[f]])
+    stacked = [torch.stack(found) for found in logits] if held is None else []
+    return _PieceFits(torch.stack(deltas), torch.stack(intercepts), stacked, passes)
+
+
+def _together(task: Task, block: slice) -> list[range]:
     """Which folds are left out in one batch: all where arrays stay small, else one by one.
 
     In one batch a category is there once for each fold, and rows are read once for all.
     """
-    if task.n_folds * part.codes.numel() <= _SMALL:
+    if task.n_folds * task.valid.codes[block].numel() <= _SMALL:
         return [range(task.n_folds)]
     return [range(f, f + 1) for f in range(task.n_folds)]
 
@@ -262,15 +308,20 @@ class _Table:
     def finish(self, setting: int) -> None:
         """Refine the heads of a setting by the ranking loss, and score them."""
         task = self.task
-        counter = Counter(task.progress, "refinement", task.n_folds)
-        for block in category_blocks(task.valid, None) if self.stage else ():
-            part = task.valid.take(block)
-            for folds in _together(task, part):
-                change = self.changes(setting).part(slice(folds.start, folds.stop), block)
-                rows = part.without_folds(task.fold_of_rows, folds)
-                self.passes += _refine(task, rows, change, self.stage)
-                if block.stop == len(task.valid.codes):
-                    counter.step(self.settings[setting].name, len(folds))
+        blocks = list(category_blocks(task.valid, None)) if self.stage else []
+        counter = Counter(task.progress, "refinement", len(blocks) * task.n_folds)
+        changes = self.changes(setting)
+
+        def part(block: slice, folds: range) -> Change:
+            return changes.part(slice(folds.start, folds.stop), block)
+
+        pieces = [(block, folds) for block in blocks for folds in _together(task, block)]
+        work = partial(_refine, task.shared, task.metric.name, self.stage)
+        refined = task.engine.map(work, ((*piece, part(*piece)) for piece in pieces))
+        for piece, (delta, passes) in zip(pieces, refined, strict=True):
+            part(*piece).delta.copy_(delta)
+            self.passes += passes
+            counter.step(self.settings[setting].name, len(piece[1]))
         logits = self.held_out(setting, to_judge=not self.task.metric.ranks_only)
         self.values[setting] = self.scorer(logits, slice(0, len(logits)))
 
@@ -320,13 +371,20 @@ class _Table:
         return found
 
 
-def _refine(task: Task, rows: TuningRows, change: Change, stage: Any) -> int:
-    """Move (…, B, k) changes along the slope of the metric in place; how often rows were read."""
-    delta, original = change
+def _refine(
+    shared: Shared[Task], metric: str, stage: Any, piece: tuple[slice, range, Change]
+) -> tuple[Tensor, int]:
+    """(…, B, k) changes moved along the slope of the metric; how often rows were read.
+
+    Without some folds, or with all rows where there are none to leave out.
+    """
+    task, (block, folds, (delta, original)) = shared.value, piece
+    rows = task.valid.take(block)
+    if folds:
+        rows = rows.without_folds(task.fold_of_rows, folds)
     start = updated_logits(rows, delta.flatten(0, -2), original.flatten())
-    fit = refine(rows.x, start, rows.codes, cast("Kind", task.metric.name), stage)
-    delta += fit.delta.view(delta.shape)
-    return fit.passes
+    fit = refine(rows.x, start, rows.codes, cast("Kind", metric), stage)
+    return delta + fit.delta.view(delta.shape), fit.passes
 
 
 def _refit(
@@ -335,17 +393,33 @@ def _refit(
     """The chosen setting on all rows, where its fits ended, and how often the rows were read."""
     valid, stage, ends = task.valid, config.refinements.get(task.metric.name), []
     delta, passes = valid.logits.new_zeros(len(valid.logits), valid.x.shape[1]), 0
-    for block in category_blocks(valid, task.known_train):
-        own = anchor.at(range(-1, 0), block)
-        fits = _Fits.of(task, config, block)
-        penalties, starts = config.penalties[:setting], None
-        if task.held is not None:
-            penalties, starts = penalties[-1:], [task.held.starts.whole[block]]
-        *_, fit = fits.path(valid.take(block), own, penalties, starts)
-        ends.append(torch.cat([fit.delta, fit.intercepts.T], 1))
-        delta[block] = own[1] + fit.delta
-        passes += fit.passes
+    blocks = list(category_blocks(valid, task.known_train))
+    pieces = (_Piece(block, range(0), *anchor.at(range(-1, 0), block)) for block in blocks)
+    work = partial(_fit_whole, task.shared, config, setting)
+    for block, found in zip(blocks, task.engine.map(work, pieces), strict=True):
+        ends.append(found[0])
+        delta[block] = found[1]
+        passes += found[2]
     change = Change(delta, anchor.slopes[-1, :1].expand(len(delta)))
-    for block in category_blocks(valid, None) if stage else ():
-        passes += _refine(task, valid.take(block), change.part(block), stage)
+    blocks = list(category_blocks(valid, None)) if stage else []
+    refined = task.engine.map(
+        partial(_refine, task.shared, task.metric.name, stage),
+        ((block, range(0), change.part(block)) for block in blocks),
+    )
+    for block, (moved, times) in zip(blocks, refined, strict=True):
+        delta[block] = moved
+        passes += times
     return change, torch.cat(ends), passes
+
+
+def _fit_whole(
+    shared: Shared[Task], config: DefaultConfig, setting: int, piece: _Piece
+) -> tuple[Tensor, Tensor, int]:
+    """Where the fits of a block on all rows ended, the change, and how often rows were read."""
+    task, own = shared.value, (piece.original, piece.direction)
+    fits = _Fits.of(task, config, piece.block)
+    penalties, starts = config.penalties[:setting], None
+    if task.held is not None:
+        penalties, starts = penalties[-1:], [task.held.starts.whole[piece.block]]
+    *_, fit = fits.path(task.valid.take(piece.block), own, penalties, starts)
+    return torch.cat([fit.delta, fit.intercepts.T], 1), own[1] + fit.delta, fit.passes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from catwise._json import number
+from catwise.engines.base import IN_PROCESS, Engine, Shared
 from catwise.errors import LabelError
 from catwise.heads import Head
 from catwise.joining import source_ids
@@ -63,6 +64,25 @@ class Task:
     # has a known label in any category of the run
     held: SharedFits | None = None
     labelled: Tensor | None = None
+
+    @property
+    def engine(self) -> Engine:
+        """Where blocks of categories are worked on."""
+        return self.inputs.engine
+
+    @property
+    def shared(self) -> Shared[Task]:
+        """The task for whoever works on a block of it: by `engine.map`, wherever that is."""
+        return self.engine.share(self) if self.engine is IN_PROCESS else self._sent
+
+    @cached_property
+    def _sent(self) -> Shared[Task]:
+        """Without what blocks do not need, with what each worker would find again."""
+        nothing: Any = None
+        copy = replace(self, inputs=nothing, metric=nothing, notes=[], progress=None)
+        found = ("known_train_rows", "known_train", "fold_of_rows", "typical_positives")
+        vars(copy).update({name: getattr(self, name) for name in found})
+        return self.engine.share(copy)
 
     @property
     def n_folds(self) -> int:

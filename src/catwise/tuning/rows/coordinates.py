@@ -249,16 +249,28 @@ def _own_rows(
 ) -> OwnRows:
     runs = category_runs(features, n_categories)
     n_rows, k = len(features), coordinates.runs[0][1].basis.shape[1]
-
-    def project(number: int, index: Tensor | None) -> Tensor:
-        run, part = runs[number]
-        own = coordinates.of(run)
-        rows = n_rows if index is None else len(index)
-        x = torch.empty(rows, k, device=device)
-        if index is not None:
-            part = features.take_rows(index.cpu().numpy()).of(part.group)
-        for start, block in iterate_blocks(part, dtype=torch.float32):
-            x[start : start + len(block)] = own.project(block.to(device))
-        return x
-
+    project = _Projection(features, runs, coordinates, k, device)
     return OwnRows([run for run, _ in runs], project, (n_rows, k), device)
+
+
+@dataclass(frozen=True, eq=False)
+class _Projection:
+    """Coordinates of the rows of a run of categories, all or some."""
+
+    features: CategoryFeatures
+    runs: list[Any]
+    coordinates: OwnCoordinates
+    k: int
+    device: torch.device
+
+    def __call__(self, number: int, index: Tensor | None) -> Tensor:
+        """(n, k) of the run of that number."""
+        run, part = self.runs[number]
+        own = self.coordinates.of(run)
+        rows = len(self.features) if index is None else len(index)
+        x = torch.empty(rows, self.k, device=self.device)
+        if index is not None:
+            part = self.features.take_rows(index.cpu().numpy()).of(part.group)
+        for start, block in iterate_blocks(part, dtype=torch.float32):
+            x[start : start + len(block)] = own.project(block.to(self.device))
+        return x

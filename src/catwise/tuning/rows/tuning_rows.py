@@ -43,6 +43,9 @@ class OwnRows:
         self._project, self._index = project, index
         self._kept: dict[int, Tensor] = {}
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return OwnRows, (self.runs, self._project, self.shape, self.device, self._index)
+
     def of(self, categories: slice) -> Tensor:
         """(n, k) of a block of categories within one run."""
         number = next(i for i, r in enumerate(self.runs) if r.start <= categories.start < r.stop)
