@@ -43,6 +43,7 @@ LAYERS = (
     {"demo", "fixing", "plots"},
     {"training"},
     {"predicting"},
+    {"studies"},
     {"cli"},
     {"__main__"},
 )

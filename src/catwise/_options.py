@@ -24,10 +24,11 @@ import dataclasses
 import inspect
 import math
 import sys
-from collections.abc import Callable, Collection, Iterator
-from typing import Any, Final, NamedTuple, TypeVar
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeVar, get_args, get_origin
 
-from catwise.errors import check_choice, check_rules
+from catwise.errors import ConfigError, check_choice, check_rules, nearest
 
 Kind = TypeVar("Kind", bound=type)
 
@@ -83,9 +84,12 @@ class Group(NamedTuple):
 def option(default: Any = dataclasses.MISSING, **about: Any) -> Any:
     """A field of a dataclass that is an option: `about` it says what `Option` holds.
 
-    Without a default it is required.
+    Without a default it is required; `dict` stands for an empty table of its own.
     """
-    return dataclasses.field(default=default, metadata={_OPTION: Option(**about)})
+    metadata = {_OPTION: Option(**about)}
+    if default is dict:
+        return dataclasses.field(default_factory=dict, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def group(title: str, default: Callable[[], Any] | None = None, *, prefix: str = "") -> Any:
@@ -133,6 +137,75 @@ def check_options(what: str, options: Any) -> None:
             if rule := about.rule(item.name):
                 rules[rule] = rules.get(rule, True) and about.holds(one)
     check_rules(what, values, rules)
+
+
+def kinds_of(hint: Any) -> set[Any]:
+    """The types in a type: of `tuple[str, ...] | None` tuple, str and None's, among others."""
+    return {get_origin(hint) or hint}.union(*map(kinds_of, get_args(hint)))
+
+
+def take_options(
+    kind: type, table: object, where: str, *, leave_out: Collection[str] = ()
+) -> dict[str, Any]:
+    """The options of a dataclass that a table of a file gives, as the dataclass takes them.
+
+    ConfigError for a name that is none of its options, and for a value of another type; lists
+    become tuples and texts paths where that is what the option is.
+
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Steps:
+    ...     n: int = option(5)
+    ...     names: tuple[str, ...] = option(())
+    >>> take_options(Steps, {"n": 3, "names": ["a"]}, "[steps]")
+    {'n': 3, 'names': ('a',)}
+    """
+    own = {item.name: item.kind for item in option_fields(kind) if item.name not in leave_out}
+    if not isinstance(table, Mapping):
+        raise ConfigError(
+            f"{where} is not a table of options.",
+            found=type(table).__name__,
+            expected=", ".join(own),
+        )
+    found = {}
+    for name, value in table.items():
+        if name not in own:
+            raise ConfigError(
+                f"{where} has no option {name!r}{nearest(str(name), own)}.",
+                expected=", ".join(own),
+            )
+        kinds = kinds_of(own[name])
+        if not _is_of(value, kinds):
+            names = sorted({"list" if k is tuple else k.__name__ for k in kinds & _FILE_TYPES})
+            raise ConfigError(
+                f"{where}: {name!r} has a value of another type.",
+                found=repr(value),
+                expected=" or ".join("a text" if k in {"str", "Path"} else k for k in names),
+            )
+        found[name] = _as_kind(value, kinds)
+    return found
+
+
+_FILE_TYPES: Final = frozenset({bool, int, float, str, Path, tuple, Mapping})
+
+
+def _is_of(value: object, kinds: set[Any]) -> bool:
+    """Whether a value of a file may be one of these types."""
+    if isinstance(value, bool):
+        return bool in kinds
+    if isinstance(value, (list, tuple)):
+        inner = kinds - {tuple}
+        return tuple in kinds and all(_is_of(one, inner) for one in value)
+    if isinstance(value, int):
+        return bool(kinds & {int, float})
+    if isinstance(value, str):
+        return bool(kinds & {str, Path})
+    return isinstance(value, tuple(kinds & {float, Mapping}))
+
+
+def _as_kind(value: Any, kinds: set[Any]) -> Any:
+    if isinstance(value, (list, tuple)):
+        return tuple(_as_kind(one, kinds) for one in value)
+    return Path(value) if isinstance(value, str) and Path in kinds and str not in kinds else value
 
 
 def described(kind: Kind) -> Kind:

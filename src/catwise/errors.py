@@ -13,7 +13,8 @@ CatwiseError
 ├── ConfigError (ValueError)           an option or a combination of options
 ├── OutputError (OSError)              a result that cannot be written
 ├── MissingExtraError (ImportError)    an optional dependency that is absent or broken
-└── HarmError (RuntimeError)           an update whose head is worse than the one before
+├── HarmError (RuntimeError)           an update whose head is worse than the one before
+└── StudyError (RuntimeError)          a study of which cells failed
 
 Each carries what was found, what was expected and what to try; `str(error)` is the
 whole message. `exit_code` is what the command line returns for it.
@@ -42,6 +43,7 @@ __all__ = [
     "MissingExtraError",
     "OutputError",
     "ShapeError",
+    "StudyError",
     "check_choice",
     "check_rules",
     "nearest",
@@ -159,6 +161,12 @@ class HarmError(CatwiseError, RuntimeError):
     """An update ended, and its head is worse than the one before on the same test rows."""
 
     exit_code = 15
+
+
+class StudyError(CatwiseError, RuntimeError):
+    """A study ended, and some of its cells failed; what did not is there."""
+
+    exit_code = 16
 
 
 class InSampleWarning(UserWarning):

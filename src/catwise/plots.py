@@ -22,5 +22,6 @@ __all__, __getattr__, __dir__ = attach(
         "catwise.reporting.charts.curves": "distribution precision_recall reliability roc",
         "catwise.reporting.charts.gains": "all_gains gains scores",
         "catwise.reporting.charts.progress": "known_labels learning memorisation",
+        "catwise.reporting.charts.studies": "known_shares study_differences",
     },
 )

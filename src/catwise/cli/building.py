@@ -9,11 +9,11 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING
 from pathlib import Path
-from typing import Any, Final, get_args, get_origin
+from typing import Any, Final
 
 import click
 
-from catwise._options import Group, Option, OptionField, option_fields
+from catwise._options import Group, Option, OptionField, kinds_of, option_fields
 from catwise.errors import CatwiseError
 
 MOST_USED: Final = "Used most"
@@ -186,11 +186,11 @@ def _built(kind: type, values: dict[str, Any]) -> Any:
 
 def _option(item: OptionField, about: Option, heading: str, prefix: str) -> click.Parameter:
     if about.positional:
-        kind = _type(about, _kinds(item.kind))
+        kind = _type(about, kinds_of(item.kind))
         return click.Argument([item.name], nargs=-1, required=True, type=kind,
                               metavar=about.metavar)  # fmt: skip
     names = about.names.split() or [f"--{prefix}{item.name.replace('_', '-')}"]
-    kinds = _kinds(item.kind)
+    kinds = kinds_of(item.kind)
     is_switch = bool in kinds
     more: dict[str, Any] = {"is_flag": True} if is_switch else {"type": _type(about, kinds)}
     if tuple in kinds:
@@ -206,11 +206,6 @@ def _option(item: OptionField, about: Option, heading: str, prefix: str) -> clic
         help=about.help,
         **more,
     )
-
-
-def _kinds(hint: Any) -> set[Any]:
-    """The types in a type: of `tuple[str, ...] | None` tuple, str and None's, among others."""
-    return {get_origin(hint) or hint}.union(*map(_kinds, get_args(hint)))
 
 
 def _type(about: Option, kinds: set[Any]) -> click.ParamType[Any]:

@@ -280,12 +280,9 @@ def load_chosen(paths: tuple[Path, ...]) -> ChosenCells | None:
 
 def scored_as_one(dataset: Dataset, by: str) -> Any:
     """What --by names, for the library: studies by the images' paths if the ids are none."""
-    from catwise.metrics.pooling import folders
+    from catwise.metrics.pooling import units_by_paths
 
-    ids = dataset.labels.ids
-    if by != "study" or ids is None or not all(dataset.paths) or all("/" in one for one in ids):
-        return by
-    return dict(zip(ids.tolist(), folders(dataset.paths).tolist(), strict=True))
+    return units_by_paths(by, dataset.labels.ids, dataset.paths)
 
 
 def _with_affixes(dataset: Dataset, table: TableOptions) -> Dataset:

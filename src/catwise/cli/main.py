@@ -37,6 +37,7 @@ COMMANDS: Final = (
     "evaluate",
     "compare",
     "view",
+    "study",
     "calibrate",
     "threshold",
     "conformal",

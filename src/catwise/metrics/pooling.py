@@ -294,6 +294,13 @@ def _ids(labels: PartialLabels, what: str) -> NDArray[np.str_]:
     return labels.ids
 
 
+def units_by_paths(by: Any, ids: NDArray[np.str_] | None, paths: NDArray[np.str_]) -> Any:
+    """What `by` names: studies by the images' paths, where these are known and the ids are none."""
+    if by != "study" or ids is None or not all(paths) or all("/" in one for one in ids):
+        return by
+    return dict(zip(ids.tolist(), folders(paths).tolist(), strict=True))
+
+
 def folders(ids: NDArray[np.str_]) -> NDArray[np.str_]:
     """The folder of each path, by which images are told to be of one study.
 

@@ -425,12 +425,15 @@ def _summed(
                  "seeds": [run.seed for run in own], "same_head": _is_same(own)}  # fmt: skip
         for metric in metrics:
             part = [row for row in rows if row["variant"] == variant and row["metric"] == metric]
-            found.append({**about, "metric": metric, **_moments(part, metric)})
+            found.append({**about, "metric": metric, **moments(part, metric)})
     return found
 
 
-def _moments(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
-    """Means and standard deviations over the runs of a variant, from the means of the runs."""
+def moments(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
+    """Means and standard deviations over the runs of a variant, from the means of the runs.
+
+    Rows are those of `RunComparison.rows`; the means are those whose category is None.
+    """
     means = [row for row in rows if row["category"] is None]
     score, score_sd = _mean_sd(row["score"] for row in means)
     compared = [row for row in means if row["difference"] is not None]

@@ -603,6 +603,48 @@ def _mean(values: Sequence[Any]) -> float | None:
     return None if None in values else sum(values) / len(values)
 
 
+_AXES: Final = ("data", "known", "reserve", "scheme", "backbone", "method")
+
+
+def study_grid(
+    lines: Sequence[Row], metric: str, *, level: float, against: str | None = None, limit: int = 0
+) -> Grid:
+    """The lines of a study: mean ± standard deviation over seeds, and differences to the base.
+
+    Args:
+        lines: as `StudyResult.lines`; an axis in which they do not differ is not shown.
+        metric: that is shown.
+        level: confidence level of the intervals.
+        against: the method to which differences are shown beside, or None.
+        limit: at most so many rows; 0 shows all.
+    """
+    differ = [axis for axis in _AXES if len({str(line[axis]) for line in lines}) > 1]
+    columns = [Column(axis, _axis_text(axis), axis, numeric=False) for axis in differ]
+    columns += [
+        *numbers(count, cells="n_cells"),
+        Column("mean", lambda row: _spread(row, "score", score), "score"),
+        *numbers(gain, **{"− base": "difference"}),
+        bounds("interval", "difference"),
+    ]
+    if against is not None:
+        columns += numbers(gain, **{f"− {against}": "against_difference"})
+        columns += [bounds("interval", "against_difference")]
+    if any(line["published"] is not None for line in lines):
+        columns += [*numbers(score, "published"), text("source")]
+    title = f"mean {metric_label(metric)} on test rows, {level:.0%} intervals"
+    return lay_out(lines, columns, title=title, limit=limit, rest="lines")
+
+
+def _axis_text(axis: str) -> Callable[[Row], str]:
+    """A value of an axis; shares in percent."""
+
+    def cell(row: Row) -> str:
+        value = row[axis]
+        return f"{100 * value:.4g}%" if isinstance(value, float) else str(value)
+
+    return cell
+
+
 def cells_table(rows: Sequence[Row], *, limit: int = 40) -> Table:
     """Cells to label next as a table for a terminal.
 

@@ -173,7 +173,7 @@ def prepare_train(
     """
     config = config or TrainConfig()
     scheme_options(config.scheme, config.scheme_options)
-    splits = _reserved(checked_splits(labels), config)
+    splits = with_reserve(checked_splits(labels), config)
     skips = config.missing == "skip"
     source, left_out, notes = joined_images(images, splits, skip_missing=skips)
     kept = {name: without(part, left_out) for name, part in splits.items()}
@@ -272,7 +272,14 @@ def _digest_of(made: Targets) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def _reserved(splits: dict[str, PartialLabels], config: TrainConfig) -> dict[str, PartialLabels]:
+def is_better(record: Mapping[str, Any], best: Mapping[str, Any], metric: str) -> bool:
+    """By the metric on validation; every epoch where there is none."""
+    score, sign = record.get("score"), METRICS[metric].sign
+    known = best.get("score")
+    return known is None or (score is not None and sign * score > sign * known)
+
+
+def with_reserve(splits: dict[str, PartialLabels], config: TrainConfig) -> dict[str, PartialLabels]:
     """The splits, with a part of the training images kept out under a name of its own."""
     if not config.reserve:
         return splits
@@ -441,7 +448,7 @@ class PreparedTrain:
         tell(0, state.epoch * images)
         while state.epoch < self.config.epochs:
             record = trainer.run_epoch(tell)
-            better = self._is_better(record, state.best)
+            better = is_better(record, state.best, self.config.metric)
             if better:
                 state.best = {"epoch": record["epoch"], "score": record.get("score")}
             if trainer.processes.is_first:
@@ -450,12 +457,6 @@ class PreparedTrain:
                 with atomic_path(self.out / STATE) as temporary:
                     torch.save(state.document(), temporary)
                 write_json(self.out / HISTORY, state.history)
-
-    def _is_better(self, record: Mapping[str, Any], best: Mapping[str, Any]) -> bool:
-        """By the metric on validation; every epoch where there is none."""
-        score, sign = record.get("score"), METRICS[self.config.metric].sign
-        known = best.get("score")
-        return known is None or (score is not None and sign * score > sign * known)
 
     def _result(self, trainer: Trainer) -> TrainResult:
         state = trainer.state
