@@ -16,7 +16,7 @@ def clean(text: object) -> str:
     Line ends and tabs become spaces; all else is shown as "�".
     """
     text = str(text)
-    if text.isascii() and text.isprintable():
+    if text.isprintable():  # so says Python of none of the kinds below
         return text
     return "".join(
         " "

@@ -169,6 +169,17 @@ def test_page_of_runs_side_by_side() -> None:
     assert len(root.findall(".//details[@class='part']")) == len(rows)
 
 
+def test_a_large_page_tells_how_far_it_is() -> None:
+    """Parts made and parts written; never beyond the total, and at its end at last."""
+    told: list[Any] = []
+    document = make_document(600, metrics=("average_precision",))
+    page = render_report(document, progress=told.append)
+    assert page == render_report(document)
+    assert {one.stage for one in told} == {"report"}
+    assert [one.done for one in told] == list(range(100, 1300, 100))
+    assert {one.total for one in told} == {1200}
+
+
 def test_notebooks_show_the_verdict_and_a_chart() -> None:
     """Verdict, counts, next step and the forest; no script."""
     page = tuned()._repr_html_()

@@ -115,7 +115,7 @@ def command(given: Options) -> None:
         "dataset": _about(dataset),
     }
     if given.report is not None:
-        write_page(given.report, {"kind": "audit", **document}, document["inputs"])
+        write_page(given.report, {"kind": "audit", **document}, document["inputs"], output)
     output.document(document)
 
 

@@ -70,7 +70,7 @@ def command(given: Options) -> None:
     if given.csv_path is not None:
         found.write_csv(given.csv_path)
     if given.report is not None:
-        write_page(given.report, found, source.about)
+        write_page(given.report, found, source.about, output)
     output.table(calibration_table(found.records(), limit=output.rows))
     output.line(found.population)
     for comparison in (found.test or {}).values():

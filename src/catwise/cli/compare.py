@@ -152,7 +152,7 @@ def command(given: Options) -> None:
         )
     _write(given, found)
     if given.report is not None:
-        write_page(given.report, found, inputs)
+        write_page(given.report, found, inputs, output)
     _show(given, found)
     runs = [str(path) for path in given.runs]
     output.document({"command": "compare", "runs": runs, "inputs": inputs, **found.to_dict()})

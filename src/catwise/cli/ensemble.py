@@ -165,7 +165,7 @@ def command(given: Options) -> None:
     _write(given, found, said, members.heads)
     about = labels.about | {"members": places.about}
     if given.report is not None:
-        write_page(given.report, found, about)
+        write_page(given.report, found, about, given.output)
     _show(given.output, found, about)
 
 

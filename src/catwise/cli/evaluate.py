@@ -139,7 +139,7 @@ def command(given: Options) -> None:
     if given.report is not None:
         page = found.page_document()
         pictures = thumbnails_of(page.get("curves"), images, output)
-        write_page(given.report, {**page, "thumbnails": pictures}, inputs)
+        write_page(given.report, {**page, "thumbnails": pictures}, inputs, output)
     document = found.to_dict()
     if other is None:
         _show(document, tuple(dict.fromkeys(given.metrics)), output)

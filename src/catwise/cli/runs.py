@@ -31,7 +31,9 @@ def finish(
     from catwise.reporting import run_document, run_table, summary_lines, write_run
 
     pictures = thumbnails_of(getattr(result, "curves", None), images, output)
-    written = write_run(result, out, inputs=inputs, thumbnails=pictures, overwrite=overwrite)
+    how: dict[str, Any] = {"inputs": inputs, "thumbnails": pictures, "overwrite": overwrite}
+    with output.progress() as progress:
+        written = write_run(result, out, **how, progress=progress)
     document = run_document(result, inputs=inputs)
     output.table(run_table(document, limit=output.rows))
     for line in (*summary_lines(document), *_advice(document), *document["notes"]):

@@ -133,4 +133,6 @@ def _write(given: Options, found: Thresholds, document: Mapping[str, Any] | None
     if given.transformers is not None:
         write_json(given.transformers, found.to_transformers())
     if given.report is not None and document is not None:
-        write_text(given.report, render_report({**document, "thresholds": found.to_dict()}))
+        with given.output.progress() as progress:
+            page = {**document, "thresholds": found.to_dict()}
+            write_text(given.report, render_report(page, progress=progress))

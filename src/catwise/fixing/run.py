@@ -461,7 +461,7 @@ def _account(
     if wanted is not False and run.get("curves"):
         pictures = make_thumbnails(run["curves"], job.source, wanted=wanted, progress=progress)
     page = {**run, "checkpoint": about, "thumbnails": pictures}
-    write_text(folder / REPORT, render_report(page))
+    write_text(folder / REPORT, render_report(page, progress=progress))
     write_text(folder / CARD, account.card(job.model, head, run, about))
     return FixResult(
         out=folder,

@@ -6,17 +6,20 @@ import base64
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from html import escape
 from importlib import resources
 from typing import Any, Final
 
 from catwise._text import clean
+from catwise.progress import Progress, ProgressCallback
 from catwise.reporting.charts.chart import Chart
-from catwise.reporting.charts.marks import data_marks, frame_marks
+from catwise.reporting.charts.marks import Mark, data_marks, frame_marks
 from catwise.reporting.charts.svg import chart_style, element, label_of, mark_text
 from catwise.reporting.page import (
     MANY,
+    CategoryTable,
     Charts,
     Facts,
     Forest,
@@ -47,7 +50,7 @@ _FIRST_ROWS: Final = 100
 """Rows of a long table that stand in the page itself."""
 
 
-def render_report(document: Mapping[str, Any]) -> str:
+def render_report(document: Mapping[str, Any], *, progress: ProgressCallback | None = None) -> str:
     """One self-contained page: it loads nothing and runs only its own script.
 
     Args:
@@ -57,6 +60,7 @@ def render_report(document: Mapping[str, Any]) -> str:
             `to_dict` of an evaluation or a comparison gives; "audit", what `catwise audit` does;
             "calibrate", "ensemble" and "runs" (side by side), what their `page_document` gives.
             Further `inputs`, `curves`, `date` and `catwise`. What is absent is left out.
+        progress: called now and then; a page of thousands of categories takes seconds.
 
     Returns:
         HTML that is well-formed XML too. Every text from outside is escaped. Beyond 500 categories
@@ -69,6 +73,9 @@ def render_report(document: Mapping[str, Any]) -> str:
     from jinja2 import Environment, StrictUndefined
 
     page = _PAGES.get(str(document.get("kind")), run_page)(document)
+    counter = _Counter(0 if page.table is None else len(page.table.rows), progress)
+    parts = tuple(counter.each(page.parts))
+    page = replace(page, parts=parts)
     style = _raw("report.css") + chart_style()
     scripts = [f"/*<![CDATA[*/\n{_raw('report.js')}/*]]>*/"]
     environment = Environment(
@@ -86,10 +93,10 @@ def render_report(document: Mapping[str, Any]) -> str:
     template = environment.from_string(_raw("report.html.j2"))
     return template.render(
         page=page,
-        many=len(page.parts) > MANY,
+        many=len(parts) > MANY,
         first_rows=_FIRST_ROWS,
-        rows=_Verbatim(_table_json(page)),
-        chunks=[_Verbatim(chunk) for chunk in _chunks(page, frames, sources)],
+        rows=_Verbatim(_table_json(page.table if len(parts) > MANY else None)),
+        chunks=[_Verbatim(chunk) for chunk in _chunks(parts, frames, sources, counter)],
         pictures_json=_Verbatim(_json(list(sources))) if sources else None,
         chunk_size=_CHUNK,
         draw=lambda chart: _Verbatim(frames.draw(chart)),
@@ -146,40 +153,58 @@ def _policy(style: str, scripts: Iterable[str], *, has_images: bool) -> str:
     return f"default-src 'none'; style-src {allow(style)}; script-src {allowed}{images}"
 
 
+class _Counter:
+    """Tells how far a page is: its parts are made, and then they are written."""
+
+    def __init__(self, n_parts: int, progress: ProgressCallback | None) -> None:
+        self._done, self._total, self._progress = 0, 2 * n_parts, progress
+
+    def each(self, parts: Iterable[Part]) -> Iterator[Part]:
+        """The parts, counted."""
+        for part in parts:
+            yield part
+            self._done += 1
+            if self._progress is not None and self._done % _CHUNK == 0:
+                self._progress(Progress("report", min(self._done, self._total), self._total))
+
+
 class _Frames:
     """Axes that several charts share: defined once, used by reference."""
 
     def __init__(self, page: Page) -> None:
-        self._texts: dict[Any, str] = {}
-        found = Counter(self._text(chart) for chart in _charts(page))
-        shared = [text for text, n in found.items() if n > 1]
-        self._number = {text: number for number, text in enumerate(shared)}
+        found = Counter(map(_frame_key, charts := list(_charts(page))))
+        shared = {key: one for one in charts if found[key := _frame_key(one)] > 1}
+        self._number = {key: number for number, key in enumerate(shared)}
+        self._shared = [frame_marks(one) for one in shared.values()]
 
-    def _text(self, chart: Chart) -> str:
-        """Axes, names and legend of a chart; made once for all that have the same."""
-        legend = tuple((one.kind, one.tone, one.label) for one in chart.series if one.label)
-        size = chart.width, chart.height, chart.beside, chart.beside_label
-        key = chart.x, chart.y, chart.rows, legend, size
-        if key not in self._texts:
-            self._texts[key] = "".join(map(mark_text, frame_marks(chart)))
-        return self._texts[key]
+    def _frame(self, chart: Chart) -> tuple[int | None, list[Mark]]:
+        """Its number, if several charts have it; and axes, names and legend of a chart."""
+        number = self._number.get(_frame_key(chart))
+        return number, frame_marks(chart) if number is None else self._shared[number]
 
     def definitions(self) -> str:
         """The shared ones, for a hidden element."""
-        return "".join(f'<g id="f{n}">{text}</g>' for text, n in self._number.items())
+        texts = ("".join(map(mark_text, marks)) for marks in self._shared)
+        return "".join(f'<g id="f{n}">{text}</g>' for n, text in enumerate(texts))
 
     def draw(self, chart: Chart) -> str:
         """The element of a chart, whose axes may be a reference."""
-        text = self._text(chart)
-        number = self._number.get(text)
-        frame = text if number is None else f'<use href="#f{number}"/>'
+        number, marks = self._frame(chart)
+        frame = "".join(map(mark_text, marks)) if number is None else f'<use href="#f{number}"/>'
         return element(chart, frame + "".join(map(mark_text, data_marks(chart))))
 
     def record(self, chart: Chart) -> list[Any]:
         """A chart for the page's script: size, what it shows, its axes and its marks."""
-        number = self._number.get(self._text(chart))
-        frame = frame_marks(chart) if number is None else number
+        number, marks = self._frame(chart)
+        frame = marks if number is None else number
         return [chart.width, chart.height, label_of(chart), frame, data_marks(chart)]
+
+
+def _frame_key(chart: Chart) -> tuple[Any, ...]:
+    """What is the same of two charts that have the same axes, names and legend."""
+    legend = tuple((one.kind, one.tone, one.label) for one in chart.series if one.label)
+    size = chart.width, chart.height, chart.beside, chart.beside_label
+    return chart.x, chart.y, chart.rows, legend, size
 
 
 def _charts(page: Page) -> Iterator[Chart]:
@@ -209,26 +234,28 @@ def _pictures(page: Page) -> Iterator[Picture]:
 # ------------------------------------------------------------------------ embedded records
 
 
-def _table_json(page: Page) -> str:
+def _table_json(table: CategoryTable | None) -> str:
     """Rows of a long table, for the page's script."""
-    if page.table is None or len(page.parts) <= MANY:
+    if table is None:
         return "[]"
     return _json(
         [
             [row.number, row.outcome, row.group, [clean(text) for text, _ in row.cells],
              [key for _, key in row.cells]]
-            for row in page.table.rows
+            for row in table.rows
         ]
     )  # fmt: skip
 
 
-def _chunks(page: Page, frames: _Frames, sources: Mapping[str, int]) -> Iterator[str]:
+def _chunks(
+    parts: Sequence[Part], frames: _Frames, sources: Mapping[str, int], counter: _Counter
+) -> Iterator[str]:
     """The parts of very many categories, in pieces."""
-    if len(page.parts) <= MANY:
+    if len(parts) <= MANY:
         return
-    for start in range(0, len(page.parts), _CHUNK):
-        parts = page.parts[start : start + _CHUNK]
-        yield _json([_part_record(part, frames, sources) for part in parts])
+    for start in range(0, len(parts), _CHUNK):
+        some = counter.each(parts[start : start + _CHUNK])
+        yield _json([_part_record(part, frames, sources) for part in some])
 
 
 def _part_record(part: Part, frames: _Frames, sources: Mapping[str, int]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
@@ -161,7 +161,7 @@ class Page:
         next_step: what to do now.
         sections: before the table, and after it.
         table: of the categories.
-        parts: of each category.
+        parts: of each category, made as they are taken.
         words: (word, meaning) pairs.
         provenance: what went in, at the end.
         version: of catwise.
@@ -178,7 +178,7 @@ class Page:
     next_step: str
     table: CategoryTable | None
     sections: tuple[Sequence[Section], Sequence[Section]]
-    parts: Sequence[Part] = ()
+    parts: Iterable[Part] = ()
     words: Sequence[tuple[str, str]] = ()
     provenance: Sequence[Section] = ()
     version: str = ""

@@ -15,6 +15,7 @@ from catwise._json import TABLE, TABLES, TEXT, Field, json_ready, read_fields, r
 from catwise._lock import translated
 from catwise._version import __version__
 from catwise.errors import OutputError
+from catwise.progress import ProgressCallback
 from catwise.reporting.html import render_report
 from catwise.reporting.summary import headline
 from catwise.reporting.tables import records_csv
@@ -196,6 +197,7 @@ def write_run(
     inputs: Mapping[str, Any] | None = None,
     thumbnails: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    progress: ProgressCallback | None = None,
 ) -> dict[str, Path]:
     """Write a run: the head, its records, summary, configuration, folds and report.
 
@@ -207,6 +209,7 @@ def write_run(
         inputs: where features, labels and head came from, JSON-ready.
         thumbnails: pictures for the report, of :func:`catwise.models.thumbnails.make_thumbnails`.
         overwrite: replace an earlier run there.
+        progress: called now and then while the report is made.
 
     Returns:
         The path of each file by its name, as in :data:`RUN_FILES`.
@@ -228,7 +231,7 @@ def write_run(
         "config.json": lambda target: write_json(target, config),
         "summary.json": lambda target: write_json(target, summary),
         "report.html": lambda target: write_text(
-            target, render_report({**document, "thumbnails": thumbnails})
+            target, render_report({**document, "thumbnails": thumbnails}, progress=progress)
         ),
     }
     for name in filter(document.get, _DRAWN):  # thousands of numbers: no spaces

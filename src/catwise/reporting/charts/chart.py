@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final, Literal, TypeAlias
 
-from catwise.reporting.charts.pixels import rounded
+from catwise.reporting.charts.pixels import rounded_within
 
 Kind: TypeAlias = Literal["line", "dots", "bars", "spans", "rules"]
 """How a series is drawn.
@@ -65,8 +66,8 @@ class Axis:
             low, high = math.log1p(low), math.log1p(high)
             values = map(math.log1p, values)
         scale = (end - start) / ((high - low) or 1.0)
-        bounds = min(start, end), max(start, end)
-        return [rounded(min(bounds[1], max(bounds[0], start + (v - low) * scale))) for v in values]
+        places = [start + (value - low) * scale for value in values]
+        return rounded_within(places, min(start, end), max(start, end))
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,7 @@ def number_text(value: float) -> str:
     return "0" if text in {"-0", "0"} else text.replace("-", "\N{MINUS SIGN}")
 
 
+@cache
 def share_axis(label: str) -> Axis:
     """From 0 to 1."""
     return Axis(label, 0.0, 1.0, ticks(0.0, 1.0))

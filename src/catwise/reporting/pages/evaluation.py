@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -168,10 +168,9 @@ def _notes(document: Mapping[str, Any]) -> list[Section]:
     return [Section("notes", "Notes", [Listing(notes)])] if notes else []
 
 
-def _parts(document: Mapping[str, Any], metrics: Sequence[str]) -> list[Part]:
+def _parts(document: Mapping[str, Any], metrics: Sequence[str]) -> Iterator[Part]:
     curves = by_category((document.get("curves") or {}).get("categories") or [])
     limit = (document.get("options") or {}).get("threshold", 0.0)
-    parts = []
     for number, one in enumerate(document.get("categories") or []):
         name = str(one["category"])
         threshold = limit[number] if isinstance(limit, list) else limit
@@ -184,8 +183,7 @@ def _parts(document: Mapping[str, Any], metrics: Sequence[str]) -> list[Part]:
         pairs.append(("known", known))
         text = f"{metric_label(metrics[0])} {score(one.get(metrics[0]))}"
         blocks: list[Block] = [Facts(pairs), *category_charts(curves.get(name), threshold)]
-        parts.append(Part(name, number, text, blocks))
-    return parts
+        yield Part(name, number, text, blocks)
 
 
 # ------------------------------------------------------------------------------ two heads
@@ -274,7 +272,7 @@ def _difference_table(
             )
         )
     order = [one.number for one in by_gain(found, metric)]
-    rest = [number for number in range(len(made)) if number not in set(order)]
+    rest = sorted(set(range(len(made))) - set(order))
     return CategoryTable(
         caption=f"{sentence_case(metric)} of each category with {sides[0]} (before) and "
         f"{sides[1]} (after). A heading sorts, a name leads to all that is known of its category.",
@@ -309,9 +307,8 @@ def _comparison_sections(document: Mapping[str, Any]) -> list[Section]:
 
 def _comparison_parts(
     document: Mapping[str, Any], comparisons: Sequence[Mapping[str, Any]]
-) -> list[Part]:
+) -> Iterator[Part]:
     curves = by_category((document.get("curves") or {}).get("categories") or [])
-    parts = []
     for number, rows in enumerate(zip(*(one["categories"] for one in comparisons), strict=True)):
         name = str(rows[0]["category"])
         pairs = [
@@ -327,8 +324,7 @@ def _comparison_parts(
         )
         facts = Facts([*pairs, ("known", known)])
         blocks = [facts, *category_charts(curves.get(name)), *moved]
-        parts.append(Part(name, number, text, blocks))
-    return parts
+        yield Part(name, number, text, blocks)
 
 
 def _difference_text(row: Mapping[str, Any], level: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -157,7 +157,7 @@ def _table(document: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) ->
     ]
     found = changes(tested.get(str(r.get("category")), r) for r in records)
     order = [one.number for one in by_gain(found, metric)]
-    rest = [number for number in range(len(rows)) if number not in set(order)]
+    rest = sorted(set(range(len(rows))) - set(order))
     on = "test rows" if tested else f"{where}, which {role}, corrected for the choosing"
     return CategoryTable(
         caption=f"{sentence_case(metric)} of each category on {on}. Positives: known among "
@@ -390,7 +390,7 @@ def _notes(document: Mapping[str, Any]) -> Section | None:
 # ---------------------------------------------------------------------------------- parts
 
 
-def _parts(document: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> list[Part]:
+def _parts(document: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> Iterator[Part]:
     """All that is known of each category."""
     tested = by_category((document.get("evaluation") or {}).get("categories") or [])
     curves = by_category((document.get("curves") or {}).get("categories") or [])
@@ -398,7 +398,6 @@ def _parts(document: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) ->
     history = _by_category(document.get("history") or [])
     metric = str((document.get("summary") or {}).get("metric"))
     where = rows_name(document.get("curves"))
-    parts = []
     for number, record in enumerate(records):
         name = str(record.get("category", number))
         limit = limits.get(name, {}).get("threshold")
@@ -408,8 +407,7 @@ def _parts(document: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) ->
         pairs = Facts([*_facts(record, tested.get(name)), *more])
         summary = _summary(record, tested.get(name))
         moved = moved_images(curves.get(name), where, document.get("thumbnails"))
-        parts.append(Part(name, number, summary, [pairs, *note, *charts, *moved]))
-    return parts
+        yield Part(name, number, summary, [pairs, *note, *charts, *moved])
 
 
 def _by_category(history: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
