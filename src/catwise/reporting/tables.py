@@ -629,10 +629,17 @@ def study_grid(
     if against is not None:
         columns += numbers(gain, **{f"− {against}": "against_difference"})
         columns += [bounds("interval", "against_difference")]
+    n_groups = max((len(line["groups"]) for line in lines), default=0)
+    columns += [Column(f"group {g + 1}", _group(g), "") for g in range(n_groups)]
     if any(line["published"] is not None for line in lines):
         columns += [*numbers(score, "published"), text("source")]
     title = f"mean {metric_label(metric)} on test rows, {level:.0%} intervals"
     return lay_out(lines, columns, title=title, limit=limit, rest="lines")
+
+
+def _group(number: int) -> Callable[[Row], str]:
+    """The score of a group of categories."""
+    return lambda row: score(row["groups"][number] if number < len(row["groups"]) else None)
 
 
 def _axis_text(axis: str) -> Callable[[Row], str]:

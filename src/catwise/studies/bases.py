@@ -221,7 +221,7 @@ def _of_images(order: _Order) -> Head:
     study, cell, config, data, _, folder = order
     backbone = order.backbone
     checkpoint = weights_place(study, cell.backbone)
-    spec, given = backbone.model, dict(backbone.options)
+    spec, given = backbone.model, _loading(backbone)
     if order.is_trained:
         assert data.images is not None  # noqa: S101  # make_base has seen to it
         draws = study.data[cell.data].draws
@@ -245,8 +245,16 @@ def _of_images(order: _Order) -> Head:
     if spec.startswith("transformers:"):
         loaded = load_model(f"transformers:{checkpoint}", **given)
     else:
-        loaded = load_model(spec, checkpoint=checkpoint, **given)
+        n_categories = order.splits["train"].n_categories
+        loaded = load_model(spec, checkpoint=checkpoint, n_categories=n_categories, **given)
     return _extracted(order, loaded)
+
+
+def _loading(backbone: BackboneOptions) -> dict[str, Any]:
+    """What `load_model` is given besides the model and the checkpoint."""
+    own = dict(backbone.options)
+    given = {key: own.pop(key) for key in ("layer", "prefix") if key in own}
+    return {**given, **({"model_args": own} if own else {})}
 
 
 def _spec(study: Study, spec: str) -> str:

@@ -58,6 +58,9 @@ class DataOptions:
     )
     by: str = option("image", choices=UNITS, help="What is scored as one on the test rows.")
     pool: str = option("mean", choices=POOLS, help="How scores of its images become one.")
+    groups: int = option(
+        0, low=0, help="So many groups of categories by their known training labels, each scored."
+    )
 
     def __post_init__(self) -> None:
         check_options("options of the data", self)
@@ -102,7 +105,9 @@ class BackboneOptions:
 
     model: str = option(help="As in `catwise train`, or mlp: a network over features.")
     checkpoint: Path | None = option(None, help="Weights to start from.")
-    options: Mapping[str, Any] = option(dict, help="Of the model.")
+    options: Mapping[str, Any] = option(
+        dict, help="Arguments of the model; layer and prefix as `load_model` takes them."
+    )
     preprocessing: Mapping[str, Any] = option(dict, help="Size, mean, std and so on of the input.")
     train: Mapping[str, Any] = option(dict, help="Options of `catwise train` with this backbone.")
     hidden: tuple[int, ...] = option((128,), low=1, help="mlp: units of each hidden layer.")
@@ -277,11 +282,11 @@ def read_study(path: str | Path, root: str | Path | None = None) -> Study:
     ('study', ('asl',))
     """
     file = Path(path)
-    table = _parsed(file)
+    table = read_declaration(file)
     return make_study(table, file.parent if root is None else Path(root), file.stem)
 
 
-def _parsed(file: Path) -> Any:
+def read_declaration(file: Path) -> Any:
     """The table of a TOML or YAML file."""
     try:
         text = read_within(file, MAX_TEXT).decode("utf-8-sig")

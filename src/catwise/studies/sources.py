@@ -7,7 +7,7 @@ import functools
 import hashlib
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -101,11 +101,10 @@ class _Request:
 @functools.lru_cache(maxsize=8)
 def _loaded(request: _Request) -> StudyData:
     study, name, given = request.study, request.name, request.given
-    dataset = _read(study, given, f"[data.{name}]")
-    parts = _splits(dataset, given, name)
+    parts = _cut(_read(study, given, name), given.valid_share)
     splits = checked_splits({key: part.labels for key, part in parts.items()})
     if given.features is None:
-        features, images = None, _images(study, given, dataset, parts)
+        features, images = None, _images(study, given, parts)
         inputs = _stamps(images)
     else:
         path = study.place(given.features)
@@ -125,8 +124,11 @@ def _loaded(request: _Request) -> StudyData:
     )
 
 
-def _read(study: Study, given: DataOptions, where: str) -> Dataset:
-    """The table or data set."""
+def _read(study: Study, given: DataOptions, name: str) -> dict[str, Dataset]:
+    """The rows of each split, from a table or a data set."""
+    wanted = {"train": given.train, "valid": given.valid, "test": given.test}
+    if NONE in {given.train, given.test}:
+        raise ConfigError(f"[data.{name}] needs a training and a test split.")
     if given.dataset is not None:
         reader: Any = getattr(readers, f"read_{given.dataset}")
         assert given.root is not None  # noqa: S101  # DataOptions has seen to it
@@ -134,6 +136,23 @@ def _read(study: Study, given: DataOptions, where: str) -> Dataset:
     else:
         assert given.labels is not None  # noqa: S101  # DataOptions has seen to it
         reader, source = read_table, study.place(given.labels)
+    options = _checked_options(reader, given, f"[data.{name}]")
+    own = inspect.signature(reader).parameters.get("split")
+    found: dict[str, Dataset] = {}
+    whole: Dataset | None = None
+    for split, called in wanted.items():
+        if called == NONE:
+            continue
+        if own is not None and own.default is not None:  # a reader of one split at a time
+            found[split] = options(source, split=called)
+            continue
+        whole = options(source) if whole is None else whole
+        found[split] = whole.split(called)
+    return {split: _with_categories(part, given) for split, part in found.items()}
+
+
+def _checked_options(reader: Any, given: DataOptions, where: str) -> Callable[..., Dataset]:
+    """The reader with its options, whose names are checked."""
     parameters = list(inspect.signature(reader).parameters.values())[1:]
     own = [one.name for one in parameters if one.kind is not one.VAR_KEYWORD]
     for name in given.options if len(own) == len(parameters) else ():
@@ -142,40 +161,42 @@ def _read(study: Study, given: DataOptions, where: str) -> Dataset:
                 f"{where}: the reader has no option {name!r}{nearest(name, own)}.",
                 expected=", ".join(own),
             )
-    try:
-        dataset: Dataset = reader(source, **given.options)
-    except TypeError as error:  # an option that another layout has, or a value of another type
-        raise ConfigError(
-            f"{where}: the reader does not take these options.", found=reason_of(error)
-        ) from error
+
+    def read(source: Path, **more: Any) -> Dataset:
+        try:
+            dataset: Dataset = reader(source, **{**given.options, **more})
+        except TypeError as error:  # an option of another layout, or a value of another type
+            raise ConfigError(
+                f"{where}: the reader does not take these options.", found=reason_of(error)
+            ) from error
+        return dataset
+
+    return read
+
+
+def _with_categories(dataset: Dataset, given: DataOptions) -> Dataset:
     if not given.categories:
         return dataset
     labels = dataset.labels.take_categories(list(given.categories))
     return dataclasses.replace(dataset, labels=labels)
 
 
-def _splits(dataset: Dataset, given: DataOptions, name: str) -> dict[str, Dataset]:
-    """Training, validation and test rows; validation cut from training where that is asked for."""
-    wanted = {"train": given.train, "valid": given.valid, "test": given.test}
-    if NONE in {given.train, given.test}:
-        raise ConfigError(f"[data.{name}] needs a training and a test split.")
-    parts = {key: dataset.split(value) for key, value in wanted.items() if value != NONE}
-    if given.valid_share:
-        train = parts["train"]
-        shares = {"train": 1 - given.valid_share, "valid": given.valid_share}
-        assigned = split_labels(train.labels, shares)
-        cut = {key: train.take(np.flatnonzero(assigned == key)) for key in shares}
-        parts = {**cut, "test": parts["test"]}
-    return parts
+def _cut(parts: dict[str, Dataset], share: float) -> dict[str, Dataset]:
+    """Validation rows cut from the training rows, groups whole, where that is asked for."""
+    if not share:
+        return parts
+    train = parts["train"]
+    shares = {"train": 1 - share, "valid": share}
+    assigned = split_labels(train.labels, shares)
+    own = {key: train.take(np.flatnonzero(assigned == key)) for key in shares}
+    return {**own, "test": parts["test"]}
 
 
-def _images(
-    study: Study, given: DataOptions, dataset: Dataset, parts: Mapping[str, Dataset]
-) -> FoundImages:
+def _images(study: Study, given: DataOptions, parts: Mapping[str, Dataset]) -> FoundImages:
     """The files that the data set names, or those named after the ids."""
     ids = np.concatenate([ids_of(part.labels) for part in parts.values()])
-    place = dataset.root if given.images is None else study.place(given.images)
-    if any(dataset.paths):
+    place = parts["train"].root if given.images is None else study.place(given.images)
+    if any(parts["train"].paths):
         paths = [path for part in parts.values() for path in part.paths.tolist()]
         return listed_images(place, paths, ids)
     return find_images(place, ids)

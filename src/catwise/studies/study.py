@@ -277,7 +277,8 @@ class PreparedStudy:
 
     def _write(self, result: StudyResult) -> None:
         """Every table and plot."""
-        rows = [{k: v for k, v in row.items() if k != "categories"} for row in result.cells]
+        lists = ("categories", "groups_before", "groups_after")
+        rows = [{k: v for k, v in row.items() if k not in lists} for row in result.cells]
         write_text(self.out / _ROWS, rows_csv(rows))
         write_text(self.out / f"{_TABLE}.csv", rows_csv(result.lines))
         grid = study_grid(result.lines, result.metric, level=result.level, against=result.against)

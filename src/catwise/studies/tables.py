@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from catwise.data.readers.openimages import label_count_groups
 from catwise.decisions.inputs import head_logits
 from catwise.decisions.members import mean_logits, pooled
 from catwise.metrics import compare_logits
@@ -49,9 +50,25 @@ def cell_rows(study: Study, done: Done) -> list[dict[str, Any]]:
                 "seconds": sum(document["seconds"].values()),
                 "key": document["key"],
                 "categories": [one["outcome"] for one in document["categories"]],
+                **_groups(study, cell, document),
             }
         )
     return rows
+
+
+def _groups(study: Study, cell: Cell, document: Mapping[str, Any]) -> dict[str, Any]:
+    """Means over groups of categories, those with the fewest training labels first."""
+    n_groups = study.data[cell.data].groups
+    if not n_groups:
+        return {}
+    numbers = label_count_groups(load_data(study, cell.data).splits["train"], n_groups)
+    found: dict[str, Any] = {}
+    for side in ("after", "before"):
+        scores = [one[side] for one in document["categories"]]
+        own = [[s for s, at in zip(scores, numbers, strict=True) if at == g and s is not None]
+               for g in range(n_groups)]  # fmt: skip
+        found[f"groups_{side}"] = [_mean(values) for values in own]
+    return found
 
 
 def lines_of(study: Study, folder: Path, done: Done) -> list[dict[str, Any]]:
@@ -74,6 +91,8 @@ def _bases(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         empty = dict.fromkeys((*_DIFFERENCES, "outcome"))
         empty |= {f"against_{key}": None for key in (*_DIFFERENCES, "outcome")}
         found[tuple(own.values())] = {**own, "score": row["base"], **empty, "categories": []}
+        if "groups_before" in row:
+            found[tuple(own.values())]["groups_after"] = row["groups_before"]
     return list(found.values())
 
 
@@ -103,9 +122,16 @@ def _line(study: Study, rows: list[dict[str, Any]], **axes: Any) -> dict[str, An
         **{axis: axes.get(axis, first[axis]) for axis in AXES if axis != "seed"},
         "seeds": seeds,
         "n_cells": sum(row.get("n_cells", 1) for row in rows),
+        "groups": _group_means(rows),
         **found,
         **{f"against_{key}": against[key] for key in (*_DIFFERENCES, "difference_sd", "verdict")},
     }
+
+
+def _group_means(rows: Sequence[Mapping[str, Any]]) -> list[float | None]:
+    """The mean of each group of categories, where all rows have them."""
+    parts = [row.get("groups_after") or [] for row in rows]
+    return [_mean(list(own)) for own in zip(*parts, strict=False)]
 
 
 def _summed(study: Study, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
