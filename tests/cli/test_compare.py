@@ -65,6 +65,36 @@ def test_files(tmp_path: Path) -> None:
     assert r"policy.uncertain & unknown & positive \\" in latex
 
 
+def test_cells_and_categories_that_are_not_scored(tmp_path: Path) -> None:
+    """Chosen cells are left out; categories that no head has are, where that is asked for."""
+    with Path("test.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    with (tmp_path / "t.csv").open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, [*rows[0], "yak"])
+        writer.writeheader()
+        writer.writerows({**row, "yak": "1"} for row in rows)
+    with (tmp_path / "cells.csv").open("w", newline="") as stream:
+        cells = csv.writer(stream)
+        cells.writerow(["id", "category"])
+        cells.writerows([row["image"], "ant"] for row in rows[:20])
+    line = [one if one != "test.csv" else str(tmp_path / "t.csv") for one in TEST]
+    assert "yak" in run("compare", "runs/a", "runs/c", *line, code=5).stderr
+    more = ["--unknown-categories", "ignore", "--chosen", str(tmp_path / "cells.csv"), "--json"]
+    said = json.loads(run("compare", "runs/a", "runs/c", *line, *more).stdout)
+    plain = json.loads(run("compare", "runs/a", "runs/c", *TEST, "--json").stdout)
+    known = [
+        {one["category"]: one["n_positive"] + one["n_negative"] for one in found["rows"]
+         if one["category"] is not None}
+        for found in (said, plain)
+    ]  # fmt: skip
+    assert known[0].keys() == known[1].keys()
+    assert known[1]["ant"] - known[0]["ant"] == sum(row["ant"] in {"0", "1"} for row in rows[:20])
+    assert any("were chosen by a model" in note for note in said["notes"])
+    assert (
+        "--chosen needs test rows" in run("compare", "runs/a", "runs/c", *more[2:4], code=2).stderr
+    )
+
+
 def test_terminal_at_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     """No line of a table is longer."""
     monkeypatch.setenv("COLUMNS", "80")

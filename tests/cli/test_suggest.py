@@ -122,3 +122,59 @@ def test_wrong_use(line: list[str], text: str, code: int) -> None:
     assert text in run("suggest", *VALID, *line, code=code).output
     assert Path("cells.csv").read_bytes() == before
     assert not Path("x.csv").exists()
+
+
+def filled(path: Path, label: str = "") -> dict[tuple[str, str], str]:
+    """Fill in labels beside the cells: given ones, or 1 and 0 in turn; every fifth stays empty."""
+    with Path("cells.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    for at, row in enumerate(rows):
+        row["label"] = "" if at % 5 == 4 else label or str(at % 2)
+    with path.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return {(row["id"], row["category"]): row["label"] for row in rows}
+
+
+def test_labels_that_were_filled_in_are_added(tmp_path: Path) -> None:
+    """suggest, labels filled in, tune: as if they stood in the table; the table stays as it is."""
+    cells, before = filled(tmp_path / "done.csv"), Path("all.csv").read_bytes()
+    with Path("all.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    for row in rows:
+        for (one, category), label in cells.items():
+            if row["image"] == one and label:
+                row[category] = label
+    with (tmp_path / "merged.csv").open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    plain = [str(tmp_path / "merged.csv"), "--split-column", "split", *TABLE]
+    records = []
+    for name, labels in (("a", ALL), ("b", ["--labels", *plain])):
+        more = ["--chosen", str(tmp_path / "done.csv"), "--out", str(tmp_path / name)]
+        said = run("tune", "--features", "all.npz", *labels, *MODEL, *more).output
+        assert ("48 labels of the cells of --chosen were added" in said) == (name == "a")
+        records.append((tmp_path / name / "records.json").read_bytes())
+    assert records[0] == records[1]
+    assert Path("all.csv").read_bytes() == before
+    audited = run("audit", *VALID, "--chosen", str(tmp_path / "done.csv")).output
+    assert "48 labels of the cells of --chosen were added" in audited
+    line = ["suggest", "--run", "run", *VALID, "--cells", "60", "--chosen",
+            str(tmp_path / "done.csv"), "--out", str(tmp_path / "next.csv")]  # fmt: skip
+    said = json.loads(run(*line, "--json").stdout)
+    new = {(one["id"], one["category"]) for one in said["cells"] if not one["known"]}
+    assert not new & {cell for cell, label in cells.items() if label}
+
+
+def test_labels_that_contradict_known_ones_are_refused(tmp_path: Path) -> None:
+    """All of the table are positive there; and a label that is none is named with its cell."""
+    filled(tmp_path / "done.csv", "0")
+    wrong = ["audit", *MORE, "--chosen", str(tmp_path / "done.csv")]
+    said = run(*wrong, code=LabelError.exit_code).stderr
+    assert "48 labels of the cells that were chosen contradict known ones." in said
+    assert "negative in the cells, positive in the labels" in said
+    filled(tmp_path / "done.csv", "yes")
+    said = run(*wrong, code=LabelError.exit_code).stderr
+    assert "found:    'yes'" in said

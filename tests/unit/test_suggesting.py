@@ -339,3 +339,22 @@ def test_audit_counts_them(bought: Any) -> None:
     assert found.summary["n_chosen"] == sum(row["chosen"] for row in found.rows) > 0
     assert any("which alone score" in note for note in found.notes)
     assert "chosen" not in audit_labels(labels).rows[0]
+
+
+@pytest.mark.parametrize("storage", ["dense", "columns"])
+def test_labels_of_cells_are_added_in_any_storage(storage: str) -> None:
+    """Unknown and uncertain cells take them, random ones too; all else and the input stay."""
+    codes = np.array([[1, -1], [-2, 0], [-1, -1]], dtype=np.int8)
+    groups = ["p", "q", "q"]
+    own = PartialLabels(codes, ["a", "b", "c"], ["x", "y"], groups=groups, storage=storage)
+    wanted = {("a", "y"): 0, ("b", "x"): 1, ("c", "y"): -2, ("elsewhere", "x"): 1}
+    chosen = ChosenCells.of([("a", "y"), ("b", "x")], ["random", ""], wanted)
+    added = chosen.added_to(own)
+    assert added.codes.tolist() == [[1, 0], [1, 0], [-1, -2]]
+    assert own.codes.tolist() == codes.tolist()
+    assert (added.ids.tolist(), added.groups.tolist(), added.storage) == (  # type: ignore[union-attr]
+        ["a", "b", "c"], groups, storage,
+    )  # fmt: skip
+    assert chosen.without(added).codes.tolist() == [[1, 0], [-1, 0], [-1, -2]]
+    with pytest.raises(LabelError, match="1 label of the cells"):
+        ChosenCells.of([("a", "x")], labelled={("a", "x"): 0}).added_to(own)

@@ -20,6 +20,7 @@ from catwise.cli.labelled import (
     load_chosen,
     load_dataset,
     reading_options,
+    with_cell_labels,
 )
 from catwise.cli.options import (
     CHOSEN_HELP,
@@ -87,7 +88,8 @@ def command(given: Options) -> None:
     _hold(given)
     shares = load_prevalence(given.prevalence)
     dataset = load_dataset(source, table)
-    labels, chosen = dataset.labels, load_chosen(given.chosen)
+    chosen = load_chosen(given.chosen)
+    labels = with_cell_labels(dataset.labels, chosen, output)
     audit = audit_labels(labels, few=given.few, chosen=chosen)
     sample = labels if chosen is None else chosen.without(labels)
     bias = selection_bias(sample, shares) if shares else None

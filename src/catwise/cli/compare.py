@@ -13,8 +13,14 @@ from catwise._options import group, option
 from catwise.cli.building import make_command
 from catwise.cli.console import Output
 from catwise.cli.inputs import check_device, describe_features, load_source, refuse_inputs
-from catwise.cli.labelled import describe_labels
+from catwise.cli.labelled import (
+    describe_labels,
+    known_categories,
+    load_chosen,
+    with_cell_labels,
+)
 from catwise.cli.options import (
+    CHOSEN_HELP,
     CSV_HELP,
     DEVICE_HELP,
     FEATURES_HELP,
@@ -22,6 +28,7 @@ from catwise.cli.options import (
     REPORT_HELP,
     FileKeys,
     LabelFiles,
+    MatchOptions,
     SourceOptions,
     TableOptions,
 )
@@ -29,6 +36,7 @@ from catwise.cli.outputs import hold_output
 from catwise.cli.pages import write_page
 
 if TYPE_CHECKING:
+    from catwise.labels import ChosenCells
     from catwise.reporting.comparing import RunComparison
 
 _SIDE_BY_SIDE: Final = 4
@@ -65,6 +73,7 @@ class Options:
     runs: tuple[Path, ...] = option((), positional=True, metavar="RUN...")
     data: TestRows = group("Test rows")
     table: TableOptions = group("Label tables")
+    match: MatchOptions = group("Label tables")
     against: str | None = option(
         None,
         metavar="RUN",
@@ -86,6 +95,7 @@ class Options:
     pool: str = option(
         "mean", choices=POOLS, help="How the probabilities of its images become one."
     )
+    chosen: tuple[Path, ...] = option((), metavar="FILE", help=CHOSEN_HELP)
     level: float = option(0.95, above=0, below=1, help="Of the intervals.")
     device: str | None = option(None, help=DEVICE_HELP)
     force: bool = option(default=False, help=FORCE_HELP)
@@ -106,6 +116,8 @@ class Options:
             raise click.UsageError("give two runs or more.")
         if self.against is not None and self.data.features is None:
             raise click.UsageError("--against needs test rows: --features and --labels.")
+        if self.chosen and self.data.features is None:
+            raise click.UsageError("--chosen needs test rows: --features and --labels.")
 
 
 @make_command("compare", "Compare runs: differences, seeds, settings.")
@@ -126,15 +138,8 @@ def command(given: Options) -> None:
         if path is not None:
             refuse_inputs(path, given.data.features, given.data.labels, *files)
         hold_output(path)
-    data, by, inputs = None, None, {}
-    source = given.data.source
-    if source is not None:
-        features, labels, by, _ = load_source(source, given.table, given.by)
-        data = features, labels
-        inputs = {
-            "features": describe_features(source.features, features),
-            "labels": describe_labels(source, labels, given.table),
-        }
+    chosen = load_chosen(given.chosen)
+    data, by, inputs = _test_rows(given, chosen)
     from catwise.reporting.comparing import compare_runs
 
     with output.progress() as progress:
@@ -145,6 +150,7 @@ def command(given: Options) -> None:
             metrics=tuple(dict.fromkeys(given.metrics)),
             by=by,
             pool=given.pool,
+            chosen=chosen,
             level=given.level,
             device=given.device,
             force=given.force,
@@ -156,6 +162,29 @@ def command(given: Options) -> None:
     _show(given, found)
     runs = [str(path) for path in given.runs]
     output.document({"command": "compare", "runs": runs, "inputs": inputs, **found.to_dict()})
+
+
+def _test_rows(given: Options, chosen: ChosenCells | None) -> tuple[Any, Any, dict[str, Any]]:
+    """Features and labels, what is scored as one, and where they are from; none without test rows.
+
+    Categories are those of the first run's head.
+    """
+    source, output = given.data.source, given.output
+    if source is None:
+        return None, None, {}
+    from catwise.heads import load_head
+
+    features, labels, by, _ = load_source(source, given.table, given.by)
+    labels = with_cell_labels(labels, chosen, output)
+    how = given.match.unknown_categories
+    if how == "ignore":
+        head = load_head(given.runs[0] / "head.safetensors")
+        labels = known_categories(labels, head.categories, how, output)
+    inputs = {
+        "features": describe_features(source.features, features),
+        "labels": describe_labels(source, labels, given.table),
+    }
+    return (features, labels), by, inputs
 
 
 def _against(given: Options) -> Any:

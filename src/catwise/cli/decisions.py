@@ -10,7 +10,13 @@ import click
 
 from catwise._options import group, option
 from catwise.cli.inputs import own_table, refuse_inputs
-from catwise.cli.labelled import describe_labels, known_categories, load_chosen, load_dataset
+from catwise.cli.labelled import (
+    describe_labels,
+    known_categories,
+    load_chosen,
+    load_dataset,
+    with_cell_labels,
+)
 from catwise.cli.options import CHOSEN_HELP, LabelledOptions, MatchOptions, TableOptions
 from catwise.cli.outputs import hold_output
 from catwise.cli.prevalence import PREVALENCE_HELP
@@ -132,7 +138,7 @@ def load_decisions(given: HeldOutOptions, output: Output) -> Source:
     how = given.match.unknown_categories
     labels = known_labels(given, output)
     if (chosen := load_chosen(given.chosen)) is not None:
-        labels = chosen.without(labels)
+        labels = chosen.without(with_cell_labels(labels, chosen))
     test_labels, about = None, {"labels": describe_labels(given.data, labels, given.table)}
     if given.test_labels is not None or given.test_split is not None:
         wanted = test_options(given)

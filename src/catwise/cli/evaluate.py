@@ -22,7 +22,7 @@ from catwise.cli.inputs import (
     read_names,
     refuse_inputs,
 )
-from catwise.cli.labelled import describe_labels, known_categories, load_chosen
+from catwise.cli.labelled import describe_labels, known_categories, load_chosen, with_cell_labels
 from catwise.cli.options import (
     CHOSEN_HELP,
     CSV_HELP,
@@ -125,8 +125,11 @@ def command(given: Options) -> None:
     features, labels, by, dataset = load_source(data, given.table, given.by)
     drawn = other is not None and given.report is not None and given.by == "image"
     images = open_images(given.pictures, data, dataset) if drawn else None
+    chosen = load_chosen(given.chosen)
+    labels = with_cell_labels(labels, chosen, output)
     labels = known_categories(labels, head.categories, given.match.unknown_categories, output)
-    found = _scored(given, head, other, (features, labels), prevalence=shares, by=by)
+    more = {"prevalence": shares, "by": by, "chosen": chosen}
+    found = _scored(given, head, other, (features, labels), **more)
     inputs = {
         "features": describe_features(data.features, features),
         "labels": describe_labels(data, labels, given.table),
@@ -158,9 +161,7 @@ def _hold(given: Options) -> None:
         hold_output(path)
 
 
-def _scored(
-    given: Options, head: Head, other: Head | None, data: Any, *, prevalence: Any, by: Any
-) -> Any:
+def _scored(given: Options, head: Head, other: Head | None, data: Any, **more: Any) -> Any:
     """The evaluation, or the comparison with another head."""
     from catwise.metrics import compare_heads, evaluate
 
@@ -169,15 +170,13 @@ def _scored(
         head,
         data,
         metrics=tuple(dict.fromkeys(given.metrics)),
-        prevalence=prevalence,
         thresholds=given.threshold,
-        by=by,
         pool=given.pool,
-        chosen=load_chosen(given.chosen),
         level=given.level,
         device=given.device,
         force=given.force,
         curves=given.report is not None,
+        **more,
     )
 
 

@@ -19,6 +19,7 @@ from catwise.cli.labelled import (
     known_categories,
     load_chosen,
     load_dataset,
+    with_cell_labels,
 )
 from catwise.cli.models import ROW_NAMES_HELP, ModelOptions, load_the_model
 from catwise.cli.options import (
@@ -163,17 +164,18 @@ def _prepare(
     names = None if given.head_categories is None else read_names(given.head_categories)
     model, how = load_the_model(given.model, names), given.match.unknown_categories
     rows = model.head.categories if model.head else ()
-    labels = {
-        name: known_categories(part.labels, rows, how, given.output if name == "train" else None)
-        for name, part in parts.items()
-    }
+    chosen, labels = load_chosen(given.chosen), {}
+    for name, part in parts.items():
+        output = given.output if name == "train" else None
+        known = known_categories(part.labels, rows, how, output)
+        labels[name] = with_cell_labels(known, chosen, output)
     return prepare(
         model,
         images_of(given.model, dataset, parts, skip_missing=config.missing == "skip"),
         labels,
         given.out,
         config=config,
-        chosen=load_chosen(given.chosen),
+        chosen=chosen,
         inputs=about,
         overwrite=given.overwrite,
         update=given.update,

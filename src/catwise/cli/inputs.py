@@ -19,6 +19,7 @@ from catwise.cli.labelled import (
     load_dataset,
     read_renames,
     scored_as_one,
+    with_cell_labels,
 )
 from catwise.cli.options import (
     HeadOptions,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from catwise.features.by_category import CategoryFeatures
     from catwise.features.inputs import Features
     from catwise.heads import Head
-    from catwise.labels import LabelPolicy, PartialLabels
+    from catwise.labels import ChosenCells, LabelPolicy, PartialLabels
 
 POLICIES: Final = ("unknown", "negative", "positive")
 
@@ -88,6 +89,15 @@ class Pair:
     test: tuple[Any, PartialLabels] | None
     about: dict[str, Any]
     judging: tuple[LabelledOptions, Dataset]
+
+    def with_cells(self, chosen: ChosenCells | None, output: Output) -> Pair:
+        """The same with the labels that were filled in beside cells that a model chose."""
+
+        def added(source: tuple[Any, PartialLabels] | None) -> Any:
+            return source and (source[0], with_cell_labels(source[1], chosen, output))
+
+        train, valid, test = added(self.train), added(self.valid), added(self.test)
+        return dataclasses.replace(self, train=train, valid=valid, test=test)
 
     def known_to(self, head: Sequence[str], how: str, output: Output) -> Pair:
         """The same without the categories that a head does not have, where these are ignored."""

@@ -278,6 +278,19 @@ def load_chosen(paths: tuple[Path, ...]) -> ChosenCells | None:
     return read_chosen(paths)
 
 
+def with_cell_labels(
+    labels: PartialLabels, chosen: ChosenCells | None, output: Output | None = None
+) -> PartialLabels:
+    """The labels with those that were filled in beside the cells; says how many are new."""
+    if chosen is None or not chosen.labelled:
+        return labels
+    added = chosen.added_to(labels)
+    before, after = (int(one.counts().known.sum()) for one in (labels, added))
+    if output is not None and after > before:
+        output.line(f"{after - before:,} labels of the cells of --chosen were added")
+    return added
+
+
 def scored_as_one(dataset: Dataset, by: str) -> Any:
     """What --by names, for the library: studies by the images' paths if the ids are none."""
     from catwise.metrics.pooling import units_by_paths

@@ -19,7 +19,7 @@ SEED_HELP: Final = "Of every random draw."
 REPORT_HELP: Final = "One HTML page with charts, which loads nothing."
 CHOSEN_HELP: Final = (
     "Cells that a model chose: a table by `catwise suggest` (repeat). They are no sample: they "
-    "fit, and are not scored."
+    "fit, and are not scored. What its column label says by now is added to the labels."
 )
 CSV_HELP: Final = "Write the table as CSV."
 

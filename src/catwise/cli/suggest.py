@@ -12,7 +12,7 @@ from catwise.cli.building import make_command
 from catwise.cli.console import Output
 from catwise.cli.decisions import LogitsOptions, hold_outputs, known_labels, load_source_logits
 from catwise.cli.inputs import refuse_inputs
-from catwise.cli.labelled import describe_labels, load_chosen
+from catwise.cli.labelled import describe_labels, load_chosen, with_cell_labels
 
 if TYPE_CHECKING:
     from catwise.decisions import Suggestions
@@ -65,7 +65,8 @@ def command(given: Options) -> None:
     for path in (given.out, given.suspects_out):
         if path is not None:
             refuse_inputs(path, *given.chosen)
-    labels = known_labels(given.logits, output)
+    chosen = load_chosen(given.chosen)
+    labels = with_cell_labels(known_labels(given.logits, output), chosen, output)
     source, about = load_source_logits(given.logits, labels)
     from catwise.decisions import suggest
 
@@ -73,7 +74,7 @@ def command(given: Options) -> None:
         source,
         labels,
         given.cells,
-        chosen=load_chosen(given.chosen),
+        chosen=chosen,
         random_share=given.random_share,
         n_suspects=given.suspects,
         seed=given.seed,

@@ -86,7 +86,8 @@ def command(given: Options) -> None:
         hold_output(out, parents=True)
     check_output(out, overwrite=given.overwrite)
     check_device(given.device)
-    pair = load_pair(data, given.table)
+    chosen = load_chosen(given.chosen)
+    pair = load_pair(data, given.table).with_cells(chosen, output)
     images = open_images(given.pictures, *pair.judging)
     read = load_the_head(given.source, given.table)
     pair = pair.known_to(read.categories, given.match.unknown_categories, output)
@@ -101,7 +102,7 @@ def command(given: Options) -> None:
         "device": given.device,
         "policy": policy,
         "logits": logits,
-        "chosen": load_chosen(given.chosen),
+        "chosen": chosen,
     }
     if given.dry_run:
         rehearse("tune", head, pair, settings, inputs, out=out, output=output)

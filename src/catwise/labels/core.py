@@ -391,6 +391,35 @@ class PartialLabels:
                 content[rows[mask], j] = codes[mask]
         return self.from_content(content, self.n_rows, self.categories, **self._rest())
 
+    def with_entries(self, j: int | str, rows: Rows, codes: Codes) -> PartialLabels:
+        """Return the labels with other ones in some rows of a category.
+
+        Args:
+            j: the category, by position or name.
+            rows: (M,) different row numbers.
+            codes: (M,) their codes.
+
+        >>> PartialLabels([[1], [0]]).with_entries(0, np.array([1]), np.array([1])).codes
+        array([[1],
+               [1]], dtype=int8)
+        """
+        at = self._position(j)
+        if self._dense is not None:
+            content: Codes = self._dense.copy()
+            content[rows, at] = codes
+            return self.from_content(content, self.n_rows, self.categories, **self._rest())
+        columns = [self.entries(k) for k in range(self.n_categories)]
+        old, had = columns[at]
+        stays = ~np.isin(old, rows)
+        every = np.concatenate([old[stays], np.asarray(rows, dtype=old.dtype)])
+        values = np.concatenate([had[stays], np.asarray(codes, dtype=np.int8)])
+        order = np.argsort(every, kind="stable")
+        columns[at] = every[order], values[order]
+        return self.from_columns(
+            columns, self.n_rows, self.categories, ids=self.ids, groups=self.groups,
+            storage=self.storage,
+        )  # fmt: skip
+
     def take_rows(self, index: Any) -> PartialLabels:
         """Return some rows, in the order asked for.
 

@@ -27,7 +27,7 @@ from catwise._text import gain, plural, score, some, value_text
 from catwise._version import __version__
 from catwise.errors import ConfigError, OutputError, nearest
 from catwise.heads import Head, load_head
-from catwise.labels import LabelPolicy, PartialLabels
+from catwise.labels import ChosenCells, LabelPolicy, PartialLabels
 from catwise.metrics.evaluating import compare_heads
 from catwise.metrics.pooling import By
 from catwise.progress import Progress, ProgressCallback
@@ -128,6 +128,7 @@ def compare_runs(
     metrics: Sequence[str] = ("average_precision", "auroc"),
     by: By = None,
     pool: str = "mean",
+    chosen: ChosenCells | None = None,
     level: float = 0.95,
     device: str | None = None,
     force: bool = False,
@@ -144,6 +145,7 @@ def compare_runs(
         metrics: names; the first gives the verdicts. Without `data`: those that the runs have.
         by: as in `evaluate`.
         pool: as in `evaluate`.
+        chosen: as in `evaluate`.
         level: confidence level of the intervals, in (0, 1); without `data` the runs' own.
         device: where logits are computed.
         force: compare heads that do not match the rows.
@@ -178,7 +180,8 @@ def compare_runs(
     else:
         head, reference = _reference(read, against)
         options = {"metrics": metrics, "by": by, "pool": pool, "level": level, "device": device}
-        rows, notes = _scored(read, head, reference, data, progress, force=force, **options)
+        more = {"chosen": chosen, "force": force}
+        rows, notes = _scored(read, head, reference, data, progress, **options, **more)
     for row in rows:
         row["variant"] = names[row["run"]]
     order = tuple(dict.fromkeys(row["metric"] for row in rows))
