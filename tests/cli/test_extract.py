@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from catwise.cli import main
 from catwise.errors import ConfigError, FeatureError, IdError, LabelError, OutputError
@@ -299,3 +300,62 @@ def test_precision(names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     again = run("--out", "fast", code=OutputError.exit_code).output
     assert "precision" in again
     assert "compiling" in run("--out", "none", "--compile", "--dry-run").output
+
+
+@pytest.mark.usefixtures("names")
+@pytest.mark.parametrize(
+    ("options", "value"),
+    [
+        ([], lambda rgb: (rgb - 0.5) / 0.5),
+        (["--channels", "bgr"], lambda rgb: (rgb[::-1] - 0.5) / 0.5),
+        (["--range", "0,255"], lambda rgb: 255 * rgb),
+        (["--range=-1,1"], lambda rgb: 2 * rgb - 1),
+        (["--range", "0,255", "--channels", "bgr", "--mean", "104,117,124", "--std", "1,2,4"],
+         lambda rgb: (255 * rgb[::-1] - [104, 117, 124]) / [1, 2, 4]),
+        (["--model-arg", "channels=1", "--channels", "grey", "--range", "0,255"],
+         lambda rgb: 255 * rgb @ [[0.299], [0.587], [0.114]]),
+    ],
+)  # fmt: skip
+def test_channels_and_values(options: list[str], value: Any) -> None:
+    """A model gets its channels in its order and its values in its range."""
+    colours = np.array([[200, 100, 40], [16, 32, 255]], dtype=np.uint8)
+    Path("flat").mkdir()
+    for at, colour in enumerate(colours):
+        Image.fromarray(np.full((16, 16, 3), colour)).save(f"flat/{at}.png")
+    line = ["--model", "python:cli.tiny:load_pixels", "--images", "flat", "--dtype", "float32"]
+    run(*line, *options, "--out", "store")
+    found = open_store("store").block(0, 2)
+    for row, colour in zip(found, colours, strict=True):
+        wide = 255 if "0,255" in options else 1
+        np.testing.assert_allclose(row, value(colour / 255), atol=wide * 3e-3)
+
+
+@pytest.mark.usefixtures("names")
+def test_what_white_is() -> None:
+    """Numbers that state no range are refused by an option that works; stores remember it."""
+    Path("deep").mkdir()
+    Image.fromarray(np.full((16, 16), 1024, dtype=np.int32)).save("deep/0.tiff")
+    line = ["--model", "python:cli.tiny:load_pixels", "--images", "deep", "--dtype", "float32"]
+    refused = run(*line, "--out", "store", code=FeatureError.exit_code).output
+    assert "--white 4095" in refused
+    told = run(*line, "--white", "4096", "--out", "store").output
+    assert "white is 4096" in told
+    np.testing.assert_allclose(open_store("store").block(0, 1), -0.5, atol=1e-6)
+    other = run(*line, "--white", "2048", "--out", "store", code=OutputError.exit_code).output
+    assert "white" in other
+
+
+@pytest.mark.usefixtures("names")
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--range", "255"], "LOW,HIGH"),
+        (["--range", "1,0"], "LOW,HIGH"),
+        (["--white", "0"], "--white"),
+        (["--channels", "cmyk"], "--channels"),
+    ],
+)
+def test_no_channels_or_values(options: list[str], text: str) -> None:
+    """Each is refused by its name."""
+    line = ["--model", "python:cli.tiny:load_pixels", "--images", ".", *options]
+    assert text in run(*line, "--out", "store", code=2).output

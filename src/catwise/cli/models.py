@@ -49,6 +49,24 @@ class AnyModelOptions:
     input_size: str | None = option(None, metavar="HxW", help="Pixels.  [default: the model's own]")
     mean: str | None = option(None, metavar="LIST", help="Of the channels: 0.5 or 0.5,0.5,0.5")
     std: str | None = option(None, metavar="LIST", help="Of the channels.")
+    channels: str | None = option(
+        None,
+        choices=("rgb", "bgr", "grey"),
+        help="What the model takes: --mean and --std are in this order.  [default: its own]",
+    )
+    value_range: str | None = option(
+        None,
+        names="--range",
+        metavar="LOW,HIGH",
+        help="What black and white are for the model before --mean and --std, which are 0 and 1 "
+        "then unless they are given: 0,255 or -1,1, for instance.",
+    )
+    white: float | None = option(
+        None,
+        above=0,
+        help="The value of white in grey images of more than 8 bits that do not state it, such as "
+        "4095.",
+    )
     crop_pct: float | None = option(None, help="Share of the resized image that is kept.")
     crop_mode: str | None = option(
         None,
@@ -122,16 +140,56 @@ def preprocessing_of(options: AnyModelOptions, own: Preprocessing) -> Preprocess
     given: dict[str, Any] = {}
     if options.input_size is not None:
         given["size"] = _size(options.input_size)
-    for name in ("mean", "std"):
-        text = getattr(options, name)
-        if text is not None:
-            given[name] = _numbers(text, own.channels, f"--{name}")
-    for name in ("crop_pct", "crop_mode", "interpolation", "decoding"):
+    given |= _colours(options, own)
+    for name in ("crop_pct", "crop_mode", "interpolation", "decoding", "white"):
         if getattr(options, name) is not None:
             given[name] = getattr(options, name)
     if not given:
         return own
     return dataclasses.replace(own, source=f"{own.source}; given: {', '.join(given)}", **given)
+
+
+def _colours(options: AnyModelOptions, own: Preprocessing) -> dict[str, Any]:
+    """Channels, and mean and std of values in [0, 1], from what was said of the model."""
+    given: dict[str, Any] = {}
+    channels, order = own.channels, own.order
+    if options.channels is not None:
+        channels = 1 if options.channels == "grey" else 3
+        order = "bgr" if options.channels == "bgr" else "rgb"
+        given |= {"channels": channels, "order": order}
+    low, high = (0.0, 1.0) if options.value_range is None else _range(options.value_range)
+    for name, plain in (("mean", 0.0), ("std", 1.0)):
+        text = getattr(options, name)
+        if text is not None:
+            values = _numbers(text, channels, f"--{name}")
+        elif options.value_range is not None:
+            values = (plain,) * channels
+        elif (channels, order) != (own.channels, own.order):
+            values = _of_channels(getattr(own, name), channels)
+        else:
+            continue
+        start = low if name == "mean" else 0.0
+        given[name] = tuple((value - start) / (high - low) for value in values)
+    return given
+
+
+def _of_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """Numbers of a model's own channels for others: their mean for grey, in the other order."""
+    if len(values) == channels:
+        return values[::-1]
+    return (sum(values) / len(values),) * channels
+
+
+def _range(text: str) -> tuple[float, float]:
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        low = high = 0.0
+    if not low < high < float("inf"):
+        raise click.BadParameter(
+            f"{text!r} is not LOW,HIGH, such as 0,255.", param_hint="'--range'"
+        )
+    return low, high
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -61,6 +61,8 @@ def preprocessing_text(preprocessing: Preprocessing) -> str:
         for values in (preprocessing.mean, preprocessing.std)
     )
     less = "; JPEGs decoded at reduced size" if preprocessing.decoding == "reduced" else ""
+    less += "; channels blue, green, red" if preprocessing.order == "bgr" else ""
+    less += "" if preprocessing.white is None else f"; white is {preprocessing.white:g}"
     axes = "" if preprocessing.layout == "nchw" else f"; axes {preprocessing.layout}"
     return (
         f"{height} x {width} pixels (height x width), {kinds[preprocessing.crop_mode]}{crop}, "

@@ -75,6 +75,9 @@ class Preprocessing:
             (N, channels, height, width) all the same: what runs the model turns them.
         decoding: "full"; or "reduced": JPEGs are decoded at 1/2, 1/4 or 1/8 of their size where
             that leaves at least twice the pixels a side that the resized image has.
+        order: "rgb" or "bgr": the order of three channels, of `mean` and `std`, too.
+        white: the value of white in grey images of more than 8 bits whose file does not state it,
+            such as 4095; None: as the file states.
     """
 
     size: tuple[int, int]
@@ -87,6 +90,8 @@ class Preprocessing:
     source: str = "given"
     layout: str = "nchw"
     decoding: Literal["full", "reduced"] = "full"
+    order: Literal["rgb", "bgr"] = "rgb"
+    white: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layout", check_layout(self.layout))
@@ -97,12 +102,19 @@ class Preprocessing:
             "std above 0": min(self.std) > 0,
             "crop_pct in (0, 1]": 0 < self.crop_pct <= 1,
             "decoding full or reduced": self.decoding in {"full", "reduced"},
+            "order rgb or bgr, of three channels": self.order == "rgb"
+            or (self.order == "bgr" and self.channels == 3),
+            "white above 0": self.white is None or 0 < self.white < float("inf"),
         }
         check_rules("options of the preprocessing", self, checks)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self)
+        """JSON-ready; `order` and `white` where they are not as by default."""
+        table = asdict(self)
+        usual = {"order": "rgb", "white": None}
+        return {
+            key: value for key, value in table.items() if key not in usual or value != usual[key]
+        }
 
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> Preprocessing:

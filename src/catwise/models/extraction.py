@@ -377,6 +377,12 @@ def _forward(
     return features, logits
 
 
+def _own_remedies(images: list[Any], lost: list[int]) -> list[str]:
+    """What the errors of images recommend themselves, such as to say what white is."""
+    errors = [getattr(images[at], "error", None) for at in lost]
+    return sorted({text for error in errors if (text := getattr(error, "remedy", None))})[:1]
+
+
 def _stored(job: _Job, kept: Tensor, row: int, names: list[str] | None) -> Tensor:
     """What is kept, in the dtype that it is kept in."""
     stored = kept.to(getattr(torch, job.dtype)).cpu().contiguous()
@@ -481,7 +487,8 @@ def _undecodable(job: _Job, row: int, images: list[Any], names: list[str] | None
             found="; ".join(
                 f"{name} {text}".strip() for name, text in zip(shown, why, strict=False)
             ),
-            remedy="repair them, or leave them out with undecodable='skip'",
+            remedy=", ".join(["repair them", *_own_remedies(images, lost)])
+            + ", or leave them out with undecodable='skip'",
         )
     return [names[at] for at in lost] if names else []
 

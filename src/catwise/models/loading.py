@@ -34,7 +34,8 @@ class ImageRows(Dataset[ImageRow]):
 
     Nothing is raised in a worker: what cannot be read is None, with the reason. Order and values do
     not depend on how many workers read them. `rows` are those of the source to read, in which order
-    (all by default; IdError if one is not there); `white` is that of :func:`read_image`.
+    (all by default; IdError if one is not there); `white` is that of :func:`read_image`, by default
+    the preprocessing's.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class ImageRows(Dataset[ImageRow]):
         import_optional("PIL.Image", extra="images", purpose="reading images")
         self.source = source
         self.preprocessing = preprocessing
-        self.white = white
+        self.white = preprocessing.white if white is None else white
         self.rows = np.arange(len(source)) if rows is None else np.array(rows, dtype=np.int64)
         outside = (self.rows < 0) | (self.rows >= len(source))
         if outside.any():

@@ -51,6 +51,8 @@ def preprocess(image: Image, preprocessing: Preprocessing) -> Tensor:
     values = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
     if values.dtype == torch.uint8:
         values = values.to(torch.float32).div_(255)
+    if preprocessing.order == "bgr":
+        values = values.flip(0)
     mean = torch.tensor(preprocessing.mean, dtype=torch.float32).view(-1, 1, 1)
     std = torch.tensor(preprocessing.std, dtype=torch.float32).view(-1, 1, 1)
     return values.sub_(mean).div_(std)
@@ -123,5 +125,6 @@ def _fill(preprocessing: Preprocessing, dtype: np.dtype[Any]) -> NDArray[Any]:
     """The colour of the padding, for each channel."""
     if preprocessing.crop_mode != "border":
         return np.zeros(preprocessing.channels, dtype=dtype)
-    levels = np.clip([round(255 * value) for value in preprocessing.mean], 0, 255)
+    mean = preprocessing.mean[:: -1 if preprocessing.order == "bgr" else 1]
+    levels = np.clip([round(255 * value) for value in mean], 0, 255)
     return (levels / 255 if dtype.kind == "f" else levels).astype(dtype)
