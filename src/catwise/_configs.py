@@ -201,6 +201,12 @@ class RunConfig:
 class ExtractConfig(RunConfig):
     """How images go through a model."""
 
+    workers: int = option(
+        0,
+        low=0,
+        group=_EXTRACTION,
+        help="Processes that read images; with --engine, that read and run them.",
+    )
     flips: bool = option(
         default=False,
         group=_EXTRACTION,

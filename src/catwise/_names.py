@@ -13,7 +13,7 @@ from catwise.errors import ConfigError, check_choice
 
 PRESETS: Final = ("default", "paper")
 VALIDATIONS: Final = ("fit_and_select", "select")
-ENGINES: Final = ("local",)
+ENGINES: Final = ("local", "ray")
 
 METHODS: Final = {"bp_bce": "bce", "bp_asl": "asl_published", "ga": None}
 """The published methods, and the loss of those by back-propagation."""
@@ -56,6 +56,11 @@ SCHEMES: Final = (
 """How a model is trained on partial labels."""
 STATEFUL_SCHEMES: Final = ("ll_cp", "em_apl", "role", "curriculum")
 """Those that remember something of each image."""
+
+
+def takes_engine(preset: str, validation: str | None) -> bool:
+    """Whether a preset can fit blocks of categories on an engine."""
+    return preset == "default" and validation != "select"
 
 
 def check_choices(

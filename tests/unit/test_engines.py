@@ -65,6 +65,16 @@ def test_tasks_are_taken_as_they_are_needed(local: Engine) -> None:
     assert list(local.map(double, [7])) == [14]
 
 
+def test_calls_share_the_workers(local: Engine) -> None:
+    """Of two streams of tasks each gets its own results, also where one is left."""
+    first, second = local.map(double, range(20)), local.map(abs, range(0, -20, -1))
+    assert list(zip(first, second, strict=True)) == [(2 * n, n) for n in range(20)]
+    left = local.map(double, itertools.count())
+    assert next(left) == 0
+    assert list(local.map(double, range(5))) == [0, 2, 4, 6, 8]
+    assert next(left) == 2
+
+
 @pytest.mark.parametrize("name", [None, "local"])
 def test_errors_come_in_turn(name: str | None, local: Engine) -> None:
     """The error is that of the first task that fails, after the results before it."""
@@ -106,7 +116,7 @@ def test_large_values_are_shared(tmp_path: Path) -> None:
 
 def test_killed_workers_lose_nothing(tmp_path: Path, local: Engine) -> None:
     """Their tasks run again, and no result comes twice."""
-    check_kills(local, tmp_path)
+    check_kills(local, tmp_path, (0, 5, 6, 19))
 
 
 def test_workers_that_always_die(local: Engine) -> None:

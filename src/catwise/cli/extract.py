@@ -17,6 +17,7 @@ from catwise.cli.console import Output
 from catwise.cli.images import read_images
 from catwise.cli.inputs import check_device, read_names
 from catwise.cli.models import ROW_NAMES_HELP, ModelOptions, load_the_model
+from catwise.cli.options import EngineOptions
 from catwise.cli.unchanged import NOTHING_TO_DO, inputs_digest, is_unchanged, note_unchanged
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Options:
         None, metavar="FILE", group="Model and its input", help=ROW_NAMES_HELP
     )
     config: ExtractConfig = group("Images through the model")
+    engine: EngineOptions = group("Several processes or machines")
     table: Path | None = option(
         None,
         metavar="FILE",
@@ -118,13 +120,15 @@ def _made(
     from catwise.models.updating import update_features
 
     how: dict[str, Any] = {**given.config.extraction(), "dtype": given.dtype}
-    with given.output.progress() as progress:
+    workers = given.config.workers
+    with given.engine.opened(workers, given.out) as engine, given.output.progress() as progress:
+        how |= {"engine": engine, "progress": progress}
         if given.update:
-            updated = update_features(loaded, source, given.out, **how, progress=progress)
+            updated = update_features(loaded, source, given.out, **how)
             given.output.line(str(updated))
             return updated.store, {"update": updated.done()}
         how |= {"overwrite": given.overwrite, "resume": not given.no_resume}
-        store: Any = extract(loaded, source, given.out, **how, parts=given.parts, progress=progress)
+        store: Any = extract(loaded, source, given.out, **how, parts=given.parts)
     return store, {}
 
 

@@ -24,6 +24,7 @@ from catwise.cli.labelled import (
 from catwise.cli.models import ROW_NAMES_HELP, ModelOptions, load_the_model
 from catwise.cli.options import (
     CHOSEN_HELP,
+    EngineOptions,
     LabelledOptions,
     MatchOptions,
     PolicyOptions,
@@ -66,6 +67,7 @@ class Options:
     policy: PolicyOptions = group("Fitting")
     config: FixConfig = group("Fitting")
     chosen: tuple[Path, ...] = option((), metavar="FILE", group="Fitting", help=CHOSEN_HELP)
+    engine: EngineOptions = group("Several processes or machines")
     dry_run: bool = option(
         default=False, help="Check model, labels and images, say what would run."
     )
@@ -124,20 +126,12 @@ def command(given: Options) -> None:
     if given.dry_run:
         output.line(f"dry run: all fits; would run {', '.join(job.ahead) or 'nothing'}")
         output.line(f"nothing was written to '{given.out}'")
-        output.document(
-            {
-                "command": "fix",
-                "dry_run": True,
-                "out": str(given.out),
-                "steps": job.ahead,
-                "inputs": about,
-                "left_out": job.left_out,
-                "notes": job.notes,
-            }
-        )
+        told = {"inputs": about, "left_out": job.left_out, "notes": job.notes}
+        plan = {"command": "fix", "dry_run": True, "out": str(given.out), "steps": job.ahead}
+        output.document({**plan, **told})
         return
-    with output.progress() as progress:
-        result = job.run(progress)
+    with given.engine.opened(config.workers, given.out) as engine, output.progress() as progress:
+        result = job.run(progress, engine=engine)
     _tell(result, output)
     _refuse_harm(result)
     if given.update:

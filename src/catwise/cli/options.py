@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from catwise._names import DATASETS, ENCODINGS
+from catwise._names import DATASETS, ENCODINGS, ENGINES
 from catwise._options import option
+
+if TYPE_CHECKING:
+    from catwise.engines import Engine
 
 FEATURES_HELP: Final = "A feature store's folder or URL, or .npy, .npz, .safetensors."
 FORCE_HELP: Final = "Proceed although head and data look mismatched."
@@ -358,3 +363,45 @@ class PolicyOptions:
         choices=("unknown", "negative"),
         help="Unknown labels while fitting.  [default: unknown]",
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """Where the work runs, beside this process."""
+
+    engine: str | None = option(
+        None,
+        choices=ENGINES,
+        help="Work in --workers processes: of this machine (local), or of a Ray cluster.  "
+        "[default: in one]",
+    )
+    address: str | None = option(
+        None,
+        metavar="HOST:PORT",
+        help="Of the Ray cluster.  [default: RAY_ADDRESS, else Ray is started here]",
+    )
+    shared: Path | None = option(
+        None,
+        metavar="DIR",
+        help="Folder that all workers see, for what all of them read.  [default: that of --out]",
+    )
+
+    def __post_init__(self) -> None:
+        if self.engine != "ray" and self.address is not None:
+            raise click.UsageError("--address goes with --engine ray.")
+        if self.engine is None and self.shared is not None:
+            raise click.UsageError("--shared goes with --engine.")
+
+    @contextlib.contextmanager
+    def opened(self, workers: int, out: Path | str) -> Iterator[Engine | None]:
+        """The engine while the block runs; None for this process alone."""
+        if self.engine is None:
+            yield None
+            return
+        from catwise.engines import open_engine
+        from catwise.features.places import is_url
+
+        shared = self.shared or (None if is_url(out) else Path(out).absolute().parent)
+        how: dict[str, Any] = {"address": self.address, "shared": shared}
+        with open_engine(self.engine, workers=workers or None, **how) as engine:
+            yield engine

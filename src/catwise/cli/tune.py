@@ -6,8 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from catwise._configs import TuneConfig
-from catwise._names import check_choices
+from catwise._names import check_choices, takes_engine
 from catwise._options import group, option
 from catwise.cli.building import make_command
 from catwise.cli.console import Output
@@ -25,6 +27,7 @@ from catwise.cli.labelled import load_chosen
 from catwise.cli.options import (
     CHOSEN_HELP,
     DEVICE_HELP,
+    EngineOptions,
     HeadOptions,
     MatchOptions,
     PairOptions,
@@ -57,6 +60,13 @@ class Options:
     config: TuneConfig = group("Fitting")
     chosen: tuple[Path, ...] = option((), metavar="FILE", group="Fitting", help=CHOSEN_HELP)
     device: str | None = option(None, group="Fitting", help=DEVICE_HELP)
+    engine: EngineOptions = group("Several processes or machines")
+    workers: int = option(
+        0,
+        low=0,
+        group="Several processes or machines",
+        help="Processes of --engine.  [default: what the CPUs allow]",
+    )
     dry_run: bool = option(
         default=False, help="Check everything, say what would run; write nothing."
     )
@@ -78,6 +88,10 @@ def command(given: Options) -> None:
     check_choices(
         config.preset, config.methods, config.validation, has_valid=data.valid is not None
     )
+    if given.engine.engine is not None and not takes_engine(config.preset, config.validation):
+        raise click.UsageError(
+            "--engine goes with --preset default and --validation fit_and_select."
+        )
     policy = load_policy(given.policy)
     from catwise.joining import name_rows
     from catwise.reporting.run import check_output
@@ -109,8 +123,9 @@ def command(given: Options) -> None:
         return
     from catwise.tuning import tune
 
-    with output.progress() as progress:
-        result = tune(head, pair.train, pair.valid, test=pair.test, progress=progress, **settings)
+    with given.engine.opened(given.workers, out) as engine, output.progress() as progress:
+        settings |= {"engine": engine, "progress": progress}
+        result = tune(head, pair.train, pair.valid, test=pair.test, **settings)
     finish(
         "tune", result, out, inputs=inputs, overwrite=given.overwrite, output=output, images=images
     )

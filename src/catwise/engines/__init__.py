@@ -1,4 +1,4 @@
-"""One `map(function, tasks)` for work that is cut into tasks: here, or in processes.
+"""One `map(function, tasks)` for work that is cut into tasks: here, in processes, or on a cluster.
 
 >>> from catwise.engines import IN_PROCESS, open_engine
 >>> list(IN_PROCESS.map(abs, [-3, 2]))
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from catwise.engines.base import Engine as Engine
     from catwise.engines.choosing import open_engine as open_engine
     from catwise.engines.local import LocalEngine as LocalEngine
+    from catwise.engines.ray_engine import RayEngine as RayEngine
 
 __all__, __getattr__, __dir__ = attach(
     __name__,
@@ -28,5 +29,6 @@ __all__, __getattr__, __dir__ = attach(
         "catwise.engines.base": "Engine IN_PROCESS",
         "catwise.engines.choosing": "open_engine",
         "catwise.engines.local": "LocalEngine",
+        "catwise.engines.ray_engine": "RayEngine",
     },
 )

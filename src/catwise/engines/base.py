@@ -199,7 +199,7 @@ class WorkerEngine(ABC, Generic[Worker]):
         self.workers = workers
         self.shared = None if shared is None else Path(os.path.realpath(shared))
         self._idle: list[Worker] = []
-        self._busy: dict[int, tuple[Worker, int]] = {}  # by id: the worker, its task's number
+        self._busy: dict[int, tuple[Worker, int, _Tasks]] = {}  # by id: with its task's number
         self._cleanup = contextlib.ExitStack()
         self._folder: Path | None = None
         self._count = 0
@@ -253,73 +253,63 @@ class WorkerEngine(ABC, Generic[Worker]):
     def close(self) -> None:
         """End the workers and remove what was shared."""
         with self._cleanup:
-            self._give_up()
+            self._idle, self._busy = [], {}
+            self.end()
         self._folder = None
-
-    def _give_up(self) -> None:
-        self._idle, self._busy = [], {}
-        self.end()
 
     def map(self, function: Callable[[Task], Found], tasks: Iterable[Task]) -> Iterator[Found]:
         """Results in the order of the tasks; see `Engine`."""
-        call = pack(function)
-        try:
-            yield from map(_result, self._replies(call, map(pack, tasks)))
-        finally:
-            if self._busy:  # of a task that failed, or results that nobody waits for
-                self._give_up()
+        yield from map(_result, self._replies(pack(function), map(pack, tasks)))
 
     def _replies(self, call: bytes, tasks: Iterator[bytes]) -> Iterator[bytes | Failed]:
-        """Packed results by number, from 0 on."""
-        state = _Tasks(tasks, self.workers * _AHEAD)
+        """Packed results by number, from 0 on; other calls may share the workers meanwhile."""
+        state = _Tasks(tasks, lambda: self.workers * _AHEAD)
         for turn in itertools.count():
             while turn not in state.done:
                 self._fill(call, state)
-                if not self._busy and not state.has_more:
+                if not state.running and not state.has_more:
                     return
-                for worker, raw in self.wait([worker for worker, _ in self._busy.values()]):
-                    _, number = self._busy.pop(id(worker))
-                    if raw is None:
-                        self._died(worker, number, state)
-                    else:
-                        self._idle.append(worker)
-                        state.finish(number, raw)
+                self._collect()
+                if state.deaths >= _DEATHS + self.workers:
+                    raise ConfigError(
+                        f"workers of the {self.title} engine die again and again.",
+                        found=f"{state.deaths} in a row, none of which finished a task",
+                        remedy=self.remedy,
+                    )
             yield state.done.pop(turn)
 
     def _fill(self, call: bytes, state: _Tasks) -> None:
         """Give tasks to workers that have none."""
         while (task := state.next()) is not None:
+            if not self._idle and len(self._busy) < self.workers:
+                self._idle += self.start(wait=not self._busy)
             if not self._idle:
-                missing = len(self._busy) < self.workers
-                self._idle += self.start(wait=not self._busy) if missing else []
-            if not self._idle:
-                state.put_back(task)
+                state.put_back(*task)
                 return
             worker = self._idle.pop(0)
-            number, payload = task
-            state.running[number] = payload
-            if self.send(worker, call, payload):
-                self._busy[id(worker)] = worker, number
+            number, state.running[number] = task
+            if self.send(worker, call, state.running[number]):
+                self._busy[id(worker)] = worker, number, state
             else:
-                self._died(worker, number, state)
+                self.lost(worker)
+                state.died(number)
 
-    def _died(self, worker: Worker, number: int, state: _Tasks) -> None:
-        """Put a task back, and count."""
-        self.lost(worker)
-        state.put_back((number, state.running.pop(number)))
-        state.deaths += 1
-        if state.deaths >= _DEATHS + self.workers:
-            raise ConfigError(
-                f"workers of the {self.title} engine die again and again.",
-                found=f"{state.deaths} in a row, none of which finished a task",
-                remedy=self.remedy,
-            )
+    def _collect(self) -> None:
+        """Take what has come from workers, for whichever call it is."""
+        for worker, raw in self.wait([worker for worker, _, _ in self._busy.values()]):
+            _, number, state = self._busy.pop(id(worker))
+            if raw is None:
+                self.lost(worker)
+                state.died(number)
+            else:
+                self._idle.append(worker)
+                state.finish(number, raw)
 
 
 class _Tasks:
     """Tasks that are ahead, run or are done, by number."""
 
-    def __init__(self, tasks: Iterator[bytes], ahead: int) -> None:
+    def __init__(self, tasks: Iterator[bytes], ahead: Callable[[], int]) -> None:
         self._tasks, self._ahead, self._taken = tasks, ahead, 0
         self._again: collections.deque[tuple[int, bytes]] = collections.deque()
         self._ended = False
@@ -336,7 +326,7 @@ class _Tasks:
         """The next task to begin; None if there is none, or results wait for their turn."""
         if self._again:
             return self._again.popleft()
-        if self._ended or len(self.running) + len(self.done) >= self._ahead:
+        if self._ended or len(self.running) + len(self.done) >= self._ahead():
             return None
         try:
             task = next(self._tasks, None)
@@ -346,9 +336,14 @@ class _Tasks:
         self._taken += 1
         return None if task is None else (self._taken - 1, task)
 
-    def put_back(self, task: tuple[int, bytes]) -> None:
+    def put_back(self, number: int, task: bytes) -> None:
         """It is the next again."""
-        self._again.appendleft(task)
+        self._again.appendleft((number, task))
+
+    def died(self, number: int) -> None:
+        """The worker of a task has died."""
+        self.put_back(number, self.running.pop(number))
+        self.deaths += 1
 
     def finish(self, number: int, raw: bytes) -> None:
         """A task is done."""

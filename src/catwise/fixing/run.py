@@ -19,6 +19,8 @@ from catwise._configs import FixConfig
 from catwise._csv import rows_csv
 from catwise._io import write_json, write_text
 from catwise._json import json_ready
+from catwise._names import takes_engine
+from catwise.engines.base import Engine
 from catwise.errors import ConfigError, HeadError, IdError, InSampleWarning
 from catwise.features import FeatureStore
 from catwise.fixing import account
@@ -84,6 +86,7 @@ def fix(
     labels: Mapping[str, PartialLabels],
     out: str | os.PathLike[str],
     *,
+    engine: Engine | None = None,
     progress: ProgressCallback | None = None,
     **options: Any,
 ) -> FixResult:
@@ -94,6 +97,8 @@ def fix(
         images: the images, by the labels' ids; a folder, see `find_images`.
         labels: by split: "train" and, where there are any, "valid" and "test"; each with ids.
         out: the folder to fill; an unfinished run there is resumed.
+        engine: what runs batches of images and fits blocks of categories (`catwise.engines`); None:
+            this process. The preset "paper", and validation that only selects, tune in this one.
         progress: called now and then.
         **options: as `prepare`.
 
@@ -104,7 +109,7 @@ def fix(
         CatwiseError: As `prepare`, `extract`, `tune` and `write_model`.
         MismatchError: If the written checkpoint does not behave as its head says.
     """
-    return prepare(model, images, labels, out, **options).run(progress)
+    return prepare(model, images, labels, out, **options).run(progress, engine=engine)
 
 
 def prepare(
@@ -276,14 +281,16 @@ class PreparedFix:
         """The steps that are not finished."""
         return [step for step in STEPS if not self.state.has(step)]
 
-    def run(self, progress: ProgressCallback | None = None) -> FixResult:
+    def run(
+        self, progress: ProgressCallback | None = None, *, engine: Engine | None = None
+    ) -> FixResult:
         """Do what is left to do; see `fix`."""
         tell = _teller(progress, self.ahead)
         with self.state.opened() as state:
             tell("extract")
-            store, left_out, updated = _extract(self, progress)
+            store, left_out, updated = _extract(self, engine, progress)
             tell("tune")
-            head = _tuned(self, store, progress)
+            head = _tuned(self, store, engine, progress)
             target = state.folder / state.target
             tell("apply")
             if not state.done("apply"):
@@ -324,7 +331,7 @@ def _teller(report: ProgressCallback | None, ahead: list[str]) -> Any:
 
 
 def _extract(
-    job: PreparedFix, progress: ProgressCallback | None
+    job: PreparedFix, engine: Engine | None, progress: ProgressCallback | None
 ) -> tuple[FeatureStore, list[dict[str, str]], Updated | None]:
     """The features of all labelled images, which images are left out, and what an update did."""
     state = job.state
@@ -338,7 +345,7 @@ def _extract(
 
     ids = np.concatenate([ids_of(part) for part in job.splits.values()])
     rows = ImageRows(job.source, job.model.preprocessing, rows=places(job.source, ids))
-    store, updated = _features(job, rows, ids, report)
+    store, updated = _features(job, rows, ids, engine, report)
     there = set(store.ids.tolist())
     left_out = job.left_out + [
         {"id": one, "split": name, "reason": "cannot be decoded"}
@@ -356,16 +363,15 @@ def _extract(
 
 
 def _features(
-    job: PreparedFix, rows: ImageRows, ids: Any, report: ProgressCallback
+    job: PreparedFix, rows: ImageRows, ids: Any, engine: Engine | None, report: ProgressCallback
 ) -> tuple[Any, Updated | None]:
     """The store, and what an update did."""
     folder, how = job.state.folder / FEATURES, job.config.extraction()
+    how |= {"engine": engine, "progress": report}
     if job.state.update:
-        updated = update_features(job.model, rows, folder, **how, progress=report)
+        updated = update_features(job.model, rows, folder, **how)
         return updated.store, updated
-    store = extract(
-        job.model, rows, folder, ids=ids, **how, overwrite=job.overwrite, progress=report
-    )
+    store = extract(job.model, rows, folder, ids=ids, **how, overwrite=job.overwrite)
     return store, None
 
 
@@ -386,7 +392,12 @@ def _against(job: PreparedFix, head: Head, store: FeatureStore) -> HeadCompariso
         )
 
 
-def _tuned(job: PreparedFix, store: FeatureStore, progress: ProgressCallback | None) -> Head:
+def _tuned(
+    job: PreparedFix,
+    store: FeatureStore,
+    engine: Engine | None,
+    progress: ProgressCallback | None,
+) -> Head:
     from catwise.heads import load_head
 
     state, config, folder = job.state, job.config, job.state.folder / RUN
@@ -402,6 +413,7 @@ def _tuned(job: PreparedFix, store: FeatureStore, progress: ProgressCallback | N
             test=test,
             **config.tuning(),
             chosen=job.chosen,
+            engine=engine if takes_engine(config.preset, config.validation) else None,
             progress=progress,
         )
     result.summary["seconds"] = None  # the same run must end with the same bytes

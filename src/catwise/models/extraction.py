@@ -151,7 +151,11 @@ def extract(
     how: dict[str, Any] = {"layer": layer, "device": device, "ids": ids}
     how |= {"precision": precision, "compiled": compiled}
     how |= {"flips": flips, "dtype": dtype, "undecodable": undecodable, "check": check}
-    how |= {"batch_rows": batch_rows, "part_rows": part_rows, "num_workers": num_workers}
+    how |= {
+        "batch_rows": batch_rows,
+        "part_rows": part_rows,
+        "num_workers": 0 if engine else num_workers,
+    }
     run = open_pass(model, loader, **how)
     if out is None:
         return run.in_memory(progress, engine)

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Protocol, TypeAlias, TypeVar
 
 from catwise._configs import PaperConfig
-from catwise._names import check_choices
+from catwise._names import check_choices, takes_engine
 from catwise.engines.base import IN_PROCESS, Engine
 from catwise.errors import ConfigError
 from catwise.metrics import Metric, resolve_metric
@@ -74,9 +74,8 @@ def make_plan(
 
 def check_engine(plan: Plan, engine: Engine | None) -> None:
     """Refuse an engine where nothing would run on it."""
-    if engine is None or engine is IN_PROCESS:
-        return
-    if plan.preset != "default" or plan.validation == "select":
+    here = engine is None or engine is IN_PROCESS
+    if not here and not takes_engine(plan.preset, plan.validation):
         raise ConfigError(
             "only the preset 'default' runs blocks of categories on an engine.",
             found=f"preset={plan.preset!r}, validation={plan.validation!r}",
