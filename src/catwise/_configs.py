@@ -314,6 +314,9 @@ class TrainConfig:
     deterministic: bool = option(
         default=False, help="Only operators of PyTorch that give the same bits each time."
     )
+    save_every: int = option(
+        0, low=0, help="Save after so many steps within an epoch, too; 0: after each epoch alone."
+    )
     seed: int = option(0, low=0, help="Of every random draw.")
     workers: int = option(0, low=0, help="Processes that read images.")
     device: str | None = option(None, help="Such as cpu or cuda:0.  [default: cpu]")

@@ -75,8 +75,8 @@ def command(given: Options) -> None:
 
     DIR gets the checkpoint (model.safetensors, or the folder model for transformers), the history,
     and labels.csv, which says what split each image is in: `catwise fix` takes both. Stopped, the
-    same command resumes after the last whole epoch, and ends with the same weights. torchrun starts
-    several processes that share each step.
+    same command resumes after the last whole epoch (with --save-every after the last state that was
+    saved), and ends with the same weights. torchrun starts several processes that share each step.
     """
     output = given.output
     if _is_other():

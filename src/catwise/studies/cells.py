@@ -18,7 +18,7 @@ from catwise.studies.declared import AXES, Study
 from catwise.training.schemes import scheme_options
 
 _KEY: Final = 16
-_SPEED: Final = ("workers", "device")
+_SPEED: Final = ("workers", "device", "save_every")
 """Options of `train` that change no result."""
 
 

@@ -1,13 +1,14 @@
 """The loop: steps, epochs, and a state that is saved and resumed.
 
 Everything random in a step is drawn by seed, epoch and place, and nothing is carried from one step
-to the next but the state. So an epoch that is repeated after a kill ends with the same bits.
+to the next but the state. So what is repeated after a kill, from the last state that was saved,
+ends with the same bits.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -71,6 +72,8 @@ class TrainState:
     memory: Any  # of the scheme
     scores: Tensor | None  # (N, C) last logits of training images, where the scheme reads them
     epoch: int = 0
+    step: int = 0  # of the epoch that is under way
+    losses: list[float] = field(default_factory=list)  # of its steps
     best: dict[str, Any] = field(default_factory=dict)  # "epoch" and "score"
     history: list[dict[str, Any]] = field(default_factory=list)
 
@@ -89,6 +92,8 @@ class TrainState:
             "memory": None if self.memory is None else self.memory._asdict(),
             "scores": self.scores,
             "epoch": self.epoch,
+            "step": self.step,
+            "losses": self.losses,
             "best": self.best,
             "history": self.history,
         }
@@ -104,6 +109,7 @@ class TrainState:
             self.memory = type(self.memory)(**document["memory"])
         self.scores = document["scores"]
         self.epoch, self.best = document["epoch"], document["best"]
+        self.step, self.losses = document.get("step", 0), document.get("losses", [])
         self.history = document["history"]
 
 
@@ -156,27 +162,71 @@ class Trainer:
             return None
         return torch.full(self.data.target.shape, torch.nan)
 
+    # ------------------------------------------------------------------------- the state
+
+    def document(self) -> dict[str, Any]:
+        """The state, for `torch.save`; all processes must ask at the same time.
+
+        Within an epoch each process has buffers of its own, such as those of batch norm.
+        """
+        found = self.state.document()
+        if self.state.step and self.processes.world > 1:
+            own = {name: part.reshape(1, -1) for name, part in self._buffers().items()}
+            found["buffers"] = {name: self.processes.every(part) for name, part in own.items()}
+        return found
+
+    def restore(self, document: Mapping[str, Any]) -> None:
+        """Take over what a document holds, and what it holds of this process."""
+        self.state.restore(document)
+        for name, every in document.get("buffers", {}).items():
+            part = self._buffers()[name]
+            part.copy_(every[self.processes.rank].reshape(part.shape))
+
+    def _buffers(self) -> dict[str, Tensor]:
+        """The buffers of the module, and of its moving average."""
+        sides = {"module": self.state.module, "average": self.state.average}
+        return {
+            f"{side} {name}": part
+            for side, module in sides.items()
+            if module is not None
+            for name, part in module.named_buffers()
+        }
+
     # -------------------------------------------------------------------------- an epoch
 
-    def run_epoch(self, tell: Any) -> dict[str, Any]:
-        """Train an epoch, validate, and give its record; `tell(images)` after each batch."""
+    def run_epoch(self, tell: Any, save: Callable[[], None] | None = None) -> dict[str, Any]:
+        """Train what is left of an epoch, validate, and give its record.
+
+        `tell(images)` is called after each batch; `save()` within the epoch after every
+        `save_every` steps, if that is asked for.
+        """
         state, epoch = self.state, self.state.epoch
         state.module.train()
         own = self.plan.batches(self.config.seed, epoch, self.processes.rank)
-        images = read_batches(self.data.images, own, self.config.workers)
+        ahead = own[state.step * self.config.accumulate :]
+        images = read_batches(self.data.images, ahead, self.config.workers)
         run = LayerOutput(state.module, self.layer, self.argument)
         with run.watching(), _deterministic(on=self.config.deterministic):
-            steps = range(self.plan.steps)
-            losses = [self._step(run, step, own, images, tell) for step in steps]
+            for step in range(state.step, self.plan.steps):
+                state.losses.append(self._step(run, step, own, images, tell))
+                state.step = step + 1
+                if save is not None and self._is_due(state.step):
+                    save()
             self.processes.average_buffers(state.module)
             self._end_scheme()
-            state.epoch += 1
-            record = {"epoch": state.epoch, "loss": float(np.mean(losses)), **self.validate()}
+            loss, state.losses = float(np.mean(state.losses)), []
+            state.epoch, state.step = state.epoch + 1, 0
+            record = {"epoch": state.epoch, "loss": loss, **self.validate()}
         state.history.append(record)
         if self.processes.is_first:
             for callback in self.callbacks:
                 callback.epoch_ended(record, state.model)
         return record
+
+    def _is_due(self, step: int) -> bool:
+        """Whether the state is saved after so many steps of an epoch, and more follow."""
+        every = self.config.save_every
+        return every > 0 and step % every == 0 and step < self.plan.steps
 
     def _step(
         self,

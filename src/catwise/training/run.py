@@ -50,8 +50,10 @@ LABELS: Final = "labels.csv"
 RESERVED: Final = "reserved"
 _OURS: Final = (STATE, RUN, HISTORY, LABELS, "model.safetensors", "model", "tensorboard")
 _MADE: Final = frozenset({STATE, HISTORY, "model.safetensors", "model"})
-"""What an epoch leaves: before the first one has ended, a corrected command starts over."""
-_NOT_IN_RESULTS: Final = ("workers", "scheme_options", "policy", "missing", "undecodable", "device")
+"""What training leaves: before there is any, a corrected command starts over."""
+_NOT_IN_RESULTS: Final = (
+    "workers", "scheme_options", "policy", "missing", "undecodable", "device", "save_every",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,8 +101,9 @@ def train(
 ) -> TrainResult:
     """Train a model on partly known labels, by any scheme.
 
-    An unfinished run in `out` is resumed from its last whole epoch, and ends with the weights that
-    it would have had. Started by torchrun, its processes share each step.
+    An unfinished run in `out` is resumed from its last whole epoch, or from the last state that
+    `save_every` saved, and ends with the weights that it would have had. Started by torchrun, its
+    processes share each step.
 
     Args:
         model: as `load_model` takes it: timm, torchvision, transformers or python; or a model that
@@ -421,20 +424,20 @@ class PreparedTrain:
         return rows
 
     def _resume(self, trainer: Trainer) -> None:
-        """Take over what an earlier call left after its last whole epoch."""
+        """Take over the last state that an earlier call saved."""
         path = self.out / STATE
         if not path.is_file():
             return
         try:
             document = torch.load(path, map_location="cpu", weights_only=True)
-            trainer.state.restore(document)
+            trainer.restore(document)
         except Exception as error:
             raise OutputError(
                 f"'{path}' cannot be resumed from.",
                 found=reason_of(error, named=True),
                 remedy="start over with --overwrite (overwrite=True), or remove the file",
             ) from error
-        if not weights_place(self.model, self.out).exists():
+        if trainer.state.epoch and not weights_place(self.model, self.out).exists():
             raise OutputError(
                 f"the weights in '{self.out}' were removed.",
                 expected=f"'{weights_place(self.model, self.out).name}', as training wrote it",
@@ -445,18 +448,24 @@ class PreparedTrain:
         state, plan = trainer.state, trainer.plan
         images = plan.steps * plan.step_images
         tell = report_rows("train", progress, self.config.epochs * images)
-        tell(0, state.epoch * images)
+        tell(0, state.epoch * images + state.step * plan.step_images)
         while state.epoch < self.config.epochs:
-            record = trainer.run_epoch(tell)
+            record = trainer.run_epoch(tell, lambda: self._save(trainer))
             better = is_better(record, state.best, self.config.metric)
             if better:
                 state.best = {"epoch": record["epoch"], "score": record.get("score")}
+            if trainer.processes.is_first and better:
+                save_weights(state.model, self.model, self.out)
+            self._save(trainer)
             if trainer.processes.is_first:
-                if better:
-                    save_weights(state.model, self.model, self.out)
-                with atomic_path(self.out / STATE) as temporary:
-                    torch.save(state.document(), temporary)
                 write_json(self.out / HISTORY, state.history)
+
+    def _save(self, trainer: Trainer) -> None:
+        """Write what a later call resumes from; all processes are needed for it."""
+        document = trainer.document()
+        if trainer.processes.is_first:
+            with atomic_path(self.out / STATE) as temporary:
+                torch.save(document, temporary)
 
     def _result(self, trainer: Trainer) -> TrainResult:
         state = trainer.state

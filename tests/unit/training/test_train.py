@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +27,8 @@ from catwise.errors import (
     OutputError,
     ShapeError,
 )
+from catwise.training.loop import Trainer
+from catwise.training.processes import Processes
 from catwise.training.run import prepare_train, train
 from catwise.training.schemes import SCHEMES
 from cli.train_case import MODEL, NAMES, SIZES, make_images, small_net
@@ -90,7 +93,10 @@ def test_stateful_schemes_are_named():
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_every_scheme_trains_and_resumes(case, tmp_path, scheme):
-    """It learns; stopped in the middle of its second epoch, the same weights come out."""
+    """It learns; stopped in the middle of its second epoch, the same weights come out.
+
+    It resumes within the epoch, from the last state that was saved; saving changes nothing.
+    """
     options = {"scheme": scheme, "ema": 0.9 if scheme == "self_training" else None}
     if scheme in {"em_apl"}:
         options["scheme_options"] = {"warmup": 1}
@@ -98,8 +104,13 @@ def test_every_scheme_trains_and_resumes(case, tmp_path, scheme):
     assert whole.score > 0.45
     assert [record["epoch"] for record in whole.history] == [1, 2, 3]
     with pytest.raises(KeyboardInterrupt):
-        run(case, tmp_path / "cut", callbacks=[Stop(14)], **options)
-    resumed = run(case, tmp_path / "cut", **options)
+        run(case, tmp_path / "cut", callbacks=[Stop(14)], save_every=3, **options)
+    steps = []
+    watching = SimpleNamespace(
+        step_ended=lambda step, *_: steps.append(step), epoch_ended=lambda *_: None
+    )
+    resumed = run(case, tmp_path / "cut", callbacks=[watching], save_every=3, **options)
+    assert steps == list(range(13, 30))
     assert resumed.history == whole.history
     assert same(weights(resumed), weights(whole))
     for name in ("model.safetensors", "history.json", "labels.csv", "train.json"):
@@ -115,6 +126,7 @@ EVERYTHING = {
     "ema": 0.8, "optimizer": "sgd", "schedule": "cosine", "augment": "flip_shift",
     "mix": "logic_mix", "accumulate": 2, "clip_norm": 1.0, "amp": "bfloat16",
     "channels_last": True, "deterministic": True, "reserve": 0.1, "workers": 2,
+    "save_every": 2,
 }  # fmt: skip
 
 
@@ -155,13 +167,34 @@ def test_killed_and_resumed(case, tmp_path):
         ends.append(done.returncode)
         if last == 6:
             state = torch.load(tmp_path / "cut" / "state.pt", weights_only=True)
-            assert state["epoch"] == 1
+            assert (state["epoch"], state["step"]) == (1, 2)
     assert ends == [0, -signal.SIGKILL, 0]
     found = [load_file(tmp_path / out / "model.safetensors") for out in ("whole", "cut")]
     assert same(*found)
     assert {path.name for path in (tmp_path / "cut").iterdir()} == {
         path.name for path in (tmp_path / "whole").iterdir()
     }
+
+
+def test_each_process_keeps_its_own_buffers(case, tmp_path):
+    """Within an epoch running statistics of batch norm are each process's own, and saved so."""
+    model = {"model_args": {"norm": True}}
+    job = prepare_train(MODEL, case / "images", splits(case), tmp_path, model_options=model,
+                        config=TrainConfig(**QUICK, ema=0.9))  # fmt: skip
+    made = {"data": job.data, "config": job.config, "processes": Processes()}
+    trainer = Trainer(job.model.module, job.model.layer, None, **made)
+    trainer.state.step = 4
+    rows = {"every": lambda part: torch.cat([part + 7, part]), "world": 2}
+    trainer.processes = SimpleNamespace(rank=1, **rows)
+    document = trainer.document()
+    own = {name: part.clone() for name, part in trainer._buffers().items()}
+    assert {name.split()[0] for name in own} == {"module", "average"}
+    for rank, more in ((0, 7), (1, 0)):
+        trainer.processes = SimpleNamespace(rank=rank, **rows)
+        trainer.restore(document)
+        for name, part in trainer._buffers().items():
+            assert torch.equal(part, own[name] + more)
+    assert trainer.state.step == 4
 
 
 @pytest.mark.slow
