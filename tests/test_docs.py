@@ -24,12 +24,18 @@ import pytest
 from catwise.cli import main
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def _name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
 SHELLS = ("console", "bash", "sh", "shell", "")
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 _BLOCK = re.compile(
-    r"^(?:```(?P<kind>\w*)[^\n]*\n(?P<shown>.*?)^```"
+    r"^(?:```(?P<kind>[\w{}]*)[^\n]*\n(?P<shown>.*?)^```"
     r"|<!-- (?P<hidden_kind>\w+)\n(?P<hidden>.*?)^-->)",
     re.DOTALL | re.MULTILINE,
 )
@@ -116,7 +122,7 @@ def run_python(block: Block, namespace: dict[str, object], name: str) -> None:
 _PLACEHOLDER = re.compile(r"\b(?:AP|AUROC|SHARE)_[A-Z]+\b|\b(?:TODO|TBD|FIXME|XXX)\b|\?\?\?")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_no_figure_is_left_to_fill_in(page: Path) -> None:
     """A table is published with its numbers."""
     assert not _PLACEHOLDER.findall(page.read_text("utf-8"))
@@ -128,7 +134,7 @@ def test_placeholders_are_found() -> None:
     assert not _PLACEHOLDER.search("OMP_NUM_THREADS=2 average_precision CATWISE_TASKS AP_")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All Python of a page runs from top to bottom."""
     monkeypatch.chdir(tmp_path)
@@ -138,7 +144,7 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
             run_python(block, namespace, page.name)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_commands_exist(page: Path) -> None:
     """Each call has a command, options and choices that exist, and all that are required."""
     refused = {line: refusal(line) for line in commands(page.read_text(encoding="utf-8"))}

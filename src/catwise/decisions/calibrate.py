@@ -236,7 +236,7 @@ class Calibration(Document, Reported):
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
-        """Read the maps that :meth:`save` wrote; not the comparisons on test rows.
+        """Read the maps that `save` wrote; not the comparisons on test rows.
 
         Raises:
             ConfigError: If it is not such a file, or of another version.

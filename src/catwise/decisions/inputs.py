@@ -215,7 +215,7 @@ def head_logits(
 
     Raises:
         IdError: If one of the rows fitted or selected the head.
-        CatwiseError: As :func:`catwise.joining.align`.
+        CatwiseError: As `catwise.joining.align`.
     """
     features, labels = open_source(test, name="test")
     aligned = align(head, features, labels, name="test")

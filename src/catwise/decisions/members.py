@@ -334,7 +334,7 @@ class Ensemble(Document, Reported):
 
     @classmethod
     def load(cls, path: str | Path) -> Ensemble:
-        """Read the ensemble that :meth:`save` wrote; not what it did on test rows.
+        """Read the ensemble that `save` wrote; not what it did on test rows.
 
         Raises:
             ConfigError: If it is not such a file, or of another version.

@@ -204,7 +204,7 @@ class ConformalSets(Document):
 
     @classmethod
     def load(cls, path: str | Path) -> ConformalSets:
-        """Read the cut-offs that :meth:`save` wrote; not what they covered on test rows.
+        """Read the cut-offs that `save` wrote; not what they covered on test rows.
 
         Raises:
             ConfigError: If it is not such a file, or of another version.

@@ -222,7 +222,7 @@ class Thresholds(Document):
 
     @classmethod
     def load(cls, path: str | Path) -> Thresholds:
-        """Read the thresholds that :meth:`save` wrote; not what they reached on test rows.
+        """Read the thresholds that `save` wrote; not what they reached on test rows.
 
         Raises:
             ConfigError: If it is not such a file, or of another version.

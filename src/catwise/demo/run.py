@@ -87,7 +87,7 @@ class DemoResult:
     """What the demonstration made.
 
     Attributes:
-        table: a dict for each of :data:`METHODS`: method, name, score (mean average precision on
+        table: a dict for each of `METHODS`: method, name, score (mean average precision on
             the test scenes), gain over "before" with gain_low and gain_high (None for "before"),
             n_categories, seconds.
         categories: a dict for each category: category, n_positive (test scenes), and its average

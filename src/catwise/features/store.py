@@ -39,7 +39,7 @@ _REMEDY: Final = "copy the store again, or extract the features again"
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class FeatureStore:
-    """Features on disk. Opened by :func:`open_store`, written by :func:`write_store`. Immutable.
+    """Features on disk. Opened by :func:`open_store`, written by `write_store`. Immutable.
 
     Attributes:
         path: the folder, absolute; an URL where the store is elsewhere.

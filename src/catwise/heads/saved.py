@@ -20,7 +20,7 @@ _DTYPES = {name: dtype for dtype, name in SAFETENSORS_DTYPES.items()} | {"I64": 
 
 
 def load_head(path: str | os.PathLike[str]) -> Head:
-    """Read a head that :func:`~catwise.heads.save_head` wrote: on the CPU, bit for bit.
+    """Read a head that :func:`~catwise.save_head` wrote: on the CPU, bit for bit.
 
     It has its categories, provenance and row digests. CheckpointError if the file is missing,
     damaged, or no head of catwise.

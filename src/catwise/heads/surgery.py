@@ -162,7 +162,7 @@ def write_head(
             other ones than the checkpoint has. `categories` then only helps to find the place.
             Other tensors keep their bytes, also those that go by categories, such as an
             optimizer's: what else the model's code or configuration says of their number is not
-            changed (but see :func:`catwise.models.writing.write_model`).
+            changed (but see `catwise.models.writing.write_model`).
         overwrite: replace a file that is at `destination`.
 
     Returns:
@@ -249,8 +249,8 @@ def write_head_to_state_dict(
     """Return a new state_dict with this head in it; the given one is not changed.
 
     All other tensors are the same objects as before. Arguments and errors are those of
-    :func:`write_head`. A state_dict has no place for what the head remembers of the rows that
-    fitted it: keep the head itself, too (:func:`save_head`).
+    `write_head`. A state_dict has no place for what the head remembers of the rows that
+    fitted it: keep the head itself, too (:func:`~catwise.save_head`).
 
     >>> from catwise.heads import Head
     >>> old = {"fc.weight": torch.zeros(1, 2), "other": 3}

@@ -122,10 +122,10 @@ def evaluate(
         level: confidence level of the intervals, in (0, 1).
         device: where logits and metrics are computed; None: where the features are.
         force: go on where head, features and labels look as if they did not belong together.
-        curves: keep what curves are drawn from (:mod:`catwise.plots`), too.
+        curves: keep what curves are drawn from (`catwise.plots`), too.
 
     Returns:
-        The metrics with their intervals (:mod:`catwise.metrics.intervals`; rows of a group count
+        The metrics with their intervals (`catwise.metrics.intervals`; rows of a group count
         as one). NaN and a reason where a category lacks a known positive or negative, and no
         interval and a reason where it has fewer than 3 of them.
 

@@ -18,7 +18,7 @@ from catwise.metrics.paired import PairedComparison
 
 
 class Interval(NamedTuple):
-    """Intervals of one metric (:mod:`catwise.metrics.intervals`)."""
+    """Intervals of one metric (`catwise.metrics.intervals`)."""
 
     per_category: NDArray[np.float64]  # (C, 2) low and high; NaN where there is none
     macro: tuple[float, float]

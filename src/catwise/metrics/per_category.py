@@ -43,7 +43,7 @@ def average_precision(
         labels: (N, C); unknown entries are ignored.
         prevalence: share of positives to assume instead of the known one, a number or (C,).
 
-    Source: see :func:`~catwise.metrics.ranking.average_precision_columns`. Matches:
+    Source: see :func:`catwise.metrics.average_precision_columns`. Matches:
     scikit-learn, per category.
 
     >>> import numpy as np
@@ -57,7 +57,7 @@ def average_precision(
 def auroc(logits: Array, labels: PartialLabels | Array) -> Tensor:
     """Area under the ROC curve of each category over its known labels; a tie counts half.
 
-    Source: see :func:`~catwise.metrics.ranking.auroc_columns`. Matches: scikit-learn.
+    Source: see :func:`catwise.metrics.auroc_columns`. Matches: scikit-learn.
     """
     return METRICS["auroc"].per_category(logits, labels)
 
@@ -125,7 +125,7 @@ def best_f1_threshold(
 def brier(logits: Array, labels: PartialLabels | Array) -> Tensor:
     """Brier score of each category: the mean squared error of ``sigmoid(logit)``.
 
-    In [0, 1]; lower is better. Source: see :func:`~catwise.metrics.calibration.brier_columns`.
+    In [0, 1]; lower is better. Source: see :func:`catwise.metrics.brier_columns`.
     Matches: scikit-learn.
     """
     return METRICS["brier"].per_category(logits, labels)
@@ -143,7 +143,7 @@ def ece(logits: Array, labels: PartialLabels | Array) -> Tensor:
     """Expected calibration error of each category's positive-class probability.
 
     15 bins of equal mass; the rule in words is in
-    :func:`~catwise.metrics.calibration.ece_columns`. In [0, 1]; lower is better.
+    :func:`catwise.metrics.ece_columns`. In [0, 1]; lower is better.
     """
     return METRICS["ece"].per_category(logits, labels)
 

@@ -39,7 +39,7 @@ class Metric:
     """A metric on logits over known labels.
 
     Args:
-        name: key in :data:`METRICS`.
+        name: key in :data:`~catwise.metrics.METRICS`.
         label: name for people.
         columns: kernel ``(scores (..., M), codes (..., M), *, weight=None, …) -> (...,)``.
         higher_is_better: False for losses and errors.

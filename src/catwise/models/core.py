@@ -71,7 +71,7 @@ class Preprocessing:
             "border": resize the longer side, then pad.
         channels: 1 (greyscale) or 3 (RGB).
         source: where this was read, such as "timm pretrained_cfg"; printed.
-        layout: the order of the axes of the model's own input; see :func:`check_layout`. Images are
+        layout: the order of the axes of the model's own input; see `check_layout`. Images are
             (N, channels, height, width) all the same: what runs the model turns them.
         decoding: "full"; or "reduced": JPEGs are decoded at 1/2, 1/4 or 1/8 of their size where
             that leaves at least twice the pixels a side that the resized image has.

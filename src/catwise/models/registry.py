@@ -140,7 +140,7 @@ def _check_count(loaded: LoadedModel, n_categories: int | None) -> None:
 
 
 def reload_model(
-    model: LoadedModel, path: Path, *, categories: Sequence[str] | None = None
+    model: LoadedModel, path: str | os.PathLike[str], *, categories: Sequence[str] | None = None
 ) -> LoadedModel:
     """Load a written copy as the original was loaded, strictly.
 
@@ -159,7 +159,7 @@ def reload_model(
             remedy="load_model('python:MODULE:FUNCTION', …) loads by a function of yours",
         )
     kind = model.name.partition(":")[0]
-    where = {"name": str(path)} if kind in OWN_CHECKPOINT else {"checkpoint": path}
+    where = {"name": str(path)} if kind in OWN_CHECKPOINT else {"checkpoint": Path(path)}
     request = replace(model.request, **where)
     if categories is not None:  # what was said of the rows is said of those that there are now
         n_categories = None if request.n_categories is None else len(categories)

@@ -185,7 +185,7 @@ class Classifier:
                 `catwise.models.sources`, or a float tensor (N, channels, H, W) that is preprocessed
                 already; or features: (N, D), a file of them, or a feature store.
             ids: (N,) ids of the images; by default those that they have, else row numbers.
-            by: what is decided on as one, as in :meth:`Predictions.pooled`: "image", "study", or
+            by: what is decided on as one, as in `Predictions.pooled`: "image", "study", or
                 {id: group}.
             pool: "mean" or "max" of the probabilities of a study's images.
             undecodable: "refuse" images that cannot be decoded, or "skip" them.

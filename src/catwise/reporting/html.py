@@ -56,7 +56,7 @@ def render_report(document: Mapping[str, Any], *, progress: ProgressCallback | N
     Args:
         document: with `kind`: "tune" and "select" as :func:`~catwise.reporting.page_document`
             gives them (of `fix` with its `checkpoint`; with `thresholds`, as
-            :meth:`catwise.decisions.Thresholds.to_dict` gives them); "evaluate" and "compare", what
+            :meth:`~catwise.Thresholds.to_dict` gives them); "evaluate" and "compare", what
             `to_dict` of an evaluation or a comparison gives; "audit", what `catwise audit` does;
             "calibrate", "ensemble" and "runs" (side by side), what their `page_document` gives.
             Further `inputs`, `curves`, `date` and `catwise`. What is absent is left out.

@@ -212,7 +212,7 @@ def write_run(
         progress: called now and then while the report is made.
 
     Returns:
-        The path of each file by its name, as in :data:`RUN_FILES`.
+        The path of each file by its name, as in :data:`~catwise.reporting.RUN_FILES`.
 
     Raises:
         OutputError: As :func:`check_output`, or if the disk is full.

@@ -36,7 +36,7 @@ _MANY: Final = (
 
 
 def records_csv(records: Sequence[Mapping[str, Any]]) -> str:
-    """The records of a run as CSV, :data:`RECORD_COLUMNS` first; see :func:`rows_csv`."""
+    """The records of a run as CSV, `RECORD_COLUMNS` first; see :func:`rows_csv`."""
     return rows_csv(records, RECORD_COLUMNS)
 
 

@@ -253,7 +253,7 @@ def _of_images(order: _Order) -> Head:
 def _loading(backbone: BackboneOptions) -> dict[str, Any]:
     """What `load_model` is given besides the model and the checkpoint."""
     own = dict(backbone.options)
-    given = {key: own.pop(key) for key in ("layer", "prefix") if key in own}
+    given: dict[str, Any] = {key: own.pop(key) for key in ("layer", "prefix") if key in own}
     return {**given, **({"model_args": own} if own else {})}
 
 

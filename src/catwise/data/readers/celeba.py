@@ -71,7 +71,7 @@ def read_celeba(
         The images in the order of the attribute file. `counts` holds "images_listed" and, with
         groups, "identities" and "identities_in_two_splits"; all three before the split is taken.
 
-    Errors are those of all readers (:mod:`catwise.data.readers`): a file that is not as long as it
+    Errors are those of all readers (`catwise.data.readers`): a file that is not as long as it
     says is a LabelError, two files that do not name the same images an IdError.
 
     Source: Liu, Luo, Wang, Tang, "Deep learning face attributes in the wild", ICCV 2015;

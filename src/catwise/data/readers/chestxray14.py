@@ -80,7 +80,7 @@ def read_chestxray14(
         has them. Paths lead to the images from `root`; they are empty for images that are not
         there, and "images/" and the name where there is no folder of images at all.
 
-    Errors are those of all readers (:mod:`catwise.data.readers`): findings that contradict each
+    Errors are those of all readers (`catwise.data.readers`): findings that contradict each
     other are a LabelError; an image or a patient in both lists is an IdError, both editions of the
     table a ConfigError.
 

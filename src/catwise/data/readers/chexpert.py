@@ -137,7 +137,7 @@ def read_chexpert(
         "train/patient00001/study1/view1_frontal.jpg" in every release, groups are patients, and
         paths lead to the images from `root`. Uncertain labels stay uncertain.
 
-    Errors are those of all readers (:mod:`catwise.data.readers`): a path that is none of CheXpert
+    Errors are those of all readers (`catwise.data.readers`): a path that is none of CheXpert
     or belongs to another split, and a patient in two splits, are an IdError; two releases with the
     same table a ConfigError.
 

@@ -111,7 +111,7 @@ def read_coco(
         ids as texts, such as "391895"; paths are such as
         "train2014/COCO_train2014_000000391895.jpg", the names as the files give them.
 
-    Errors are those of all readers (:mod:`catwise.data.readers`): a reference to an image or
+    Errors are those of all readers (`catwise.data.readers`): a reference to an image or
     category that is not there is a LabelError, splits with other categories are a CategoryError.
 
     Source: Lin et al., "Microsoft COCO: common objects in context", ECCV 2014; format:

@@ -97,7 +97,7 @@ def read_lvis(
         ids as texts, which are those of COCO; paths are the ends of coco_url, such as
         "train2017/000000391895.jpg".
 
-    Errors are those of all readers (:mod:`catwise.data.readers`): labels that conflict are a
+    Errors are those of all readers (`catwise.data.readers`): labels that conflict are a
     LabelError, splits with other categories a CategoryError, two copies of a file a ConfigError.
 
     Source: Gupta, Dollár and Girshick, "LVIS: a dataset for large vocabulary instance

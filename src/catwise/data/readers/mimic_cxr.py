@@ -91,7 +91,7 @@ def read_mimic_cxr(
         One row an image, in the order of the table of splits. Ids are those of the images
         (dicom_id), groups are patients (subject_id). Uncertain labels stay uncertain.
 
-    Errors are those of all readers (:mod:`catwise.data.readers`): a study with two patients, and a
+    Errors are those of all readers (`catwise.data.readers`): a study with two patients, and a
     patient in two splits, are an IdError; no image that is left a LabelError.
 
     Source: Johnson et al., "MIMIC-CXR-JPG, a large publicly available database of labeled chest

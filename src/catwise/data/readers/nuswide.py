@@ -58,7 +58,7 @@ def read_nuswide(
         "images_without_positive", "images_dropped", "photos_listed_twice" and, if split is None,
         "photos_in_two_splits".
 
-    Errors are those of all readers (:mod:`catwise.data.readers`): a file that is not as long as the
+    Errors are those of all readers (`catwise.data.readers`): a file that is not as long as the
     image list is a LabelError, lists that do not name the same images are an IdError, a label file
     of no concept a CategoryError.
 

@@ -102,7 +102,7 @@ def read_openimages(
     Returns:
         The images, without groups. `counts` tells what was left out, repeated or contradictory.
 
-    Errors are those of all readers (:mod:`catwise.data.readers`): labels that conflict where that
+    Errors are those of all readers (`catwise.data.readers`): labels that conflict where that
     is an error are a LabelError; an image with labels that is not in the list is an IdError, a
     display name of several classes a CategoryError.
 

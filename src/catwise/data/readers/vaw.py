@@ -61,7 +61,7 @@ def read_vaw(
         an instance are unknown. Paths lead to the whole image from `images` and are blank where
         neither folder has it; `read_vaw_instances` gives the boxes to cut out.
 
-    Errors are those of all readers (:mod:`catwise.data.readers`): an attribute that is not in the
+    Errors are those of all readers (`catwise.data.readers`): an attribute that is not in the
     index, a conflict that "error" refuses, and `images` that holds neither folder are a LabelError.
 
     Source: Pham et al., "Learning to predict visual attributes in the wild", CVPR 2021, section 3,

@@ -100,7 +100,7 @@ def read_vindr(
         image_id. Groups are None: the release names no patients. Paths are such as
         "train/<id>.dicom"; they are empty for images that are not there, if their folder is.
 
-    Errors are those of all readers (:mod:`catwise.data.readers`): an image in both tables, and a
+    Errors are those of all readers (`catwise.data.readers`): an image in both tables, and a
     radiologist with two rows for one training image, are an IdError; both layouts a ConfigError.
 
     Source: Nguyen et al., "VinDr-CXR: an open dataset of chest X-rays with radiologist's

@@ -76,7 +76,7 @@ def read_visual_genome(
         One row an image, in the order of the lists. Ids are the file names, such as "107899.jpg";
         paths start from `images` and are blank where neither folder has the file.
 
-    Errors are those of all readers (:mod:`catwise.data.readers`): a label that is no position of a
+    Errors are those of all readers (`catwise.data.readers`): a label that is no position of a
     category, and `images` that holds neither folder, are a LabelError; names that are not as many
     as the categories a CategoryError.
 

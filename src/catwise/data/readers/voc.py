@@ -78,7 +78,7 @@ def read_voc(
         and "2008_000002"; paths lead to JPEGImages from `root`. A category of which an image has
         no object is negative: the release annotates all objects.
 
-    Errors are those of all readers (:mod:`catwise.data.readers`): two sources that do not agree are
+    Errors are those of all readers (`catwise.data.readers`): two sources that do not agree are
     a LabelError, a category with other images than the list an IdError, the test images of 2012,
     published without labels, a ConfigError.
 

@@ -147,7 +147,7 @@ class Chart:
             The `matplotlib.figure.Figure`.
 
         Raises:
-            MissingDependencyError: If matplotlib is not installed.
+            MissingExtraError: If matplotlib is not installed.
         """
         from catwise.reporting.charts.figure import draw
 
@@ -158,7 +158,7 @@ class Chart:
 
         Raises:
             ConfigError: If the ending is another one.
-            MissingDependencyError: If matplotlib, which draws .png and .pdf, is not installed.
+            MissingExtraError: If matplotlib, which draws .png and .pdf, is not installed.
             OutputError: If it cannot be written.
         """
         from catwise.reporting.charts.figure import save
