@@ -31,7 +31,7 @@ def cell_rows(study: Study, done: Done) -> list[dict[str, Any]]:
     """A row for each cell: axes, score, differences, and the outcomes of its categories."""
     rows = []
     for cell, document in done:
-        mean, against = document["means"][study.metric], document.get("against") or {}
+        mean, against = _ends(document["means"][study.metric]), _ends(document.get("against") or {})
         rows.append(
             {
                 **cell._asdict(),
@@ -54,6 +54,13 @@ def cell_rows(study: Study, done: Done) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _ends(mean: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A comparison; where every row is scored alike its interval is 0 to 0."""
+    if mean.get("difference") == 0.0 and mean["difference_low"] is None:
+        return {**mean, "difference_low": 0.0, "difference_high": 0.0}
+    return mean
 
 
 def _groups(study: Study, cell: Cell, document: Mapping[str, Any]) -> dict[str, Any]:

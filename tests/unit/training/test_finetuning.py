@@ -61,15 +61,18 @@ def run(*arguments):
     assert end.value.code in {0, None}
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_the_head_is_that_of_the_command_line(case, tmp_path, dtype):
-    """Same images, batches, ids and names: the same head, bit for bit, in all its rows."""
+@pytest.mark.parametrize(
+    ("dtype", "precision"), [("float16", "exact"), ("float16", "fast"), ("float32", "exact")]
+)
+def test_the_head_is_that_of_the_command_line(case, tmp_path, dtype, precision):
+    """Same images, batches, precision, ids and names: the same head, bit for bit, in all rows."""
     folder, module = case
     model = ["--model", "python:cli.fix_case:tiny_net", "--checkpoint", folder / "net.safetensors"]
     labels = ["--labels", folder / "labels.csv", "--encoding", "nan", "--id-column", "image"]
     images = ["--images", folder / "images", "--batch-size", 16]
     if dtype == "float16":
-        run("fix", *model, *images, *labels, "--split-column", "split", "--out", tmp_path / "out")
+        run("fix", *model, *images, *labels, "--split-column", "split", "--out", tmp_path / "out",
+            "--precision", precision)  # fmt: skip
         head = catwise.load_head(tmp_path / "out" / "run" / "head.safetensors")
     else:
         pairs = []
@@ -84,7 +87,7 @@ def test_the_head_is_that_of_the_command_line(case, tmp_path, dtype):
         head = catwise.tune(base, *pairs).head
     train, valid, test = loaders(folder, "train", "valid", "test")
     tuned, result = catwise.finetune(
-        module, train, valid, test_loader=test, categories=NAMES, dtype=dtype
+        module, train, valid, test_loader=test, categories=NAMES, dtype=dtype, precision=precision
     )
     assert torch.equal(result.head.weight, head.weight)
     assert torch.equal(result.head.bias, head.bias)
