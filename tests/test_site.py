@@ -140,7 +140,10 @@ def test_public_packages_are_listed() -> None:
 def test_every_page_is_in_the_navigation(site: Path) -> None:
     """Each page of docs/ is reached from the first one."""
     index = (site / "index.html").read_text("utf-8")
-    pages = [path.relative_to(DOCS).with_suffix(".html") for path in DOCS.rglob("*.md")]
+    pages = [
+        path.relative_to(DOCS).with_suffix(".html")
+        for path in [*DOCS.rglob("*.md"), *DOCS.rglob("*.ipynb")]
+    ]
     hidden = [page.as_posix() for page in pages if f'href="{page.as_posix()}"' not in index]
     assert [page for page in hidden if page not in ("index.html", "api/index.html")] == []
 
