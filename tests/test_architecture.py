@@ -281,6 +281,7 @@ def test_public_names() -> None:
         "threshold",
         "tune",
         "union",
+        "update_run",
         "write_head",
     ]
 

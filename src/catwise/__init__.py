@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from catwise.tuning import retune as retune
     from catwise.tuning import select as select
     from catwise.tuning import tune as tune
+    from catwise.tuning import update_run as update_run
 
 __all__, __getattr__, __dir__ = attach(
     __name__,
@@ -77,7 +78,9 @@ __all__, __getattr__, __dir__ = attach(
         "catwise.predicting": "Classifier load_classifier save_classifier",
         "catwise.training.finetuning": "finetune",
         "catwise.reporting.comparing": "compare_runs",
-        "catwise.tuning": "SelectResult TuneResult extend_head read_retune_rows retune select tune",
+        "catwise.tuning": (
+            "SelectResult TuneResult extend_head read_retune_rows retune select tune update_run"
+        ),
     },
     ("CatwiseError", "InSampleWarning", "__version__"),
 )

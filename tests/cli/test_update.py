@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from catwise.heads import load_head
 from cli.fix_case import MODEL, NAMES, arguments, contents, make_case
 
 TESTS = Path(__file__).parents[1]
+RUN_HEAD = "run/head.safetensors"
 
 
 @pytest.fixture
@@ -79,7 +81,7 @@ def test_fix_does_what_changed(case: Path) -> None:
 
 def test_only_labels_changed(case: Path) -> None:
     """With other labels no image is run; the plain command resumes what an update made."""
-    document(case)
+    first = document(case)
     lines = rows(case)
     lines[1] = lines[1].rpartition(",")[0] + ",1"
     lines[2] = lines[2].rpartition(",")[0] + ",0"
@@ -87,10 +89,42 @@ def test_only_labels_changed(case: Path) -> None:
     again = document(case)
     assert (again["update"]["kept"], again["steps"]["extract"]) == (300, "kept")
     assert again["steps"]["tune"] == "ran"
+    assert (again["labels"]["categories"], first["labels"]) == ([NAMES[-1]], None)
+    old, new = (load_head(case / "out" / name) for name in ("previous.safetensors", RUN_HEAD))
+    assert bool((new.weight[:-1] == old.weight[:-1]).all())
+    assert not bool((new.weight == old.weight).all())
+    assert not (case / "out" / "previous").exists()
     made = contents(case / "out")
     result = CliRunner().invoke(main, arguments(case, "--json"))
     assert set(json.loads(result.stdout)["steps"].values()) == {"kept"}
     assert contents(case / "out") == made
+
+
+def test_stopped_while_labels_were_brought_up_to_date(
+    case: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run before is there still, and the next call ends with the same bytes."""
+    document(case)
+    shutil.copytree(case, case.with_name("twin"))
+    for folder in (case, case.with_name("twin")):
+        lines = rows(folder)
+        lines[1] = lines[1].rpartition(",")[0] + ",1"
+        lines[2] = lines[2].rpartition(",")[0] + ",0"
+        write_rows(folder, lines)
+    document(case)
+    with monkeypatch.context() as patch:
+        patch.setattr("catwise.fixing.run.write_run", _stopped)
+        CliRunner().invoke(main, arguments(case.with_name("twin"), "--update"))
+    assert not (case.with_name("twin") / "out" / "run").exists()
+    assert document(case.with_name("twin"))["labels"]["categories"] == [NAMES[-1]]
+    one, two = (
+        (folder / "out" / RUN_HEAD).read_bytes() for folder in (case, case.with_name("twin"))
+    )
+    assert one == two
+
+
+def _stopped(*given: Any, **more: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def test_an_image_that_changed_alone(case: Path) -> None:

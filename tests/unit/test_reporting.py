@@ -412,6 +412,7 @@ def test_run_is_written_whole(tmp_path: Path) -> None:
     assert sorted(p.name for p in folder.iterdir()) == sorted(written)
     assert set(written) == set(RUN_FILES) - {
         "folds.safetensors",
+        "shared.safetensors",
         "evaluation.json",
         "curves.json",
     }

@@ -31,9 +31,9 @@ from catwise.cli.options import (
     TableOptions,
 )
 from catwise.cli.parts import images_of, named_parts
+from catwise.cli.runs import PREVIOUS_FILE, refuse_harm
 from catwise.cli.thumbnails import is_medical
 from catwise.cli.unchanged import NOTHING_TO_DO, inputs_digest, is_unchanged, note_unchanged
-from catwise.errors import HarmError
 
 if TYPE_CHECKING:
     from catwise.data import Dataset
@@ -133,7 +133,7 @@ def command(given: Options) -> None:
     with given.engine.opened(config.workers, given.out) as engine, output.progress() as progress:
         result = job.run(progress, engine=engine)
     _tell(result, output)
-    _refuse_harm(result)
+    refuse_harm(result.against, result.out / PREVIOUS_FILE)
     if given.update:
         note_unchanged(given.out, digest)
 
@@ -188,18 +188,6 @@ def _introduce(job: PreparedFix, output: Output) -> None:
         output.line(note)
 
 
-def _refuse_harm(result: FixResult) -> None:
-    """End with an exit code of its own where an update made the head worse."""
-    from catwise.fixing.folder import PREVIOUS
-
-    if result.against is not None and result.against.verdict == "harmed":
-        raise HarmError(
-            "the new head is worse than the one before, on the same test images.",
-            found=result.against.sentence(),
-            remedy=f"the head before is '{result.out / PREVIOUS}'; look at the labels that changed",
-        )
-
-
 def _tell(result: FixResult, output: Output) -> None:
     """What came of it, and where it is."""
     from catwise.fixing.account import result_lines
@@ -210,6 +198,8 @@ def _tell(result: FixResult, output: Output) -> None:
         output.line(f"kept from before: {', '.join(kept)}")
     if result.updated is not None:
         output.line(f"images: {result.updated}")
+    if result.relabelled is not None:
+        output.line(str(result.relabelled))
     output.table(run_table(result.run, limit=output.rows))
     for line in result_lines(result.run):
         output.line(line)
@@ -233,6 +223,7 @@ def _tell(result: FixResult, output: Output) -> None:
             "card": str(result.card),
             "steps": result.steps,
             "update": result.updated and result.updated.done(),
+            "labels": result.relabelled and result.relabelled.done(),
             "against": result.against and result.against.sentence(),
             **result.run,
             "left_out": result.left_out,

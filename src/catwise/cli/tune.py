@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -36,7 +36,8 @@ from catwise.cli.options import (
 )
 from catwise.cli.outputs import hold_output
 from catwise.cli.runs import OVERWRITE_HELP, RUN_HELP, finish
-from catwise.cli.thumbnails import ThumbnailOptions, open_images
+from catwise.cli.thumbnails import Images, ThumbnailOptions, open_images
+from catwise.cli.unchanged import NOTHING_TO_DO, inputs_digest, is_unchanged, note_unchanged
 
 if TYPE_CHECKING:
     from catwise.heads import Head
@@ -72,8 +73,37 @@ class Options:
     )
     overwrite: bool = option(default=False, help=OVERWRITE_HELP)
     pictures: ThumbnailOptions = group("Images in the report")
-    out: Path = option(metavar="DIR", first=True, help=RUN_HELP)
+    update: Path | None = option(
+        None,
+        metavar="RUN",
+        help="Bring this run up to date with labels as they are now: only categories whose labels "
+        "changed are tuned again. The same options each time; made where it is not there.",
+    )
+    out: Path | None = option(None, metavar="DIR", first=True, help=RUN_HELP)
     output: Output = group("Output")
+
+    def __post_init__(self) -> None:
+        if self.update is None and self.out is None:
+            raise click.UsageError("Missing option '--out' (or '--update').")
+        if self.update is not None and (self.out is not None or self.overwrite):
+            what = "--overwrite" if self.out is None else "--out"
+            raise click.UsageError(
+                f"--update takes no {what}: the run itself is brought up to date."
+            )
+        if self.update is not None and (
+            self.chosen or self.config.preset == "paper" or self.config.validation == "select"
+        ):
+            raise click.UsageError(
+                "--update is for the preset 'default' that fits on validation labels, without "
+                "--chosen."
+            )
+
+    @property
+    def folder(self) -> Path:
+        """The folder that is written."""
+        folder = self.update if self.out is None else self.out
+        assert folder is not None  # noqa: S101 - checked when built
+        return folder
 
 
 @make_command("tune", "Fine-tune the classification head on the known labels.")
@@ -84,7 +114,7 @@ def command(given: Options) -> None:
     head, the records of all categories (JSON, CSV), the configuration and report.html. Test rows,
     which fit and choose nothing, judge the result where there are any.
     """
-    config, data, out, output = given.config, given.data, given.out, given.output
+    config, data, out, output = given.config, given.data, given.folder, given.output
     check_choices(
         config.preset, config.methods, config.validation, has_valid=data.valid is not None
     )
@@ -92,13 +122,44 @@ def command(given: Options) -> None:
         raise click.UsageError(
             "--engine goes with --preset default and --validation fit_and_select."
         )
+    digest = "" if given.update is None else inputs_digest(given, out)
+    if given.update is not None and not given.dry_run and is_unchanged(out, digest):
+        output.line(NOTHING_TO_DO)
+        output.document({"command": "tune", "out": str(out), "unchanged": True})
+        return
+    job = _read(given)
+    if given.update is not None and (out / "config.json").is_file():
+        from catwise.cli.updating import update
+
+        update(out, *job, dry_run=given.dry_run, output=output)
+    elif given.dry_run:
+        rehearse("tune", *job[:4], out=out, output=output)
+    else:
+        _run(given, job)
+    if given.update is not None and not given.dry_run:
+        note_unchanged(out, digest)
+
+
+class _Job(NamedTuple):
+    """What `tune` is given."""
+
+    head: Head
+    pair: Pair
+    settings: dict[str, Any]
+    inputs: dict[str, Any]
+    images: Images | None
+
+
+def _read(given: Options) -> _Job:
+    """Check the output, and read everything."""
+    config, data, out, output = given.config, given.data, given.folder, given.output
     policy = load_policy(given.policy)
     from catwise.joining import name_rows
     from catwise.reporting.run import check_output
 
     if not given.dry_run:
         hold_output(out, parents=True)
-    check_output(out, overwrite=given.overwrite)
+    check_output(out, overwrite=given.overwrite or given.update is not None)
     check_device(given.device)
     chosen = load_chosen(given.chosen)
     pair = load_pair(data, given.table).with_cells(chosen, output)
@@ -118,17 +179,19 @@ def command(given: Options) -> None:
         "logits": logits,
         "chosen": chosen,
     }
-    if given.dry_run:
-        rehearse("tune", head, pair, settings, inputs, out=out, output=output)
-        return
+    return _Job(head, pair, settings, inputs, images)
+
+
+def _run(given: Options, job: _Job) -> None:
+    """Tune all categories, and write the run."""
     from catwise.tuning import tune
 
-    with given.engine.opened(given.workers, out) as engine, output.progress() as progress:
-        settings |= {"engine": engine, "progress": progress}
-        result = tune(head, pair.train, pair.valid, test=pair.test, **settings)
-    finish(
-        "tune", result, out, inputs=inputs, overwrite=given.overwrite, output=output, images=images
-    )
+    pair, out = job.pair, given.folder
+    with given.engine.opened(given.workers, out) as engine, given.output.progress() as progress:
+        settings = {**job.settings, "engine": engine, "progress": progress}
+        result = tune(job.head, pair.train, pair.valid, test=pair.test, **settings)
+    how: dict[str, Any] = {"overwrite": given.overwrite, "output": given.output}
+    finish("tune", result, out, inputs=job.inputs, images=job.images, **how)
 
 
 def rehearse(

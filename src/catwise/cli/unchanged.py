@@ -16,7 +16,7 @@ from catwise._version import __version__
 
 UNCHANGED: Final = "unchanged.json"
 NOTHING_TO_DO: Final = "nothing has changed since the last update"
-_NOT_INPUTS: Final = ("out", "output", "workers", "engine")
+_NOT_INPUTS: Final = ("out", "output", "workers", "engine", "update")
 
 
 def inputs_digest(given: Any, out: Path) -> str:

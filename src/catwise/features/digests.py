@@ -48,11 +48,16 @@ def row_digests(features: Any, ids: Any = None) -> NDArray[np.uint64]:
     >>> bool(a == b)
     False
     """
-    n_rows, n_features = feature_shape(features)
     if ids is None:
         ids = getattr(features, "ids", None)
     if ids is not None:
-        return _of_ids(ids, n_rows)
+        return _of_ids(ids, feature_shape(features)[0])
+    return content_digests(features)
+
+
+def content_digests(features: Any) -> NDArray[np.uint64]:
+    """Digest each row of (N, D) features by its content, whatever its id; see `row_digests`."""
+    n_rows, n_features = feature_shape(features)
     out = np.empty(n_rows, dtype=np.uint64)
     chunk = max(1, _CHUNK_BYTES // (8 * n_features + 8))
     for start, rows in iterate_blocks(features, dtype=torch.float32):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from catwise._io import folder_names, make_folder, write_json
+from catwise._io import folder_names, make_folder, write_bytes, write_json
 from catwise._json import TABLE, TEXT, Field, read_fields, read_file
 from catwise._lock import exclusive, remove
 from catwise.data.masks import labels_sha256
@@ -27,11 +27,14 @@ REPORT: Final = "report.html"
 CARD: Final = "MODEL_CARD.md"
 LEFT_OUT: Final = "left_out.csv"
 PREVIOUS: Final = "previous.safetensors"
+PREVIOUS_RUN: Final = "previous"
 UNCHANGED: Final = "unchanged.json"
 STEPS: Final = ("extract", "tune", "apply", "verify")
 """In order; each needs those before it."""
 
-_OURS: Final = (*(STATE, FEATURES, RUN, EVALUATION, REPORT, CARD, LEFT_OUT, PREVIOUS, UNCHANGED),)
+_OURS: Final = (
+    *(STATE, FEATURES, RUN, EVALUATION, REPORT, CARD, LEFT_OUT, PREVIOUS, PREVIOUS_RUN, UNCHANGED),
+)
 _OF_THE_DATA: Final = ("images", "images that are not there")
 
 
@@ -120,22 +123,27 @@ class State:
                 self._write()  # first: nothing may count as finished once its files are gone
                 old = str(self.stale.get("target", RUN))
                 names = {*_OURS, Path(old).name, side_file(Path(old)).name}
-                self._keep_head()
-                for name in names - {STATE, FEATURES, *([PREVIOUS] if self.update else [])}:
+                self._keep_run()
+                kept = {PREVIOUS, PREVIOUS_RUN} if self.update else set()
+                for name in names - {STATE, FEATURES} - kept:
                     remove(self.folder / name)
             self._write()
             yield self
             self._check_finished()
 
-    def _keep_head(self) -> None:
-        """Keep the head of the run that is brought up to date, to compare the new one with."""
-        head = self.folder / RUN / "head.safetensors"
+    def _keep_run(self) -> None:
+        """Keep the run that is brought up to date, and its head, to compare the new one with."""
+        run, before = self.folder / RUN, self.folder / PREVIOUS_RUN
+        head = run / "head.safetensors"
         if self.update and head.is_file():
-            head.replace(self.folder / PREVIOUS)
+            write_bytes(self.folder / PREVIOUS, head.read_bytes())
+            if before.exists():
+                remove(before)
+            run.rename(before)
 
     def redo(self) -> None:
         """Images have changed under the same labels: what was made of their features goes."""
-        self._keep_head()
+        self._keep_run()
         for step in STEPS[1:]:
             self.finished.pop(step, None)
         self._write()

@@ -19,9 +19,10 @@ from catwise._configs import FixConfig
 from catwise._csv import rows_csv
 from catwise._io import write_json, write_text
 from catwise._json import json_ready
+from catwise._lock import remove
 from catwise._names import takes_engine
 from catwise.engines.base import Engine
-from catwise.errors import ConfigError, HeadError, IdError, InSampleWarning
+from catwise.errors import CatwiseError, ConfigError, HeadError, IdError, InSampleWarning
 from catwise.features import FeatureStore
 from catwise.fixing import account
 from catwise.fixing.folder import (
@@ -30,6 +31,7 @@ from catwise.fixing.folder import (
     FEATURES,
     LEFT_OUT,
     PREVIOUS,
+    PREVIOUS_RUN,
     REPORT,
     RUN,
     STEPS,
@@ -49,7 +51,7 @@ from catwise.fixing.inputs import (
 from catwise.heads import Head
 from catwise.joining import aligned_features
 from catwise.labels import ChosenCells, PartialLabels
-from catwise.metrics import HeadComparison, compare_heads
+from catwise.metrics import HeadComparison
 from catwise.models import LoadedModel, Preprocessing
 from catwise.models.card import preprocessing_text
 from catwise.models.extraction import extract
@@ -65,8 +67,9 @@ from catwise.models.writing import write_model
 from catwise.progress import Progress, ProgressCallback
 from catwise.reporting import render_report, write_run
 from catwise.reporting.run import RUN_FILES, read_run
-from catwise.tuning import tune
+from catwise.tuning import TuneResult, UpdatedRun, tune
 from catwise.tuning.plan import make_plan
+from catwise.tuning.updating import compare_with_previous, prepare_update
 
 _DONE: Final = "done"
 _LOOKED_AT: Final = 8
@@ -223,6 +226,7 @@ class FixResult:
             reason, one row each.
         steps: of each step whether it "ran" now, or what it had made was "kept".
         updated: what an update did with images; None without one.
+        relabelled: what it did with labels; None where all categories were tuned, or none.
         against: the head of the run before an update beside the new one, on the same test rows;
             None where there was none, or no test rows.
         notes: what to know, a sentence each.
@@ -238,6 +242,7 @@ class FixResult:
     steps: dict[str, str]
     notes: list[str]
     updated: Updated | None = None
+    relabelled: UpdatedRun | None = None
     against: HeadComparison | None = None
 
 
@@ -290,7 +295,7 @@ class PreparedFix:
             tell("extract")
             store, left_out, updated = _extract(self, engine, progress)
             tell("tune")
-            head = _tuned(self, store, engine, progress)
+            head, relabelled = _tuned(self, store, engine, progress)
             target = state.folder / state.target
             tell("apply")
             if not state.done("apply"):
@@ -301,7 +306,8 @@ class PreparedFix:
                 state.finish("verify", {"verified": _verified(self, target, head)._asdict()})
             result = _account(self, head, left_out, progress)
             tell(_DONE)
-            return replace(result, updated=updated, against=_against(self, head, store))
+            against = _against(self, head, store)
+            return replace(result, updated=updated, relabelled=relabelled, against=against)
 
     def _model_facts(self) -> dict[str, Any]:
         """How the new checkpoint is loaded, and what its features are made of."""
@@ -379,17 +385,11 @@ def _against(job: PreparedFix, head: Head, store: FeatureStore) -> HeadCompariso
     """The head of the run before, and the new one, on the same test rows."""
     from catwise.heads import load_head
 
-    path, test = job.state.folder / PREVIOUS, _data(job, "test", store)
-    if not path.is_file() or test is None:
+    path = job.state.folder / PREVIOUS
+    if not path.is_file():
         return None
-    before = load_head(path)
-    if before.categories != head.categories:
-        return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", category=InSampleWarning)
-        return compare_heads(
-            before, head, test, metrics=[job.config.metric], chosen=job.chosen, force=True
-        )
+    test, metric = _data(job, "test", store), job.config.metric
+    return compare_with_previous(load_head(path), head, test, metric, chosen=job.chosen)
 
 
 def _tuned(
@@ -397,25 +397,23 @@ def _tuned(
     store: FeatureStore,
     engine: Engine | None,
     progress: ProgressCallback | None,
-) -> Head:
+) -> tuple[Head, UpdatedRun | None]:
+    """The tuned head, and what an update did with labels."""
     from catwise.heads import load_head
 
     state, config, folder = job.state, job.config, job.state.folder / RUN
     if state.done("tune"):
-        return load_head(folder / "head.safetensors")
+        return load_head(folder / "head.safetensors"), None
     train, valid, test = (_data(job, name, store) for name in ("train", "valid", "test"))
-    with warnings.catch_warnings():  # its note says the same, and is shown
-        warnings.simplefilter("ignore", category=InSampleWarning)
-        result = tune(
-            job.base,
-            train,
-            valid,
-            test=test,
-            **config.tuning(),
-            chosen=job.chosen,
-            engine=engine if takes_engine(config.preset, config.validation) else None,
-            progress=progress,
-        )
+    updated = _retuned(job, train, valid, test, progress)
+    if updated is None:
+        with warnings.catch_warnings():  # its note says the same, and is shown
+            warnings.simplefilter("ignore", category=InSampleWarning)
+            how = {**config.tuning(), "chosen": job.chosen, "progress": progress}
+            own = engine if takes_engine(config.preset, config.validation) else None
+            result = tune(job.base, train, valid, test=test, engine=own, **how)
+    else:
+        result = updated.result
     result.summary["seconds"] = None  # the same run must end with the same bytes
     about = {
         "model": {
@@ -430,7 +428,24 @@ def _tuned(
     overwrite = folder.is_dir() and {item.name for item in folder.iterdir()} <= set(RUN_FILES)
     write_run(result, folder, inputs=about, overwrite=overwrite)
     state.finish("tune")
-    return result.head
+    if (before := state.folder / PREVIOUS_RUN).exists():
+        remove(before)
+    return result.head, updated
+
+
+def _retuned(
+    job: PreparedFix, train: Any, valid: Any, test: Any, progress: ProgressCallback | None
+) -> UpdatedRun | None:
+    """The run before with what changed in its labels; None where all is to be tuned."""
+    before = job.state.folder / PREVIOUS_RUN
+    if not before.is_dir() or job.chosen is not None:  # cells that a model chose are not held
+        return None
+    try:
+        prepared = prepare_update(TuneResult.load(before, job.base), train, valid)
+    except CatwiseError as error:  # other rows or features, or nothing is held
+        job.notes.append(f"All categories were tuned: {error.what}")
+        return None
+    return prepared.run(test, force=job.config.force, progress=progress)
 
 
 def _data(job: PreparedFix, split: str, store: FeatureStore) -> Any:

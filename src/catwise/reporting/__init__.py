@@ -14,6 +14,7 @@ from catwise.reporting.run import (
     RUN_FILES,
     check_output,
     page_document,
+    read_result,
     run_document,
     write_run,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "json_ready",
     "means_table",
     "page_document",
+    "read_result",
     "records_csv",
     "records_table",
     "render_report",

@@ -14,14 +14,15 @@ from catwise._io import atomic_folder, folder_names, named_as, write_json, write
 from catwise._json import TABLE, TABLES, TEXT, Field, json_ready, read_fields, read_file
 from catwise._lock import translated
 from catwise._version import __version__
-from catwise.errors import OutputError
+from catwise.errors import MismatchError, OutputError
 from catwise.progress import ProgressCallback
 from catwise.reporting.html import render_report
 from catwise.reporting.summary import headline
 from catwise.reporting.tables import records_csv
 
 if TYPE_CHECKING:
-    from catwise.tuning import SelectResult, TuneResult
+    from catwise.heads import Head
+    from catwise.tuning import Account, SelectResult, TuneResult
 
 
 RUN_FILES: Final = (
@@ -32,12 +33,18 @@ RUN_FILES: Final = (
     "summary.json",
     "history.json",
     "folds.safetensors",
+    "shared.safetensors",
     "evaluation.json",
     "curves.json",
     "report.html",
 )
-"""The files of a run; `history.json`, `folds.safetensors`, `evaluation.json` (both heads on test
-rows) and `curves.json` (what curves are drawn from) where there is something in them."""
+"""The files of a run; `history.json`, `folds.safetensors`, `shared.safetensors` (what an update
+holds), `evaluation.json` (both heads on test rows) and `curves.json` (what curves are drawn from)
+where there is something in them."""
+
+PREVIOUS_HEAD: Final = "previous.safetensors"
+_UPDATED: Final = (PREVIOUS_HEAD, "unchanged.json")
+"""What an update leaves besides."""
 
 _DRAWN: Final = ("history", "curves")
 """What only charts need: files of their own, and parts of the document of a page."""
@@ -123,6 +130,61 @@ def read_run(folder: Path) -> dict[str, Any]:
     return {**found, "records": records, "evaluation": evaluation, **drawn}
 
 
+def read_result(folder: str | os.PathLike[str], base: Head) -> TuneResult:
+    """What `tune` gave, from the folder that it was written to; see `TuneResult.load`."""
+    from catwise.heads import load_head
+    from catwise.tuning import FoldArtifacts, TuneResult
+    from catwise.tuning.account.shared_file import SHARED_FILE, load_shared
+
+    path = Path(folder)
+    if not (path / "config.json").is_file():
+        raise OutputError(
+            f"'{path}' holds no run.",
+            expected="the folder that tune wrote",
+            remedy="check the path",
+        )
+    run = read_run(path)
+    config = run["config"]
+    if config.get("base") != base.digest:
+        raise MismatchError(
+            f"the head is not the one that '{path}' was tuned from.",
+            found=f"a head with the digest {base.digest}",
+            expected=f"{config.get('base')}",
+            remedy="give the original head, not the tuned one; or tune all categories again, with "
+            "--overwrite (overwrite=True)",
+        )
+    shared = load_shared(path / SHARED_FILE, config["device"])
+    folds = path / "folds.safetensors"
+    return TuneResult(
+        head=load_head(path / "head.safetensors"),
+        base=base,
+        account=_read_account(path, run),
+        config=config,
+        gap=run.get("gap"),
+        history=run.get("history", []),
+        folds=FoldArtifacts.load(folds) if folds.is_file() else None,
+        notes=list(run.get("notes", [])),
+        evaluation=run["evaluation"],
+        curves=run.get("curves"),
+        shared=shared,
+    )
+
+
+def _read_account(path: Path, run: Mapping[str, Any]) -> Account:
+    """Records and summary of a run, as they were."""
+    from catwise.tuning.account.documents import Account, Record, Summary
+
+    try:
+        records = tuple(Record.from_dict(row) for row in run["records"])
+        return Account(records, Summary.from_dict(run["summary"]))
+    except (TypeError, ValueError) as error:
+        raise OutputError(
+            f"the records of '{path}' are not as they were written.",
+            found=str(error),
+            remedy="tune all categories again, with --overwrite (overwrite=True)",
+        ) from error
+
+
 def _read(
     path: Path, fields: Mapping[str, Field] | None, of_each: Mapping[str, Field] = _RECORD
 ) -> Any:
@@ -165,7 +227,7 @@ def check_output(folder: str | os.PathLike[str], *, overwrite: bool = False) -> 
             remedy="choose another folder, or replace an earlier run with --overwrite "
             "(overwrite=True)",
         )
-    folder_names(path, own=RUN_FILES, what="run")
+    folder_names(path, own=(*RUN_FILES, *_UPDATED), what="run")
     # A run is built beside its folder and renamed, so it is the parent that must be writable.
     _check_parent(path)
     return path
@@ -197,6 +259,7 @@ def write_run(
     inputs: Mapping[str, Any] | None = None,
     thumbnails: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    previous: Head | None = None,
     progress: ProgressCallback | None = None,
 ) -> dict[str, Path]:
     """Write a run: the head, its records, summary, configuration, folds and report.
@@ -209,6 +272,7 @@ def write_run(
         inputs: where features, labels and head came from, JSON-ready.
         thumbnails: pictures for the report, of :func:`catwise.models.thumbnails.make_thumbnails`.
         overwrite: replace an earlier run there.
+        previous: the head before an update, to be kept beside the new one.
         progress: called now and then while the report is made.
 
     Returns:
@@ -218,6 +282,7 @@ def write_run(
         OutputError: As :func:`check_output`, or if the disk is full.
     """
     from catwise.heads import save_head
+    from catwise.tuning.account.shared_file import SHARED_FILE, can_save, save_shared
 
     path = check_output(folder, overwrite=overwrite)
     document = page_document(result, inputs=inputs)
@@ -238,6 +303,11 @@ def write_run(
         writers[f"{name}.json"] = partial(_write_compact, value=document[name])
     if folds is not None:
         writers["folds.safetensors"] = folds.save
+    shared = getattr(result, "shared", None)
+    if shared is not None and can_save(shared):
+        writers[SHARED_FILE] = partial(save_shared, shared)
+    if previous is not None:
+        writers[PREVIOUS_HEAD] = partial(save_head, previous)
     if document["evaluation"] is not None:
         writers["evaluation.json"] = lambda target: write_json(target, document["evaluation"])
     with translated(path):

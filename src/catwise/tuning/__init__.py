@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from catwise.tuning.retune_rows import read_retune_rows as read_retune_rows
     from catwise.tuning.retuning import retune as retune
     from catwise.tuning.selecting import select as select
+    from catwise.tuning.updating import UpdatedRun as UpdatedRun
+    from catwise.tuning.updating import update_run as update_run
 
 __all__, __getattr__, __dir__ = attach(
     __name__,
@@ -33,5 +35,6 @@ __all__, __getattr__, __dir__ = attach(
         "catwise.tuning.retune_rows": "RetuneRows read_retune_rows",
         "catwise.tuning.retuning": "retune",
         "catwise.tuning.selecting": "select",
+        "catwise.tuning.updating": "UpdatedRun update_run",
     },
 )

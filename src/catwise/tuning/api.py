@@ -178,7 +178,7 @@ def _result(
         test=None if tested is None else tested.first,
         evaluation=evaluation,
         curves=_curves(inputs, outcome, tested),
-        shared=_shared(inputs, plan, outcome, policy),
+        shared=_shared(inputs, plan, outcome, policy, test),
     )
 
 
@@ -193,12 +193,17 @@ def _curves(
 
 
 def _shared(
-    inputs: TuningInputs, plan: Plan, outcome: Outcome, policy: LabelPolicy | None
+    inputs: TuningInputs,
+    plan: Plan,
+    outcome: Outcome,
+    policy: LabelPolicy | None,
+    test: LabelledSource | None,
 ) -> Shared | None:
     """What `retune` takes up; None where the preset keeps nothing for it, or cells were chosen."""
     if outcome.shared is None or inputs.judging.judged is not None:
         return None
     sources = [rows for rows in (inputs.train, inputs.valid) if rows is not None]
+    labels = tuple(rows.labels.as_columns() for rows in sources)
     return Shared(
         fits=outcome.shared,
         categories=inputs.categories,
@@ -207,6 +212,10 @@ def _shared(
         config=plan.config,
         policy=policy,
         digests=tuple(rows.digests for rows in sources),
+        content=tuple(rows.content for rows in sources),
+        labels=labels,
+        fresh=labels,
+        test=None if test is None else test.digest,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
@@ -13,6 +14,7 @@ from catwise._device import resolve_device
 from catwise.engines.base import IN_PROCESS, Engine
 from catwise.errors import CategoryError, ConfigError, IdError, MismatchError, ShapeError
 from catwise.features import by_category, check_finite, of_categories
+from catwise.features.digests import content_digests
 from catwise.heads import Head
 from catwise.joining import (
     COINCIDENCE,
@@ -64,6 +66,24 @@ class LabelledSource:
     def codes_of(labels: PartialLabels) -> torch.Tensor:
         """(C, n) int8 of labels."""
         return torch.from_numpy(np.array(labels.codes.T, order="C"))
+
+    @property
+    def content(self) -> str:
+        """A digest of features and groups; the features are read for it."""
+        found = hashlib.sha256(content_digests(self.features).tobytes())
+        if self.labels.groups is not None:
+            found.update(self.labels.units().tobytes())
+        return found.hexdigest()
+
+    @property
+    def digest(self) -> str:
+        """A digest of features, rows and labels."""
+        columns = self.labels.as_columns()
+        parts = (self.digests, columns.starts, columns.rows.astype(np.int64), columns.codes)
+        found = hashlib.sha256(self.content.encode())
+        for part in parts:
+            found.update(np.ascontiguousarray(part).tobytes())
+        return found.hexdigest()
 
     @classmethod
     def of(

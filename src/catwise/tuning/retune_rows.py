@@ -52,6 +52,14 @@ def read_retune_rows(run: TuneResult, train: Pair, valid: Pair | None = None) ->
     Raises:
         CatwiseError: As `retune`.
     """
+    inputs = join_again(run, train, valid)
+    given = tuple(pair[0] for pair in (train, valid) if pair is not None)
+    labels = tuple(open_source(pair, name="data")[1] for pair in (train, valid) if pair is not None)
+    return project_again(shared_of(run), inputs, given, labels)
+
+
+def join_again(run: TuneResult, train: Pair, valid: Pair | None) -> TuningInputs:
+    """Check and join what is given as the rows of a run."""
     shared = shared_of(run)
     inputs = prepare_inputs(
         run.base,
@@ -61,8 +69,7 @@ def read_retune_rows(run: TuneResult, train: Pair, valid: Pair | None = None) ->
         seed=run.config["seed"],
         device=run.config["device"],
     )
-    sources = sources_of(inputs)
-    _check_rows(shared, sources)
+    _check_rows(shared, sources_of(inputs))
     if inputs.categories != shared.categories:
         raise CategoryError(
             "these are not the categories of the run.",
@@ -70,14 +77,22 @@ def read_retune_rows(run: TuneResult, train: Pair, valid: Pair | None = None) ->
             expected=f"{some([repr(name) for name in shared.categories], _SHOWN)}, in this order",
             remedy="give the run's columns; other categories need a new run of tune",
         )
-    given = tuple(pair[0] for pair in (train, valid) if pair is not None)
-    labels = tuple(open_source(pair, name="data")[1] for pair in (train, valid) if pair is not None)
+    return inputs
+
+
+def project_again(
+    shared: Shared,
+    inputs: TuningInputs,
+    given: tuple[Any, ...],
+    labels: tuple[PartialLabels, ...],
+) -> RetuneRows:
+    """Read rows in the run's coordinates."""
     coordinates = shared.fits.coordinates
     if isinstance(coordinates, OwnCoordinates):
         return RetuneRows(given, labels, inputs, None, coordinates)
     rows = tuple(
         read_rows(source.features, inputs.scored, coordinates, device=inputs.device)
-        for source in sources
+        for source in sources_of(inputs)
     )
     _check_features(rows[-1][0], coordinates.variance)
     return RetuneRows(given, labels, inputs, rows, coordinates)
@@ -92,8 +107,8 @@ def shared_of(run: Any) -> Shared:
     raise ConfigError(
         "single categories of this result cannot be tuned again.",
         found=f"{type(run).__name__}, preset {preset!r}, validation={validation!r}",
-        expected='a result of tune(preset="default") itself, as it was returned; what is read from '
-        "a folder, extended, or chosen by validation alone lacks what the categories share",
+        expected='a result of tune(preset="default"), returned or by TuneResult.load; what '
+        "is extended, or chosen by validation alone, lacks what the categories share",
         remedy="tune all categories again",
     )
 

@@ -8,6 +8,7 @@ and calibrated by itself: with the labels of the run its row is the run's.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
@@ -23,14 +24,20 @@ from catwise.features import CategoryFeatures, category_runs, of_categories
 from catwise.heads import Head
 from catwise.labels import LabelPolicy, PartialLabels, make_targets
 from catwise.labels.names import category_positions
-from catwise.metrics import HeadComparison
 from catwise.progress import ProgressCallback
 from catwise.tuning.account.documents import Account, Record, Summary
-from catwise.tuning.account.held_out import curves_document, evaluation_of
-from catwise.tuning.account.records import make_records, make_summary, mean_of, on_test_rows
-from catwise.tuning.account.results import TuneResult, changed_head
-from catwise.tuning.account.shared import Shared, SharedFits
+from catwise.tuning.account.held_out import curves_document, evaluation_of, fold_curves
+from catwise.tuning.account.records import (
+    Scores,
+    make_records,
+    make_summary,
+    mean_of,
+    on_test_rows,
+)
+from catwise.tuning.account.results import FoldArtifacts, TuneResult, changed_head
+from catwise.tuning.account.shared import Shared, SharedFits, changes_between
 from catwise.tuning.api import compare_both
+from catwise.tuning.choice.rules import Floats
 from catwise.tuning.inputs import LabelledSource, Pair, TuningInputs, prepare_test
 from catwise.tuning.presets.outcome import Outcome
 from catwise.tuning.presets.pooled_anchor import fit_and_choose, scored_on
@@ -47,6 +54,7 @@ from catwise.tuning.rows.coordinates import OwnCoordinates, read_rows
 from catwise.tuning.rows.tuning_rows import TuningRows
 
 _SHOWN: Final = 5
+_AGAIN: Final = "Tuned again: "
 _HELD: Final = (
     "Held at the run's values, which all categories share: coordinates, weights of the anchor, "
     "penalties, folds, the mean gain that keep or replace is shrunk to, and the pooled slope of "
@@ -116,17 +124,11 @@ def retune(
     check_read_for(shared, given)
     labels = current_labels(given, train, valid)
     at = np.sort(category_positions(shared.categories, _names(categories)))
-    task = _task(shared, given, labels, at, progress)
     others = {"training": train, "validation": valid}
     held_out, notes = prepare_test(given.inputs, test, others, shared.metric, force=force)
-    outcome = outcome_of(task, fit_and_choose(task, shared.config), scored_on(task))
-    outcome.notes.extend([*_others_changed(run, labels, at), *notes])
-    if test is None and run.test is not None:
-        outcome.notes.append("No test rows were given, so the new head has no test scores.")
-    head = _with_rows(run, task, outcome)
-    tested = compare_both(given.inputs, task.metric, head, held_out)
-    new = shared.updated(at, outcome.scores, outcome.shared or shared.fits)
-    return _merged(run, _Again(task, outcome, at, new, tested), head, began)
+    again = fit_again(shared, given, labels, at, progress)
+    notes = [*again.notes, *_others_changed(shared, labels, at), *notes]
+    return merged(run, given, [again], labels, test=held_out, notes=notes, began=began)
 
 
 def _names(categories: Iterable[str]) -> list[str]:
@@ -137,19 +139,14 @@ def _names(categories: Iterable[str]) -> list[str]:
 
 
 def _others_changed(
-    run: TuneResult, labels: Sequence[PartialLabels], at: NDArray[np.int64]
+    shared: Shared, labels: Sequence[PartialLabels], at: NDArray[np.int64]
 ) -> list[str]:
     """A note where labels of categories changed that were not to be tuned."""
-    changed = np.zeros(len(run.account.records), dtype=bool)
-    for part, one in zip(("train", "valid"), labels, strict=False):
-        counts = one.counts()
-        for sign, found in (("positive", counts.positive), ("negative", counts.negative)):
-            key = f"n_{sign}_{part}"
-            changed |= found != [getattr(record, key) for record in run.account.records]
+    changed = changes_between(shared.labels, labels).each > 0
     changed[at] = False
     if not changed.any():
         return []
-    names = [repr(run.account.records[c].category) for c in np.flatnonzero(changed)]
+    names = [repr(shared.categories[c]) for c in np.flatnonzero(changed)]
     shown = some(names, _SHOWN)
     return [
         f"Labels of {len(names):,} other categories changed, too; they stay as before: {shown}."
@@ -243,81 +240,150 @@ def _labelled(labels: PartialLabels, policy: LabelPolicy | None, seed: int) -> T
 # -------------------------------------------------------------------------------- merging
 
 
-class _Again(NamedTuple):
-    """What was found for the chosen categories."""
+class Again(NamedTuple):
+    """What was found for (K,) categories that were tuned again."""
 
-    task: Task
-    outcome: Outcome
     at: NDArray[np.int64]  # (K,) their places among the run's
-    shared: Shared  # the run's with their scores
-    tested: HeadComparison | None
+    rows: NDArray[np.int64]  # (K,) their rows of the head
+    weight: Tensor  # (K, D)
+    bias: Tensor | None  # (K,)
+    scores: Scores
+    gains: Floats
+    folds: FoldArtifacts | None
+    records: tuple[Record, ...]
+    passes: dict[str, int]
+    notes: list[str]
 
 
-def _merged(run: TuneResult, again: _Again, head: Head, began: float) -> TuneResult:
-    """The run with the chosen categories in place of its own."""
-    folds, outcome = run.folds, again.outcome
-    if folds is not None and outcome.folds is not None:
-        folds = folds.updated(again.at, outcome.folds)
-    evaluation = None if again.tested is None else evaluation_of(again.tested)
-    names = list(again.task.inputs.categories)
-    held = f"Tuned again: {some(names, _SHOWN)}. {_HELD}"
-    return replace(
-        run,
-        head=head,
-        account=Account(_records(run, again, evaluation), _summary(run, again, began)),
-        config={**run.config, "retuned": [*run.config.get("retuned", []), *names]},
-        folds=folds,
-        notes=[*run.notes, held, *outcome.notes],
-        test=None if again.tested is None else again.tested.first,
-        evaluation=evaluation,
-        curves=curves_document("test", None if again.tested is None else again.tested.curves),
-        shared=again.shared,
+def fit_again(
+    shared: Shared,
+    given: RetuneRows,
+    labels: Sequence[PartialLabels],
+    at: NDArray[np.int64],
+    progress: ProgressCallback | None,
+) -> Again:
+    """Fit, choose and score (K,) categories with what is held."""
+    task = _task(shared, given, labels, at, progress)
+    outcome = outcome_of(task, fit_and_choose(task, shared.config), scored_on(task))
+    inputs, head = task.inputs, outcome.head
+    rows = torch.from_numpy(inputs.index).to(head.weight.device)
+    fits = outcome.shared or shared.fits
+    return Again(
+        at,
+        inputs.index,
+        head.weight[rows],
+        None if head.bias is None else head.bias[rows],
+        outcome.scores,
+        fits.gains,
+        outcome.folds,
+        _records(task, outcome),
+        outcome.passes,
+        outcome.notes,
     )
 
 
-def _with_rows(run: TuneResult, task: Task, outcome: Outcome) -> Head:
-    """The run's head with the rows of the chosen categories."""
-    index, tuned = task.inputs.index, outcome.head
-    rows = torch.from_numpy(index).to(tuned.weight.device)
-    bias = None if tuned.bias is None else tuned.bias[rows]
-    return changed_head(run.head, index, tuned.weight[rows], bias)
-
-
-def _records(
-    run: TuneResult, again: _Again, evaluation: dict[str, Any] | None
-) -> tuple[Record, ...]:
-    """The run's but for the chosen ones, with scores on test rows where there are any now."""
-    inputs, outcome = again.task.inputs, again.outcome
-    made = make_records(
+def _records(task: Task, outcome: Outcome) -> tuple[Record, ...]:
+    inputs = task.inputs
+    return make_records(
         inputs.categories,
         inputs.index.tolist(),
         outcome.scores,
-        metric=again.task.metric.name,
+        metric=task.metric.name,
         scored_on=outcome.scored_on,
         train=inputs.train.labels.counts(),
         valid=None if inputs.valid is None else inputs.valid.labels.counts(),
         gaps=None if outcome.gap is None else outcome.gap.records(),
     )
+
+
+def merged(
+    run: TuneResult,
+    given: RetuneRows,
+    parts: Sequence[Again],
+    labels: Sequence[PartialLabels],
+    *,
+    test: LabelledSource | None,
+    notes: Sequence[str],
+    began: float,
+) -> TuneResult:
+    """The run with categories that were tuned again in place of its own, scored on test rows."""
+    shared = shared_of(run)
+    for part in parts:
+        shared = shared.updated(part.at, part.scores, part.gains, labels)
+    head = _head(run, parts)
+    tested = compare_both(given.inputs, shared.metric, head, test)
+    evaluation = None if tested is None else evaluation_of(tested)
+    if test is None and run.evaluation is not None:
+        notes = [*notes, "No test rows were given, so the new head has no test scores."]
+    folds = run.folds
+    if folds is not None:
+        folds = folds.updated([(part.at, part.folds) for part in parts if part.folds is not None])
+    curves = curves_document("test", None if tested is None else tested.curves)
+    if curves is None and run.evaluation is None:
+        inputs = given.inputs
+        where = "training" if inputs.valid is None else "validation"
+        curves = fold_curves(inputs.judging, inputs.scored, folds, where=where)
+    names = [shared.categories[c] for part in parts for c in part.at.tolist()]
+    names = list(dict.fromkeys([*run.config.get("retuned", []), *names]))
+    held = [f"{_AGAIN}{some(names, _SHOWN)}. {_HELD}"] if names else []
+    before = [note for note in run.notes if not note.startswith(_AGAIN)]
+    return replace(
+        run,
+        head=head,
+        account=Account(
+            _merged_records(run, parts, evaluation), _summary(run, shared, parts, began)
+        ),
+        config={**run.config, "retuned": names} if names else run.config,
+        folds=folds,
+        notes=list(dict.fromkeys([*before, *held, *notes])),
+        test=None if tested is None else tested.first,
+        evaluation=evaluation,
+        curves=curves,
+        shared=shared,
+    )
+
+
+def _head(run: TuneResult, parts: Sequence[Again]) -> Head:
+    """The run's head with the rows of these categories."""
+    if not parts:
+        return run.head
+    biases = [part.bias for part in parts if part.bias is not None]
+    index = np.concatenate([part.rows for part in parts])
+    weight = torch.cat([part.weight for part in parts])
+    return changed_head(run.head, index, weight, torch.cat(biases) if biases else None)
+
+
+def _merged_records(
+    run: TuneResult, parts: Sequence[Again], evaluation: dict[str, Any] | None
+) -> tuple[Record, ...]:
+    """The run's but for the chosen ones, with scores on test rows where there are any now."""
     records = list(run.account.records)
-    for c, one in zip(again.at.tolist(), made, strict=True):
-        records[c] = one
-    if run.test is not None or evaluation is not None:
+    for part in parts:
+        for c, one in zip(part.at.tolist(), part.records, strict=True):
+            records[c] = one
+    if run.evaluation is not None or evaluation is not None:
         rows = [None] * len(records) if evaluation is None else evaluation["categories"]
         tests = (None if row is None else on_test_rows(row) for row in rows)
         records = [replace(one, test=test) for one, test in zip(records, tests, strict=True)]
     return tuple(records)
 
 
-def _summary(run: TuneResult, again: _Again, began: float) -> Summary:
+def _summary(run: TuneResult, shared: Shared, parts: Sequence[Again], began: float) -> Summary:
     """Of all categories; the mean gain has no interval."""
-    scores, gains = again.shared.scores, again.shared.fits.gains
-    mean = mean_of(gains) if "replaced" in scores.status else 0.0
+    old, seconds = run.account.summary, time.perf_counter() - began
+    if not parts:
+        return replace(old, seconds=round(seconds, 3))
+    scores = shared.scores
+    mean = mean_of(shared.fits.gains) if "replaced" in scores.status else 0.0
+    passes: Counter[str] = Counter()
+    for part in parts:
+        passes.update(part.passes)
     return make_summary(
-        again.task.metric.name,
+        shared.metric.name,
         scores,
         (mean, float("nan"), float("nan")),
-        choice=run.account.summary.choice,
-        passes=again.outcome.passes,
-        seconds=time.perf_counter() - began,
-        rows=run.account.summary.rows,
+        choice=old.choice,
+        passes=dict(passes),
+        seconds=seconds,
+        rows=old.rows,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -59,13 +59,14 @@ class FoldArtifacts:
             for weight, bias in zip(self.weight, biases, strict=True)
         ]
 
-    def updated(self, at: NDArray[np.int64], other: FoldArtifacts) -> FoldArtifacts:
+    def updated(self, others: Iterable[tuple[NDArray[np.int64], FoldArtifacts]]) -> FoldArtifacts:
         """With the (K,) categories of other artifacts of the same rows in place of its own."""
         logits, weight = self.logits.copy(), self.weight.copy()
-        logits[:, at], weight[:, at] = other.logits, other.weight
         bias = None if self.bias is None else self.bias.copy()
-        if bias is not None and other.bias is not None:
-            bias[:, at] = other.bias
+        for at, other in others:
+            logits[:, at], weight[:, at] = other.logits, other.weight
+            if bias is not None and other.bias is not None:
+                bias[:, at] = other.bias
         return replace(self, logits=logits, weight=weight, bias=bias)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -214,7 +215,7 @@ class TuneResult(_Written):
         evaluation: that, by further metrics too, JSON-ready.
         curves: what curves are drawn from (`catwise.plots`), of test rows, or of those that
             were cross-fitted; JSON-ready, or None.
-        shared: what `retune` holds; None where it cannot start from this result. Not saved.
+        shared: what `retune` holds; None where it cannot start from this result.
         records: those of the account, JSON-ready.
         summary: that of the account, JSON-ready.
     """
@@ -231,6 +232,31 @@ class TuneResult(_Written):
     evaluation: dict[str, Any] | None = None
     curves: dict[str, Any] | None = None
     shared: Shared | None = None
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], base: Head) -> TuneResult:
+        """Read the folder of a run of the preset "default", to bring it up to date.
+
+        Args:
+            folder: as `save` or `catwise tune` wrote it.
+            base: the head that was given to `tune`; the folder keeps its digest alone.
+
+        Returns:
+            The result, which `retune` and `update_run` take; `test`, the comparison as an object,
+            is None, its numbers are in `evaluation`.
+
+        Raises:
+            ConfigError: If the folder lacks what the categories share.
+            MismatchError: If `base` is not the head that was given to `tune`.
+            OutputError: If there is no run, or a file is not as it was written.
+        """
+        result: TuneResult = reporting("read_result")(folder, base)
+        return result
+
+    def tested_on(self, digest: str | None) -> TuneResult:
+        """With the digest of the test rows that scored it."""
+        shared = None if self.shared is None else replace(self.shared, test=digest)
+        return replace(self, shared=shared)
 
     def __repr__(self) -> str:
         if self.test is not None:

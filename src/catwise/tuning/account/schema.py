@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import types
+from collections.abc import Mapping
 from typing import Any, ClassVar, Final, Union, get_args, get_origin, get_type_hints
 
 from catwise._json import number
@@ -43,6 +44,24 @@ class JsonObject:
             else:
                 result[field.name] = number(value) if isinstance(value, float) else value
         return result
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any]) -> Any:
+        """What `to_dict` wrote; names that are none of its fields are left out.
+
+        ValueError if one is missing that is always there.
+        """
+        if missing := [name for name in cls.columns() if name not in table]:
+            raise ValueError(f"it has no {missing[0]!r}")
+        given: dict[str, Any] = {}
+        for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+            if field.name not in cls._spread:
+                given[field.name] = table.get(field.name)
+                continue
+            (kind, *_) = _kinds(get_args(get_type_hints(cls, include_extras=True)[field.name])[0])
+            there = all(name in table for name in kind.columns())
+            given[field.name] = kind.from_dict(table) if there else None
+        return cls(**given)
 
     @classmethod
     def columns(cls) -> tuple[str, ...]:

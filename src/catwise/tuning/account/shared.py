@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -9,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from catwise.labels import LabelPolicy
+from catwise.labels import LabelPolicy, PartialLabels
+from catwise.labels.columns import Columns
 from catwise.metrics import Metric
 from catwise.tuning.account.records import Scores
 from catwise.tuning.choice.rules import Floats
@@ -59,13 +61,87 @@ class Shared:
     config: Any  # DefaultConfig
     policy: LabelPolicy | None
     digests: tuple[NDArray[np.uint64], ...]  # of the training rows, and of validation's
+    content: tuple[str, ...]  # a digest of the features of each source
+    labels: tuple[Columns, ...]  # of each source, with which each category was tuned last
+    fresh: tuple[Columns, ...]  # the same when all were tuned together
+    test: str | None = None  # a digest of the test rows and their labels
 
-    def updated(self, at: NDArray[np.int64], scores: Scores, other: SharedFits) -> Shared:
-        """With the scores and gains of (K,) categories in place of theirs.
+    def updated(
+        self,
+        at: NDArray[np.int64],
+        scores: Scores,
+        gains: Floats,
+        labels: Sequence[PartialLabels],
+    ) -> Shared:
+        """With scores, gains and labels of (K,) categories in place of theirs.
 
         Fits go on to start where the run's ended, so that what was tuned before changes nothing.
         """
-        gains = self.fits.gains.copy()
-        gains[at] = other.gains
-        fits = replace(self.fits, gains=gains)
-        return replace(self, fits=fits, scores=self.scores.updated(at, scores))
+        merged = self.fits.gains.copy()
+        merged[at] = gains
+        columns = tuple(
+            _with_columns(mine, now, at) for mine, now in zip(self.labels, labels, strict=True)
+        )
+        fits = replace(self.fits, gains=merged)
+        return replace(self, fits=fits, scores=self.scores.updated(at, scores), labels=columns)
+
+
+def _with_columns(mine: Columns, labels: PartialLabels, at: NDArray[np.int64]) -> Columns:
+    """With (K,) categories as they are in labels."""
+    taken = set(at.tolist())
+    entries = [
+        labels.entries(c) if c in taken else (mine.rows[mine.span(c)], mine.codes[mine.span(c)])
+        for c in range(mine.n_columns)
+    ]
+    parts = ((np.array([len(rows)]), rows, codes) for rows, codes in entries)
+    return Columns.joined(parts, labels.n_rows)
+
+
+class LabelChanges(NamedTuple):
+    """How many labels of each category were added, changed and removed; (C,) each."""
+
+    added: NDArray[np.int64]
+    changed: NDArray[np.int64]
+    removed: NDArray[np.int64]
+    n_labels: int  # that there were before
+
+    @property
+    def each(self) -> NDArray[np.int64]:
+        """(C,) all three together."""
+        return self.added + self.changed + self.removed
+
+    @property
+    def share(self) -> float:
+        """All of them, relative to the labels that there were before."""
+        return float(self.each.sum()) / max(self.n_labels, 1)
+
+    def __str__(self) -> str:
+        n = int(np.count_nonzero(self.each))
+        counts = [
+            f"{int(part.sum()):,} {what}"
+            for part, what in zip(self[:3], ("added", "changed", "removed"), strict=True)
+        ]
+        return f"labels: {', '.join(counts)}, in {n:,} of {self.each.size:,} categories"
+
+
+def changes_between(before: Sequence[Columns], labels: Sequence[PartialLabels]) -> LabelChanges:
+    """What is different in the labels of each source, of rows and categories in the same order."""
+    counts = np.zeros((3, before[0].n_columns), dtype=np.int64)
+    for old, now in zip(before, labels, strict=True):
+        new, n_columns = now.as_columns(), old.n_columns
+        own, other = (_places(one, now.n_rows) for one in (old, new))
+        both, mine, theirs = np.intersect1d(own, other, assume_unique=True, return_indices=True)
+        n_both = np.bincount(both // now.n_rows, minlength=n_columns)
+        differs = both[old.codes[mine] != new.codes[theirs]] // now.n_rows
+        counts[0] += np.diff(new.starts) - n_both
+        counts[1] += np.bincount(differs, minlength=n_columns)
+        counts[2] += np.diff(old.starts) - n_both
+    added, changed, removed = counts
+    return LabelChanges(added, changed, removed, sum(len(one.rows) for one in before))
+
+
+def _places(columns: Columns, n_rows: int) -> NDArray[np.int64]:
+    """(entries,) ascending, a number for each row of each category."""
+    column = np.repeat(np.arange(columns.n_columns), np.diff(columns.starts))
+    found: NDArray[np.int64] = column * n_rows + columns.rows
+    return found
