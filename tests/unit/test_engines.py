@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 import warnings
 from collections.abc import Iterator
 from functools import partial
@@ -131,6 +132,18 @@ def test_what_cannot_be_sent(local: Engine) -> None:
     """A function of a function is refused before a process sees it."""
     with pytest.raises(ConfigError, match="cannot be sent to other processes"):
         list(local.map(lambda x: x, [1]))
+
+
+def test_what_a_worker_cannot_import(local: Engine) -> None:
+    """A module that is only here is told, with what to do."""
+    module = types.ModuleType("only_here")
+    exec("def f(x): return x", vars(module))  # noqa: S102 - of a module without a file
+    module.f.__module__ = "only_here"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "only_here", module)
+        with pytest.raises(ConfigError, match="cannot import what it is to run") as caught:
+            list(local.map(module.f, [1]))
+    assert "No module named 'only_here'" in str(caught.value.found)
 
 
 @pytest.mark.parametrize("workers", [0, -1, 1.5, True])

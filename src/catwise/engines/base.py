@@ -151,7 +151,8 @@ def run_task(call: bytes, task: bytes) -> bytes:
     import traceback
 
     try:
-        return pack(_unpacked(call)(unpack(task)))
+        function, value = _arrived(call, task)
+        return pack(function(value))
     except Exception as error:  # noqa: BLE001 - raised again by the driver
         failed = Failed(error, traceback.format_exc())
         try:
@@ -160,6 +161,19 @@ def run_task(call: bytes, task: bytes) -> bytes:
             told = CatwiseError(f"a task failed: {reason_of(error, named=True)}")
             return pack(Failed(told, failed.trace))
         return raw
+
+
+def _arrived(call: bytes, task: bytes) -> tuple[Any, Any]:
+    """The function and its task, as far as this process can import what they are."""
+    try:
+        return _unpacked(call), unpack(task)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            "a worker cannot import what it is to run.",
+            found=reason_of(error, named=True),
+            expected="modules that are installed, or on PYTHONPATH, wherever workers run",
+            remedy="put what a script defines into a module",
+        ) from error
 
 
 @lru_cache(4)
