@@ -102,7 +102,6 @@ def command(given: Options) -> None:
     """
     model, source, table, output = given.model, given.source, given.table, given.output
     check_device(given.config.device)
-    config = _config(given)
     if source.split is not None:
         raise click.UsageError("fix takes --train-split, --valid-split and --test-split.")
     digest = inputs_digest(given, given.out) if given.update else ""
@@ -110,6 +109,7 @@ def command(given: Options) -> None:
         output.line(NOTHING_TO_DO)
         output.document({"command": "fix", "out": str(given.out), "unchanged": True})
         return
+    config = _config(given)
     dataset = load_dataset(source, table)
     parts = named_parts(dataset, given.train_split, given.valid_split, given.test_split)
     about = {

@@ -131,7 +131,7 @@ def command(given: Options) -> None:
     if given.update is not None and (out / "config.json").is_file():
         from catwise.cli.updating import update
 
-        update(out, *job, dry_run=given.dry_run, output=output)
+        update(out, *job[:4], images=job.images, dry_run=given.dry_run, output=output)
     elif given.dry_run:
         rehearse("tune", *job[:4], out=out, output=output)
     else:

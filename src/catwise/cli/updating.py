@@ -22,8 +22,8 @@ def update(
     pair: Pair,
     settings: Mapping[str, Any],
     inputs: Mapping[str, Any],
-    images: Images | None,
     *,
+    images: Images | None,
     dry_run: bool,
     output: Output,
 ) -> None:
