@@ -53,6 +53,16 @@ def test_listed_run_and_shown(file: Path, tmp_path: Path) -> None:
     assert found["n_ahead"] == 0
 
 
+def test_several_processes(file: Path, tmp_path: Path) -> None:
+    """Models in processes of their own come to the same tables, byte for byte."""
+    run(file, "--out", tmp_path / "one", "--only", "method=default")
+    run(file, "--out", tmp_path / "two", "--only", "method=default", "--engine", "local",
+        "--workers", "2")  # fmt: skip
+    for name in ("table.csv", "table.md", "table.tex"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    assert "--engine" in run(file, "--out", tmp_path / "no", "--workers", "2", code=2)
+
+
 def test_a_failed_cell(file: Path, tmp_path: Path) -> None:
     """The others are done; the failure is said, and the exit code is its own."""
     declared = file.read_text().replace('model = "mlp"', 'model = "mlp"\ndropout = 0.1')

@@ -11,6 +11,7 @@ import click
 from catwise._options import group, option
 from catwise.cli.building import make_command
 from catwise.cli.console import Output
+from catwise.cli.options import EngineOptions
 from catwise.errors import StudyError
 
 if TYPE_CHECKING:
@@ -40,6 +41,14 @@ class Options:
     dry_run: bool = option(
         default=False, first=True, help="List the cells and about how long they take; run nothing."
     )
+    engine: EngineOptions = group("Several processes or machines")
+    workers: int = option(
+        0,
+        low=0,
+        group="Several processes or machines",
+        help="Processes of --engine, each of which runs a model at a time.  "
+        "[default: what the CPUs allow]",
+    )
     out: Path = option(
         metavar="DIR", first=True, help="Output directory; a study that was stopped goes on there."
     )
@@ -48,6 +57,8 @@ class Options:
     def __post_init__(self) -> None:
         if len(self.declared) != 1:
             raise click.UsageError("give one file.")
+        if self.workers and self.engine.engine is None:
+            raise click.UsageError("--workers goes with --engine.")
 
 
 @make_command("study", "A grid of schemes and methods, run to its table.")
@@ -61,6 +72,7 @@ def command(given: Options) -> None:
     depends on something that was changed.
     """
     from catwise.studies import prepare_study
+    from catwise.studies.running import in_sequence
 
     output = given.output
     prepared = prepare_study(
@@ -71,8 +83,9 @@ def command(given: Options) -> None:
         return
     budget = prepared.budget()
     output.line(f"{prepared.study.name}: {_ahead(budget)}")
-    with output.progress() as progress:
-        result = prepared.run(progress, minutes=given.minutes)
+    with given.engine.opened(given.workers, given.out) as engine, output.progress() as progress:
+        run = in_sequence if engine is None else engine.map
+        result = prepared.run(progress, minutes=given.minutes, run=run)
     _show(result, output)
     output.document({"command": "study", "name": prepared.study.name, **result.to_dict()})
     _refuse_failures(result)
