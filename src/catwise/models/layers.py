@@ -34,6 +34,7 @@ from catwise.models.logits import (
     TOLERANCE,
     check_logits,
     logits_gap,
+    nearest_logits,
     settled,
     tensors_in,
 )
@@ -346,10 +347,11 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 class Captured:
     """What went into the layer. Made by :func:`capture`."""
 
-    __slots__ = ("_inputs", "_layer", "_name", "_pool", "is_pooled")
+    __slots__ = ("_inputs", "_layer", "_maps", "_name", "_pool", "is_pooled")
 
     def __init__(self, layer: nn.Module, name: str, *, pool: bool = False) -> None:
         self._layer, self._pool, self.is_pooled = layer, pool, False
+        self._maps: Tensor | None = None
         self._name = _shown_name(layer, name)
         self._inputs: list[Any] = []
 
@@ -377,7 +379,7 @@ class Captured:
         if _own_rows(self._layer) is not None and features.ndim == 3:
             return features
         if self._pool and features.ndim == 4 and features.shape[2:] != (1, 1):
-            self.is_pooled = True
+            self.is_pooled, self._maps = True, features
             features = features.mean((2, 3))
         flat = features.flatten(1) if features.ndim > 1 else features
         width = flat.shape[-1]
@@ -390,6 +392,27 @@ class Captured:
                 remedy="the layer sees several positions of an image: pool before it",
             )
         return flat
+
+    def check_mean(self, head: Head, features: Tensor, output: object, *, name: str) -> None:
+        """Refuse a layer of maps whose mean over positions is not what the model returns."""
+        try:
+            check_logits(head, features, output, name=name)
+        except HeadError as error:
+            maps = self._maps
+            if maps is None or len(maps) != len(features):
+                raise
+            rows = maps.flatten(2).transpose(1, 2)
+            logits = head.logits(rows.reshape(-1, rows.shape[2]))
+            highest = logits.reshape(len(rows), rows.shape[1], -1).amax(1)
+            match = nearest_logits(output, highest, dtype=head.dtype)
+            if match is None or not match.is_same:
+                raise
+            raise HeadError(
+                f"the model returns a maximum over positions of what the layer {name!r} gives.",
+                found=f"{rows.shape[1]:,} positions of an image",
+                expected="a mean over positions, or a layer that is given one vector an image",
+                remedy="pool before the layer, or by a mean behind it, and train the head so",
+            ) from error
 
 
 @contextlib.contextmanager
@@ -485,7 +508,7 @@ def running(
                     output = call(module, images, argument)
                 features = captured.take()
                 if captured.is_pooled:  # whether the mean is what counts is for the model to show
-                    check_logits(head, features, output, name=layer)
+                    captured.check_mean(head, features, output, name=layer)
                 return features, output
 
             yield forward, head

@@ -363,7 +363,7 @@ class Runner:
                 output = layers.call(called or module, images, self._argument)
             features = captured.take()
             if captured.is_pooled:
-                check_logits(self.head, features, output, name=self._layer)
+                captured.check_mean(self.head, features, output, name=self._layer)
             return features, output
 
         return forward

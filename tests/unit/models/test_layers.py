@@ -284,6 +284,22 @@ def test_features_of_a_convolution() -> None:
             captured.take()
 
 
+def test_a_maximum_over_positions() -> None:
+    """It is refused by that name; a mean over positions is read as linear."""
+    model = ConvHead(pool=2)
+    x = images(5, 3, 6, 6)
+    for over, said in (("mean", ""), ("amax", "maximum over positions")):
+        model.forward = lambda x, over=over: getattr(  # type: ignore[method-assign]
+            model.classifier(model.pool(model.stem(x).relu())), over
+        )((2, 3))
+        with running(model, "classifier", torch.device("cpu")) as (run, _):
+            if said:
+                with pytest.raises(HeadError, match=said):
+                    run(x, None)
+            else:
+                assert run(x, None)[0].shape == (5, 6)
+
+
 def test_category_specific_features() -> None:
     """(N, C, D) is kept where there is one vector for each category, and scored as such."""
     layer = GroupWise(3, 4)
