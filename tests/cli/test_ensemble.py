@@ -119,7 +119,7 @@ def test_runs_are_the_librarys(tmp_path: Path) -> None:
     best = max(
         found["against"], key=lambda name: found["against"][name]["average_precision"]["before"]
     )
-    assert f"Against its best member, {best}: " in page
+    assert f"Compared with its best member, {best}." in page
     assert found["categories"][0]["average_precision of two"] < 1
     assert "maps" not in found["members"][0]
     assert [line["category"] for line in table(csv_path)] == list(NAMES)

@@ -139,7 +139,7 @@ def test_page_of_an_ensemble() -> None:
     root = parse(render_report(document))
     verdict = str(root.findtext(".//p[@class='verdict']"))
     against = next(iter(found.against["new"].values()))  # type: ignore[index]
-    assert verdict == f"Against its best member, new: {against.sentence()}"
+    assert verdict == f"{against.sentence()} Compared with its best member, new."
     cells = root.findall(".//section[@aria-labelledby='members']//tbody/tr/th")
     assert [one.text for one in cells[:2]] == ["old", "new"]
     bare = text_of(parse(render_report(catwise.ensemble(members, labels).page_document())))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from catwise._text import count, plural, score
+from catwise._text import count, gain, plural, score
 from catwise.reporting.next_step import next_step_of_calibration, next_step_of_ensemble
 from catwise.reporting.page import (
     MANY,
@@ -91,10 +91,16 @@ def _facts(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     known = f"{count(row['n_positive'])} positives, {count(row['n_negative'])} negatives"
     pairs = [("calibrated", _done(row)), ("fitted on", known)]
     if "knots" not in row:
-        pairs.append(("map", f"{score(row['scale'])} × logit + {score(row['offset'])}"))
+        pairs.append(("map", f"{score(row['scale'])} × logit {_offset(row)}"))
     if row.get("reason"):
         pairs.append(("why", outcome_text({"reason": row["reason"]})))
     return pairs
+
+
+def _offset(row: Mapping[str, Any]) -> str:
+    """With its sign; 0 has a plus."""
+    text = gain(row["offset"])
+    return f"+{text}" if text[0].isdecimal() else text
 
 
 def _maps_section(rows: Sequence[Mapping[str, Any]]) -> list[Section]:
@@ -102,7 +108,7 @@ def _maps_section(rows: Sequence[Mapping[str, Any]]) -> list[Section]:
         text = "How each category is calibrated stands in its own part."
         return [Section("maps", "How logits are calibrated", [Text(text)])]
     cells = [
-        [str(one["category"]), _done(one), score(one["scale"]), score(one["offset"]),
+        [str(one["category"]), _done(one), score(one["scale"]), _offset(one),
          count(one["n_positive"]), count(one["n_negative"])]
         for one in rows
     ]  # fmt: skip
@@ -116,7 +122,7 @@ def _maps_table(rows: Sequence[Mapping[str, Any]]) -> CategoryTable:
     made = [
         Row(str(one["category"]), c, "", _done(one), [
             (str(one["category"]), str(one["category"])), (_done(one), _done(one)),
-            *((score(one[key]), float(one[key])) for key in ("scale", "offset")),
+            (score(one["scale"]), float(one["scale"])), (_offset(one), float(one["offset"])),
             *((count(one[key]), one[key]) for key in ("n_positive", "n_negative")),
         ])
         for c, one in enumerate(rows)
@@ -167,9 +173,8 @@ def ensemble_page(document: Mapping[str, Any]) -> Page:
         "sides": (f"the member {best}", "the ensemble"),
     }  # fmt: skip
     page = comparison_page(told)
-    metrics = [one for one in page.sections[1] if one.id == "metrics"]
-    more = [*metrics, *_population(document), *_notes(document)]
-    against = f"Against its best member, {best}: {first['sentence']}"
+    more = [*_population(document), *_notes(document)]
+    against = f"{first['sentence']} Compared with its best member, {best}."
     return replace(
         page,
         title=f"Ensemble of {size}",

@@ -20,7 +20,7 @@ from catwise.reporting.page import (
     Row,
     Section,
 )
-from catwise.reporting.pages.parts import about, provenance
+from catwise.reporting.pages.parts import about, provenance, sentence_case
 from catwise.reporting.pages.words import metric_words, words
 from catwise.reporting.summary import metric_label
 
@@ -52,10 +52,17 @@ def runs_page(document: Mapping[str, Any]) -> Page:
     for metric in metrics:
         grid = tables.variants_grid(variants, metric, reference=reference)
         heading = f"Mean {metric_label(metric)}"
-        sections.append(Section(f"runs-{metric}", heading, [_grid(grid)]))
+        caption = f"Differences are to {reference}; better and worse: categories."
+        sections.append(Section(f"runs-{metric}", heading, [_grid(grid, caption)]))
     settings = tables.settings_grid(variants)
     if settings.cells:
-        sections.append(Section("settings", "What the runs differ in", [_grid(settings)]))
+        sections.append(
+            Section(
+                "settings",
+                "What the runs differ in",
+                [_grid(settings, "Each setting, run by run.")],
+            )
+        )
     notes = [str(one) for one in document.get("notes") or []]
     return Page(
         title=f"{plural(len(first), 'run')} side by side",
@@ -79,10 +86,9 @@ def runs_page(document: Mapping[str, Any]) -> Page:
     )  # fmt: skip
 
 
-def _grid(grid: tables.Grid) -> Grid:
+def _grid(grid: tables.Grid, caption: str) -> Grid:
     texts = sum(not one for one in grid.numeric)
-    caption = " ".join(filter(None, [grid.title, *grid.lines]))
-    return Grid(caption[:1].upper() + caption[1:], grid.headings, grid.cells, texts=texts)
+    return Grid(" ".join([caption, *grid.lines]), grid.headings, grid.cells, texts=texts)
 
 
 def _categories(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
@@ -111,7 +117,7 @@ def _table(rows: Sequence[Mapping[str, Any]], metric: str, reference: str) -> Ca
     left = len(runs) - len(shown)
     more = f" {plural(left, 'further run')} in the parts below." if left else ""
     return CategoryTable(
-        caption=f"{metric_label(metric)} of each category in each run; differences are to "
+        caption=f"{sentence_case(metric)} of each category in each run; differences are to "
         f"{reference}. A heading sorts, a name leads to all of its category.{more}",
         headings=(
             Heading("category"),
