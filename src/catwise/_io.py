@@ -176,7 +176,7 @@ def _refuse_existing(shown: Path, target: Path, *, overwrite: bool) -> None:
     if not overwrite and list_names(target):
         raise OutputError(
             f"'{shown}' exists and is not empty.",
-            remedy="choose another folder, or ask to overwrite it",
+            remedy="choose another folder, or replace it with overwrite=True",
         )
 
 

@@ -77,8 +77,7 @@ def check_choices(
         raise ConfigError(
             "validation data are needed to choose with.",
             found=f"valid=None with preset={preset!r}, validation={chosen!r}",
-            remedy="give valid=(features, labels), or use preset='default' with "
-            "validation='fit_and_select'",
+            remedy="use preset='default' with validation='fit_and_select', or give validation rows",
         )
     if preset == "paper" and chosen != "select":
         raise ConfigError(
@@ -92,6 +91,6 @@ def check_choices(
             "the preset 'default' takes no methods.",
             found=f"methods={list(methods)}",
             expected="methods=None",
-            remedy="preset='paper' takes methods=['bp_bce'], ['bp_asl'] or ['ga']",
+            remedy="use preset='paper', which takes them, or leave them out",
         )
     return chosen

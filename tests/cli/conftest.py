@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
+
+from cli.remedies import watching
+from cli.remedies_table import REMEDIES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @pytest.fixture(autouse=True)
-def plain_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def plain_terminal() -> Iterator[None]:
     """Tables have the width for pipes, whatever the runner says about its terminal."""
-    for name in ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR"):
-        monkeypatch.delenv(name, raising=False)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR"):
+            patch.delenv(name, raising=False)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def remedies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What errors recommend is listed, and runs; see `cli.remedies`."""
+    with watching(tmp_path_factory.getbasetemp(), REMEDIES):
+        yield

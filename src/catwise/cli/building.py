@@ -25,7 +25,7 @@ _ARGUMENT: Final = re.compile(
 _MODEL_ARGUMENT: Final = re.compile(r"model_args=\{'(\w+)': ('[^'\n]*'|\"[^\"\n]*\"|[^\s'}]+)\}")
 _CALL: Final = r"[\w.]+\([^()\n]*(?:\([^()\n]*\)[^()\n]*)*\)"
 _VALUE: Final = r"\w+=(?:'[^'\n]*'|\"[^\"\n]*\"|\[[^\]\n]*\]|\{[^}\n]*\}|[^\s'\",;:]+)"
-_BOTH: Final = re.compile(rf"(?:{_CALL}|{_VALUE}) \((--[^()\n]*)\)")
+_BOTH: Final = re.compile(rf"(?:{_CALL}|{_VALUE}) \(((?:--|catwise )[^()\n]*)\)")
 """What Python says, and then in brackets what the command line says."""
 
 
@@ -94,6 +94,8 @@ def option_names(command: click.Command | None) -> dict[str, str]:
     no = {f"not {p.name}": p.secondary_opts[0] for p in options if p.secondary_opts}
     if "overwrite" not in names and "force" in names:
         names["overwrite"] = names["force"]
+    if any("--head-key" in one.opts for one in options):
+        names["key"] = "--head-key"
     return names | no
 
 

@@ -11,7 +11,7 @@ import click
 
 from catwise._names import METRICS, POOLS, UNITS
 from catwise._options import group, option
-from catwise.cli.building import make_command
+from catwise.cli.building import make_command, spelled_as
 from catwise.cli.console import Output
 from catwise.cli.inputs import (
     check_device,
@@ -194,7 +194,8 @@ def _other(path: Path, key: str | None, source: HeadOptions, head: Head) -> Head
     from catwise.joining import name_rows
 
     names = None if source.head_categories is None else read_names(source.head_categories)
-    return name_rows(read_head(path, key=key), names or head.categories)
+    with spelled_as({"key": "--against-key"}):
+        return name_rows(read_head(path, key=key), names or head.categories)
 
 
 def _show(document: dict[str, Any], metrics: tuple[str, ...], output: Output) -> None:

@@ -33,6 +33,9 @@ class Options:
         metavar="FILE",
         help="Names of the first one's rows, one a line, where it has none.",
     )
+    head_key: str | None = option(
+        None, metavar="KEY", help="The weight's key in the first one, if it is a checkpoint."
+    )
     drop: tuple[str, ...] = option(
         (), metavar="NAME", first=True, help="A category that is left out (repeatable)."
     )
@@ -50,13 +53,14 @@ class Options:
     def __post_init__(self) -> None:
         if self.drop and self.order is not None:
             raise click.UsageError("give either --drop or --order.")
-        if len(self.heads) == 1 and not self.drop and self.order is None:
-            raise click.UsageError("give several --head, or --drop or --order.")
+        changes = self.drop or self.order is not None or self.head_categories is not None
+        if len(self.heads) == 1 and not changes:
+            raise click.UsageError("give several --head, or --drop, --order or --head-categories.")
 
 
 @make_command("join", "Put heads of different categories together, or leave rows out.")
 def command(given: Options) -> None:
-    """Put the rows of several heads over one backbone into one head, or some of one.
+    """Put the rows of several heads over one backbone into one head, or rows of one.
 
     Their numbers do not change. Whether heads belong to one backbone cannot be seen from them: only
     that they take as many features. `catwise apply --resize` writes the new head into a copy of the
@@ -70,7 +74,7 @@ def command(given: Options) -> None:
     hold_output(given.out)
     files = [path for path in given.heads if path.is_file()]
     check_destination(given.out, files, what="one of the inputs", overwrite=given.overwrite)
-    first, *others = _read(given.heads, names)
+    first, *others = _read(given.heads, names, given.head_key)
     joined = first.join(*others) if others else first
     head = joined
     if order is not None:
@@ -100,14 +104,14 @@ def command(given: Options) -> None:
     )
 
 
-def _read(paths: tuple[Path, ...], names: list[str] | None) -> list[Head]:
+def _read(paths: tuple[Path, ...], names: list[str] | None, key: str | None) -> list[Head]:
     """All heads; the first one's rows may be named."""
     from catwise.cli.runs import read_candidate
     from catwise.heads import read_head
 
     first = paths[0]
     is_run = first.is_dir()
-    head = read_candidate(first).head if is_run else read_head(first, categories=names)
+    head = read_candidate(first).head if is_run else read_head(first, categories=names, key=key)
     if is_run and names is not None:
         head = head.replace(categories=names)
     return [head, *(read_candidate(path).head for path in paths[1:])]

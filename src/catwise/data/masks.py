@@ -200,7 +200,7 @@ def apply_mask(
             if missing
             else "the same places with other labels",
             expected="the labels from which some were dropped",
-            remedy="same_labels=False to use the mask on corrected labels",
+            remedy="same_labels=False (--corrected) to use the mask on corrected labels",
         )
     return kept
 

@@ -238,7 +238,7 @@ def _remote(
         raise OutputError(
             f"'{url}' exists and is not empty.",
             found=", ".join(sorted(old)[:3]),
-            remedy="choose another place, or ask to overwrite it",
+            remedy="choose another place, or replace it with overwrite=True",
         )
     numbers = [number for name in old if (number := file_number(name)) is not None]
     sent: list[str] = []

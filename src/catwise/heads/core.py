@@ -390,7 +390,8 @@ def _different_rows(parts: Sequence[Head]) -> list[list[int]]:
             found=", ".join(map(repr, clashing[:_SHOWN])),
             expected="heads of different categories",
             remedy="leave them out of all but one with head.drop_categories([…]) (catwise join "
-            "--head ONE --drop NAME), or rename them with head.replace(categories=[…])",
+            "--head ONE --drop NAME --out FILE), or rename them with head.replace(categories=[…]) "
+            "(catwise join --head ONE --head-categories NAMES --out FILE)",
         )
     return rows
 

@@ -65,7 +65,8 @@ def check_destination(
         )
     if not overwrite:
         raise OutputError(
-            f"'{destination}' exists.", remedy="choose another name, or ask to overwrite it"
+            f"'{destination}' exists.",
+            remedy="choose another name, or replace it with overwrite=True",
         )
 
 

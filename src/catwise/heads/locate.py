@@ -148,7 +148,7 @@ def _unsure(catalog: Catalog, found: Found, doubts: Sequence[Doubt]) -> HeadErro
     sure = (
         "give the model too (--model KIND:NAME; in Python load_model), which is then run and "
         "compared; or, if you know that it is the last, name it: "
-        f"--head-key {found.location.name}; in Python key={found.location.name!r}"
+        f"key={found.location.name!r} (--head-key {found.location.name})"
     )
     return HeadError(
         f"the head of {catalog.label} cannot be told: {found.location.name!r} may not be the last "

@@ -39,7 +39,8 @@ def load_head(path: str | os.PathLike[str]) -> Head:
         raise CheckpointError(
             f"'{path}' is not a head of catwise.",
             found=f"a safetensors file with {len(layout.tensors):,} tensors",
-            remedy="read_head finds the head inside a checkpoint",
+            remedy="take the head out of a checkpoint: read_head(…) "
+            "(catwise join --head CHECKPOINT --head-categories NAMES --out FILE)",
         )
     return head_of_layout(path, layout)
 

@@ -123,7 +123,8 @@ def _bad_shares(found: str) -> ConfigError:
         "the shares of the splits cannot be used.",
         found=found,
         expected="different names, each with a share above 0, and shares whose sum is 1",
-        remedy='{"train": 0.7, "valid": 0.1, "test": 0.2}',
+        remedy='shares={"train": 0.7, "valid": 0.1, "test": 0.2} '
+        "(--share train=0.7 --share valid=0.1 --share test=0.2)",
     )
 
 

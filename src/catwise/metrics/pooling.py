@@ -316,6 +316,6 @@ def folders(ids: NDArray[np.str_]) -> NDArray[np.str_]:
             "ids do not tell studies.",
             found=repr(str(ids[found.index("")])),
             expected="paths, the images of a study in one folder",
-            remedy="ids that are paths, or in Python by={id: study, …}",
+            remedy="by='image', ids that are paths, or in Python by={id: study, …}",
         )
     return np.array(found, dtype=np.str_)

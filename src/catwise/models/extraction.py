@@ -382,9 +382,10 @@ def _forward(
 
 
 def _own_remedies(images: list[Any], lost: list[int]) -> list[str]:
-    """What the errors of images recommend themselves, such as to say what white is."""
+    """The argument that errors of images recommend themselves, such as what white is."""
     errors = [getattr(images[at], "error", None) for at in lost]
-    return sorted({text for error in errors if (text := getattr(error, "remedy", None))})[:1]
+    texts = {getattr(error, "remedy", None) or "" for error in errors}
+    return sorted(text for text in texts if "=" in text)[:1]
 
 
 def _stored(job: _Job, kept: Tensor, row: int, names: list[str] | None) -> Tensor:
