@@ -6,7 +6,8 @@ import multiprocessing
 import os
 import signal
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing import connection
 from typing import Any, Final, NamedTuple
 
@@ -95,9 +96,27 @@ def _context() -> Any:
     """Processes that begin as new ones: a fork of a process that runs threads may hang."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
+    from multiprocessing import forkserver  # where there is one
+
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
+    with _deaf_children():
+        forkserver.ensure_running()
     return context
+
+
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes that begin now pay no heed to Ctrl-C, not even while they import."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _started(context: Any) -> _Process:
