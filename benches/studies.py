@@ -114,18 +114,20 @@ def show(head: str, lines: list[dict], name: Callable[[dict], str]) -> None:
           + " | default − paper | select − paper |")  # fmt: skip
     print("|---|---:|---:|" + "---:|" * (len(methods) + 2))
     for title, row in rows.items():
-        cells = [difference(row.get(one), "") for one in methods]
-        cells += [difference(row.get(one), "against_") for one in ("default", "select")]
         n = max(line["n_cells"] for method, line in row.items() if method != "base")
+        cells = [difference(row.get(one), "", n) for one in methods]
+        cells += [difference(row.get(one), "against_", n) for one in ("default", "select")]
         print(f"| {title} | {n} | {row['base']['score']:.4f} | " + " | ".join(cells) + " |")
 
 
-def difference(line: dict | None, prefix: str) -> str:
+def difference(line: dict | None, prefix: str, n: int) -> str:
+    """A difference with half of its interval; of how many cells, where these are not all."""
     if line is None or line[f"{prefix}difference"] is None:
         return "–"
     low, high = line[f"{prefix}difference_low"], line[f"{prefix}difference_high"]
     half = "" if low is None else f" ± {(high - low) / 2:.4f}"
-    return f"{line[f'{prefix}difference']:+.4f}{half}".replace("-", "−")
+    own = "" if line["n_cells"] == n else f" ({line['n_cells']} cells)"
+    return f"{line[f'{prefix}difference']:+.4f}{half}{own}".replace("-", "−")
 
 
 def main() -> None:

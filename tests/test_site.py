@@ -31,6 +31,7 @@ PUBLIC = [
     "predicting",
     "progress",
     "reporting",
+    "studies",
     "testing",
     "training",
     "tuning",

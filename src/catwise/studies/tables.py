@@ -158,8 +158,10 @@ def _means(
     lines = []
     for group in _grouped(kept, ("seed", *given.over)):
         each = [_averaged(own) for own in _grouped(group, given.over)]
-        if any(one["n_cells"] > 1 for one in each):
-            lines.append(_line(study, each, **dict.fromkeys(given.over, MEAN)))
+        most = max(one["n_cells"] for one in each)
+        if most > 1:  # of the seeds that have all of them
+            whole = [one for one in each if one["n_cells"] == most]
+            lines.append(_line(study, whole, **dict.fromkeys(given.over, MEAN)))
     return lines
 
 

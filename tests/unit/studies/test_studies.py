@@ -228,9 +228,12 @@ def test_a_piece(done, tmp_path):
     ]
     assert result.n_ahead == 7
     assert result.cells[0]["against_difference"] is None
+    part = run_study(file, out, only=["seed=0", "method=default"])
+    (mean,) = [one for one in part.lines if one["scheme"] == "mean" and one["method"] == "default"]
+    assert (mean["seeds"], mean["n_cells"]) == ([0], 2)  # seed 1 lacks a scheme so far
     assert len(prepare_study(file, out, cells="1-2").wanted) == 2
     stopped = run_study(file, out, minutes=1e-9)
-    assert stopped.n_ahead == 7
+    assert stopped.n_ahead == 5
     whole = run_study(file, out)
     assert whole.lines == done[2].lines
 
