@@ -25,6 +25,7 @@ RUN: Final = "run"
 EVALUATION: Final = "evaluation.json"
 REPORT: Final = "report.html"
 CARD: Final = "MODEL_CARD.md"
+README: Final = "README.md"
 LEFT_OUT: Final = "left_out.csv"
 PREVIOUS: Final = "previous.safetensors"
 PREVIOUS_RUN: Final = "previous"
@@ -42,6 +43,11 @@ def checkpoint_name(name: str) -> str:
     """What the new checkpoint is called: as the old one, unless a file of ours has that name."""
     taken = {*_OURS, *(f"{FEATURES}.{more}" for more in ("parts", "new", "new.parts"))}
     return f"model-{name}" if name in taken or name.startswith(".catwise-") else name
+
+
+def has_readme(folder: Path) -> bool:
+    """Whether a folder of a model has a README of its own, which stays what it is."""
+    return any(path.name.lower() == README.lower() for path in folder.iterdir())
 
 
 @dataclass

@@ -32,10 +32,12 @@ from catwise.fixing.folder import (
     LEFT_OUT,
     PREVIOUS,
     PREVIOUS_RUN,
+    README,
     REPORT,
     RUN,
     STEPS,
     State,
+    has_readme,
 )
 from catwise.fixing.images import FoundImages, places
 from catwise.fixing.inputs import (
@@ -218,7 +220,7 @@ class FixResult:
         out: the folder.
         checkpoint: the new checkpoint, a file or a folder.
         report: one page: what changed, how sure that is, what was left alone and why.
-        card: a snippet for the model's card.
+        card: the model's card.
         evaluation: JSON-ready: verdict, means and categories before and after on the test images,
             as in `TuneResult.evaluation`; None without test labels.
         run: the account of the tuning as `run_document` gives it: summary, records, gap, notes.
@@ -477,7 +479,10 @@ def _account(
     left_out: list[dict[str, str]],
     progress: ProgressCallback | None,
 ) -> FixResult:
-    """Report and card, always made again from what the steps left."""
+    """Report and card, always made again from what the steps left.
+
+    The card is the README, too, of a model's folder that had none.
+    """
     folder, facts = job.state.folder, job.state.facts
     target = folder / job.state.target
     run = read_run(folder / RUN)
@@ -489,7 +494,11 @@ def _account(
         pictures = make_thumbnails(run["curves"], job.source, wanted=wanted, progress=progress)
     page = {**run, "checkpoint": about, "thumbnails": pictures}
     write_text(folder / REPORT, render_report(page, progress=progress))
-    write_text(folder / CARD, account.card(job.model, head, run, about))
+    card = account.card(job.model, head, run, about, job.state.inputs)
+    write_text(folder / CARD, card)
+    request = job.model.request
+    if target.is_dir() and request is not None and not has_readme(Path(request.name)):
+        write_text(target / README, card)
     return FixResult(
         out=folder,
         checkpoint=target,

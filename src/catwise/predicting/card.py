@@ -9,6 +9,7 @@ from catwise._text import clean
 from catwise.heads import Head
 from catwise.models import LoadedModel
 from catwise.models.card import model_card
+from catwise.models.hub import front_matter, hub_metadata
 
 _COLUMNS: Final = {
     "calibration": "calibration",
@@ -45,10 +46,10 @@ def classifier_card(
         conformal: sets of answers as JSON, or None.
         lines: what was verified, a sentence each.
     """
-    parts = []
+    parts = [front_matter(hub_metadata(model)), "# Classifier", ""]
     if model is not None:
         base = model.head
-        parts = [
+        parts += [
             model_card(
                 model.name,
                 head,

@@ -248,6 +248,11 @@ def records_table(records: Sequence[Row], *, limit: int = 40, title: str = "Cate
         limit: at most so many rows, those with the largest gain or loss; 0 shows all.
         title: what stands above; it says which rows the scores are of.
     """
+    return as_terminal(records_grid(records, limit=limit, title=title))
+
+
+def records_grid(records: Sequence[Row], *, limit: int = 0, title: str | None = None) -> Grid:
+    """The table of `records_table`, in any form."""
     raw = any(r.get("after") is None and r.get("selected_on") is not None for r in records)
     columns = [
         text("category"),
@@ -264,7 +269,7 @@ def records_table(records: Sequence[Row], *, limit: int = 40, title: str = "Cate
         skipped = record.get("status") == "skipped"
         return "dim" if skipped else _STYLES.get(outcome_of(record), "")
 
-    return build_table(records, columns, title=title, limit=limit, importance="gain", style=style)
+    return lay_out(records, columns, title=title, limit=limit, importance="gain", style=style)
 
 
 def _known(record: Row) -> str:
@@ -307,10 +312,17 @@ def differences_table(
         limit: at most so many rows, those with the largest difference; 0 shows all.
         title: what stands above; by default that these are test rows.
     """
+    return as_terminal(differences_grid(evaluation, limit=limit, title=title))
+
+
+def differences_grid(
+    evaluation: Mapping[str, Any], *, limit: int = 0, title: str | None = None
+) -> Grid:
+    """The table of `differences_table`, in any form."""
     if title is None:
         rows = plural(int(evaluation["n_rows"]), "test row")
         title = f"{metric_label(evaluation['metric'])} on {rows}, which chose nothing"
-    return build_table(
+    return lay_out(
         evaluation["categories"],
         [
             text("category"),
