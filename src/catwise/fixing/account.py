@@ -133,7 +133,7 @@ def _labels_read(run: Mapping[str, Any], labels: Mapping[str, Any]) -> list[str]
     """What was read as what, and how much of it there was, a line each."""
     policy, splits = run["config"].get("policy"), run["inputs"].get("splits", {})
     items = [
-        f"{key.replace('_', ' ')}: {clean(Path(value).name if key == 'path' else value)}"
+        f"{key.replace('_', ' ')}: {clean(Path(str(value)).name if key == 'path' else value)}"
         for key, value in labels.items()
         if isinstance(value, (str, int)) and not isinstance(value, bool) and key != "root"
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from catwise._csv import rows_csv
 from catwise._json import json_ready
@@ -16,11 +16,8 @@ from catwise.reporting.summary import (
     outcome_text,
     scored_on,
 )
+from catwise.reporting.terminal import Grid, TerminalTable
 from catwise.tuning.account.documents import Record
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
 
 Row: TypeAlias = Mapping[str, Any]
 
@@ -77,26 +74,6 @@ def bounds(name: str, key: str, write: Callable[[object, object], str] = interva
     return Column(name, lambda row: write(row.get(low), row.get(high)), low)
 
 
-class Grid(NamedTuple):
-    """A table as texts, before it is written for a terminal, in Markdown or in LaTeX.
-
-    Attributes:
-        headings: of the columns.
-        numeric: which of them hold numbers.
-        cells: a list a row.
-        styles: of the rows on a terminal, such as "green".
-        title: what stands above, or None.
-        lines: what stands below.
-    """
-
-    headings: list[str]
-    numeric: list[bool]
-    cells: list[list[str]]
-    styles: list[str]
-    title: str | None
-    lines: list[str]
-
-
 def lay_out(
     rows: Sequence[Row],
     columns: Sequence[Column],
@@ -136,7 +113,7 @@ def lay_out(
     )
 
 
-def build_table(rows: Sequence[Row], columns: Sequence[Column], **how: Any) -> Table:
+def build_table(rows: Sequence[Row], columns: Sequence[Column], **how: Any) -> TerminalTable:
     """Rows as a table for a terminal; names are shown as they are, never as markup.
 
     Arguments are those of :func:`lay_out`.
@@ -144,20 +121,9 @@ def build_table(rows: Sequence[Row], columns: Sequence[Column], **how: Any) -> T
     return as_terminal(lay_out(rows, columns, **how))
 
 
-def as_terminal(grid: Grid) -> Table:
-    """A table of texts for a terminal."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=grid.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    for name, numeric in zip(grid.headings, grid.numeric, strict=True):
-        justify: Any = "right" if numeric else "left"
-        table.add_column(Text(name), justify=justify, no_wrap=numeric, overflow="fold")
-    for cells, style in zip(grid.cells, grid.styles, strict=True):
-        table.add_row(*map(Text, cells), style=style)
-    table.caption = "\n".join(grid.lines) or None
-    return table
+def as_terminal(grid: Grid) -> TerminalTable:
+    """A table of texts for a terminal, however wide that is."""
+    return TerminalTable(grid)
 
 
 def as_markdown(grid: Grid) -> str:
@@ -237,7 +203,9 @@ def _largest(rows: Sequence[Row], limit: int, key: str) -> Sequence[Row]:
     return [rows[i] for i in sorted(sorted(range(len(rows)), key=size)[:limit])]
 
 
-def records_table(records: Sequence[Row], *, limit: int = 40, title: str = "Categories") -> Table:
+def records_table(
+    records: Sequence[Row], *, limit: int = 40, title: str = "Categories"
+) -> TerminalTable:
     """The records of a run as a table for a terminal: what the rows that chose say.
 
     Green is a gain that is shown, red a loss; what was kept has no colour.
@@ -289,7 +257,7 @@ def by_difference(rows: Iterable[Row], metric: object) -> list[Row]:
     return sorted(rows, key=place)
 
 
-def run_table(document: Mapping[str, Any], *, limit: int = 40) -> Table:
+def run_table(document: Mapping[str, Any], *, limit: int = 40) -> TerminalTable:
     """The categories of a run as a table for a terminal: on test rows where there are any.
 
     Args:
@@ -304,7 +272,7 @@ def run_table(document: Mapping[str, Any], *, limit: int = 40) -> Table:
 
 def differences_table(
     evaluation: Mapping[str, Any], *, limit: int = 40, title: str | None = None
-) -> Table:
+) -> TerminalTable:
     """Both heads on the same rows, category by category, as a table for a terminal.
 
     Args:
@@ -351,7 +319,7 @@ def _is_one_of_many(row: Row) -> bool:
 
 def evaluation_table(
     rows: Sequence[Row], metrics: Sequence[str], *, limit: int = 40, title: str = "Evaluation"
-) -> Table:
+) -> TerminalTable:
     """Metrics per category as a table for a terminal, one or two of them with intervals.
 
     Args:
@@ -375,7 +343,7 @@ def _range(low: object, high: object) -> str:
     return NOTHING if low is None or high is None else f"{score(low)} to {score(high)}"
 
 
-def means_table(means: Mapping[str, Row], *, title: str = "Means") -> Table:
+def means_table(means: Mapping[str, Row], *, title: str = "Means") -> TerminalTable:
     """The means of an evaluation as a table for a terminal; each says how much it covers.
 
     Args:
@@ -394,7 +362,7 @@ def means_table(means: Mapping[str, Row], *, title: str = "Means") -> Table:
     )
 
 
-def comparison_table(rows: Sequence[Row], *, metric: str = "mean AP", title: str) -> Table:
+def comparison_table(rows: Sequence[Row], *, metric: str = "mean AP", title: str) -> TerminalTable:
     """Several heads on the same test data as a table for a terminal.
 
     Args:
@@ -413,7 +381,7 @@ def comparison_table(rows: Sequence[Row], *, metric: str = "mean AP", title: str
     return build_table(rows, columns, title=title)
 
 
-def audit_table(rows: Sequence[Row], *, limit: int = 0, title: str) -> Table:
+def audit_table(rows: Sequence[Row], *, limit: int = 0, title: str) -> TerminalTable:
     """What is known of each category as a table for a terminal.
 
     Args:
@@ -431,45 +399,50 @@ def audit_table(rows: Sequence[Row], *, limit: int = 0, title: str) -> Table:
     return build_table(rows, columns, title=title, limit=limit, importance="known")
 
 
-def calibration_table(rows: Sequence[Row], *, limit: int = 40) -> Table:
+def calibration_table(rows: Sequence[Row], *, limit: int = 40) -> TerminalTable:
     """Calibrations as a table for a terminal; with log-loss before and after on test rows.
 
     Args:
         rows: as `Calibration.records()` gives them.
         limit: at most so many rows; 0 shows all.
     """
-    columns = [text("category"), text("method"), *numbers(score, "scale", "offset")]
+    columns, title = [text("category"), text("method")], "Calibration"
+    columns += numbers(score, "scale", "offset")
     columns += numbers(count, positives="n_positive", negatives="n_negative")
     if any("log_loss_before" in row for row in rows):
+        title = "Calibration, with the log-loss on test rows before and after"
         columns += numbers(score, before="log_loss_before", after="log_loss_after")
         columns.append(bounds("difference", "log_loss_difference"))
     if any(row.get("reason") for row in rows):
         columns.append(text("note", "reason"))
-    return build_table(rows, columns, title="Calibration", limit=limit)
+    return build_table(rows, columns, title=title, limit=limit)
 
 
-def thresholds_table(rows: Sequence[Row], *, limit: int = 40) -> Table:
+def thresholds_table(rows: Sequence[Row], *, limit: int = 40) -> TerminalTable:
     """Thresholds as a table for a terminal, with what they reach on test rows where there are any.
 
     Args:
         rows: as `Thresholds.records()` gives them.
         limit: at most so many rows; 0 shows all.
     """
-    columns = [text("category"), *numbers(score, "threshold", "probability")]
+    columns, title = [text("category"), *numbers(score, "threshold", "probability")], "Thresholds"
     if any("sensitivity" in row for row in rows):
+        title = "Thresholds, and what they reach on test rows"
         columns += [*numbers(score, "sensitivity"), bounds("interval", "sensitivity", _range)]
         columns += numbers(score, "specificity", "precision")
         columns += numbers(count, **{"alerts/1,000": "alerts_per_1000"})
-    return build_table(rows, columns, title="Thresholds", limit=limit)
+    return build_table(rows, columns, title=title, limit=limit)
 
 
-def conformal_table(rows: Sequence[Row], *, limit: int = 40) -> Table:
+def conformal_table(rows: Sequence[Row], *, limit: int = 40) -> TerminalTable:
     """Cut-offs of sets as a table for a terminal, with what they cover on test rows.
 
     Args:
         rows: as `ConformalSets.records()` gives them.
         limit: at most so many rows; 0 shows all.
     """
+    on_test = any(f"{side}_covered" in row for row in rows for side in ("positive", "negative"))
+    title = f"Conformal sets, and what they cover{' on test rows' if on_test else ', as expected'}"
     columns = [text("category")]
     columns += numbers(score, **{"positive from": "positive_from"})
     columns += numbers(score, **{"negative below": "negative_below"})
@@ -482,12 +455,12 @@ def conformal_table(rows: Sequence[Row], *, limit: int = 40) -> Table:
             columns += numbers(score, **{"90% at least": f"{side}_low"})
     if any("both_per_1000" in row for row in rows):
         columns += numbers(count, **{"unsure/1,000": "both_per_1000"})
-    return build_table(rows, columns, title="Conformal sets", limit=limit)
+    return build_table(rows, columns, title=title, limit=limit)
 
 
 def ensemble_table(
     rows: Sequence[Row], members: Sequence[str], *, metric: str | None = None, limit: int = 40
-) -> Table:
+) -> TerminalTable:
     """An ensemble as a table for a terminal, beside its members on test rows if there are any.
 
     Args:
@@ -664,7 +637,7 @@ def _axis_text(axis: str) -> Callable[[Row], str]:
     return cell
 
 
-def cells_table(rows: Sequence[Row], *, limit: int = 40) -> Table:
+def cells_table(rows: Sequence[Row], *, limit: int = 40) -> TerminalTable:
     """Cells to label next as a table for a terminal.
 
     Args:
@@ -675,7 +648,7 @@ def cells_table(rows: Sequence[Row], *, limit: int = 40) -> Table:
     return build_table(rows, columns, title="To label next", limit=limit, rest="cells")
 
 
-def suspects_table(rows: Sequence[Row], *, limit: int = 40, title: str) -> Table:
+def suspects_table(rows: Sequence[Row], *, limit: int = 40, title: str) -> TerminalTable:
     """Known labels that are probably wrong as a table for a terminal.
 
     Args:
