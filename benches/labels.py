@@ -1,12 +1,18 @@
 """Speed and memory of reading labels at the size of the field's data sets.
 
     python benches/labels.py [--rows N] [--images N] [--shuffled] [--chexpert] [--json FILE]
+    python benches/labels.py --against ../before/src [--pairs 5]
+    python benches/labels.py --columns 10000 100000 [--pairs 3]
 
 Writes a generated label file of Open Images' V3 layout into a temporary folder, reads it and
 audits it in a process of its own (all that `catwise audit` computes: the table, findings, and what
 is unknown together), and prints seconds and peak memory. With `--chexpert` it
 writes and reads 223,414 rows of CheXpert's layout too. What is read is asserted against numpy's
 own counts of what was written.
+
+`--against` reads and audits CheXpert's size with the source of another checkout too, in turns, and
+prints the ratio of the processor times of each pair. `--columns` reads wide tables of so many
+columns and equally many rows, in turns: seconds per cell should not grow with the columns.
 """
 
 from __future__ import annotations
@@ -14,8 +20,10 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import platform
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,7 +36,7 @@ N_CATEGORIES = 5_000
 WRITE_ROWS = 500_000
 CHEXPERT_ROWS = 223_414
 GIB = 2**30
-BARS = {"read": 30.0, "read_and_audit": 60.0, "gib": 4.0, "chexpert": 5.0}
+BARS = {"read": 30.0, "read_and_audit": 60.0, "gib": 4.0, "chexpert": 5.0, "ratio": 0.7}
 OBSERVATIONS = (
     "No Finding",
     "Enlarged Cardiomediastinum",
@@ -45,6 +53,12 @@ OBSERVATIONS = (
     "Fracture",
     "Support Devices",
 )
+SHARES = (  # positive and uncertain, in percent of all studies
+    (8.86, 0.0), (4.81, 5.41), (12.26, 3.52), (49.39, 2.31), (3.65, 0.57), (26.06, 6.17),
+    (6.78, 12.78), (2.44, 8.34), (15.63, 15.66), (9.23, 1.42), (40.34, 5.02), (1.3, 0.94),
+    (3.87, 0.26), (56.4, 0.48),
+)  # fmt: skip
+TABLE_CELLS = 20_000_000
 
 
 # ----------------------------------------------------------------------------- Open Images
@@ -172,20 +186,35 @@ def read_openimages(folder: Path) -> dict[str, float]:
 
 
 def write_chexpert(folder: Path) -> None:
-    """Put a train.csv of CheXpert's size and layout, and its counts, on disk."""
+    """Put a train.csv of CheXpert's size and layout, and its counts, on disk.
+
+    Shares of positive and uncertain labels are those of the paper's table 1 (Irvin et al. 2019).
+    """
     rng = np.random.default_rng(1)
-    kinds = rng.choice(4, (CHEXPERT_ROWS, len(OBSERVATIONS)), p=(0.6, 0.2, 0.1, 0.1))
-    texts = np.array(["", "1.0", "0.0", "-1.0"], dtype=object)[kinds].tolist()
+    positive, uncertain = np.array(SHARES).T / 100
+    negative = 0.3 * (1 - positive - uncertain)
+    edges = np.cumsum([positive, negative, uncertain], axis=0)
+    drawn = rng.random((CHEXPERT_ROWS, len(OBSERVATIONS)))
+    kinds = (drawn[..., None] >= edges.T).sum(axis=-1)  # positive, negative, uncertain, blank
+    texts = np.array(["1.0", "0.0", "-1.0", ""], dtype=object)[kinds].tolist()
     head = "Path,Sex,Age,Frontal/Lateral,AP/PA," + ",".join(OBSERVATIONS) + "\n"
+    patient = study = view = 0
+    ages, chances = rng.integers(18, 91, CHEXPERT_ROWS), rng.random((CHEXPERT_ROWS, 3))
     with (folder / "train.csv").open("w", encoding="utf-8") as file:
         file.write(head)
-        for i, row in enumerate(texts):
-            patient, view = i // 3 + 1, i % 3 + 1
-            path = f"CheXpert-v1.0-small/train/patient{patient:05d}/study1/view{view}_frontal.jpg"
-            file.write(f"{path},Female,{20 + i % 70},Frontal,AP,{','.join(row)}\n")
+        for row, age, chance in zip(texts, ages.tolist(), chances.tolist(), strict=True):
+            view += 1
+            if view == 1 or chance[0] > 0.16:  # 223,414 images are of 187,641 studies
+                study, view = study + 1, 1
+            if patient == 0 or (view == 1 and chance[1] < 0.345):  # of 64,540 patients
+                patient, study = patient + 1, 1
+            side, position = ("frontal", "AP") if chance[2] < 0.855 else ("lateral", "")
+            path = f"CheXpert-v1.0-small/train/patient{patient:05d}/study{study}/view{view}_{side}"
+            about = f"Female,{age},{side.capitalize()},{position}"
+            file.write(f"{path}.jpg,{about},{','.join(row)}\n")
     found = {
         name: (kinds == kind).sum(axis=0).tolist()
-        for kind, name in ((1, "positive"), (2, "negative"), (3, "uncertain"))
+        for kind, name in enumerate(("positive", "negative", "uncertain"))
     }
     (folder / "truth.json").write_text(json.dumps(found), encoding="utf-8")
 
@@ -212,6 +241,42 @@ def read_chexpert(folder: Path) -> dict[str, float]:
     return report_of(clock, work, peak)
 
 
+# ------------------------------------------------------------------------------ wide tables
+
+
+def write_columns(folder: Path, n_columns: int, n_rows: int) -> None:
+    """Put a wide table, a tenth of whose labels are known, and its counts on disk."""
+    rng = np.random.default_rng(2)
+    kinds = rng.choice(3, (n_rows, n_columns), p=(0.9, 0.06, 0.04)).astype(np.int8)
+    texts = np.array(["", "1", "0"], dtype=object)
+    with (folder / "train.csv").open("w", encoding="utf-8") as file:
+        file.write("id," + ",".join(f"category {j}" for j in range(n_columns)) + "\n")
+        for i in range(n_rows):
+            file.write(f"{i:06d}.jpg,{','.join(texts[kinds[i]])}\n")
+    found = {
+        name: (kinds == kind).sum(axis=0).tolist()
+        for kind, name in ((1, "positive"), (2, "negative"))
+    }
+    (folder / "truth.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+def read_columns(folder: Path) -> dict[str, float]:
+    """Read, in a process of its own; assert what was read."""
+    read = importlib.import_module("catwise.data").read_label_table
+    importlib.import_module("catwise.labels.audit")
+    clock, work = [time.perf_counter()], [time.process_time()]
+    labels = read(folder / "train.csv", encoding="nan", id_column="id")
+    clock.append(time.perf_counter())
+    work.append(time.process_time())
+    counts = labels.counts()
+    clock.append(time.perf_counter())
+    work.append(time.process_time())
+    truth = json.loads((folder / "truth.json").read_text(encoding="utf-8"))
+    for name, values in truth.items():
+        assert getattr(counts, name).tolist() == values, name
+    return report_of(clock, work, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
 # ------------------------------------------------------------------------------- the run
 
 CHILDREN = {
@@ -219,15 +284,24 @@ CHILDREN = {
     "read_openimages": lambda a: read_openimages(a.folder),
     "write_chexpert": lambda a: write_chexpert(a.folder),
     "read_chexpert": lambda a: read_chexpert(a.folder),
+    "write_columns": lambda a: write_columns(a.folder, a.images, a.rows),
+    "read_columns": lambda a: read_columns(a.folder),
 }
 
 
-def child(name: str, folder: Path, args: argparse.Namespace) -> dict[str, float]:
-    """Run one step in a process of its own: a process's peak memory never goes down again."""
+def child(
+    name: str, folder: Path, args: argparse.Namespace, source: Path | None = None
+) -> dict[str, float]:
+    """Run one step in a process of its own: a process's peak memory never goes down again.
+
+    `source` is another folder that catwise is imported from.
+    """
     command = [sys.executable, str(Path(__file__).resolve()), "--child", name]
     command += ["--folder", str(folder), "--rows", str(args.rows), "--images", str(args.images)]
     command += ["--shuffled"] if args.shuffled else []
-    done = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE)
+    own = {"PYTHONPATH": str(source.resolve())} if source else {}
+    env = {**os.environ, **own}
+    done = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, env=env)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -241,12 +315,71 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, float]:
         return child(f"read_{name}", Path(folder), args)
 
 
+def compare(args: argparse.Namespace) -> dict[str, object]:
+    """CheXpert's size with two sources, in turns."""
+    here = Path(__file__).resolve().parents[1] / "src"
+    ratios, pairs = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        child("write_chexpert", Path(folder), args)
+        for turn in range(args.pairs + 1):
+            found = [
+                child("read_chexpert", Path(folder), args, source)
+                for source in ((here, args.against) if turn % 2 else (args.against, here))
+            ]
+            new, old = found if turn % 2 else found[::-1]
+            if turn == 0:  # what is read and compiled first
+                continue
+            work = [run["read_cpu"] + run["audit_cpu"] for run in (new, old)]
+            ratios.append(work[0] / work[1])
+            pairs.append({"here": new, "against": old})
+            print(f"  {work[0]:.2f} s against {work[1]:.2f} s of processor time: {ratios[-1]:.2f}")
+    median = statistics.median(ratios)
+    print(
+        f"{CHEXPERT_ROWS:,} rows read and audited: {median:.2f} of the time "
+        f"({min(ratios):.2f} to {max(ratios):.2f} of {len(ratios)} pairs; bar: {BARS['ratio']})"
+    )
+    return {"ratio": median, "ratios": ratios, "pairs": pairs}
+
+
+def many_columns(args: argparse.Namespace) -> dict[str, object]:
+    """Wide tables of several widths and equally many cells, and of equally many rows, in turns."""
+    few = min(args.columns)
+    sizes = {(n, TABLE_CELLS // n) for n in args.columns} | {
+        (n, TABLE_CELLS // max(args.columns)) for n in args.columns
+    }
+    report: dict[str, object] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for n, rows in sizes:
+            (Path(folder) / f"{n}x{rows}").mkdir()
+            args.images, args.rows = n, rows
+            child("write_columns", Path(folder) / f"{n}x{rows}", args)
+        runs: dict[tuple[int, int], list[float]] = {size: [] for size in sorted(sizes)}
+        for _ in range(args.pairs):
+            for (n, rows), seconds in runs.items():
+                found = child("read_columns", Path(folder) / f"{n}x{rows}", args)
+                seconds.append(found["read_cpu"])
+    base = statistics.median(runs[few, TABLE_CELLS // few])
+    for (n, rows), seconds in runs.items():
+        cpu = statistics.median(seconds)
+        each = cpu / (n * rows)
+        ratio = each / (base / TABLE_CELLS)
+        print(
+            f"  {n:,} columns, {rows:,} rows: {cpu:.2f} s of processor time, {1e9 * each:.0f} ns "
+            f"a cell ({ratio:.2f} of {few:,} columns)"
+        )
+        report[f"{n}x{rows}"] = {"seconds": seconds, "ratio": ratio}
+    return report
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--images", type=int, default=1_700_000)
     parser.add_argument("--shuffled", action="store_true", help="rows in no order of the images")
     parser.add_argument("--chexpert", action="store_true", help="read CheXpert's size too")
+    parser.add_argument("--against", type=Path, metavar="SRC", help="another source to compare")
+    parser.add_argument("--columns", type=int, nargs="+", help="widths of tables to compare")
+    parser.add_argument("--pairs", type=int, default=5, help="runs of each that is compared")
     parser.add_argument("--json", type=Path, help="write all numbers there")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--child", choices=list(CHILDREN), help=argparse.SUPPRESS)
@@ -257,6 +390,11 @@ def main() -> None:
     args = parse()
     if args.child:
         print(json.dumps(CHILDREN[args.child](args)))
+        return
+    if args.against or args.columns:
+        found = compare(args) if args.against else many_columns(args)
+        if args.json:
+            args.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
         return
     report: dict[str, object] = {"rows": args.rows, "machine": platform.platform()}
     out = report["openimages"] = measure("openimages", args)

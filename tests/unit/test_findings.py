@@ -77,6 +77,12 @@ def test_names_and_ids_alike():
     assert told["names_alike"] == [["x y", " X  y"]]
 
 
+def test_ids_alike_with_lines_of_their_own():
+    """An id that holds a line break is folded by itself: its lines keep their endings."""
+    ids = ["a.jpg\nb", "A.JPG\nB.png ", "a\nb", "c"]
+    assert found(sound(4, ids=ids))["ids_alike"] == [ids[:2]]
+
+
 def test_paths_twice():
     """A path of several rows is told, unless they are of one group: objects in one image."""
     paths = ["a", "b", "a", "b", "", ""]

@@ -11,6 +11,7 @@ import pytest
 from pyarrow import parquet
 
 from catwise.data import open_table, read_label_table, split_counts
+from catwise.data.source import texts_of
 from catwise.errors import CategoryError, CatwiseError, ConfigError, IdError, LabelError
 from catwise.labels import PartialLabels
 
@@ -359,3 +360,22 @@ def test_a_long_table_of_many_blocks(tmp_path, monkeypatch):
     columns = [int(name.split()[1]) for name in labels.categories]
     assert rows == list(dict.fromkeys((order // 20).tolist()))
     np.testing.assert_array_equal(labels.codes, values[rows][:, columns])
+
+
+@pytest.mark.parametrize("kind", ["string", "dictionary", "sliced"])
+@pytest.mark.parametrize("last", ["", "ü", "\0", None])
+def test_texts_of_arrow(kind: str, last: str | None) -> None:
+    """Arrow's texts become numpy's: of ASCII at once, others one by one; nulls are ""."""
+    values = ["a", "bcd", "", *["x" * 9, "y"] * 40_000, last]
+    array = pa.array(["z", *values] if kind == "sliced" else values, pa.string())
+    array = array.slice(1) if kind == "sliced" else array
+    array = array.dictionary_encode() if kind == "dictionary" else array
+    texts = texts_of(array)
+    assert texts.dtype.kind == "U"
+    assert texts.tolist() == [(value or "").rstrip("\0") for value in values]
+
+
+def test_no_texts_of_arrow() -> None:
+    """Nothing, and nothing but blanks."""
+    assert texts_of(pa.array([], pa.string())).tolist() == []
+    assert texts_of(pa.array(["", ""])).tolist() == ["", ""]

@@ -25,6 +25,8 @@ def refuse_wrong(
     remedy: str | None = None,
 ) -> None:
     """Refuse values that are not good: (N,) truth values, or an Arrow array of them."""
+    if getattr(good, "true_count", -1) == len(good):  # Arrow's own, quick
+        return
     wrong = np.flatnonzero(~np.asarray(good, dtype=np.bool_))
     if len(wrong):
         row = int(wrong[0])

@@ -15,6 +15,14 @@ from catwise.labels.codes import Rows
 from catwise.labels.core import PartialLabels
 
 
+def _own(texts: Any) -> NDArray[np.str_]:
+    """Texts as an array that nobody else can change: a copy, unless they are one already."""
+    if isinstance(texts, np.ndarray) and texts.dtype.kind == "U":
+        frozen = not texts.flags.writeable and texts.base is None
+        return texts if frozen else texts.copy()
+    return np.array(texts, dtype=np.str_)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """Images and what is known about them. Immutable.
@@ -54,7 +62,7 @@ class Dataset:
     def __post_init__(self) -> None:
         n = self.labels.n_rows
         for field in ("paths", "splits"):
-            texts = np.array(getattr(self, field), dtype=np.str_)
+            texts = _own(getattr(self, field))
             if texts.shape != (n,):
                 raise ShapeError(
                     f"{field} of the data set {self.name!r} do not fit its labels.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,8 @@ from catwise.labels.encodings import (
     unnamed_encoding,
 )
 from catwise.labels.names import category_names, refuse_repeats
+
+TEXTS_AT_ONCE: Final = 1 << 16
 
 
 class IdAffixes(NamedTuple):
@@ -191,7 +193,48 @@ def texts_of(array: Any, column: str = "", file: TableFile | None = None) -> NDA
     import pyarrow as pa
 
     check_textual(array.type, column, file)
-    return np.array(array.cast(pa.string()).fill_null("").to_pylist(), dtype=np.str_)
+    texts = filled(array)
+    parts = texts.chunks if isinstance(texts, pa.ChunkedArray) else [texts]
+    if len(parts) == 1 and (plain := _plain_texts(parts[0])) is not None:
+        return plain
+    return np.array(texts.to_pylist(), dtype=np.str_)
+
+
+def filled(array: Any) -> Any:
+    """An Arrow array of texts or whole numbers as texts, "" where it has nulls."""
+    import pyarrow as pa
+
+    texts = array.cast(pa.string())
+    return texts.fill_null(text_scalar("")) if texts.null_count else texts
+
+
+def text_scalar(text: str) -> Any:
+    """A text as Arrow's, made from its bytes: `pyarrow.scalar` imports pandas where it is there."""
+    import pyarrow as pa
+
+    content = text.encode()
+    ends = np.array([0, len(content)], dtype=np.int32)
+    parts = [None, pa.py_buffer(ends), pa.py_buffer(content)]
+    return pa.Array.from_buffers(pa.string(), 1, parts)[0]
+
+
+def _plain_texts(texts: Any) -> NDArray[np.str_] | None:
+    """Arrow texts as numpy's, without an object for each; None where one is not of ASCII."""
+    _, ends, content = texts.buffers()
+    if not len(texts) or content is None:
+        return None
+    bounds = np.frombuffer(ends, np.int32, len(texts) + 1, 4 * texts.offset)
+    values = np.frombuffer(content, np.uint8, bounds[-1] - bounds[0], bounds[0])
+    if not len(values) or values.max() > 127 or not values.min():
+        return None
+    lengths = np.diff(bounds)
+    places = np.arange(lengths.max())
+    found = np.zeros((len(texts), len(places)), dtype=np.uint32)  # numpy's texts are UTF-32
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        rows = slice(start, start + TEXTS_AT_ONCE)
+        here = values[bounds[start] - bounds[0] : bounds[min(rows.stop, len(texts))] - bounds[0]]
+        found[rows][places < lengths[rows, None]] = here
+    return found.view(f"U{len(places)}").ravel()
 
 
 def check_textual(kind: Any, column: str, file: TableFile | None) -> None:
@@ -242,7 +285,8 @@ def _distinct(array: Any) -> tuple[NDArray[Any], Rows | None]:
     index = array.indices
     if index.null_count:
         index = index.cast(pa.int64()).fill_null(len(values) - 1)
-    return values, index.to_numpy(zero_copy_only=False)
+    rows: Any = np.from_dlpack(index)  # `to_numpy` would import pandas
+    return values, rows
 
 
 def _seen(array: Any) -> set[Raw]:

@@ -48,6 +48,7 @@ ODD_COUNTS: Final = re.compile(
 )
 """Names of counts of the readers that should be 0."""
 IMAGE_ENDINGS: Final = re.compile(r"\.(jpe?g|png|dcm|dicom|tiff?|bmp|webp|gif)$")
+ENDINGS_OF_LINES: Final = re.compile(IMAGE_ENDINGS.pattern, re.MULTILINE)
 
 CHUNK_ROWS: Final = 1 << 16
 CHUNK_PAIRS: Final = 1 << 22
@@ -90,9 +91,9 @@ def find_suspicious(
     split_of, path_of = _texts(labels, "splits", splits), _texts(labels, "paths", paths)
     found = _odd_categories(labels)
     found["same_labels"] = _same_labels(labels)
-    found["names_alike"] = _twice(np.array(labels.categories, dtype=np.str_), _folded_name)
+    found["names_alike"] = _twice(np.array(labels.categories, dtype=np.str_), _folded_names)
     if labels.ids is not None:
-        found["ids_alike"] = _twice(labels.ids, _folded_id)
+        found["ids_alike"] = _twice(labels.ids, _folded_ids)
     if path_of is not None:
         found["paths_twice"] = _same_paths(path_of, labels.groups)
     if split_of is not None and labels.groups is not None:
@@ -196,27 +197,31 @@ def _runs(keys: NDArray[Any]) -> Iterator[NDArray[np.int64]]:
         yield order[start:end]
 
 
-def _twice(texts: NDArray[np.str_], fold: Callable[[str], str]) -> list[list[str]]:
+def _twice(texts: NDArray[np.str_], fold: Callable[[list[str]], list[str]]) -> list[list[str]]:
     """Texts that are the same once folded."""
     keys = np.empty(len(texts), dtype=np.uint64)
     for start in range(0, len(texts), CHUNK_ROWS):
-        folded = [fold(text) for text in texts[start : start + CHUNK_ROWS].tolist()]
+        folded = fold(texts[start : start + CHUNK_ROWS].tolist())
         keys[start : start + CHUNK_ROWS] = text_keys(np.array(folded, dtype=np.str_))
     return [texts[rows].tolist() for rows in _runs(keys)]
 
 
-def _folded_name(text: str) -> str:
-    return " ".join(text.casefold().split())
+def _folded_names(texts: list[str]) -> list[str]:
+    return [" ".join(text.casefold().split()) for text in texts]
 
 
-def _folded_id(text: str) -> str:
-    return IMAGE_ENDINGS.sub("", text.casefold().strip())
+def _folded_ids(texts: list[str]) -> list[str]:
+    """In lower case, without space around and the ending of an image."""
+    lines = "\n".join([text.strip() for text in texts])
+    if lines.count("\n") == len(texts) - 1:  # all at once, if none has lines of its own
+        return ENDINGS_OF_LINES.sub("", lines.casefold()).split("\n")
+    return [IMAGE_ENDINGS.sub("", text.strip().casefold()) for text in texts]
 
 
 def _same_paths(paths: NDArray[np.str_], groups: NDArray[np.str_] | None) -> list[list[str]]:
     """Paths of several rows. Rows of one group may share theirs: objects in one image."""
     rows = np.flatnonzero(paths != "")
-    keys = text_keys(paths[rows])
+    keys = text_keys(paths if len(rows) == len(paths) else paths[rows])
     return [
         [str(paths[rows[same[0]]])]
         for same in _runs(keys)
@@ -225,6 +230,8 @@ def _same_paths(paths: NDArray[np.str_], groups: NDArray[np.str_] | None) -> lis
 
 
 def _in_two_splits(groups: NDArray[np.str_], splits: NDArray[np.str_]) -> list[list[str]]:
+    if not np.any(splits[1:] != splits[:-1]):
+        return []
     names, group = np.unique(groups, return_inverse=True)
     split = np.unique(splits, return_inverse=True)[1]
     first = np.zeros(len(names), dtype=np.int64)

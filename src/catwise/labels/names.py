@@ -51,7 +51,7 @@ def _as_text(values: Any, what: str) -> Names:
             raise _no_name(what, str(error)) from error
     elif array.dtype.kind not in "UiuT" and array.size:
         raise _no_name(what, f"dtype {array.dtype}")
-    return np.array(array.astype(np.str_))
+    return np.array(array, dtype=np.str_)  # a copy
 
 
 def _no_name(what: str, found: str) -> IdError:
@@ -68,6 +68,8 @@ def refuse_repeats(
     remedy: str | None = None,
 ) -> None:
     """Refuse (N,) values, a sequence or an array (numpy, Arrow), of which one repeats."""
+    if hasattr(values, "unique") and len(values.unique()) == len(values):  # Arrow's own is quick
+        return
     if not isinstance(values, (list, tuple)):
         values = values.tolist()
     n_twice = len(values) - len(set(values))

@@ -18,7 +18,14 @@ from catwise.data.checks import refuse_wrong
 from catwise.data.dataset import Dataset
 from catwise.data.files import TableFile, listed, read_whole, truncated
 from catwise.data.packed import first_there
-from catwise.data.source import IdAffixes, LabelTable, check_textual, encode_columns, refuse_values
+from catwise.data.source import (
+    IdAffixes,
+    LabelTable,
+    check_textual,
+    encode_columns,
+    filled,
+    refuse_values,
+)
 from catwise.errors import CatwiseError, ConfigError, IdError, LabelError
 from catwise.labels.codes import UNKNOWN, Codes, Rows
 from catwise.labels.columns import Columns, Storage, row_dtype
@@ -224,7 +231,7 @@ def read_columns(
         blocks.append(codes)
         for column, parts in texts.items():
             check_textual(batch.column(column).type, column, file)
-            parts.append(batch.column(column).cast(pa.string()).fill_null(""))
+            parts.append(filled(batch.column(column)))
     return {name: pa.concat_arrays(parts) for name, parts in texts.items()}, np.concatenate(blocks)
 
 
@@ -245,7 +252,8 @@ def numbered(array: Any) -> tuple[Any, Rows]:
     import pyarrow as pa
 
     coded = array.dictionary_encode()
-    return coded.dictionary, coded.indices.cast(pa.int64()).to_numpy(zero_copy_only=False)
+    rows: Any = np.from_dlpack(coded.indices.cast(pa.int64()))
+    return coded.dictionary, rows
 
 
 def matched(values: NDArray[Any], keys: NDArray[Any]) -> Rows:
@@ -332,5 +340,8 @@ def dataset(
     ids = np.asarray(images.ids, dtype=np.str_)
     rest: dict[str, Any] = {"groups": images.groups, "storage": storage, "checked": checked}
     content, categories = labels
+    for texts in (images.paths, images.splits):  # which are not shared: no copy is made
+        if isinstance(texts, np.ndarray):
+            texts.flags.writeable = False
     read = PartialLabels.from_content(content, len(ids), tuple(categories), ids=ids, **rest)
     return Dataset(name, root, images.paths, read, images.splits, dict(counts), tuple(notes))

@@ -19,13 +19,15 @@ from catwise.data.packed import first_there
 from catwise.data.readers._kit import (
     Images,
     dataset,
+    distinct,
     find_splits,
     in_column,
     matches,
+    numbered,
     read_columns,
     relative,
 )
-from catwise.data.source import in_rows, texts_of
+from catwise.data.source import in_rows, text_scalar, texts_of
 from catwise.data.table import open_labels
 from catwise.errors import (
     CategoryError,
@@ -153,8 +155,7 @@ def read_chexpert(
     root, named = Path(root), _named_tables(tables, rater, labeler, by, views)
     found_tables = _find_tables(root, split, named).items()
     parts = [_Part.read(root, *found, names, by=by) for found in found_tables]
-    images, splits = _joined(parts)
-    codes = np.concatenate([part.codes for part in parts])
+    images, splits, codes = _joined(parts)
     counts: dict[str, Any] = {
         "tables": relative({part.split: part.file.path for part in parts}, root),
         "images_in_tables": {part.split: len(part.codes) for part in parts},
@@ -168,17 +169,18 @@ def read_chexpert(
         counts["images_of_other_views"] = len(codes) - len(rows)
         if not len(rows):
             raise LabelError(f"{listed([str(part.file) for part in parts])} has no {views} images.")
-        images = _Images(*(texts[rows] for texts in images))
+        images = images.take(rows)
         codes, splits = codes[rows], splits[rows]
     if blanks == "negative":
         counts["blanks_as_negative"] = int((codes == UNKNOWN).sum())
         codes[codes == UNKNOWN] = NEGATIVE
         notes.append(BLANK_NOTE)
     counts["patients"] = len(np.unique(images.patients))
-    counts["studies"] = len(np.unique(images.ids if by == "study" else study_ids(images.ids)))
+    of_splits = (images.studies[splits == part.split] for part in parts)
+    counts["studies"] = sum(len(distinct(studies)) for studies in of_splits)
     images_read = Images(images.ids, images.paths, splits, images.patients)
-    labels = codes, names
-    return dataset("chexpert", root, labels, images_read, counts=counts, notes=notes)
+    rest: dict[str, Any] = {"counts": counts, "notes": notes, "checked": True}  # by `_parsed`
+    return dataset("chexpert", root, (codes, names), images_read, **rest)
 
 
 def _named_tables(
@@ -206,8 +208,10 @@ def _named_tables(
     return named
 
 
-def _joined(parts: Sequence[_Part]) -> tuple[_Images, NDArray[np.str_]]:
-    """The images of all splits and their splits; refuses a patient in two of them."""
+def _joined(parts: Sequence[_Part]) -> tuple[_Images, NDArray[np.str_], Codes]:
+    """The images of all splits, their splits and codes; refuses a patient in two splits."""
+    if len(parts) == 1:  # nothing to compare, and nothing is copied
+        return parts[0].images, np.full(len(parts[0].codes), parts[0].split), parts[0].codes
     images = _Images(*map(np.concatenate, zip(*[part.images for part in parts], strict=True)))
     splits = np.repeat([part.split for part in parts], [len(part.codes) for part in parts])
     refuse_two(
@@ -217,7 +221,7 @@ def _joined(parts: Sequence[_Part]) -> tuple[_Images, NDArray[np.str_]]:
         "a patient of CheXpert is in two splits.",
         expected="every patient in one split",
     )
-    return images, splits
+    return images, splits, np.concatenate([part.codes for part in parts])
 
 
 def study_ids(paths: Iterable[str]) -> NDArray[np.str_]:
@@ -239,12 +243,18 @@ def study_ids(paths: Iterable[str]) -> NDArray[np.str_]:
 
 
 class _Images(NamedTuple):
-    """(N,) texts each."""
+    """(N,) each."""
 
     ids: NDArray[np.str_]
     paths: NDArray[np.str_]
     patients: NDArray[np.str_]
+    studies: Rows  # numbers, within a split
     views: NDArray[np.str_]
+
+    def take(self, rows: Rows) -> _Images:
+        """Some of them."""
+        values: list[Any] = [every[rows] for every in self]
+        return _Images(*values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,7 +337,7 @@ def _studies(file: TableFile, column: str, parsed: Any, split: str) -> _Images:
     names = parsed.field("patient"), parsed.field("study")
     ids = texts_of(compute.binary_join_element_wise(split, *names, "/"))
     blank = np.zeros(len(ids), dtype="U1")
-    return _Images(ids, blank, texts_of(parsed.field("patient")), blank)
+    return _Images(ids, blank, texts_of(parsed.field("patient")), np.arange(len(ids)), blank)
 
 
 def _views(file: TableFile, array: Any) -> NDArray[np.str_]:
@@ -391,13 +401,12 @@ class _Folders(NamedTuple):
         return cls(split, folder, batches, "" if there else note)
 
     def __call__(self, patients: Any) -> Any:
-        """The folder that holds each patient's, as an Arrow array; "" where there is none."""
+        """The folder of each patient, as Arrow texts, or of all."""
         import pyarrow as pa
 
-        names = patients.to_pylist()
         if not self.of_patient:
-            return pa.array([self.folder] * len(names))
-        return pa.array([self.of_patient.get(name) for name in names], pa.string())
+            return text_scalar(self.folder)
+        return pa.array([self.of_patient.get(name) for name in patients.to_pylist()], pa.string())
 
 
 def _train_batches(root: Path) -> dict[str, str]:
@@ -416,27 +425,33 @@ def _parsed(file: TableFile, column: str, array: Any, split: str, rows: Rows) ->
     good = parsed.is_valid()
     what = f"{file} has a path that is not one of CheXpert."
     refuse_wrong(array, good, place, what, expected=EXAMPLE)
-    good = np.isin(texts_of(parsed.field("split")), FOLDERS[split])
+    good = matches(parsed.field("split"), f"^(?:{'|'.join(FOLDERS[split])})$")
     what = f"{file} has an image of another split than {split!r}."
     refuse_wrong(array, good, place, what, expected=f"{split}/patient…")
     names = [name for name in ("patient", "study", "file") if name in parsed.type.names]
-    keys = compute.binary_join_element_wise(*(parsed.field(name) for name in names), "/")
+    keys = _with_slashes(*(parsed.field(name) for name in names))
     refuse_repeats(keys, place, f"{file} has a duplicate entry.")
     return parsed
 
 
 def _images_of_paths(folders: _Folders, parsed: Any) -> _Images:
-    from pyarrow import compute
-
     patients = parsed.field("patient")
-    rest = (patients, parsed.field("study"), parsed.field("file"), "/")
-    paths = compute.binary_join_element_wise(folders(patients), *rest)
+    studies = _with_slashes(patients, parsed.field("study"))
+    rest = _with_slashes(studies, parsed.field("file"))
     return _Images(
-        texts_of(compute.binary_join_element_wise(folders.split, *rest)),
-        texts_of(paths),
+        texts_of(_with_slashes(text_scalar(folders.split), rest)),
+        texts_of(_with_slashes(folders(patients), rest)),
         texts_of(patients),
+        numbered(studies)[1],
         texts_of(parsed.field("view")),
     )
+
+
+def _with_slashes(*parts: Any) -> Any:
+    """Arrow texts, one after the other."""
+    from pyarrow import compute
+
+    return compute.binary_join_element_wise(*parts, text_scalar("/"))
 
 
 def _images_of_studies(
