@@ -30,7 +30,7 @@ JSON lines (.jsonl), as `json.loads` reads them:
   space; an image has a category once. Other keys than id, positive, negative, uncertain, group and
   split are refused. Categories come in the order of the records and, in a record, of positive,
   negative, uncertain.
-- One key a category: numbers, texts (as in tables), true, false, null; absent is null.
+- One key a category, not "": numbers, texts (as in tables), true, false, null; absent is null.
 - One record a label: id, category and group as ids above, a value as before; the rest as in long
   tables.
 
@@ -272,7 +272,7 @@ def strict_jsonl(data: bytes, case: Case) -> Cells:
     groups = None if case.group is None else names_in(records, case.group)
     keys = dict.fromkeys(chain.from_iterable(records))
     categories = [key for key in keys if key not in {"id", case.group}]
-    demand(categories, "no categories")
+    demand(categories and "" not in categories, "no categories, or one without a name")
     values = [[plain(record.get(name)) for name in categories] for record in records]
     return Cells(categories, ids, groups, codes_of(values, case.encoding))
 

@@ -299,6 +299,24 @@ def test_bad_ids(ids: list[Any], reason: str) -> None:
         as_ids(np.array(ids, dtype=object))
 
 
+def test_a_character_beyond_unicode(tmp_path: Path) -> None:
+    """A file can hold numbers that are no character, of which Python cannot make a text."""
+    ids = np.array([97, 0x110000], dtype=np.uint32).view("U1")
+    np.savez(tmp_path / "a.npz", features=np.full((2, 1), np.nan), ids=ids)
+    with pytest.raises(IdError, match="not Unicode") as caught:
+        read_features(tmp_path / "a.npz")
+    assert "row 1: '\ufffd'" in str(caught.value)
+
+
+def test_a_member_without_a_name(tmp_path: Path) -> None:
+    """What an archive holds beside its arrays does not matter, whatever it is called."""
+    np.savez(tmp_path / "a.npz", features=VALUES)
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
+        archive.writestr("x", b"")
+        archive.infolist()[-1].filename = ""
+    assert len(read_features(tmp_path / "a.npz")) == len(VALUES)
+
+
 def test_many_duplicates_show_three() -> None:
     """Of many repeated ids three are shown."""
     with pytest.raises(IdError, match=r"(?s)hold 5 more than once.*and 2 more") as caught:

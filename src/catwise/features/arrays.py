@@ -153,7 +153,7 @@ def _npz(path: Path) -> list[FileArray]:
     arrays = []
     with open_zip(path) as archive, path.open("rb") as file:
         for info in members(archive, path).values():
-            if info.is_dir() or not info.filename.endswith(".npy"):
+            if not info.filename.endswith(".npy"):
                 continue
             stored = info.compress_type == zipfile.ZIP_STORED
             start = data_start(file, info) if stored else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -72,7 +73,7 @@ def _check(texts: NDArray[np.str_], name: str) -> None:
     for start in range(0, len(texts), step):
         if letters is None or (wrong := _wrong_rows(letters[start : start + step])).any():
             row = start + (0 if letters is None else int(wrong.argmax()))
-            text = str(texts[row])
+            text = _shown(letters[row]) if letters is not None else ""
             raise IdError(f"{name} hold one that {_wrong(text)}.", found=f"row {row:,}: {text!r}")
         part = letters[start : start + step]
         for column, key in enumerate(keys + np.uint64(1)):
@@ -91,9 +92,16 @@ def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def _wrong_rows(letters: NDArray[np.uint32]) -> NDArray[np.bool_]:
     """Which rows hold a text that cannot be an id."""
     bad = (letters == _LINE_BREAK) | ((letters >> np.uint32(11)) == _SURROGATE)
+    bad |= letters > sys.maxunicode  # which a file can hold, and of which Python makes no text
     bad[:, 0] |= letters[:, 0] == 0
     bad[:, 1:] |= (letters[:, :-1] == 0) & (letters[:, 1:] != 0)  # NUL inside a text
     return np.asarray(bad.any(axis=1))
+
+
+def _shown(letters: NDArray[np.uint32]) -> str:
+    """A text, with U+FFFD for what is no character."""
+    known = np.where(letters > sys.maxunicode, np.uint32(0xFFFD), letters)
+    return "".join(map(chr, known.tolist())).rstrip("\0")
 
 
 def _wrong(text: str) -> str:

@@ -20,7 +20,6 @@ from catwise.models.verify import Verified
 from catwise.reporting import summary_lines
 from catwise.reporting.summary import metric_label
 from catwise.reporting.tables import (
-    Grid,
     as_markdown,
     bounds,
     differences_grid,
@@ -29,6 +28,7 @@ from catwise.reporting.tables import (
     records_grid,
     text,
 )
+from catwise.reporting.terminal import Grid
 
 
 def describe_checkpoint(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from catwise._text import count, gain, interval, plural, score
-from catwise.reporting import tables
+from catwise.reporting import tables, terminal
 from catwise.reporting.next_step import next_step_of_runs
 from catwise.reporting.page import (
     CategoryTable,
@@ -86,7 +86,7 @@ def runs_page(document: Mapping[str, Any]) -> Page:
     )  # fmt: skip
 
 
-def _grid(grid: tables.Grid, caption: str) -> Grid:
+def _grid(grid: terminal.Grid, caption: str) -> Grid:
     texts = sum(not one for one in grid.numeric)
     return Grid(" ".join([caption, *grid.lines]), grid.headings, grid.cells, texts=texts)
 
