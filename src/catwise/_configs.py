@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from catwise._names import METHODS, METRICS, PRESETS, SCHEMES, STATEFUL_SCHEMES, VALIDATIONS
 from catwise._options import check_options, described, group, option
+from catwise._text import bytes_of
 from catwise.errors import ConfigError, check_rules
 
 if TYPE_CHECKING:
@@ -19,6 +20,24 @@ THUMBNAILS_HELP: Final = (
     "but not for medical data sets and DICOM]"
 )
 _EXTRACTION = "Images through the model"
+MEMORY_HELP = (
+    "Most that tuning may hold beyond what is held when it begins, such as 2GB or 500MiB; for the "
+    "preset default."
+)
+
+
+def memory_bytes(text: str | None) -> int | None:
+    """The bytes of a bound of memory; ConfigError if it is none."""
+    if text is None:
+        return None
+    try:
+        return bytes_of(text)
+    except ValueError as error:
+        raise ConfigError(
+            "the bound of memory is not a number of bytes.",
+            found=f"memory={text!r}",
+            expected="such as 8GB, 500MiB or 2000000000",
+        ) from error
 
 
 @described
@@ -233,6 +252,7 @@ class FixConfig(TuneConfig, ExtractConfig):
     """
 
     policy: LabelPolicy | None = None
+    memory: str | None = option(None, metavar="SIZE", group="Fitting", help=MEMORY_HELP)
     missing: Literal["refuse", "skip"] = option(
         "refuse",
         choices=("refuse", "skip"),
@@ -246,10 +266,12 @@ class FixConfig(TuneConfig, ExtractConfig):
     def __post_init__(self) -> None:
         check_options("options of fix", self)
         TuneConfig.__post_init__(self)
+        memory_bytes(self.memory)
 
     def tuning(self) -> dict[str, Any]:
         """The arguments of `tune` that say the same."""
-        return {**super().tuning(), "policy": self.policy}
+        given = {**super().tuning(), "policy": self.policy}
+        return given if self.memory is None else {**given, "memory": memory_bytes(self.memory)}
 
 
 @described

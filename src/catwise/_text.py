@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections.abc import Sequence
 from typing import Any, Final
@@ -82,6 +83,26 @@ def some(texts: Sequence[str], n: int = 5, *, sep: str = ", ", noun: str = "") -
     more = len(texts) - n
     rest = f"{sep.strip(', ')} and {more:,} more {noun}".rstrip() if more > 0 else ""
     return sep.join(texts[:n]) + rest
+
+
+_UNITS: Final = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12} | {
+    "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40
+}  # fmt: skip
+
+
+def bytes_of(text: str) -> int:
+    """How many bytes a text such as 8GB, 500 MiB or 2e9 says; ValueError if none.
+
+    >>> bytes_of("1.5GB"), bytes_of("2MiB")
+    (1500000000, 2097152)
+    """
+    found = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?) *([kmgt]i?)?b?", text.strip().lower())
+    if found is None:
+        raise ValueError(f"{text!r} is not a number of bytes")
+    n = float(found[1]) * _UNITS[found[2] or ""]
+    if not (math.isfinite(n) and n >= 1):
+        raise ValueError(f"{text!r} is not a number of bytes")
+    return int(n)
 
 
 def value_text(value: Any) -> str:

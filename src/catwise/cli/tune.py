@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from catwise._configs import TuneConfig
+from catwise._configs import MEMORY_HELP, TuneConfig, memory_bytes
 from catwise._names import check_choices, takes_engine
 from catwise._options import group, option
 from catwise.cli.building import make_command
@@ -61,6 +61,7 @@ class Options:
     config: TuneConfig = group("Fitting")
     chosen: tuple[Path, ...] = option((), metavar="FILE", group="Fitting", help=CHOSEN_HELP)
     device: str | None = option(None, group="Fitting", help=DEVICE_HELP)
+    memory: str | None = option(None, metavar="SIZE", group="Fitting", help=MEMORY_HELP)
     engine: EngineOptions = group("Several processes or machines")
     workers: int = option(
         0,
@@ -179,6 +180,8 @@ def _read(given: Options) -> _Job:
         "logits": logits,
         "chosen": chosen,
     }
+    if given.memory is not None:
+        settings["memory"] = memory_bytes(given.memory)
     return _Job(head, pair, settings, inputs, images)
 
 

@@ -39,10 +39,12 @@ from catwise.tuning.inputs import (
     prepare_inputs,
     prepare_test,
 )
+from catwise.tuning.memory import bounded
 from catwise.tuning.plan import Plan, check_engine, make_plan
 from catwise.tuning.presets.default_config import DefaultConfig
 from catwise.tuning.presets.outcome import Outcome
 from catwise.tuning.presets.task import NO_VALIDATION
+from catwise.tuning.rows.tuning_rows import BLOCK_ENTRIES
 
 
 def tune(
@@ -60,6 +62,7 @@ def tune(
     logits: Any = None,
     policy: LabelPolicy | None = None,
     chosen: ChosenCells | None = None,
+    memory: int | None = None,
     force: bool = False,
     config: DefaultConfig | PaperConfig | None = None,
     engine: Engine | None = None,
@@ -91,6 +94,8 @@ def tune(
         chosen: cells whose labels were asked for because a model was unsure of them, as
             `catwise.suggest` marks them: they fit and are weighted in the
             calibration, and judge nothing; in test rows they are left out.
+        memory: bytes that tuning may hold beyond what the process holds when it begins: fewer
+            categories are fitted at a time. For "default" on shared features. None: no bound.
         force: continue although head, features and columns look mismatched.
         config: `DefaultConfig` or `PaperConfig`; the preset's own if None.
         engine: what works on blocks of categories (`catwise.engines`); None: this process. For the
@@ -122,7 +127,7 @@ def tune(
     """
     began = time.perf_counter()
     plan = make_plan(preset, methods, validation, metric, config, has_valid=valid is not None)
-    check_engine(plan, engine)
+    check_engine(plan, engine, memory)
     _report(progress, 0, "checking head, features and labels")
     inputs = prepare_inputs(
         head,
@@ -138,6 +143,8 @@ def tune(
     check_logits(inputs, logits)
     others = {"training": train, "validation": valid}
     held_out, notes = prepare_test(inputs, test, others, plan.metric, force=force, chosen=chosen)
+    if memory is not None:
+        inputs = bounded(inputs, plan.config, held_out, memory)
     _report(progress, 1, "everything fits")
     if inputs.valid is None:
         warnings.warn(NO_VALIDATION, InSampleWarning, stacklevel=2)
@@ -234,6 +241,7 @@ def check_tune(
     logits: Any = None,
     policy: LabelPolicy | None = None,
     chosen: ChosenCells | None = None,
+    memory: int | None = None,
     force: bool = False,
     config: DefaultConfig | PaperConfig | None = None,
 ) -> list[str]:
@@ -255,7 +263,9 @@ def check_tune(
     )
     check_logits(inputs, logits)
     others = {"training": train, "validation": valid}
-    _, notes = prepare_test(inputs, test, others, plan.metric, force=force, chosen=chosen)
+    held_out, notes = prepare_test(inputs, test, others, plan.metric, force=force, chosen=chosen)
+    if memory is not None:
+        bounded(inputs, plan.config, held_out, memory)
     sides = (inputs.train, inputs.valid)
     own = [None if rows is None else inputs.scored.logits(rows.features) for rows in sides]
     return [*inputs.notes, *check_sources(inputs, *own, force=force), *notes]
@@ -278,6 +288,7 @@ def _config(
         "catwise": __version__,
         "torch": torch.__version__,
         "base": inputs.base.digest,
+        **({} if inputs.entries == BLOCK_ENTRIES else {"block_entries": inputs.entries}),
     }
 
 

@@ -45,7 +45,7 @@ class Anchor(NamedTuple):
             ones = heads.new_ones(task.n_folds + 1, 1)
             return cls(heads, ones, rows, passes, intercepts)
         parts = []
-        for block in category_blocks(task.valid, task.known_train):
+        for block in category_blocks(task.valid, task.known_train, task.entries):
             part = task.valid.take(block, rows)
             own = [updated_logits(part.without_logits(), head[block]) for head in heads]
             parts.append(shared_rows(task, part, torch.stack([part.logits, *own]), rows))
@@ -76,7 +76,7 @@ def _bank(task: Task, config: DefaultConfig) -> tuple[Tensor, Tensor, int]:
     count = len(config.anchor_penalties) + len(config.negative_penalties)
     heads = valid.logits.new_zeros(count, *shape)
     intercepts = valid.logits.new_zeros(count, shape[0])
-    blocks = list(category_blocks(valid, task.known_train))
+    blocks = list(category_blocks(valid, task.known_train, task.entries))
     counter = Counter(task.progress, "anchor", len(blocks))
     work = partial(_block_of_bank, task.shared, config, task.engine.share(_Draws.of(task)))
     for block, found in zip(blocks, task.engine.map(work, blocks), strict=True):

@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -55,10 +55,13 @@ from catwise.tuning.presets.task import (
     outcome_of,
 )
 from catwise.tuning.rows.known import LabelledRows, lay_out
-from catwise.tuning.rows.tuning_rows import Counter, TuningRows, category_blocks, updated_logits
-
-#: Entries of a block's labels, once for each fold, up to which all folds are one batch.
-_SMALL: Final = 1 << 20
+from catwise.tuning.rows.tuning_rows import (
+    SMALL_ENTRIES,
+    Counter,
+    TuningRows,
+    category_blocks,
+    updated_logits,
+)
 
 
 def tune_default(
@@ -194,7 +197,7 @@ def _cross_fit(task: Task, config: DefaultConfig, anchor: Anchor) -> _Table:
     """Every fit without each fold, and the logits of the labels left out."""
     table, held = _Table(task, config, anchor), task.held
     settings = sorted(range(1, len(table.settings)) if held is None else set(held.settings))
-    blocks = list(category_blocks(task.valid, task.known_train))
+    blocks = list(category_blocks(task.valid, task.known_train, task.entries))
     counter = Counter(task.progress, "cross-fit", len(blocks) * task.n_folds)
     rows, fold = anchor.rows, task.fold_of_rows[anchor.rows]
     pieces = (
@@ -257,7 +260,7 @@ def _together(task: Task, block: slice) -> list[range]:
 
     In one batch a category is there once for each fold, and rows are read once for all.
     """
-    if task.n_folds * task.valid.codes[block].numel() <= _SMALL:
+    if task.n_folds * task.valid.codes[block].numel() <= SMALL_ENTRIES:
         return [range(task.n_folds)]
     return [range(f, f + 1) for f in range(task.n_folds)]
 
@@ -308,7 +311,7 @@ class _Table:
     def finish(self, setting: int) -> None:
         """Refine the heads of a setting by the ranking loss, and score them."""
         task = self.task
-        blocks = list(category_blocks(task.valid, None)) if self.stage else []
+        blocks = list(category_blocks(task.valid, None, task.entries)) if self.stage else []
         counter = Counter(task.progress, "refinement", len(blocks) * task.n_folds)
         changes = self.changes(setting)
 
@@ -393,7 +396,7 @@ def _refit(
     """The chosen setting on all rows, where its fits ended, and how often the rows were read."""
     valid, stage, ends = task.valid, config.refinements.get(task.metric.name), []
     delta, passes = valid.logits.new_zeros(len(valid.logits), valid.x.shape[1]), 0
-    blocks = list(category_blocks(valid, task.known_train))
+    blocks = list(category_blocks(valid, task.known_train, task.entries))
     pieces = (_Piece(block, range(0), *anchor.at(range(-1, 0), block)) for block in blocks)
     work = partial(_fit_whole, task.shared, config, setting)
     for block, found in zip(blocks, task.engine.map(work, pieces), strict=True):
@@ -401,7 +404,7 @@ def _refit(
         delta[block] = found[1]
         passes += found[2]
     change = Change(delta, anchor.slopes[-1, :1].expand(len(delta)))
-    blocks = list(category_blocks(valid, None)) if stage else []
+    blocks = list(category_blocks(valid, None, task.entries)) if stage else []
     refined = task.engine.map(
         partial(_refine, task.shared, task.metric.name, stage),
         ((block, range(0), change.part(block)) for block in blocks),

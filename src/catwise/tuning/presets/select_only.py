@@ -128,7 +128,7 @@ class _Grid:
         """Fit all directions, and score all steps along them."""
         if self.task.known_train is None:
             return
-        blocks = list(category_blocks(self.task.valid, self.task.known_train))
+        blocks = list(category_blocks(self.task.valid, self.task.known_train, self.task.entries))
         total = len(blocks) * len(self.directions_of)
         counter = Counter(self.task.progress, "candidates", total)
         for block in blocks:

@@ -66,6 +66,11 @@ class Task:
     labelled: Tensor | None = None
 
     @property
+    def entries(self) -> int:
+        """Rows times categories of a block."""
+        return self.inputs.entries
+
+    @property
     def engine(self) -> Engine:
         """Where blocks of categories are worked on."""
         return self.inputs.engine

@@ -14,7 +14,12 @@ from catwise.metrics import Metric
 from catwise.progress import Progress, ProgressCallback
 from catwise.tuning.rows.products import product
 
-_BLOCK_ENTRIES = 1 << 24
+BLOCK_ENTRIES = 1 << 24
+"""Rows times categories of a block, where no bound of memory asks for less."""
+
+SMALL_ENTRIES = 1 << 20
+"""Entries of a block's labels, once for each fold, up to which all folds are one batch."""
+
 _KEPT = 1 << 27
 
 
@@ -221,13 +226,15 @@ def updated_logits(
     return product(delta, x.T).addcmul_(logits, original[:, None])
 
 
-def category_blocks(valid: TuningRows, train: TuningRows | None) -> Iterator[slice]:
+def category_blocks(
+    valid: TuningRows, train: TuningRows | None, entries: int = BLOCK_ENTRIES
+) -> Iterator[slice]:
     """Blocks of categories whose entries stay bounded, whatever the machine.
 
     Category-specific features cut them where the vector changes.
     """
     n = valid.x.shape[0] + (0 if train is None else train.x.shape[0])
-    width = max(1, _BLOCK_ENTRIES // max(n, 1))
+    width = max(1, entries // max(n, 1))
     runs = valid.x.runs if isinstance(valid.x, OwnRows) else [slice(0, valid.logits.shape[0])]
     for run in runs:
         for start in range(run.start, run.stop, width):
