@@ -19,6 +19,7 @@ PUBLIC = [
     "data",
     "decisions",
     "demo",
+    "engines",
     "errors",
     "features",
     "fixing",
