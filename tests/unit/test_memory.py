@@ -13,6 +13,7 @@ import torch
 
 import catwise
 from catwise._configs import FixConfig, memory_bytes
+from catwise.engines import LocalEngine
 from catwise.errors import ConfigError
 from catwise.testing import make_task
 from catwise.tuning.rows.tuning_rows import BLOCK_ENTRIES
@@ -90,6 +91,8 @@ def test_what_is_refused() -> None:
     pairs = task.train.pair, task.valid.pair
     with pytest.raises(ConfigError, match="for the preset 'default' alone"):
         catwise.tune(task.head, *pairs, preset="paper", config=QUICK, memory=1 << 30)
+    with LocalEngine(1) as engine, pytest.raises(ConfigError, match="is of one process"):
+        catwise.tune(task.head, *pairs, engine=engine, memory=1 << 30)
     for text in ("", "much", "-1GB", "0", "1.2.3MB", "8XB"):
         with pytest.raises(ConfigError, match="not a number of bytes"):
             FixConfig(memory=text)

@@ -412,7 +412,8 @@ def _tuned(
         with warnings.catch_warnings():  # its note says the same, and is shown
             warnings.simplefilter("ignore", category=InSampleWarning)
             how = {**config.tuning(), "chosen": job.chosen, "progress": progress}
-            own = engine if takes_engine(config.preset, config.validation) else None
+            shared = config.memory is None and takes_engine(config.preset, config.validation)
+            own = engine if shared else None
             result = tune(job.base, train, valid, test=test, engine=own, **how)
     else:
         result = updated.result

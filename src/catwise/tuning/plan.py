@@ -72,9 +72,15 @@ def make_plan(
     return Plan(preset, (), chosen, resolved, own, run)
 
 
-def check_engine(plan: Plan, engine: Engine | None) -> None:
-    """Refuse an engine where nothing would run on it."""
+def check_engine(plan: Plan, engine: Engine | None, memory: int | None) -> None:
+    """Refuse an engine where nothing would run on it, or its workers went beyond a bound."""
     here = engine is None or engine is IN_PROCESS
+    if not here and memory is not None:
+        raise ConfigError(
+            "a bound of memory is of one process, and an engine runs several.",
+            found=f"memory={memory} and an engine",
+            remedy="leave out the bound (memory=, --memory) or the engine (engine=, --engine)",
+        )
     if not here and not takes_engine(plan.preset, plan.validation):
         raise ConfigError(
             "only the preset 'default' runs blocks of categories on an engine.",
