@@ -358,3 +358,15 @@ def test_labels_of_cells_are_added_in_any_storage(storage: str) -> None:
     assert chosen.without(added).codes.tolist() == [[1, 0], [-1, 0], [-1, -2]]
     with pytest.raises(LabelError, match="1 label of the cells"):
         ChosenCells.of([("a", "x")], labelled={("a", "x"): 0}).added_to(own)
+
+
+def test_a_positive_below_one_half_is_contradicted_in_a_rare_category() -> None:
+    """Also where its probability is above the category's mean; one above both is not listed."""
+    z = np.full((40, 1), -4.0)
+    z[0], z[1] = -1.0, 2.0
+    codes = np.zeros((40, 1), dtype=np.int8)
+    codes[:2] = 1
+    labels = PartialLabels(codes, [str(row) for row in range(40)], ["rare"])
+    said = suggest(z, labels, 0, n_suspects=5)
+    assert [row["id"] for row in said.false_positives] == ["0"]
+    assert said.false_negatives == []

@@ -130,7 +130,8 @@ def suggest(
         chosen: cells that were chosen in earlier rounds.
         random_share: of the cells that are drawn at random, in [0, 1].
         n_suspects: known labels in each of the two lists at most; only those that the logits
-            contradict more than they do the mean known label of the category.
+            contradict: the category is less likely than one half, or than in the mean of its known
+            cells (of a negative: more likely).
         seed: of the draw; the same in all rounds.
 
     Raises:
@@ -267,13 +268,17 @@ def _suspects(
     """Known labels of one kind, those that the logits contradict most first.
 
     A label is contradicted where its category is less likely (a positive) or more likely (a
-    negative) than in the mean of its known cells.
+    negative) than in the mean of its known cells, or than not: one half speaks against a positive
+    of a rare category, too.
     """
     ids, codes = held_out.labels.ids, held_out.labels.codes
     assert ids is not None  # noqa: S101  # checked
     known = np.isin(codes, (POSITIVE, NEGATIVE))
     mean = (probability * known).sum(0) / np.maximum(known.sum(0), 1)
-    against = probability < mean if code == POSITIVE else probability > mean
+    if code == POSITIVE:
+        against = probability < np.maximum(mean, 0.5)
+    else:
+        against = probability > np.minimum(mean, 0.5)
     rows, columns = np.nonzero((codes == code) & against)
     logits = held_out.logits.double().cpu().numpy()[rows, columns]
     order = np.argsort(logits if code == POSITIVE else -logits, kind="stable")[:n]
