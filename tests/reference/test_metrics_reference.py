@@ -130,6 +130,8 @@ def test_device_batch_equals_the_cpu_path(complete):
     scores, codes, _ = tied_case(6)
     codes = np.abs(codes) % 2 if complete else codes.copy()
     codes[2] = 1
+    codes[4:6] = 0  # one positive, and none
+    codes[4, 30] = 1
     scores[:, :20] = -np.inf
     score = torch.from_numpy(np.stack([scores, -scores, scores**2]))
     score[1, 3, np.flatnonzero(codes[3] >= 0)[0]] = float("nan")

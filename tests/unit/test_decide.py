@@ -89,6 +89,38 @@ def test_under_five_positives_the_pooled_decision_applies():
     assert choose_each(up, own)[0].tolist() == [1, 1, 1, 0]
 
 
+def test_a_rule_names_no_candidate_for_all():
+    """Each category has its own: the second value, one for all, is -1 by both rules."""
+    scores, positives = np.array([[0.5, 0.6], [0.6, 0.5]]), np.array([40.0, 40.0])
+    assert choose_each(scores, positives)[1] == -1
+    assert choose_greedy(scores, positives)[1] == -1
+
+
+def test_gains_are_shrunk_by_a_prior_of_thirty():
+    """By default: a loss that a prior of 30 leaves one, and a prior of 31 does not."""
+    positives = np.array([500.0, 40.0])
+
+    def pulled(loss, prior):
+        return shrunk(np.array([[0.0, 0.0], [0.1, -loss]]), positives, prior)[1, 1]
+
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if pulled(middle, 30.5) > 0 else (low, middle)
+    assert pulled(low, 30.0) < 0 < pulled(low, 31.0)
+    scores = np.array([[0.5, 0.5], [0.6, 0.5 - low]])
+    assert choose_each(scores, positives)[0].tolist() == [1, 0]
+    assert choose_each(scores, positives, prior=31.0)[0].tolist() == [1, 1]
+
+
+def test_gains_are_over_the_first_candidate():
+    """Where candidates are judged by other positives, their level does not count, only the gain."""
+    scores = np.array([[0.9, 0.1], [0.89, 0.11]])
+    positives = np.array([[200.0, 200.0], [20.0, 2000.0]])
+    moved = scores + np.array([0.0, 0.8])
+    assert choose_each(scores, positives)[0].tolist() == choose_each(moved, positives)[0].tolist()
+
+
 def test_one_candidate_for_all_is_kept_or_taken_by_each():
     """A category whose own gain is clearly negative keeps its row; the original is no candidate."""
     positives = np.full(4, 500.0)
