@@ -245,7 +245,7 @@ def test_more_folds_than_positives_are_no_error():
 def test_many_blocks_of_categories_are_one_answer(monkeypatch):
     """Categories are fitted in blocks of bounded size; the size changes nothing."""
     whole = {v: tuned(validation=v) for v in ("fit_and_select", "select")}
-    monkeypatch.setattr(rows, "_BLOCK_ENTRIES", 2 * 450)  # two categories at a time
+    monkeypatch.setattr(rows, "BLOCK_ENTRIES", 2 * 450)  # two categories at a time
     for validation, first in whole.items():
         second = tuned(validation=validation)
         assert_same_head(second.head, first.head, rtol=1e-3, atol=1e-3)

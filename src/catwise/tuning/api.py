@@ -44,7 +44,6 @@ from catwise.tuning.plan import Plan, check_engine, make_plan
 from catwise.tuning.presets.default_config import DefaultConfig
 from catwise.tuning.presets.outcome import Outcome
 from catwise.tuning.presets.task import NO_VALIDATION
-from catwise.tuning.rows.tuning_rows import BLOCK_ENTRIES
 
 
 def tune(
@@ -125,33 +124,23 @@ def tune(
     >>> [record["status"] for record in result.records]
     ['replaced', 'replaced']
     """
-    began = time.perf_counter()
-    plan = make_plan(preset, methods, validation, metric, config, has_valid=valid is not None)
+    began, has_valid = time.perf_counter(), valid is not None
+    plan = make_plan(preset, methods, validation, metric, config, has_valid=has_valid)
     check_engine(plan, engine, memory)
     _report(progress, 0, "checking head, features and labels")
-    inputs = prepare_inputs(
-        head,
-        train,
-        valid,
-        policy=policy,
-        seed=seed,
-        device=device,
-        chosen=chosen,
-        fits=plan.validation != "select",
-    )
-    inputs = replace(inputs, engine=engine or IN_PROCESS)
+    asked: dict[str, Any] = {"policy": policy, "seed": seed, "device": device, "chosen": chosen}
+    inputs = prepare_inputs(head, train, valid, **asked, fits=plan.validation != "select")
     check_logits(inputs, logits)
     others = {"training": train, "validation": valid}
     held_out, notes = prepare_test(inputs, test, others, plan.metric, force=force, chosen=chosen)
-    if memory is not None:
-        inputs = bounded(inputs, plan.config, held_out, memory)
+    inputs = replace(bounded(inputs, plan.config, held_out, memory), engine=engine or IN_PROCESS)
     _report(progress, 1, "everything fits")
-    if inputs.valid is None:
+    if valid is None:
         warnings.warn(NO_VALIDATION, InSampleWarning, stacklevel=2)
     outcome = plan.run(inputs, plan.metric, force=force, progress=progress)
     outcome.notes.extend(notes)
-    given: dict[str, Any] = {"policy": policy, "chosen": chosen}
-    return _result(inputs, plan, outcome, **given, test=held_out, began=began)
+    given: dict[str, Any] = {"policy": policy, "chosen": chosen, "test": held_out, "began": began}
+    return _result(inputs, plan, outcome, **given)
 
 
 def _report(progress: ProgressCallback | None, done: int, message: str) -> None:
@@ -264,8 +253,7 @@ def check_tune(
     check_logits(inputs, logits)
     others = {"training": train, "validation": valid}
     held_out, notes = prepare_test(inputs, test, others, plan.metric, force=force, chosen=chosen)
-    if memory is not None:
-        bounded(inputs, plan.config, held_out, memory)
+    bounded(inputs, plan.config, held_out, memory)
     sides = (inputs.train, inputs.valid)
     own = [None if rows is None else inputs.scored.logits(rows.features) for rows in sides]
     return [*inputs.notes, *check_sources(inputs, *own, force=force), *notes]
@@ -288,7 +276,7 @@ def _config(
         "catwise": __version__,
         "torch": torch.__version__,
         "base": inputs.base.digest,
-        **({} if inputs.entries == BLOCK_ENTRIES else {"block_entries": inputs.entries}),
+        **({} if inputs.entries is None else {"block_entries": inputs.entries}),
     }
 
 

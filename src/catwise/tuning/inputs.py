@@ -36,7 +36,6 @@ from catwise.metrics.inputs import as_tensor, check_head_logits
 from catwise.metrics.intervals import has_interval
 from catwise.metrics.mismatch import check_match
 from catwise.metrics.registry import METRICS
-from catwise.tuning.rows.tuning_rows import BLOCK_ENTRIES
 
 Pair: TypeAlias = tuple[Any, PartialLabels]
 
@@ -121,7 +120,7 @@ class TuningInputs:
     seed: int  # of everything that is drawn
     notes: list[str]  # what to know, a sentence each
     engine: Engine = IN_PROCESS  # where blocks of categories are worked on
-    entries: int = BLOCK_ENTRIES  # rows times categories of a block
+    entries: int | None = None  # rows times categories of a block, where memory is bounded
 
     @property
     def judging(self) -> LabelledSource:

@@ -79,13 +79,15 @@ def _width(source: LabelledSource) -> int:
 
 
 def bounded(
-    inputs: TuningInputs, config: object, test: LabelledSource | None, memory: int
+    inputs: TuningInputs, config: object, test: LabelledSource | None, memory: int | None
 ) -> TuningInputs:
     """The inputs with blocks of categories that keep to a bound.
 
     Raises:
         ConfigError: If the preset knows no blocks, or not even one category at a time fits.
     """
+    if memory is None:
+        return inputs
     shared = not isinstance(inputs.judging.features, CategoryFeatures)
     if not isinstance(config, DefaultConfig) or not shared:
         raise ConfigError(

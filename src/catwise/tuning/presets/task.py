@@ -66,7 +66,7 @@ class Task:
     labelled: Tensor | None = None
 
     @property
-    def entries(self) -> int:
+    def entries(self) -> int | None:
         """Rows times categories of a block."""
         return self.inputs.entries
 

@@ -227,14 +227,14 @@ def updated_logits(
 
 
 def category_blocks(
-    valid: TuningRows, train: TuningRows | None, entries: int = BLOCK_ENTRIES
+    valid: TuningRows, train: TuningRows | None, entries: int | None = None
 ) -> Iterator[slice]:
     """Blocks of categories whose entries stay bounded, whatever the machine.
 
     Category-specific features cut them where the vector changes.
     """
     n = valid.x.shape[0] + (0 if train is None else train.x.shape[0])
-    width = max(1, entries // max(n, 1))
+    width = max(1, (entries or BLOCK_ENTRIES) // max(n, 1))
     runs = valid.x.runs if isinstance(valid.x, OwnRows) else [slice(0, valid.logits.shape[0])]
     for run in runs:
         for start in range(run.start, run.stop, width):
