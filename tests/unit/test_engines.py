@@ -266,7 +266,7 @@ def test_tuning_keeps_its_bytes(
     task = make_task(80, 60, 1, 6, 4, known=0.5, seed=1)
     head, sides = task.head, [(part.features, part.labels) for part in (task.train, task.valid)]
     monkeypatch.setattr(tuning_rows, "BLOCK_ENTRIES", 300)
-    monkeypatch.setattr(pooled_anchor, "_SMALL", 300)
+    monkeypatch.setattr(pooled_anchor, "SMALL_ENTRIES", 300)
     if kind == "without validation":
         sides = sides[:1]
     if kind == "own features":
