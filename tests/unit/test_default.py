@@ -263,7 +263,7 @@ def test_folds_in_one_batch_are_folds_one_by_one(metric, policy, monkeypatch):
     pairs = made.train.pair, with_codes(made.valid, codes)
     options = {"metric": metric, "policy": policy}
     together = catwise.tune(made.head, *pairs, **options)
-    monkeypatch.setattr(pooled_anchor, "_SMALL", 0)
+    monkeypatch.setattr(pooled_anchor, "SMALL_ENTRIES", 0)
     apart = catwise.tune(made.head, *pairs, **options)
     assert_same_head(together.head, apart.head, rtol=2e-3, atol=1e-3)
     np.testing.assert_allclose(together.folds.logits, apart.folds.logits, atol=5e-3)
