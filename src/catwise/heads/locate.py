@@ -222,10 +222,14 @@ def _named(catalog: Catalog, key: str, *, suffix: str) -> Entry:
         if fits:
             return fits[0]
     names = [entry.name for entry in catalog.entries]
+    of_kind = _candidates(catalog) if suffix == ".weight" else catalog.entries
+    fitting = [entry.name for entry in of_kind if entry.name.endswith(suffix)]
     raise HeadError(
         f"{catalog.label} has no tensor {key!r}{nearest(key, names)}.",
-        found=f"{len(names):,} tensors",
-        remedy="list_heads shows what may be the head",
+        found=f"{len(names):,} tensors; a head's {suffix[1:]} may be {some(fitting[::-1], 5)}"
+        if fitting
+        else f"{len(names):,} tensors, none of which can be a head's {suffix[1:]}",
+        expected="a tensor of the checkpoint by its full name, or no name: then it is looked for",
     )
 
 
