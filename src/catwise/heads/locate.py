@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from catwise._text import some
@@ -28,6 +29,9 @@ _STAND_INS: Final = (
     *("weight_orig", "qweight", "weight_packed"),
 )
 _SHOWN: Final = 12
+_NUMBER: Final = re.compile(r"(?<!\d)(?:0|[1-9]\d*)(?!\d)")
+SLOT: Final = "{}"
+"""Stands for the number in the names of layers of one category each, as in ``fc_{}.weight``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +79,23 @@ class HeadLocation:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A head's tensors within a catalog."""
+    """A head's tensors within a catalog; those of the first of `parts`, if any.
+
+    `parts` are layers of one category each, in order.
+    """
 
     weight: Entry
     bias: Entry | None
     location: HeadLocation
+    parts: tuple[Found, ...] = ()
+
+    @property
+    def bias_name(self) -> str | None:
+        """What to give as `bias_key=`."""
+        if self.bias is None or not self.parts:
+            return self.bias.name if self.bias else None
+        lead = f"{self.bias.container}:" if self.bias.container else ""
+        return f"{lead}{self.location.bias_key}"
 
 
 def list_heads(source: str | os.PathLike[str] | Mapping[str, Any]) -> list[HeadLocation]:
@@ -116,6 +132,8 @@ def find_head(
     it is not named like that. `at_hand`: the model is run and its logits compared with the head's,
     to which is left what only the names of other tensors make doubtful.
     """
+    if key is not None and SLOT in key:
+        return _joined(catalog, key, bias_key, at_hand=at_hand)
     if key is None:
         entry = _choose(catalog, n_categories)
     else:
@@ -132,6 +150,104 @@ def find_head(
     if key is None and not at_hand and (doubts := doubts_after(catalog, entry, found.bias)):
         raise _unsure(catalog, found, doubts)
     return found
+
+
+def number_in(key: str, name: str) -> int | None:
+    """The number that makes a name of one with a `SLOT`; None where it is another name.
+
+    >>> number_in("fc_{}.weight", "fc_10.weight"), number_in("fc_{}.weight", "fc_a.weight")
+    (10, None)
+    """
+    lead, slot, tail = key.partition(SLOT)
+    text = name[len(lead) : len(name) - len(tail)]
+    fits = slot and name.startswith(lead) and name.endswith(tail) and _NUMBER.fullmatch(text)
+    return int(text) if fits else None
+
+
+def series_in(names: Iterable[str]) -> dict[str, list[str]]:
+    """Names that differ in one number alone, which counts from 0 or 1, by that name with a `SLOT`.
+
+    >>> series_in(["fc_1", "conv1", "fc_0", "fc_2"])
+    {'fc_{}': ['fc_0', 'fc_1', 'fc_2']}
+    """
+    found: dict[str, dict[int, str]] = {}
+    for name in names:
+        for match in _NUMBER.finditer(name):
+            key = name[: match.start()] + SLOT + name[match.end() :]
+            found.setdefault(key, {})[int(match[0])] = name
+    return {
+        key: [by_number[number] for number in sorted(by_number)]
+        for key, by_number in found.items()
+        if len(by_number) > 1 and _counts(by_number)
+    }
+
+
+def _counts(numbers: Iterable[int]) -> bool:
+    """Whether numbers count from 0 or 1 and leave none out."""
+    given = sorted(numbers)
+    return given[0] in {0, 1} and given == list(range(given[0], given[0] + len(given)))
+
+
+def _joined(catalog: Catalog, key: str, bias_key: str | None, *, at_hand: bool) -> Found:
+    """The layers of one category each that a name with a `SLOT` means, as one head."""
+    own, numbered = _numbered(catalog, key)
+    biases = (bias_key and bias_key.replace(SLOT, str(number)) for number in numbered)
+    parts = tuple(
+        find_head(catalog, key=entry.name, bias_key=bias, at_hand=at_hand)
+        for entry, bias in zip(numbered.values(), biases, strict=True)
+    )
+    places = [part.location for part in parts]
+    shapes = {(place.n_categories, place.n_features, place.dtype) for place in places}
+    slots = bias_key is None or SLOT in bias_key
+    if len(shapes) > 1 or places[0].n_categories != 1 or len({p.bias is None for p in parts}) > 1 \
+            or not slots:  # fmt: skip
+        raise HeadError(
+            f"the layers {key!r} of {catalog.label} are not one layer for each category.",
+            found=some([str(place) for place in places], _SHOWN, sep="; "),
+            expected="weights (1, D) of one D and dtype, all with a bias each, or none",
+            remedy="name the head's layers alone with key=…; list_heads shows what there is",
+        )
+    first, lead = parts[0], _prefix(own)
+    bias = (bias_key or f"{lead}bias") if first.bias else None
+    if first.bias is not None and bias is not None:
+        bias = bias.removeprefix(f"{first.bias.container}:")
+    location = replace(
+        places[0], key=own, bias_key=bias, n_categories=len(parts), note="a layer for each category"
+    )
+    return Found(first.weight, first.bias, location, parts)
+
+
+def _numbered(catalog: Catalog, key: str) -> tuple[str, dict[int, Entry]]:
+    """The weights that a name with a `SLOT` means, by number in order; that name as a key."""
+    numbered: list[tuple[int, Entry]] = []
+    wanted = key
+    for wanted, attribute in itertools.product((key, f"{key}.weight"), ("name", "key")):
+        pairs = [(number_in(wanted, getattr(e, attribute)), e) for e in catalog.entries]
+        if numbered := [(number, entry) for number, entry in pairs if number is not None]:
+            break
+    if not numbered:
+        names = [entry.name for entry in catalog.entries]
+        raise HeadError(
+            f"{catalog.label} has no tensors {key!r} with a number for {SLOT}"
+            f"{nearest(key, series_in(names))}.",
+            found=f"{len(names):,} tensors",
+            remedy="list_heads shows what may be the head",
+        )
+    containers = {entry.container for _, entry in numbered}
+    if len(containers) > 1:
+        raise _ambiguous(catalog, [entry for _, entry in numbered])
+    if not _counts(number for number, _ in numbered):
+        raise HeadError(
+            f"the layers {key!r} of {catalog.label} do not count from 0 or 1.",
+            found=some([entry.name for _, entry in sorted(numbered, key=_first)], _SHOWN),
+            expected="a number for each category, none left out",
+            remedy="save the checkpoint with the layers numbered so",
+        )
+    return wanted.removeprefix(f"{containers.pop()}:"), dict(sorted(numbered, key=_first))
+
+
+def _first(pair: tuple[int, Entry]) -> int:
+    return pair[0]
 
 
 def _remedy(problem: str) -> str:
@@ -195,7 +311,11 @@ def _ambiguous(catalog: Catalog, fits: Sequence[Entry]) -> HeadError:
     packed = unusual_words(catalog)
     first = next((problem for problem in problems if problem), "")
     mend = [text for word in packed if (text := remedy_for(word))]
+    series = series_in(entry.name for entry in fits if entry.rows[0] == 1)
     name = f"name the one that is meant, such as key={fits[0].name!r}"
+    if series:
+        slotted = next(iter(series))
+        name = f"if each is the layer of one category, in the order of its number, key={slotted!r}"
     return HeadError(
         f"{len(fits)} layers of {catalog.label} may be the head.",
         found=_show(catalog, fits) + _said(packed),

@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from catwise._safetensors import FileLayout
 from catwise.heads.catalog import Catalog, load_tensor, open_catalog
 from catwise.heads.core import Head
@@ -30,6 +32,7 @@ def read_head(
     Args:
         source: a checkpoint's path, or a state_dict.
         key: the weight's key, such as ``"fc.weight"``, ``"fc"`` or ``"state_dict_ema:fc.weight"``.
+            ``"fc_{}.weight"`` are layers of one category each, in the order of their numbers.
         bias_key: the bias's key, when it is not named like the weight's.
         categories: the names of the head's rows, in order; their number helps to find it.
 
@@ -61,11 +64,10 @@ def read_head(
 def head_at(catalog: Catalog, found: Found, *, categories: Sequence[str] | None = None) -> Head:
     """Read the head at a place that is already found, with the rows known to have fitted it."""
     location = found.location
-    weight = load_tensor(catalog, found.weight)
-    if found.weight.layout == "groups":
-        weight = weight.permute(0, 2, 1)
-    weight = weight.reshape(-1, location.n_features)[: location.n_categories]
-    bias = None if found.bias is None else load_tensor(catalog, found.bias).reshape(-1)
+    numbers = [_numbers(catalog, part) for part in found.parts or (found,)]
+    weight = torch.cat([rows for rows, _ in numbers])
+    biases = [bias for _, bias in numbers if bias is not None]
+    bias = torch.cat(biases) if biases else None
     provenance = {
         "checkpoint": catalog.path.name if catalog.path else "state_dict",
         "key": location.name,
@@ -76,3 +78,12 @@ def head_at(catalog: Catalog, found: Found, *, categories: Sequence[str] | None 
         return head
     texts = catalog.origin.metadata if isinstance(catalog.origin, FileLayout) else None
     return recall_rows(head, catalog.path, texts)
+
+
+def _numbers(catalog: Catalog, found: Found) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The rows (C, D) and biases (C,) of one layer."""
+    weight = load_tensor(catalog, found.weight)
+    if found.weight.layout == "groups":
+        weight = weight.permute(0, 2, 1)
+    rows = weight.reshape(-1, found.location.n_features)[: found.location.n_categories]
+    return rows, None if found.bias is None else load_tensor(catalog, found.bias).reshape(-1)

@@ -331,11 +331,7 @@ def _plan(
             expected=f"{location.n_features:,}, as {location.name!r} has",
         )
     bias = _bias_values(head, found)
-    patches = [_patch(found.weight, rows, head.weight)]
-    if found.bias is not None and bias is not None:
-        patches.append(_patch(found.bias, rows, bias))
-    parts = (head.weight, bias) if bias is not None else (head.weight,)
-    cast = _cast_text(parts, patches)
+    patches, cast = _patches(found, rows, head.weight, bias)
     if not resize or n_new == location.n_categories:
         return _Plan(found, patches, [], WriteReport(location, rows, cast))
     report = WriteReport(replace(location, n_categories=n_new), rows, cast, location.n_categories)
@@ -345,12 +341,13 @@ def _plan(
 
 def _check_one_vector(found: Found) -> None:
     """Refuse a layer whose categories have features each."""
-    if found.weight.layout != "matrix":
+    if found.weight.layout != "matrix" or found.parts:
         raise HeadError(
             f"the head {found.location.name!r} cannot have other rows.",
             found=str(found.location),
-            expected="a layer that gives every category the same features",
-            remedy="a category that has features of its own needs a model that was trained with it",
+            expected="one layer that gives every category the same features",
+            remedy="a category that has features or a layer of its own needs a model that was "
+            "trained with it",
         )
 
 
@@ -439,6 +436,25 @@ def _bias_values(head: Head, found: Found) -> torch.Tensor | None:
     )
 
 
+def _patches(
+    found: Found, rows: tuple[int, ...], weight: torch.Tensor, bias: torch.Tensor | None
+) -> tuple[list[_Patch], str]:
+    """New values for the rows of one layer, or of a layer each; how they are rounded."""
+    patches, texts = [], []
+    for values, name in ((weight, "weight"), (bias, "bias")):
+        key = found.location.key if name == "weight" else found.location.bias_key
+        entries = [getattr(part, name) for part in found.parts or (found,)]
+        if values is None or entries[0] is None or key is None:
+            continue
+        if found.parts:
+            new = [_patch(entries[r], (0,), values[i : i + 1]) for i, r in enumerate(rows)]
+        else:
+            new = [_patch(entries[0], rows, values)]
+        patches += new
+        texts.append(_cast_text(values, new, key))
+    return patches, "; ".join(filter(None, texts))
+
+
 def _patch(entry: Entry, rows: tuple[int, ...], values: torch.Tensor) -> _Patch:
     assert entry.dtype is not None  # noqa: S101  # find_head refuses it
     remedy = "convert the checkpoint to float32 first"
@@ -446,18 +462,14 @@ def _patch(entry: Entry, rows: tuple[int, ...], values: torch.Tensor) -> _Patch:
     return _Patch(entry, rows, cast)
 
 
-def _cast_text(parts: Sequence[torch.Tensor], patches: Sequence[_Patch]) -> str:
-    texts = []
-    for part, patch in zip(parts, patches, strict=True):
-        was = part.detach().cpu().double()
-        error = float((patch.values.double() - was).abs().max())
-        if error:
-            old = str(part.dtype).removeprefix("torch.")
-            texts.append(
-                f"{old} rounded to {patch.entry.dtype_name} in {patch.entry.key!r}, "
-                f"by at most {error:.3g}"
-            )
-    return "; ".join(texts)
+def _cast_text(values: torch.Tensor, patches: Sequence[_Patch], key: str) -> str:
+    """How numbers were rounded to the dtype of the checkpoint; '' where they were not."""
+    new = torch.cat([patch.values.double() for patch in patches])
+    error = float((new - values.detach().cpu().double()).abs().max())
+    if not error:
+        return ""
+    old = str(values.dtype).removeprefix("torch.")
+    return f"{old} rounded to {patches[0].entry.dtype_name} in {key!r}, by at most {error:.3g}"
 
 
 def _overwrite(path: Path, patch: _Patch, storage_at: int) -> None:
@@ -488,12 +500,10 @@ def _verify(path: Path, before: Catalog, found: Found, patches: Sequence[_Patch]
     assert before.path is not None  # noqa: S101  # write_head reads files
     catalog = open_catalog(path)
     same_size = path.stat().st_size == before.path.stat().st_size
-    again = find_head(
-        catalog,
-        key=found.location.name,
-        bias_key=found.bias.name if found.bias is not None else None,
-    )
-    for patch, entry in zip(patches, (again.weight, again.bias), strict=False):
+    find_head(catalog, key=found.location.name, bias_key=found.bias_name)
+    entries = {entry.name: entry for entry in catalog.entries}
+    for patch in patches:
+        entry = entries.get(patch.entry.name)
         expected = load_tensor(before, patch.entry)
         patch.apply(expected)
         if entry is None or not same_size or not same_bits(load_tensor(catalog, entry), expected):

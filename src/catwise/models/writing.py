@@ -13,6 +13,7 @@ from catwise.errors import ConfigError, HeadError, MismatchError
 from catwise.heads import Head, WriteReport, read_head, write_head
 from catwise.heads.catalog import load_tensor, open_catalog
 from catwise.heads.fit import check_destination, same_bits
+from catwise.heads.locate import number_in
 from catwise.heads.provenance import describe, side_file
 from catwise.models.adapters.two_heads import in_rows_of, split_head
 from catwise.models.core import LoadedModel, Writer
@@ -180,13 +181,15 @@ def is_new(head: Head, base: Head | None) -> bool:
 
 
 def compare_tensors(old: Path, new: Path, *, but: Sequence[str]) -> int:
-    """Compare all tensors of two checkpoints bit for bit, but for the head's own."""
+    """Compare all tensors of two checkpoints bit for bit, but for the head's own keys."""
     before, after = open_catalog(old), open_catalog(new)
     theirs = {entry.name: entry for entry in after.entries}
     wrong = sorted({entry.name for entry in before.entries} ^ theirs.keys())
     compared = 0
     for entry in before.entries:
-        if entry.name in but or entry.name not in theirs or entry.dtype is None:
+        if any(entry.name == key or number_in(key, entry.name) is not None for key in but):
+            continue
+        if entry.name not in theirs or entry.dtype is None:
             continue
         if not same_bits(load_tensor(before, entry), load_tensor(after, theirs[entry.name])):
             wrong.append(entry.name)

@@ -24,7 +24,7 @@ from catwise.errors import CheckpointError, ConfigError, HeadError, nearest
 from catwise.heads.archive import Archive
 from catwise.heads.catalog import Catalog, Entry, load_tensor, open_catalog
 from catwise.heads.families import harmless
-from catwise.heads.locate import find_head
+from catwise.heads.locate import find_head, series_in
 from catwise.heads.provenance import KEY
 
 _KNOWN_LEADS: Final = re.compile(r"(?:(?:module|model|net|_orig_mod)\.)*")
@@ -104,6 +104,9 @@ def count_categories(
             part = dataclasses.replace(catalog, entries=inside)
             with contextlib.suppress(HeadError):
                 counts.add(find_head(part, at_hand=True).location.n_categories)
+    rows = [e.name for e in catalog.entries if e.layout == "matrix" and e.rows[0] == 1]
+    if not counts:  # a layer for each category
+        counts = {len(each) for each in series_in(rows).values()}
     if len(counts) == 1:
         return counts.pop()
     raise ConfigError(

@@ -12,7 +12,7 @@ from torch import nn
 from catwise.errors import ConfigError, HeadError, check_choice, nearest, reason_of
 from catwise.heads import Head
 from catwise.heads.catalog import Catalog, open_catalog
-from catwise.heads.locate import Found, find_head
+from catwise.heads.locate import SLOT, Found, find_head
 from catwise.heads.state import head_at
 from catwise.models.adapters.category_heads import CategoryLinear, DecodedGroups, find_decoder
 from catwise.models.adapters.lightning import (
@@ -20,6 +20,12 @@ from catwise.models.adapters.lightning import (
     load_weights,
     open_weights,
     stored_categories,
+)
+from catwise.models.adapters.separate_layers import (
+    SeparateLayers,
+    layers_named,
+    series_of,
+    slotted,
 )
 from catwise.models.adapters.two_heads import OWN_FUNCTION, OneHead, TwoHeads, join_heads
 from catwise.models.core import LoadedModel, Preprocessing
@@ -97,7 +103,7 @@ def adapt_module(
 
     Args (the rest is as in `LoadedModel`):
         layers: name of the classification layer; two names for a model that averages two heads;
-            None: found by its name, as `read_head` does.
+            ``"fc_{}"`` for a layer for each category; None: found by its name, as `read_head` does.
         heads: for two: "refuse"; "both": one joined head over both inputs (see `TwoHeads`);
             "first": only the first one.
         checkpoint: the file to load, strictly; `catalog` is the same, opened, where it is already.
@@ -116,7 +122,7 @@ def adapt_module(
     parts = [_part(module, layer, catalog, placed) for layer in names]
     head = _head(catalog, parts, categories)
     run = _as_run(module, names, head, every, is_decoder=decoder is not None)
-    keys = [HeadKeys(at.weight.name, at.bias.name if at.bias else None) for at in parts]
+    keys = [HeadKeys(at.location.name, at.bias_name) for at in parts]
     adapted = LoadedModel(
         name=name,
         module=run.module,
@@ -162,6 +168,10 @@ def _as_run(
             f"{decoded.joined.n_groups} vectors an image."
         )
         return _Run(decoded, "joined", [note])
+    if SLOT in names[0]:
+        each = layers_named(module, names[0])
+        note = f"{len(each)} layers, {each[0]!r} to {each[-1]!r}, are one category each."
+        return _Run(SeparateLayers(module, each, head).eval(), "joined", [note])
     if len(names) > 1:
         note = f"the heads {names[0]!r} and {names[1]!r} are averaged, and tuned as one."
         return _Run(TwoHeads(module, names, head).eval(), "joined", [note])
@@ -174,7 +184,14 @@ def _layer_names(
     """The classification layers' names; found where they are not given."""
     if layers is None:
         catalog = open_catalog(module.state_dict())
-        found = find_head(catalog, n_categories=n_categories, at_hand=True)
+        try:
+            found = find_head(catalog, n_categories=n_categories, at_hand=True)
+        except HeadError:
+            series = [n for n, each in series_of(module).items()
+                      if n_categories in {None, len(each)}]  # fmt: skip
+            if len(series) != 1:
+                raise
+            return series
         return [found.location.key.rpartition(".")[0]]
     return [layers] if isinstance(layers, str) else list(layers)
 
@@ -208,6 +225,8 @@ def _follow_policy(name: str, layers: list[str], heads: str) -> tuple[list[str],
 
 def _part(module: nn.Module, layer: str, catalog: Catalog, placed: Placed) -> Found:
     """Where a layer's weight lies in the checkpoint."""
+    if SLOT in layer:
+        return _series(module, layer, catalog, placed)
     known = _layers_with(module, layer)
     own = row_names(known[layer])
     if getattr(known[layer], "duplicate_pooling", None) is not None:
@@ -228,6 +247,20 @@ def _part(module: nn.Module, layer: str, catalog: Catalog, placed: Placed) -> Fo
     if key is None or not isinstance(weight, torch.Tensor) or weight.ndim not in {2, 4}:
         raise _not_linear(known, layer)
     bias_key = placed.names.get(f"{layer}.bias")
+    return find_head(catalog, key=key, bias_key=bias_key, at_hand=True)
+
+
+def _series(module: nn.Module, layer: str, catalog: Catalog, placed: Placed) -> Found:
+    """Where the weights of layers of one category each lie in the checkpoint."""
+    each = layers_named(module, layer)
+    key = slotted([f"{name}.weight" for name in each], placed.names)
+    bias_key = slotted([f"{name}.bias" for name in each], placed.names)
+    if key is None:
+        raise HeadError(
+            f"the layers {layer!r} have no weights of their own in {catalog.label}.",
+            expected="linear layers, neither weight-normed nor parametrised",
+            remedy="name the classification layer with layer='…'",
+        )
     return find_head(catalog, key=key, bias_key=bias_key, at_hand=True)
 
 
@@ -253,6 +286,8 @@ def _trial(model: LoadedModel) -> list[str]:
     try:
         seen, out = _try(model)
     except FAILS as error:
+        if isinstance(error, HeadError) and isinstance(model.module, SeparateLayers):
+            raise
         take = model.preprocessing
         reason = reason_of(error, named=True)
         return [f"a trial image of {(1, take.channels, *take.size)} fails: {reason}."]
