@@ -109,7 +109,8 @@ def other_output(call: list[str], text: str, what: str) -> list[str]:
     places = [at + 1 for at, word in enumerate(call) if word in names]
     made = list(call)
     for at in places:
-        made[at] = str(Path(call[at]).with_name(f"new-{Path(call[at]).name}"))
+        name = Path(call[at]).name
+        made[at] = str(Path(call[at]).with_name(f"new-{name}")) if name else "new-folder"
     return made
 
 

@@ -201,6 +201,39 @@ _UNFIT = (
     "leave out or correct '…', which no encoding fits: --ignore-column … or --group-column NAME "
     "where it holds patients; in the other columns the values fit --encoding …"
 )
+
+
+def _afresh(call: list[str], _: str, __: str) -> list[str]:
+    """The call of an update as one that starts over."""
+    if call[0] == "fix":
+        return [*without("--update", value=False)(call, "", ""), "--overwrite"]
+    return ["--out" if word == "--update" else word for word in call] + ["--overwrite"]
+
+
+def _overwritten(call: list[str], text: str, what: str) -> list[str]:
+    """The call that starts over, which an update does not."""
+    return _afresh(call, text, what) if "--update" in call else [*call, "--overwrite"]
+
+
+def _trained_model(call: list[str], text: str, what: str) -> list[str]:
+    """The call with the first of its models, a module of Python."""
+    first = call[call.index("--model") + 1]
+    assert first.startswith("python:")
+    return instead("--model", first)(call, text, what)
+
+
+def _emptied(call: list[str], _: str, __: str) -> list[str]:
+    """The call with a file of cells whose labels are all empty."""
+    path = Path(call[_value(call, "--chosen")])
+    with path.open() as file:
+        rows = [{**row, "label": ""} for row in csv.DictReader(file)]
+    with path.open("w") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return call
+
+
 REMEDIES: dict[str, Run | str] = {
     # ------------------------------------------------------------------- what is written
     "choose another name": Run((other_output,)),
@@ -217,9 +250,7 @@ REMEDIES: dict[str, Run | str] = {
     "choose another folder, or replace an earlier run with --overwrite": Run(
         (other_output, add("--overwrite"))
     ),
-    "choose another folder, or start over with --overwrite": Run(
-        (other_output, add("--overwrite"))
-    ),
+    "choose another folder, or start over with --overwrite": Run((other_output, _overwritten)),
     "choose another name, repeat the options, or start over with --overwrite": Run(
         (other_output, add("--overwrite"))
     ),
@@ -361,5 +392,21 @@ REMEDIES: dict[str, Run | str] = {
         (add("--method logit"),)
     ),
     "--method rank, or leave the member out": Run((add("--method rank"),)),
+    "--ema 0": Run((as_told,)),
+    "a smaller --batch-size (batch_size) or --accumulate (accumulate)": Run(
+        (add("--batch-size 4"),), also=("--accumulate",)
+    ),
+    "python:MODULE:FUNCTION takes any module": Run((_trained_model,)),
+    "correct one of the two, or empty the cell's label": Run((_emptied,)),
+    "the same command makes it again": Run((again,)),
+    "repeat its options, or tune all categories again with --overwrite": Run((_afresh,)),
+    "give the run's own rows; other rows need a new run of tune": Run((_afresh,)),
+    "copy the run again, or tune all categories again, with --overwrite": Run((_afresh,)),
+    "tune all categories again, with --overwrite": Run((_afresh,)),
+    "choose another --port, or none for a free one": "it would serve until it is ended",
+    "the head before is '…'; look at the labels that changed": _DATA,
+    "the same command tries them again; `failures` of --json has every message": (
+        "the cell fails on purpose, again"
+    ),
 }
 """Remedies as `template` writes them → how they are followed, or why a test does not."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from catwise.features.blocks import forget, iterate_blocks
-from catwise.tuning.rows.products import of_squares
+from catwise.tuning.rows.products import squared
 
 
 def resident(rows: np.ndarray) -> int:
@@ -58,5 +58,5 @@ def test_a_private_copy_keeps_what_was_changed(tmp_path: Path) -> None:
 def test_sums_of_squares(shape: tuple[int, int]) -> None:
     """A few columns at a time give what all at once give."""
     rows = torch.arange(shape[0] * shape[1], dtype=torch.float32).view(shape) % 3
-    found = of_squares(rows, lambda part: part.sum(0, keepdim=True))
+    found = torch.cat([part.sum(0, keepdim=True) for part in squared(rows)], 1)
     assert torch.equal(found, rows.square().sum(0, keepdim=True))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from catwise._io import folder_names, make_folder, write_bytes, write_json
+from catwise._io import atomic_path, folder_names, make_folder, write_json
 from catwise._json import TABLE, TEXT, Field, read_fields, read_file
 from catwise._lock import exclusive, remove
 from catwise.data.masks import labels_sha256
@@ -142,7 +143,8 @@ class State:
         run, before = self.folder / RUN, self.folder / PREVIOUS_RUN
         head = run / "head.safetensors"
         if self.update and head.is_file():
-            write_bytes(self.folder / PREVIOUS, head.read_bytes())
+            with atomic_path(self.folder / PREVIOUS) as kept:
+                shutil.copyfile(head, kept)
             if before.exists():
                 remove(before)
             run.rename(before)

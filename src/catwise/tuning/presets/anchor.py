@@ -33,9 +33,9 @@ class Anchor(NamedTuple):
     intercepts: Tensor  # (J − 1, C) of the heads where they were fitted
 
     @classmethod
-    def fit(cls, task: Task, config: DefaultConfig) -> Anchor:
-        """Fit the heads on training labels, and their slopes on those that judge."""
-        heads, intercepts, passes = _bank(task, config)
+    def weighed(cls, task: Task, config: DefaultConfig, bank: Bank) -> Anchor:
+        """Fit the slopes of the heads on the labels that judge."""
+        heads, intercepts, passes = bank
         if task.held is not None:
             return cls(
                 heads, task.held.slopes, torch.empty(0, dtype=torch.int64), passes, intercepts
@@ -67,29 +67,39 @@ class Anchor(NamedTuple):
         return own[:, 0].repeat_interleave(rest.shape[1]), rest.flatten(0, 1)
 
 
-def _bank(task: Task, config: DefaultConfig) -> tuple[Tensor, Tensor, int]:
-    """(J − 1, C, k) heads of training labels alone, intercepts, and how often rows were read."""
+class Bank(NamedTuple):
+    """Heads of training labels alone."""
+
+    heads: Tensor  # (J − 1, C, k)
+    intercepts: Tensor  # (J − 1, C)
+    passes: int
+
+
+def fit_bank(task: Task, config: DefaultConfig) -> Bank:
+    """Fit the heads of the anchor on training labels."""
     valid, passes = task.valid, 0
     shape = len(valid.logits), valid.x.shape[1]
     if task.known_train is None:
-        return valid.logits.new_zeros(0, *shape), valid.logits.new_zeros(0, shape[0]), 0
+        return Bank(valid.logits.new_zeros(0, *shape), valid.logits.new_zeros(0, shape[0]), 0)
     count = len(config.anchor_penalties) + len(config.negative_penalties)
     heads = valid.logits.new_zeros(count, *shape)
     intercepts = valid.logits.new_zeros(count, shape[0])
     blocks = list(category_blocks(valid, task.known_train, task.entries))
     counter = Counter(task.progress, "anchor", len(blocks))
+    if not count:
+        blocks = []
     work = partial(_block_of_bank, task.shared, config, task.engine.share(_Draws.of(task)))
     for block, found in zip(blocks, task.engine.map(work, blocks), strict=True):
         heads[:, block], intercepts[:, block] = found[:2]
         passes += found[2]
         counter.step("heads of the training labels")
-    return heads, intercepts, passes
+    return Bank(heads, intercepts, passes)
 
 
 def _block_of_bank(
     shared: Shared[Task], config: DefaultConfig, drawn: Shared[_Draws], block: slice
 ) -> tuple[Tensor, Tensor, int]:
-    """What `_bank` finds for a block of categories."""
+    """What `fit_bank` finds for a block of categories."""
     task, heads, intercepts, passes = shared.value, [], [], 0
     known = cast("TuningRows", task.train_of(block))
     for source, path, starts in _sources_of(task, config, drawn.value, block, known):

@@ -41,7 +41,7 @@ from catwise.tuning.fits.ranking_loss import refine
 from catwise.tuning.fits.shared import SharedFit, SharedRows, fit_shared
 from catwise.tuning.fits.smooth_ranking import Kind
 from catwise.tuning.inputs import TuningInputs
-from catwise.tuning.presets.anchor import Anchor, shared_rows
+from catwise.tuning.presets.anchor import Anchor, fit_bank, shared_rows
 from catwise.tuning.presets.default_config import DefaultConfig
 from catwise.tuning.presets.outcome import Outcome
 from catwise.tuning.presets.task import (
@@ -86,7 +86,7 @@ def scored_on(task: Task) -> str:
 def fit_and_choose(task: Task, config: DefaultConfig) -> Found:
     """Cross-fit over the rows that judge, choose once, decide per category, refit on all."""
     held = task.held
-    anchor = Anchor.fit(task, config)
+    anchor = Anchor.weighed(task, config, fit_bank(task, config))
     table = _cross_fit(task, config, anchor)
     settings = tuple(table.best_settings()) if held is None else held.settings
     ends = {setting: table.ends(setting) for setting in set(settings)}

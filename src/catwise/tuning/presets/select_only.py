@@ -25,7 +25,7 @@ from catwise.tuning.choice.nested import FoldScores, nested_choice
 from catwise.tuning.choice.rules import Chosen, choose_each
 from catwise.tuning.fits.directions import fit_directions
 from catwise.tuning.inputs import TuningInputs
-from catwise.tuning.presets.anchor import Anchor
+from catwise.tuning.presets.anchor import Anchor, fit_bank
 from catwise.tuning.presets.default_config import DefaultConfig
 from catwise.tuning.presets.outcome import Outcome
 from catwise.tuning.presets.task import (
@@ -58,7 +58,7 @@ def tune_select_only(
 
 def choose_along_directions(task: Task, config: DefaultConfig) -> Found:
     """Of each category the best step along the best direction."""
-    grid = _Grid(task, config, Anchor.fit(task, config))
+    grid = _Grid(task, config, Anchor.weighed(task, config, fit_bank(task, config)))
     grid.fill()
     decision = nested_choice(grid.scores(), partial(choose_each, prior=config.grid_prior))
     corrected = without_harm(

@@ -24,7 +24,7 @@ from torch import Tensor
 from catwise.errors import ShapeError
 from catwise.tuning.rows.costs import LayoutCosts, LayoutName, choose_layout
 from catwise.tuning.rows.gathered import Gathered
-from catwise.tuning.rows.products import of_squares, product
+from catwise.tuning.rows.products import product, squared
 from catwise.tuning.rows.sampled import MAX_PLACES, KnownEntries, is_compiled
 from catwise.tuning.rows.tuning_rows import TuningRows
 
@@ -56,7 +56,7 @@ class KnownRows:
 
     def squares(self, curvatures: Tensor) -> Tensor:
         """(C, k) sums of the squared rows times the curvatures at their places."""
-        return of_squares(self.x, lambda part: product(curvatures, part))
+        return torch.cat([product(curvatures, part) for part in squared(self.x)], 1)
 
     def select_categories(self, keep: Tensor) -> KnownRows:
         """The layout of some categories, given by ascending number (A,) or as a mask (C,)."""
@@ -95,7 +95,7 @@ class _Indexed(KnownRows):
 
     def squares(self, curvatures: Tensor) -> Tensor:
         everywhere = self._everywhere(curvatures)
-        return of_squares(self.x, lambda part: product(everywhere, part))
+        return torch.cat([product(everywhere, part) for part in squared(self.x)], 1)
 
     def _everywhere(self, values: Tensor) -> Tensor:
         return values.new_zeros(len(values), len(self.x)).scatter_(1, self.index, values)

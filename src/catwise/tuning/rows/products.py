@@ -9,7 +9,7 @@ types, devices, processors, or a PyTorch without that operator) products are PyT
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 
 import torch
@@ -42,10 +42,10 @@ def product(first: Tensor, second: Tensor) -> Tensor:
     return first @ second
 
 
-def of_squares(rows: Tensor, sums: Callable[[Tensor], Tensor]) -> Tensor:
-    """What `sums` makes, (C, k), of the squares of (n, k) rows, of which few are held at a time."""
+def squared(rows: Tensor) -> Iterator[Tensor]:
+    """The squares of (n, k) rows, few columns at a time."""
     width = max(1, _SQUARES // max(1, len(rows)))
-    return torch.cat([sums(part.square()) for part in torch.split(rows, width, dim=1)], 1)
+    return (part.square() for part in torch.split(rows, width, dim=1))
 
 
 @cache

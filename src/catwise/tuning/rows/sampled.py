@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag, pad
 
 from catwise.errors import ShapeError
-from catwise.tuning.rows.products import of_squares
+from catwise.tuning.rows.products import squared
 
 MAX_PLACES: Final = (1 << 31) - 1
 """Places are counted in 32 bits."""
@@ -168,7 +168,7 @@ class KnownEntries:
 
     def squares(self, features: Tensor, curvatures: Tensor) -> Tensor:
         """As `backward`, of the squared rows."""
-        return of_squares(features, lambda part: self.backward(part, curvatures))
+        return torch.cat([self.backward(part, curvatures) for part in squared(features)], 1)
 
     def _check(self, features: Tensor, name: str, other: Tensor, shape: tuple[int, ...]) -> None:
         rows = len(self.start) - 1
