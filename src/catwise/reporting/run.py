@@ -270,7 +270,7 @@ def write_run(
         result: what `tune` or `select` gave.
         folder: where; missing parents are made.
         inputs: where features, labels and head came from, JSON-ready.
-        thumbnails: pictures for the report, of :func:`catwise.models.thumbnails.make_thumbnails`.
+        thumbnails: pictures for the report, of `catwise.models.thumbnails.make_thumbnails`.
         overwrite: replace an earlier run there.
         previous: the head before an update, to be kept beside the new one.
         progress: called now and then while the report is made.
