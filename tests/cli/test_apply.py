@@ -140,6 +140,14 @@ def build_scaled() -> torch.nn.Module:
     return Scaled()
 
 
+def build_shifted() -> torch.nn.Module:
+    class Shifted(Net):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.add(super().forward(images), 3)
+
+    return Shifted()
+
+
 NAMES = ["ant", "bee", "cat"]
 TUNED = Head(
     [[1.0] * 5, [0.0] * 5, [-1.0] * 5],
@@ -236,10 +244,14 @@ def test_images_of_a_folder(net: Path) -> None:
 
 
 def test_a_model_with_something_behind_its_layer(net: Path) -> None:
-    """Behind a sigmoid the output is its sigmoid; behind anything else nothing is written."""
+    """A sigmoid or a constant factor is reckoned with; behind anything else nothing is written."""
     assert apply_model(net, "in.safetensors", build="build_sigmoid").exit_code == 0
     (net / "out.safetensors").unlink()
-    result = apply_model(net, "in.safetensors", build="build_scaled")
+    assert apply_model(net, "in.safetensors", build="build_scaled").exit_code == 0
+    written = load_file(net / "out.safetensors")["fc.weight"]
+    torch.testing.assert_close(written * 3, TUNED.weight)
+    (net / "out.safetensors").unlink()
+    result = apply_model(net, "in.safetensors", build="build_shifted")
     assert result.exit_code == HeadError.exit_code
     assert "are not what its layer 'fc' gives" in result.stderr
     assert not (net / "out.safetensors").exists()

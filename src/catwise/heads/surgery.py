@@ -306,6 +306,7 @@ def _plan(
     resize: bool,
 ) -> _Plan:
     """Find the place, match the rows, cast the numbers; nothing is written."""
+    _check_factor(head)
     names = tuple(map(str, categories)) if categories is not None else _own_names(catalog, key)
     own = names is not None and categories is None
     if own and resize:
@@ -337,6 +338,19 @@ def _plan(
     report = WriteReport(replace(location, n_categories=n_new), rows, cast, location.n_categories)
     resized = [Replacement.of(patch.entry, patch.values) for patch in patches]
     return _Plan(found, [], resized, report)
+
+
+def _check_factor(head: Head) -> None:
+    """Refuse a head that holds a constant of its model which is no part of the checkpoint."""
+    factor = head.provenance.get("factor", 1)
+    if factor != 1:
+        raise HeadError(
+            "the head is that of a model that multiplies what its layer gives.",
+            found=f"a head that is {factor} times the layer",
+            expected="numbers of the layer itself",
+            remedy="write it with the model, which divides it: --model python:MODULE:FUNCTION; in "
+            "Python write_model",
+        )
 
 
 def _check_one_vector(found: Found) -> None:

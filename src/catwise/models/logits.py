@@ -127,7 +127,6 @@ def _compared(path: str, part: Tensor, wanted: Tensor, dtype: torch.dtype) -> Ma
 
 def described(output: object, wanted: Tensor) -> str:
     """What a model makes of its layer's output, in words: its sigmoid, 0.5 times it, … or ''."""
-    rows = wanted.detach().flatten(1).cpu().double()
     if word := activation_in(output, wanted):
         return f"the {word} of"
     if turned := {path: part.T for path, part in tensors_in(output).items() if part.ndim == 2}:
@@ -136,12 +135,18 @@ def described(output: object, wanted: Tensor) -> str:
             return TRANSPOSE
         if word := activation_in(turned, wanted):
             return f"{TRANSPOSE} the {word} of"
+    return f"{factor:.4g} times" if (factor := factor_in(output, wanted)) else ""
+
+
+def factor_in(output: object, wanted: Tensor) -> float:
+    """By what a model multiplies its layer's output; 0 where it returns no multiple of that."""
+    rows = wanted.detach().flatten(1).cpu().double()
     match = nearest_logits(output, wanted)
-    if match is not None and rows.numel():
-        factor = float((match.logits.to(rows) * rows).sum() / rows.square().sum().clamp_min(1e-30))
-        if factor and (scaled := nearest_logits(output, rows * factor)) and scaled.is_same:
-            return f"{factor:.4g} times"
-    return ""
+    if match is None or not rows.numel():
+        return 0.0
+    factor = float((match.logits.to(rows) * rows).sum() / rows.square().sum().clamp_min(1e-30))
+    scaled = nearest_logits(output, rows * factor) if factor else None
+    return factor if scaled is not None and scaled.is_same else 0.0
 
 
 def activation_in(output: object, wanted: Tensor) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
+
+import torch
 
 from catwise._io import atomic_path
 from catwise.errors import ConfigError, HeadError, MismatchError
@@ -36,10 +39,12 @@ class FileWriter:
         parts: of each of two averaged heads; empty: `weight_key` and `bias_key` of the model.
         fixed: what in the file goes by the head's rows, so that their number is fixed; ``""``: no
             such thing is known.
+        factor: by what the model multiplies what its layer gives, and so the head that was read.
     """
 
     parts: tuple[HeadKeys, ...] = ()
     fixed: str = ""
+    factor: float = 1.0
 
     def write(
         self,
@@ -65,12 +70,15 @@ class FileWriter:
             check_destination(destination, [source], what="the checkpoint", overwrite=overwrite)
             whole = head if resize or rows is None else head.take_categories(rows)
             return self._write_both(whole, source, destination, rows=rows, told=told, resize=resize)
+        place: dict[str, Any] = {"key": model.weight_key, "bias_key": model.bias_key}
+        if self.factor != 1:
+            _check_same(head, self.factor)
+            head = divided(head, read_head(source, **place, categories=rows), self.factor)
         report = write_head(
             source,
             head,
             destination,
-            key=model.weight_key,
-            bias_key=model.bias_key,
+            **place,
             categories=rows,
             provenance=told,
             resize=resize,
@@ -118,6 +126,46 @@ class FileWriter:
         """Compare all other tensors bit for bit."""
         parts = self.parts or (HeadKeys(model.weight_key, model.bias_key),)
         return compare_tensors(source, copy, but=[key for part in parts for key in part if key])
+
+
+def _check_same(head: Head, factor: float) -> None:
+    """Refuse a head that was read where the model's factor was not known, or another."""
+    own = head.provenance.get("factor", 1.0 if "key" in head.provenance else factor)
+    if not isinstance(own, int | float) or not math.isclose(own, factor, rel_tol=1e-5):
+        raise HeadError(
+            "the head was read without what the model multiplies its layer by.",
+            found=f"a head that is {own} times the layer",
+            expected=f"{factor} times",
+            remedy="read the head with this model (--model), and tune that",
+        )
+
+
+def multiplied(values: torch.Tensor, factor: float) -> torch.Tensor:
+    """Numbers times a factor, rounded once."""
+    return (values.double() * factor).to(values.dtype)
+
+
+def divided(head: Head, old: Head, factor: float) -> Head:
+    """A head divided by a factor; numbers that are those of `old`, multiplied, become these again.
+
+    >>> old = Head([[0.1, 0.2]])
+    >>> divided(old.replace(weight=[[0.3, 6.0]]), old, 3.0).weight
+    tensor([[0.1000, 2.0000]])
+    """
+    known = in_rows_of(head, old)
+
+    def undone(values: torch.Tensor, was: torch.Tensor | None) -> torch.Tensor:
+        new = values.detach().cpu().double() / factor
+        if was is None:
+            return new.to(head.dtype)
+        same = values.detach().cpu().to(was.dtype) == multiplied(was, factor)
+        exact = torch.promote_types(head.dtype, was.dtype)
+        return torch.where(same, was.double(), new).to(exact)
+
+    bias = None if head.bias is None else undone(head.bias, known.bias)
+    weight, said = undone(head.weight, known.weight), head.provenance
+    said.pop("factor", None)
+    return head.replace(weight=weight, bias=bias, provenance=said)
 
 
 def writer_of(model: LoadedModel) -> Writer:

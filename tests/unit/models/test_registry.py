@@ -415,11 +415,11 @@ def test_layer_that_is_not_there(users: types.ModuleType) -> None:
 def test_model_whose_output_is_not_its_layers(users: types.ModuleType) -> None:
     """A note says that the model does something to the logits."""
 
-    class Doubled(Small):
+    class Shifted(Small):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return 2 * super().forward(images)
+            return 1 + 2 * super().forward(images)
 
-    users.build = Doubled
+    users.build = Shifted
     model = load_model("python:users_models:build")
     assert any("output is not what its layer 'fc' gives" in note for note in model.notes)
 

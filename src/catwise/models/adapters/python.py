@@ -12,6 +12,7 @@ from torch import nn
 
 from catwise.errors import CatwiseError, ConfigError, nearest, reason_of
 from catwise.models.adapters.lightning import count_categories, open_weights
+from catwise.models.adapters.scaled import take_factor
 from catwise.models.adapters.timm import read_preprocessing
 from catwise.models.adapters.torch_modules import adapt_module
 from catwise.models.core import ASSUMED, LoadedModel, Preprocessing, Request
@@ -49,7 +50,7 @@ def load_python(request: Request) -> LoadedModel:
             expected="a LoadedModel or a torch.nn.Module",
         )
     preprocessing, notes = _assumed(made)
-    return adapt_module(
+    adapted = adapt_module(
         made,
         name=request.name,
         preprocessing=preprocessing,
@@ -62,6 +63,7 @@ def load_python(request: Request) -> LoadedModel:
         n_categories=request.n_categories,
         notes=notes,
     )
+    return take_factor(adapted)
 
 
 def takes_argument(name: str, argument: str) -> bool:
