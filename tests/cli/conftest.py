@@ -8,6 +8,7 @@ import pytest
 
 from cli.remedies import watching
 from cli.remedies_table import REMEDIES
+from cli.schemas import checking
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,4 +27,11 @@ def plain_terminal() -> Iterator[None]:
 def remedies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What errors recommend is listed, and runs; see `cli.remedies`."""
     with watching(tmp_path_factory.getbasetemp(), REMEDIES):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def schemas() -> Iterator[None]:
+    """What `--json` prints is by its schema; see `cli.schemas`."""
+    with checking():
         yield
