@@ -42,7 +42,8 @@ class Made:
         self.report = self.files["report"]
 
     def to_dict(self) -> dict[str, Any]:
-        return {"table": self.table, "files": {k: str(v) for k, v in self.files.items()}}
+        files = {k: str(v) for k, v in self.files.items()}
+        return {"table": self.table, "categories": [], "facts": self.facts, "files": files}
 
 
 GOLDEN = """\

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 import pytest
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from catwise.cli.main import COMMANDS, main
 from cli.schemas import FOLDER, check, check_call
