@@ -168,12 +168,21 @@ class Watch:
             self.unknown.append(f"{key!r}: {text!r} (of {call[0]})")
         elif isinstance(self.remedies[key], Run) and (self.anew or key not in _DONE):
             _DONE.append(key)
-            one = Met(list(call), what, text, os.getcwd())  # noqa: PTH109 - it may be gone
+            one = Met(list(call), what, text, self._here())
             with _no_limit():
                 for folder in self._folders([one.here, *call]):
                     one.kept[folder] = self.base / f"kept-{len(_DONE)}-{len(one.kept)}"
                     shutil.copytree(folder, one.kept[folder], symlinks=True)
             self.met.append((key, one))
+
+    def _here(self) -> str:
+        """Where the call is made again: where it was made, or an empty folder of the tests."""
+        here = os.getcwd()  # noqa: PTH109 - it may be gone
+        if f"{here}/".startswith(f"{self.base}/"):
+            return here
+        empty = self.base / f"elsewhere-{len(_DONE)}"
+        empty.mkdir()
+        return str(empty)
 
     def _folders(self, texts: list[str]) -> set[Path]:
         """The folders of the tests that a call can reach."""
